@@ -1,0 +1,48 @@
+"""What goes wrong because of what a user wrote or asked, and the exit codes that say so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+DONE: Final = 0
+BAD_INPUT: Final = 2
+STAGE_FAILED: Final = 3
+STOPPED: Final = 4
+INTERRUPTED: Final = 130
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: what is wrong, and what to do about it."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a recipe or with the data it names."""
+
+    where: str
+    """`file:line`, or the command-line option that set the key."""
+    key: str
+    """Dotted path of the key, such as `stage[0].learning_rate`; empty where no key is to blame."""
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        subject = f"{self.where}: {self.key}" if self.key else self.where
+        return f"{subject}: {self.message}\n  → {self.remedy}"
+
+
+class RecipeError(UserError):
+    """Every problem of a recipe, found in one pass."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        super().__init__("\n".join(map(str, problems)), f"mend the {count} above and try again")

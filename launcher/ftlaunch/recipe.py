@@ -1,0 +1,214 @@
+"""The vocabulary of a recipe: every table and key that a user may write, with its default and its meaning.
+
+Structs are frozen. A key that is not here is an error, never ignored. The string below a field is its documentation:
+`ftlaunch schema` publishes it, so an editor shows it while the recipe is written.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
+Above0 = Annotated[float, Meta(gt=0)]
+AtLeast0 = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+Text = Annotated[str, Meta(min_length=1)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base model and the number format it is held in."""
+
+    path: Text
+    """Hub id or folder with safetensors. Turn a .gguf file into such a folder with `ftlaunch import`."""
+    revision: Text | None = None
+    """Commit, tag or branch of a hub id. None is the hub's main branch."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy."""
+    quantization: Literal["none", "nf4"] = "none"
+    """"nf4" holds the frozen weights in 4 bits with double quantization (QLoRA, arXiv 2305.14314)."""
+
+
+class Lora(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="lora"):
+    """Low-rank adapters beside frozen weights: y = Wx + (alpha / rank)·B(A(x)) (arXiv 2106.09685)."""
+
+    rank: Positive = 8
+    """Inner width of the adapter."""
+    alpha: Above0 = 16
+    """Numerator of the scale alpha / rank."""
+    dropout: Fraction = 0.0
+    """Probability of zeroing an element of the adapter's input, in training only."""
+    targets: Text | list[Text] = "all-linear"
+    """"all-linear" (every linear layer but the output head), a list of module names, or one regular expression."""
+
+
+class Full(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="full"):
+    """Full fine-tuning: no adapter, every weight of the model is trained."""
+
+
+Adapter = Lora | Full
+
+
+class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One data set: where its rows are, how a row becomes text, and which tokens are trained."""
+
+    path: Text
+    """A .csv, .json, .jsonl or .parquet file, a folder of such files, or a hub id."""
+    config: Text | None = None
+    """Configuration (subset) of a hub data set."""
+    split: Text = "train"
+    """Split of a hub data set."""
+    revision: Text | None = None
+    """Commit, tag or branch of a hub data set."""
+    format: Literal["prompt", "text", "messages", "alpaca", "sharegpt"] | None = None
+    """Shape of a row. None: "prompt" where `prompt` and `completion` are given; otherwise it must be named."""
+    prompt: Text | None = None
+    """Template of the user's turn over the row's fields: "Question: {question}", "{answer[value]}"."""
+    completion: Text | None = None
+    """Template of the answer over the row's fields."""
+    system: Text | None = None
+    """Template of a system turn put before every conversation that has none."""
+    text_field: Text = "text"
+    """Field with the text, for format "text"."""
+    messages_field: Text | None = None
+    """Field with the list of turns. None: "messages" for format "messages", "conversations" for "sharegpt"."""
+    template: Text = "tokenizer"
+    """Chat template: "tokenizer" (its own), "llama2", "chatml", "none" (prompt and answer as they are), or a Jinja file."""
+    train_on: Literal["answer", "assistant", "all"] = "answer"
+    """Tokens that are trained: the last answer, every assistant turn, or everything."""
+    max_length: Annotated[int, Meta(ge=8)] = 1024
+    """Longest row in tokens."""
+    overlong: Literal["truncate", "drop"] = "truncate"
+    """What happens to a longer row: its end is cut off, or it is left out. Either is counted and shown."""
+    limit: Positive | None = None
+    """Take at most so many rows."""
+    test: Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, lt=1)] = 0
+    """Rows held out for evaluation, drawn with the recipe's seed: a count (100) or a fraction (0.05)."""
+    weight: Above0 = 1.0
+    """Share in a mixture of several data sets, relative to the others' weights."""
+    streaming: bool = False
+    """Read rows as training goes instead of first. The stage then needs `steps`, and `test` a count."""
+
+
+class Optimizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How gradients move the weights."""
+
+    name: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW (arXiv 1711.05101). The 8-bit and paged forms are bitsandbytes'; paging needs a GPU."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: Above0 = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: AtLeast0 = 0.0
+    """Decoupled weight decay of matrices; biases and norms have none."""
+
+
+class Parallel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many processes there are and what they share."""
+
+    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"] = "single"
+    """One process; replicas (ddp); or DeepSpeed ZeRO, which also shards optimizer, gradients and weights (1, 2, 3)."""
+    nodes: Positive = 1
+    """Machines."""
+    procs_per_node: Positive = 1
+    """Processes on each machine, one a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes the GPUs where there are any."""
+    offload: Literal["none", "cpu"] = "none"
+    """"cpu" keeps optimizer state (and with zero3 the weights) in host memory. ZeRO only."""
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 where DeepSpeed is not used."""
+        return {"zero1": 1, "zero2": 2, "zero3": 3}.get(self.strategy, 0)
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all nodes."""
+        return self.nodes * self.procs_per_node
+
+
+class Sft(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sft"):
+    """Supervised fine-tuning: cross-entropy of the trained tokens."""
+
+    data: Name | list[Name]
+    """Name of a [data.NAME] table, or several, mixed by their weights."""
+    learning_rate: Above0 | None = None
+    """Peak learning rate. None: 2e-4 with LoRA, 2e-5 with full fine-tuning; the plan says which."""
+    epochs: Above0 | None = None
+    """Passes over the data. None: 1, unless `steps` is given."""
+    steps: Positive | None = None
+    """Optimizer steps, instead of `epochs`."""
+    batch_size: Positive = 8
+    """Rows in one optimizer step, over all processes and micro-batches, packed or not."""
+    micro_batch_size: Positive | None = None
+    """Rows in one forward pass of one process. None: batch_size / processes, so no accumulation."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate after warm-up; linear and cosine end at 0."""
+    warmup: Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, lt=1)] = 0
+    """Warm-up from 0 to the peak: steps (100) or a fraction of all steps (0.03)."""
+    max_grad_norm: AtLeast0 = 1.0
+    """Gradients are scaled down to this global norm. 0 turns clipping off."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target's probability spread over the whole vocabulary."""
+    neftune_alpha: AtLeast0 = 0.0
+    """Uniform noise on embeddings, in training only, of scale alpha / sqrt(tokens · width) (arXiv 2310.05914)."""
+    packing: bool = True
+    """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in the backward pass: less memory, more time."""
+    evaluate_every: Positive | None = None
+    """Steps between evaluations on the rows held out by `data.NAME.test`; there is always one at the end."""
+    save_every: Positive = 100
+    """Steps between checkpoints; there is always one at the end."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept. The best by evaluation loss is kept besides."""
+    model: Model | None = None
+    """Overrides [model] for this stage."""
+    adapter: Adapter | None = None
+    """Overrides [adapter] for this stage."""
+    optimizer: Optimizer | None = None
+    """Overrides [optimizer] for this stage."""
+    parallel: Parallel | None = None
+    """Overrides [parallel] for this stage."""
+
+
+class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merge"):
+    """Folds the adapter into the base and checks the result against the adapter model."""
+
+    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Format of the merged weights. None: the base's own, as on disk."""
+    max_shard_bytes: Annotated[int, Meta(ge=1_000_000)] = 5_000_000_000
+    """Largest weight file. Memory stays within about one shard."""
+    max_kl: Above0 | None = None
+    """Largest mean KL divergence (nats a token) of the merged model from the adapter model on probe text.
+    None: what rounding explains, 1e-5 in fp32, 0.01 in fp16, 0.02 in bf16, 0.2 from a quantized base."""
+
+
+Stage = Sft | Merge
+
+
+class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole run: a model, what is done to it, on which data and on how many processes."""
+
+    name: Name
+    """The run's name, and its folder's: runs/NAME."""
+    model: Model
+    """[model]"""
+    stage: Annotated[list[Stage], Meta(min_length=1)]
+    """[[stage]] entries, in the order in which they run; each starts from what the one before it made."""
+    data: dict[Name, Data] = field(default_factory=dict)
+    """[data.NAME] tables."""
+    adapter: Adapter = field(default_factory=Full)
+    """[adapter]. Without one, every weight is trained."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """[optimizer]"""
+    parallel: Parallel = field(default_factory=Parallel)
+    """[parallel]"""
+    seed: NonNegative = 42
+    """Seed of the split, the row order, the adapter's first weights and, with the rank, of dropout and noise."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time; slower on a GPU."""
+    extends: Text | None = None
+    """A recipe whose keys count where this one is silent. It may not itself extend another."""

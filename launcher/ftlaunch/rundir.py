@@ -1,0 +1,162 @@
+"""A run on disk: every path of it, the step that a trainer is started with, and writing by rename."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.recipe import Adapter, Data, Model, Optimizer, Parallel, Stage
+
+
+class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that the trainer is told about one stage, in `step.json`. Overrides are resolved, derived values filled in."""
+
+    name: str
+    """The run's name."""
+    stage: Stage
+    model: Model
+    adapter: Adapter
+    optimizer: Optimizer
+    parallel: Parallel
+    data: dict[str, Data]
+    """The tables that the stage names, in its order."""
+    seed: int
+    deterministic: bool
+    world_size: int
+    micro_batch_size: int = 1
+    accumulation: int = 1
+    """Micro-batches of one process in an optimizer step."""
+    learning_rate: float = 0.0
+    start: str | None = None
+    """Artifact folder that the stage starts from, relative to the run folder. None: the plain base."""
+    recipe_hash: str
+    """SHA-256 of the resolved recipe; checkpoints carry it."""
+
+
+class Attempt:
+    """One start of a step's processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.launch_log = path / "launch.log"
+        """What `accelerate launch` itself said."""
+        self.process = path / "process.json"
+        """Host, pid and start time of the launching process."""
+        self.error = path / "error.json"
+        """The first error of any rank: rank, type, message, traceback, log."""
+        self.stopped = path / "stopped.json"
+        """Written when all ranks saved and left on request: the reason and the step."""
+
+    def rank_log(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.log"
+
+    def rank_logs(self) -> dict[int, Path]:
+        """Logs by rank, in order."""
+        found = {int(path.stem.removeprefix("rank")): path for path in self.path.glob("rank*.log")}
+        return dict(sorted(found.items()))
+
+
+class StepDir:
+    """The folder of one stage of one run, such as `01-sft`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.kind = path.name.partition("-")[2]
+        self.step = path / "step.json"
+        self.accelerate = path / "accelerate.yaml"
+        self.deepspeed = path / "deepspeed.json"
+        self.attempts = path / "attempts"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.artifact = path / "artifact"
+        self.model = path / "model"
+        """Where a merge stage puts the merged model."""
+        self.result = path / "result.json"
+        """Written last: without it the stage has not finished."""
+        self.stop = path / "stop"
+        """While this file exists, ranks save at the next optimizer step and leave."""
+
+    def read_step(self) -> Step:
+        return msgspec.json.decode(self.step.read_bytes(), type=Step)
+
+    def all_attempts(self) -> list[Attempt]:
+        """Attempts so far, oldest first."""
+        if not self.attempts.is_dir():
+            return []
+        numbers = sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
+        return [Attempt(self.attempts / str(number)) for number in numbers]
+
+    def new_attempt(self) -> Attempt:
+        """Make the folder of the next attempt and point `latest` to it."""
+        number = len(self.all_attempts()) + 1
+        attempt = Attempt(self.attempts / str(number))
+        attempt.path.mkdir(mode=0o700, parents=True)
+        aside = self.attempts / ".latest"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(str(number))
+        aside.replace(self.attempts / "latest")
+        return attempt
+
+
+class RunDir:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.toml"
+        self.resolved = path / "resolved.json"
+        self.plan = path / "plan.json"
+        self.provenance = path / "provenance.json"
+        self.lock = path / "lock"
+        """Locked by the process that drives the run, and names it."""
+        self.driver_log = path / "driver.log"
+        """What the driver of a detached run said."""
+
+    def step_dir(self, name: str) -> StepDir:
+        return StepDir(self.path / name)
+
+    def step_dirs(self) -> list[StepDir]:
+        """Step folders in the order in which they run."""
+        return [StepDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file that a reader sees whole or not at all, and that survives a crash once this returns."""
+    data = content.encode() if isinstance(content, str) else content
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value, structs included, as readable JSON by rename."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that renames in it survive a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a file with one a line; a last line still being written is left out."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

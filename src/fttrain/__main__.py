@@ -1,0 +1,106 @@
+"""`python -m fttrain NN-kind`: run the step in a folder, as one rank of the process group that started it."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
+from ftlaunch.rundir import Attempt, Step, StepDir, write_json
+
+
+def main() -> int:
+    """Run the step and leave its outcome in files; the exit code says the same."""
+    folder = StepDir(Path(sys.argv[1]).absolute())
+    rank = int(os.environ.get("RANK", "0"))
+    attempt = _attempt(rank)
+    try:
+        return _run(folder, attempt)
+    except Exception as error:  # noqa: BLE001 the outermost frame: whatever ends a rank is reported by it
+        traceback.print_exc()
+        report(error, rank, attempt)
+        return BAD_INPUT if isinstance(error, UserError) else STAGE_FAILED
+
+
+def _attempt(rank: int) -> Attempt | None:
+    """The attempt's folder, with this rank's output going to its log there; None when started by hand."""
+    path = os.environ.get("FTLAUNCH_ATTEMPT")
+    if path is None:
+        return None
+    attempt = Attempt(Path(path))
+    descriptor = os.open(attempt.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    return attempt
+
+
+def _run(folder: StepDir, attempt: Attempt | None) -> int:
+    step = folder.read_step()
+    from fttrain import world as worlds  # torch and accelerate, after the output is where it belongs
+    from fttrain.leave import Stopped, StopRequest
+
+    world = worlds.start(step)
+    stop = StopRequest(folder.stop, world.dead_peers)
+    try:
+        result = _stage(step)(step, folder, world, stop)
+    except Stopped as stopped:
+        if world.is_main and attempt is not None:
+            write_json(attempt.stopped, {"reason": stopped.reason, "step": stopped.step})
+        worlds.leave(world)
+        return STOPPED
+    except Exception as error:
+        dead = world.dead_peers()
+        if dead and not isinstance(error, UserError):
+            raise PeerDied(dead[0], world.peers[dead[0]][1]) from error
+        raise
+    if world.is_main:
+        write_json(folder.result, result)
+    worlds.leave(world)
+    return DONE
+
+
+class PeerDied(Exception):
+    """Another rank of this host ended without a word, so what failed here is only the echo."""
+
+    def __init__(self, rank: int, pid: int) -> None:
+        super().__init__(f"rank {rank} (pid {pid}) died without a word: killed, perhaps for want of memory")
+        self.rank = rank
+
+
+def _stage(step: Step) -> Callable[..., dict[str, Any]]:
+    import importlib
+
+    kind = step.stage.__struct_config__.tag
+    return importlib.import_module(f"fttrain.stages.{kind}").run
+
+
+def report(error: Exception, rank: int, attempt: Attempt | None) -> None:
+    """Leave error.json, unless another rank was first."""
+    if attempt is None:
+        return
+    rank = error.rank if isinstance(error, PeerDied) else rank
+    content = {
+        "rank": rank,
+        "type": type(error).__name__,
+        "message": error.message if isinstance(error, UserError) else str(error),
+        "remedy": error.remedy if isinstance(error, UserError) else None,
+        "traceback": traceback.format_exc(),
+        "log": str(attempt.rank_log(rank)),
+        "user_error": isinstance(error, UserError),
+    }
+    aside = attempt.path / f".error.{os.getpid()}"
+    aside.write_text(json.dumps(content, indent=2))
+    try:
+        os.link(aside, attempt.error)
+    except FileExistsError:
+        print("another rank has reported the first error", file=sys.stderr)
+    aside.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

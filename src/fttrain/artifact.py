@@ -1,0 +1,85 @@
+"""What a stage hands to the next: an adapter or a whole model, its tokenizer, and where they come from."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import Tensor
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Full, Model
+from ftlaunch.rundir import Step, StepDir, sync_folder, write_json
+from fttrain.engine import Engine
+from fttrain.model import DTYPES
+
+CARD = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a stage starts from."""
+
+    base: Model
+    adapter: Path | None
+    """Folder of the adapter that goes on being trained; None for a fresh one."""
+
+
+def has_adapter(step: Step) -> bool:
+    return not isinstance(step.adapter, Full)
+
+
+def origin(step: Step, folder: StepDir) -> Origin:
+    """The base and adapter that a stage starts from: the recipe's, or the artifact of the stage before."""
+    if step.start is None:
+        return Origin(step.model, None)
+    start = folder.path.parent / step.start
+    base, adapter = read(start)
+    if adapter is None:
+        return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None)
+    return Origin(msgspec.structs.replace(step.model, path=base.path, revision=base.revision), adapter)
+
+
+def read(folder: Path) -> tuple[Model, Path | None]:
+    """The base that an artifact belongs to, and the adapter's folder if it is an adapter."""
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is not an artifact: it has no {CARD}", "name a run or its artifact folder"
+        ) from error
+    return msgspec.convert(card["base"], Model), folder if card["adapter"] else None
+
+
+def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Path) -> None:
+    """Gather the trained weights and write them, with the tokenizer, as plain transformers or peft loads them.
+
+    Collective. The folder appears by rename, on rank 0.
+    """
+    weights = dict(engine.full_tensors())
+    if engine.world.is_main:
+        empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
+        assert not empty, f"weights were not gathered: {empty}"
+        aside = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        _write(step, engine, weights, aside)
+        tokenizer.save_pretrained(aside)
+        base = source.base if has_adapter(step) else msgspec.structs.replace(source.base, path=str(folder))
+        write_json(aside / CARD, {"format": 1, "base": base, "adapter": step.adapter if has_adapter(step) else None})
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        sync_folder(folder.parent)
+    engine.world.barrier()
+
+
+def _write(step: Step, engine: Engine, weights: dict[str, Tensor], folder: Path) -> None:
+    model: Any = engine.scorer.model
+    if has_adapter(step):
+        # PEFT would ask the hub whether the vocabulary was resized; nothing here resizes it.
+        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    else:
+        held = {name: tensor.to(DTYPES[step.model.dtype]) for name, tensor in weights.items()}
+        model.config.dtype = DTYPES[step.model.dtype]
+        model.save_pretrained(folder, state_dict=held)

@@ -1,0 +1,160 @@
+"""A stage's micro-batches: those of optimizer step s for this rank, and those of an evaluation."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data, Sft
+from ftlaunch.rundir import Step
+from fttrain.data import tokens
+from fttrain.data.batches import Micro, Tokens, lay_out
+from fttrain.data.order import Order
+from fttrain.world import World
+
+
+class Feed(Protocol):
+    """What the loop asks of data."""
+
+    num_steps: int
+
+    def step(self, number: int) -> list[Micro]:
+        """This rank's micro-batches of optimizer step `number`; numbers come in order, from any first one."""
+        ...
+
+    def epoch_at(self, number: int) -> float | None:
+        """Epochs done after step `number`; None where data has no known end."""
+        ...
+
+    def evaluation(self) -> Iterator[Micro]:
+        """This rank's micro-batches of the rows held out; as many on every rank, none if no row is held out."""
+        ...
+
+
+def build(step: Step, stage: Sft, tokenizer: Any, world: World) -> Feed:
+    """The feed of a stage. One rank of each node tokenizes; the others read its cache."""
+    datas = list(step.data.values())
+    if any(data.streaming for data in datas):
+        if not all(data.streaming for data in datas):
+            raise UserError("streaming and other data sets are mixed", "set `streaming` for all of a stage's data sets")
+        return StreamFeed(step, stage, datas, tokenizer, world)
+    cache = tokens.cache_root()
+    if world.local_rank == 0:
+        _tokenize(datas, tokenizer, step.seed, cache)
+    world.barrier()
+    return TableFeed(step, stage, datas, _tokenize(datas, tokenizer, step.seed, cache), world)
+
+
+def _tokenize(datas: Sequence[Data], tokenizer: Any, seed: int, cache: Any) -> list[tokens.Tokenized]:
+    return [tokens.tokenize(data, tokenizer, seed, cache) for data in datas]
+
+
+class _Layout:
+    """How a step's rows are shared out and laid down."""
+
+    def __init__(self, step: Step, stage: Sft, world: World) -> None:
+        self._micro = step.micro_batch_size
+        self._accumulation = step.accumulation
+        self._packing = stage.packing
+        self._world = world
+
+    def lay_out(self, rows: Sequence[Tokens], accumulation: int | None = None) -> list[Micro]:
+        return lay_out(
+            rows,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            accumulation=accumulation or self._accumulation,
+            packing=self._packing,
+            device=self._world.device,
+        )
+
+    def evaluation(self, rows: Sequence[Tokens]) -> Iterator[Micro]:
+        """Rows in micro-batches of the training size, in rounds in which every rank has one."""
+        width = self._micro * self._world.size
+        for start in range(0, len(rows), width):
+            yield from self.lay_out(rows[start : start + width], accumulation=1)
+
+
+class TableFeed:
+    """Rows that are all tokenized beforehand."""
+
+    def __init__(
+        self, step: Step, stage: Sft, datas: Sequence[Data], tokenized: Sequence[tokens.Tokenized], world: World
+    ) -> None:
+        self._train = [one.train for one in tokenized]
+        self._test = [one.test for one in tokenized]
+        self._layout = _Layout(step, stage, world)
+        weights = [data.weight for data in datas]
+        self._order = Order([len(rows) for rows in self._train], weights, batch_size=stage.batch_size, seed=step.seed)
+        self.num_steps = self._order.num_steps(epochs=stage.epochs, steps=stage.steps)
+
+    def step(self, number: int) -> list[Micro]:
+        return self._layout.lay_out([self._train[source].row(row) for source, row in self._order.step(number)])
+
+    def epoch_at(self, number: int) -> float:
+        return self._order.epoch_at(number)
+
+    def evaluation(self) -> Iterator[Micro]:
+        rows = [table.row(row) for table in self._test for row in range(len(table))]
+        rows.sort(key=lambda row: len(row[0]))
+        return self._layout.evaluation(rows)
+
+
+class StreamFeed:
+    """Rows that are read and tokenized as training goes. Every rank reads all of them and keeps its own."""
+
+    def __init__(self, step: Step, stage: Sft, datas: Sequence[Data], tokenizer: Any, world: World) -> None:
+        self._datas = datas
+        self._tokenizer = tokenizer
+        self._seed = step.seed
+        self._batch = stage.batch_size
+        self._layout = _Layout(step, stage, world)
+        assert stage.steps is not None, "rules.py asks for steps with streaming data"
+        self.num_steps = stage.steps
+        self._rows = self._mixture()
+        self._taken = 0
+        self._held_out: list[Tokens] | None = None
+
+    def step(self, number: int) -> list[Micro]:
+        start = (number - 1) * self._batch
+        for _ in islice(self._rows, start - self._taken):
+            pass
+        rows = list(islice(self._rows, self._batch))
+        self._taken = start + len(rows)
+        return self._layout.lay_out(rows)
+
+    def epoch_at(self, number: int) -> None:  # noqa: ARG002 the protocol's
+        return None
+
+    def evaluation(self) -> Iterator[Micro]:
+        if self._held_out is None:
+            tables = [tokens.stream_test(data, self._tokenizer) for data in self._datas if data.test]
+            self._held_out = [table.row(row) for table in tables for row in range(len(table))]
+        return self._layout.evaluation(self._held_out)
+
+    def _mixture(self) -> Iterator[Tokens]:
+        """Rows drawn by weight, for ever."""
+        weights = np.array([data.weight for data in self._datas])
+        generator = np.random.Generator(np.random.PCG64([self._seed, 0]))
+        sources = [self._endless(data) for data in self._datas]
+        while True:
+            yield next(sources[int(generator.choice(len(sources), p=weights / weights.sum()))])
+
+    def _endless(self, data: Data) -> Iterator[Tokens]:
+        epoch = 0
+        while True:
+            empty = True
+            for row in tokens.stream(data, self._tokenizer, self._seed + epoch):
+                empty = False
+                yield np.array(row.ids_T, dtype=np.int32), np.array(row.trained_T, dtype=bool)
+            if empty:
+                raise UserError(f"{data.path} yields no row that can be trained on", "see `ftlaunch preview`")
+            epoch += 1
+
+
+def mean_perplexity(loss: float) -> float:
+    """exp of a mean loss in nats a token; infinite where it would overflow."""
+    return math.exp(loss) if loss < 700 else math.inf

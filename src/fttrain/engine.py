@@ -1,0 +1,119 @@
+"""accelerate and DeepSpeed behind a few verbs: prepare, backward, step, evaluate, and the weights as full tensors."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import Tensor, nn
+
+from ftlaunch.recipe import Sft
+from ftlaunch.rundir import Step
+from fttrain.data.batches import Micro
+from fttrain.model import Scorer
+from fttrain.objectives.logps import Scores
+from fttrain.world import World
+
+
+class Engine:
+    """One model and its optimizer under the strategy of the plan.
+
+    Losses given to `backward` are this rank's share of the step's loss: the engine sums gradients over micro-batches
+    and ranks, where accelerate and DeepSpeed would average them.
+    """
+
+    def __init__(self, step: Step, world: World) -> None:
+        """Must exist before the model is loaded: under ZeRO-3 it makes `from_pretrained` load shards."""
+        self.world = world
+        self.zero_stage = step.parallel.zero_stage
+        self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Sft) else 0.0
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        precision = "no" if self.zero_stage or step.model.dtype == "fp32" else step.model.dtype
+        self._accelerator = Accelerator(mixed_precision=None if self.zero_stage else precision, kwargs_handlers=[ddp])
+        self._check(step)
+
+    def _check(self, step: Step) -> None:
+        """accelerate falls back in silence where it cannot do what it was asked for; here that is an error."""
+        kind = self._accelerator.distributed_type
+        assert (kind == DistributedType.DEEPSPEED) == bool(self.zero_stage), f"asked for {step.parallel}, got {kind}"
+        assert self._accelerator.num_processes == self.world.size
+        assert self._accelerator.process_index == self.world.rank
+
+    def prepare(self, scorer: Scorer, optimizer: torch.optim.Optimizer) -> None:
+        """Wrap the model and the optimizer for the strategy."""
+        self.scorer = scorer
+        self._wrapped, self._optimizer = self._accelerator.prepare(scorer, optimizer)
+        self.optimizer = optimizer
+
+    @property
+    def zero(self) -> Any:
+        """DeepSpeed's ZeRO optimizer."""
+        assert self.zero_stage
+        return self._wrapped.optimizer
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names, as the model has them, and parameters of all trained weights, in the same order on every rank."""
+        return ((name, p) for name, p in self.scorer.model.named_parameters() if p.requires_grad)
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def scores(self, micro: Micro) -> Scores:
+        """Forward pass in training mode."""
+        return self._wrapped(micro)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradients; with `last`, also reduce them over ranks and let the optimizer step."""
+        loss = loss * self.world.size
+        if self.zero_stage:
+            self._wrapped.set_gradient_accumulation_boundary(is_boundary=last)
+            self._wrapped.backward(loss, scale_wrt_gas=False)
+        else:
+            self._accelerator.backward(loss)
+
+    def accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around the forward and backward of a micro-batch: only the last one communicates under DDP."""
+        if last or self.zero_stage:
+            return contextlib.nullcontext()
+        return self._accelerator.no_sync(self._wrapped)
+
+    def step(self) -> float:
+        """Clip, update the weights and clear the gradients; returns the global gradient norm before clipping."""
+        if self.zero_stage:
+            self._wrapped.step()
+            norm = self._wrapped.get_global_grad_norm()
+            return float(norm)
+        limit = self._max_grad_norm or float("inf")
+        norm = self._accelerator.clip_grad_norm_([p for _, p in self.trained_parameters()], limit)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        assert norm is not None
+        return float(norm)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode: no dropout, no noise, no gradients."""
+        self._wrapped.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._wrapped.train()
+
+    def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Trained weights whole and in fp32, one after another: on the CPU of rank 0, empty elsewhere. Collective."""
+        for name, parameter in self.trained_parameters():
+            yield name, self._full(parameter) if self.world.is_main or self.zero_stage else torch.empty(0)
+
+    def _full(self, parameter: nn.Parameter) -> Tensor:
+        if self.zero_stage:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            value = safe_get_full_fp32_param(parameter)
+            assert value is not None
+        else:
+            value = parameter.detach()
+        return value.float().cpu().clone() if self.world.is_main else torch.empty(0)

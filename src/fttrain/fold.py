@@ -1,0 +1,113 @@
+"""The arithmetic of merging: what an adapter on disk adds to each weight of the base. One entry a kind of adapter."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ftlaunch.errors import UserError
+
+PREFIX = "base_model.model."
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One adapted weight: W + scale·B·A, or its transpose where the base stores [in, out] (GPT-2) or embeddings."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    transposed: bool
+
+    def dense(self) -> Tensor:
+        """The change of the weight as it is stored, in fp32."""
+        product = self.scale * (self.b.float() @ self.a.float())
+        return product.T if self.transposed else product
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """All adapted weights, by their key in the base's files."""
+
+    of: dict[str, Delta]
+    embedding: str | None = None
+    """Key of the input embedding, if the head shares it and one of the two is adapted: then they must part."""
+
+    @property
+    def unties(self) -> bool:
+        return self.embedding is not None
+
+    @staticmethod
+    def read(folder: Path) -> "Deltas":
+        """The adapter in a PEFT folder. Raises UserError for kinds that cannot be merged here."""
+        config = json.loads((folder / "adapter_config.json").read_text())
+        if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+            raise UserError(f"{folder}: only plain LoRA adapters are merged", "ship the base and the adapter together")
+        tensors = load_file(folder / "adapter_model.safetensors")
+        found: dict[str, Delta] = {}
+        for key, tensor in tensors.items():
+            for mark, other in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
+                if key.endswith(mark):
+                    module = key.removesuffix(mark)
+                    transposed = mark == ".lora_embedding_A" or bool(config.get("fan_in_fan_out"))
+                    path = module.removeprefix(PREFIX)
+                    scale = _scale(config, path, rank=tensor.shape[0])
+                    found[f"{path}.weight"] = Delta(tensor, tensors[module + other], scale, transposed)
+        if not found:
+            raise UserError(f"{folder} holds no LoRA weights", "was it saved under ZeRO-3 without gathering?")
+        return Deltas(found)
+
+    def fitted(self, *, tied: bool, keys: set[str]) -> "Deltas":
+        """The same with keys as the base's files spell them. Raises UserError for a weight that the base has not."""
+        renamed: dict[str, Delta] = {}
+        embedding = next((key for key in keys if key.endswith(("embed_tokens.weight", "wte.weight"))), None)
+        parted = False
+        for key, delta in self.of.items():
+            short = key.partition(".")[2]
+            name = next((candidate for candidate in (key, short) if candidate in keys), None)
+            if name is None and key == HEAD and tied:
+                name = HEAD
+            if name is None:
+                raise UserError(f"the adapter changes {key}, which the base does not have", "is it the right base?")
+            parted |= tied and name in (HEAD, embedding)
+            renamed[name] = delta
+        return replace(self, of=renamed, embedding=embedding if parted else None)
+
+    def fold(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, dequantize: bool) -> dict[str, Tensor]:
+        """What stands for `key` in the merged model: one tensor, or two where head and embedding part."""
+        out = {key: self._folded(key, weight, dtype, dequantize=dequantize)}
+        if key == self.embedding:
+            out[HEAD] = self._folded(HEAD, weight, dtype, dequantize=False).clone()
+        return out
+
+    def _folded(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, dequantize: bool) -> Tensor:
+        target = dtype or weight.dtype
+        if dequantize:
+            weight = _through_nf4(weight)
+        delta = self.of.get(key)
+        if delta is None:
+            return weight.to(target).contiguous()
+        return (weight.float() + delta.dense()).to(target).contiguous()
+
+
+def _scale(config: dict[str, Any], path: str, rank: int) -> float:
+    """alpha / r, or alpha / √r with rsLoRA; alpha by PEFT's patterns of module names where there are any."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next(
+        (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), config["lora_alpha"]
+    )
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def _through_nf4(weight: Tensor) -> Tensor:
+    """The weight as training saw it: to NF4 with double quantization and back."""
+    import bitsandbytes.functional as bnb
+
+    packed, state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    return bnb.dequantize_4bit(packed, state)

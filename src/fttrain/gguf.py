@@ -1,0 +1,64 @@
+"""`python -m fttrain.gguf MODEL.gguf DIR`: a GGUF file as a safetensors folder that everything else here loads."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from fttrain.model import DTYPES
+
+
+def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
+    """Dequantize a GGUF model and write config, weights and tokenizer to `out`, which appears when it is whole.
+
+    Raises UserError for a file that is missing or that transformers cannot read, or an `out` that is not empty.
+    """
+    if not source.is_file():
+        raise UserError(f"{source} does not exist", "name a .gguf file")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
+    model, tokenizer = _read(source)
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.to(dtype).save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    aside.replace(out)
+
+
+def _read(source: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{source} cannot be read as GGUF: {error}", "is it whole, and of a known family?") from error
+    # The config that was read still calls itself quantized, and such a model refuses to be saved.
+    fields = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    model = type(read)(type(read.config)(**fields))
+    model.load_state_dict(read.state_dict())
+    return model, tokenizer
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="ftlaunch import")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    options = parser.parse_args()
+    try:
+        convert(options.source, options.out, DTYPES[options.dtype])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"{options.out}: ready for model.path")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

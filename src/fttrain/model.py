@@ -1,0 +1,138 @@
+"""The base model, its tokenizer, and the module that scores tokens with it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Model
+from fttrain import attention
+from fttrain.data.batches import Micro
+from fttrain.objectives.logps import Scores, score
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """The tokenizer in a folder or of a hub id. Raises UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", _remedy(path)) from error
+
+
+def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
+    """The base as a causal language model in `dtype`, on the CPU unless it is quantized on a GPU.
+
+    `packing` chooses the attention that packed rows need. Raises UserError where the model cannot be had or run so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention.NAME if packing else "sdpa"}
+    if spec.quantization != "none":
+        options["quantization_config"] = _quantization(dtype)
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec.path, revision=spec.revision, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
+        ) from error
+    model.config.use_cache = False
+    return model
+
+
+def _quantization(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,  # ZeRO-3 can only shard what is stored in the compute dtype
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _remedy(path: str) -> str:
+    if Path(path).is_dir():
+        return "the folder must hold config.json, model.safetensors (or its shards) and the tokenizer's files"
+    return "check the id, your access to it (`hf auth login`) and the network; or download it and give its folder"
+
+
+class Scorer(nn.Module):
+    """A causal language model that answers with the scores of trained tokens instead of logits.
+
+    This is what DDP and DeepSpeed wrap: body, head and objective run inside one forward, so their hooks see all of it.
+    """
+
+    def __init__(self, model: nn.Module, *, smoothing: float = 0.0, neftune_alpha: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self._smoothing = smoothing
+        self._neftune = neftune_alpha
+        self._lengths: Tensor | None = None
+        causal = self._causal()
+        head = causal.get_output_embeddings()
+        self._trained_head = any(parameter.requires_grad for parameter in head.parameters())
+        if neftune_alpha:
+            causal.get_input_embeddings().register_forward_hook(self._add_noise)
+
+    def forward(self, micro: Micro) -> Scores:
+        """Scores of the micro-batch's trained tokens, N of them."""
+        causal = self._causal()
+        self._lengths = micro.lengths
+        extra = {} if micro.segments is None else {"segments": micro.segments}
+        body = causal.base_model
+        hidden_BTD = body(
+            input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, **extra
+        ).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1)[micro.places_N]
+        smoothing = self._smoothing if self.training else 0.0
+        return score(
+            hidden_ND,
+            micro.targets_N,
+            self._logits,
+            trained_head=self._trained_head,
+            chunks=micro.chunks,
+            smoothing=smoothing,
+        )
+
+    def _causal(self) -> Any:
+        """The transformers model, under PEFT's wrapper if there is one."""
+        wrapped: Any = self.model
+        return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        """The head with what some families do behind it (Cohere scales, Granite divides, Gemma 2 caps)."""
+        causal = self._causal()
+        logits_NV = causal.get_output_embeddings()(hidden_ND)
+        config = causal.config
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            logits_NV = logits_NV * factor
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            logits_NV = logits_NV / divisor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits_NV = torch.tanh(logits_NV / cap) * cap
+        return logits_NV
+
+    def _add_noise(self, _module: nn.Module, _inputs: Any, embedded_BTD: Tensor) -> Tensor:
+        """NEFTune (arXiv 2310.05914): uniform noise in ±alpha / sqrt(row length · D), in training only."""
+        if not self.training:
+            return embedded_BTD
+        assert self._lengths is not None
+        width = embedded_BTD.shape[-1]
+        scale_BT = self._neftune / (self._lengths.clamp(min=1) * width).sqrt()
+        noise = torch.empty_like(embedded_BTD).uniform_(-1, 1)
+        return embedded_BTD + noise * scale_BT[..., None].to(noise.dtype)

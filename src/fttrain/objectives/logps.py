@@ -1,0 +1,113 @@
+"""Log-probabilities of chosen tokens, in chunks: the full [T, V] logits never exist."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+"""Tokens whose logits exist at once."""
+
+Head = Callable[[Tensor], Tensor]
+"""[N, D] → logits [N, V]."""
+
+
+class Scores(NamedTuple):
+    """What the model says of each chosen token."""
+
+    smoothed_N: Tensor
+    """(1 - s)·log p(target) + s·mean over the vocabulary of log p; carries the gradient. s: label smoothing."""
+    logps_N: Tensor
+    """log p(target), without gradient."""
+    correct_N: Tensor
+    """Whether the target is the most probable token."""
+
+
+def num_chunks(tokens: int) -> int:
+    """Calls of the head that `tokens` chosen tokens need."""
+    return max(1, -(-tokens // CHUNK))
+
+
+def score(
+    hidden_ND: Tensor, targets_N: Tensor, head: Head, *, trained_head: bool, chunks: int = 1, smoothing: float = 0.0
+) -> Scores:
+    """Scores of `targets_N` under `head(hidden_ND)`, in at least `chunks` calls of the head, the last ones empty.
+
+    Under ZeRO-3 a call gathers the head's weights from all ranks, so all ranks must make the same number of calls.
+    A frozen head's gradient towards the hidden states is made together with the loss, chunk by chunk: two matrix
+    products where recomputation would take three. A trained head (its own weights or an adapter on it) is recomputed.
+    """
+    chunks = max(chunks, num_chunks(targets_N.shape[0]))
+    if trained_head and torch.is_grad_enabled():
+        parts = [
+            checkpoint(_score_chunk, head, hidden_ND[here], targets_N[here], smoothing, use_reentrant=False)
+            for here in _slices(chunks)
+        ]
+        return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Scores(*_FrozenHead.apply(hidden_ND, targets_N, head, smoothing, chunks))
+
+
+def _slices(chunks: int) -> list[slice]:
+    return [slice(index * CHUNK, (index + 1) * CHUNK) for index in range(chunks)]
+
+
+def _score_chunk(head: Head, hidden_ND: Tensor, targets_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The three columns of Scores for one chunk, differentiable by autograd."""
+    return _from_logits(head(hidden_ND).float(), targets_N, smoothing)[:3]
+
+
+def _from_logits(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    lse_N = logits_NV.logsumexp(-1)
+    logps_N = logits_NV.gather(-1, targets_N[:, None])[:, 0] - lse_N
+    smoothed_N = logps_N
+    if smoothing:
+        smoothed_N = (1 - smoothing) * logps_N + smoothing * (logits_NV.mean(-1) - lse_N)
+    return smoothed_N, logps_N.detach(), logits_NV.detach().argmax(-1) == targets_N, lse_N
+
+
+class _FrozenHead(torch.autograd.Function):
+    """`_score_chunk` over all chunks, with d smoothed / d hidden kept from the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Head, smoothing: float, chunks: int
+    ) -> tuple[Tensor, ...]:
+        wanted = ctx.needs_input_grad[0]
+        grad_ND = torch.empty_like(hidden_ND) if wanted else None
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for here in _slices(chunks):
+            part, gradient = _score_and_grad(head, hidden_ND[here], targets_N[here], smoothing, wanted=wanted)
+            parts.append(part)
+            if grad_ND is not None and gradient is not None:
+                grad_ND[here] = gradient
+        ctx.grad_ND = grad_ND
+        outputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        if ctx.grad_ND is None:
+            return None, None, None, None, None
+        return ctx.grad_ND * grads[0][:, None].to(ctx.grad_ND.dtype), None, None, None, None
+
+
+def _score_and_grad(
+    head: Head, hidden_ND: Tensor, targets_N: Tensor, smoothing: float, *, wanted: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """The scores of one chunk and, if wanted, their gradient by row: (target - p)·W."""
+    with torch.set_grad_enabled(wanted):
+        hidden_ND = hidden_ND.detach().requires_grad_(wanted)
+        raw_NV = head(hidden_ND)
+    logits_NV = raw_NV.detach().float()
+    smoothed_N, logps_N, correct_N, lse_N = _from_logits(logits_NV, targets_N, smoothing)
+    if not wanted:
+        return (smoothed_N, logps_N, correct_N), None
+    grad_NV = (logits_NV - lse_N[:, None]).exp_().neg_()
+    if smoothing:
+        grad_NV += smoothing / grad_NV.shape[-1]
+    grad_NV.scatter_add_(1, targets_N[:, None], torch.full_like(lse_N, 1 - smoothing)[:, None])
+    (gradient,) = torch.autograd.grad(raw_NV, hidden_ND, grad_NV.to(raw_NV.dtype))
+    return (smoothed_N, logps_N, correct_N), gradient

@@ -1,0 +1,164 @@
+"""What training will see: `python -m fttrain.preview RESOLVED.json [--rows N] [--json]`.
+
+For each data set: what became of its rows, and some of them as the model gets them, trained tokens marked.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.recipe import Data, Model, Recipe, Sft
+from fttrain.data.token_set import Counts, TokenSet, token_set
+from fttrain.data.tokens import cache_root, stream, tokenize
+
+STREAMED_ROWS = 200
+"""Rows of streamed data that are looked at."""
+
+Piece = tuple[str, bool]
+"""A stretch of a row's text, and whether it is trained."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One data set as training will see it."""
+
+    name: str
+    counts: Counts
+    streamed: bool
+    """Only the first rows were looked at."""
+    held_out: int
+    longest: int
+    """Tokens of the longest row."""
+    mean_length: float
+    samples: list[list[Piece]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the preview to stdout and return the exit code; what is wrong goes to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m fttrain.preview", description="Show what training will see.")
+    parser.add_argument("recipe", type=Path, help="resolved.json of a run")
+    parser.add_argument("--rows", type=int, default=3, help="samples of each data set")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    options = parser.parse_args(argv)
+    try:
+        previews = look_at(_read(options.recipe), options.rows)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    if options.json:
+        print(json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2))
+    else:
+        mark = green if sys.stdout.isatty() else bracketed
+        print("\n\n".join(as_text(preview, mark) for preview in previews))
+    return DONE
+
+
+def look_at(recipe: Recipe, rows: int) -> list[Preview]:
+    """A preview of each data set that a stage trains on. Raises UserError as `tokenize` does."""
+    tokenizers: dict[tuple[str, str | None], Any] = {}
+    previews: list[Preview] = []
+    for name, model in _trained_on(recipe):
+        key = (model.path, model.revision)
+        tokenizers[key] = tokenizers.get(key) or load_tokenizer(*key)
+        previews.append(preview(name, recipe.data[name], tokenizers[key], recipe.seed, rows))
+    return previews
+
+
+def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
+    """One data set's, with up to `rows` samples of the part that is trained on."""
+    if data.streaming:
+        train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
+        counts, held_out, lengths = _counts(train), int(data.test), train.lengths
+    else:
+        tokenized = tokenize(data, tokenizer, seed, cache_root())
+        train, counts, held_out = tokenized.train, tokenized.counts, len(tokenized.test)
+        lengths = np.concatenate([train.lengths, tokenized.test.lengths])
+    samples = [pieces(*train.row(index), tokenizer) for index in range(min(rows, len(train)))]
+    return Preview(name, counts, data.streaming, held_out, int(lengths.max()), float(lengths.mean()), samples)
+
+
+def pieces(ids_T: np.ndarray, trained_T: np.ndarray, tokenizer: Any) -> list[Piece]:
+    """The row's text, special tokens included, cut where training begins and ends."""
+    runs = groupby(zip(ids_T.tolist(), trained_T.tolist(), strict=True), key=lambda token: token[1])
+    return [(tokenizer.decode([token for token, _ in run]), trained) for trained, run in runs]
+
+
+def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
+    """A few lines of numbers, then the samples."""
+    counts = preview.counts
+    first = f" (the first {counts.kept} of a stream)" if preview.streamed else ""
+    dropped = f"{counts.dropped_overlong} too long, {counts.dropped_untrained} with nothing to train"
+    lines = [
+        f"{preview.name}: {counts.kept} of {counts.rows} rows{first}, {preview.held_out} held out",
+        f"  tokens     {counts.tokens}, {counts.trained} of them trained",
+        f"  length     {preview.mean_length:.1f} tokens on average, {preview.longest} the longest",
+        f"  truncated  {counts.truncated} rows",
+        f"  dropped    {dropped}",
+    ]
+    for number, sample in enumerate(preview.samples, start=1):
+        text = "".join(mark(part) if trained else part for part, trained in sample)
+        lines += [f"  row {number}", text.rstrip("\n")]
+    return "\n".join(lines)
+
+
+def as_json(preview: Preview) -> dict[str, Any]:
+    """The same as plain values."""
+    return {
+        "name": preview.name,
+        **msgspec.to_builtins(preview.counts),
+        "streamed": preview.streamed,
+        "held_out": preview.held_out,
+        "longest": preview.longest,
+        "mean_length": preview.mean_length,
+        "samples": [[{"text": text, "trained": trained} for text, trained in sample] for sample in preview.samples],
+    }
+
+
+def green(text: str) -> str:
+    return "\n".join(f"\033[30;42m{line}\033[0m" if line else "" for line in text.split("\n"))
+
+
+def bracketed(text: str) -> str:
+    return f"⟦{text}⟧"
+
+
+def load_tokenizer(path: str, revision: str | None) -> Any:
+    """Raises UserError where there is none."""
+    from fttrain.model import load_tokenizer as load  # torch takes seconds to import
+
+    return load(path, revision)
+
+
+def _read(path: Path) -> Recipe:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Recipe)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{path} is no resolved recipe: {error}", "name the resolved.json of a run's folder") from error
+
+
+def _trained_on(recipe: Recipe) -> list[tuple[str, Model]]:
+    """Each data set with the model whose tokenizer it gets, without repeats."""
+    found: list[tuple[str, Model]] = []
+    for stage in recipe.stage:
+        if isinstance(stage, Sft):
+            names = [stage.data] if isinstance(stage.data, str) else stage.data
+            found += [(name, stage.model or recipe.model) for name in names]
+    return list(dict.fromkeys(found))
+
+
+def _counts(train: TokenSet) -> Counts:
+    tokens, trained = int(train.lengths.sum()), int(train.supervised.sum())
+    return Counts(rows=len(train), kept=len(train), tokens=tokens, trained=trained)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

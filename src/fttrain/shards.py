@@ -1,0 +1,124 @@
+"""Which elements of weights and optimizer state live on this rank, as views that can be read and written in place."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fttrain.engine import Engine
+
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive elements of one flattened tensor: a parameter's fp32 master, or a part of its optimizer state."""
+
+    key: str
+    """`name|weight`, `name|exp_avg`, …"""
+    offset: int
+    tensor: Tensor
+    """Flat; a view of the live state."""
+
+    def __len__(self) -> int:
+        return self.tensor.numel()
+
+
+def owned(engine: Engine) -> list[Piece]:
+    """What this rank saves. All ranks' pieces together cover every element of the trained state exactly once.
+
+    Without ZeRO every rank holds everything, and saves its share of it.
+    """
+    if engine.zero_stage:
+        return held(engine)
+    rank, size = engine.world.rank, engine.world.size
+    pieces = []
+    for piece in held(engine):
+        start, end = len(piece) * rank // size, len(piece) * (rank + 1) // size
+        if start < end:
+            pieces.append(Piece(piece.key, start, piece.tensor[start:end]))
+    return pieces
+
+
+def held(engine: Engine) -> list[Piece]:
+    """What this rank holds, and must be filled with when a checkpoint is loaded."""
+    if engine.zero_stage == 3:
+        return list(_zero3(engine))
+    return list(_zero12(engine) if engine.zero_stage else _replicated(engine))
+
+
+def _replicated(engine: Engine) -> Iterator[Piece]:
+    _begin_state(engine.optimizer)
+    for name, parameter in engine.trained_parameters():
+        yield Piece(f"{name}|{WEIGHT}", 0, parameter.detach().view(-1))
+        for slot, tensor in _slots(engine.optimizer.state[parameter]).items():
+            yield Piece(f"{name}|{slot}", 0, tensor.view(-1))
+
+
+def _zero12(engine: Engine) -> Iterator[Piece]:
+    zero = engine.zero
+    _begin_state(zero.optimizer)
+    for name, parameter in engine.trained_parameters():
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:  # wholly on other ranks
+            continue
+        flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        here = mapping.hp_fragment_address
+        offset = mapping.lp_fragment_address.start
+        yield from _views(name, offset, flat, zero.optimizer.state[flat], here.start, here.numel)
+
+
+def _zero3(engine: Engine) -> Iterator[Piece]:
+    zero = engine.zero
+    _begin_state(zero.optimizer, zero.fp32_partitioned_groups_flat)
+    for name, parameter in engine.trained_parameters():
+        group, start, length = zero.grad_position[zero.get_param_id(parameter)]
+        flat = zero.fp32_partitioned_groups_flat[group]
+        offset = length * engine.world.rank
+        real = min(length, _whole_numel(parameter) - offset)  # shards are padded to one length
+        if real > 0:
+            yield from _views(name, offset, flat, zero.optimizer.state[flat], start, real)
+
+
+def _views(name: str, offset: int, flat: Tensor, state: dict[str, Any], start: int, length: int) -> Iterator[Piece]:
+    for slot, tensor in {WEIGHT: flat, **_slots(state)}.items():
+        yield Piece(f"{name}|{slot}", offset, tensor.detach().narrow(0, start, length))
+
+
+def _slots(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an optimizer state: all but the step counter and bitsandbytes' constant tables."""
+    tensors = {slot: value for slot, value in state.items() if isinstance(value, Tensor)}
+    return {slot: value for slot, value in tensors.items() if slot != "step" and not slot.startswith("qmap")}
+
+
+def _begin_state(optimizer: Any, flats: list[Tensor] | None = None) -> None:
+    """Make the state that the optimizer itself would make at its first step, where there is none yet."""
+    if hasattr(optimizer, "init_state"):  # bitsandbytes
+        for group_index, group in enumerate(optimizer.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                if not optimizer.state[parameter]:
+                    optimizer.init_state(group, parameter, group_index, index)
+        return
+    tensors = flats or [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for tensor in tensors:
+        if not optimizer.state[tensor]:
+            moments = {slot: torch.zeros_like(tensor.detach()) for slot in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[tensor].update(step=torch.tensor(0.0), **moments)
+
+
+def _whole_numel(parameter: nn.Parameter) -> int:
+    return int(parameter.ds_numel)  # type: ignore[attr-defined]
+
+
+def adopt(engine: Engine, optimizer_steps: int) -> None:
+    """Make the live model follow pieces that were just filled, with the optimizer's step counters set. Collective."""
+    optimizer = engine.zero.optimizer if engine.zero_stage else engine.optimizer
+    for state in optimizer.state.values():
+        state["step"] = optimizer_steps if isinstance(state["step"], int) else torch.tensor(float(optimizer_steps))
+    if engine.zero_stage == 3:
+        for group in range(len(engine.zero.fp32_partitioned_groups_flat)):
+            engine.zero._reassign_or_swap_out_partitioned_parameters(group)
+    elif engine.zero_stage:
+        engine.zero.update_lp_params()

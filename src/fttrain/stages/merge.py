@@ -1,0 +1,18 @@
+"""The merge stage: fold the artifact of the stage before, on one process."""
+
+from typing import Any
+
+from ftlaunch.recipe import Merge
+from ftlaunch.rundir import Step, StepDir
+from fttrain.leave import StopRequest
+from fttrain.merge import as_result, find_source, merge
+from fttrain.world import World
+
+
+def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:  # noqa: ARG001 every stage's
+    """Write the merged model to the step folder's `model`; returns how like it is to the adapter model."""
+    assert isinstance(step.stage, Merge)
+    assert step.start is not None, "rules.py asks for a training stage before a merge"
+    merged = merge(find_source(folder.path.parent / step.start), folder.model, step.stage)
+    print(f"merged: {merged.likeness}")
+    return as_result(merged)

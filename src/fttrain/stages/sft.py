@@ -1,0 +1,94 @@
+"""Supervised fine-tuning: cross-entropy of the trained tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftlaunch.recipe import Sft
+from ftlaunch.rundir import Step, StepDir
+from fttrain import adapters, artifact, optim
+from fttrain.checkpoint import Checkpoints
+from fttrain.data import feed as feeds
+from fttrain.data.batches import Micro
+from fttrain.data.feed import Feed
+from fttrain.engine import Engine
+from fttrain.leave import StopRequest
+from fttrain.loop import Habits, Progress, fit
+from fttrain.metrics import MetricsLog
+from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
+from fttrain.optim import Schedule
+from fttrain.world import World
+
+RANK_STRIDE = 1_000_003
+
+
+class CrossEntropy:
+    """Sum of the trained tokens' cross-entropies, smoothed as the recipe says."""
+
+    def weight(self, micro: Micro) -> float:
+        return float(micro.targets_N.numel())
+
+    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+        return -engine.scores(micro).smoothed_N.sum()
+
+    def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
+        """Loss, perplexity and accuracy over all trained tokens of the rows held out, weighted by token."""
+        sums = [0.0, 0.0, 0.0]
+        with engine.evaluating():
+            for micro in feed.evaluation():
+                scores = engine.scores(micro)
+                parts = (-scores.logps_N.sum(), scores.correct_N.sum(), micro.targets_N.numel())
+                sums = [total + float(part) for total, part in zip(sums, parts, strict=True)]
+        nll, correct, count = engine.world.sum(sums)
+        if not count:
+            return {}
+        loss = nll / count
+        perplexity = feeds.mean_perplexity(loss)
+        return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/token_accuracy": correct / count}
+
+
+def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+    """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
+    stage = step.stage
+    assert isinstance(stage, Sft)
+    origin = artifact.origin(step, folder)
+    tokenizer = load_tokenizer(origin.base.path, origin.base.revision)
+    feed = feeds.build(step, stage, tokenizer, world)
+    engine = _build(step, stage, world, origin)
+    checkpoints = Checkpoints(folder.checkpoints, step, engine)
+    loaded = checkpoints.load()
+    progress = Progress(**loaded.state) if loaded else Progress()
+    metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
+    fit(
+        CrossEntropy(),
+        engine,
+        feed,
+        Schedule(stage, peak=step.learning_rate, num_steps=feed.num_steps),
+        checkpoints,
+        metrics,
+        stop,
+        Habits(stage.evaluate_every, stage.save_every, stage.keep),
+        progress,
+    )
+    artifact.save(step, origin, engine, tokenizer, folder.artifact)
+    return {"steps": progress.step, "tokens": progress.tokens, "artifact": Path(folder.artifact).name}
+
+
+def _build(step: Step, stage: Sft, world: World, origin: artifact.Origin) -> Engine:
+    """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
+    torch.manual_seed(step.seed)
+    engine = Engine(step, world)
+    dtype = DTYPES[step.model.dtype]
+    trained_in_full = origin.adapter is None and not artifact.has_adapter(step)
+    held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
+    base = load_base(origin.base, dtype=held_in, packing=stage.packing)
+    if stage.activation_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model = adapters.attach(base, step.adapter, origin.adapter, in_fp32=not engine.zero_stage)
+    scorer = Scorer(model, smoothing=stage.label_smoothing, neftune_alpha=stage.neftune_alpha)
+    scorer.train()
+    engine.prepare(scorer, optim.build(step.optimizer, scorer.model.named_parameters()))
+    torch.manual_seed(step.seed + RANK_STRIDE * (world.rank + 1))
+    return engine
