@@ -12,6 +12,7 @@ from fttrain import adapters, artifact, optim
 from fttrain.checkpoint import Checkpoints
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Micro
+from fttrain.data.chat import chat_template
 from fttrain.data.feed import Feed
 from fttrain.engine import Engine
 from fttrain.leave import StopRequest
@@ -56,6 +57,7 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     origin = artifact.origin(step, folder)
     tokenizer = load_tokenizer(origin.base.path, origin.base.revision)
     feed = feeds.build(step, stage, tokenizer, world)
+    tokenizer.chat_template = _template(step, tokenizer)
     engine = _build(step, stage, world, origin)
     checkpoints = Checkpoints(folder.checkpoints, step, engine)
     loaded = checkpoints.load()
@@ -74,6 +76,12 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     )
     artifact.save(step, origin, engine, tokenizer, folder.artifact)
     return {"steps": progress.step, "tokens": progress.tokens, "artifact": Path(folder.artifact).name}
+
+
+def _template(step: Step, tokenizer: Any) -> str | None:
+    """The chat template that the model is trained with, which its artifact must carry; else the tokenizer's own."""
+    templates = [chat_template(tokenizer, data) for data in step.data.values()]
+    return next((template for template in templates if template), tokenizer.chat_template)
 
 
 def _build(step: Step, stage: Sft, world: World, origin: artifact.Origin) -> Engine:

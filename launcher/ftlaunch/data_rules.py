@@ -1,0 +1,136 @@
+"""Rules between the keys of one [data.NAME] table."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftlaunch.errors import Problem, UserError
+from ftlaunch.load import Loaded
+from ftlaunch.recipe import Data
+from ftlaunch.templates import template_fields
+from ftlaunch.wording import literal
+
+CONVERSATIONS = ("messages", "sharegpt")
+"""Formats whose rows hold whole conversations."""
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """A [data.NAME] table and where it stands."""
+
+    loaded: Loaded
+    name: str
+    data: Data
+
+    @property
+    def format(self) -> str | None:
+        """The format that counts; None where the table leaves it open."""
+        by_templates = "prompt" if self.data.prompt is not None or self.data.completion is not None else None
+        return self.data.format or by_templates
+
+    def given(self, key: str) -> bool:
+        return self.loaded.where.given(("data", self.name, key))
+
+    def problem(self, key: str, message: str, remedy: str) -> Problem:
+        path = ("data", self.name, key) if key else ("data", self.name)
+        return self.loaded.problem(path, message, remedy)
+
+
+def shape_is_known(table: DataTable) -> Iterator[Problem]:
+    data = table.data
+    if data.format is None and data.prompt is None and data.completion is None:
+        remedy = 'give prompt and completion templates, or format = "text", "messages", "alpaca" or "sharegpt"'
+        yield table.problem("", "does not say how a row becomes text", remedy)
+
+
+def prompt_and_completion_together(table: DataTable) -> Iterator[Problem]:
+    given = {"prompt": table.data.prompt is not None, "completion": table.data.completion is not None}
+    if table.format != "prompt":
+        return
+    for key in (key for key, present in given.items() if not present):
+        yield table.problem(key, 'is missing: the format "prompt" needs prompt and completion', f'add {key} = "…"')
+
+
+def templates_only_for_prompt(table: DataTable) -> Iterator[Problem]:
+    if table.data.format in (None, "prompt"):
+        return
+    keys = [key for key in ("prompt", "completion") if table.given(key)]
+    if keys:
+        named = literal(table.data.format)
+        message = f'{named} has no use for {" and ".join(keys)}, which make rows of format "prompt"'
+        yield table.problem("format", message, "keep either the format or the templates")
+
+
+def templates_parse(table: DataTable) -> Iterator[Problem]:
+    templates = {"prompt": table.data.prompt, "completion": table.data.completion, "system": table.data.system}
+    for key, template in templates.items():
+        try:
+            template_fields(template or "")
+        except UserError as error:
+            yield table.problem(key, error.message, error.remedy)
+
+
+def completion_has_a_field(table: DataTable) -> Iterator[Problem]:
+    completion = table.data.completion
+    if completion is not None and "{" not in completion:
+        remedy = "name the row's field in braces, as in {answer}"
+        yield table.problem("completion", "has no field, so every row would be trained on the same answer", remedy)
+
+
+def keys_suit_format(table: DataTable) -> Iterator[Problem]:
+    """Keys that only some formats look at are refused with the others, where they would do nothing."""
+    takers = {"text_field": ("text",), "messages_field": CONVERSATIONS}
+    for key, formats in takers.items():
+        if table.format and table.given(key) and table.format not in formats:
+            names = " or ".join(map(literal, formats))
+            message = f"counts only for format {names}, and this is {literal(table.format)}"
+            yield table.problem(key, message, f"remove it, or write format = {names}")
+
+
+def assistant_turns_need_conversations(table: DataTable) -> Iterator[Problem]:
+    if table.data.train_on == "assistant" and table.format and table.format not in CONVERSATIONS:
+        message = f'"assistant" needs rows with whole conversations, and this is format {literal(table.format)}'
+        yield table.problem("train_on", message, 'write train_on = "answer", or format = "messages" or "sharegpt"')
+
+
+def text_has_no_system_turn(table: DataTable) -> Iterator[Problem]:
+    if table.format == "text" and table.data.system is not None:
+        yield table.problem("system", 'has no place in format "text", whose rows have no turns', "remove it")
+
+
+def streams_hold_out_a_count(table: DataTable) -> Iterator[Problem]:
+    test = table.data.test
+    if table.data.streaming and isinstance(test, float) and test > 0:
+        message = f"{test:g} of a stream cannot be held out, as its length is not known"
+        yield table.problem("test", message, "write a count of rows, such as test = 100")
+
+
+def rows_are_left_to_train_on(table: DataTable) -> Iterator[Problem]:
+    test, limit = table.data.test, table.data.limit
+    if limit is not None and test >= limit:
+        message = f"holds out {test:g} of at most {limit} rows and leaves none to train on"
+        yield table.problem("test", message, f"write test below {limit}, or raise limit")
+
+
+def hub_keys_need_a_hub_id(table: DataTable) -> Iterator[Problem]:
+    if not Path(table.data.path).is_absolute():
+        return
+    for key in ("config", "split", "revision"):
+        if table.given(key):
+            message = f"counts only for a data set of the hub, and {table.data.path} is on this machine"
+            yield table.problem(key, message, "remove it")
+
+
+RULES: tuple[Callable[[DataTable], Iterator[Problem]], ...] = (
+    shape_is_known,
+    prompt_and_completion_together,
+    templates_only_for_prompt,
+    templates_parse,
+    completion_has_a_field,
+    keys_suit_format,
+    assistant_turns_need_conversations,
+    text_has_no_system_turn,
+    streams_hold_out_a_count,
+    rows_are_left_to_train_on,
+    hub_keys_need_a_hub_id,
+)

@@ -1,0 +1,183 @@
+"""Judges a recipe's tables against the vocabulary, key by key, and finds every mistake rather than the first.
+
+It knows structs, their fields and their tags, and no key of a recipe but those in the table below: a new kind of
+adapter or stage needs no change here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec.inspect as types
+from msgspec import NODEFAULT, Struct
+
+from ftlaunch.errors import Problem
+from ftlaunch.suits import meant, suits
+from ftlaunch.vocabulary import Vocabulary, names, structs
+from ftlaunch.where import KeyPath, Toml, Where, dotted, quoted_key
+from ftlaunch.wording import choice, closest, did_you_mean, expected, got, literal
+
+MANY_LINES = frozenset({"prompt", "completion", "system"})
+"""Keys whose text may have line breaks and tabs."""
+
+
+def find_problems(form: type[Struct], values: dict[str, Toml], where: Where) -> list[Problem]:
+    """Everything that keeps the tables from being a `form`; if there is nothing, `msgspec.convert` will accept them."""
+    top = types.type_info(form)
+    assert isinstance(top, types.StructType)
+    judge = _Judge(Vocabulary(top), where)
+    judge.table((top,), values, ())
+    return judge.problems
+
+
+class _Judge:
+    def __init__(self, vocabulary: Vocabulary, where: Where) -> None:
+        self.vocabulary = vocabulary
+        self.where = where
+        self.problems: list[Problem] = []
+
+    def table(self, kinds: Sequence[types.StructType], values: dict[str, Toml], path: KeyPath) -> None:
+        kind = self._kind(kinds, values, path)
+        if kind is None:
+            return
+        fields = {field.encode_name: field for field in kind.fields}
+        present = {*values}
+        for key, value in values.items():
+            if key in fields:
+                self._value(fields[key].type, value, (*path, key), _otherwise(fields[key]))
+            elif key != kind.tag_field:
+                advice = self.vocabulary.advise(key, kind, kinds)
+                present |= {advice.meant} if advice.meant else set()
+                self._add((*path, key), advice.message, advice.remedy)
+        for key, field in fields.items():
+            if field.required and key not in present:
+                self._missing(field, path)
+
+    def _kind(
+        self, kinds: Sequence[types.StructType], values: dict[str, Toml], path: KeyPath
+    ) -> types.StructType | None:
+        """What the table is, or was probably meant to be; None where that cannot be told."""
+        tag_field = kinds[0].tag_field
+        if tag_field is None:
+            return kinds[0]
+        tags = {kind.tag: kind for kind in kinds if isinstance(kind.tag, str)}
+        tag = values.get(tag_field)
+        if isinstance(tag, str) and tag in tags:
+            return tags[tag]
+        fitting = [str(kind.tag) for kind in kinds if {*values} <= {*names(kind)}]
+        guess = fitting[0] if len(fitting) == 1 else None
+        wanted = choice(map(literal, tags))
+        otherwise = f"write {tag_field} = {literal(guess) if guess else wanted}"
+        if tag is None:
+            self._add((*path, tag_field), f"is missing: expected {wanted}", otherwise)
+            return tags.get(guess or "")
+        near = closest(tag, tags) if isinstance(tag, str) else None
+        remedy = f"did you mean {literal(near)}?" if near else otherwise
+        self._add((*path, tag_field), f"expected {wanted}, got {got(tag)}", remedy)
+        return tags.get(near or "")
+
+    def _value(self, kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> None:
+        tables = structs(kind)
+        if not tables:
+            self._plain(kind, value, path, otherwise)
+        elif isinstance(kind, types.ListType):
+            self._list_of_tables(kind, value, path)
+        elif isinstance(kind, types.DictType):
+            self._named_tables(kind, value, path)
+        elif isinstance(value, dict):
+            self.table(tables, value, path)
+        else:
+            tags = [literal(table.tag) for table in tables if table.tag == value]
+            remedy = f" with {tables[0].tag_field} = {tags[0]}" if tags else ""
+            self._add(path, f"expected a table, got {got(value)}", f"write {_header(path)}{remedy}")
+
+    def _list_of_tables(self, kind: types.ListType, value: Toml, path: KeyPath) -> None:
+        if isinstance(value, list) and len(value) >= (kind.min_length or 0):
+            for index, element in enumerate(value):
+                self._value(kind.item_type, element, (*path, index), "")
+        else:
+            self._add(path, f"expected tables headed {_header((*path, 0))}, got {got(value)}", _add_header((*path, 0)))
+
+    def _named_tables(self, kind: types.DictType, value: Toml, path: KeyPath) -> None:
+        header = _header((*path, "NAME"))
+        if not isinstance(value, dict):
+            self._add(path, f"expected tables headed {header}, got {got(value)}", f"write {header}")
+            return
+        keys = {key for table in structs(kind) for key in names(table)}
+        stray = [key for key, element in value.items() if key in keys and not isinstance(element, dict)]
+        if stray:
+            self._add((*path, stray[0]), "stands in a table that has no name of its own", f"head the table {header}")
+        for key, element in value.items():
+            if key in stray:
+                continue
+            if not suits(kind.key_type, key):
+                message = f"expected a name that is {expected(kind.key_type)}, got {got(key)}"
+                self._add((*path, key), message, "rename it")
+            self._value(kind.value_type, element, (*path, key), "")
+
+    def _plain(self, kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> None:
+        many_lines = bool(MANY_LINES.intersection(path[-1:]))
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (control := _control_character(text, many_lines=many_lines)):
+                self._add(path, f"has the control character {control!r} in {got(text)}", "remove that character")
+                return
+        if not suits(kind, value):
+            remedy = _remedy(kind, value, path, otherwise)
+            self._add(path, f"expected {expected(kind)}, got {_offender(kind, value)}", remedy)
+
+    def _missing(self, field: types.Field, path: KeyPath) -> None:
+        key = (*path, field.encode_name)
+        if structs(field.type):
+            last = (*key, 0) if isinstance(field.type, types.ListType) else key
+            self._add(key, "is missing", _add_header(last))
+        else:
+            place = _header(path) if path else "the top of the file"
+            self._add(key, f"is missing: expected {expected(field.type)}", f"add {field.encode_name} = … to {place}")
+
+    def _add(self, path: KeyPath, message: str, remedy: str) -> None:
+        self.problems.append(Problem(self.where(path), dotted(path), message, remedy))
+
+
+def _otherwise(field: types.Field) -> str:
+    """The remedy of last resort for a wrong value."""
+    default: Any = field.default
+    if field.required:
+        return "give it such a value"
+    if default is NODEFAULT or default is None:
+        return "give it such a value, or leave it out"
+    return f"give it such a value, or leave it out for the default, {literal(default)}"
+
+
+def _remedy(kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> str:
+    options = [option for member in _members(kind) if isinstance(member, types.LiteralType) for option in member.values]
+    if isinstance(value, str) and options:
+        return did_you_mean(value, map(str, options), otherwise)
+    instead = meant(kind, value)
+    return otherwise if instead is None else f"write {quoted_key(str(path[-1]))} = {literal(instead)}"
+
+
+def _members(kind: types.Type) -> tuple[types.Type, ...]:
+    return kind.types if isinstance(kind, types.UnionType) else (kind,)
+
+
+def _offender(kind: types.Type, value: Toml) -> str:
+    """The value, or the first element of it that spoils a list."""
+    items = next((member.item_type for member in _members(kind) if isinstance(member, types.ListType)), None)
+    if items is None or not isinstance(value, list):
+        return got(value)
+    return f"a list with {got(next((element for element in value if not suits(items, element)), value))}"
+
+
+def _control_character(text: str, *, many_lines: bool) -> str | None:
+    """The first control character that does not belong, as it might be one that a terminal obeys."""
+    allowed = "\n\t" if many_lines else ""
+    return next((char for char in text if (ord(char) < 32 or ord(char) == 127) and char not in allowed), None)
+
+
+def _header(path: KeyPath) -> str:
+    """The header of the table at the path: `[data.trivia]`, `[[stage]]`."""
+    name = ".".join(quoted_key(part) for part in path if isinstance(part, str))
+    return f"[[{name}]]" if isinstance(path[-1], int) else f"[{name}]"
+
+
+def _add_header(path: KeyPath) -> str:
+    return f"add a table headed {_header(path)}"

@@ -1,0 +1,59 @@
+"""A recipe file → a Recipe that is right key by key. Defaults < `extends` < the file < `--set`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ftlaunch import decode, layers, places
+from ftlaunch.errors import Problem, RecipeError
+from ftlaunch.layers import BASE, Layer
+from ftlaunch.recipe import Recipe
+from ftlaunch.where import KeyPath, Origin, Where, dotted
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe and where each key of it was written."""
+
+    recipe: Recipe
+    source: Path
+    text: str
+    """The file as written."""
+    where: Where
+
+    def problem(self, path: KeyPath, message: str, remedy: str) -> Problem:
+        """A problem with the key at the path."""
+        return Problem(self.where(path), dotted(path), message, remedy)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a recipe, with `key.path=value` overrides put in. Raises RecipeError with everything wrong in its keys."""
+    text = layers.read_text(path)
+    written = _with_base(layers.parse(text, path), path)
+    layer, problems = layers.override(written, overrides)
+    where = Where(Origin(f"{path}:1", path.absolute().parent), layer.origins)
+    problems += decode.find_problems(Recipe, layer.values, where)
+    values, misplaced = places.settle(layer.values, where, {problem.key for problem in problems})
+    problems += misplaced
+    if problems:
+        raise RecipeError(problems)
+    return Loaded(msgspec.convert(values, Recipe), path, text, where)
+
+
+def _with_base(layer: Layer, path: Path) -> Layer:
+    """The layer over that of the recipe which it extends. A base that is no text is left for the judge of types."""
+    named = layer.values.get(BASE)
+    if not isinstance(named, str) or not named:
+        return layer
+    base_path = path.parent / Path(named).expanduser()
+    place = layer.origins[(BASE,)].place
+    if not base_path.is_file():
+        message = f"there is no recipe {base_path.absolute()}"
+        raise RecipeError([Problem(place, BASE, message, f"correct the path; it counts from {path.absolute().parent}")])
+    base = layers.parse(layers.read_text(base_path), base_path)
+    if BASE in base.values:
+        message = f"a base may not extend another recipe, and {base_path} does"
+        raise RecipeError([Problem(base.origins[(BASE,)].place, BASE, message, "put both bases into one file")])
+    return layers.merge(base, layer)

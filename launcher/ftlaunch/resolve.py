@@ -1,0 +1,47 @@
+"""What counts for one stage: its own tables where it has them, else the recipe's."""
+
+from dataclasses import dataclass
+
+from ftlaunch.recipe import Adapter, Merge, Model, Optimizer, Parallel, Recipe, Sft, Stage
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The tables that a stage runs with."""
+
+    model: Model
+    adapter: Adapter
+    optimizer: Optimizer
+    parallel: Parallel
+    world_size: int
+    """Processes on all nodes together."""
+
+
+def for_stage(recipe: Recipe, stage: Stage) -> Resolved:
+    """The tables of a stage of this recipe. A merge has those of the training before it, and runs in one process."""
+    if isinstance(stage, Merge):
+        return _for_merge(recipe, stage)
+    parallel = stage.parallel or recipe.parallel
+    return Resolved(
+        model=stage.model or recipe.model,
+        adapter=stage.adapter or recipe.adapter,
+        optimizer=stage.optimizer or recipe.optimizer,
+        parallel=parallel,
+        world_size=parallel.nodes * parallel.procs_per_node,
+    )
+
+
+def _for_merge(recipe: Recipe, merge: Merge) -> Resolved:
+    trained = trained_before(recipe, merge)
+    if trained is None:
+        model, adapter, optimizer, device = recipe.model, recipe.adapter, recipe.optimizer, recipe.parallel.device
+    else:
+        before = for_stage(recipe, trained)
+        model, adapter, optimizer, device = before.model, before.adapter, before.optimizer, before.parallel.device
+    return Resolved(model, adapter, optimizer, Parallel(device=device), world_size=1)
+
+
+def trained_before(recipe: Recipe, stage: Stage) -> Sft | None:
+    """The last training stage ahead of this one, which must be the recipe's own object; None where there is none."""
+    place = next(index for index, other in enumerate(recipe.stage) if other is stage)
+    return next((other for other in reversed(recipe.stage[:place]) if isinstance(other, Sft)), None)

@@ -1,0 +1,196 @@
+"""Rules between the keys of a training stage and the tables that count for it."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ftlaunch import resolve
+from ftlaunch.errors import Problem
+from ftlaunch.load import Loaded
+from ftlaunch.recipe import Data, Full, Lora, Sft
+from ftlaunch.resolve import Resolved
+from ftlaunch.where import KeyPath
+from ftlaunch.wording import choice, did_you_mean, literal
+
+ZERO = ("zero1", "zero2", "zero3")
+TableName = Literal["model", "adapter", "optimizer", "parallel"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training stage, the tables that count for it, and where they stand."""
+
+    loaded: Loaded
+    index: int
+    stage: Sft
+    resolved: Resolved
+
+    @property
+    def data_names(self) -> list[str]:
+        return [self.stage.data] if isinstance(self.stage.data, str) else self.stage.data
+
+    @property
+    def data(self) -> list[Data]:
+        """Its data tables, those that do not exist left out."""
+        tables = self.loaded.recipe.data
+        return [tables[name] for name in self.data_names if name in tables]
+
+    def problem(self, key: str, message: str, remedy: str) -> Problem:
+        return self.loaded.problem(("stage", self.index, key), message, remedy)
+
+    def table_problem(self, table: TableName, key: str, message: str, remedy: str) -> Problem:
+        """A problem with a key of the stage's own table, or of the recipe's where the stage has none."""
+        own: KeyPath = () if getattr(self.stage, table) is None else ("stage", self.index)
+        return self.loaded.problem((*own, table, key), message, remedy)
+
+
+def data_is_known(training: Training) -> Iterator[Problem]:
+    known = list(training.loaded.recipe.data)
+    names = training.data_names
+    if not names:
+        yield training.problem("data", "names no data", f"name {choice(known)}" if known else "add a [data.NAME] table")
+    for name in dict.fromkeys(names):
+        if name not in known:
+            add = f"add a table headed [data.{name}]"
+            remedy = did_you_mean(name, known, f"name {choice(known)}, or {add}" if known else add)
+            yield training.problem("data", f"there is no table [data.{name}]", remedy)
+        elif names.count(name) > 1:
+            remedy = f"name it once; its share is data.{name}.weight"
+            yield training.problem("data", f"names {literal(name)} {names.count(name)} times", remedy)
+
+
+def one_length(training: Training) -> Iterator[Problem]:
+    if training.stage.epochs is not None and training.stage.steps is not None:
+        yield training.problem("steps", "is given together with epochs", "keep the one that is meant")
+
+
+def batch_divides(training: Training) -> Iterator[Problem]:
+    batch, micro, world = training.stage.batch_size, training.stage.micro_batch_size, training.resolved.world_size
+    if batch % world:
+        unit = world * (micro or 1)
+        below = batch // unit * unit
+        values = [str(value) for value in (below, below + unit) if value]
+        message = f"{batch} rows cannot be shared out evenly over {world} processes"
+        yield training.problem("batch_size", message, f"write batch_size = {choice(values)}")
+    elif micro and batch % (micro * world):
+        share = batch // world
+        values = [str(value) for value in range(1, share + 1) if share % value == 0]
+        message = f"micro-batches of {micro} rows cannot make up the {share} rows that each process has of {batch}"
+        yield training.problem("micro_batch_size", message, f"write micro_batch_size = {choice(values)}")
+
+
+def warmup_ends(training: Training) -> Iterator[Problem]:
+    warmup, steps = training.stage.warmup, training.stage.steps
+    if isinstance(warmup, int) and steps is not None and warmup >= steps:
+        message = f"{warmup} steps of warm-up leave nothing of {steps} steps"
+        yield training.problem("warmup", message, f"write warmup below {steps}, or a fraction such as 0.03")
+
+
+def streams_need_steps(training: Training) -> Iterator[Problem]:
+    if training.stage.steps is not None or not any(data.streaming for data in training.data):
+        return
+    remedy = "write steps instead, or turn the data's streaming off"
+    if training.stage.epochs is not None:
+        yield training.problem("epochs", "cannot be counted, as the length of streamed data is not known", remedy)
+    else:
+        yield training.problem("steps", "is missing, and the length of streamed data is not known", "add steps = …")
+
+
+def evaluation_has_rows(training: Training) -> Iterator[Problem]:
+    if training.stage.evaluate_every is not None and training.data and not any(data.test for data in training.data):
+        remedy = f"hold rows out with data.{training.data_names[0]}.test, or remove evaluate_every"
+        yield training.problem("evaluate_every", "has no rows to evaluate on: none of its data has test rows", remedy)
+
+
+def single_is_one_process(training: Training) -> Iterator[Problem]:
+    parallel, world = training.resolved.parallel, training.resolved.world_size
+    if parallel.strategy == "single" and world > 1:
+        message = f'"single" is one process, and nodes × procs_per_node is {world}'
+        remedy = 'write strategy = "ddp", "zero1", "zero2" or "zero3"'
+        yield training.table_problem("parallel", "strategy", message, remedy)
+
+
+def offload_needs_zero(training: Training) -> Iterator[Problem]:
+    parallel = training.resolved.parallel
+    if parallel.offload != "none" and parallel.strategy not in ZERO:
+        message = f"only ZeRO can offload, and the strategy is {literal(parallel.strategy)}"
+        remedy = 'write strategy = "zero1", "zero2" or "zero3", or remove offload'
+        yield training.table_problem("parallel", "offload", message, remedy)
+
+
+def quantized_weights_need_an_adapter(training: Training) -> Iterator[Problem]:
+    quantization = training.resolved.model.quantization
+    if quantization != "none" and isinstance(training.resolved.adapter, Full):
+        message = f"{literal(quantization)} weights cannot be trained themselves, and there is no adapter"
+        yield training.table_problem("model", "quantization", message, 'add [adapter] with kind = "lora", or remove it')
+
+
+def quantized_weights_stay(training: Training) -> Iterator[Problem]:
+    quantization = training.resolved.model.quantization
+    if quantization != "none" and training.resolved.parallel.offload != "none":
+        message = f"{literal(quantization)} weights cannot be moved to host memory and back"
+        yield training.table_problem("parallel", "offload", message, "remove offload or quantization")
+
+
+def optimizer_suits_processes(training: Training) -> Iterator[Problem]:
+    name, parallel = training.resolved.optimizer.name, training.resolved.parallel
+    if name == "adamw":
+        return
+    if parallel.strategy in ZERO:
+        message = f"{literal(name)} keeps its state in a form that ZeRO cannot shard: ZeRO needs a plain AdamW"
+        remedy = 'write name = "adamw", or strategy = "ddp"'
+        yield training.table_problem("optimizer", "name", message, remedy)
+    if parallel.device == "cpu":
+        message = f"{literal(name)} needs a GPU, and the device is the CPU"
+        yield training.table_problem("optimizer", "name", message, 'write name = "adamw"')
+
+
+def fp16_needs_a_gpu(training: Training) -> Iterator[Problem]:
+    if training.resolved.model.dtype == "fp16" and training.resolved.parallel.device == "cpu":
+        remedy = 'write dtype = "bf16" or "fp32"'
+        yield training.table_problem("model", "dtype", '"fp16" needs a GPU, and the device is the CPU', remedy)
+
+
+def targets_compile(training: Training) -> Iterator[Problem]:
+    adapter = training.resolved.adapter
+    if not isinstance(adapter, Lora):
+        return
+    if isinstance(adapter.targets, list):
+        if not adapter.targets:
+            yield training.table_problem("adapter", "targets", "names no module", 'write targets = "all-linear"')
+        return
+    try:
+        re.compile(adapter.targets)
+    except re.error as error:
+        message = f"{literal(adapter.targets)} is not a regular expression: {error}"
+        remedy = 'correct it, or write "all-linear" or a list of module names'
+        yield training.table_problem("adapter", "targets", message, remedy)
+
+
+def base_stays_the_same(training: Training) -> Iterator[Problem]:
+    before = resolve.trained_before(training.loaded.recipe, training.stage)
+    if before is None:
+        return
+    earlier = resolve.for_stage(training.loaded.recipe, before).model.path
+    if training.resolved.model.path != earlier:
+        message = f"names another model than the stage before, whose result on {earlier} this one starts from"
+        yield training.table_problem("model", "path", message, f"write path = {literal(earlier)}, or make two recipes")
+
+
+RULES: tuple[Callable[[Training], Iterator[Problem]], ...] = (
+    data_is_known,
+    one_length,
+    batch_divides,
+    warmup_ends,
+    streams_need_steps,
+    evaluation_has_rows,
+    single_is_one_process,
+    offload_needs_zero,
+    quantized_weights_need_an_adapter,
+    quantized_weights_stay,
+    optimizer_suits_processes,
+    fp16_needs_a_gpu,
+    targets_compile,
+    base_stays_the_same,
+)

@@ -1,0 +1,119 @@
+"""Where rows come from: local files or a data set of the hub."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftlaunch.errors import UserError
+from ftlaunch.fill import DataError, Row
+from ftlaunch.recipe import Data
+from ftlaunch.rows import data_files, is_local, read_rows
+
+Rows = Iterator[tuple[str, Row]]
+"""(place of the row, such as "facts.jsonl:17"; the row)."""
+
+SHUFFLED_ROWS = 1000
+"""Rows that a stream holds in memory to draw the next one from."""
+
+
+def load_rows(data: Data) -> Rows:
+    """The rows of a data set in its own order, at most `data.limit`.
+
+    Raises UserError where a file or row is broken, or the hub does not have, or does not give, what is named.
+    """
+    rows = _local_rows(data) if is_local(data.path) else _hub_rows(_open_hub(data), data, "row")
+    return islice(rows, data.limit)
+
+
+def stream_rows(data: Data, seed: int, skip: int) -> Rows:
+    """The rows after the first `skip` in a seeded order, shuffled within a window of 1000 rows."""
+    if is_local(data.path):
+        return _shuffled(islice(load_rows(data), skip, None), seed)
+    found = _open_hub(data)
+    limited = found if data.limit is None else found.take(data.limit)
+    return _hub_rows(limited.skip(skip).shuffle(seed=seed, buffer_size=SHUFFLED_ROWS), data, "shuffled row")
+
+
+def fingerprint(data: Data) -> str:
+    """A digest that changes with the rows: SHA-256 of the files' contents, or the hub's own fingerprint."""
+    if not is_local(data.path):
+        return f"{data.path}@{data.revision or 'main'}:{_open_hub(data)._fingerprint}"
+    digest = hashlib.sha256()
+    for path in data_files(Path(data.path)):
+        with path.open("rb") as file:
+            digest.update(path.suffix.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _local_rows(data: Data) -> Rows:
+    for path in data_files(Path(data.path)):
+        yield from _parquet_rows(path) if path.suffix == ".parquet" else read_rows(path)
+
+
+def _parquet_rows(path: Path) -> Rows:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} (row {number})", row
+    except (pyarrow.ArrowException, OSError) as error:
+        remedy = "write the file again; it may have been cut short"
+        raise DataError(str(path), f"cannot be read as parquet: {error}", remedy) from error
+    if number == 0:
+        raise DataError(str(path), "the file has no rows", "check that it was written to the end")
+
+
+def _hub_rows(rows: Any, data: Data, word: str) -> Rows:
+    for number, row in enumerate(rows):
+        yield f"{data.path}[{data.split}] ({word} {number})", row
+
+
+def _open_hub(data: Data) -> Any:
+    """A `datasets.Dataset`, or an IterableDataset for streaming."""
+    return _open(data.path, data.config, data.split, data.revision, data.streaming)
+
+
+@lru_cache(maxsize=8)
+def _open(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        return load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+    except DatasetNotFoundError as error:
+        remedy = "check the id and the revision; a private data set needs `hf auth login`; a local file needs its path"
+        raise UserError(f"the hub has no data set {path!r} that you may read: {_first_line(error)}", remedy) from error
+    except ConnectionError as error:
+        remedy = "check the network, or load it once where there is one, or name a local file"
+        raise UserError(f"the data set {path!r} cannot be had: {_first_line(error)}", remedy) from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        remedy = "check `config`, `split` and `revision` of the data table"
+        raise UserError(f"the data set {path!r} cannot be loaded: {_first_line(error)}", remedy) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _shuffled(rows: Rows, seed: int) -> Rows:
+    """Rows drawn at random from a window that the next ones fill up: the hub's streams are shuffled the same way."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    window: list[tuple[str, Row]] = []
+    for row in rows:
+        if len(window) < SHUFFLED_ROWS:
+            window.append(row)
+        else:
+            place = int(generator.integers(SHUFFLED_ROWS))
+            yield window[place]
+            window[place] = row
+    yield from (window[place] for place in generator.permutation(len(window)))

@@ -1,0 +1,153 @@
+"""Rows as tokens, in memory or mapped from a folder that is written whole or not at all."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from ftlaunch.rundir import write_json
+from fttrain.data.chat import Encoded
+
+log = logging.getLogger(__name__)
+
+_FILES = {"ids": np.int32, "trained": np.bool_, "lengths": np.int64, "supervised": np.int64}
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Rows as tokens, laid end to end; the arrays may be mapped from disk, and several sets may share them."""
+
+    ids: np.ndarray
+    """int32, all rows' token ids."""
+    trained: np.ndarray
+    """bool, beside `ids`: whether the token is trained."""
+    offsets: np.ndarray
+    """[N] int64: where each row begins in `ids`."""
+    lengths: np.ndarray
+    """[N] int64: tokens of each row."""
+    supervised: np.ndarray
+    """[N] int64: trained tokens of each row that something predicts, so without its first token."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids [T], trained [T]) of one row, as views."""
+        here = slice(self.offsets[index], self.offsets[index] + self.lengths[index])
+        return self.ids[here], self.trained[here]
+
+    def take(self, rows: np.ndarray) -> "TokenSet":
+        """The set of these rows, in this order, over the same arrays."""
+        return TokenSet(self.ids, self.trained, self.offsets[rows], self.lengths[rows], self.supervised[rows])
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """What became of a data set's rows."""
+
+    rows: int = 0
+    """Read."""
+    kept: int = 0
+    tokens: int = 0
+    """Of the rows kept."""
+    trained: int = 0
+    """Trained tokens of the rows kept that something predicts."""
+    truncated: int = 0
+    """Rows kept, or left out as untrained, whose end was cut off."""
+    dropped_overlong: int = 0
+    dropped_untrained: int = 0
+    """Rows left out because no token of theirs would be trained, such as those whose answer was cut off."""
+
+
+class _Meta(Struct, frozen=True, kw_only=True):
+    """`meta.json` of a set on disk, written last."""
+
+    counts: Counts
+    sizes: dict[str, int]
+    """Bytes of each file."""
+
+
+def token_set(rows: Iterable[Encoded]) -> TokenSet:
+    """Encoded rows as a set in memory."""
+    rows = list(rows)
+    lengths = np.array([len(row.ids_T) for row in rows], dtype=np.int64)
+    return TokenSet(
+        ids=np.array([token for row in rows for token in row.ids_T], dtype=np.int32),
+        trained=np.array([trained for row in rows for trained in row.trained_T], dtype=np.bool_),
+        offsets=_offsets(lengths),
+        lengths=lengths,
+        supervised=np.array([supervised(row) for row in rows], dtype=np.int64),
+    )
+
+
+def supervised(row: Encoded) -> int:
+    """Trained tokens that something predicts: all but the row's first."""
+    return sum(row.trained_T[1:])
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
+def open_set(folder: Path) -> tuple[TokenSet, Counts] | None:
+    """The set in a folder, mapped from disk; None where there is none, or one that is broken, which is logged."""
+    if not folder.exists():
+        return None
+    try:
+        meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=_Meta)
+        sizes = {name: (folder / name).stat().st_size for name in _FILES}
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("the cached tokens in %s are not read: %s", folder, error)
+        return None
+    if sizes != meta.sizes:
+        log.warning("the cached tokens in %s are not read: files have changed size", folder)
+        return None
+    ids, trained, lengths, counts = (np.asarray(np.memmap(folder / name, kind, "r")) for name, kind in _FILES.items())
+    return TokenSet(ids, trained, _offsets(lengths), lengths, counts), meta.counts
+
+
+def write_set(folder: Path, rows: Iterable[Encoded], counts: Callable[[], Counts]) -> tuple[TokenSet, Counts]:
+    """Keep rows in a folder that appears by rename, open to its owner only, and open it.
+
+    `counts` is asked once the rows have run out. What it or the rows raise leaves nothing behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        _write_rows(aside, rows)
+        sizes = {name: (aside / name).stat().st_size for name in _FILES}
+        write_json(aside / "meta.json", _Meta(counts=counts(), sizes=sizes))
+        return _publish(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_rows(folder: Path, rows: Iterable[Encoded]) -> None:
+    sizes: list[tuple[int, int]] = []
+    with (folder / "ids").open("wb") as ids, (folder / "trained").open("wb") as trained:
+        for row in rows:
+            ids.write(np.array(row.ids_T, dtype=np.int32).tobytes())
+            trained.write(bytes(row.trained_T))
+            sizes.append((len(row.ids_T), supervised(row)))
+    lengths, counts = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
+    lengths.tofile(folder / "lengths")
+    counts.tofile(folder / "supervised")
+
+
+def _publish(aside: Path, folder: Path) -> tuple[TokenSet, Counts]:
+    """Rename `aside` to `folder`, unless another process has just put the same there."""
+    found = open_set(folder)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            aside.rename(folder)
+        except FileExistsError:
+            log.info("another process wrote %s first", folder)
+        found = open_set(folder)
+    assert found is not None, f"{folder} was just written"
+    return found

@@ -1,0 +1,189 @@
+"""Rules between keys: what they let through, a stage's own tables, and the check of data rows."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ftlaunch import resolve
+from ftlaunch.errors import RecipeError, UserError
+from ftlaunch.load import load_recipe
+from ftlaunch.recipe import Data, Lora, Merge, Parallel, Sft
+from ftlaunch.rules import check, judge
+from ftlaunch.templates import template_fields
+
+SOUND = """\
+name = "demo"
+model.path = "owner/model"
+adapter.kind = "lora"
+[data.qa]
+path = "owner/rows"
+prompt = "{question}"
+completion = "{answer}"
+[[stage]]
+kind = "sft"
+data = "qa"
+[[stage]]
+kind = "merge"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(SOUND)
+    return path
+
+
+def keys(recipe: Path, *overrides: str) -> list[str]:
+    return [problem.key for problem in judge(load_recipe(recipe, overrides))]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["parallel.strategy=ddp"],
+        ["parallel.strategy=zero2"],
+        ["parallel.strategy=zero3", "parallel.offload=cpu", "parallel.nodes=2", "parallel.procs_per_node=4"],
+        ["model.quantization=nf4", "parallel.device=cpu"],
+        ["parallel.device=cpu", "stage.0.label_smoothing=0.1"],
+        ["optimizer.name=paged_adamw_8bit", "parallel.strategy=ddp"],
+        ["parallel.strategy=ddp", "parallel.procs_per_node=2", "stage.0.micro_batch_size=2"],
+        ["data.qa.streaming=true", "stage.0.steps=9", "data.qa.test=4", "stage.0.label_smoothing=0.1"],
+        ["data.qa.test=0.5", "stage.0.evaluate_every=2"],
+        ["stage.0.warmup=9", "stage.0.steps=10"],
+        ["stage.0.warmup=20", "stage.0.epochs=2"],
+        ["stage.0.warmup=0.9", "stage.0.steps=1"],
+        ["data.qa.format=prompt", "data.qa.system=Be kind to {name[0][first]}."],
+        ["adapter.targets=.*(q|v)_proj"],
+        ["data.qa.config=main", "data.qa.split=test", "data.qa.revision=v1", "data.qa.limit=5", "data.qa.test=4"],
+    ],
+)
+def test_what_is_supported_passes(recipe: Path, overrides: list[str]) -> None:
+    assert judge(load_recipe(recipe, overrides)) == []
+
+
+@pytest.mark.parametrize("data_format", ["messages", "sharegpt"])
+def test_conversations_may_train_every_assistant_turn(recipe: Path, data_format: str) -> None:
+    text = SOUND.replace('prompt = "{question}"\ncompletion = "{answer}"', f'format = "{data_format}"')
+    recipe.write_text(text)
+    assert keys(recipe, "data.qa.train_on=assistant", "data.qa.messages_field=turns") == []
+
+
+def test_a_stage_s_own_tables_count_and_are_blamed(recipe: Path) -> None:
+    own = ["stage.0.parallel.device=cpu", "stage.0.model.path=owner/model", "stage.0.model.dtype=fp16"]
+    assert keys(recipe, *own) == ["stage[0].model.dtype"]
+    assert keys(recipe, "parallel.device=cpu", "stage.0.parallel.device=cuda", "model.dtype=fp16") == []
+    assert keys(recipe, "model.quantization=nf4", "stage.0.adapter.kind=full") == ["model.quantization", "stage[1]"]
+
+
+def test_what_two_stages_share_is_blamed_once(recipe: Path) -> None:
+    second = '[[stage]]\nkind = "sft"\ndata = "qa"\n'
+    recipe.write_text(SOUND.replace('[[stage]]\nkind = "merge"', second))
+    assert keys(recipe, "parallel.offload=cpu") == ["parallel.offload"]
+
+
+def test_two_rules_of_the_optimizer_are_both_told(recipe: Path) -> None:
+    found = keys(recipe, "optimizer.name=adamw_8bit", "parallel.device=cpu", "parallel.strategy=zero1")
+    assert found == ["optimizer.name", "optimizer.name"]
+
+
+def test_a_stage_after_merge_starts_a_problem_of_order_only(recipe: Path) -> None:
+    recipe.write_text(SOUND + '[[stage]]\nkind = "merge"\n')
+    assert keys(recipe) == ["stage[1]"]
+
+
+class TestResolve:
+    def test_a_stage_s_tables_win_whole(self, recipe: Path) -> None:
+        overrides = ["parallel.nodes=2", "parallel.strategy=ddp", "stage.0.parallel.procs_per_node=3"]
+        loaded = load_recipe(recipe, [*overrides, "stage.0.parallel.strategy=ddp"])
+        resolved = resolve.for_stage(loaded.recipe, loaded.recipe.stage[0])
+        assert resolved.parallel == Parallel(strategy="ddp", procs_per_node=3)
+        assert resolved.world_size == 3
+        assert resolved.adapter == Lora()
+
+    def test_a_merge_has_the_tables_of_the_training_before_it_and_one_process(self, recipe: Path) -> None:
+        overrides = ["stage.0.adapter.rank=3", "stage.0.adapter.kind=lora", "adapter.kind=full"]
+        parallel = ["parallel.strategy=zero3", "parallel.nodes=2", "parallel.device=cpu"]
+        loaded = load_recipe(recipe, overrides + parallel)
+        resolved = resolve.for_stage(loaded.recipe, loaded.recipe.stage[1])
+        assert resolved.adapter == Lora(rank=3)
+        assert resolved.parallel == Parallel(device="cpu")
+        assert resolved.world_size == 1
+
+    def test_equal_stages_are_told_apart(self, recipe: Path) -> None:
+        loaded = load_recipe(recipe)
+        first, last = Sft(data="qa"), Sft(data="qa")
+        stages = [first, Merge(), last, Merge()]
+        changed = type(loaded.recipe)(name="x", model=loaded.recipe.model, stage=stages)
+        assert resolve.trained_before(changed, stages[0]) is None
+        assert resolve.trained_before(changed, stages[2]) is first
+        assert resolve.trained_before(changed, stages[3]) is last
+
+
+class TestCheck:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[Data]:
+        """The data tables whose rows are looked into; the look finds one mistake in files called bad.jsonl."""
+        asked: list[Data] = []
+
+        def check_rows(data: Data) -> list[tuple[str, str, str]]:
+            asked.append(data)
+            return [(f"{data.path}:3", "no field {x}", "add it")] if data.path.endswith("bad.jsonl") else []
+
+        monkeypatch.setitem(sys.modules, "ftlaunch.rows", SimpleNamespace(check_rows=check_rows))
+        return asked
+
+    def test_a_sound_recipe_is_returned(self, recipe: Path, asked: list[Data]) -> None:
+        assert check(recipe, ["seed=3"]).recipe.seed == 3
+        assert asked == []  # a hub data set is the trainer's
+
+    def test_mistakes_in_rows_are_problems_with_the_data_s_own_line(self, recipe: Path, asked: list[Data]) -> None:
+        rows = recipe.with_name("bad.jsonl")
+        rows.touch()
+        with pytest.raises(RecipeError) as caught:
+            check(recipe, [f"data.qa.path={rows}"])
+        [problem] = caught.value.problems
+        assert str(problem) == f"{rows}:3: data.qa: no field {{x}}\n  → add it"
+        assert [data.path for data in asked] == [str(rows)]
+
+    @pytest.mark.parametrize("override", ["seed=x", "parallel.offload=cpu"])
+    def test_rows_are_left_alone_while_the_recipe_is_wrong(
+        self, recipe: Path, asked: list[Data], override: str
+    ) -> None:
+        rows = recipe.with_name("bad.jsonl")
+        rows.touch()
+        with pytest.raises(RecipeError, match="1 problem above"):
+            check(recipe, [f"data.qa.path={rows}", override])
+        assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("", []),
+        ("no field, {{braces}}", []),
+        ("{a}", [("a",)]),
+        ("Q: {question}\nA: {answer[value]}{a}", [("question",), ("answer", "value"), ("a",)]),
+        (
+            "{turns[0][text]} {a column}{x[b.c]}{x[a b]}",
+            [("turns", "0", "text"), ("a column",), ("x", "b.c"), ("x", "a b")],
+        ),
+    ],
+)
+def test_fields_of_a_template(template: str, fields: list[tuple[str, ...]]) -> None:
+    assert template_fields(template) == fields
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("{", "}", "{a", "{}", "{0}", "{[a]}", "{a.b}", "{a[b].c}", "{a[b]c}", "{a[]}", "{a[b}", "{a!r}", "{a:>3}"),
+        *("{a.__class__.__mro__[1]}", "{a:{b}}", '{"question": {question}}', "{a!}"),
+    ],
+)
+def test_templates_that_are_more_than_fields_are_refused(template: str) -> None:
+    with pytest.raises(UserError):
+        template_fields(template)

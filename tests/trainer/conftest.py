@@ -1,0 +1,75 @@
+"""A recipe on the tiny model, and what a run of it left."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftlaunch.rundir import StepDir, read_jsonl
+
+RECIPE = """
+name = "tiny"
+seed = 7
+[model]
+path = "{model}"
+dtype = "fp32"
+[adapter]
+kind = "lora"
+rank = 4
+alpha = 8
+dropout = {dropout}
+[data.rows]
+path = "{rows}"
+prompt = "{{question}}"
+completion = "{{answer}}"
+test = 8
+[[stage]]
+kind = "sft"
+data = "rows"
+steps = 6
+batch_size = 8
+learning_rate = 1e-2
+save_every = 2
+[parallel]
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Callable[..., Path]:
+    """Writes the recipe; dropout is the one thing that a test of equality wants to choose."""
+
+    def write(*, dropout: float = 0.0) -> Path:
+        path = tmp_path / "tiny.toml"
+        path.write_text(RECIPE.format(model=tiny_model, rows=rows_file, dropout=dropout))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def losses() -> Callable[[StepDir], list[tuple[float, float]]]:
+    """(loss, grad_norm) of every optimizer step, checked to be each step once."""
+
+    def read(step: StepDir) -> list[tuple[float, float]]:
+        lines = [line for line in read_jsonl(step.metrics) if "loss" in line]
+        assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+        return [(line["loss"], line["grad_norm"]) for line in lines]
+
+    return read
+
+
+@pytest.fixture
+def adapter() -> Callable[[StepDir], dict]:
+    """The tensors of a step's artifact."""
+    from safetensors.torch import load_file
+
+    def read(step: StepDir) -> dict:
+        tensors = load_file(step.artifact / "adapter_model.safetensors")
+        assert tensors
+        assert all(tensor.numel() for tensor in tensors.values())
+        assert json.loads((step.artifact / "artifact.json").read_text())["adapter"]["kind"] == "lora"
+        return tensors
+
+    return read

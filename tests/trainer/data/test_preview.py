@@ -1,0 +1,87 @@
+"""What training will see, as it is printed."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ftlaunch.recipe import Data, Model, Recipe, Sft
+from fttrain import preview
+
+ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)]
+FIELDS: dict[str, Any] = {"prompt": "{question}", "completion": "{answer}", "template": "chatml"}
+Show = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def show(
+    tmp_path: Path,
+    write_rows: Callable[[Any], str],
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Show:
+    """Previews a recipe of two tables and gives exit code, stdout and stderr."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preview, "load_tokenizer", lambda *_: tokenizer)
+
+    def run(*options: str, rows: Any = ROWS, **fields: Any) -> tuple[int, str, str]:
+        data = Data(path=write_rows(rows), **FIELDS | fields)
+        recipe = Recipe(
+            name="x",
+            model=Model(path="tiny"),
+            stage=[Sft(data="facts"), Sft(data=["facts"])],
+            data={"facts": data, "unused": Data(path="no/such.csv", format="text")},
+        )
+        path = tmp_path / "resolved.json"
+        path.write_bytes(msgspec.json.encode(recipe))
+        code = preview.main([str(path), *options])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_counts_and_samples(show: Show) -> None:
+    code, out, _ = show("--rows", "2", test=4)
+    assert code == 0
+    assert out.count("facts: 20 of 20 rows, 4 held out") == 1
+    assert out.count("  row ") == 2
+    assert len(re.findall(r"\?<\|im_end\|>\n<\|im_start\|>assistant\n⟦It is \d+\.<\|im_end\|>\n⟧", out)) == 2
+    assert "truncated  0 rows" in out
+
+
+def test_green_on_a_terminal(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, out, _ = show()
+    assert "assistant\n\033[30;42mIt is 0.<|im_end|>\033[0m\n" in out
+    assert "⟦" not in out
+
+
+def test_json_holds_the_same(show: Show) -> None:
+    _, out, _ = show("--json", "--rows", "1", max_length=1024)
+    (facts,) = json.loads(out)
+    assert (facts["name"], facts["rows"], facts["kept"], facts["held_out"]) == ("facts", 20, 20, 0)
+    assert facts["longest"] >= facts["mean_length"] > 0
+    assert facts["tokens"] == pytest.approx(20 * facts["mean_length"])
+    (sample,) = facts["samples"]
+    assert [part["trained"] for part in sample] == [False, True]
+    assert sample[1]["text"] == "It is 0.<|im_end|>\n"
+
+
+def test_a_stream_is_only_looked_into(show: Show) -> None:
+    _, out, _ = show(rows=ROWS * 30, streaming=True)
+    assert "facts: 200 of 200 rows (the first 200 of a stream), 0 held out" in out
+
+
+def test_what_is_wrong_goes_to_stderr(show: Show, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = show(rows=[{"question": "Why?"}])
+    assert (code, out) == (2, "")
+    assert "rows.jsonl:1: field answer is missing" in err
+    assert "→ the row has the fields question" in err
+    assert preview.main([str(tmp_path / "no.json")]) == 2
+    assert "is no resolved recipe" in capsys.readouterr().err

@@ -1,0 +1,260 @@
+"""Token sets: what is kept, counted, split, cached and refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data
+from fttrain.data import tokens
+from fttrain.data.chat import Encoder
+from fttrain.data.token_set import Counts, TokenSet
+from fttrain.data.tokens import cache_root, stream, stream_test, tokenize
+
+ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}{' indeed' * (n % 3)}."} for n in range(40)]
+ASKED = {"prompt": "{question}", "completion": "{answer}", "template": "chatml"}
+
+Writer = Callable[[Any], str]
+
+
+def make_data(path: str, **fields: Any) -> Data:
+    return Data(**{"path": path, **ASKED, **fields})
+
+
+def texts(rows: TokenSet, tokenizer: Any) -> list[str]:
+    return [tokenizer.decode(rows.row(index)[0].tolist()) for index in range(len(rows))]
+
+
+def chatml(row: dict[str, str]) -> str:
+    question, answer = row["question"], row["answer"]
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def encoded_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of rows of each call that encodes any."""
+    calls: list[int] = []
+    encode_many = Encoder.encode_many
+
+    def counting(self: Encoder, rows: Any) -> Any:
+        calls.append(len(rows))
+        return encode_many(self, rows)
+
+    monkeypatch.setattr(Encoder, "encode_many", counting)
+    return calls
+
+
+def test_all_rows_are_kept_in_order_with_their_marks(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    data = make_data(write_rows(ROWS))
+    tokenized = tokenize(data, tokenizer, 1, cache)
+    assert texts(tokenized.train, tokenizer) == [chatml(row) for row in ROWS]
+    assert len(tokenized.test) == 0
+    encoder = Encoder(tokenizer, data)
+    for index, row in enumerate(ROWS):
+        encoded = encoder.encode("", row)
+        assert encoded is not None
+        ids, trained = tokenized.train.row(index)
+        assert (ids.tolist(), trained.tolist()) == (encoded.ids_T, encoded.trained_T)
+        assert tokenized.train.lengths[index] == len(ids)
+        assert tokenized.train.supervised[index] == np.count_nonzero(trained[1:])
+    assert (ids.dtype, trained.dtype) == (np.int32, np.bool_)
+    count, trained = int(tokenized.train.lengths.sum()), int(tokenized.train.supervised.sum())
+    assert tokenized.counts == Counts(rows=40, kept=40, tokens=count, trained=trained)
+
+
+def test_the_first_token_is_trained_but_not_counted(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    data = make_data(write_rows([{"text": "Blue"}]), format="text")
+    tokenized = tokenize(data, tokenizer, 1, cache)
+    ids, trained = tokenized.train.row(0)
+    assert trained.all()
+    assert tokenized.counts.trained == tokenized.train.supervised[0] == len(ids) - 1
+
+
+@pytest.mark.parametrize(("test", "size"), [(0, 0), (5, 5), (0.1, 4), (0.001, 1)])
+def test_the_split(test: float, size: int, write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    data = make_data(write_rows(ROWS), test=test)
+    parts = [tokenize(data, tokenizer, seed, cache) for seed in (1, 1, 2)]
+    train, held_out = texts(parts[0].train, tokenizer), texts(parts[0].test, tokenizer)
+    expected = [chatml(row) for row in ROWS]
+    assert len(held_out) == size
+    assert train == [text for text in expected if text not in held_out]
+    assert sorted(train + held_out) == sorted(expected)
+    assert (train, held_out) == (texts(parts[1].train, tokenizer), texts(parts[1].test, tokenizer))
+    assert size < 4 or held_out != texts(parts[2].test, tokenizer)
+
+
+def test_what_is_cut_and_left_out_is_counted(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    short, long, endless = (
+        {"question": "Q", "answer": "A"},
+        {"question": "Q", "answer": "Blue " * 20},
+        {"question": "Blue " * 80, "answer": "A"},
+    )
+    path = write_rows([short, long, endless, short])
+    cut = tokenize(make_data(path, max_length=30), tokenizer, 1, cache)
+    assert len(cut.train) == 3
+    assert cut.train.lengths.max() == 30
+    assert (cut.counts.rows, cut.counts.kept, cut.counts.truncated) == (4, 3, 2)
+    assert (cut.counts.dropped_overlong, cut.counts.dropped_untrained) == (0, 1)
+    dropped = tokenize(make_data(path, max_length=30, overlong="drop"), tokenizer, 1, cache)
+    assert texts(dropped.train, tokenizer) == [chatml(short)] * 2
+    assert (dropped.counts.truncated, dropped.counts.dropped_overlong) == (0, 2)
+
+
+def test_a_second_call_tokenizes_nothing(
+    write_rows: Writer, tokenizer: Any, cache: Path, encoded_rows: list[int]
+) -> None:
+    path = write_rows(ROWS)
+    first = tokenize(make_data(path), tokenizer, 1, cache)
+    assert encoded_rows == [40]
+    for seed, fields in [(1, {}), (2, {"test": 5}), (1, {"weight": 2.0})]:
+        again = tokenize(make_data(path, **fields), tokenizer, seed, cache)
+        assert again.counts == first.counts
+    assert encoded_rows == [40]
+    assert isinstance(first.train.ids.base, np.memmap)
+    assert not first.train.ids.flags.writeable
+
+
+def test_the_key_is_not_moved_by_earlier_calls_of_the_tokenizer(write_rows: Writer, make_tokenizer: Any) -> None:
+    data, tokenizer = make_data(write_rows(ROWS)), make_tokenizer()
+    encoder = Encoder(tokenizer, data)
+    before = tokens._key(data, tokenizer, encoder)
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)
+    assert tokens._key(data, tokenizer, encoder) == before
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_length": 30}, {"train_on": "all"}, {"prompt": "{question}!"}, {"template": "llama2"}, {"limit": 39}],
+)
+def test_other_data_is_tokenized_anew(
+    fields: dict[str, Any], write_rows: Writer, tokenizer: Any, cache: Path, encoded_rows: list[int]
+) -> None:
+    path = write_rows(ROWS)
+    tokenize(make_data(path), tokenizer, 1, cache)
+    tokenize(make_data(path, **fields), tokenizer, 1, cache)
+    assert len(encoded_rows) == 2
+
+
+def test_other_rows_or_tokenizers_are_tokenized_anew(
+    write_rows: Writer, make_tokenizer: Any, cache: Path, encoded_rows: list[int]
+) -> None:
+    own = {"template": "tokenizer"}
+    tokenize(make_data(write_rows(ROWS), **own), make_tokenizer(), 1, cache)
+    tokenize(make_data(write_rows(ROWS[:-1]), **own), make_tokenizer(), 1, cache)
+    assert encoded_rows == [40, 39]
+    for change in ({"adds_bos": True}, {"chat_template": make_tokenizer().chat_template.replace("tiny", "small")}):
+        tokenize(make_data(write_rows(ROWS), **own), make_tokenizer(**change), 1, cache)
+    assert encoded_rows == [40, 39, 40, 40]
+
+
+def cached_folder(cache: Path) -> Path:
+    (folder,) = cache.iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("broken", ["ids", "trained", "meta.json", "gone"])
+def test_a_broken_cache_is_made_again(
+    broken: str,
+    write_rows: Writer,
+    tokenizer: Any,
+    cache: Path,
+    encoded_rows: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = make_data(write_rows(ROWS))
+    before = texts(tokenize(data, tokenizer, 1, cache).train, tokenizer)
+    if broken == "gone":
+        (cached_folder(cache) / "lengths").unlink()
+    else:
+        content = (cached_folder(cache) / broken).read_bytes()
+        (cached_folder(cache) / broken).write_bytes(content[:-4])
+    assert texts(tokenize(data, tokenizer, 1, cache).train, tokenizer) == before
+    assert encoded_rows == [40, 40]
+    assert f"the cached tokens in {cached_folder(cache)} are not read" in caplog.text
+
+
+def test_the_cache_is_private_and_whole(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    data = make_data(write_rows(ROWS))
+    tokenize(data, tokenizer, 1, cache)
+    assert cached_folder(cache).stat().st_mode & 0o777 == 0o700
+    assert cache.stat().st_mode & 0o777 == 0o700
+    bad = make_data(write_rows([*ROWS, {"question": "Why?"}]))
+    with pytest.raises(UserError, match=r"rows\.jsonl:41: field answer is missing"):
+        tokenize(bad, tokenizer, 1, cache)
+    assert cached_folder(cache).is_dir(), "nothing else is left behind"
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "ftlaunch" / "tokens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_root() == tmp_path / ".cache" / "ftlaunch" / "tokens"
+
+
+NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+OTHER_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "said"),
+    [
+        (ROWS, {"max_length": 8}, "none of the 40 rows is left to train on (0 are longer than max_length, 40 have no"),
+        (ROWS, {"max_length": 8, "overlong": "drop"}, "(40 are longer than max_length, 0 have no"),
+        (ROWS, {"test": 40}, "takes all of the 40 rows"),
+        (ROWS[:1], {"test": 0.5}, "takes all of the 1 rows"),
+        (ROWS, {"template": "tokenizer"}, "the end of an answer is never trained"),
+        ([], {}, "the file has no rows"),
+    ],
+)
+def test_refusals(
+    rows: Any, fields: dict[str, Any], said: str, write_rows: Writer, make_tokenizer: Any, cache: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        tokenize(make_data(write_rows(rows), **fields), make_tokenizer(chat_template=NO_END), 1, cache)
+    assert said in caught.value.message
+    assert caught.value.remedy
+
+
+def test_any_special_token_may_end_a_turn(write_rows: Writer, make_tokenizer: Any, cache: Path) -> None:
+    data = make_data(write_rows(ROWS), template="tokenizer")
+    assert len(tokenize(data, make_tokenizer(chat_template=OTHER_END), 1, cache).train) == 40
+
+
+def test_rows_that_are_all_cut_need_no_end(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    data = make_data(write_rows([{"text": "Blue " * 40}]), format="text", max_length=20)
+    assert tokenize(data, tokenizer, 1, cache).counts.truncated == 1
+
+
+def test_a_stream_gives_what_is_not_held_out(write_rows: Writer, tokenizer: Any) -> None:
+    data = make_data(write_rows(ROWS), test=5, streaming=True)
+    held_out = texts(stream_test(data, tokenizer), tokenizer)
+    streamed = [tokenizer.decode(row.ids_T) for row in stream(data, tokenizer, 1)]
+    assert held_out == [chatml(row) for row in ROWS[:5]]
+    assert sorted(streamed) == sorted(chatml(row) for row in ROWS[5:])
+    assert streamed == [tokenizer.decode(row.ids_T) for row in stream(data, tokenizer, 1)]
+    assert streamed != [tokenizer.decode(row.ids_T) for row in stream(data, tokenizer, 2)]
+
+
+def test_a_stream_is_read_as_it_goes(write_rows: Writer, tokenizer: Any, encoded_rows: list[int]) -> None:
+    rows = stream(make_data(write_rows(ROWS * 50), streaming=True), tokenizer, 1)
+    for _ in range(10):
+        next(rows)
+    assert sum(encoded_rows) == 64
+
+
+def test_a_stream_is_judged(write_rows: Writer, make_tokenizer: Any) -> None:
+    path = write_rows(ROWS * 50)
+    with pytest.raises(UserError, match="none of the 1000 rows is left"):
+        list(stream(make_data(path, streaming=True, max_length=8), make_tokenizer(), 1))
+    own = make_data(path, streaming=True, template="tokenizer", limit=70)
+    with pytest.raises(UserError, match="the end of an answer is never trained"):
+        list(stream(own, make_tokenizer(chat_template=NO_END), 1))
