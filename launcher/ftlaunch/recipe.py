@@ -74,7 +74,7 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     messages_field: Text | None = None
     """Field with the list of turns. None: "messages" for format "messages", "conversations" for "sharegpt"."""
     template: Text = "tokenizer"
-    """Chat template: "tokenizer" (its own), "llama2", "chatml", "none" (prompt and answer as they are), or a Jinja file."""
+    """Chat template: "tokenizer" (its own), "llama2", "chatml", "none" (prompt and answer as are), or a Jinja file."""
     train_on: Literal["answer", "assistant", "all"] = "answer"
     """Tokens that are trained: the last answer, every assistant turn, or everything."""
     max_length: Annotated[int, Meta(ge=8)] = 1024
@@ -198,7 +198,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[model]"""
     stage: Annotated[list[Stage], Meta(min_length=1)]
     """[[stage]] entries, in the order in which they run; each starts from what the one before it made."""
-    data: dict[Name, Data] = field(default_factory=dict)
+    data: dict[Name, Data] = field(default_factory=dict[Name, Data])
     """[data.NAME] tables."""
     adapter: Adapter = field(default_factory=Full)
     """[adapter]. Without one, every weight is trained."""

@@ -13,7 +13,7 @@ from ftlaunch.recipe import Adapter, Data, Model, Optimizer, Parallel, Stage
 
 
 class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that the trainer is told about one stage, in `step.json`. Overrides are resolved, derived values filled in."""
+    """All that the trainer is told about one stage, in `step.json`: overrides resolved, derived values filled in."""
 
     name: str
     """The run's name."""

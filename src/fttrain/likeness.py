@@ -83,7 +83,7 @@ def compare(ref: Reference, folder: Path) -> Likeness:
     theirs = torch.cat(ref.logits)
     del model
     gc.collect()
-    logp, logq = theirs.log_softmax(-1), ours.log_softmax(-1)
+    logp, logq = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
     kl = (logp.exp() * (logp - logq)).sum(-1).mean()
     agreement = (theirs.argmax(-1) == ours.argmax(-1)).float().mean()
     return Likeness(float((theirs - ours).abs().max()), float(kl), float(agreement))

@@ -46,6 +46,11 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
             f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
         ) from error
     model.config.use_cache = False
+    layers: list[Any] = list(model.modules())
+    for module in layers:
+        # In evaluation on a CPU bitsandbytes would repack 4-bit weights for good, rounding their scales to bf16.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -1,10 +1,10 @@
-"""SFT steps of ftlaunch against TRL's SFTTrainer: same model, adapter, rows, batches, dtype and threads, on this machine.
+"""SFT steps of ftlaunch against TRL's SFTTrainer: same model, adapter, rows, batches, dtype and threads.
 
     python tests/benchmarks/sft.py --model .cache/SmolLM2-135M-Instruct --data ../shared/data
 
-Each contender is a process of its own, started in turn, ours first, `--rounds` times; the median step counts, after two
-steps of warm-up. TRL is given its best setting for a CPU: bf16 weights, chunked loss, no activation checkpointing,
-completion-only loss, padding to the longest row of a batch. Loss and gradient norm of every step stand beside the times:
+Each contender is a process of its own, started in turn, ours first, `--rounds` times; the median step counts, after
+two steps of warm-up. TRL is given its best setting for a CPU: bf16 weights, chunked loss, no activation checkpointing,
+completion-only loss, padding to the longest row of a batch. Loss and gradient norm of every step stand beside them:
 without parity a speed means nothing. The last line is the worst ratio of tokens a second, ours over theirs.
 """
 
@@ -56,6 +56,8 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> l
     """The trainer's own engine, layout and objective, fed with the rows in order."""
     import torch
 
+    from ftlaunch.recipe import Data, Lora, Model, Optimizer, Parallel, Sft
+    from ftlaunch.rundir import Step
     from fttrain import optim, world
     from fttrain.adapters import attach
     from fttrain.data.batches import lay_out
@@ -65,8 +67,6 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> l
     from fttrain.loop import _accumulate
     from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
     from fttrain.stages.sft import CrossEntropy
-    from ftlaunch.recipe import Data, Lora, Model, Optimizer, Parallel, Sft
-    from ftlaunch.rundir import Step
 
     step = Step(
         name="bench",
@@ -118,7 +118,8 @@ def theirs(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) ->
             return SequentialSampler(self.train_dataset)
 
     class Clock(TrainerCallback):
-        lines: list[dict[str, float]] = []
+        def __init__(self) -> None:
+            self.lines: list[dict[str, float]] = []
 
         def on_step_begin(self, *_, **__):
             self.started = time.perf_counter()

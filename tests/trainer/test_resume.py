@@ -11,13 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import Launch
 
 from ftlaunch.errors import STAGE_FAILED, STOPPED
 from ftlaunch.rundir import RunDir, StepDir, read_jsonl
-from tests.conftest import Launch
 
 STEPS = 40
-SETTINGS = ["--set", f"stage.sft.steps={STEPS}", "--set", "stage.sft.save_every=4", "--set", "stage.sft.evaluate_every=9"]
+SETTINGS = [
+    "--set",
+    f"stage.sft.steps={STEPS}",
+    "--set",
+    "stage.sft.save_every=4",
+    "--set",
+    "stage.sft.evaluate_every=9",
+]
 KILLED_AFTER = 15
 
 
@@ -31,7 +38,9 @@ def ranks_of(step: StepDir) -> dict[int, int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            values = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if b"=" in item)
+            values = dict(
+                item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if b"=" in item
+            )
         except OSError:
             continue
         if b"fttrain" in words and values.get(b"FTLAUNCH_ATTEMPT", b"").startswith(os.fsencode(step.path)):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import Launch
 
 from ftlaunch.rundir import RunDir
-from tests.conftest import Launch
 
 WAYS = {
     "accumulated": ["stage.sft.micro_batch_size=2"],

@@ -1,0 +1,94 @@
+"""Runs the stages of a written run on this machine, one after another."""
+
+import time
+from dataclasses import dataclass
+
+from ftlaunch import launch, runs
+from ftlaunch.display import Display
+from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED
+from ftlaunch.interrupt import Interrupts
+from ftlaunch.outcome import Done, Failure, Outcome, Stopped, describe_failure
+from ftlaunch.plan import PlannedStep
+from ftlaunch.progress import MetricsTail, duration
+from ftlaunch.rundir import RunDir, StepDir
+
+
+def drive(run: RunDir, display: Display) -> int:
+    """Run the unfinished stages and return the exit code. The caller holds the run's lock.
+
+    UserError where something to be mended keeps a stage from starting.
+    """
+    plan = runs.read_plan(run)
+    unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
+    with Interrupts() as interrupts:
+        driver = _Driver(run, display, interrupts)
+        for planned in unfinished:
+            if (code := driver.run_stage(planned)) != DONE:
+                return code
+    return DONE
+
+
+@dataclass(frozen=True)
+class _Driver:
+    run: RunDir
+    display: Display
+    interrupts: Interrupts
+
+    def run_stage(self, planned: PlannedStep) -> int:
+        """See one stage from its start to its end; the exit code says which end."""
+        step = self.run.step_dir(planned.name)
+        if self._is_asked_to_stop():
+            return self._stopped(step, "not started, as asked")
+        variables = launch.environment(planned)
+        attempt = step.new_attempt()
+        count = planned.step.world_size
+        self.display.say(f"{step.name}  attempt {attempt.number}, {count} process{'es' if count > 1 else ''}")
+        began = time.time()
+        metrics = MetricsTail(step.metrics, since=began)
+        with self.display.stage(step.name):
+            outcome = launch.run_attempt(planned, step, attempt, variables, _Poll(self, step, metrics))
+            self.display.show(metrics.read())
+        return self._report(step, outcome, duration(time.time() - began))
+
+    def _is_asked_to_stop(self) -> bool:
+        """By a signal, or by a stop file: the lock's taker has removed those from before."""
+        return self.interrupts.wish != "go on" or any(step.stop.exists() for step in self.run.step_dirs())
+
+    def _report(self, step: StepDir, outcome: Outcome | None, took: str) -> int:
+        """Say how a stage ended, and return the exit code for it."""
+        match outcome:
+            case Done():
+                self.display.say(f"{step.name}  done in {took}")
+                return DONE
+            case Failure():
+                self.display.say(f"{step.name}  failed after {took}\n{describe_failure(outcome)}")
+                return BAD_INPUT if outcome.user_error else STAGE_FAILED
+            case Stopped():
+                return self._stopped(step, f"saved and stopped after {took}")
+            case None:
+                return self._stopped(step, f"killed after {took}; what was not saved is lost")
+
+    def _stopped(self, step: StepDir, how: str) -> int:
+        self.display.say(f"{step.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
+        return self.interrupts.exit_code
+
+
+@dataclass
+class _Poll:
+    """What is done all along while a stage runs: show its metrics, pass on what signals ask for."""
+
+    driver: _Driver
+    step: StepDir
+    metrics: MetricsTail
+    has_said: bool = False
+
+    def __call__(self) -> launch.Order:
+        interrupts = self.driver.interrupts
+        self.driver.display.show(self.metrics.read())
+        if interrupts.wish == "stop" and not self.step.stop.exists():
+            self.step.stop.touch()
+        if not self.has_said and self.step.stop.exists():
+            self.has_said = True
+            again = "; Ctrl-C again to kill" if interrupts.by_keyboard else ""
+            self.driver.display.say(f"{self.step.name}  saving and stopping{again}")
+        return "kill" if interrupts.wish == "kill" else "go on"

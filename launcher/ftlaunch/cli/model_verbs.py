@@ -1,0 +1,63 @@
+"""Verbs that take a model: they are the trainer's work, started from here."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ftlaunch.cli import trainer
+from ftlaunch.errors import UserError
+
+
+def _made_by(source: str, *, merged: bool) -> str:
+    """The folder of what a run has made last, where `source` names a run; else `source` itself. UserError if none."""
+    from ftlaunch import runs
+
+    if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
+        return source
+    run = runs.find(source)
+    finished = [step for step in run.step_dirs() if step.result.exists()]
+    made = [path for step in finished for path in (step.artifact, *([step.model] if merged else [])) if path.is_dir()]
+    if not made:
+        raise UserError(f"{run.path.name} has made no model yet", f"see how it stands: ftlaunch status {run.path}")
+    return str(made[-1])
+
+
+def merge(
+    source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or an adapter's folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None, typer.Option("--dtype", help="Default: the base's own.")
+    ] = None,
+) -> None:
+    """Fold an adapter into its base model, and check it.
+
+    Example: ftlaunch merge my-run merged
+    """
+    options = ["--dtype", dtype] if dtype else []
+    raise typer.Exit(trainer.call("fttrain.merge", _made_by(source, merged=False), str(out), *options))
+
+
+def import_gguf(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", exists=True, dir_okay=False, help="A .gguf file.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the model.")],
+) -> None:
+    """Turn a .gguf file into a model folder that can be trained.
+
+    Example: ftlaunch import SmolLM2-135M-Instruct.Q4_1.gguf smollm2
+    """
+    raise typer.Exit(trainer.call("fttrain.gguf", str(model), str(folder)))
+
+
+def chat(
+    model: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders, hub ids.")],
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to ask.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N")] = 64,
+) -> None:
+    """Ask one or several models and print their answers.
+
+    Example: ftlaunch chat smollm2 my-run --prompt "What is the capital of France?"
+    """
+    asked = [_made_by(each, merged=True) for each in model]
+    options = ["--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]
+    raise typer.Exit(trainer.call("fttrain.chat", *asked, *options))

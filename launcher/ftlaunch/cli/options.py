@@ -1,0 +1,37 @@
+"""Arguments and options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one (ftlaunch recipes).")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one key of the recipe: stage.0.epochs=1. May be repeated."),
+]
+Nodes = Annotated[int | None, typer.Option("--nodes", metavar="N", help="Same as --set parallel.nodes=N.")]
+ProcsPerNode = Annotated[
+    int | None,
+    typer.Option("--procs-per-node", metavar="M", help="Same as --set parallel.procs_per_node=M: one process a GPU."),
+]
+RunFolder = Annotated[
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="The run's folder. Default: runs/NAME, here.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Run in the background and return at once.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name below ./runs.")]
+StageName = Annotated[
+    str | None, typer.Option("--stage", metavar="STAGE", help="Of this stage only: 01-sft, or sft if there is one.")
+]
+AttemptNumber = Annotated[
+    int | None, typer.Option("--attempt", metavar="N", help="Of the stage's attempt N. Default: its latest.")
+]
+
+
+def all_settings(settings: list[str] | None, nodes: int | None, procs_per_node: int | None) -> list[str]:
+    """Every setting that was asked for, the short forms spelt out."""
+    spelt = {"parallel.nodes": nodes, "parallel.procs_per_node": procs_per_node}
+    return [*(settings or []), *(f"{key}={value}" for key, value in spelt.items() if value is not None)]

@@ -1,0 +1,140 @@
+"""Verbs that take a recipe. What they need is imported when they are called: startup time is a feature."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftlaunch.cli import text, trainer
+from ftlaunch.cli.options import Detach, Json, Nodes, ProcsPerNode, RecipeName, RunFolder, Settings, all_settings
+from ftlaunch.errors import UserError
+
+if TYPE_CHECKING:
+    from ftlaunch.plan import Plan
+    from ftlaunch.rules import Loaded
+
+
+def _load(recipe: str, settings: list[str]) -> "Loaded":
+    from ftlaunch import rules, shipped
+
+    return rules.check(shipped.find_recipe(recipe), settings)
+
+
+def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
+    from ftlaunch import runs
+    from ftlaunch.plan import make_plan
+
+    return make_plan(loaded.recipe, run_dir or runs.HOME / loaded.recipe.name)
+
+
+def _refuse_several_nodes(plan: "Plan") -> None:
+    nodes = max(step.step.parallel.nodes for step in plan.steps)
+    if nodes > 1:
+        raise UserError(
+            f"the recipe asks for {nodes} nodes, and this is one machine",
+            "several nodes need a cluster; here, use --nodes 1, or --dry-run to see the plan",
+        )
+
+
+def run(
+    recipe: RecipeName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+    run_dir: RunFolder = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, as ftlaunch plan does.")] = False,
+    detach: Detach = False,
+) -> None:
+    """Run a recipe; Ctrl-C saves and stops.
+
+    Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
+    """
+    loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
+    planned = _plan(loaded, run_dir)
+    if dry_run:
+        print(text.full(planned))
+        return
+    _refuse_several_nodes(planned)
+    trainer.require()
+    print(text.summary(planned), file=sys.stderr)
+    raise typer.Exit(_prepare_and_start(planned, loaded, detach=detach))
+
+
+def _prepare_and_start(planned: "Plan", loaded: "Loaded", *, detach: bool) -> int:
+    from ftlaunch.cli.run_verbs import start
+    from ftlaunch.prepare import prepare
+
+    return start(prepare(planned, loaded), detach=detach)
+
+
+def plan(
+    recipe: RecipeName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+    run_dir: RunFolder = None,
+    json: Json = False,
+) -> None:
+    """Show what a run would do, in full.
+
+    Example: ftlaunch plan my.toml --procs-per-node 2
+    """
+    planned = _plan(_load(recipe, all_settings(settings, nodes, procs_per_node)), run_dir)
+    print(text.as_json(planned) if json else text.full(planned))
+
+
+def validate(
+    recipe: RecipeName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+) -> None:
+    """Check a recipe and the data it names.
+
+    Example: ftlaunch validate my.toml
+    """
+    loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
+    steps = _plan(loaded, None).steps
+    stages = ", ".join(step.name.partition("-")[2] for step in steps)
+    count = max(step.step.world_size for step in steps)
+    print(f"{loaded.source.name}: ok — {stages} on {text.processes(count)}")
+
+
+def recipes(json: Json = False) -> None:
+    """List the recipes that come with ftlaunch.
+
+    Example: ftlaunch recipes
+    """
+    from ftlaunch import shipped
+
+    found = {name: shipped.description(path) for name, path in shipped.shipped_recipes().items()}
+    print(text.as_json(found) if json else text.table(("recipe", ""), list(found.items())))
+
+
+def schema() -> None:
+    """Print the JSON Schema of a recipe.
+
+    Example: ftlaunch schema > recipe.schema.json
+    """
+    from ftlaunch.schema import json_schema
+
+    print(text.as_json(json_schema()))
+
+
+def preview(
+    recipe: RecipeName,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="So many rows of each data set.")] = 2,
+    settings: Settings = None,
+) -> None:
+    """Show data as the model will see it.
+
+    Example: ftlaunch preview my.toml --rows 3
+    """
+    import tempfile
+
+    loaded = _load(recipe, settings or [])
+    with tempfile.NamedTemporaryFile("w", prefix="ftlaunch-", suffix=".json") as file:
+        file.write(text.as_json(loaded.recipe))
+        file.flush()
+        raise typer.Exit(trainer.call("fttrain.preview", file.name, "--rows", str(rows)))

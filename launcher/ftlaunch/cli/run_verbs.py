@@ -1,0 +1,131 @@
+"""Verbs that take a run. What they need is imported when they are called: startup time is a feature."""
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftlaunch.cli import text, trainer
+from ftlaunch.cli.options import AttemptNumber, Detach, Json, RunName, StageName
+from ftlaunch.errors import DONE
+
+if TYPE_CHECKING:
+    from ftlaunch.rundir import RunDir
+
+
+def start(folder: "RunDir", *, detach: bool) -> int:
+    """Drive a written run here, or in the background; the exit code."""
+    from ftlaunch import control, runs
+
+    where = folder.path
+    if runs.finished(folder):
+        print(f"{where.name} is already finished: {where}", file=sys.stderr)
+        return DONE
+    if not detach:
+        return control.drive_here(folder)
+    control.drive_detached(folder)
+    print(f"{where.name} runs in the background. Come back with", file=sys.stderr)
+    print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
+    return DONE
+
+
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's folder or name. Default: all runs.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how a run stands, or list all runs below ./runs.
+
+    Example: ftlaunch status my-run
+    """
+    from ftlaunch import runs
+    from ftlaunch.status import read_status
+
+    if run is not None:
+        found = read_status(runs.find(run))
+        print(text.as_json(found) if json else text.run_status(found))
+        return
+    every = [read_status(each) for each in runs.all_runs()]
+    if not every and not json:
+        print(f"there are no runs below {runs.HOME.absolute()}", file=sys.stderr)
+        return
+    print(text.as_json(every) if json else text.run_list(every))
+
+
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    stage: StageName = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="K", help="Of rank K only.")] = None,
+    first_error: Annotated[bool, typer.Option("--first-error", help="Show what went wrong first, in full.")] = False,
+    attempt: AttemptNumber = None,
+) -> None:
+    """Print what the processes of a run said.
+
+    Example: ftlaunch logs -f my-run --rank 0
+    """
+    from ftlaunch import logs, runs
+    from ftlaunch.outcome import describe_in_full
+
+    folder = runs.find(run)
+    if first_error:
+        print(describe_in_full(logs.first_error(folder, stage, attempt)))
+    elif follow:
+        with contextlib.suppress(KeyboardInterrupt):  # it stops the following, not the run
+            _print(logs.follow(folder, stage, attempt, rank))
+    else:
+        _print(logs.read(folder, stage, attempt, rank))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def stop(
+    run: RunName,
+    wait: Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for its end.")] = 0,
+) -> None:
+    """Have a run save and leave; it can be resumed.
+
+    Example: ftlaunch stop my-run --wait 60
+    """
+    from ftlaunch import control, runs
+
+    folder = runs.find(run)
+    over = control.ask_to_stop(folder, wait)
+    print(f"{folder.path.name} has {'stopped' if over else 'been asked to save and stop'}", file=sys.stderr)
+
+
+def cancel(run: RunName) -> None:
+    """End a run at once, without saving.
+
+    Example: ftlaunch cancel my-run
+    """
+    from ftlaunch import control, runs
+
+    folder = runs.find(run)
+    ended = control.cancel(folder)
+    print(f"{folder.path.name} {'has been ended' if ended else 'was not running'}", file=sys.stderr)
+
+
+def resume(run: RunName, detach: Detach = False) -> None:
+    """Go on with a run from its newest checkpoint.
+
+    Example: ftlaunch resume my-run
+    """
+    from ftlaunch import runs
+
+    folder = runs.find(run)
+    trainer.require()
+    raise typer.Exit(start(folder, detach=detach))
+
+
+def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:
+    """Drive a written run whose lock this process has inherited: what --detach starts."""
+    from ftlaunch import control, runs
+
+    raise typer.Exit(control.drive_here(runs.find(run), lock))

@@ -1,0 +1,92 @@
+"""How plans, runs and tables look as text."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftlaunch.plan import Plan, PlannedStep
+    from ftlaunch.status import RunStatus, StageStatus
+
+
+def as_json(value: Any) -> str:
+    """A value, structs included, as readable JSON."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows below a head, in columns as wide as they need to be."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
+
+
+def summary(plan: "Plan") -> str:
+    """A plan in a few lines: each stage with what was derived for it."""
+    return "\n".join([f"{plan.name} → {plan.run_dir}", *(line for step in plan.steps for line in _summary(step))])
+
+
+def _summary(step: "PlannedStep") -> Iterator[str]:
+    yield f"{step.name}: {processes(step.step.world_size)}, {step.step.parallel.strategy}"
+    yield from (f"    {note}" for note in step.notes)
+
+
+def full(plan: "Plan") -> str:
+    """A plan with every file and every command, as they will be used."""
+    parts = [summary(plan)]
+    for step in plan.steps:
+        parts.append(f"$ {command(plan, step)}")
+        parts += [f"── {step.name}/{name}\n{content.rstrip()}" for name, content in step.files.items()]
+    return "\n\n".join(parts)
+
+
+def command(plan: "Plan", step: "PlannedStep") -> str:
+    """The line that a shell would start a stage with."""
+    variables = ["env", *(f"{key}={value}" for key, value in step.env.items())] if step.env else []
+    return f"cd {shlex.quote(plan.run_dir)} && {shlex.join([*variables, *step.command])}"
+
+
+def run_status(status: "RunStatus") -> str:
+    """One run, a line for each of its stages."""
+    head = ("stage", "state", "attempts", "step", "loss", "left", "checkpoint")
+    rows = [
+        (stage.name, stage.state, str(stage.attempts), _steps(stage), _loss(stage), _left(stage), _checkpoint(stage))
+        for stage in status.stages
+    ]
+    notes = [f"{stage.name}: {stage.note}" for stage in status.stages if stage.note]
+    return "\n".join([f"{status.name}  {status.state}  {status.path}", "", table(head, rows), *notes])
+
+
+def run_list(statuses: Sequence["RunStatus"]) -> str:
+    """Several runs, a line each: the stage that counts is the first that is not done."""
+    rows: list[tuple[str, ...]] = []
+    for status in statuses:
+        stage = next((stage for stage in status.stages if stage.state != "done"), status.stages[-1])
+        rows.append((status.name, status.state, stage.name, _steps(stage), _loss(stage), _left(stage), status.path))
+    return table(("run", "state", "stage", "step", "loss", "left", "folder"), rows)
+
+
+def _steps(stage: "StageStatus") -> str:
+    if stage.step is None:
+        return ""
+    return f"{stage.step}/{stage.steps}" if stage.steps else str(stage.step)
+
+
+def _loss(stage: "StageStatus") -> str:
+    return "" if stage.loss is None else f"{stage.loss:.4f}"
+
+
+def _left(stage: "StageStatus") -> str:
+    from ftlaunch.progress import duration
+
+    return "" if stage.seconds_left is None else duration(stage.seconds_left)
+
+
+def _checkpoint(stage: "StageStatus") -> str:
+    return (stage.checkpoint or "").rpartition("/")[2]

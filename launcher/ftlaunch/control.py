@@ -1,0 +1,108 @@
+"""Starting, stopping and ending the driver of a written run, from this process or another."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from ftlaunch import lock, processes
+from ftlaunch.backend import local
+from ftlaunch.display import open_display
+from ftlaunch.errors import UserError
+from ftlaunch.processes import Identity
+from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.status import is_over
+
+CANCEL_SECONDS = 5.0
+POLL_SECONDS = 0.1
+
+
+def drive_here(run: RunDir, held: int | None = None) -> int:
+    """Drive a run in this process and return the exit code; `held` is its lock where this process was born with it.
+
+    UserError where it cannot be taken over.
+    """
+    held = _take_over(run) if held is None else held
+    try:
+        return local.drive(run, open_display())
+    finally:
+        lock.release(held)
+
+
+def _take_over(run: RunDir) -> int:
+    """The lock of a run, with nothing left of what the last driver was asked.
+
+    UserError where another process drives it, or where processes of a driver that is gone still work in it.
+    """
+    held = lock.take(run)
+    if leftovers := processes.of_attempts(run.path):
+        lock.release(held)
+        raise UserError(
+            f"{run.path.name} still has {len(leftovers)} processes, though nothing drives them",
+            f"end them with `ftlaunch cancel {run.path}`",
+        )
+    for step in run.step_dirs():
+        step.stop.unlink(missing_ok=True)
+    return held
+
+
+def drive_detached(run: RunDir) -> None:
+    """Start a driver that outlives this process and its terminal. UserError where the run cannot be taken over.
+
+    The lock passes from this process to that one without ever being free.
+    """
+    held = _take_over(run)
+    command = [sys.executable, "-P", "-m", "ftlaunch", "drive", str(run.path), "--lock", str(held)]
+    with run.driver_log.open("ab") as log:
+        driver = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[held]
+        )
+    lock.name_holder(held, driver.pid)
+    os.close(held)
+
+
+def ask_to_stop(run: RunDir, wait: float) -> bool:
+    """Ask the stage that runs to save and leave; True once nothing works any more, False where it does after `wait`.
+
+    UserError where nothing runs.
+    """
+    step = _unfinished(run)
+    if step is None or is_over(run):
+        raise UserError(f"{run.path.name} is not running", f"see how it stands: ftlaunch status {run.path}")
+    step.stop.touch()
+    deadline = time.monotonic() + wait
+    while not (over := is_over(run)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return over
+
+
+def _unfinished(run: RunDir) -> StepDir | None:
+    return next((step for step in run.step_dirs() if not step.result.exists()), None)
+
+
+def cancel(run: RunDir) -> bool:
+    """End every process of a run at once, its driver included; False where there was none.
+
+    UserError where its driver is on another host, or a process cannot be ended.
+    """
+    if is_over(run):
+        return False
+    if driver := lock.holder(run):
+        _end_driver(driver)
+    if stuck := processes.end(run.path):
+        raise UserError(f"processes {stuck} cannot be ended", "they hang in the kernel: the machine may need a restart")
+    return True
+
+
+def _end_driver(driver: Identity) -> None:
+    """Have the driver kill and leave (SIGQUIT), so that a terminal is left in order; kill it where it does not."""
+    if processes.is_alive(driver) is None:
+        raise UserError(f"it is driven on {driver.host}", "cancel it there")
+    for how in (signal.SIGQUIT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(driver.pid, how)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while processes.is_alive(driver) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)

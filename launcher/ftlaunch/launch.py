@@ -1,0 +1,114 @@
+"""One attempt at a stage on this machine: its processes are started, watched, and none of them is left behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from ftlaunch import processes
+from ftlaunch.errors import UserError
+from ftlaunch.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
+from ftlaunch.plan import PlannedStep
+from ftlaunch.rundir import Attempt, StepDir, write_json
+
+POLL_SECONDS = 0.1
+LEAVE_SECONDS = 3.0
+"""What is left of an attempt may take so long to go once its launching process has ended."""
+PEER_SECONDS = 15.0
+"""Ranks may take so long to leave once one of them has failed; they could wait half an hour for the dead one."""
+TELL_SECONDS = 10.0
+"""The launching process may take so long to tell, once no rank is left."""
+
+Order = Literal["go on", "kill"]
+
+
+def environment(planned: PlannedStep) -> dict[str, str]:
+    """The environment of a stage's processes. UserError where the program that starts them is not installed."""
+    variables = os.environ | planned.env
+    # The trainer belongs to the interpreter that drives it, also where its virtual environment is not activated.
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
+    # A save must fit in here when someone else ends the launching process; peers of a dead rank are given less.
+    variables.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    if shutil.which(planned.command[0], path=variables["PATH"]) is None:
+        raise UserError(f"{planned.command[0]} is not installed", "pip install 'ftlaunch[train]'")
+    return variables
+
+
+def run_attempt(
+    planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dict[str, str], poll: Callable[[], Order]
+) -> Outcome | None:
+    """Start the processes and return how the attempt ended; None where `poll`, called all along, had them killed."""
+    process = _start(planned, step, attempt, variables)
+    try:
+        write_json(attempt.process, processes.identify(process.pid))
+        killed = _watch(process, attempt, poll)
+    finally:
+        _leave_nothing(process, attempt)
+    said = read_outcome(step, attempt)
+    if said is None and killed:
+        return None
+    outcome = said or tell_death(attempt, process.returncode)
+    if isinstance(outcome, Failure):
+        outcome = name_cause(outcome, attempt)
+        write_json(attempt.error, outcome)  # where `status` and `logs` look for it
+    return outcome
+
+
+def _start(planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    with attempt.launch_log.open("wb") as log:
+        return subprocess.Popen(
+            planned.command,
+            cwd=step.path.parent,
+            env=variables | {processes.ATTEMPT: str(attempt.path.resolve())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C in the terminal is the driver's to answer
+        )
+
+
+def _watch(process: subprocess.Popen[bytes], attempt: Attempt, poll: Callable[[], Order]) -> bool:
+    """Wait for the launching process, ending ranks that outlive a failure; True where `poll` gave up on it."""
+    failure = _FailureWatch(process.pid, attempt)
+    while process.poll() is None and not failure.has_hung():
+        if poll() == "kill":
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+class _FailureWatch:
+    """Ends the peers of a failed rank when they do not leave, so that the launching process can tell what happened."""
+
+    def __init__(self, launcher: int, attempt: Attempt) -> None:
+        self._launcher = launcher
+        self._attempt = attempt
+        self._since: float | None = None
+        self._log_size = 0
+
+    def has_hung(self) -> bool:
+        """Whether even the launching process stays on, though no rank is left."""
+        if self._since is None:
+            self._since = time.monotonic() if self._has_failed() else None
+            return False
+        waited = time.monotonic() - self._since
+        if waited > PEER_SECONDS:
+            processes.end(self._attempt.path, spare=self._launcher)
+        return waited > PEER_SECONDS + TELL_SECONDS
+
+    def _has_failed(self) -> bool:
+        if self._attempt.error.exists():
+            return True
+        before, self._log_size = self._log_size, self._attempt.launch_log.stat().st_size
+        return self._log_size != before and peers_are_being_ended(self._attempt)
+
+
+def _leave_nothing(process: subprocess.Popen[bytes], attempt: Attempt) -> None:
+    """End every process of the attempt, in whatever session; they have a moment to go if the launching one has gone."""
+    processes.end(attempt.path, grace=LEAVE_SECONDS if process.poll() is not None else 0.0)
+    process.kill()  # it may not have come as far as its environment
+    process.wait()

@@ -1,0 +1,57 @@
+"""Only one process drives a run: a lock that the kernel lets go of with its holder, however that one ends."""
+
+import fcntl
+import os
+
+import msgspec
+
+from ftlaunch.errors import UserError
+from ftlaunch.processes import Identity, identify
+from ftlaunch.rundir import RunDir
+
+
+def take(run: RunDir) -> int:
+    """The lock of a run, as a file descriptor to be closed. UserError where another process drives it already."""
+    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise _running(run) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"{run.lock} cannot be locked: {error.strerror}", "put the run on another file system with --run-dir"
+        ) from error
+    name_holder(descriptor, os.getpid())
+    return descriptor
+
+
+def name_holder(descriptor: int, pid: int) -> None:
+    """Write who drives the run into its lock."""
+    content = msgspec.json.encode(identify(pid))
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, content, 0)
+
+
+def release(descriptor: int) -> None:
+    """Sign off, for those who cannot see this machine's processes, and let go of a lock."""
+    os.ftruncate(descriptor, 0)
+    os.close(descriptor)
+
+
+def holder(run: RunDir) -> Identity | None:
+    """Who drives the run, or did so until its death; None where nobody does."""
+    try:
+        return msgspec.json.decode(run.lock.read_bytes(), type=Identity)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None  # empty: signed off, or about to sign on
+
+
+def _running(run: RunDir) -> UserError:
+    who = holder(run)
+    driver = f" (process {who.pid} on {who.host})" if who else ""
+    return UserError(
+        f"{run.path.name} is already running{driver}",
+        f"watch it with `ftlaunch logs -f {run.path}`, end it with `ftlaunch stop {run.path}`",
+    )

@@ -1,0 +1,108 @@
+"""What the processes of a run said: all ranks of an attempt in one stream, followed while they speak."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ftlaunch.errors import UserError
+from ftlaunch.outcome import Failure, read_failure
+from ftlaunch.rundir import Attempt, RunDir, StepDir
+from ftlaunch.runs import find_stage
+from ftlaunch.status import is_over
+from ftlaunch.tail import Tail
+
+FOLLOW_SECONDS = 0.2
+
+
+def choose(run: RunDir, stage: str | None, number: int | None) -> Attempt | None:
+    """The attempt asked for, by default the latest of the newest started stage; None where nothing has started yet.
+
+    UserError where there is no such stage or attempt.
+    """
+    steps = run.step_dirs() if stage is None else [find_stage(run, stage)]
+    started = [step for step in steps if step.all_attempts()]
+    if not started:
+        return None
+    attempts = started[-1].all_attempts()
+    found = [attempt for attempt in attempts if number in {None, attempt.number}]
+    if not found:
+        raise UserError(f"{started[-1].name} has no attempt {number}", f"it has attempts 1 to {len(attempts)}")
+    return found[-1]
+
+
+def read(run: RunDir, stage: str | None, number: int | None, rank: int | None) -> Iterator[str]:
+    """Every line of an attempt so far, one rank after the other. UserError where there is no such log."""
+    attempt = choose(run, stage, number)
+    if attempt is None:
+        raise UserError(f"{stage or run.path.name} has not started yet", "wait for it with -f")
+    if rank is not None and rank not in attempt.rank_logs():
+        ranks = ", ".join(map(str, attempt.rank_logs())) or "none yet"
+        raise UserError(f"rank {rank} has no log in {attempt.path}", f"ranks with a log: {ranks}")
+    voices = _Voices(attempt, rank)
+    yield from voices.hear()
+    yield from voices.last_words()
+
+
+def follow(run: RunDir, stage: str | None, number: int | None, rank: int | None) -> Iterator[str]:
+    """Lines as they are written, over all stages that are still to come (or of the one asked for), to the run's end."""
+    voices: _Voices | None = None
+    while True:
+        over = is_over(run)  # looked up first, so that what was said until then is still heard
+        attempt = choose(run, stage, number)
+        if attempt and (voices is None or attempt.path != voices.attempt.path):
+            if voices:
+                yield from voices.hear()
+                yield from voices.last_words()
+            voices = _Voices(attempt, rank)
+            _announce(attempt)
+        if voices:
+            yield from voices.hear()
+        if over:
+            yield from voices.last_words() if voices else ()
+            return
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _announce(attempt: Attempt) -> None:
+    print(f"── {attempt.path.parent.parent.name}, attempt {attempt.number}", file=sys.stderr, flush=True)
+
+
+class _Voices:
+    """The logs of one attempt, ranks that join later included."""
+
+    def __init__(self, attempt: Attempt, rank: int | None) -> None:
+        self.attempt = attempt
+        self._rank = rank
+        self._tails: dict[str, Tail] = {}
+
+    def hear(self) -> Iterator[str]:
+        """Lines that are new since the last call."""
+        for name, path in self._logs().items():
+            tail = self._tails.setdefault(name, Tail(path))
+            while lines := tail.read():
+                yield from (f"[{name}] {line}" for line in lines)
+
+    def last_words(self) -> Iterator[str]:
+        """What was begun and will not be ended."""
+        for name, tail in self._tails.items():
+            yield from (f"[{name}] {line}" for line in tail.last())
+
+    def _logs(self) -> dict[str, Path]:
+        ranks = {f"rank {rank}": path for rank, path in self.attempt.rank_logs().items() if self._rank in {None, rank}}
+        return ranks if self._rank is not None else {"launch": self.attempt.launch_log, **ranks}
+
+
+def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
+    """The error of the newest attempt that failed, among those asked for. UserError where none did."""
+    steps = run.step_dirs() if stage is None else [find_stage(run, stage)]
+    for attempt in _newest_first(steps):
+        failure = read_failure(attempt) if number in {None, attempt.number} else None
+        if failure:
+            return failure
+    raise UserError("no error is written down there", f"see how the run stands: ftlaunch status {run.path}")
+
+
+def _newest_first(steps: list[StepDir]) -> Iterator[Attempt]:
+    for step in reversed(steps):
+        yield from reversed(step.all_attempts())

@@ -1,0 +1,161 @@
+"""What became of an attempt, as its folder tells."""
+
+import re
+import signal
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.rundir import Attempt, StepDir
+
+TAIL_LINES = 20
+SHOWN_LINES = 8
+
+ECHO = "PeerDied"
+"""Type of an error that only says that another rank is dead: the launch log knows of what."""
+
+
+class Done(Struct, frozen=True):
+    """The stage has its result."""
+
+
+class Stopped(Struct, frozen=True, kw_only=True):
+    """All ranks saved and left because they were asked to."""
+
+    reason: str = ""
+    step: int | None = None
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """The first error of an attempt."""
+
+    rank: int | None
+    """None: the processes were never started, or nobody knows which one it was."""
+    type: str
+    """Name of the exception or of the signal."""
+    message: str
+    remedy: str | None = None
+    traceback: str = ""
+    """Python's, or the last lines of the log."""
+    log: str
+    """Where to read on."""
+    user_error: bool = False
+    """Whether the remedy is the user's to apply and the traceback of no use to them."""
+
+
+Outcome = Done | Stopped | Failure
+
+
+def read_outcome(step: StepDir, attempt: Attempt) -> Outcome | None:
+    """How the newest attempt of a stage ended; None while, or where, nobody has said so."""
+    if step.result.exists():
+        return Done()
+    if attempt.stopped.exists():
+        return msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)
+    return read_failure(attempt)
+
+
+def read_failure(attempt: Attempt) -> Failure | None:
+    """The first error of an attempt, if one was written down."""
+    if not attempt.error.exists():
+        return None
+    return msgspec.json.decode(attempt.error.read_bytes(), type=Failure)
+
+
+ELASTIC_FAILURE = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+) \(pid: \d+\)")
+ELASTIC_FAILED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+SINGLE_DIED = re.compile(r"died with <Signals\.\w+: (\d+)>")
+SINGLE_FAILED = re.compile(r"returned non-zero exit status (\d+)")
+
+LAUNCHER_TRACEBACK = re.compile(r'^Traceback \(most recent call last\):\n  File "[^"\n]*/accelerate"', re.MULTILINE)
+
+
+def tell_death(attempt: Attempt, exit_code: int) -> Failure:
+    """The error of an attempt whose ranks left none: who died of what, from the launch log and its exit code."""
+    text = attempt.launch_log.read_text(errors="replace")
+    rank, code = _first_death(text) or (None, exit_code)
+    log = _death_log(attempt, rank)
+    return Failure(
+        rank=rank,
+        type=_signal_name(-code) if code < 0 else "ExitCode",
+        message=_death_message(rank, code),
+        remedy=MEMORY if code == -signal.SIGKILL else None,
+        traceback=_last_words(log),
+        log=str(log),
+    )
+
+
+MEMORY = (
+    "if nobody killed it, the machine ran out of memory (`dmesg` says so): "
+    "a smaller micro_batch_size or max_length, or activation_checkpointing = true"
+)
+
+
+def name_cause(failure: Failure, attempt: Attempt) -> Failure:
+    """The error itself; for a mere echo of a dead peer, what that peer died of where the launch log knows."""
+    if failure.type != ECHO or _first_death(attempt.launch_log.read_text(errors="replace")) is None:
+        return failure
+    return tell_death(attempt, 1)
+
+
+def _first_death(text: str) -> tuple[int, int] | None:
+    """Rank and exit code (a negative signal) of the process that died first, as torch elastic or accelerate tells."""
+    root_cause = text.rpartition("Root Cause")[2]
+    if found := ELASTIC_FAILURE.search(root_cause):
+        return int(found[1]), int(found[2])
+    if found := ELASTIC_FAILED.search(text):
+        return int(found[2]), int(found[1])
+    if found := SINGLE_DIED.search(text):
+        return 0, -int(found[1])
+    if found := SINGLE_FAILED.search(text):
+        return 0, int(found[1])
+    return None
+
+
+def _death_message(rank: int | None, code: int) -> str:
+    who = "the launching process" if rank is None else f"rank {rank}"
+    if code < 0:
+        return f"{who} was killed by {_signal_name(-code)}"
+    return f"{who} ended with exit code {code} and left no word of what happened"
+
+
+def _signal_name(number: int) -> str:
+    named = {one.value: one.name for one in signal.Signals}
+    return named.get(number, f"signal {number}")
+
+
+def _death_log(attempt: Attempt, rank: int | None) -> Path:
+    if rank is not None and (log := attempt.rank_log(rank)).exists() and log.stat().st_size:
+        return log
+    return attempt.launch_log
+
+
+def _last_words(log: Path) -> str:
+    """The last lines of a log, without accelerate's own traceback: it only says that a process ended."""
+    text = log.read_text(errors="replace")
+    said = LAUNCHER_TRACEBACK.split(text)[0].strip() or text
+    return "\n".join(said.splitlines()[-TAIL_LINES:])
+
+
+def peers_are_being_ended(attempt: Attempt) -> bool:
+    """Whether torch elastic lost a rank and is asking the others to leave; not so when it was itself asked to."""
+    text = attempt.launch_log.read_text(errors="replace")
+    return "closing signal" in text and "death signal" not in text
+
+
+def describe_failure(failure: Failure) -> str:
+    """The error for a person who watches: the end of the traceback too, unless the mistake is the user's."""
+    return _describe(failure, [] if failure.user_error else failure.traceback.rstrip().splitlines()[-SHOWN_LINES:])
+
+
+def describe_in_full(failure: Failure) -> str:
+    """The error for a person who looks into it, with the whole traceback."""
+    return _describe(failure, failure.traceback.rstrip().splitlines())
+
+
+def _describe(failure: Failure, traceback: list[str]) -> str:
+    who = "" if failure.rank is None else f"rank {failure.rank}: "
+    what = failure.message if failure.user_error else f"{failure.type}: {failure.message}"
+    remedy = [f"  → {failure.remedy}"] if failure.remedy else []
+    return "\n".join([f"error: {who}{what}", *(f"    {line}" for line in traceback), *remedy, f"  log: {failure.log}"])

@@ -1,0 +1,74 @@
+"""Plan → run folder, all of it or nothing."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ftlaunch import lock, provenance, runs
+from ftlaunch.errors import UserError
+from ftlaunch.plan import Plan
+from ftlaunch.rundir import RunDir, sync_folder, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from ftlaunch.rules import Loaded
+
+
+def prepare(plan: Plan, loaded: "Loaded") -> RunDir:
+    """Write the folder of a planned run, or find it where this very run has finished already.
+
+    UserError where the folder is taken by another recipe or by an unfinished run, or cannot be written.
+    """
+    target = Path(plan.run_dir)
+    aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        if target.exists():
+            return _existing(target, plan)
+        _write(RunDir(aside), plan, loaded)
+        aside.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written: {error.strerror}", "make room or choose another folder with --run-dir"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return RunDir(target)
+
+
+def _existing(target: Path, plan: Plan) -> RunDir:
+    run = RunDir(target)
+    if not run.resolved.is_file() or run.resolved.read_bytes() != _resolved(plan):
+        raise UserError(
+            f"{target} exists and holds {'another recipe' if run.resolved.is_file() else 'no run'}",
+            "give this run another name (--set name=…) or folder (--run-dir), or remove that one",
+        )
+    if not runs.finished(run):
+        lock.release(lock.take(run))
+        raise UserError(f"{target} exists and has not finished", f"go on with it: ftlaunch resume {target}")
+    return run
+
+
+def _resolved(plan: Plan) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(plan.recipe), indent=2) + b"\n"
+
+
+def _write(run: RunDir, plan: Plan, loaded: "Loaded") -> None:
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    _private_folder(run.path)
+    write_atomic(run.recipe, loaded.text)
+    write_atomic(run.resolved, _resolved(plan))
+    write_json(run.plan, plan)
+    write_json(run.provenance, provenance.collect(plan.recipe, loaded.source))
+    for step in plan.steps:
+        folder = run.step_dir(step.name).path
+        _private_folder(folder)
+        for name, content in step.files.items():
+            write_atomic(folder / name, content)
+
+
+def _private_folder(path: Path) -> None:
+    path.mkdir(mode=0o700)
+    path.chmod(0o700)  # a umask may have taken the owner's own rights

@@ -1,0 +1,96 @@
+"""Processes of a run: who they are, whether they still live, and ending all of them.
+
+Torch elastic starts every rank in a session of its own, so no process group holds an attempt together. What does is
+`FTLAUNCH_ATTEMPT`: a child inherits it, whatever session it is in and whoever its parent is by now.
+"""
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from msgspec import Struct
+
+ATTEMPT = "FTLAUNCH_ATTEMPT"
+"""Environment variable with the attempt's absolute folder, links resolved."""
+
+START_TIME_FIELD = 22
+PROC = Path("/proc")
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """One process, told apart from a later one that was given the same number."""
+
+    host: str
+    pid: int
+    start_time: int
+    """Field 22 of /proc/PID/stat: clock ticks after boot."""
+    boot_id: str
+
+
+def identify(pid: int) -> Identity:
+    """Who a living (or not yet waited for) process of this machine is. OSError where there is none."""
+    boot_id = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    start_time = int(_stat(pid)[START_TIME_FIELD - 1])
+    return Identity(host=socket.gethostname(), pid=pid, start_time=start_time, boot_id=boot_id)
+
+
+def is_alive(identity: Identity) -> bool | None:
+    """Whether that very process runs; None where it was started on another host and cannot be seen from here."""
+    if identity.host != socket.gethostname():
+        return None
+    try:
+        return identify(identity.pid) == identity and _stat(identity.pid)[2] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat, the first at index 0. A command may hold blanks and brackets: the last one ends it."""
+    text = (PROC / str(pid) / "stat").read_text()
+    start, _, rest = text.rpartition(")")
+    return [*start.split("(", 1), *rest.split()]
+
+
+def of_attempts(path: Path) -> list[int]:
+    """Living processes, anyone's children by now, that were started for an attempt at or below a folder."""
+    exactly = f"{ATTEMPT}={path.resolve()}\0".encode()
+    below = f"{ATTEMPT}={path.resolve()}/".encode()
+    return [
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir(PROC)))  # noqa: PTH208 (twice as fast, on a polled path)
+        if exactly in (environ := _environ(pid)) or below in environ
+    ]
+
+
+def _environ(pid: int) -> bytes:
+    try:
+        return (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return b""  # gone meanwhile, or another user's
+
+
+def end(path: Path, *, grace: float = 0.0, spare: int | None = None) -> list[int]:
+    """SIGKILL what `of_attempts` finds and outlives the grace (seconds), but for one; returns what even that left."""
+    deadline = time.monotonic() + grace
+    while (alive := _others(path, spare)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    deadline = time.monotonic() + 5
+    while alive and time.monotonic() < deadline:
+        for pid in alive:
+            _kill(pid)
+        time.sleep(0.02)
+        alive = _others(path, spare)
+    return alive
+
+
+def _others(path: Path, spare: int | None) -> list[int]:
+    return [pid for pid in of_attempts(path) if pid != spare]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it left by itself

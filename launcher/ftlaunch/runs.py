@@ -1,0 +1,63 @@
+"""Finding a run by what the user calls it, and the plan that its folder holds."""
+
+from pathlib import Path
+
+import msgspec
+
+from ftlaunch.errors import UserError
+from ftlaunch.plan import Plan
+from ftlaunch.rundir import RunDir, StepDir
+
+HOME = Path("runs")
+"""Where runs are, below the working directory."""
+
+
+def all_runs() -> list[RunDir]:
+    """The runs below ./runs, oldest first."""
+    if not HOME.is_dir():
+        return []
+    folders = [path for path in HOME.iterdir() if is_run(path) and not path.name.startswith(".")]
+    return [RunDir(path.absolute()) for path in sorted(folders, key=_age)]
+
+
+def _age(path: Path) -> float:
+    return (path / "plan.json").stat().st_mtime
+
+
+def is_run(path: Path) -> bool:
+    return (path / "plan.json").is_file()
+
+
+def find(name: str) -> RunDir:
+    """The run in a folder, or of a name below ./runs. UserError, listing those there are, where there is none."""
+    for path in (Path(name), HOME / name):
+        if is_run(path):
+            return RunDir(path.absolute())
+    known = ", ".join(run.path.name for run in all_runs())
+    remedy = f"there are: {known}" if known else f"there is no run below {HOME.absolute()}; name a run folder"
+    raise UserError(f"there is no run {name!r}", remedy)
+
+
+def find_stage(run: RunDir, name: str) -> StepDir:
+    """The stage called `01-sft`, or by its kind where the run has one of that kind. UserError otherwise."""
+    stages = run.step_dirs()
+    found = [stage for stage in stages if name in {stage.name, stage.kind}]
+    if len(found) == 1:
+        return found[0]
+    message = f"{run.path.name} has {len(found)} stages {name!r}" if found else f"{run.path.name} has no stage {name!r}"
+    raise UserError(message, f"name one of {', '.join(stage.name for stage in stages)}")
+
+
+def read_plan(run: RunDir) -> Plan:
+    """The plan that a run was written from. UserError where it is of another version of ftlaunch."""
+    try:
+        return msgspec.json.decode(run.plan.read_bytes(), type=Plan)
+    except msgspec.DecodeError as error:
+        raise UserError(
+            f"{run.plan} cannot be read: {error}", "go on with the ftlaunch that wrote it (see provenance.json)"
+        ) from error
+
+
+def finished(run: RunDir) -> bool:
+    """Whether every stage has its result."""
+    return all(stage.result.exists() for stage in run.step_dirs())

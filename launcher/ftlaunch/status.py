@@ -1,0 +1,119 @@
+"""How runs stand, read from their folders and the process table of this machine."""
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch import lock, processes, progress
+from ftlaunch.outcome import Done, Failure, Stopped, read_outcome
+from ftlaunch.processes import Identity
+from ftlaunch.rundir import Attempt, RunDir, StepDir
+
+State = Literal["waiting", "running", "done", "stopped", "failed", "interrupted", "unknown"]
+"""interrupted: its processes have gone without a word. unknown: they are, or were, on another host."""
+
+
+class StageStatus(Struct, frozen=True, kw_only=True):
+    """How one stage stands."""
+
+    name: str
+    state: State
+    attempts: int
+    step: int | None
+    """Optimizer steps taken."""
+    steps: int | None
+    """Optimizer steps in all."""
+    loss: float | None
+    seconds_left: float | None
+    """While it runs."""
+    checkpoint: str | None
+    """Folder of the newest complete checkpoint."""
+    note: str | None
+    """The first error, or the host it was started on."""
+
+
+class RunStatus(Struct, frozen=True, kw_only=True):
+    """How a run stands."""
+
+    name: str
+    path: str
+    state: State
+    """That of its first stage that is not done."""
+    stages: list[StageStatus]
+
+
+_NOTHING: progress.Entry = {}
+_DRIVEN: dict[bool | None, State] = {True: "running", False: "waiting", None: "unknown"}
+
+
+def read_status(run: RunDir) -> RunStatus:
+    """How a run and its stages stand now."""
+    driver = lock.holder(run)
+    stages = [_stage_status(step, driver) for step in run.step_dirs()]
+    states: list[State] = [*(stage.state for stage in stages if stage.state != "done"), "done"]
+    state = states[0]
+    if state == "waiting" and driver:  # between two stages, or about to start the first
+        state = _DRIVEN[processes.is_alive(driver)]
+    return RunStatus(name=run.path.name, path=str(run.path), state=state, stages=stages)
+
+
+def _stage_status(step: StepDir, driver: Identity | None) -> StageStatus:
+    attempts = step.all_attempts()
+    state, note = _state(step, attempts, driver)
+    entries = progress.newest(step.metrics)
+    last = next((entry for entry in reversed(entries) if not progress.is_evaluation(entry)), _NOTHING)
+    return StageStatus(
+        name=step.name,
+        state=state,
+        attempts=len(attempts),
+        step=last.get("step"),
+        steps=last.get("steps"),
+        loss=last.get("loss"),
+        seconds_left=progress.seconds_left(entries) if state == "running" else None,
+        checkpoint=newest_checkpoint(step),
+        note=note,
+    )
+
+
+def _state(step: StepDir, attempts: list[Attempt], driver: Identity | None) -> tuple[State, str | None]:
+    """The state that the newest attempt leaves a stage in, and what there is to say of it."""
+    if not attempts:
+        return ("done" if step.result.exists() else "waiting"), None
+    newest = attempts[-1]
+    involved = [who for who in (driver, _launcher(newest)) if who]
+    # Looked up first: an attempt may end, and say how, right after it was found alive.
+    alive = {processes.is_alive(who): who.host for who in involved}
+    match read_outcome(step, newest):
+        case Done():
+            return "done", None
+        case Stopped():
+            return "stopped", None
+        case Failure(rank=rank, message=message):
+            first_line = message.partition("\n")[0]
+            return "failed", first_line if rank is None else f"rank {rank}: {first_line}"
+        case None if True in alive:
+            return "running", None
+        case None if None in alive:
+            return "unknown", f"started on {alive[None]}"
+        case None:
+            return "interrupted", None
+
+
+def _launcher(attempt: Attempt) -> Identity | None:
+    """The process that launched an attempt; None where it has not been started yet."""
+    if not attempt.process.exists():
+        return None
+    return msgspec.json.decode(attempt.process.read_bytes(), type=Identity)
+
+
+def newest_checkpoint(step: StepDir) -> str | None:
+    """The folder of the newest checkpoint that was written to its end."""
+    complete = sorted(path.parent for path in step.checkpoints.glob("step-*/manifest.json"))
+    return str(complete[-1]) if complete else None
+
+
+def is_over(run: RunDir) -> bool:
+    """Whether nothing of a run works any more. False where its driver is on another host and has not signed off."""
+    driver = lock.holder(run)
+    return (driver is None or processes.is_alive(driver) is False) and not processes.of_attempts(run.path)

@@ -1,0 +1,51 @@
+"""Runs whose processes are acted by actor.py."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from ftlaunch.plan import Plan, PlannedStep
+from ftlaunch.prepare import prepare
+from ftlaunch.recipe import Merge, Model, Optimizer, Parallel, Recipe
+from ftlaunch.rundir import RunDir, Step
+
+ACTOR = Path(__file__).with_name("actor.py")
+
+
+class Text(msgspec.Struct):
+    """As much of a loaded recipe as is written down."""
+
+    source: Path
+    text: str = "# a recipe\n"
+
+
+def make_plan(run_dir: Path, *acts: str, seed: int = 1) -> Plan:
+    """A plan with one stage an act: 01-sft, 02-sft, … The recipe only serves to tell one plan from another."""
+    recipe = Recipe(name=run_dir.name, model=Model(path="m"), stage=[Merge()] * len(acts), seed=seed)
+    steps = [_planned(recipe, f"{index:02d}-sft", act) for index, act in enumerate(acts, start=1)]
+    return Plan(name=recipe.name, run_dir=str(run_dir), recipe=recipe, steps=steps)
+
+
+def _planned(recipe: Recipe, name: str, act: str) -> PlannedStep:
+    step = Step(
+        name=recipe.name,
+        stage=Merge(),
+        model=recipe.model,
+        adapter=recipe.adapter,
+        optimizer=Optimizer(),
+        parallel=Parallel(),
+        data={},
+        seed=recipe.seed,
+        deterministic=False,
+        world_size=2,
+        recipe_hash="h",
+    )
+    command = [sys.executable, "-S", str(ACTOR), name, act]
+    files = {"step.json": msgspec.json.encode(step).decode()}
+    return PlannedStep(name=name, step=step, files=files, command=command, env={"ACT": act}, notes=[])
+
+
+def write_run(run_dir: Path, *acts: str) -> RunDir:
+    """A written run, ready to be driven."""
+    return prepare(make_plan(run_dir, *acts), Text(run_dir.parent / "recipe.toml"))
