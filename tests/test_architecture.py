@@ -15,17 +15,27 @@ SOURCES = {"ftlaunch": ROOT / "launcher/ftlaunch", "fttrain": ROOT / "src/fttrai
 
 FLOORS = {
     "ftlaunch": (
-        "errors recipe where tail processes",
-        "rundir wording lines resolve templates schema interrupt progress provenance",
-        "layers places suits vocabulary shipped fill node outcome lock display",
-        "decode turns plan status",
-        "load rows runs launch",
-        "data_rules stage_rules logs backend",
-        "rules control",
-        "prepare",
+        "errors recipe",
+        "rundir resolve schema provenance",
+        "node load rows processes",
+        "plan rules shipped",
+        "watch",
+        "backend",
         "cli",
         "__main__",
     ),
+    "ftlaunch.load": (
+        "where",
+        "lines wording",
+        "layers places suits vocabulary",
+        "decode",
+        "__init__",
+    ),
+    "ftlaunch.rows": ("fill", "reading turns", "__init__"),
+    "ftlaunch.rules": ("data stage", "order", "__init__"),
+    "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
+    "ftlaunch.watch": ("__init__", "made runs tail", "progress", "display status", "logs"),
+    "ftlaunch.backend": ("__init__", "launch prepare", "local", "control"),
     "fttrain": (
         "objectives adapters attention fold leave metrics optim world",
         "data",
@@ -38,12 +48,15 @@ FLOORS = {
         "__main__",
     ),
 }
-"""Files and packages, lowest floor first. Each imports from lower floors only; inside a package the files agree."""
+"""Files and packages, lowest floor first: each imports from lower floors only, so those that share one are strangers.
 
-STRANGERS = {("ftlaunch", "backend"), ("fttrain", "stages")}
-"""Packages whose files do not import each other."""
+The floors of a package's own files stand under its name; where they do not, its files agree among themselves.
+"""
 
-TRAINER_MAY_IMPORT = {"errors", "recipe", "rundir", "rows", "fill", "templates", "turns"}
+STRANGERS = {("fttrain", "stages")}
+"""Packages whose files do not import each other at all."""
+
+TRAINER_MAY_IMPORT = {"errors", "recipe", "rundir", "rows"}
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
@@ -85,11 +98,16 @@ def imports(path: Path) -> Iterator[Import]:
             yield package, tuple(place)
 
 
-def floor(package: str, place: tuple[str, ...]) -> int:
-    for number, names in enumerate(FLOORS[package]):
-        if place[0] in names.split():
+def floor(scope: str, name: str) -> int:
+    for number, names in enumerate(FLOORS[scope]):
+        if name in names.split():
             return number
-    raise AssertionError(f"give {package}.{place[0]} a floor in {Path(__file__).name}")
+    raise AssertionError(f"give {scope}.{name} a floor in {Path(__file__).name}")
+
+
+def exists(package: str, place: tuple[str, ...]) -> bool:
+    path = SOURCES[package].joinpath(*place)
+    return path.with_suffix(".py").is_file() or path.is_dir()
 
 
 def name(path: Path) -> str:
@@ -99,26 +117,35 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", files(), ids=name)
 def test_a_file_imports_from_lower_floors_only(path: Path) -> None:
     package, place = inside(path)
-    if not place:
-        return
-    own = floor(package, place)
     for other, target in imports(path):
-        if other != package or not target or not (SOURCES[package] / target[0]).exists() | is_file(package, target[0]):
+        if not place or other != package or not exists(package, target[:1]):
             continue
-        if target[0] == place[0]:
-            assert (package, place[0]) not in STRANGERS, f"{place} imports {target}: they are strangers"
+        if target[0] != place[0]:
+            scope, above, below = package, place[0], target[0]
         else:
-            assert floor(package, target) < own, f"{'.'.join(place)} (floor {own}) imports {'.'.join(target)}"
-
-
-def is_file(package: str, stem: str) -> bool:
-    return (SOURCES[package] / f"{stem}.py").exists()
+            assert (package, place[0]) not in STRANGERS, f"{place} imports {target}: they are strangers"
+            scope = f"{package}.{place[0]}"
+            above = place[1] if len(place) > 1 else "__init__"
+            below = target[1] if exists(package, target[:2]) and len(target) > 1 else "__init__"
+        if scope in FLOORS and above != below:
+            assert floor(scope, below) < floor(scope, above), f"{scope}: {above} imports {below}"
 
 
 def test_every_name_with_a_floor_exists() -> None:
-    for package, floors in FLOORS.items():
+    for scope, floors in FLOORS.items():
+        package, *place = scope.split(".")
         for stem in " ".join(floors).split():
-            assert is_file(package, stem) or (SOURCES[package] / stem).is_dir(), f"there is no {package}.{stem}"
+            assert exists(package, (*place, stem)), f"there is no {scope}.{stem}"
+
+
+def test_every_file_has_a_floor() -> None:
+    for path in files():
+        package, place = inside(path)
+        if place:
+            floor(package, place[0])
+            scope = f"{package}.{place[0]}"
+            if path.parent != SOURCES[package] and scope in FLOORS:
+                floor(scope, path.stem)
 
 
 @pytest.mark.parametrize("path", files(), ids=name)
@@ -145,6 +172,23 @@ def test_files_and_functions_keep_a_size(path: Path) -> None:
             assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines"
 
 
+HELP = """\
+import sys
+before = {*sys.modules}
+from ftlaunch.__main__ import main
+try:
+    main()
+finally:
+    print(*sorted({*sys.modules} - before), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("line", [[], ["-h"], ["--help"]])
+def test_help_loads_nothing_at_all(line: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", HELP, *line], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "ftlaunch ftlaunch.__main__"
+
+
 RECIPE = """\
 name = "r"
 model.path = "org/model"
@@ -158,16 +202,16 @@ data = "q"
 """
 PROBE = """\
 import json, sys
-from ftlaunch import cli
+from ftlaunch.__main__ import main
 try:
-    cli.main()
+    main()
 except SystemExit as ended:
     print(json.dumps([ended.code, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
 """
 
 
 @pytest.mark.parametrize(
-    "line", [["--help"], ["validate", "r.toml"], ["plan", "r.toml"], ["status"], ["status", "--json"]]
+    "line", [["--version"], ["validate", "r.toml"], ["plan", "r.toml"], ["status"], ["status", "--json"]]
 )
 def test_everyday_verbs_load_nothing_heavy(line: list[str], tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(RECIPE)

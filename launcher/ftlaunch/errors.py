@@ -44,5 +44,8 @@ class RecipeError(UserError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        super().__init__("\n".join(map(str, problems)), f"mend the {count} above and try again")
+        super().__init__("\n".join(problem.message for problem in problems), problems[0].remedy)
+
+    def __str__(self) -> str:
+        head = [f"{len(self.problems)} problems"] if len(self.problems) > 1 else []
+        return "\n".join([*head, *map(str, self.problems)])

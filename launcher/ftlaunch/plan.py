@@ -26,8 +26,8 @@ class PlannedStep(Struct, frozen=True, kw_only=True):
     """Argument vector; the working directory is the run folder."""
     env: dict[str, str]
     """Set on top of the caller's environment."""
-    notes: list[str]
-    """Derived values that the recipe left open."""
+    notes: dict[str, str]
+    """What the stage does, derived values included: a line each, under a label such as "learning rate"."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -95,24 +95,51 @@ def _plan_step(name: str, step: Step) -> PlannedStep:
         files=files,
         command=node.command(name),
         env=node.environment(step.parallel),
-        notes=list(_notes(step)),
+        notes=_merge_notes(step) if isinstance(step.stage, Merge) else _training_notes(step, step.stage),
     )
 
 
-def _notes(step: Step) -> list[str]:
-    stage = step.stage
-    if isinstance(stage, Merge):
-        return [f"merges {step.start} and checks the merged model against the adapter model"]
-    notes = [
-        f"batch of {stage.batch_size} rows = {step.micro_batch_size} a micro-batch"
-        f" × {step.accumulation} accumulated × {step.world_size} process{'es' if step.world_size > 1 else ''}"
-    ]
+def _merge_notes(step: Step) -> dict[str, str]:
+    return {"merge": f"folds {step.start} into its base and compares the result with the adapter model"}
+
+
+def _training_notes(step: Step, stage: Sft) -> dict[str, str]:
+    return {
+        "model": _model_note(step),
+        "adapter": _adapter_note(step),
+        "data": ", ".join(f"{name} ({data.path})" for name, data in step.data.items()),
+        "length": _length_note(stage),
+        "batch": f"{stage.batch_size} rows = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
+        f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
+        "learning rate": _learning_rate_note(step, stage),
+    }
+
+
+def _model_note(step: Step) -> str:
+    held = f"{step.model.dtype}, weights held in {step.model.quantization}"
+    note = f"{step.model.path} in {held if step.model.quantization != 'none' else step.model.dtype}"
+    return f"{note}, going on from {step.start}" if step.start else note
+
+
+def _adapter_note(step: Step) -> str:
+    adapter = step.adapter
+    if isinstance(adapter, Full):
+        return "none: every weight is trained"
+    targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
+    return f"LoRA of rank {adapter.rank} on {targets}, scale alpha / rank = {adapter.alpha / adapter.rank:g}"
+
+
+def _length_note(stage: Sft) -> str:
+    if stage.steps is not None:
+        return f"{stage.steps} optimizer step{'s' if stage.steps > 1 else ''}"
+    if stage.epochs is None:
+        return "1 epoch, as neither epochs nor steps is given"
+    return f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}"
+
+
+def _learning_rate_note(step: Step, stage: Sft) -> str:
+    note = f"{step.learning_rate:g}"
     if stage.learning_rate is None:
-        notes.append(f"learning rate {step.learning_rate:g}, as none is given")
-    if stage.steps is None and stage.epochs is None:
-        notes.append("1 epoch, as neither epochs nor steps is given")
-    if isinstance(step.adapter, Lora):
-        notes.append(f"adapter scale alpha / rank = {step.adapter.alpha / step.adapter.rank:g}")
-    else:
-        notes.append("full fine-tuning: every weight is trained")
-    return notes
+        note += f" (none is given; this suits {step.adapter.__struct_config__.tag})"
+    warmup = f"{stage.warmup} steps" if isinstance(stage.warmup, int) else f"{stage.warmup:.3g} of all steps"
+    return f"{note}, {stage.schedule}{f' after a warm-up of {warmup}' if stage.warmup else ''}"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ftlaunch.errors import UserError
-from ftlaunch.wording import did_you_mean, literal
+from ftlaunch.load.wording import did_you_mean, literal
 
 PACKAGE = Path(__file__).parent
 

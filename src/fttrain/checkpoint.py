@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -76,6 +76,7 @@ class Checkpoints:
         self._refuse_foreign(manifest, folder)
         self._agree(lambda: self._read(folder, manifest))
         shards.adopt(self._engine, manifest["step"])
+        self._engine.set_loss_scale(manifest["loss_scale"])
         return Loaded(manifest["step"], manifest["state"])
 
     def _agree(self, act: Any, *, on_main: bool = False) -> Any:
@@ -84,7 +85,7 @@ class Checkpoints:
         if self._world.is_main or not on_main:
             try:
                 result = act()
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 failure = f"rank {self._world.rank}: {error}"
         failures = [text for text in self._world.gather(failure) if text]
         if failures:
@@ -95,7 +96,8 @@ class Checkpoints:
         return self._world.gather(result) if not on_main else result
 
     def _start(self, aside: Path) -> None:
-        shutil.rmtree(aside, ignore_errors=True)
+        for leftover in self._folder.glob(".step-*.partial"):  # of saves that a crash cut short
+            shutil.rmtree(leftover)
         aside.mkdir(parents=True, mode=0o700)
 
     def _write_shard(self, aside: Path) -> dict[str, dict[str, Any]]:
@@ -117,6 +119,7 @@ class Checkpoints:
             "strategy": self._spec.parallel.strategy,
             "recipe_hash": self._spec.recipe_hash,
             "state": state,
+            "loss_scale": self._engine.loss_scale(),
             "files": {name: seal for of_rank in files for name, seal in of_rank.items()},
         }
         write_json(aside / "manifest.json", manifest)

@@ -93,6 +93,25 @@ class Engine:
         assert norm is not None
         return float(norm)
 
+    def loss_scale(self) -> dict[str, float]:
+        """State of the dynamic loss scale that fp16 needs; empty in other formats."""
+        if self.zero_stage:
+            return {name: getattr(self.zero.loss_scaler, name) for name in self._scale_names()}
+        scaler = self._accelerator.scaler
+        return scaler.state_dict() if scaler is not None else {}
+
+    def set_loss_scale(self, state: dict[str, float]) -> None:
+        """Go on with a loss scale that `loss_scale` returned."""
+        if self.zero_stage:
+            for name, value in state.items():
+                setattr(self.zero.loss_scaler, name, value)
+        elif self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state)
+
+    def _scale_names(self) -> list[str]:
+        names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+        return [name for name in names if self.zero.dynamic_loss_scale and hasattr(self.zero.loss_scaler, name)]
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode: no dropout, no noise, no gradients."""

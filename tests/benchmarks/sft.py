@@ -213,6 +213,8 @@ def main() -> None:
     parser.add_argument("--contender", choices=["ours", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--adapter", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not (options.data / "e2e_dev.csv").exists():
+        parser.error(f"--data: {options.data} does not hold e2e_dev.csv (columns mr, ref) and gsm8k_train.jsonl")
     if options.contender:
         contend(options)
         return

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -61,6 +60,8 @@ def error(rank: int, kind: str, message: str, **more: object) -> None:
 
 def stay(**how: object) -> None:
     """A process like an elastic worker: in a session of its own, deaf to SIGTERM, never ending by itself."""
+    import subprocess  # dear, and most acts go without
+
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True, **how)
     (STEP / "child").write_text(str(child.pid))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,8 @@ import pytest
 import typer.testing
 from acted import make_plan, write_run
 
-from ftlaunch import cli, control, launch, processes
+from ftlaunch import __main__, cli, processes
+from ftlaunch.backend import control, launch
 from ftlaunch.cli import trainer
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED
 from ftlaunch.plan import Plan
@@ -101,6 +103,14 @@ def spawn(*arguments: object, **how: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
 
 
+def leave_behind(run: RunDir) -> subprocess.Popen[bytes]:
+    """A process of a run's attempt that nobody drives."""
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", "import time; time.sleep(60)"],
+        env={processes.ATTEMPT: str(run.path / "01-sft/attempts/1")},
+    )
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 5
     while not path.exists() and time.monotonic() < deadline:
@@ -128,7 +138,7 @@ def test_plan_shows_every_file_and_command(call: Call, recipe: Path) -> None:
     for step in steps:
         assert shlex.join(step.command) in out
         assert all(content.rstrip() in out for content in step.files.values())
-        assert all(note in out for note in step.notes)
+        assert all(note in out for note in step.notes.values())
     assert not (recipe.parent / "runs").exists()
 
 
@@ -164,6 +174,86 @@ def test_run_writes_and_drives(call: Call, recipe: Path, monkeypatch: pytest.Mon
     assert (recipe.parent / "runs/small/recipe.toml").read_text() == RECIPE
     code, out, err = call("run", recipe, "--detach")
     assert (code, out, "already finished" in err) == (DONE, "", True)
+
+
+@pytest.mark.usefixtures("torch_is_there")
+def test_a_run_that_is_done_says_what_it_made_and_how_to_try_it(call: Call, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", "train")
+    artifact = run.step_dir("01-sft").artifact
+    artifact.mkdir()
+    closing = f'model: {artifact}\n  try it: ftlaunch chat {artifact} --prompt "…"\n'
+    assert call("resume", run.path)[2].endswith(f"01-sft  done in 0:00\n{closing}")
+    assert call("resume", run.path)[2] == f"r is already finished: {run.path}\n{closing}"
+    assert call("status", run.path)[1].endswith(closing)
+
+
+@pytest.mark.usefixtures("torch_is_there")
+def test_a_run_that_failed_says_how_to_look_into_it_and_go_on(call: Call, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", "fail")
+    assert call("resume", run.path)[2].endswith(f"  in full: ftlaunch logs {run.path} --first-error\n")
+    said = call("status", run.path)[1]
+    assert f"ftlaunch logs {run.path} --first-error" in said
+    assert said.endswith(f"ftlaunch resume {run.path}\n")
+
+
+def test_the_plan_tells_the_learning_rate_and_whether_it_was_chosen(call: Call, recipe: Path) -> None:
+    assert "learning rate  0.0002 (none is given; this suits lora), cosine\n" in call("plan", recipe)[1]
+    own = ("--set", "stage.0.learning_rate=3e-5", "--set", "stage.0.warmup=0.1")
+    assert "learning rate  3e-05, cosine after a warm-up of 0.1 of all steps\n" in call("plan", recipe, *own)[1]
+
+
+GOOD_LINE = b'{"q": "2+2", "a": "4"}\n'
+
+
+@pytest.mark.usefixtures("torch_is_there")
+@pytest.mark.parametrize(
+    ("content", "where", "message", "remedy"),
+    [
+        pytest.param(b"", "", "the file has no rows", "written to the end", id="empty"),
+        pytest.param(GOOD_LINE + b'{"q": "2+2"}\n', ":2", "field a is missing", "the fields q", id="no column"),
+        pytest.param(
+            GOOD_LINE + '{"q": "à", "a": "4"}\n'.encode("latin-1"), ":2", "not UTF-8 (byte 0xe0)", "iconv", id="latin-1"
+        ),
+        pytest.param(
+            GOOD_LINE + b'{"q": "' + b"x" * 10_000_000 + b'"}\n', ":2", "longer than 8 MiB", "a line of its", id="long"
+        ),
+        pytest.param(
+            GOOD_LINE + b'{"q": "2+2", "a": NaN}\n', ":2", "NaN is no number", "one JSON object a line", id="nan"
+        ),
+    ],
+)
+def test_broken_data_is_refused_before_anything_is_written(
+    call: Call, recipe: Path, content: bytes, where: str, message: str, remedy: str
+) -> None:
+    rows = recipe.with_name("q.jsonl")
+    rows.write_bytes(content)
+    code, out, err = call("run", recipe)
+    assert (code, out) == (BAD_INPUT, "")
+    [said, advice] = err.splitlines()
+    assert said.startswith(f"error: {rows}{where}: data.q: ")
+    assert message in said
+    assert remedy in advice
+    assert {path.name for path in recipe.parent.iterdir()} == {"recipe.toml", "q.jsonl"}
+
+
+@pytest.mark.usefixtures("torch_is_there")
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        pytest.param('path = "org/model"', "path = org/model", 5, id="no TOML"),
+        pytest.param('kind = "lora"', 'kind = "lora"\nrnk = 4', 9, id="unknown key"),
+        pytest.param('"zero2"', '"single"', 23, id="contradiction"),
+    ],
+)
+def test_a_broken_recipe_is_refused_before_anything_is_written(
+    call: Call, recipe: Path, old: str, new: str, line: int
+) -> None:
+    recipe.write_text(RECIPE.replace(old, new, 1))
+    code, out, err = call("run", recipe)
+    assert (code, out) == (BAD_INPUT, "")
+    assert err.startswith(f"error: {recipe}:{line}: ")
+    assert "  → " in err
+    assert {path.name for path in recipe.parent.iterdir()} == {"recipe.toml", "q.jsonl"}
 
 
 def acted_plan(_: Recipe, run_dir: Path) -> Plan:
@@ -258,12 +348,9 @@ def test_cancel_ends_what_a_killed_driver_left(call: Call, tmp_path: Path) -> No
 def test_a_run_is_cancelled_through_a_link_too(call: Call, tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "never_leave")
     (tmp_path / "link").symlink_to(run.path)
-    process = spawn("drive", run.path)
-    wait_for(run.path / "01-sft/ready")
-    process.kill()
-    process.communicate()
+    orphan = leave_behind(run)
     assert call("cancel", tmp_path / "link")[2] == "link has been ended\n"
-    assert processes.of_attempts(run.path) == []
+    assert orphan.wait(5) == -signal.SIGKILL
 
 
 def test_status_lists_runs_or_shows_one(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +374,7 @@ def test_status_lists_runs_or_shows_one(call: Call, tmp_path: Path, monkeypatch:
 
 def test_logs_print_what_ranks_said(call: Call, tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train", "fail")
-    subprocess.run([sys.executable, "-m", "ftlaunch", "drive", str(run.path)], capture_output=True, check=False)
+    assert call("drive", run.path)[0] == STAGE_FAILED
     said = call("logs", run.path, "--stage", "01-sft")[1]
     assert said.splitlines() == [
         "[launch] launched",
@@ -302,17 +389,17 @@ def test_logs_print_what_ranks_said(call: Call, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_the_following_and_not_the_run(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "r", "never_leave")
-    driver = spawn("drive", run.path)
-    wait_for(run.path / "01-sft/ready")
+    run = write_run(tmp_path / "r", "train")
+    run.step_dir("01-sft").new_attempt()
+    working = leave_behind(run)
     follower = spawn("logs", "-f", run.path)
     assert follower.stderr is not None
     follower.stderr.readline()
     follower.send_signal(signal.SIGINT)
     follower.communicate(timeout=5)
-    assert (follower.returncode, driver.poll()) == (DONE, None)
-    driver.send_signal(signal.SIGQUIT)
-    driver.communicate(timeout=5)
+    assert (follower.returncode, working.poll()) == (DONE, None)
+    working.kill()
+    working.wait()
 
 
 def test_logs_into_a_closed_pipe_say_nothing(tmp_path: Path) -> None:
@@ -385,7 +472,23 @@ def test_a_wrong_call_is_a_users_mistake(call: Call) -> None:
     assert call("run")[0] == BAD_INPUT
     assert call("no-such-verb")[0] == BAD_INPUT
     assert call("validate", "no-such-recipe")[0] == BAD_INPUT
-    assert call("--version") == (DONE, "ftlaunch 0.1.0\n", "")
+
+
+def test_the_version_is_the_installed_one(call: Call) -> None:
+    assert call("--version") == (DONE, f"ftlaunch {metadata.version('ftlaunch')}\n", "")
+
+
+REGENERATE = """\
+launcher/ftlaunch/help.txt is not what typer says any more. Write it again:
+  COLUMNS=80 python -c "from ftlaunch import cli; cli.main()" --help > launcher/ftlaunch/help.txt"""
+
+
+@pytest.mark.parametrize("line", [(), ("-h",), ("--help",)])
+def test_the_help_is_what_typer_would_say(call: Call, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = call(*line)
+    monkeypatch.setattr(cli, "main", __main__.main)
+    assert call(*line) == said, REGENERATE
 
 
 def test_every_verb_shows_an_example(call: Call) -> None:

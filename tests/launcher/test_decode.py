@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct, field
 
-from ftlaunch.decode import find_problems
-from ftlaunch.where import Origin, Where
+from ftlaunch.load.decode import find_problems
+from ftlaunch.load.where import Origin, Where
 
 WHERE = Where(Origin("top", Path()), {})
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftlaunch.lines import key_lines, split_key
-from ftlaunch.where import KeyPath
+from ftlaunch.load.lines import key_lines, split_key
+from ftlaunch.load.where import KeyPath
 
 TEXTS = {
     "plain": 'a = 1 # [no]\nb.c.d = "x # no"\n\n[t]\n# k = 1\nk = true\n[t.u . "v w"]\nk = 1.5e3\n',

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ftlaunch import layers, places
 from ftlaunch.errors import Problem, RecipeError
-from ftlaunch.load import Loaded, load_recipe
+from ftlaunch.load import Loaded, layers, load_recipe, places
+from ftlaunch.load.where import Origin, Where
 from ftlaunch.recipe import Full, Lora, Merge, Sft
-from ftlaunch.where import Origin, Where
 
 SMALL = """\
 name = "small"

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from acted import write_run
 
-from ftlaunch import control, launch, lock, processes
-from ftlaunch.backend import local
-from ftlaunch.display import PlainDisplay
+from ftlaunch import processes
+from ftlaunch.backend import control, launch, local
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED, UserError
+from ftlaunch.processes import lock
 from ftlaunch.rundir import RunDir
-from ftlaunch.status import read_status
+from ftlaunch.watch.display import PlainDisplay
+from ftlaunch.watch.status import read_status
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +132,9 @@ def test_a_killed_rank_is_named(tmp_path: Path, act: str) -> None:
     run = write_run(tmp_path / "r", act)
     code, said = drive(run)
     assert code == STAGE_FAILED
-    assert "error: rank 1: SIGKILL: rank 1 was killed by SIGKILL" in said
+    assert "error: rank 1: killed by SIGKILL\n" in said
     assert "ran out of memory" in said
-    assert read_status(run).stages[0].note == "rank 1: rank 1 was killed by SIGKILL"
+    assert read_status(run).stages[0].note == "rank 1: killed by SIGKILL"
 
 
 def test_a_killed_launcher_is_named(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_without_any_word_the_end_of_the_launch_log_is_shown(tmp_path: Path) -> 
 
 def test_a_process_that_failed_before_it_had_a_log_is_heard(tmp_path: Path) -> None:
     said = drive(write_run(tmp_path / "r", "fail_to_import"))[1]
-    assert "error: rank 0: ExitCode: rank 0 ended with exit code 1" in said
+    assert "error: rank 0: ended with exit code 1 and left no word" in said
     assert "\n    ImportError: no module\n  log: " in said
 
 
@@ -177,7 +178,7 @@ def test_a_worker_in_its_own_session_does_not_outlive_its_launcher(
 def test_one_signal_saves_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    monkeypatch.setattr("ftlaunch.interrupt.talk_to_nobody", lambda: None)
+    monkeypatch.setattr("ftlaunch.processes.interrupt.talk_to_nobody", lambda: None)
     run = write_run(tmp_path / "r", "train_until_stopped", "train")
     with in_a_moment(run, number):
         ended, said = drive(run)
@@ -205,7 +206,7 @@ def test_a_second_signal_kills(tmp_path: Path, signals: tuple[signal.Signals, ..
 
 
 def test_a_hangup_said_twice_still_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlaunch.interrupt.talk_to_nobody", lambda: None)
+    monkeypatch.setattr("ftlaunch.processes.interrupt.talk_to_nobody", lambda: None)
     run = write_run(tmp_path / "r", "take_long_to_stop")
     with in_a_moment(run, signal.SIGHUP, signal.SIGHUP):
         assert drive(run)[0] == STOPPED
@@ -213,7 +214,7 @@ def test_a_hangup_said_twice_still_saves(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_hangup_that_nohup_ignores_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlaunch.interrupt.talk_to_nobody", lambda: None)
+    monkeypatch.setattr("ftlaunch.processes.interrupt.talk_to_nobody", lambda: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run = write_run(tmp_path / "r", "train", "train")
     assert local.drive(run, SignalWhenDone(signal.SIGHUP)) == DONE

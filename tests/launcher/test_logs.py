@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from acted import write_run
 
-from ftlaunch import lock, logs
 from ftlaunch.errors import UserError
-from ftlaunch.outcome import describe_failure, describe_in_full
+from ftlaunch.processes import lock
+from ftlaunch.processes.outcome import describe_failure, describe_in_full
 from ftlaunch.rundir import Attempt, RunDir
-from ftlaunch.tail import CHUNK, Tail
+from ftlaunch.watch import logs
+from ftlaunch.watch.tail import CHUNK, Tail
 
 
 @pytest.fixture

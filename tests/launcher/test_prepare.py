@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from acted import Text, make_plan, write_run
 
-from ftlaunch import lock
-from ftlaunch import prepare as prepare_module
+from ftlaunch.backend import prepare as prepare_module
+from ftlaunch.backend.prepare import prepare
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan
-from ftlaunch.prepare import prepare
+from ftlaunch.processes import lock
 
 
 def test_what_was_planned_is_what_is_written(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ftlaunch.fill import DataError, fill
+from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows import check_rows, data_files, is_local, read_rows
+from ftlaunch.rows.fill import DataError, fill, template_fields
 
 ROW = {"question": "Why?", "answer": "Because."}
 LINE = json.dumps(ROW) + "\n"
@@ -249,3 +250,32 @@ def test_reading_rows_loads_nothing_heavy() -> None:
     launcher = Path(__file__).parents[2] / "launcher"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=launcher)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("", []),
+        ("no field, {{braces}}", []),
+        ("{a}", [("a",)]),
+        ("Q: {question}\nA: {answer[value]}{a}", [("question",), ("answer", "value"), ("a",)]),
+        (
+            "{turns[0][text]} {a column}{x[b.c]}{x[a b]}",
+            [("turns", "0", "text"), ("a column",), ("x", "b.c"), ("x", "a b")],
+        ),
+    ],
+)
+def test_fields_of_a_template(template: str, fields: list[tuple[str, ...]]) -> None:
+    assert template_fields(template) == fields
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("{", "}", "{a", "{}", "{0}", "{[a]}", "{a.b}", "{a[b].c}", "{a[b]c}", "{a[]}", "{a[b}", "{a!r}", "{a:>3}"),
+        *("{a.__class__.__mro__[1]}", "{a:{b}}", '{"question": {question}}', "{a!}"),
+    ],
+)
+def test_templates_that_are_more_than_fields_are_refused(template: str) -> None:
+    with pytest.raises(UserError):
+        template_fields(template)

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 from acted import write_run
 
-from ftlaunch import lock, processes, runs
+from ftlaunch import processes
 from ftlaunch.errors import UserError
-from ftlaunch.processes import Identity
+from ftlaunch.processes import Identity, lock
 from ftlaunch.rundir import Attempt, RunDir, StepDir
-from ftlaunch.status import StageStatus, is_over, read_status
+from ftlaunch.watch import runs
+from ftlaunch.watch.status import StageStatus, is_over, read_status
 
 
 @pytest.fixture

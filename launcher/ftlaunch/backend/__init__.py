@@ -1,1 +1,1 @@
-"""Where the stages of a written run are started: here or by a scheduler. Backends never import each other."""
+"""Where the stages of a written run are started: here or by a scheduler. One backend never imports another."""

@@ -3,14 +3,15 @@
 import time
 from dataclasses import dataclass
 
-from ftlaunch import launch, runs
-from ftlaunch.display import Display
+from ftlaunch.backend import launch
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED
-from ftlaunch.interrupt import Interrupts
-from ftlaunch.outcome import Done, Failure, Outcome, Stopped, describe_failure
 from ftlaunch.plan import PlannedStep
-from ftlaunch.progress import MetricsTail, duration
+from ftlaunch.processes.interrupt import Interrupts
+from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe_failure
 from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.watch import runs
+from ftlaunch.watch.display import Display
+from ftlaunch.watch.progress import MetricsTail, duration
 
 
 def drive(run: RunDir, display: Display) -> int:
@@ -62,6 +63,8 @@ class _Driver:
                 return DONE
             case Failure():
                 self.display.say(f"{step.name}  failed after {took}\n{describe_failure(outcome)}")
+                if not outcome.user_error:
+                    self.display.say(f"  in full: ftlaunch logs {self.run.path} --first-error")
                 return BAD_INPUT if outcome.user_error else STAGE_FAILED
             case Stopped():
                 return self._stopped(step, f"saved and stopped after {took}")

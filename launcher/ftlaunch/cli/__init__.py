@@ -1,10 +1,10 @@
 """The command line: verbs, their options, and the one place where a user's mistake becomes an exit code."""
 
 import sys
-from importlib import metadata
 
 import typer
 
+from ftlaunch import __version__
 from ftlaunch.cli import model_verbs, recipe_verbs, run_verbs
 from ftlaunch.errors import BAD_INPUT, UserError
 
@@ -30,7 +30,7 @@ app.command(hidden=True)(run_verbs.drive)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"ftlaunch {metadata.version('ftlaunch')}")
+        print(f"ftlaunch {__version__}")
         raise typer.Exit
 
 
@@ -49,7 +49,7 @@ def ftlaunch(
 def main() -> None:
     """Run the command line; a UserError is printed to stderr and ends it with exit code 2."""
     try:
-        app()
+        app(prog_name="ftlaunch")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -11,23 +11,23 @@ from ftlaunch.errors import UserError
 
 def _made_by(source: str, *, merged: bool) -> str:
     """The folder of what a run has made last, where `source` names a run; else `source` itself. UserError if none."""
-    from ftlaunch import runs
+    from ftlaunch.watch import made, runs
 
     if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
         return source
     run = runs.find(source)
-    finished = [step for step in run.step_dirs() if step.result.exists()]
-    made = [path for step in finished for path in (step.artifact, *([step.model] if merged else [])) if path.is_dir()]
-    if not made:
+    path = made.last_made(run, merged=merged)
+    if path is None:
         raise UserError(f"{run.path.name} has made no model yet", f"see how it stands: ftlaunch status {run.path}")
-    return str(made[-1])
+    return str(path)
 
 
 def merge(
-    source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or an adapter's folder.")],
+    source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or the folder of an adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
     dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None, typer.Option("--dtype", help="Default: the base's own.")
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option("--dtype", help="Of the merged weights. Default: the base's."),
     ] = None,
 ) -> None:
     """Fold an adapter into its base model, and check it.
@@ -52,11 +52,11 @@ def import_gguf(
 def chat(
     model: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders, hub ids.")],
     prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to ask.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N")] = 64,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 64,
 ) -> None:
     """Ask one or several models and print their answers.
 
-    Example: ftlaunch chat smollm2 my-run --prompt "What is the capital of France?"
+    Example: ftlaunch chat smollm2 my-run --prompt "Who are you?"
     """
     asked = [_made_by(each, merged=True) for each in model]
     options = ["--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]

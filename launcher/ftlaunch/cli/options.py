@@ -6,28 +6,28 @@ from typing import Annotated
 import typer
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one (ftlaunch recipes).")
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one: see ftlaunch recipes.")
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set one key of the recipe: stage.0.epochs=1. May be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe's key, as in stage.0.epochs=1. May be repeated."),
 ]
 Nodes = Annotated[int | None, typer.Option("--nodes", metavar="N", help="Same as --set parallel.nodes=N.")]
 ProcsPerNode = Annotated[
     int | None,
-    typer.Option("--procs-per-node", metavar="M", help="Same as --set parallel.procs_per_node=M: one process a GPU."),
+    typer.Option("--procs-per-node", metavar="M", help="Same as --set parallel.procs_per_node=M. One process a GPU."),
 ]
 RunFolder = Annotated[
-    Path | None, typer.Option("--run-dir", metavar="DIR", help="The run's folder. Default: runs/NAME, here.")
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="The run's folder. Default: ./runs/NAME.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Run in the background and return at once.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name below ./runs.")]
 StageName = Annotated[
-    str | None, typer.Option("--stage", metavar="STAGE", help="Of this stage only: 01-sft, or sft if there is one.")
+    str | None, typer.Option("--stage", metavar="STAGE", help="Only this stage: 01-sft, or sft if there is but one.")
 ]
 AttemptNumber = Annotated[
-    int | None, typer.Option("--attempt", metavar="N", help="Of the stage's attempt N. Default: its latest.")
+    int | None, typer.Option("--attempt", metavar="N", help="Attempt N of the stage. Default: its latest.")
 ]
 
 

@@ -22,8 +22,8 @@ def _load(recipe: str, settings: list[str]) -> "Loaded":
 
 
 def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
-    from ftlaunch import runs
     from ftlaunch.plan import make_plan
+    from ftlaunch.watch import runs
 
     return make_plan(loaded.recipe, run_dir or runs.HOME / loaded.recipe.name)
 
@@ -43,7 +43,7 @@ def run(
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
     run_dir: RunFolder = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, as ftlaunch plan does.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
     detach: Detach = False,
 ) -> None:
     """Run a recipe; Ctrl-C saves and stops.
@@ -62,8 +62,8 @@ def run(
 
 
 def _prepare_and_start(planned: "Plan", loaded: "Loaded", *, detach: bool) -> int:
+    from ftlaunch.backend.prepare import prepare
     from ftlaunch.cli.run_verbs import start
-    from ftlaunch.prepare import prepare
 
     return start(prepare(planned, loaded), detach=detach)
 
@@ -109,7 +109,7 @@ def recipes(json: Json = False) -> None:
     from ftlaunch import shipped
 
     found = {name: shipped.description(path) for name, path in shipped.shipped_recipes().items()}
-    print(text.as_json(found) if json else text.table(("recipe", ""), list(found.items())))
+    print(text.as_json(found) if json else text.table(("recipe", "what it does"), list(found.items())))
 
 
 def schema() -> None:
@@ -124,7 +124,7 @@ def schema() -> None:
 
 def preview(
     recipe: RecipeName,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="So many rows of each data set.")] = 2,
+    rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="Rows of each data set.")] = 2,
     settings: Settings = None,
 ) -> None:
     """Show data as the model will see it.

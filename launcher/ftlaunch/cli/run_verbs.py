@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 def start(folder: "RunDir", *, detach: bool) -> int:
     """Drive a written run here, or in the background; the exit code."""
-    from ftlaunch import control, runs
+    from ftlaunch.backend import control
+    from ftlaunch.watch import made, runs
 
     where = folder.path
     if runs.finished(folder):
-        print(f"{where.name} is already finished: {where}", file=sys.stderr)
+        print(f"{where.name} is already finished: {where}\n{made.describe(folder)}".rstrip(), file=sys.stderr)
         return DONE
     if not detach:
         return control.drive_here(folder)
@@ -41,8 +42,8 @@ def status(
 
     Example: ftlaunch status my-run
     """
-    from ftlaunch import runs
-    from ftlaunch.status import read_status
+    from ftlaunch.watch import runs
+    from ftlaunch.watch.status import read_status
 
     if run is not None:
         found = read_status(runs.find(run))
@@ -57,9 +58,9 @@ def status(
 
 def logs(
     run: RunName,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is said, until the run ends.")] = False,
     stage: StageName = None,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="K", help="Of rank K only.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="K", help="Only rank K.")] = None,
     first_error: Annotated[bool, typer.Option("--first-error", help="Show what went wrong first, in full.")] = False,
     attempt: AttemptNumber = None,
 ) -> None:
@@ -67,8 +68,8 @@ def logs(
 
     Example: ftlaunch logs -f my-run --rank 0
     """
-    from ftlaunch import logs, runs
-    from ftlaunch.outcome import describe_in_full
+    from ftlaunch.processes.outcome import describe_in_full
+    from ftlaunch.watch import logs, runs
 
     folder = runs.find(run)
     if first_error:
@@ -93,7 +94,8 @@ def stop(
 
     Example: ftlaunch stop my-run --wait 60
     """
-    from ftlaunch import control, runs
+    from ftlaunch.backend import control
+    from ftlaunch.watch import runs
 
     folder = runs.find(run)
     over = control.ask_to_stop(folder, wait)
@@ -105,7 +107,8 @@ def cancel(run: RunName) -> None:
 
     Example: ftlaunch cancel my-run
     """
-    from ftlaunch import control, runs
+    from ftlaunch.backend import control
+    from ftlaunch.watch import runs
 
     folder = runs.find(run)
     ended = control.cancel(folder)
@@ -117,7 +120,7 @@ def resume(run: RunName, detach: Detach = False) -> None:
 
     Example: ftlaunch resume my-run
     """
-    from ftlaunch import runs
+    from ftlaunch.watch import runs
 
     folder = runs.find(run)
     trainer.require()
@@ -126,6 +129,7 @@ def resume(run: RunName, detach: Detach = False) -> None:
 
 def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:
     """Drive a written run whose lock this process has inherited: what --detach starts."""
-    from ftlaunch import control, runs
+    from ftlaunch.backend import control
+    from ftlaunch.watch import runs
 
     raise typer.Exit(control.drive_here(runs.find(run), lock))

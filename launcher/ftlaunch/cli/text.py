@@ -2,11 +2,12 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ftlaunch.plan import Plan, PlannedStep
-    from ftlaunch.status import RunStatus, StageStatus
+    from ftlaunch.watch.status import RunStatus, StageStatus
 
 
 def as_json(value: Any) -> str:
@@ -33,15 +34,24 @@ def summary(plan: "Plan") -> str:
 
 
 def _summary(step: "PlannedStep") -> Iterator[str]:
-    yield f"{step.name}: {processes(step.step.world_size)}, {step.step.parallel.strategy}"
-    yield from (f"    {note}" for note in step.notes)
+    parallel = step.step.parallel
+    yield ", ".join(
+        [
+            f"{step.name}: {processes(step.step.world_size)}",
+            *([f"{parallel.nodes} nodes"] if parallel.nodes > 1 else []),
+            *([parallel.strategy] if parallel.strategy != "single" else []),
+            *(["offloaded to host memory"] if parallel.offload != "none" else []),
+            *({"auto": [], "cpu": ["on the CPU"], "cuda": ["on GPUs"]}[parallel.device]),
+        ]
+    )
+    width = max(map(len, step.notes), default=0)
+    yield from (f"    {label.ljust(width)}  {note}" for label, note in step.notes.items())
 
 
 def full(plan: "Plan") -> str:
-    """A plan with every file and every command, as they will be used."""
-    parts = [summary(plan)]
+    """A plan with every command and every file, as they will be used."""
+    parts = [summary(plan), *(f"── {step.name} is started with\n{command(plan, step)}" for step in plan.steps)]
     for step in plan.steps:
-        parts.append(f"$ {command(plan, step)}")
         parts += [f"── {step.name}/{name}\n{content.rstrip()}" for name, content in step.files.items()]
     return "\n\n".join(parts)
 
@@ -60,7 +70,21 @@ def run_status(status: "RunStatus") -> str:
         for stage in status.stages
     ]
     notes = [f"{stage.name}: {stage.note}" for stage in status.stages if stage.note]
-    return "\n".join([f"{status.name}  {status.state}  {status.path}", "", table(head, rows), *notes])
+    return "\n".join([f"{status.name}  {status.state}  {status.path}", "", table(head, rows), *notes, *_next(status)])
+
+
+def _next(status: "RunStatus") -> Iterator[str]:
+    """What the user of a run that does not work any more may want to do."""
+    from ftlaunch.rundir import RunDir
+    from ftlaunch.watch import made
+
+    path = shlex.quote(status.path)
+    if status.state == "done" and (told := made.describe(RunDir(Path(status.path)))):
+        yield told
+    if status.state == "failed":
+        yield f"  → what went wrong: ftlaunch logs {path} --first-error"
+    if status.state in ("failed", "stopped", "interrupted"):
+        yield f"  → go on with it: ftlaunch resume {path}"
 
 
 def run_list(statuses: Sequence["RunStatus"]) -> str:
@@ -83,7 +107,7 @@ def _loss(stage: "StageStatus") -> str:
 
 
 def _left(stage: "StageStatus") -> str:
-    from ftlaunch.progress import duration
+    from ftlaunch.watch.progress import duration
 
     return "" if stage.seconds_left is None else duration(stage.seconds_left)
 

@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ftlaunch.errors import UserError
-from ftlaunch.fill import DataError, Row
 from ftlaunch.recipe import Data
-from ftlaunch.turns import Turn, row_format, text_of, turns_of
+from ftlaunch.rows.fill import DataError, Row
+from ftlaunch.rows.turns import Turn, row_format, text_of, turns_of
 
 Span = tuple[int, int]
 """First character and the one after the last."""

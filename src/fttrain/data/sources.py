@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.fill import DataError, Row
 from ftlaunch.recipe import Data
 from ftlaunch.rows import data_files, is_local, read_rows
+from ftlaunch.rows.fill import DataError, Row
 
 Rows = Iterator[tuple[str, Row]]
 """(place of the row, such as "facts.jsonl:17"; the row)."""

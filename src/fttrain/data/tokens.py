@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.fill import Row
 from ftlaunch.recipe import Data
+from ftlaunch.rows.fill import Row
 from fttrain.data.chat import Encoded, Encoder
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
 from fttrain.data.token_set import Counts, TokenSet, open_set, supervised, token_set, write_set

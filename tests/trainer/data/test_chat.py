@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.fill import DataError
 from ftlaunch.recipe import Data
+from ftlaunch.rows.fill import DataError
 from fttrain.data.chat import Encoded, Encoder, chat_template
 from fttrain.data.tokens import supervised
 

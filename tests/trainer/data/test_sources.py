@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.fill import DataError
 from ftlaunch.recipe import Data
+from ftlaunch.rows.fill import DataError
 from fttrain.data import sources
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftlaunch.errors import Problem, RecipeError, UserError
-from ftlaunch.lines import key_lines, split_key
-from ftlaunch.where import KeyPath, Origin, Toml, dotted
-from ftlaunch.wording import choice, literal
+from ftlaunch.load.lines import key_lines, split_key
+from ftlaunch.load.where import KeyPath, Origin, Toml, dotted
+from ftlaunch.load.wording import choice, literal
 
 KIND = "kind"
 """The key that says what a table is. A table of another kind replaces one whole, as its keys would make no sense."""

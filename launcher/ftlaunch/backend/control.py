@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 
-from ftlaunch import lock, processes
+from ftlaunch import processes
 from ftlaunch.backend import local
-from ftlaunch.display import open_display
-from ftlaunch.errors import UserError
-from ftlaunch.processes import Identity
+from ftlaunch.errors import DONE, UserError
+from ftlaunch.processes import Identity, lock
 from ftlaunch.rundir import RunDir, StepDir
-from ftlaunch.status import is_over
+from ftlaunch.watch import made
+from ftlaunch.watch.display import open_display
+from ftlaunch.watch.status import is_over
 
 CANCEL_SECONDS = 5.0
 POLL_SECONDS = 0.1
@@ -26,9 +27,12 @@ def drive_here(run: RunDir, held: int | None = None) -> int:
     """
     held = _take_over(run) if held is None else held
     try:
-        return local.drive(run, open_display())
+        code = local.drive(run, display := open_display())
     finally:
         lock.release(held)
+    if code == DONE and (told := made.describe(run)):
+        display.say(told)
+    return code
 
 
 def _take_over(run: RunDir) -> int:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ftlaunch import lock, provenance, runs
+from ftlaunch import provenance
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan
+from ftlaunch.processes import lock
 from ftlaunch.rundir import RunDir, sync_folder, write_atomic, write_json
+from ftlaunch.watch import runs
 
 if TYPE_CHECKING:
     from ftlaunch.rules import Loaded

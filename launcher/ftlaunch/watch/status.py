@@ -5,10 +5,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from ftlaunch import lock, processes, progress
-from ftlaunch.outcome import Done, Failure, Stopped, read_outcome
-from ftlaunch.processes import Identity
+from ftlaunch import processes
+from ftlaunch.processes import Identity, lock
+from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
 from ftlaunch.rundir import Attempt, RunDir, StepDir
+from ftlaunch.watch import progress
 
 State = Literal["waiting", "running", "done", "stopped", "failed", "interrupted", "unknown"]
 """interrupted: its processes have gone without a word. unknown: they are, or were, on another host."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from ftlaunch import decode, layers, places
 from ftlaunch.errors import Problem, RecipeError
-from ftlaunch.layers import BASE, Layer
+from ftlaunch.load import decode, layers, places
+from ftlaunch.load.layers import BASE, Layer
+from ftlaunch.load.where import KeyPath, Origin, Where, dotted
 from ftlaunch.recipe import Recipe
-from ftlaunch.where import KeyPath, Origin, Where, dotted
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The text has been accepted by tomllib before it comes here, so nothing is judged
 import re
 from bisect import bisect_left
 
-from ftlaunch.where import KeyPath
+from ftlaunch.load.where import KeyPath
 
 SPACE = re.compile(r"[ \t]*")
 FILLER = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")

@@ -6,8 +6,8 @@ from copy import deepcopy
 from pathlib import Path
 
 from ftlaunch.errors import Problem, UserError
-from ftlaunch.where import KeyPath, Toml, Where, dotted
-from ftlaunch.wording import choice, closest, literal
+from ftlaunch.load.where import KeyPath, Toml, Where, dotted
+from ftlaunch.load.wording import choice, closest, literal
 
 ANY = "*"
 MODELS = (("model", "path"), ("stage", ANY, "model", "path"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec.inspect as types
 
-from ftlaunch.wording import choice, closest, literal
+from ftlaunch.load.wording import choice, closest, literal
 
 
 @dataclass(frozen=True)

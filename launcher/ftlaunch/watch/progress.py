@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from ftlaunch.tail import Tail
+from ftlaunch.watch.tail import Tail
 
 WINDOW = 32
 """Optimizer steps, the newest ones, that the time left is judged by."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ftlaunch.errors import UserError
-from ftlaunch.outcome import Failure, read_failure
+from ftlaunch.processes.outcome import Failure, read_failure
 from ftlaunch.rundir import Attempt, RunDir, StepDir
-from ftlaunch.runs import find_stage
-from ftlaunch.status import is_over
-from ftlaunch.tail import Tail
+from ftlaunch.watch.runs import find_stage
+from ftlaunch.watch.status import is_over
+from ftlaunch.watch.tail import Tail
 
 FOLLOW_SECONDS = 0.2
 
@@ -100,7 +100,7 @@ def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
         failure = read_failure(attempt) if number in {None, attempt.number} else None
         if failure:
             return failure
-    raise UserError("no error is written down there", f"see how the run stands: ftlaunch status {run.path}")
+    raise UserError(f"{run.path.name} has no error on record", f"see how it stands: ftlaunch status {run.path}")
 
 
 def _newest_first(steps: list[StepDir]) -> Iterator[Attempt]:

@@ -8,10 +8,10 @@ from typing import Literal
 from ftlaunch import resolve
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
+from ftlaunch.load.where import KeyPath
+from ftlaunch.load.wording import choice, did_you_mean, literal
 from ftlaunch.recipe import Data, Full, Lora, Sft
 from ftlaunch.resolve import Resolved
-from ftlaunch.where import KeyPath
-from ftlaunch.wording import choice, did_you_mean, literal
 
 ZERO = ("zero1", "zero2", "zero3")
 TableName = Literal["model", "adapter", "optimizer", "parallel"]
@@ -43,6 +43,13 @@ class Training:
         """A problem with a key of the stage's own table, or of the recipe's where the stage has none."""
         own: KeyPath = () if getattr(self.stage, table) is None else ("stage", self.index)
         return self.loaded.problem((*own, table, key), message, remedy)
+
+
+def trainings(loaded: Loaded) -> Iterator[Training]:
+    """The recipe's training stages."""
+    for index, stage in enumerate(loaded.recipe.stage):
+        if isinstance(stage, Sft):
+            yield Training(loaded, index, stage, resolve.for_stage(loaded.recipe, stage))
 
 
 def data_is_known(training: Training) -> Iterator[Problem]:
@@ -141,9 +148,10 @@ def optimizer_suits_processes(training: Training) -> Iterator[Problem]:
         message = f"{literal(name)} keeps its state in a form that ZeRO cannot shard: ZeRO needs a plain AdamW"
         remedy = 'write name = "adamw", or strategy = "ddp"'
         yield training.table_problem("optimizer", "name", message, remedy)
-    if parallel.device == "cpu":
-        message = f"{literal(name)} needs a GPU, and the device is the CPU"
-        yield training.table_problem("optimizer", "name", message, 'write name = "adamw"')
+    if name.startswith("paged") and parallel.device == "cpu":
+        message = f"{literal(name)} needs a GPU to page to and from, and the device is the CPU"
+        instead = name.removeprefix("paged_")
+        yield training.table_problem("optimizer", "name", message, f"write name = {literal(instead)}")
 
 
 def fp16_needs_a_gpu(training: Training) -> Iterator[Problem]:
@@ -168,16 +176,6 @@ def targets_compile(training: Training) -> Iterator[Problem]:
         yield training.table_problem("adapter", "targets", message, remedy)
 
 
-def base_stays_the_same(training: Training) -> Iterator[Problem]:
-    before = resolve.trained_before(training.loaded.recipe, training.stage)
-    if before is None:
-        return
-    earlier = resolve.for_stage(training.loaded.recipe, before).model.path
-    if training.resolved.model.path != earlier:
-        message = f"names another model than the stage before, whose result on {earlier} this one starts from"
-        yield training.table_problem("model", "path", message, f"write path = {literal(earlier)}, or make two recipes")
-
-
 RULES: tuple[Callable[[Training], Iterator[Problem]], ...] = (
     data_is_known,
     one_length,
@@ -192,5 +190,4 @@ RULES: tuple[Callable[[Training], Iterator[Problem]], ...] = (
     optimizer_suits_processes,
     fp16_needs_a_gpu,
     targets_compile,
-    base_stays_the_same,
 )

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import msgspec.inspect as types
 
-from ftlaunch.where import Toml
-from ftlaunch.wording import literal
+from ftlaunch.load.where import Toml
+from ftlaunch.load.wording import literal
 
 LARGEST = 2**63 - 1
 """msgspec's integers have 64 bits."""

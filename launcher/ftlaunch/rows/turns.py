@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-from ftlaunch.fill import DataError, Row, fill, kind_of, shown, text_at, value_at
 from ftlaunch.recipe import Data
+from ftlaunch.rows.fill import DataError, Row, fill, kind_of, shown, text_at, value_at
 
 Turn = dict[str, Any]
 """At least "role" and "content"; what else a row's message holds is handed on to the chat template."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
+from ftlaunch.load.wording import literal
 from ftlaunch.recipe import Data
-from ftlaunch.templates import template_fields
-from ftlaunch.wording import literal
+from ftlaunch.rows.fill import template_fields
 
 CONVERSATIONS = ("messages", "sharegpt")
 """Formats whose rows hold whole conversations."""
@@ -34,6 +34,12 @@ class DataTable:
     def problem(self, key: str, message: str, remedy: str) -> Problem:
         path = ("data", self.name, key) if key else ("data", self.name)
         return self.loaded.problem(path, message, remedy)
+
+
+def data_tables(loaded: Loaded) -> Iterator[DataTable]:
+    """The recipe's data tables."""
+    for name, data in loaded.recipe.data.items():
+        yield DataTable(loaded, name, data)
 
 
 def shape_is_known(table: DataTable) -> Iterator[Problem]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
-from ftlaunch.interrupt import talk_to_nobody
-from ftlaunch.progress import WINDOW, Entry, describe, is_evaluation, seconds_left
+from ftlaunch.processes.interrupt import talk_to_nobody
+from ftlaunch.watch.progress import WINDOW, Entry, describe, is_evaluation, seconds_left
 
 EVERY_STEPS = 10
 EVERY_SECONDS = 10.0

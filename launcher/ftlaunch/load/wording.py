@@ -8,7 +8,7 @@ from datetime import date, time
 
 import msgspec.inspect as types
 
-from ftlaunch.where import Toml
+from ftlaunch.load.where import Toml
 
 PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit"

@@ -4,6 +4,7 @@ It knows structs, their fields and their tags, and no key of a recipe but those 
 adapter or stage needs no change here.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ import msgspec.inspect as types
 from msgspec import NODEFAULT, Struct
 
 from ftlaunch.errors import Problem
-from ftlaunch.suits import meant, suits
-from ftlaunch.vocabulary import Vocabulary, names, structs
-from ftlaunch.where import KeyPath, Toml, Where, dotted, quoted_key
-from ftlaunch.wording import choice, closest, did_you_mean, expected, got, literal
+from ftlaunch.load.suits import meant, suits
+from ftlaunch.load.vocabulary import Vocabulary, names, structs
+from ftlaunch.load.where import KeyPath, Toml, Where, dotted, quoted_key
+from ftlaunch.load.wording import choice, closest, did_you_mean, expected, got, literal
 
 MANY_LINES = frozenset({"prompt", "completion", "system"})
 """Keys whose text may have line breaks and tabs."""
@@ -22,11 +23,18 @@ MANY_LINES = frozenset({"prompt", "completion", "system"})
 
 def find_problems(form: type[Struct], values: dict[str, Toml], where: Where) -> list[Problem]:
     """Everything that keeps the tables from being a `form`; if there is nothing, `msgspec.convert` will accept them."""
-    top = types.type_info(form)
-    assert isinstance(top, types.StructType)
-    judge = _Judge(Vocabulary(top), where)
+    top, vocabulary = _known(form)
+    judge = _Judge(vocabulary, where)
     judge.table((top,), values, ())
     return judge.problems
+
+
+@functools.cache
+def _known(form: type[Struct]) -> tuple[types.StructType, Vocabulary]:
+    """What the top of a `form` may hold, and all of its tables."""
+    top = types.type_info(form)
+    assert isinstance(top, types.StructType)
+    return top, Vocabulary(top)
 
 
 class _Judge:

@@ -33,7 +33,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     rank: int | None
     """None: the processes were never started, or nobody knows which one it was."""
     type: str
-    """Name of the exception or of the signal."""
+    """Name of the exception or of the signal, or the exit code."""
     message: str
     remedy: str | None = None
     traceback: str = ""
@@ -78,7 +78,7 @@ def tell_death(attempt: Attempt, exit_code: int) -> Failure:
     log = _death_log(attempt, rank)
     return Failure(
         rank=rank,
-        type=_signal_name(-code) if code < 0 else "ExitCode",
+        type=_signal_name(-code) if code < 0 else f"exit code {code}",
         message=_death_message(rank, code),
         remedy=MEMORY if code == -signal.SIGKILL else None,
         traceback=_last_words(log),
@@ -114,10 +114,10 @@ def _first_death(text: str) -> tuple[int, int] | None:
 
 
 def _death_message(rank: int | None, code: int) -> str:
-    who = "the launching process" if rank is None else f"rank {rank}"
     if code < 0:
-        return f"{who} was killed by {_signal_name(-code)}"
-    return f"{who} ended with exit code {code} and left no word of what happened"
+        return f"{'the launching process was ' if rank is None else ''}killed by {_signal_name(-code)}"
+    who = "the launching process " if rank is None else ""
+    return f"{who}ended with exit code {code} and left no word of what happened"
 
 
 def _signal_name(number: int) -> str:
@@ -156,6 +156,7 @@ def describe_in_full(failure: Failure) -> str:
 
 def _describe(failure: Failure, traceback: list[str]) -> str:
     who = "" if failure.rank is None else f"rank {failure.rank}: "
-    what = failure.message if failure.user_error else f"{failure.type}: {failure.message}"
+    says_all = failure.user_error or failure.type in failure.message
+    what = failure.message if says_all else f"{failure.type}: {failure.message}"
     remedy = [f"  → {failure.remedy}"] if failure.remedy else []
     return "\n".join([f"error: {who}{what}", *(f"    {line}" for line in traceback), *remedy, f"  log: {failure.log}"])

@@ -11,8 +11,8 @@ from typing import Literal
 
 from ftlaunch import processes
 from ftlaunch.errors import UserError
-from ftlaunch.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
 from ftlaunch.plan import PlannedStep
+from ftlaunch.processes.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
 from ftlaunch.rundir import Attempt, StepDir, write_json
 
 POLL_SECONDS = 0.1

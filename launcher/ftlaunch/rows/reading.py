@@ -1,23 +1,17 @@
-"""Rows of local files: read one by one, each with the place it stands at, and looked over before a run starts."""
+"""Rows of local .csv, .json and .jsonl files, one by one, each with the place it stands at."""
 
 import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NoReturn, cast
 
-from ftlaunch.fill import DataError, Row, kind_of
-from ftlaunch.recipe import Data
-from ftlaunch.turns import check_row
+from ftlaunch.rows.fill import DataError, Row, kind_of
 
 SUFFIXES: Final = (".csv", ".json", ".jsonl", ".parquet")
 LONGEST_LINE: Final = 8 * 2**20
 """Bytes. A longer line is a file of another kind, or one whose line ends were lost."""
-CHECKED_ROWS: Final = 20_000
-CHECKED_BYTES: Final = 64 * 2**20
 
 _SUPPORTED = f"use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 _ENCODING = "write the file again as UTF-8, for example with `iconv -f latin1 -t utf-8`"
@@ -51,10 +45,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     Raises DataError, with the file and line, where the file cannot be read, is not UTF-8, breaks the rules of its
     format, holds something else than objects, or has no rows.
     """
-    return _rows(_Lines(path))
+    return rows_of(Lines(path))
 
 
-class _Lines:
+class Lines:
     """The decoded lines of a file, line ends kept."""
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +84,8 @@ def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
     return DataError(where, f"not UTF-8 (byte 0x{error.object[error.start]:02x})", _ENCODING)
 
 
-def _rows(lines: _Lines) -> Iterator[tuple[str, Row]]:
+def rows_of(lines: Lines) -> Iterator[tuple[str, Row]]:
+    """`read_rows` of a file whose lines tell how far they have been read."""
     reader = _READERS.get(lines.path.suffix)
     if reader is None:
         raise DataError(str(lines.path), f"files of kind {lines.path.suffix!r} are not read", _SUPPORTED)
@@ -105,7 +100,7 @@ def _rows(lines: _Lines) -> Iterator[tuple[str, Row]]:
         raise DataError(str(lines.path), "the file has no rows", "check that it was written to the end")
 
 
-def _jsonl_rows(lines: _Lines) -> Iterator[tuple[str, object]]:
+def _jsonl_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     for line in lines:
         if line.strip():
             yield lines.at(lines.number), _decoded_json(line, lines.at(lines.number))
@@ -126,7 +121,7 @@ def _no_number(literal: str) -> NoReturn:
 _JSON = json.JSONDecoder(parse_constant=_no_number)
 
 
-def _json_rows(lines: _Lines) -> Iterator[tuple[str, object]]:
+def _json_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """The items of the file's one list, decoded one by one."""
     text = _whole(lines)
     line, counted = 1, 0
@@ -144,7 +139,7 @@ def _json_rows(lines: _Lines) -> Iterator[tuple[str, object]]:
 _LIST = 'write the file as one list of objects, [{"question": "…"}, …], or as .jsonl'
 
 
-def _whole(lines: _Lines) -> str:
+def _whole(lines: Lines) -> str:
     try:
         raw = lines.path.read_bytes()
         lines.position = len(raw)
@@ -189,7 +184,7 @@ def _expect(text: str, index: int, sign: str) -> int:
     return index + 1
 
 
-def _csv_rows(lines: _Lines) -> Iterator[tuple[str, object]]:
+def _csv_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     records = _records(lines)
     names = [name.strip() for name in next(records, _NO_RECORD)[1]]
     if len(set(names)) < len(names) or "" in names:
@@ -206,7 +201,7 @@ def _csv_rows(lines: _Lines) -> Iterator[tuple[str, object]]:
 _NO_RECORD: tuple[str, list[str]] = ("", [])
 
 
-def _records(lines: _Lines) -> Iterator[tuple[str, list[str]]]:
+def _records(lines: Lines) -> Iterator[tuple[str, list[str]]]:
     """Each record that is not blank, with the line it starts at."""
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(iter(lines), strict=True)
@@ -221,60 +216,8 @@ def _records(lines: _Lines) -> Iterator[tuple[str, list[str]]]:
         raise DataError(lines.at(start), f"not CSV: {error}", remedy) from error
 
 
-_READERS: dict[str, Callable[[_Lines], Iterator[tuple[str, Any]]]] = {
+_READERS: dict[str, Callable[[Lines], Iterator[tuple[str, Any]]]] = {
     ".csv": _csv_rows,
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
 }
-
-
-@dataclass
-class _Finding:
-    where: str
-    problem: str
-    remedy: str
-    count: int = 0
-
-
-def check_rows(data: Data) -> list[tuple[str, str, str]]:
-    """(where, message, remedy) of the first row with each kind of problem, and of what cannot be read; [] if sound.
-
-    Reads local files up to `data.limit`, 20,000 rows or 64 MB. Parquet files, larger .json files and the hub's data
-    sets are left to the trainer.
-    """
-    if not is_local(data.path):
-        return []
-    findings: dict[str, _Finding] = {}
-    unreadable: list[tuple[str, str, str]] = []
-    seen = 0
-    try:
-        for where, row in islice(_sample(data), data.limit):
-            seen += 1
-            _note(findings, data, row, where)
-    except DataError as error:
-        unreadable.append((error.where, error.problem, error.remedy))
-    counted = [(f.where, f"{f.problem} (in {f.count} of {seen} rows read)", f.remedy) for f in findings.values()]
-    return counted + unreadable
-
-
-def _note(findings: dict[str, _Finding], data: Data, row: Row, where: str) -> None:
-    try:
-        check_row(data, row, where)
-    except DataError as error:
-        kind = re.sub(r"\[\d+\]", "[]", error.problem)
-        findings.setdefault(kind, _Finding(where, error.problem, error.remedy)).count += 1
-
-
-def _sample(data: Data) -> Iterator[tuple[str, Row]]:
-    rows, done = 0, 0
-    for path in data_files(Path(data.path)):
-        size = path.stat().st_size
-        if path.suffix == ".parquet" or (path.suffix == ".json" and size > CHECKED_BYTES):
-            continue
-        lines = _Lines(path)
-        for row in _rows(lines):
-            yield row
-            rows += 1
-            if rows == CHECKED_ROWS or done + lines.position > CHECKED_BYTES:
-                return
-        done += size

@@ -1,0 +1,36 @@
+"""What must hold between the keys of a recipe whose every key is right by itself."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ftlaunch.errors import Problem, RecipeError
+from ftlaunch.load import Loaded, load_recipe
+from ftlaunch.rows import check_rows
+from ftlaunch.rules import data as data_rules
+from ftlaunch.rules import order
+from ftlaunch.rules import stage as stage_rules
+
+
+def check(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a recipe, judge it and look into its local data files. Raises RecipeError with everything that is wrong."""
+    loaded = load_recipe(path, overrides)
+    problems = judge(loaded) or list(_row_problems(loaded))
+    if problems:
+        raise RecipeError(problems)
+    return loaded
+
+
+def judge(loaded: Loaded) -> list[Problem]:
+    """Every contradiction and every combination that is not supported, each once."""
+    tables, trainings = data_rules.data_tables(loaded), stage_rules.trainings(loaded)
+    problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
+    problems += [problem for training in trainings for rule in stage_rules.RULES for problem in rule(training)]
+    problems += [problem for rule in order.RULES for problem in rule(loaded)]
+    return list(dict.fromkeys(problems))
+
+
+def _row_problems(loaded: Loaded) -> Iterator[Problem]:
+    for table in data_rules.data_tables(loaded):
+        if Path(table.data.path).is_absolute():
+            for where, message, remedy in check_rows(table.data):
+                yield Problem(where, f"data.{table.name}", message, remedy)

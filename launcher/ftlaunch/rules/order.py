@@ -1,0 +1,71 @@
+"""Rules of a recipe as a whole: what its stages use, and what may follow what."""
+
+from collections.abc import Callable, Iterator
+
+from ftlaunch import resolve
+from ftlaunch.errors import Problem
+from ftlaunch.load import Loaded
+from ftlaunch.load.wording import literal
+from ftlaunch.recipe import Full, Merge
+from ftlaunch.rules.stage import trainings
+
+
+def data_is_used(loaded: Loaded) -> Iterator[Problem]:
+    used = {name for training in trainings(loaded) for name in training.data_names}
+    for name in loaded.recipe.data:
+        if name not in used:
+            remedy = f"remove the table, or write data = {literal(name)} in a stage"
+            yield loaded.problem(("data", name), "is not used by any stage", remedy)
+
+
+def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
+    for training in trainings(loaded):
+        before = resolve.trained_before(loaded.recipe, training.stage)
+        if before is None:
+            continue
+        earlier = resolve.for_stage(loaded.recipe, before).model.path
+        if training.resolved.model.path != earlier:
+            message = f"names another model than the stage before, whose result on {earlier} this one starts from"
+            remedy = f"write path = {literal(earlier)}, or make two recipes"
+            yield training.table_problem("model", "path", message, remedy)
+
+
+def adapter_goes_on(loaded: Loaded) -> Iterator[Problem]:
+    """A stage goes on training the adapter of the one before it; only full fine-tuning leaves room for a fresh one."""
+    for training in trainings(loaded):
+        before = resolve.trained_before(loaded.recipe, training.stage)
+        earlier = before and resolve.for_stage(loaded.recipe, before).adapter
+        if earlier is None or isinstance(earlier, Full) or training.resolved.adapter == earlier:
+            continue
+        message = "is not that of the stage before, whose adapter this one goes on training"
+        remedy = "give both the same adapter, or merge first and start a run of its own from the merged model"
+        yield training.problem("adapter", message, remedy)
+
+
+def merge_is_last(loaded: Loaded) -> Iterator[Problem]:
+    for index, stage in enumerate(loaded.recipe.stage[:-1]):
+        if isinstance(stage, Merge):
+            yield loaded.problem(("stage", index), "merge must be the last stage", "move it to the end, or remove it")
+
+
+def merge_has_an_adapter(loaded: Loaded) -> Iterator[Problem]:
+    recipe = loaded.recipe
+    index, stage = len(recipe.stage) - 1, recipe.stage[-1]
+    if not isinstance(stage, Merge):
+        return
+    trained = resolve.trained_before(recipe, stage)
+    if trained is None:
+        remedy = 'put a stage with kind = "sft" before it'
+        yield loaded.problem(("stage", index), "merge has nothing to merge, as no stage comes before it", remedy)
+    elif isinstance(resolve.for_stage(recipe, trained).adapter, Full):
+        message = "merge has nothing to merge: after full fine-tuning the artifact is the model already"
+        yield loaded.problem(("stage", index), message, 'remove the stage, or add [adapter] with kind = "lora"')
+
+
+RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
+    data_is_used,
+    base_stays_the_same,
+    adapter_goes_on,
+    merge_is_last,
+    merge_has_an_adapter,
+)

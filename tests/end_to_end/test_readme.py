@@ -1,0 +1,62 @@
+"""Every command that the documents show is run here, in the order in which they show it."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.conftest import Launch
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line[2:] for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder like a clone after `make demo`'s downloads, with a tiny model in the place of the real one."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "SmolLM2-135M-Instruct").symlink_to(tiny_model)
+    return folder
+
+
+def test_the_readmes_commands_work_one_after_another(place: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    verbs = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("ftlaunch ")]
+    assert len(verbs) > 8
+    for words in verbs:
+        done = launch(*words)
+        assert done.stdout or done.stderr, words
+    assert (place / "merged" / "model.safetensors").exists()
+
+
+def test_make_knows_its_targets():
+    targets = [word for command in COMMANDS if command.startswith("make ") for word in command.split()[1:]]
+    assert targets == ["demo", "check", "test"]
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_recipe_that_the_readme_explains_is_the_one_that_is_shipped():
+    import tomllib
+
+    shown = tomllib.loads(re.findall(r"```toml\n(.*?)```", README, re.S)[0])
+    assert shown == tomllib.loads((ROOT / "recipes" / "quickstart.toml").read_text())
+
+
+def test_the_tree_in_the_readme_names_every_module():
+    tree = README.partition("## The tree")[2]
+    for folder in ("launcher/ftlaunch", "src/fttrain"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.name != "__init__.py":
+                assert re.search(rf"\b{re.escape(path.stem)}\b", tree), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_says_how_it_is_run(path: Path):
+    head = path.read_text().partition("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert re.search(rf"#   ftlaunch run (recipes/)?{path.stem}", head)

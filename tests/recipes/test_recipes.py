@@ -1,0 +1,21 @@
+"""Every recipe that ships is judged and planned."""
+
+from pathlib import Path
+
+import pytest
+
+from ftlaunch.plan import make_plan
+from ftlaunch.rules import check
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_loads_and_plans(path: Path, tmp_path: Path):
+    loaded = check(path)
+    assert loaded.recipe.name == path.stem.replace("_", "-")
+    plan = make_plan(loaded.recipe, tmp_path)
+    assert plan.steps[0].name == "01-sft"
+    for step in plan.steps:
+        assert step.command[:2] == ["accelerate", "launch"]
+        assert ("deepspeed.json" in step.files) == bool(step.step.parallel.zero_stage)
