@@ -50,17 +50,24 @@ class Checkpoints:
         self._spec = spec
         self._engine = engine
         self._world = engine.world
+        self._good: set[int] = set()
+        """Steps of the checkpoints that rank 0 has verified."""
 
     def save(self, step: int, state: dict[str, Any], *, keep: int, best: int | None) -> None:
-        """Write a checkpoint, verify it, then delete older ones but for the `keep` newest and the one of step `best`.
+        """Write a checkpoint, verify it, then delete all behind the `keep` newest good ones but that of step `best`.
 
         Raises on all ranks, with every rank's cause, if any rank fails; nothing half-written is left under a real name.
         """
         final = self._folder / _name(step)
         aside = self._folder / f".{final.name}.partial"
-        self._agree(lambda: self._start(aside), on_main=True)
-        files = self._agree(lambda: self._write_shard(aside))
-        self._agree(lambda: self._commit(aside, final, step, state, files), on_main=True)
+        try:
+            self._agree(lambda: self._start(aside), on_main=True)
+            files = self._agree(lambda: self._write_shard(aside))
+            self._agree(lambda: self._commit(aside, final, step, state, files), on_main=True)
+        except UserError:
+            if self._world.is_main:  # on a full disk it would be in the way
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
         self._agree(lambda: self._prune(keep, best), on_main=True)
 
     def load(self) -> Loaded | None:
@@ -129,21 +136,32 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         sync_folder(self._folder)
+        self._good.add(step)
 
     def _prune(self, keep: int, best: int | None) -> None:
         steps = sorted((_step_of(path) for path in self._folder.glob("step-*")), reverse=True)
-        for step in steps[keep:]:
-            if step != best:
+        good = 0
+        for step in steps:
+            if good < keep:
+                good += self._problem(step) is None
+            elif step != best:
                 shutil.rmtree(self._folder / _name(step))
 
     def _newest(self) -> str | None:
         """Name of the newest checkpoint that verifies."""
         for path in sorted(self._folder.glob("step-*"), key=_step_of, reverse=True):
-            problem = verify(path)
+            problem = self._problem(_step_of(path))
             if problem is None:
                 return path.name
             log.warning("checkpoint %s is passed over: %s", path.name, problem)
         return None
+
+    def _problem(self, step: int) -> str | None:
+        """`verify` of the checkpoint of a step, which reads a good one once only."""
+        problem = None if step in self._good else verify(self._folder / _name(step))
+        if problem is None:
+            self._good.add(step)
+        return problem
 
     def _refuse_foreign(self, manifest: dict[str, Any], folder: Path) -> None:
         if manifest["recipe_hash"] != self._spec.recipe_hash:

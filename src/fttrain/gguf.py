@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def _read(source: Path) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
         read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, struct.error) as error:
         raise UserError(f"{source} cannot be read as GGUF: {error}", "is it whole, and of a known family?") from error
     # The config that was read still calls itself quantized, and such a model refuses to be saved.
     fields = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}

@@ -1,13 +1,15 @@
 """The same training, however it is shared out: over micro-batches, processes, ZeRO stages and layouts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.conftest import Launch
 
-from ftlaunch.rundir import RunDir
+from ftlaunch.rundir import RunDir, StepDir
 
 WAYS = {
     "accumulated": ["stage.sft.micro_batch_size=2"],
@@ -42,6 +44,19 @@ def runs(
     return of
 
 
+def mean_gradients(step: StepDir) -> dict[str, torch.Tensor]:
+    """AdamW's first moment, a weighted mean of all (clipped) gradients so far, put together from the newest shards."""
+    folder = max(step.checkpoints.glob("step-*"))
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for index_file in sorted(folder.glob("rank*.json")):
+        tensors = load_file(index_file.with_suffix(".safetensors"))
+        for key, (offset, length) in json.loads(index_file.read_text()).items():
+            if key.endswith("|exp_avg"):
+                assert tensors[key].numel() == length
+                parts.setdefault(key, {})[offset] = tensors[key]
+    return {key: torch.cat([pieces[offset] for offset in sorted(pieces)]) for key, pieces in parts.items()}
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_trains_the_same(way: str, runs: Callable[[str], RunDir], losses: Callable, adapter: Callable):
     reference, other = runs("single").step_dir("01-sft"), runs(way).step_dir("01-sft")
@@ -49,6 +64,9 @@ def test_every_way_trains_the_same(way: str, runs: Callable[[str], RunDir], loss
     for (loss, norm), (loss_2, norm_2) in zip(losses(reference), losses(other), strict=True):
         assert loss_2 == pytest.approx(loss, abs=1e-5)
         assert norm_2 == pytest.approx(norm, abs=1e-5)
+    gradients, gradients_2 = mean_gradients(reference), mean_gradients(other)
+    assert gradients.keys() == gradients_2.keys()
+    assert all(torch.allclose(gradients[name], gradients_2[name], atol=1e-5, rtol=0) for name in gradients)
     weights, weights_2 = adapter(reference), adapter(other)
     assert weights.keys() == weights_2.keys()
     for name, tensor in weights.items():
@@ -59,8 +77,6 @@ def test_every_way_trains_the_same(way: str, runs: Callable[[str], RunDir], loss
 def test_full_fine_tuning_under_zero3_equals_one_process(
     tmp_path: Path, recipe: Callable[..., Path], launch: Launch, losses: Callable
 ):
-    from safetensors.torch import load_file
-
     path, found = recipe(), []
     full = ["--set", "adapter.kind=full", "--set", "stage.sft.learning_rate=1e-3", "--set", "stage.sft.steps=3"]
     for name, flags in {"one": [], "zero3": WAYS["zero3"]}.items():

@@ -1,0 +1,87 @@
+"""A training stage run in this very process: the code that a rank runs, without the seconds that starting one takes."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
+from ftlaunch.recipe import Adapter, Data, Lora, Model, Optimizer, Parallel, Sft
+from ftlaunch.rundir import Step, StepDir
+from fttrain.leave import StopRequest
+from fttrain.stages import sft
+from fttrain.world import World
+
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"), peers=())
+ADAPTER = Lora(rank=4, alpha=8)
+
+
+def make_data(path: Path, **fields: Any) -> Data:
+    return Data(**{"path": str(path), "prompt": "{question}", "completion": "{answer}", **fields})
+
+
+def make_step(
+    model: Path,
+    *datas: Data,
+    adapter: Adapter = ADAPTER,
+    optimizer: Optimizer | None = None,
+    model_fields: dict[str, Any] | None = None,
+    **stage: Any,
+) -> Step:
+    """What the launcher would write for one process; the keywords left over are the stage's."""
+    tables = {f"rows{index}": data for index, data in enumerate(datas)}
+    settings = {"steps": 6, "batch_size": 8, "learning_rate": 1e-2, "save_every": 2, **stage}
+    if "epochs" in stage:
+        del settings["steps"]
+    spec = Sft(data=list(tables), **settings)
+    assert spec.learning_rate is not None
+    return Step(
+        name="tiny",
+        stage=spec,
+        model=Model(path=str(model), **{"dtype": "fp32", **(model_fields or {})}),
+        adapter=adapter,
+        optimizer=optimizer or Optimizer(),
+        parallel=Parallel(device="cpu"),
+        data=tables,
+        seed=7,
+        deterministic=False,
+        world_size=1,
+        micro_batch_size=spec.micro_batch_size or spec.batch_size,
+        accumulation=spec.batch_size // (spec.micro_batch_size or spec.batch_size),
+        learning_rate=spec.learning_rate,
+        recipe_hash="of-tiny",
+    )
+
+
+class StopAfter:
+    """Asks to stop once so many steps have begun; never, where none are named."""
+
+    def __init__(self, steps: int | None) -> None:
+        self._left = steps
+
+    def asked(self) -> str | None:
+        if self._left is None:
+            return None
+        self._left -= 1
+        return "the test" if self._left <= 0 else None
+
+
+def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir:
+    """Run a stage in `folder/01-sft`, or go on with it; raises what it raises, `Stopped` after a stop."""
+    step_dir = StepDir(folder / "01-sft")
+    step_dir.path.mkdir(parents=True, exist_ok=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+    stop = cast("StopRequest", StopAfter(stop_after))
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
+        sft.run(step, step_dir, ALONE, stop)
+    return step_dir
+
+
+def copy(step_dir: StepDir, folder: Path) -> StepDir:
+    """The same step folder elsewhere, to go on with in another way."""
+    return StepDir(Path(shutil.copytree(step_dir.path, folder / step_dir.name)))

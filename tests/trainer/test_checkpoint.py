@@ -1,0 +1,169 @@
+"""Checkpoints on disk: what is wrong with one is named, and nothing that goes wrong while saving harms another."""
+
+import errno
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.trainer.in_process import copy, make_data, make_step, train
+
+from ftlaunch.errors import UserError
+from ftlaunch.rundir import Step, StepDir, read_jsonl
+from fttrain import checkpoint
+from fttrain.checkpoint import verify
+from fttrain.leave import Stopped
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_model: Path, rows_file: Path) -> Step:
+    return make_step(tiny_model, make_data(rows_file), keep=3)
+
+
+@pytest.fixture(scope="module")
+def calm(spec: Step, tmp_path_factory: pytest.TempPathFactory) -> StepDir:
+    """A run that nothing happened to, with checkpoints of steps 2, 4 and 6."""
+    return train(spec, tmp_path_factory.mktemp("calm"))
+
+
+@pytest.fixture
+def stopped(spec: Step, tmp_path: Path) -> StepDir:
+    """A run that was stopped after step 4 of 6, with checkpoints of steps 2 and 4."""
+    with pytest.raises(Stopped):
+        train(spec, tmp_path, stop_after=4)
+    return StepDir(tmp_path / "01-sft")
+
+
+def names(step: StepDir) -> list[str]:
+    return sorted(path.name for path in step.checkpoints.iterdir())
+
+
+def assert_same_end(step: StepDir, calm: StepDir) -> None:
+    losses, calm_losses = ([line["loss"] for line in read_jsonl(one.metrics) if "loss" in line] for one in (step, calm))
+    assert losses == calm_losses
+    ours, theirs = (load_file(one.artifact / "adapter_model.safetensors") for one in (step, calm))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def cut(folder: Path) -> None:
+    data = (folder / "rank0.safetensors").read_bytes()
+    (folder / "rank0.safetensors").write_bytes(data[:-1])
+
+
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "rank0.json").read_bytes())
+    data[40] ^= 1
+    (folder / "rank0.json").write_bytes(data)
+
+
+def change_manifest(folder: Path, **values: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (cut, "rank0.safetensors has "),
+    "a bit flipped": (flip, "rank0.json does not match its SHA-256"),
+    "a file gone": (lambda folder: (folder / "rank0.json").unlink(), "rank0.json is missing"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
+    "half a manifest": (lambda folder: (folder / "manifest.json").write_text('{"format": 1, "fi'), "cannot be read"),
+    "an empty manifest": (lambda folder: (folder / "manifest.json").write_bytes(b""), "cannot be read"),
+    "no object": (lambda folder: (folder / "manifest.json").write_text("null"), "cannot be read"),
+    "no text": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\x00"), "cannot be read"),
+    "no list of files": (lambda folder: change_manifest(folder, files=["rank0.json"]), "cannot be read"),
+    "another format": (lambda folder: change_manifest(folder, format=2), "format 2 is not 1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named(damage: str, calm: StepDir, tmp_path: Path):
+    folder = Path(shutil.copytree(calm.checkpoints / "step-00000004", tmp_path / "step-00000004"))
+    assert verify(folder) is None
+    act, problem = DAMAGE[damage]
+    act(folder)
+    assert problem in (verify(folder) or "")
+
+
+def no_room(*_args: object, **_more: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def file_too_large(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """safetensors' own error, of its own type, as a full disk makes it raise."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        save_file(tensors, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("write", [no_room, file_too_large])
+def test_a_full_disk_costs_the_new_checkpoint_only(
+    write: Callable[..., None], spec: Step, stopped: StepDir, calm: StepDir, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint, "save_file", write)
+        with pytest.raises(UserError, match=r"rank 0: .*(No space left|File too large)") as caught:
+            train(spec, stopped.path.parent)
+    assert "ftlaunch resume" in caught.value.remedy
+    assert names(stopped) == ["step-00000002", "step-00000004"]
+    assert all(verify(path) is None for path in stopped.checkpoints.iterdir())
+    assert_same_end(train(spec, stopped.path.parent), calm)
+
+
+def test_what_does_not_read_back_is_no_checkpoint(spec: Step, stopped: StepDir, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint, "_seal", lambda path: {"bytes": path.stat().st_size, "sha256": "0" * 64})
+    with pytest.raises(UserError, match=r"does not read back: rank0\.safetensors does not match its SHA-256"):
+        train(spec, stopped.path.parent)
+    assert names(stopped) == ["step-00000002", "step-00000004"]
+
+
+def test_an_interrupted_save_is_ignored_and_cleared_away(spec: Step, stopped: StepDir, calm: StepDir):
+    partial = stopped.checkpoints / ".step-00000005.partial"
+    shutil.copytree(stopped.checkpoints / "step-00000004", partial)
+    assert_same_end(train(spec, stopped.path.parent), calm)
+    assert names(stopped) == ["step-00000002", "step-00000004", "step-00000006"]
+
+
+def test_a_bad_checkpoint_is_not_counted_among_those_kept(spec: Step, tmp_path: Path):
+    with pytest.raises(Stopped):
+        train(spec, tmp_path, stop_after=5)
+    step = StepDir(tmp_path / "01-sft")
+    assert names(step) == ["step-00000002", "step-00000004", "step-00000005"]
+    cut(step.checkpoints / "step-00000004")
+    train(spec, tmp_path)  # keeps three
+    good = [name for name in names(step) if verify(step.checkpoints / name) is None]
+    assert good == ["step-00000002", "step-00000005", "step-00000006"]
+
+
+def test_every_bad_one_is_passed_over_by_name(
+    spec: Step, stopped: StepDir, calm: StepDir, caplog: pytest.LogCaptureFixture
+):
+    flip(stopped.checkpoints / "step-00000004")
+    change_manifest(stopped.checkpoints / "step-00000002", format=9)
+    assert_same_end(train(spec, stopped.path.parent), calm)
+    assert "checkpoint step-00000004 is passed over: rank0.json does not match its SHA-256" in caplog.text
+    assert "checkpoint step-00000002 is passed over: format 9 is not 1" in caplog.text
+    assert all(verify(path) is None for path in stopped.checkpoints.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"recipe_hash": "of-another"}, "was written by another recipe"), ({"world_size": 2}, "was written by 2 proc")],
+    ids=["recipe", "world size"],
+)
+def test_a_foreign_checkpoint_is_refused(
+    change: dict[str, Any], message: str, spec: Step, calm: StepDir, tmp_path: Path
+):
+    step = copy(calm, tmp_path)
+    change_manifest(step.checkpoints / "step-00000006", **change)
+    before = names(step)
+    with pytest.raises(UserError, match=message):
+        train(spec, tmp_path)
+    assert names(step) == before
