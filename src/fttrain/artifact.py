@@ -10,7 +10,7 @@ import msgspec
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adapter, Full, Model
+from ftlaunch.recipe import Full, Model
 from ftlaunch.rundir import Step, StepDir, sync_folder, write_json
 from fttrain.engine import Engine
 from fttrain.model import DTYPES
@@ -37,11 +37,6 @@ def origin(step: Step, folder: StepDir) -> Origin:
         return Origin(step.model, None)
     start = folder.path.parent / step.start
     base, adapter = read(start)
-    if adapter is not None and _adapter(start) != step.adapter:
-        raise UserError(
-            f"{folder.name} names another adapter than the one in {step.start}, which it starts from",
-            "use the same [adapter], number for number; or merge first, and make the merged model the base",
-        )
     if adapter is None:
         return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None)
     return Origin(msgspec.structs.replace(step.model, path=base.path, revision=base.revision), adapter)
@@ -49,22 +44,12 @@ def origin(step: Step, folder: StepDir) -> Origin:
 
 def read(folder: Path) -> tuple[Model, Path | None]:
     """The base that an artifact belongs to, and the adapter's folder if it is an adapter."""
-    card = _card(folder)
-    return msgspec.convert(card["base"], Model), folder if card["adapter"] else None
-
-
-def _adapter(folder: Path) -> Adapter:
-    """What is written of the adapter in an artifact that is one."""
-    return msgspec.convert(_card(folder)["adapter"], Adapter)
-
-
-def _card(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / CARD).read_text())
+        card = json.loads((folder / CARD).read_text())
     except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is not an artifact: it has no {CARD}", "name a run or its artifact folder"
-        ) from error
+        remedy = "name a run or its artifact folder"
+        raise UserError(f"{folder} is not an artifact: it has no {CARD}", remedy) from error
+    return msgspec.convert(card["base"], Model), folder if card["adapter"] else None
 
 
 def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Path) -> None:

@@ -16,8 +16,7 @@ from tests.conftest import CHATML, Launch
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adapter, Full, Lora
+from ftlaunch.recipe import Full
 from ftlaunch.rundir import RunDir, StepDir, read_jsonl
 from fttrain.checkpoint import verify
 from fttrain.data.chat import LLAMA2
@@ -277,12 +276,3 @@ def test_a_second_stage_trains_the_whole_model_of_the_first(tmp_path: Path, tiny
     model = AutoModelForCausalLM.from_pretrained(artifact).eval()
     told = by_hand(model, AutoTokenizer.from_pretrained(artifact), rows, chatml)
     assert lines_with(second, "loss")[0]["loss"] == pytest.approx(told.nll.item() / told.count, abs=1e-5)
-
-
-@pytest.mark.parametrize("other", [Full(), Lora(rank=8, alpha=8)], ids=["none", "another rank"])
-def test_a_second_stage_does_not_drop_the_firsts_adapter(
-    other: Adapter, tmp_path: Path, two_stages: tuple[StepDir, StepDir]
-):
-    step = replace(two_stages[1].read_step(), start=str(two_stages[0].artifact), adapter=other)
-    with pytest.raises(UserError, match="names another adapter than the one in"):
-        train(step, tmp_path)
