@@ -25,6 +25,8 @@ class Origin:
     base: Model
     adapter: Path | None
     """Folder of the adapter that goes on being trained; None for a fresh one."""
+    tokenizer: str
+    """Where the tokenizer is: the base's, or the one that the stage before has trained with."""
 
 
 def has_adapter(step: Step) -> bool:
@@ -34,12 +36,12 @@ def has_adapter(step: Step) -> bool:
 def origin(step: Step, folder: StepDir) -> Origin:
     """The base and adapter that a stage starts from: the recipe's, or the artifact of the stage before."""
     if step.start is None:
-        return Origin(step.model, None)
+        return Origin(step.model, None, step.model.path)
     start = folder.path.parent / step.start
     base, adapter = read(start)
     if adapter is None:
-        return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None)
-    return Origin(msgspec.structs.replace(step.model, path=base.path, revision=base.revision), adapter)
+        return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None, str(start))
+    return Origin(msgspec.structs.replace(step.model, path=base.path, revision=base.revision), adapter, str(start))
 
 
 def read(folder: Path) -> tuple[Model, Path | None]:

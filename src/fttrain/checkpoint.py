@@ -73,9 +73,14 @@ class Checkpoints:
     def load(self) -> Loaded | None:
         """Restore the newest checkpoint that verifies; None if there is none. Bad ones are named and passed over.
 
-        Raises UserError if checkpoints exist but belong to another recipe or world size.
+        Raises UserError if all that exist are bad, or if it belongs to another recipe or world size.
         """
-        chosen = self._world.from_main(self._newest() if self._world.is_main else None)
+        chosen, problems = self._world.from_main(self._newest() if self._world.is_main else (None, []))
+        if chosen is None and problems:
+            raise UserError(
+                f"no checkpoint in {self._folder} is good: {'; '.join(problems)}",
+                "mend the disk or restore the folder from a copy; remove it to train from the start",
+            )
         if chosen is None:
             return None
         folder = self._folder / chosen
@@ -129,6 +134,7 @@ class Checkpoints:
             "loss_scale": self._engine.loss_scale(),
             "files": {name: seal for of_rank in files for name, seal in of_rank.items()},
         }
+        manifest["sha256"] = _digest(manifest)
         write_json(aside / "manifest.json", manifest)
         problem = verify(aside)
         if problem:
@@ -147,14 +153,16 @@ class Checkpoints:
             elif step != best:
                 shutil.rmtree(self._folder / _name(step))
 
-    def _newest(self) -> str | None:
-        """Name of the newest checkpoint that verifies."""
+    def _newest(self) -> tuple[str | None, list[str]]:
+        """Name of the newest checkpoint that verifies, if any, and what is wrong with those after it."""
+        problems: list[str] = []
         for path in sorted(self._folder.glob("step-*"), key=_step_of, reverse=True):
             problem = self._problem(_step_of(path))
             if problem is None:
-                return path.name
+                return path.name, problems
             log.warning("checkpoint %s is passed over: %s", path.name, problem)
-        return None
+            problems.append(f"{path.name}: {problem}")
+        return None, problems
 
     def _problem(self, step: int) -> str | None:
         """`verify` of the checkpoint of a step, which reads a good one once only."""
@@ -201,6 +209,8 @@ def verify(folder: Path) -> str | None:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']} is not {FORMAT}"
+        if manifest.pop("sha256") != _digest(manifest):
+            return "manifest.json does not match its own SHA-256"
         for name, seal in manifest["files"].items():
             path = folder / name
             if path.stat().st_size != seal["bytes"]:
@@ -212,6 +222,11 @@ def verify(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
     return None
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own digest."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _seal(path: Path) -> dict[str, Any]:

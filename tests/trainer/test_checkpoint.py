@@ -1,6 +1,7 @@
 """Checkpoints on disk: what is wrong with one is named, and nothing that goes wrong while saving harms another."""
 
 import errno
+import hashlib
 import json
 import resource
 import shutil
@@ -62,8 +63,17 @@ def flip(folder: Path) -> None:
 
 
 def change_manifest(folder: Path, **values: Any) -> None:
+    """Write other values into a manifest, as whoever wrote the checkpoint would have: with a digest that fits."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    manifest = json.loads(path.read_text()) | values
+    del manifest["sha256"]
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest | {"sha256": digest}))
+
+
+def miscount(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 4', '"step": 5', 1))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -76,6 +86,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no object": (lambda folder: (folder / "manifest.json").write_text("null"), "cannot be read"),
     "no text": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\x00"), "cannot be read"),
     "no list of files": (lambda folder: change_manifest(folder, files=["rank0.json"]), "cannot be read"),
+    "another step": (miscount, "manifest.json does not match its own SHA-256"),
     "another format": (lambda folder: change_manifest(folder, format=2), "format 2 is not 1"),
 }
 
@@ -142,15 +153,15 @@ def test_a_bad_checkpoint_is_not_counted_among_those_kept(spec: Step, tmp_path: 
     assert good == ["step-00000002", "step-00000005", "step-00000006"]
 
 
-def test_every_bad_one_is_passed_over_by_name(
-    spec: Step, stopped: StepDir, calm: StepDir, caplog: pytest.LogCaptureFixture
+def test_if_every_one_is_bad_nothing_is_trained_over_them(
+    spec: Step, stopped: StepDir, caplog: pytest.LogCaptureFixture
 ):
     flip(stopped.checkpoints / "step-00000004")
     change_manifest(stopped.checkpoints / "step-00000002", format=9)
-    assert_same_end(train(spec, stopped.path.parent), calm)
-    assert "checkpoint step-00000004 is passed over: rank0.json does not match its SHA-256" in caplog.text
-    assert "checkpoint step-00000002 is passed over: format 9 is not 1" in caplog.text
-    assert all(verify(path) is None for path in stopped.checkpoints.iterdir())
+    with pytest.raises(UserError, match=r"step-00000004: rank0\.json does not match.*step-00000002: format 9 is not 1"):
+        train(spec, stopped.path.parent)
+    assert "checkpoint step-00000004 is passed over" in caplog.text
+    assert names(stopped) == ["step-00000002", "step-00000004"]
 
 
 @pytest.mark.parametrize(

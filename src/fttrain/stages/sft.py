@@ -55,7 +55,7 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     stage = step.stage
     assert isinstance(stage, Sft)
     origin = artifact.origin(step, folder)
-    tokenizer = load_tokenizer(origin.base.path, origin.base.revision)
+    tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     feed = feeds.build(step, stage, tokenizer, world)
     tokenizer.chat_template = _template(step, tokenizer)
     engine = _build(step, stage, world, origin)
