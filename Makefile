@@ -27,7 +27,7 @@ test: $(VENV)/installed $(MODEL)/config.json
 check: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,bench]"
