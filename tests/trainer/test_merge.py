@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
+from ftlaunch.rundir import StepDir
 from fttrain import merge as merging
 from fttrain.merge import Source, find_source, merge
+from fttrain.stages import merge as stage
 
 
 def adapt(model_path: Path, folder: Path, *, dtype: torch.dtype = torch.float32, **options) -> Path:
@@ -176,6 +178,17 @@ def test_what_cannot_be_merged_is_said(tiny_model: Path, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="1,000 bytes free and the model needs"):
         merge(source(tiny_model, adapter), tmp_path / "out", Merge())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_that_was_killed_before_its_result_is_done_again(tiny_model: Path, tmp_path: Path):
+    adapt(tiny_model, tmp_path / "adapter")
+    folder = StepDir(tmp_path / "02-merge")
+    folder.model.mkdir(parents=True)
+    (folder.model / "config.json").write_text("{}")
+    step = SimpleNamespace(stage=Merge(), start="adapter")
+    result = stage.run(step, folder, None, None)  # type: ignore[arg-type] it asks for no more
+    assert result["kl"] < 1e-5
+    assert AutoModelForCausalLM.from_pretrained(folder.model)
 
 
 def test_memory_stays_within_about_a_shard(tmp_path: Path):

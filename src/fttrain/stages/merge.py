@@ -1,5 +1,6 @@
 """The merge stage: fold the artifact of the stage before, on one process."""
 
+import shutil
 from typing import Any
 
 from ftlaunch.recipe import Merge
@@ -13,6 +14,7 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     """Write the merged model to the step folder's `model`; returns how like it is to the adapter model."""
     assert isinstance(step.stage, Merge)
     assert step.start is not None, "rules.py asks for a training stage before a merge"
+    shutil.rmtree(folder.model, ignore_errors=True)  # of an attempt that ended before it could say so in result.json
     merged = merge(find_source(folder.path.parent / step.start), folder.model, step.stage)
     print(f"merged: {merged.likeness}")
     return as_result(merged)
