@@ -70,6 +70,11 @@ def test_conversations_may_train_every_assistant_turn(recipe: Path, data_format:
     assert keys(recipe, "data.qa.train_on=assistant", "data.qa.messages_field=turns") == []
 
 
+def test_a_revision_belongs_to_a_model_of_the_hub(recipe: Path, tmp_path: Path) -> None:
+    assert keys(recipe, "model.revision=v1") == []
+    assert keys(recipe, "model.revision=v1", f"model.path={tmp_path}") == ["model.revision"]
+
+
 def test_a_stage_s_own_tables_count_and_are_blamed(recipe: Path) -> None:
     own = ["stage.0.parallel.device=cpu", "stage.0.model.path=owner/model", "stage.0.model.dtype=fp16"]
     assert keys(recipe, *own) == ["stage[0].model.dtype"]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ftlaunch import resolve
@@ -126,6 +127,13 @@ def offload_needs_zero(training: Training) -> Iterator[Problem]:
         yield training.table_problem("parallel", "offload", message, remedy)
 
 
+def revision_needs_a_hub_id(training: Training) -> Iterator[Problem]:
+    model = training.resolved.model
+    if model.revision is not None and Path(model.path).is_absolute():
+        message = f"counts only for a model of the hub, and {model.path} is on this machine"
+        yield training.table_problem("model", "revision", message, "remove it")
+
+
 def quantized_weights_need_an_adapter(training: Training) -> Iterator[Problem]:
     quantization = training.resolved.model.quantization
     if quantization != "none" and isinstance(training.resolved.adapter, Full):
@@ -185,6 +193,7 @@ RULES: tuple[Callable[[Training], Iterator[Problem]], ...] = (
     evaluation_has_rows,
     single_is_one_process,
     offload_needs_zero,
+    revision_needs_a_hub_id,
     quantized_weights_need_an_adapter,
     quantized_weights_stay,
     optimizer_suits_processes,
