@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ftlaunch.recipe import Parallel, Sft
+from ftlaunch.recipe import Parallel, Training
 from ftlaunch.rundir import Step
 
 
@@ -47,7 +47,7 @@ def deepspeed_json(step: Step) -> str | None:
         "train_batch_size": step.micro_batch_size * step.accumulation * step.world_size,
         "train_micro_batch_size_per_gpu": step.micro_batch_size,
         "gradient_accumulation_steps": step.accumulation,
-        "gradient_clipping": stage.max_grad_norm if isinstance(stage, Sft) else 0.0,
+        "gradient_clipping": stage.max_grad_norm if isinstance(stage, Training) else 0.0,
         "bf16": {"enabled": step.model.dtype == "bf16"},
         "fp16": {"enabled": step.model.dtype == "fp16"},
         "zero_optimization": _zero(step.parallel.zero_stage, offload=step.parallel.offload == "cpu"),

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch import node, resolve
-from ftlaunch.recipe import Full, Lora, Merge, Recipe, Sft, Stage
+from ftlaunch.recipe import Full, Lora, Merge, Recipe, Stage, Training
 from ftlaunch.rundir import Step
 
 LEARNING_RATE = {Lora: 2e-4, Full: 2e-5}
@@ -58,7 +58,7 @@ def _kind(stage: Stage) -> str:
 def _make_step(recipe: Recipe, stage: Stage, start: str | None, recipe_hash: str) -> Step:
     resolved = resolve.for_stage(recipe, stage)
     micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
-    if isinstance(stage, Sft):
+    if isinstance(stage, Training):
         micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
         accumulation = stage.batch_size // (micro * resolved.world_size)
         learning_rate = stage.learning_rate or LEARNING_RATE[type(resolved.adapter)]
@@ -103,7 +103,7 @@ def _merge_notes(step: Step) -> dict[str, str]:
     return {"merge": f"folds {step.start} into its base and compares the result with the adapter model"}
 
 
-def _training_notes(step: Step, stage: Sft) -> dict[str, str]:
+def _training_notes(step: Step, stage: Training) -> dict[str, str]:
     return {
         "model": _model_note(step),
         "adapter": _adapter_note(step),
@@ -129,7 +129,7 @@ def _adapter_note(step: Step) -> str:
     return f"LoRA of rank {adapter.rank} on {targets}, scale alpha / rank = {adapter.alpha / adapter.rank:g}"
 
 
-def _length_note(stage: Sft) -> str:
+def _length_note(stage: Training) -> str:
     if stage.steps is not None:
         return f"{stage.steps} optimizer step{'s' if stage.steps > 1 else ''}"
     if stage.epochs is None:
@@ -137,7 +137,7 @@ def _length_note(stage: Sft) -> str:
     return f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}"
 
 
-def _learning_rate_note(step: Step, stage: Sft) -> str:
+def _learning_rate_note(step: Step, stage: Training) -> str:
     note = f"{step.learning_rate:g}"
     if stage.learning_rate is None:
         note += f" (none is given; this suits {step.adapter.__struct_config__.tag})"

@@ -129,8 +129,8 @@ class Parallel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.nodes * self.procs_per_node
 
 
-class Sft(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sft"):
-    """Supervised fine-tuning: cross-entropy of the trained tokens."""
+class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every training stage has."""
 
     data: Name | list[Name]
     """Name of a [data.NAME] table, or several, mixed by their weights."""
@@ -150,12 +150,6 @@ class Sft(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fie
     """Warm-up from 0 to the peak: steps (100) or a fraction of all steps (0.03)."""
     max_grad_norm: AtLeast0 = 1.0
     """Gradients are scaled down to this global norm. 0 turns clipping off."""
-    label_smoothing: Fraction = 0.0
-    """Share of the target's probability spread over the whole vocabulary."""
-    neftune_alpha: AtLeast0 = 0.0
-    """Uniform noise on embeddings, in training only, of scale alpha / sqrt(tokens · width) (arXiv 2310.05914)."""
-    packing: bool = True
-    """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same."""
     activation_checkpointing: bool = False
     """Keep only each layer's input and compute the rest again in the backward pass: less memory, more time."""
     evaluate_every: Positive | None = None
@@ -172,6 +166,17 @@ class Sft(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fie
     """Overrides [optimizer] for this stage."""
     parallel: Parallel | None = None
     """Overrides [parallel] for this stage."""
+
+
+class Sft(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sft"):
+    """Supervised fine-tuning: cross-entropy of the trained tokens."""
+
+    label_smoothing: Fraction = 0.0
+    """Share of the target's probability spread over the whole vocabulary."""
+    neftune_alpha: AtLeast0 = 0.0
+    """Uniform noise on embeddings, in training only, of scale alpha / sqrt(tokens · width) (arXiv 2310.05914)."""
+    packing: bool = True
+    """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same."""
 
 
 class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merge"):

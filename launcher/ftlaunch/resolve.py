@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftlaunch.recipe import Adapter, Merge, Model, Optimizer, Parallel, Recipe, Sft, Stage
+from ftlaunch.recipe import Adapter, Merge, Model, Optimizer, Parallel, Recipe, Training
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Resolved:
     """Processes on all nodes together."""
 
 
-def for_stage(recipe: Recipe, stage: Stage) -> Resolved:
+def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
     """The tables of a stage of this recipe. A merge has those of the training before it, and runs in one process."""
     if isinstance(stage, Merge):
         return _for_merge(recipe, stage)
@@ -41,7 +41,7 @@ def _for_merge(recipe: Recipe, merge: Merge) -> Resolved:
     return Resolved(model, adapter, optimizer, Parallel(device=device), world_size=1)
 
 
-def trained_before(recipe: Recipe, stage: Stage) -> Sft | None:
+def trained_before(recipe: Recipe, stage: Training | Merge) -> Training | None:
     """The last training stage ahead of this one, which must be the recipe's own object; None where there is none."""
     place = next(index for index, other in enumerate(recipe.stage) if other is stage)
-    return next((other for other in reversed(recipe.stage[:place]) if isinstance(other, Sft)), None)
+    return next((other for other in reversed(recipe.stage[:place]) if isinstance(other, Training)), None)

@@ -28,9 +28,14 @@ def json_schema() -> Node:
 
 
 def _documentation() -> dict[str, dict[str, str]]:
-    """For each class of recipe.py the string below each of its fields."""
-    classes = [node for node in ast.parse(inspect.getsource(recipe)).body if isinstance(node, ast.ClassDef)]
-    return {node.name: _field_strings(node) for node in classes}
+    """For each class of recipe.py the string below each of its fields, inherited ones included."""
+    documents: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(recipe)).body:
+        if isinstance(node, ast.ClassDef):
+            parents = [parent.id for parent in node.bases if isinstance(parent, ast.Name)]
+            inherited = {key: text for parent in parents for key, text in documents.get(parent, {}).items()}
+            documents[node.name] = inherited | _field_strings(node)
+    return documents
 
 
 def _field_strings(node: ast.ClassDef) -> dict[str, str]:

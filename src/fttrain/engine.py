@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Sft
+from ftlaunch.recipe import Training
 from ftlaunch.rundir import Step
 from fttrain.data.batches import Micro
 from fttrain.model import Scorer
@@ -28,7 +28,7 @@ class Engine:
         """Must exist before the model is loaded: under ZeRO-3 it makes `from_pretrained` load shards."""
         self.world = world
         self.zero_stage = step.parallel.zero_stage
-        self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Sft) else 0.0
+        self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Training) else 0.0
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         precision = "no" if self.zero_stage or step.model.dtype == "fp32" else step.model.dtype
         self._accelerator = Accelerator(mixed_precision=None if self.zero_stage else precision, kwargs_handlers=[ddp])

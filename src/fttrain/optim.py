@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Optimizer, Sft
+from ftlaunch.recipe import Optimizer, Training
 
 
 def build(spec: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
@@ -40,7 +40,7 @@ def _dimensions(parameter: nn.Parameter) -> int:
 class Schedule:
     """Learning rate as a pure function of the optimizer step, so there is nothing to save."""
 
-    def __init__(self, stage: Sft, *, peak: float, num_steps: int) -> None:
+    def __init__(self, stage: Training, *, peak: float, num_steps: int) -> None:
         self._shape = stage.schedule
         self._peak = peak
         self._num_steps = num_steps

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
-from ftlaunch.recipe import Data, Model, Recipe, Sft
+from ftlaunch.recipe import Data, Model, Recipe, Training
 from fttrain.data.token_set import Counts, TokenSet, token_set
 from fttrain.data.tokens import cache_root, stream, tokenize
 
@@ -149,7 +149,7 @@ def _trained_on(recipe: Recipe) -> list[tuple[str, Model]]:
     """Each data set with the model whose tokenizer it gets, without repeats."""
     found: list[tuple[str, Model]] = []
     for stage in recipe.stage:
-        if isinstance(stage, Sft):
+        if isinstance(stage, Training):
             names = [stage.data] if isinstance(stage.data, str) else stage.data
             found += [(name, stage.model or recipe.model) for name in names]
     return list(dict.fromkeys(found))

@@ -11,7 +11,7 @@ from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.where import KeyPath
 from ftlaunch.load.wording import choice, did_you_mean, literal
-from ftlaunch.recipe import Data, Full, Lora, Sft
+from ftlaunch.recipe import Data, Full, Lora, Training
 from ftlaunch.resolve import Resolved
 
 ZERO = ("zero1", "zero2", "zero3")
@@ -19,12 +19,12 @@ TableName = Literal["model", "adapter", "optimizer", "parallel"]
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainedStage:
     """A training stage, the tables that count for it, and where they stand."""
 
     loaded: Loaded
     index: int
-    stage: Sft
+    stage: Training
     resolved: Resolved
 
     @property
@@ -46,14 +46,14 @@ class Training:
         return self.loaded.problem((*own, table, key), message, remedy)
 
 
-def trainings(loaded: Loaded) -> Iterator[Training]:
+def trainings(loaded: Loaded) -> Iterator[TrainedStage]:
     """The recipe's training stages."""
     for index, stage in enumerate(loaded.recipe.stage):
-        if isinstance(stage, Sft):
-            yield Training(loaded, index, stage, resolve.for_stage(loaded.recipe, stage))
+        if isinstance(stage, Training):
+            yield TrainedStage(loaded, index, stage, resolve.for_stage(loaded.recipe, stage))
 
 
-def data_is_known(training: Training) -> Iterator[Problem]:
+def data_is_known(training: TrainedStage) -> Iterator[Problem]:
     known = list(training.loaded.recipe.data)
     names = training.data_names
     if not names:
@@ -68,12 +68,12 @@ def data_is_known(training: Training) -> Iterator[Problem]:
             yield training.problem("data", f"names {literal(name)} {names.count(name)} times", remedy)
 
 
-def one_length(training: Training) -> Iterator[Problem]:
+def one_length(training: TrainedStage) -> Iterator[Problem]:
     if training.stage.epochs is not None and training.stage.steps is not None:
         yield training.problem("steps", "is given together with epochs", "keep the one that is meant")
 
 
-def batch_divides(training: Training) -> Iterator[Problem]:
+def batch_divides(training: TrainedStage) -> Iterator[Problem]:
     batch, micro, world = training.stage.batch_size, training.stage.micro_batch_size, training.resolved.world_size
     if batch % world:
         unit = world * (micro or 1)
@@ -88,14 +88,14 @@ def batch_divides(training: Training) -> Iterator[Problem]:
         yield training.problem("micro_batch_size", message, f"write micro_batch_size = {choice(values)}")
 
 
-def warmup_ends(training: Training) -> Iterator[Problem]:
+def warmup_ends(training: TrainedStage) -> Iterator[Problem]:
     warmup, steps = training.stage.warmup, training.stage.steps
     if isinstance(warmup, int) and steps is not None and warmup >= steps:
         message = f"{warmup} steps of warm-up leave nothing of {steps} steps"
         yield training.problem("warmup", message, f"write warmup below {steps}, or a fraction such as 0.03")
 
 
-def streams_need_steps(training: Training) -> Iterator[Problem]:
+def streams_need_steps(training: TrainedStage) -> Iterator[Problem]:
     if training.stage.steps is not None or not any(data.streaming for data in training.data):
         return
     remedy = "write steps instead, or turn the data's streaming off"
@@ -105,13 +105,13 @@ def streams_need_steps(training: Training) -> Iterator[Problem]:
         yield training.problem("steps", "is missing, and the length of streamed data is not known", "add steps = …")
 
 
-def evaluation_has_rows(training: Training) -> Iterator[Problem]:
+def evaluation_has_rows(training: TrainedStage) -> Iterator[Problem]:
     if training.stage.evaluate_every is not None and training.data and not any(data.test for data in training.data):
         remedy = f"hold rows out with data.{training.data_names[0]}.test, or remove evaluate_every"
         yield training.problem("evaluate_every", "has no rows to evaluate on: none of its data has test rows", remedy)
 
 
-def single_is_one_process(training: Training) -> Iterator[Problem]:
+def single_is_one_process(training: TrainedStage) -> Iterator[Problem]:
     parallel, world = training.resolved.parallel, training.resolved.world_size
     if parallel.strategy == "single" and world > 1:
         message = f'"single" is one process, and nodes × procs_per_node is {world}'
@@ -119,7 +119,7 @@ def single_is_one_process(training: Training) -> Iterator[Problem]:
         yield training.table_problem("parallel", "strategy", message, remedy)
 
 
-def offload_needs_zero(training: Training) -> Iterator[Problem]:
+def offload_needs_zero(training: TrainedStage) -> Iterator[Problem]:
     parallel = training.resolved.parallel
     if parallel.offload != "none" and parallel.strategy not in ZERO:
         message = f"only ZeRO can offload, and the strategy is {literal(parallel.strategy)}"
@@ -127,28 +127,28 @@ def offload_needs_zero(training: Training) -> Iterator[Problem]:
         yield training.table_problem("parallel", "offload", message, remedy)
 
 
-def revision_needs_a_hub_id(training: Training) -> Iterator[Problem]:
+def revision_needs_a_hub_id(training: TrainedStage) -> Iterator[Problem]:
     model = training.resolved.model
     if model.revision is not None and Path(model.path).is_absolute():
         message = f"counts only for a model of the hub, and {model.path} is on this machine"
         yield training.table_problem("model", "revision", message, "remove it")
 
 
-def quantized_weights_need_an_adapter(training: Training) -> Iterator[Problem]:
+def quantized_weights_need_an_adapter(training: TrainedStage) -> Iterator[Problem]:
     quantization = training.resolved.model.quantization
     if quantization != "none" and isinstance(training.resolved.adapter, Full):
         message = f"{literal(quantization)} weights cannot be trained themselves, and there is no adapter"
         yield training.table_problem("model", "quantization", message, 'add [adapter] with kind = "lora", or remove it')
 
 
-def quantized_weights_stay(training: Training) -> Iterator[Problem]:
+def quantized_weights_stay(training: TrainedStage) -> Iterator[Problem]:
     quantization = training.resolved.model.quantization
     if quantization != "none" and training.resolved.parallel.offload != "none":
         message = f"{literal(quantization)} weights cannot be moved to host memory and back"
         yield training.table_problem("parallel", "offload", message, "remove offload or quantization")
 
 
-def optimizer_suits_processes(training: Training) -> Iterator[Problem]:
+def optimizer_suits_processes(training: TrainedStage) -> Iterator[Problem]:
     name, parallel = training.resolved.optimizer.name, training.resolved.parallel
     if name == "adamw":
         return
@@ -162,13 +162,13 @@ def optimizer_suits_processes(training: Training) -> Iterator[Problem]:
         yield training.table_problem("optimizer", "name", message, f"write name = {literal(instead)}")
 
 
-def fp16_needs_a_gpu(training: Training) -> Iterator[Problem]:
+def fp16_needs_a_gpu(training: TrainedStage) -> Iterator[Problem]:
     if training.resolved.model.dtype == "fp16" and training.resolved.parallel.device == "cpu":
         remedy = 'write dtype = "bf16" or "fp32"'
         yield training.table_problem("model", "dtype", '"fp16" needs a GPU, and the device is the CPU', remedy)
 
 
-def targets_compile(training: Training) -> Iterator[Problem]:
+def targets_compile(training: TrainedStage) -> Iterator[Problem]:
     adapter = training.resolved.adapter
     if not isinstance(adapter, Lora):
         return
@@ -184,7 +184,7 @@ def targets_compile(training: Training) -> Iterator[Problem]:
         yield training.table_problem("adapter", "targets", message, remedy)
 
 
-RULES: tuple[Callable[[Training], Iterator[Problem]], ...] = (
+RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     data_is_known,
     one_length,
     batch_divides,
