@@ -37,16 +37,17 @@ FLOORS = {
     "ftlaunch.watch": ("__init__", "made runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": ("__init__", "launch prepare", "local", "control"),
     "fttrain": (
-        "objectives adapters attention fold leave metrics optim world",
+        "objectives adapters attention fold leave metrics optim progress world",
         "data",
         "model",
         "engine chat gguf likeness preview",
-        "artifact shards",
-        "checkpoint merge",
+        "artifact checkpoint",
+        "guard merge",
         "loop",
         "stages",
         "__main__",
     ),
+    "fttrain.checkpoint": ("__init__ background image manifest random_states shards", "writer", "store"),
 }
 """Files and packages, lowest floor first: each imports from lower floors only, so those that share one are strangers.
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch import node, resolve
-from ftlaunch.recipe import Full, Lora, Merge, Recipe, Stage, Training
+from ftlaunch.recipe import Full, Lora, Merge, Parallel, Recipe, Stage, Training
 from ftlaunch.rundir import Step
 
 LEARNING_RATE = {Lora: 2e-4, Full: 2e-5}
@@ -41,21 +41,31 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 def make_plan(recipe: Recipe, run_dir: Path) -> Plan:
     """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute."""
-    recipe_hash = hashlib.sha256(msgspec.json.encode(recipe)).hexdigest()
+    fingerprint = training_hash(recipe)
     names = [f"{index:02d}-{_kind(stage)}" for index, stage in enumerate(recipe.stage, start=1)]
     starts = [None, *(f"{name}/artifact" for name in names[:-1])]
     steps = [
-        _plan_step(name, _make_step(recipe, stage, start, recipe_hash))
+        _plan_step(name, _make_step(recipe, stage, start, fingerprint))
         for name, stage, start in zip(names, recipe.stage, starts, strict=True)
     ]
     return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, steps=steps)
+
+
+def training_hash(recipe: Recipe) -> str:
+    """SHA-256 of what decides the course of training: all of a recipe but how its work is shared out over processes."""
+    stages = [
+        msgspec.structs.replace(stage, parallel=None, micro_batch_size=None) if isinstance(stage, Training) else stage
+        for stage in recipe.stage
+    ]
+    course = msgspec.structs.replace(recipe, parallel=Parallel(), stage=stages)
+    return hashlib.sha256(msgspec.json.encode(course)).hexdigest()
 
 
 def _kind(stage: Stage) -> str:
     return str(stage.__struct_config__.tag)
 
 
-def _make_step(recipe: Recipe, stage: Stage, start: str | None, recipe_hash: str) -> Step:
+def _make_step(recipe: Recipe, stage: Stage, start: str | None, fingerprint: str) -> Step:
     resolved = resolve.for_stage(recipe, stage)
     micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
     if isinstance(stage, Training):
@@ -79,7 +89,7 @@ def _make_step(recipe: Recipe, stage: Stage, start: str | None, recipe_hash: str
         accumulation=accumulation,
         learning_rate=learning_rate,
         start=start,
-        recipe_hash=recipe_hash,
+        training_hash=fingerprint,
     )
 
 

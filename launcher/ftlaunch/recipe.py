@@ -158,6 +158,12 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Steps between checkpoints; there is always one at the end."""
     keep: Positive = 2
     """Newest checkpoints that are kept. The best by evaluation loss is kept besides."""
+    on_save_failure: Literal["go-on", "wait", "stop"] = "go-on"
+    """When a checkpoint cannot be written: train on and save at the next one, wait until it can be, or stop.
+    The last save of a stage always counts."""
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """When a loss or gradient is NaN or infinite: stop, leave the step out, or go back to the newest checkpoint and
+    leave out every batch since. The weights never see it, and the rows are named."""
     model: Model | None = None
     """Overrides [model] for this stage."""
     adapter: Adapter | None = None

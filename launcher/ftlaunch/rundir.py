@@ -33,8 +33,8 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     learning_rate: float = 0.0
     start: str | None = None
     """Artifact folder that the stage starts from, relative to the run folder. None: the plain base."""
-    recipe_hash: str
-    """SHA-256 of the resolved recipe; checkpoints carry it."""
+    training_hash: str
+    """SHA-256 of what decides the course of training; checkpoints carry it."""
 
 
 class Attempt:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.rundir import Attempt, Step, StepDir, write_json
+
+DYING_SECONDS = 2.0
 
 
 def main() -> int:
@@ -53,15 +56,25 @@ def _run(folder: StepDir, attempt: Attempt | None) -> int:
             write_json(attempt.stopped, {"reason": stopped.reason, "step": stopped.step})
         worlds.leave(world)
         return STOPPED
+    except UserError:
+        raise
     except Exception as error:
-        dead = world.dead_peers()
-        if dead and not isinstance(error, UserError):
+        dead = _dead_soon(world.dead_peers)
+        if dead:
             raise PeerDied(dead[0], world.peers[dead[0]][1]) from error
         raise
     if world.is_main:
         write_json(folder.result, result)
     worlds.leave(world)
     return DONE
+
+
+def _dead_soon(dead_peers: Callable[[], list[int]]) -> list[int]:
+    """Ranks that have died, or are about to be gone: a connection breaks a moment before its process has ended."""
+    deadline = time.monotonic() + DYING_SECONDS
+    while not (dead := dead_peers()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return dead
 
 
 class PeerDied(Exception):

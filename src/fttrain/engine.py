@@ -1,6 +1,7 @@
 """accelerate and DeepSpeed behind a few verbs: prepare, backward, step, evaluate, and the weights as full tensors."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,37 +81,51 @@ class Engine:
             return contextlib.nullcontext()
         return self._accelerator.no_sync(self._wrapped)
 
-    def step(self) -> float:
-        """Clip, update the weights and clear the gradients; returns the global gradient norm before clipping."""
+    def step(self, *, discard: bool = False) -> float:
+        """Clip, update the weights and clear the gradients; returns the global gradient norm before clipping.
+
+        Where the norm is not finite, or with `discard`, weights and moments stay as they are; the norm is then nan.
+        """
         if self.zero_stage:
             self._wrapped.step()
-            norm = self._wrapped.get_global_grad_norm()
-            return float(norm)
+            assert self.zero.overflow or not discard, "gradients of a loss that is not finite would have been applied"
+            return math.nan if self.zero.overflow else float(self._wrapped.get_global_grad_norm())
         limit = self._max_grad_norm or float("inf")
         norm = self._accelerator.clip_grad_norm_([p for _, p in self.trained_parameters()], limit)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         assert norm is not None
-        return float(norm)
+        finite = math.isfinite(norm) and not discard
+        if finite or self.scales_loss:  # the scaler steps over what is not finite, and learns from it
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm) if finite else math.nan
+
+    @property
+    def scales_loss(self) -> bool:
+        """fp16 with a scale that is found by trial: now and then a step whose gradients overflow is left out."""
+        return bool(self.zero.dynamic_loss_scale) if self.zero_stage else self._accelerator.scaler is not None
 
     def loss_scale(self) -> dict[str, float]:
-        """State of the dynamic loss scale that fp16 needs; empty in other formats."""
+        """The scale that fp16 multiplies losses with and the steps since it last changed; empty in other formats."""
+        if not self.scales_loss:
+            return {}
         if self.zero_stage:
-            return {name: getattr(self.zero.loss_scaler, name) for name in self._scale_names()}
-        scaler = self._accelerator.scaler
-        return scaler.state_dict() if scaler is not None else {}
+            scaler = self.zero.loss_scaler
+            return {"scale": scaler.cur_scale, "steps": scaler.cur_iter - scaler.last_overflow_iter}
+        state = self._accelerator.scaler.state_dict()  # type: ignore[union-attr]
+        return {"scale": state["scale"], "steps": state["_growth_tracker"]}
 
     def set_loss_scale(self, state: dict[str, float]) -> None:
-        """Go on with a loss scale that `loss_scale` returned."""
+        """Go on with a loss scale that `loss_scale` returned, under whichever strategy."""
+        if not state or not self.scales_loss:
+            return
         if self.zero_stage:
-            for name, value in state.items():
-                setattr(self.zero.loss_scaler, name, value)
-        elif self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state)
-
-    def _scale_names(self) -> list[str]:
-        names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-        return [name for name in names if self.zero.dynamic_loss_scale and hasattr(self.zero.loss_scaler, name)]
+            scaler = self.zero.loss_scaler
+            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = state["scale"], state["steps"], 0
+        else:
+            scaler = self._accelerator.scaler
+            assert scaler is not None
+            changed = {"scale": state["scale"], "_growth_tracker": state["steps"]}
+            scaler.load_state_dict(scaler.state_dict() | changed)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -8,14 +8,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ftlaunch.errors import UserError
-from fttrain.checkpoint import Checkpoints
+from fttrain.checkpoint.store import Checkpoints
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed
 from fttrain.engine import Engine
+from fttrain.guard import Guard, Outcome
 from fttrain.leave import Stopped, StopRequest
 from fttrain.metrics import MetricsLog
 from fttrain.optim import Schedule
+from fttrain.progress import Progress
 
 
 class Objective(Protocol):
@@ -41,24 +42,7 @@ class Habits:
     evaluate_every: int | None
     save_every: int
     keep: int
-
-
-@dataclass
-class Progress:
-    """Counters that a checkpoint carries."""
-
-    step: int = 0
-    tokens: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-
-    def note(self, step: int, evaluation: dict[str, float]) -> bool:
-        """Remember an evaluation; True if it is the best so far."""
-        loss = evaluation.get("eval/loss")
-        if loss is None or (self.best_loss is not None and loss >= self.best_loss):
-            return False
-        self.best_loss, self.best_step = loss, step
-        return True
+    on_nonfinite: str
 
 
 def fit(
@@ -73,26 +57,29 @@ def fit(
     progress: Progress,
 ) -> Progress:
     """Train from where `progress` is to the feed's last step. Raises Stopped after a save that was asked for."""
+    guard = Guard(habits.on_nonfinite, engine, feed, checkpoints)
     for step in range(progress.step + 1, feed.num_steps + 1):
         started = time.perf_counter()
         micros = feed.step(step)
         mine = [sum(map(objective.weight, micros)), sum(micro.tokens for micro in micros), float(bool(stop.asked()))]
         weight, tokens, asked = engine.world.sum(mine)
         engine.set_learning_rate(schedule(step))
-        loss = _accumulate(objective, engine, micros, weight, step)
-        grad_norm = engine.step()
+        outcome = _take(objective, engine, micros, weight)
         progress.step, progress.tokens = step, progress.tokens + int(tokens)
+        progress.updates += outcome.is_finite
+        trouble = guard.judge(outcome, micros, progress)
         metrics.write(
             step,
             {
                 "steps": feed.num_steps,
-                "loss": loss,
+                "loss": _or_none(outcome.loss),
                 "learning_rate": schedule(step),
-                "grad_norm": grad_norm,
+                "grad_norm": _or_none(outcome.grad_norm),
                 "tokens": progress.tokens,
                 "tokens_per_second": tokens / (time.perf_counter() - started),
                 "epoch": feed.epoch_at(step),
                 "peak_memory_bytes": _peak_memory(engine),
+                **trouble,
             },
         )
         last = step == feed.num_steps
@@ -102,30 +89,33 @@ def fit(
             improved = progress.note(step, evaluation)
             if evaluation:
                 metrics.write(step, evaluation)
+        checkpoints.advance()
         if last or asked or improved or step % habits.save_every == 0:
-            checkpoints.save(step, vars(progress), keep=habits.keep, best=progress.best_step)
+            state = vars(progress).copy()
+            checkpoints.save(step, state, keep=habits.keep, best=progress.best_step, is_last=last or bool(asked))
         if asked and not last:
             raise Stopped(_reason(engine, stop), step)
     return progress
 
 
-def _accumulate(objective: Objective, engine: Engine, micros: list[Micro], weight: float, step: int) -> float:
-    """Gradients of one optimizer step; returns its loss over all ranks, the same on each."""
-    loss = torch.zeros((), device=engine.world.device)
+def _take(objective: Objective, engine: Engine, micros: list[Micro], weight: float) -> Outcome:
+    """One optimizer step: gradients of every micro-batch, then the update."""
+    parts = []
     for index, micro in enumerate(micros):
         last = index == len(micros) - 1
         with engine.accumulating(last=last):
             part = objective.loss(engine, micro) / weight
             engine.backward(part, last=last)
-        loss += part.detach()
-    (total,) = engine.world.sum([float(loss)])
-    if not math.isfinite(total):
-        raise UserError(
-            f"the loss of step {step} is {total}: training cannot go on",
-            "lower learning_rate or max_grad_norm, or look at the data with `ftlaunch preview`; the checkpoints before"
-            " this step are good",
-        )
-    return total
+        parts.append(part.detach())
+    losses = torch.stack(parts).tolist()
+    (loss,) = engine.world.sum([sum(losses)])
+    grad_norm = engine.step(discard=not math.isfinite(loss))
+    return Outcome(loss, grad_norm, [m for m, part in zip(micros, losses, strict=True) if not math.isfinite(part)])
+
+
+def _or_none(value: float) -> float | None:
+    """The value as JSON has it, which knows no nan."""
+    return value if math.isfinite(value) else None
 
 
 def _peak_memory(engine: Engine) -> int:

@@ -80,7 +80,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> l
         deterministic=False,
         world_size=1,
         micro_batch_size=BATCH,
-        recipe_hash="",
+        training_hash="",
     )
     me = world.start(step)
     data = Data(path="rows", prompt="{prompt}", completion="{completion}", max_length=MAX_LENGTH)

@@ -53,7 +53,7 @@ def make_step(
         micro_batch_size=spec.micro_batch_size or spec.batch_size,
         accumulation=spec.batch_size // (spec.micro_batch_size or spec.batch_size),
         learning_rate=spec.learning_rate,
-        recipe_hash="of-tiny",
+        training_hash="of-tiny",
     )
 
 

@@ -1,9 +1,7 @@
 """Checkpoints on disk: what is wrong with one is named, and nothing that goes wrong while saving harms another."""
 
-import errno
 import hashlib
 import json
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tests.faults.disks import mounted
 from tests.trainer.in_process import copy, make_data, make_step, train
 
 from ftlaunch.errors import UserError
 from ftlaunch.rundir import Step, StepDir, read_jsonl
-from fttrain import checkpoint
-from fttrain.checkpoint import verify
+from fttrain.checkpoint.manifest import verify
 from fttrain.leave import Stopped
 
 
@@ -57,9 +55,9 @@ def cut(folder: Path) -> None:
 
 
 def flip(folder: Path) -> None:
-    data = bytearray((folder / "rank0.json").read_bytes())
-    data[40] ^= 1
-    (folder / "rank0.json").write_bytes(data)
+    data = bytearray((folder / "rank0.safetensors").read_bytes())
+    data[-40] ^= 1
+    (folder / "rank0.safetensors").write_bytes(data)
 
 
 def change_manifest(folder: Path, **values: Any) -> None:
@@ -78,16 +76,16 @@ def miscount(folder: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (cut, "rank0.safetensors has "),
-    "a bit flipped": (flip, "rank0.json does not match its SHA-256"),
-    "a file gone": (lambda folder: (folder / "rank0.json").unlink(), "rank0.json is missing"),
+    "a bit flipped": (flip, "rank0.safetensors does not match its SHA-256"),
+    "a file gone": (lambda folder: (folder / "rank0.safetensors").unlink(), "rank0.safetensors is missing"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
-    "half a manifest": (lambda folder: (folder / "manifest.json").write_text('{"format": 1, "fi'), "cannot be read"),
+    "half a manifest": (lambda folder: (folder / "manifest.json").write_text('{"format": 2, "fi'), "cannot be read"),
     "an empty manifest": (lambda folder: (folder / "manifest.json").write_bytes(b""), "cannot be read"),
     "no object": (lambda folder: (folder / "manifest.json").write_text("null"), "cannot be read"),
     "no text": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\x00"), "cannot be read"),
-    "no list of files": (lambda folder: change_manifest(folder, files=["rank0.json"]), "cannot be read"),
+    "no list of files": (lambda folder: change_manifest(folder, files=["rank0.safetensors"]), "cannot be read"),
     "another step": (miscount, "manifest.json does not match its own SHA-256"),
-    "another format": (lambda folder: change_manifest(folder, format=2), "format 2 is not 1"),
+    "another format": (lambda folder: change_manifest(folder, format=1), "format 1 is not 2"),
 }
 
 
@@ -100,39 +98,18 @@ def test_damage_is_named(damage: str, calm: StepDir, tmp_path: Path):
     assert problem in (verify(folder) or "")
 
 
-def no_room(*_args: object, **_more: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def file_too_large(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """safetensors' own error, of its own type, as a full disk makes it raise."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        save_file(tensors, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("write", [no_room, file_too_large])
-def test_a_full_disk_costs_the_new_checkpoint_only(
-    write: Callable[..., None], spec: Step, stopped: StepDir, calm: StepDir, monkeypatch: pytest.MonkeyPatch
-):
-    with monkeypatch.context() as full:
-        full.setattr(checkpoint, "save_file", write)
-        with pytest.raises(UserError, match=r"rank 0: .*(No space left|File too large)") as caught:
-            train(spec, stopped.path.parent)
-    assert "ftlaunch resume" in caught.value.remedy
-    assert names(stopped) == ["step-00000002", "step-00000004"]
-    assert all(verify(path) is None for path in stopped.checkpoints.iterdir())
-    assert_same_end(train(spec, stopped.path.parent), calm)
-
-
-def test_what_does_not_read_back_is_no_checkpoint(spec: Step, stopped: StepDir, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint, "_seal", lambda path: {"bytes": path.stat().st_size, "sha256": "0" * 64})
-    with pytest.raises(UserError, match=r"does not read back: rank0\.safetensors does not match its SHA-256"):
-        train(spec, stopped.path.parent)
-    assert names(stopped) == ["step-00000002", "step-00000004"]
+def test_a_full_disk_costs_the_new_checkpoint_only(spec: Step, stopped: StepDir, calm: StepDir, tmp_path: Path):
+    with mounted(tmp_path / "disk", kilobytes=4000) as disk:
+        step = copy(stopped, disk.path)
+        used = sum(path.stat().st_size for path in disk.path.rglob("*") if path.is_file())
+        disk.resize(used // 1024 + 100)
+        with pytest.raises(UserError, match="step 6 could not be written: rank 0: No space left on device") as caught:
+            train(spec, disk.path)
+        assert "ftlaunch resume" in caught.value.remedy
+        assert names(step) == ["step-00000002", "step-00000004"]
+        assert all(verify(path) is None for path in step.checkpoints.iterdir())
+        disk.resize(8000)
+        assert_same_end(train(spec, disk.path), calm)
 
 
 def test_an_interrupted_save_is_ignored_and_cleared_away(spec: Step, stopped: StepDir, calm: StepDir):
@@ -158,7 +135,9 @@ def test_if_every_one_is_bad_nothing_is_trained_over_them(
 ):
     flip(stopped.checkpoints / "step-00000004")
     change_manifest(stopped.checkpoints / "step-00000002", format=9)
-    with pytest.raises(UserError, match=r"step-00000004: rank0\.json does not match.*step-00000002: format 9 is not 1"):
+    with pytest.raises(
+        UserError, match=r"step-00000004: rank0\.safetensors does not match.*step-00000002: format 9 is not 2"
+    ):
         train(spec, stopped.path.parent)
     assert "checkpoint step-00000004 is passed over" in caplog.text
     assert names(stopped) == ["step-00000002", "step-00000004"]
@@ -166,8 +145,7 @@ def test_if_every_one_is_bad_nothing_is_trained_over_them(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"recipe_hash": "of-another"}, "was written by another recipe"), ({"world_size": 2}, "was written by 2 proc")],
-    ids=["recipe", "world size"],
+    [({"training_hash": "of-another"}, "was written by another recipe")],
 )
 def test_a_foreign_checkpoint_is_refused(
     change: dict[str, Any], message: str, spec: Step, calm: StepDir, tmp_path: Path

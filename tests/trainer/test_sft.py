@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.recipe import Full
 from ftlaunch.rundir import RunDir, StepDir, read_jsonl
-from fttrain.checkpoint import verify
+from fttrain.checkpoint.manifest import verify
 from fttrain.data.chat import LLAMA2
 from fttrain.data.order import Order
 from fttrain.leave import Stopped

@@ -84,7 +84,10 @@ def describe(entry: Entry, left: float | None) -> str:
     parts = [f"step {entry.get('step', '?')}{total}"]
     if is_evaluation(entry):
         return "  ".join([*parts, *(f"{key} {value:.4g}" for key, value in entry.items() if key.startswith("eval/"))])
-    parts.append(f"loss {entry['loss']:.4f}")
+    loss = entry["loss"]
+    parts.append(
+        "left out: loss or gradient is not finite" if entry.get("skipped") or loss is None else f"loss {loss:.4f}"
+    )
     if "tokens_per_second" in entry:
         parts.append(f"{entry['tokens_per_second']:,.0f} tokens/s")
     if left is not None:

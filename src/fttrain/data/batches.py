@@ -1,7 +1,7 @@
 """Rows → micro-batches: who computes which rows of a step, and how they lie in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Micro:
     """Calls of the head that all ranks make for their micro-batch of this number."""
     tokens: int
     """Real tokens, without padding."""
+    rows: tuple[int, ...] = ()
+    """Which of the step's rows these are."""
 
 
 def supervised(tokens: Tokens) -> int:
@@ -69,7 +71,8 @@ def lay_out(
         of_all = slots[index * world_size : (index + 1) * world_size]
         chunks = max(num_chunks(sum(supervised(rows[row]) for row in slot)) for slot in of_all)
         mine = [rows[row] for row in of_all[rank]]
-        micros.append(collate(mine, packing=packing, chunks=chunks, device=device))
+        micro = collate(mine, packing=packing, chunks=chunks, device=device)
+        micros.append(replace(micro, rows=tuple(of_all[rank])))
     return micros
 
 

@@ -15,6 +15,9 @@ from fttrain.data.batches import Micro, Tokens, lay_out
 from fttrain.data.order import Order
 from fttrain.world import World
 
+EXCERPT = 60
+"""Characters of a row's text that name it."""
+
 
 class Feed(Protocol):
     """What the loop asks of data."""
@@ -23,6 +26,10 @@ class Feed(Protocol):
 
     def step(self, number: int) -> list[Micro]:
         """This rank's micro-batches of optimizer step `number`; numbers come in order, from any first one."""
+        ...
+
+    def names(self, number: int, rows: Sequence[int]) -> list[str]:
+        """What a person calls some of optimizer step `number`'s rows."""
         ...
 
     def epoch_at(self, number: int) -> float | None:
@@ -45,7 +52,7 @@ def build(step: Step, stage: Sft, tokenizer: Any, world: World) -> Feed:
     if world.local_rank == 0:
         _tokenize(datas, tokenizer, step.seed, cache)
     world.barrier()
-    return TableFeed(step, stage, datas, _tokenize(datas, tokenizer, step.seed, cache), world)
+    return TableFeed(step, stage, datas, _tokenize(datas, tokenizer, step.seed, cache), tokenizer, world)
 
 
 def _tokenize(datas: Sequence[Data], tokenizer: Any, seed: int, cache: Any) -> list[tokens.Tokenized]:
@@ -82,10 +89,18 @@ class TableFeed:
     """Rows that are all tokenized beforehand."""
 
     def __init__(
-        self, step: Step, stage: Sft, datas: Sequence[Data], tokenized: Sequence[tokens.Tokenized], world: World
+        self,
+        step: Step,
+        stage: Sft,
+        datas: Sequence[Data],
+        tokenized: Sequence[tokens.Tokenized],
+        tokenizer: Any,
+        world: World,
     ) -> None:
         self._train = [one.train for one in tokenized]
         self._test = [one.test for one in tokenized]
+        self._tokenizer = tokenizer
+        self._paths = [data.path for data in datas]
         self._layout = _Layout(step, stage, world)
         weights = [data.weight for data in datas]
         self._order = Order([len(rows) for rows in self._train], weights, batch_size=stage.batch_size, seed=step.seed)
@@ -93,6 +108,16 @@ class TableFeed:
 
     def step(self, number: int) -> list[Micro]:
         return self._layout.lay_out([self._train[source].row(row) for source, row in self._order.step(number)])
+
+    def names(self, number: int, rows: Sequence[int]) -> list[str]:
+        drawn = self._order.step(number)
+        return [self._name(*drawn[row]) for row in rows]
+
+    def _name(self, source: int, row: int) -> str:
+        """The data set and how the row's trained text begins: after the split a number tells little."""
+        ids_T, trained_T = self._train[source].row(row)
+        text = self._tokenizer.decode(ids_T[trained_T])
+        return f"{self._paths[source]}: {text[:EXCERPT]!r}{'…' if len(text) > EXCERPT else ''}"
 
     def epoch_at(self, number: int) -> float:
         return self._order.epoch_at(number)
@@ -125,6 +150,9 @@ class StreamFeed:
         rows = list(islice(self._rows, self._batch))
         self._taken = start + len(rows)
         return self._layout.lay_out(rows)
+
+    def names(self, number: int, rows: Sequence[int]) -> list[str]:
+        return [f"row {(number - 1) * self._batch + row + 1} of the stream" for row in rows]
 
     def epoch_at(self, number: int) -> None:  # noqa: ARG002 the protocol's
         return None

@@ -9,17 +9,18 @@ from torch import Tensor
 from ftlaunch.recipe import Sft
 from ftlaunch.rundir import Step, StepDir
 from fttrain import adapters, artifact, optim
-from fttrain.checkpoint import Checkpoints
+from fttrain.checkpoint.store import Checkpoints
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Micro
 from fttrain.data.chat import chat_template
 from fttrain.data.feed import Feed
 from fttrain.engine import Engine
 from fttrain.leave import StopRequest
-from fttrain.loop import Habits, Progress, fit
+from fttrain.loop import Habits, fit
 from fttrain.metrics import MetricsLog
 from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
 from fttrain.optim import Schedule
+from fttrain.progress import Progress
 from fttrain.world import World
 
 RANK_STRIDE = 1_000_003
@@ -71,7 +72,7 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
         checkpoints,
         metrics,
         stop,
-        Habits(stage.evaluate_every, stage.save_every, stage.keep),
+        Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
         progress,
     )
     artifact.save(step, origin, engine, tokenizer, folder.artifact)

@@ -1,0 +1,114 @@
+"""What makes a folder a checkpoint: a manifest, written last, with the size and SHA-256 of every file.
+
+Standard library only: the process that writes checkpoints starts in milliseconds.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+FORMAT = 2
+FILE = "manifest.json"
+BLOCK = 1 << 23
+"""Bytes that are read, hashed or written at once."""
+THREADS = 4
+"""Files that one process verifies at the same time; hashing leaves the interpreter's lock."""
+
+Seal = dict[str, Any]
+"""`bytes` and `sha256` of a file."""
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def aside_of(final: Path) -> Path:
+    """Where a checkpoint is while it is made."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with its own digest in it."""
+    return {**manifest, "sha256": _digest(manifest)}
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def seal(path: Path) -> Seal:
+    """Size and digest of a file as the disk has it."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := file.read(BLOCK):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def verify(folder: Path, *, share: int = 0, of: int = 1) -> str | None:
+    """What is wrong with a checkpoint folder, or None: manifest present, every file there, of its size and digest.
+
+    Where several processes share the work, number `share` of `of` looks at its part of the files.
+    """
+    try:
+        manifest = read(folder)
+        files = sorted(manifest["files"].items())[share::of]
+        with ThreadPoolExecutor(THREADS) as threads:
+            return _first(threads.map(lambda item: _file_problem(folder / item[0], item[1]), files))
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except _Wrong as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be read: {error}"
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder, once it is known to be as it was written."""
+    manifest = json.loads((folder / FILE).read_text())
+    if manifest["format"] != FORMAT:
+        raise _Wrong(f"format {manifest['format']} is not {FORMAT}")
+    if manifest.pop("sha256") != _digest(manifest):
+        raise _Wrong(f"{FILE} does not match its own SHA-256")
+    return manifest
+
+
+class _Wrong(Exception):
+    """A manifest that can be read, and says that the checkpoint is of no use."""
+
+
+def _first(problems: Iterable[str | None]) -> str | None:
+    return next((problem for problem in problems if problem), None)
+
+
+def _file_problem(path: Path, expected: Seal) -> str | None:
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return f"{path.name} has {size} bytes, the manifest says {expected['bytes']}"
+    return None if seal(path) == expected else f"{path.name} does not match its SHA-256"
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Folders of finished saves, whether good or not."""
+    return sorted(folder.glob("step-*"), key=step_of, reverse=True)
+
+
+def surplus(folder: Path, *, keep: int, best: int | None, is_good: Callable[[Path], bool]) -> list[Path]:
+    """What may go: all behind the `keep` newest good ones but that of step `best`."""
+    good, rest = 0, []
+    for path in newest_first(folder):
+        if good < keep:
+            good += is_good(path)
+        elif step_of(path) != best:
+            rest.append(path)
+    return rest

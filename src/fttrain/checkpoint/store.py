@@ -1,0 +1,272 @@
+"""Sharded checkpoints: every rank saves its pieces, and only what verifies against the manifest counts.
+
+    step-00000100/
+      rank0.safetensors  pieces of weights and moments, random states; which elements they are, in the header
+      manifest.json      optimizer step, world size, SHA-256 and size of every file; written last
+
+Any number of ranks under any strategy can read it: a rank takes the pieces that overlap its own.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Training
+from ftlaunch.rundir import Step
+from fttrain.checkpoint import manifest, random_states, shards
+from fttrain.checkpoint.background import Background
+from fttrain.checkpoint.image import Image
+from fttrain.engine import Engine
+
+T = TypeVar("T")
+POLL_SECONDS = 0.01
+PATIENCE_SECONDS = 30.0
+"""How long training waits for a save that is still being written when the next one is due, unless told to wait."""
+RETRY_SECONDS = 10.0
+RANDOM = "rng|"
+PIECES = "pieces"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint says besides weights and moments."""
+
+    step: int
+    state: dict[str, Any]
+    """What the loop gave to `save`: counters, best evaluation."""
+
+
+@dataclass
+class _Flight:
+    """A save between its copy in memory and its manifest on disk."""
+
+    step: int
+    content: dict[str, Any]
+    """The manifest, but for its files."""
+    keep: int
+    best: int | None
+    is_last: bool
+    """Nothing comes after it: it is waited for, and counts."""
+    committing: bool = False
+    answer: dict[str, Any] | None = None
+    """This rank's, until all ranks have theirs."""
+    impatient: bool = False
+    """Training has waited for it once, and does not again."""
+    retried: bool = False
+    """It has failed before, and training waits for it."""
+
+
+class Checkpoints:
+    """The checkpoints of one step folder. Every method is called by all ranks together."""
+
+    def __init__(self, folder: Path, spec: Step, engine: Engine) -> None:
+        assert isinstance(spec.stage, Training)
+        self._folder = folder
+        self._spec = spec
+        self._policy = spec.stage.on_save_failure
+        self._engine = engine
+        self._world = engine.world
+        self._image = Image()
+        self._background = Background(self._image.descriptor)
+        self._flight: _Flight | None = None
+
+    def save(self, step: int, state: dict[str, Any], *, keep: int, best: int | None, is_last: bool = False) -> None:
+        """Copy the state of training in memory and have it written behind it; `advance` sees to the rest.
+
+        At most one save is on its way: where the one before still is, this waits, or passes the save over by policy.
+        `keep` is how many of the newest good checkpoints stay, besides that of step `best`. The last save is on disk
+        when this returns. Raises UserError on all ranks where a save fails that the policy does not pass over.
+        """
+        if not self._wait(None if is_last or self._policy != "go-on" else PATIENCE_SECONDS):
+            assert self._flight is not None
+            self._warn(f"step {step} is not saved: the checkpoint of step {self._flight.step} is still being written")
+            return
+        content = {
+            "format": manifest.FORMAT,
+            "step": step,
+            "world_size": self._world.size,
+            "strategy": self._spec.parallel.strategy,
+            "training_hash": self._spec.training_hash,
+            "state": state,
+            "loss_scale": self._engine.loss_scale(),
+        }
+        self._flight = _Flight(step, content, keep, best, is_last)
+        try:
+            self._copy()
+            self._order_write(step)
+        except OSError as error:
+            self._flight.answer = {"error": str(error)}
+        if is_last:
+            self._wait(None)
+            self._background.close()
+
+    def _copy(self) -> None:
+        own = shards.owned(self._engine)
+        tensors = {piece.key: piece.tensor for piece in own}
+        tensors |= {f"{RANDOM}{name}": state for name, state in random_states.take().items()}
+        self._image.fill(tensors, {PIECES: json.dumps({piece.key: [piece.offset, len(piece)] for piece in own})})
+
+    def advance(self) -> None:
+        """Take a save on its way one stage further, where all ranks have come so far; to be called every step."""
+        if self._flight is not None:
+            self._advance(self._flight)
+        while self._flight is not None and self._flight.retried:
+            time.sleep(POLL_SECONDS)
+            self._advance(self._flight)
+
+    def _advance(self, flight: _Flight) -> None:
+        if flight.answer is None:
+            waits_for_nothing = flight.committing and not self._world.is_main
+            flight.answer = {} if waits_for_nothing else self._background.answer()
+        if self._world.max(float(flight.answer is None)):
+            return
+        answers: list[Any] = self._world.gather(flight.answer)
+        failures = [f"rank {rank}: {said['error']}" for rank, said in enumerate(answers) if "error" in said]
+        if failures:
+            self._failed(flight, "; ".join(failures))
+        elif flight.committing:
+            self._flight = None
+            if unpruned := answers[0]["unpruned"]:
+                self._warn(f"an old checkpoint could not be deleted: {unpruned}")
+        else:
+            self._order_commit(flight, {_file(rank): seal for rank, seal in enumerate(answers)})
+
+    def _wait(self, limit: float | None) -> bool:
+        """Wait until no save is on its way, at most `limit` seconds; whether there is none."""
+        began = time.monotonic()
+        while self._flight is not None:
+            self.advance()
+            waited = self._world.max(time.monotonic() - began)
+            if self._flight is not None and limit is not None and (self._flight.impatient or waited > limit):
+                self._flight.impatient = True
+                return False
+            time.sleep(POLL_SECONDS if self._flight is not None else 0.0)
+        return True
+
+    def _order_write(self, step: int) -> None:
+        final = str(self._folder / manifest.folder_name(step))
+        self._background.order("write", folder=final, file=_file(self._world.rank), bytes=self._image.size)
+
+    def _order_commit(self, flight: _Flight, files: dict[str, Any]) -> None:
+        flight.committing, flight.answer = True, None
+        flight.content["files"] = files
+        if self._world.is_main:
+            final = str(self._folder / manifest.folder_name(flight.step))
+            self._background.order("commit", folder=final, manifest=flight.content, keep=flight.keep, best=flight.best)
+
+    def _failed(self, flight: _Flight, causes: str) -> None:
+        """All ranks know that a save has failed: clear it away, and do as the policy says."""
+        self._flight = None
+        if self._world.is_main:
+            shutil.rmtree(manifest.aside_of(self._folder / manifest.folder_name(flight.step)), ignore_errors=True)
+        message = f"the checkpoint of step {flight.step} could not be written: {causes}"
+        gone = self._world.from_main(not self._folder.parent.is_dir())
+        if gone or self._policy == "stop" or (flight.is_last and self._policy == "go-on"):
+            raise UserError(
+                f"{self._folder.parent} is gone; {message}" if gone else message,
+                "the checkpoints before it are untouched; make room or mend the disk, then `ftlaunch resume`",
+            )
+        self._warn(message)
+        if self._policy == "wait":
+            self._warn(f"training waits: the next try is in {RETRY_SECONDS:.0f} s")
+            time.sleep(RETRY_SECONDS)
+            self._flight = replace(flight, committing=False, answer=None, retried=True)
+            self._order_write(flight.step)
+
+    def _warn(self, message: str) -> None:
+        if self._world.is_main:
+            log.warning(message)
+
+    def load(self) -> Loaded | None:
+        """Restore the newest checkpoint that verifies; None if there is none. Bad ones are named and passed over.
+
+        The random states go on where as many ranks wrote it, and begin anew from seed, step and rank otherwise.
+        Raises UserError if all that exist are bad, or if it belongs to another recipe.
+        """
+        self._wait(None)
+        self._agree(self._clear_leftovers, on_main=True)
+        folder = self._newest()
+        if folder is None:
+            return None
+        content = manifest.read(folder)
+        if content["training_hash"] != self._spec.training_hash:
+            raise UserError(f"{folder} was written by another recipe", "resume the run that it belongs to")
+        self._agree(lambda: self._read(folder, content))
+        shards.adopt(self._engine, content["state"]["updates"])
+        self._engine.set_loss_scale(content["loss_scale"])
+        return Loaded(content["step"], content["state"])
+
+    def _clear_leftovers(self) -> None:
+        for leftover in self._folder.glob(".step-*.partial"):  # of saves that a crash cut short
+            shutil.rmtree(leftover)
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint in which every rank finds its share of the files good."""
+        candidates = self._world.from_main([path.name for path in manifest.newest_first(self._folder)])
+        problems: list[str] = []
+        for name in candidates:
+            found = manifest.verify(self._folder / name, share=self._world.rank, of=self._world.size)
+            problem = next((problem for problem in self._world.gather(found) if problem), None)
+            if problem is None:
+                return self._folder / name
+            self._warn(f"checkpoint {name} is passed over: {problem}")
+            problems.append(f"{name}: {problem}")
+        if problems:
+            raise UserError(
+                f"no checkpoint in {self._folder} is good: {'; '.join(problems)}",
+                "mend the disk or restore the folder from a copy; remove it to train from the start",
+            )
+        return None
+
+    def _agree(self, act: Callable[[], T], *, on_main: bool = False) -> None:
+        """Run `act` on every rank (or on rank 0), learn of every rank's failure, and fail together or not at all."""
+        failure = None
+        if self._world.is_main or not on_main:
+            try:
+                act()
+            except (OSError, SafetensorError) as error:
+                failure = f"rank {self._world.rank}: {error}"
+        failures = [text for text in self._world.gather(failure) if text]
+        if failures:
+            remedy = "make room or mend the disk, then `ftlaunch resume`"
+            raise UserError(f"a checkpoint could not be read: {'; '.join(failures)}", remedy)
+
+    def _read(self, folder: Path, content: dict[str, Any]) -> None:
+        writers = content["world_size"]
+        files = [safe_open(folder / _file(rank), "pt") for rank in range(writers)]
+        indices = [json.loads(file.metadata()[PIECES]) for file in files]
+        for piece in shards.held(self._engine):
+            _fill(piece, indices, files)
+        if writers != self._world.size:
+            random_states.begin(self._spec.seed, content["step"], self._world.rank)
+            return
+        own = files[self._world.rank]
+        names = [name for name in own.keys() if name.startswith(RANDOM)]  # noqa: SIM118 it is no dict
+        random_states.restore({name.removeprefix(RANDOM): own.get_tensor(name) for name in names})
+
+
+def _file(rank: int) -> str:
+    return f"rank{rank}.safetensors"
+
+
+def _fill(piece: shards.Piece, indices: list[dict[str, list[int]]], files: list[Any]) -> None:
+    """Copy into a live piece whatever parts of it the files hold."""
+    filled = 0
+    for index, file in zip(indices, files, strict=True):
+        offset, length = index.get(piece.key, (0, 0))
+        start, end = max(piece.offset, offset), min(piece.offset + len(piece), offset + length)
+        if start >= end:
+            continue
+        stored = file.get_slice(piece.key)[start - offset : end - offset]
+        piece.tensor[start - piece.offset : end - piece.offset].copy_(stored)
+        filled += end - start
+    assert filled == len(piece), f"{piece.key}: {filled} of {len(piece)} elements are in the checkpoint"

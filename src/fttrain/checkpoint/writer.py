@@ -1,0 +1,135 @@
+"""The process that writes one rank's checkpoints while the rank trains: `python -m fttrain.checkpoint.writer`.
+
+It is told what to do by lines of JSON on stdin and answers each with one on stdout. The bytes to write lie in memory
+that it shares with the rank. It ends with its rank, whatever ends that. Standard library only.
+"""
+
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from fttrain.checkpoint import manifest
+
+NICENESS = 10
+"""Training goes first; a rank that waits for its save leaves the processor to it."""
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    image, rank_pid = int(sys.argv[1]), int(sys.argv[2])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the rank, which decides what is still saved
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != rank_pid:
+        return
+    os.nice(NICENESS)
+    good: set[str] = set()
+    for line in sys.stdin:
+        try:
+            answer = _obey(json.loads(line), image, good)
+        except OSError as error:
+            answer = {"error": _describe(error)}
+        print(json.dumps(answer), flush=True)
+
+
+def _describe(error: OSError) -> str:
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+
+
+def _obey(order: dict[str, Any], image: int, good: set[str]) -> dict[str, Any]:
+    final = Path(order["folder"])
+    match order["do"]:
+        case "write":
+            return write(manifest.aside_of(final) / order["file"], image, order["bytes"])
+        case "commit":
+            commit(final, order["manifest"])
+            good.add(final.name)
+            return {"unpruned": prune(final.parent, order["keep"], order["best"], good)}
+        case other:
+            raise AssertionError(other)
+
+
+def write(path: Path, image: int, size: int) -> manifest.Seal:
+    """Put the image's first `size` bytes into a file, flush it and read it back; returns its seal."""
+    for folder in (path.parent.parent, path.parent):  # but not the step's own: it is gone if somebody removed it
+        if not folder.is_dir():
+            _make(folder)
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with mmap.mmap(image, size, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
+            for start in range(0, size, manifest.BLOCK):
+                with view[start : start + manifest.BLOCK] as block:
+                    digest.update(block)
+                    _write_all(descriptor, block)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    meant = {"bytes": size, "sha256": digest.hexdigest()}
+    if manifest.seal(path) != meant:
+        raise OSError(f"{path.name} does not read back as it was written")
+    return meant
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return  # another rank was faster
+
+
+def _write_all(descriptor: int, block: memoryview) -> None:
+    done = 0
+    while done < len(block):
+        done += os.write(descriptor, block[done:])
+
+
+def commit(final: Path, content: dict[str, Any]) -> None:
+    """Write the manifest, flush it and give the folder its real name, in place of a bad one of the same step."""
+    aside = manifest.aside_of(final)
+    with (aside / manifest.FILE).open("w") as file:
+        json.dump(manifest.sealed(content), file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(aside)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    _sync(final.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune(folder: Path, keep: int, best: int | None, good: set[str]) -> str | None:
+    """Delete what is no longer kept; returns why something could not be deleted.
+
+    A checkpoint counts as good once it has verified, which is asked once only.
+    """
+
+    def is_good(path: Path) -> bool:
+        if path.name not in good and manifest.verify(path) is None:
+            good.add(path.name)
+        return path.name in good
+
+    try:
+        for path in manifest.surplus(folder, keep=keep, best=best, is_good=is_good):
+            shutil.rmtree(path)
+    except OSError as error:
+        return _describe(error)
+    return None
+
+
+if __name__ == "__main__":
+    main()
