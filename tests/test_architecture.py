@@ -35,7 +35,7 @@ FLOORS = {
     "ftlaunch.rules": ("data stage", "order", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made runs tail", "progress", "display status", "logs"),
-    "ftlaunch.backend": ("__init__", "launch prepare", "local", "control"),
+    "ftlaunch.backend": ("__init__", "launch prepare replan", "local", "control"),
     "fttrain": (
         "objectives adapters attention fold leave metrics optim progress world",
         "data",

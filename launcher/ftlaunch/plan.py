@@ -7,11 +7,23 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch import node, resolve
-from ftlaunch.recipe import Full, Lora, Merge, Parallel, Recipe, Stage, Training
+from ftlaunch.recipe import Full, Lora, Merge, Recipe, Stage, Training
 from ftlaunch.rundir import Step
 
 LEARNING_RATE = {Lora: 2e-4, Full: 2e-5}
 """Peak learning rates that suit each kind of adapter when the recipe names none."""
+
+
+BESIDE = (
+    "parallel",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "save_every",
+    "keep",
+    "on_save_failure",
+    "on_nonfinite",
+)
+"""Keys that a run may change on its way: how the work is shared out, and what is done beside or in trouble."""
 
 
 class PlannedStep(Struct, frozen=True, kw_only=True):
@@ -52,13 +64,15 @@ def make_plan(recipe: Recipe, run_dir: Path) -> Plan:
 
 
 def training_hash(recipe: Recipe) -> str:
-    """SHA-256 of what decides the course of training: all of a recipe but how its work is shared out over processes."""
-    stages = [
-        msgspec.structs.replace(stage, parallel=None, micro_batch_size=None) if isinstance(stage, Training) else stage
-        for stage in recipe.stage
-    ]
-    course = msgspec.structs.replace(recipe, parallel=Parallel(), stage=stages)
-    return hashlib.sha256(msgspec.json.encode(course)).hexdigest()
+    """SHA-256 of what decides the course of training: all of a recipe but its `[parallel]` and the keys of BESIDE."""
+    read_back = msgspec.json.decode(
+        msgspec.json.encode(recipe), type=Recipe
+    )  # in which 16 is 16.0 where floats are due
+    course = msgspec.to_builtins(read_back)
+    for table in (course, *course["stage"]):
+        for key in BESIDE:
+            table.pop(key, None)
+    return hashlib.sha256(msgspec.json.encode(course, order="sorted")).hexdigest()
 
 
 def _kind(stage: Stage) -> str:

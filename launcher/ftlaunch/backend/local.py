@@ -4,14 +4,25 @@ import time
 from dataclasses import dataclass
 
 from ftlaunch.backend import launch
-from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED
-from ftlaunch.plan import PlannedStep
+from ftlaunch.backend.prepare import write_files
+from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
+from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.processes.interrupt import Interrupts
 from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe_failure
 from ftlaunch.rundir import RunDir, StepDir
 from ftlaunch.watch import runs
 from ftlaunch.watch.display import Display
 from ftlaunch.watch.progress import MetricsTail, duration
+
+
+def refuse_several_nodes(plan: Plan) -> None:
+    """UserError where a plan asks for more than this machine."""
+    nodes = max(step.step.parallel.nodes for step in plan.steps)
+    if nodes > 1:
+        raise UserError(
+            f"the recipe asks for {nodes} nodes, and this is one machine",
+            "several nodes need a cluster; here, use --nodes 1, or --dry-run to see the plan",
+        )
 
 
 def drive(run: RunDir, display: Display) -> int:
@@ -41,6 +52,7 @@ class _Driver:
         if self._is_asked_to_stop():
             return self._stopped(step, "not started, as asked")
         variables = launch.environment(planned)
+        write_files(self.run, planned)
         attempt = step.new_attempt()
         count = planned.step.world_size
         self.display.say(f"{step.name}  attempt {attempt.number}, {count} process{'es' if count > 1 else ''}")

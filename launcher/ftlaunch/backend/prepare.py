@@ -9,8 +9,9 @@ import msgspec
 
 from ftlaunch import provenance
 from ftlaunch.errors import UserError
-from ftlaunch.plan import Plan
+from ftlaunch.plan import Plan, PlannedStep, training_hash
 from ftlaunch.processes import lock
+from ftlaunch.recipe import Recipe
 from ftlaunch.rundir import RunDir, sync_folder, write_atomic, write_json
 from ftlaunch.watch import runs
 
@@ -42,7 +43,7 @@ def prepare(plan: Plan, loaded: "Loaded") -> RunDir:
 
 def _existing(target: Path, plan: Plan) -> RunDir:
     run = RunDir(target)
-    if not run.resolved.is_file() or run.resolved.read_bytes() != _resolved(plan):
+    if not run.resolved.is_file() or not _is_same(run, plan):
         raise UserError(
             f"{target} exists and holds {'another recipe' if run.resolved.is_file() else 'no run'}",
             "give this run another name (--set name=…) or folder (--run-dir), or remove that one",
@@ -53,22 +54,35 @@ def _existing(target: Path, plan: Plan) -> RunDir:
     return run
 
 
-def _resolved(plan: Plan) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(plan.recipe), indent=2) + b"\n"
+def _is_same(run: RunDir, plan: Plan) -> bool:
+    try:
+        there = msgspec.json.decode(run.resolved.read_bytes(), type=Recipe)
+    except msgspec.DecodeError:
+        return False
+    return training_hash(there) == training_hash(plan.recipe)
 
 
 def _write(run: RunDir, plan: Plan, loaded: "Loaded") -> None:
     run.path.parent.mkdir(parents=True, exist_ok=True)
     _private_folder(run.path)
     write_atomic(run.recipe, loaded.text)
-    write_atomic(run.resolved, _resolved(plan))
+    write_json(run.resolved, plan.recipe)
     write_json(run.plan, plan)
     write_json(run.provenance, provenance.collect(plan.recipe, loaded.source))
     for step in plan.steps:
-        folder = run.step_dir(step.name).path
-        _private_folder(folder)
-        for name, content in step.files.items():
-            write_atomic(folder / name, content)
+        _private_folder(run.step_dir(step.name).path)
+        write_files(run, step)
+
+
+def write_files(run: RunDir, planned: PlannedStep) -> None:
+    """Have a stage's files say what its plan says, which may have changed since they were written."""
+    step = run.step_dir(planned.name)
+    for path in (step.step, step.accelerate, step.deepspeed):
+        content = planned.files.get(path.name)
+        if content is None:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or path.read_text() != content:
+            write_atomic(path, content)
 
 
 def _private_folder(path: Path) -> None:

@@ -8,7 +8,6 @@ import typer
 
 from ftlaunch.cli import text, trainer
 from ftlaunch.cli.options import Detach, Json, Nodes, ProcsPerNode, RecipeName, RunFolder, Settings, all_settings
-from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
     from ftlaunch.plan import Plan
@@ -28,15 +27,6 @@ def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
     return make_plan(loaded.recipe, run_dir or runs.HOME / loaded.recipe.name)
 
 
-def _refuse_several_nodes(plan: "Plan") -> None:
-    nodes = max(step.step.parallel.nodes for step in plan.steps)
-    if nodes > 1:
-        raise UserError(
-            f"the recipe asks for {nodes} nodes, and this is one machine",
-            "several nodes need a cluster; here, use --nodes 1, or --dry-run to see the plan",
-        )
-
-
 def run(
     recipe: RecipeName,
     settings: Settings = None,
@@ -50,12 +40,14 @@ def run(
 
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
+    from ftlaunch.backend.local import refuse_several_nodes
+
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
     planned = _plan(loaded, run_dir)
     if dry_run:
         print(text.full(planned))
         return
-    _refuse_several_nodes(planned)
+    refuse_several_nodes(planned)
     trainer.require()
     print(text.summary(planned), file=sys.stderr)
     raise typer.Exit(_prepare_and_start(planned, loaded, detach=detach))

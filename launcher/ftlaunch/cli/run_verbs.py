@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftlaunch.cli import text, trainer
-from ftlaunch.cli.options import AttemptNumber, Detach, Json, RunName, StageName
+from ftlaunch.cli.options import (
+    AttemptNumber,
+    Detach,
+    Json,
+    Nodes,
+    ProcsPerNode,
+    RunName,
+    Settings,
+    StageName,
+    all_settings,
+)
 from ftlaunch.errors import DONE
 
 if TYPE_CHECKING:
@@ -115,15 +125,28 @@ def cancel(run: RunName) -> None:
     print(f"{folder.path.name} {'has been ended' if ended else 'was not running'}", file=sys.stderr)
 
 
-def resume(run: RunName, detach: Detach = False) -> None:
-    """Go on with a run from its newest checkpoint.
+def resume(
+    run: RunName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+    detach: Detach = False,
+) -> None:
+    """Go on with a run from its newest checkpoint, also with other processes.
 
-    Example: ftlaunch resume my-run
+    Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
     """
+    from ftlaunch.backend.local import refuse_several_nodes
+    from ftlaunch.backend.replan import adopt, replan
     from ftlaunch.watch import runs
 
     folder = runs.find(run)
     trainer.require()
+    if asked := all_settings(settings, nodes, procs_per_node):
+        planned = replan(folder, asked)
+        refuse_several_nodes(planned)
+        adopt(folder, planned)
+        print(text.summary(planned), file=sys.stderr)
     raise typer.Exit(start(folder, detach=detach))
 
 

@@ -1,5 +1,6 @@
 """A recipe file → a Recipe that is right key by key. Defaults < `extends` < the file < `--set`."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,16 @@ class Loaded:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe, with `key.path=value` overrides put in. Raises RecipeError with everything wrong in its keys."""
     text = layers.read_text(path)
-    written = _with_base(layers.parse(text, path), path)
+    return _judge(_with_base(layers.parse(text, path), path), overrides, path, text)
+
+
+def load_resolved(path: Path, overrides: Sequence[str]) -> Loaded:
+    """Read the resolved.json of a run, with overrides put in. Raises RecipeError with everything wrong in its keys."""
+    text = layers.read_text(path)
+    return _judge(Layer(layers.without_null(json.loads(text)), {}), overrides, path, text)
+
+
+def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> Loaded:
     layer, problems = layers.override(written, overrides)
     where = Where(Origin(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Recipe, layer.values, where)

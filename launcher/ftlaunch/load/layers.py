@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from ftlaunch.errors import Problem, RecipeError, UserError
 from ftlaunch.load.lines import key_lines, split_key
@@ -63,6 +64,13 @@ def _syntax_problem(error: str, text: str, path: Path) -> Problem:
     remedy = next((remedy for start, remedy in SYNTAX_REMEDIES.items() if reason.startswith(start)), None)
     message = f"is not valid TOML: {reason[:1].lower()}{reason[1:]}"
     return Problem(f"{path}:{line}", "", message, remedy or "see https://toml.io for how TOML is written")
+
+
+def without_null(node: Any) -> Any:
+    """JSON as TOML would have it, which has no null: keys that are null are not given."""
+    if isinstance(node, dict):
+        return {key: without_null(value) for key, value in cast("dict[str, Any]", node).items() if value is not None}
+    return [without_null(each) for each in cast("list[Any]", node)] if isinstance(node, list) else node
 
 
 def merge(base: Layer, over: Layer) -> Layer:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ftlaunch.errors import Problem, RecipeError
-from ftlaunch.load import Loaded, load_recipe
+from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import order
@@ -13,7 +13,15 @@ from ftlaunch.rules import stage as stage_rules
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe, judge it and look into its local data files. Raises RecipeError with everything that is wrong."""
-    loaded = load_recipe(path, overrides)
+    return _passed(load_recipe(path, overrides))
+
+
+def check_again(resolved: Path, overrides: Sequence[str]) -> Loaded:
+    """`check` of a run's resolved recipe with overrides put in."""
+    return _passed(load_resolved(resolved, overrides))
+
+
+def _passed(loaded: Loaded) -> Loaded:
     problems = judge(loaded) or list(_row_problems(loaded))
     if problems:
         raise RecipeError(problems)

@@ -1,0 +1,39 @@
+"""A run that goes on in another way: more or fewer processes, another strategy, other habits."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ftlaunch import rules
+from ftlaunch.errors import UserError
+from ftlaunch.load.wording import choice
+from ftlaunch.plan import BESIDE, Plan, make_plan, training_hash
+from ftlaunch.processes import lock
+from ftlaunch.rundir import RunDir, write_json
+from ftlaunch.watch import runs
+
+
+def replan(run: RunDir, settings: Sequence[str]) -> Plan:
+    """The plan of a run with settings put in; its finished stages stay as they were.
+
+    RecipeError or UserError where the settings are wrong or would change what is trained.
+    """
+    before = runs.read_plan(run)
+    after = make_plan(rules.check_again(run.resolved, settings).recipe, run.path)
+    if training_hash(after.recipe) != training_hash(before.recipe):
+        raise UserError(
+            "these settings would change the course of training, and the run has begun",
+            f"a run on its way can change {choice(BESIDE)}; for the rest make a run of its own (--set name=…)",
+        )
+    kept = {step.name: step for step in before.steps if run.step_dir(step.name).result.exists()}
+    return msgspec.structs.replace(after, steps=[kept.get(step.name, step) for step in after.steps])
+
+
+def adopt(run: RunDir, plan: Plan) -> None:
+    """Have a run go on by another plan. UserError where it is running; the files of each stage follow as it starts."""
+    held = lock.take(run)
+    try:
+        write_json(run.plan, plan)
+        write_json(run.resolved, plan.recipe)
+    finally:
+        lock.release(held)
