@@ -87,3 +87,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
         return done
 
     return call
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-trials", action="store_true", help="make every trial of tests/faults, not a sample: hours")

@@ -1,6 +1,5 @@
 """Checkpoints on disk: what is wrong with one is named, and nothing that goes wrong while saving harms another."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from tests.trainer.in_process import copy, make_data, make_step, train
 
 from ftlaunch.errors import UserError
 from ftlaunch.rundir import Step, StepDir, read_jsonl
-from fttrain.checkpoint.manifest import verify
+from fttrain.checkpoint.manifest import render, verify
 from fttrain.leave import Stopped
 
 
@@ -65,8 +64,7 @@ def change_manifest(folder: Path, **values: Any) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) | values
     del manifest["sha256"]
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(manifest | {"sha256": digest}))
+    path.write_text(render(manifest))
 
 
 def miscount(folder: Path) -> None:

@@ -35,13 +35,10 @@ def aside_of(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with its own digest in it."""
-    return {**manifest, "sha256": _digest(manifest)}
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def render(manifest: dict[str, Any]) -> str:
+    """The text of a manifest, with its own digest as the last key."""
+    text = json.dumps(manifest, indent=2)
+    return json.dumps({**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2)
 
 
 def seal(path: Path) -> Seal:
@@ -75,10 +72,12 @@ def verify(folder: Path, *, share: int = 0, of: int = 1) -> str | None:
 
 def read(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint folder, once it is known to be as it was written."""
-    manifest = json.loads((folder / FILE).read_text())
+    text = (folder / FILE).read_text()
+    manifest = json.loads(text)
     if manifest["format"] != FORMAT:
         raise _Wrong(f"format {manifest['format']} is not {FORMAT}")
-    if manifest.pop("sha256") != _digest(manifest):
+    del manifest["sha256"]
+    if text != render(manifest):  # to the byte: another spelling of the same content would be damage, too
         raise _Wrong(f"{FILE} does not match its own SHA-256")
     return manifest
 

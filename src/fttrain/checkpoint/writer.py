@@ -95,7 +95,7 @@ def commit(final: Path, content: dict[str, Any]) -> None:
     """Write the manifest, flush it and give the folder its real name, in place of a bad one of the same step."""
     aside = manifest.aside_of(final)
     with (aside / manifest.FILE).open("w") as file:
-        json.dump(manifest.sealed(content), file, indent=2)
+        file.write(manifest.render(content))
         file.flush()
         os.fsync(file.fileno())
     _sync(aside)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ftlaunch.recipe import Sft
 from ftlaunch.rundir import Step, StepDir
 from fttrain import adapters, artifact, optim
+from fttrain.checkpoint import random_states
 from fttrain.checkpoint.store import Checkpoints
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Micro
@@ -22,8 +23,6 @@ from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
 from fttrain.optim import Schedule
 from fttrain.progress import Progress
 from fttrain.world import World
-
-RANK_STRIDE = 1_000_003
 
 
 class CrossEntropy:
@@ -99,5 +98,5 @@ def _build(step: Step, stage: Sft, world: World, origin: artifact.Origin) -> Eng
     scorer = Scorer(model, smoothing=stage.label_smoothing, neftune_alpha=stage.neftune_alpha)
     scorer.train()
     engine.prepare(scorer, optim.build(step.optimizer, scorer.model.named_parameters()))
-    torch.manual_seed(step.seed + RANK_STRIDE * (world.rank + 1))
+    random_states.begin(step.seed, 0, world.rank)
     return engine
