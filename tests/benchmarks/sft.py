@@ -64,7 +64,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> l
     from fttrain.data.chat import Encoder
     from fttrain.data.token_set import token_set
     from fttrain.engine import Engine
-    from fttrain.loop import _accumulate
+    from fttrain.loop import _take
     from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
     from fttrain.stages.sft import CrossEntropy
 
@@ -97,10 +97,16 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> l
         batch = [table.row(number * BATCH + index) for index in range(BATCH)]
         micros = lay_out(batch, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))
         weight = sum(map(objective.weight, micros))
-        loss = _accumulate(objective, engine, micros, weight, number)
-        norm = engine.step()
+        outcome = _take(objective, engine, micros, weight)
         seconds = time.perf_counter() - started
-        lines.append({"loss": loss, "grad_norm": norm, "seconds": seconds, "tokens": sum(m.tokens for m in micros)})
+        lines.append(
+            {
+                "loss": outcome.loss,
+                "grad_norm": outcome.grad_norm,
+                "seconds": seconds,
+                "tokens": sum(m.tokens for m in micros),
+            }
+        )
     return lines
 
 

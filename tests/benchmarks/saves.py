@@ -1,0 +1,141 @@
+"""What a save costs training: ours against DeepSpeed's own checkpoint and torch's DCP, on the same state.
+
+    python tests/benchmarks/saves.py --model .cache/SmolLM2-135M-Instruct
+
+LoRA: one process of ZeRO-2, a save at every step; the stall is the time that a step spends in `save` and `advance`.
+Full: every weight of the model; each of our saves is let finish, then DeepSpeed and DCP save the same state in turn. The last line is the stall of a full save of ours over that of a synchronous DeepSpeed save.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+STEPS = 12
+WARM_UP = 2
+
+
+def write_run(kind: str, model: str, folder: Path) -> Path:
+    """A run folder with one stage of full or LoRA training; returns the stage's folder."""
+    from tests.faults.ranks import write_run
+
+    from ftlaunch.recipe import Data, Full, Lora, Model, Parallel, Recipe, Sft
+
+    rows = folder / "rows.jsonl"
+    texts = [f"{number} " + "the quick brown fox jumps over the lazy dog " * 12 for number in range(200)]
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    recipe = Recipe(
+        name=kind,
+        model=Model(path=model, dtype="bf16"),
+        adapter=Lora() if kind == "lora" else Full(),
+        data={"rows": Data(path=str(rows), format="text", train_on="all")},
+        stage=[Sft(data="rows", steps=STEPS, batch_size=8 if kind == "lora" else 2, save_every=1, keep=1)],
+        parallel=Parallel(strategy="zero2", device="cpu"),
+    )
+    return write_run(recipe, folder / "run").step_dir("01-sft").path
+
+
+def rank(step: str, scratch: str) -> None:
+    """Run the stage in this process and print what each save cost, in seconds."""
+    from fttrain import __main__ as trainer
+    from fttrain.checkpoint.store import Checkpoints
+
+    spent: list[float] = []
+    stalls = [0.0] * (STEPS + 1)
+    others: dict[str, list[float]] = {"DeepSpeed": [], "DCP": []}
+    save, advance = Checkpoints.save, Checkpoints.advance
+    full = "full" in step
+
+    def timed_advance(self: Checkpoints) -> None:
+        began = time.perf_counter()
+        advance(self)
+        spent.append(time.perf_counter() - began)
+
+    def timed_save(self: Checkpoints, number: int, *arguments: Any, **named: Any) -> None:
+        began = time.perf_counter()
+        save(self, number, *arguments, **{**named, "is_last": False})
+        stalls[number] = spent[0] + time.perf_counter() - began  # the loop's own call comes first
+        if full or number == STEPS:
+            self._wait(None)
+        spent.clear()
+        if full:
+            for name, act in (("DeepSpeed", save_deepspeed), ("DCP", save_dcp)):
+                began = time.perf_counter()
+                act(self._engine, Path(scratch) / name / str(number))
+                others[name].append(time.perf_counter() - began)
+
+    Checkpoints.save, Checkpoints.advance = timed_save, timed_advance
+    sys.argv = ["fttrain", step]
+    assert trainer.main() == 0
+    print(json.dumps({"stalls": stalls[1:], **others}))
+
+
+def save_deepspeed(engine: Any, folder: Path) -> None:
+    engine._wrapped.save_checkpoint(str(folder))
+
+
+def save_dcp(engine: Any, folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    from fttrain.checkpoint import shards
+
+    dcp.save({piece.key: piece.tensor for piece in shards.owned(engine)}, checkpoint_id=str(folder))
+
+
+def measure(kind: str, model: str) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of every save, and of every step."""
+    with tempfile.TemporaryDirectory(prefix=f"saves-{kind}-") as folder:
+        step = write_run(kind, model, Path(folder))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(step / "accelerate.yaml")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+        done = subprocess.run(
+            [*command, __file__, "--rank", str(step), folder],
+            cwd=step.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        lines = [json.loads(line) for line in (step / "metrics.jsonl").read_text().splitlines()]
+        times = [line["time"] for line in lines if "loss" in line]
+        assert all(line["grad_norm"] > 0 for line in lines if "loss" in line)
+        return json.loads(done.stdout.splitlines()[-1]), [after - before for before, after in pairwise(times)]
+
+
+def show(name: str, seconds: list[float]) -> float:
+    """Print a line and return the median after warm-up."""
+    counted = seconds[WARM_UP:]
+    middle = statistics.median(counted)
+    figures = {"median": middle, "worst": max(counted), "first": seconds[0]}
+    print(f"{name:34s}", *(f"{label} {value * 1000:8.1f} ms" for label, value in figures.items()), sep="  ")
+    return middle
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    model = str(Path(parser.parse_args().model).resolve())
+    saves, steps = measure("lora", model)
+    step = show("LoRA: a step, with its save", steps)
+    stall = show("LoRA: what its save holds up", saves["stalls"])
+    print(f"LoRA: {stall / step:.2%} of a step")
+    saves, steps = measure("full", model)
+    ours = show("full: what a save of ours holds up", saves["stalls"])
+    theirs = show("full: DeepSpeed's save", saves["DeepSpeed"])
+    show("full: torch's DCP save", saves["DCP"])
+    print(f"full: {ours / theirs:.1%} of DeepSpeed's")
+    print(f"ratio {theirs / ours:.2f}")
+
+
+if __name__ == "__main__":
+    if "--rank" in sys.argv:
+        rank(*sys.argv[2:])
+    else:
+        main()
