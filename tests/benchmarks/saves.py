@@ -3,7 +3,8 @@
     python tests/benchmarks/saves.py --model .cache/SmolLM2-135M-Instruct
 
 LoRA: one process of ZeRO-2, a save at every step; the stall is the time that a step spends in `save` and `advance`.
-Full: every weight of the model; each of our saves is let finish, then DeepSpeed and DCP save the same state in turn. The last line is the stall of a full save of ours over that of a synchronous DeepSpeed save.
+Full: every weight of the model; each of our saves is let finish, then DeepSpeed and DCP save the same state in turn.
+The last line is how many times longer a synchronous DeepSpeed save of it holds training up.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Ranks of a step, started again and again from one process that has done the imports."""
 
+import contextlib
 import json
 import os
 import random
@@ -56,7 +57,8 @@ class Ranks:
         assert not any(codes), f"{codes}\n{said(step)}"
 
     def kill(self, rank: int) -> None:
-        os.kill(self.pids[rank], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was done
+            os.kill(self.pids[rank], signal.SIGKILL)
 
     def _answer(self) -> list[int]:
         assert self._zygote.stdout is not None
