@@ -1,6 +1,7 @@
 # make demo   a model fine-tuned, merged and answering, in minutes
 # make test   the tests
 # make check  lint, format and types
+# make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; some hours
 # make bench  speed against TRL, which it installs (BENCH_DATA: folder with e2e_dev.csv and gsm8k_train.jsonl)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check faults bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -29,10 +30,14 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --project pyproject.toml
 
+faults: $(VENV)/installed
+	$(BIN)/python -m pytest tests/faults --all-trials -s
+
 bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,bench]"
 	$(BIN)/python tests/benchmarks/startup.py --model $(MODEL)
 	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data $(BENCH_DATA)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "== Installing into $(VENV): torch, DeepSpeed and the rest; some minutes the first time"

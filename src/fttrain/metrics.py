@@ -16,13 +16,19 @@ class MetricsLog:
     """Appends to a step's metrics file; only the main rank writes."""
 
     def __init__(self, path: Path, *, is_main: bool, last_step: int) -> None:
-        """Keep the lines up to `last_step`, the step of the checkpoint that training goes on from."""
+        """Keep the lines up to `last_step`, the step of the checkpoint that training goes on from.
+
+        Raises UserError where the disk does not let it.
+        """
         self._path = path
         self._is_main = is_main
         self._unwritten = ""
         if is_main and path.exists():
             kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= last_step]
-            write_atomic(path, "".join(kept))
+            try:
+                write_atomic(path, "".join(kept))
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}", "make room or mend the disk") from error
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add one line and flush it, so that readers see it at once. What a full disk refuses is written later.

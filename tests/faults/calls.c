@@ -1,5 +1,5 @@
 /* Loaded ahead of libc: counts a process's file-system calls below FAULT_ROOT and, at call number FAULT_AT, does what
-   FAULT_DO says: "kill" (SIGKILL to itself), an errno to fail with, or nothing. FAULT_COUNT names a file for the count. */
+   FAULT_DO says: "kill" (SIGKILL to itself), "slow" (take five seconds), or an errno to fail with. FAULT_COUNT names a file for the count. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -47,6 +47,7 @@ static int count(int concerned) {
     }
     if (!at || !act || calls != atoi(at)) return 0;
     if (strcmp(act, "kill") == 0) kill(getpid(), SIGKILL);
+    if (strcmp(act, "slow") == 0) return sleep(5);
     errno = atoi(act);
     return -1;
 }

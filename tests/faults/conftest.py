@@ -28,15 +28,21 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="session")
-def load(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
-    """The tiny recipe with settings put in; with dropout, where it is to be the same bits."""
+def load_path(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The tiny recipe as a file; with dropout, where it is to be the same bits."""
 
-    def act(*settings: str, dropout: float = 0.0) -> Recipe:
+    def write(dropout: float = 0.0) -> Path:
         path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
         path.write_text(RECIPE.format(model=tiny_model, rows=rows_file, dropout=dropout))
-        return load_recipe(path, settings).recipe
+        return path
 
-    return act
+    return write
+
+
+@pytest.fixture(scope="session")
+def load(load_path: Callable[..., Path]) -> Callable[..., Recipe]:
+    """The tiny recipe with settings put in."""
+    return lambda *settings, dropout=0.0: load_recipe(load_path(dropout), settings).recipe
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +52,17 @@ def calls_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).with_name("calls.c")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
     return library
+
+
+@pytest.fixture
+def count_calls(calls_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what the next writing process does at which of its calls below a folder; it counts them in `count`."""
+
+    def act(root: Path, at: int = 0, do: str = "") -> None:
+        monkeypatch.setenv("LD_PRELOAD", str(calls_library))
+        monkeypatch.setenv("FAULT_ROOT", str(root))
+        monkeypatch.setenv("FAULT_COUNT", str(tmp_path / "count"))
+        monkeypatch.setenv("FAULT_AT", str(at))
+        monkeypatch.setenv("FAULT_DO", do)
+
+    return act

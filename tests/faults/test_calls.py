@@ -38,20 +38,6 @@ def engine(spec: Step, before: Path) -> Engine:
     return sft._build(spec, spec.stage, ALONE, artifact.origin(spec, StepDir(before.parent)))
 
 
-@pytest.fixture
-def count_calls(calls_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets what the next writing process does at which of its calls below a folder."""
-
-    def act(root: Path, at: int = 0, do: str = "") -> None:
-        monkeypatch.setenv("LD_PRELOAD", str(calls_library))
-        monkeypatch.setenv("FAULT_ROOT", str(root))
-        monkeypatch.setenv("FAULT_COUNT", str(tmp_path / "count"))
-        monkeypatch.setenv("FAULT_AT", str(at))
-        monkeypatch.setenv("FAULT_DO", do)
-
-    return act
-
-
 def save(folder: Path, spec: Step, engine: Engine) -> None:
     state = vars(Progress(step=STEP, updates=STEP))
     Checkpoints(folder, spec, engine).save(STEP, state, keep=1, best=None, is_last=True)

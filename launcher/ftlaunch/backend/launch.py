@@ -74,7 +74,12 @@ def _start(planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dic
 def _watch(process: subprocess.Popen[bytes], attempt: Attempt, poll: Callable[[], Order]) -> bool:
     """Wait for the launching process, ending ranks that outlive a failure; True where `poll` gave up on it."""
     failure = _FailureWatch(process.pid, attempt)
-    while process.poll() is None and not failure.has_hung():
+    while process.poll() is None:
+        if not attempt.path.is_dir():
+            message = f"{attempt.path.parent.parent} is gone, and its processes have been ended"
+            raise UserError(message, "a run cannot go on without its folder: start it anew, and leave the folder alone")
+        if failure.has_hung():
+            break
         if poll() == "kill":
             return True
         time.sleep(POLL_SECONDS)

@@ -12,7 +12,12 @@ from ftlaunch.rundir import RunDir
 
 def take(run: RunDir) -> int:
     """The lock of a run, as a file descriptor to be closed. UserError where another process drives it already."""
-    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(
+            f"{run.path} cannot be written: {error.strerror}", "make room, or mend the disk or the folder's permissions"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
