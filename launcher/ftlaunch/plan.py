@@ -7,11 +7,28 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch import node, resolve
-from ftlaunch.recipe import Full, Lora, Merge, Recipe, Stage, Training
+from ftlaunch.recipe import (
+    Adapter,
+    Dpo,
+    Full,
+    Lora,
+    Merge,
+    Orpo,
+    Pairwise,
+    Recipe,
+    Reward,
+    Sft,
+    Training,
+)
 from ftlaunch.rundir import Step
 
-LEARNING_RATE = {Lora: 2e-4, Full: 2e-5}
-"""Peak learning rates that suit each kind of adapter when the recipe names none."""
+LEARNING_RATE: dict[type[Training], dict[type[Adapter], float]] = {
+    Sft: {Lora: 2e-4, Full: 2e-5},
+    Reward: {Lora: 1e-4, Full: 1e-5},
+    Dpo: {Lora: 1e-5, Full: 1e-6},
+    Orpo: {Lora: 8e-5, Full: 8e-6},
+}
+"""Peak learning rates that suit each kind of stage and of adapter when the recipe names none."""
 
 
 BESIDE = (
@@ -75,7 +92,7 @@ def training_hash(recipe: Recipe) -> str:
     return hashlib.sha256(msgspec.json.encode(course, order="sorted")).hexdigest()
 
 
-def _kind(stage: Stage) -> str:
+def _kind(stage: Training | Merge) -> str:
     return str(stage.__struct_config__.tag)
 
 
@@ -85,7 +102,7 @@ def _make_step(recipe: Recipe, stage: Stage, start: str | None, fingerprint: str
     if isinstance(stage, Training):
         micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
         accumulation = stage.batch_size // (micro * resolved.world_size)
-        learning_rate = stage.learning_rate or LEARNING_RATE[type(resolved.adapter)]
+        learning_rate = stage.learning_rate or LEARNING_RATE[type(stage)][type(resolved.adapter)]
         names = [stage.data] if isinstance(stage.data, str) else stage.data
         data = {name: recipe.data[name] for name in names}
     return Step(
@@ -128,15 +145,37 @@ def _merge_notes(step: Step) -> dict[str, str]:
 
 
 def _training_notes(step: Step, stage: Training) -> dict[str, str]:
+    rows = "pairs" if isinstance(stage, Pairwise) else "rows"
     return {
         "model": _model_note(step),
         "adapter": _adapter_note(step),
         "data": ", ".join(f"{name} ({data.path})" for name, data in step.data.items()),
+        **_objective_notes(step, stage),
         "length": _length_note(stage),
-        "batch": f"{stage.batch_size} rows = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
+        "batch": f"{stage.batch_size} {rows} = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
         f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
         "learning rate": _learning_rate_note(step, stage),
     }
+
+
+def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
+    match stage:
+        case Reward():
+            return {"head": "one number at an answer's last token, new"}
+        case Dpo():
+            rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
+            return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(step, stage)}
+        case Orpo():
+            return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
+        case _:
+            return {}
+
+
+def _reference_note(step: Step, stage: Dpo) -> str:
+    start = step.start or "the base"
+    if resolve.reference(stage, step.adapter) == "precomputed":
+        return f"{start}, asked for all pairs before the first step; its answers are kept on disk"
+    return f"{start} as it is at the start, asked at each step; no second model is loaded"
 
 
 def _model_note(step: Step) -> str:
@@ -164,6 +203,6 @@ def _length_note(stage: Training) -> str:
 def _learning_rate_note(step: Step, stage: Training) -> str:
     note = f"{step.learning_rate:g}"
     if stage.learning_rate is None:
-        note += f" (none is given; this suits {step.adapter.__struct_config__.tag})"
+        note += f" (none is given; this suits {_kind(stage)} with {step.adapter.__struct_config__.tag})"
     warmup = f"{stage.warmup} steps" if isinstance(stage.warmup, int) else f"{stage.warmup:.3g} of all steps"
     return f"{note}, {stage.schedule}{f' after a warm-up of {warmup}' if stage.warmup else ''}"

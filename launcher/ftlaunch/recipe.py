@@ -61,12 +61,28 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Split of a hub data set."""
     revision: Text | None = None
     """Commit, tag or branch of a hub data set."""
-    format: Literal["prompt", "text", "messages", "alpaca", "sharegpt"] | None = None
-    """Shape of a row. None: "prompt" where `prompt` and `completion` are given; otherwise it must be named."""
+    format: Literal["prompt", "text", "messages", "alpaca", "sharegpt", "preference", "ratings"] | None = None
+    """Shape of a row. None: "prompt" where `prompt` and `completion` are given, "preference" where `chosen` and
+    `rejected` are; otherwise it must be named. "preference" rows hold a better and a worse answer, "ratings" rows
+    several answers with numbers, of which the best and the worst make a pair."""
     prompt: Text | None = None
     """Template of the user's turn over the row's fields: "Question: {question}", "{answer[value]}"."""
     completion: Text | None = None
     """Template of the answer over the row's fields."""
+    chosen: Text | None = None
+    """Template of the better answer, for format "preference". None: the field "chosen", a text or a list of turns.
+    A text in which Human: and Assistant: take turns, and turns that begin with the user's, hold their prompt."""
+    rejected: Text | None = None
+    """Template of the worse answer, as `chosen`."""
+    margin_field: Text | None = None
+    """Field with a number from 0 up, for format "preference": how much better the chosen answer is.
+    None: 1. For "ratings" it is the difference of the two ratings."""
+    answers_field: Text = "completions"
+    """Field with the list of answers, for format "ratings"."""
+    answer_field: Text = "response"
+    """Field of such an answer with its text."""
+    rating_field: Text = "overall_score"
+    """Field of such an answer with its rating, a number, higher for better."""
     system: Text | None = None
     """Template of a system turn put before every conversation that has none."""
     text_field: Text = "text"
@@ -80,7 +96,8 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_length: Annotated[int, Meta(ge=8)] = 1024
     """Longest row in tokens."""
     overlong: Literal["truncate", "drop"] = "truncate"
-    """What happens to a longer row: its end is cut off, or it is left out. Either is counted and shown."""
+    """What happens to a longer row: its end is cut off, or it is left out. Either is counted and shown.
+    Of a pair each answer is cut by itself; one that then trains nothing, or is the same, leaves its pair out."""
     limit: Positive | None = None
     """Take at most so many rows."""
     test: Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, lt=1)] = 0
@@ -135,15 +152,15 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: Name | list[Name]
     """Name of a [data.NAME] table, or several, mixed by their weights."""
     learning_rate: Above0 | None = None
-    """Peak learning rate. None: 2e-4 with LoRA, 2e-5 with full fine-tuning; the plan says which."""
+    """Peak learning rate. None: what suits stage and adapter, such as 2e-4 for SFT with LoRA; the plan says which."""
     epochs: Above0 | None = None
     """Passes over the data. None: 1, unless `steps` is given."""
     steps: Positive | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: Positive = 8
-    """Rows in one optimizer step, over all processes and micro-batches, packed or not."""
+    """Rows (or pairs) in one optimizer step, over all processes and micro-batches, packed or not."""
     micro_batch_size: Positive | None = None
-    """Rows in one forward pass of one process. None: batch_size / processes, so no accumulation."""
+    """Rows (or pairs) in one forward pass of one process. None: batch_size / processes, so no accumulation."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Course of the learning rate after warm-up; linear and cosine end at 0."""
     warmup: Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, lt=1)] = 0
@@ -185,6 +202,53 @@ class Sft(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same."""
 
 
+class Pairwise(Training, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the stages that learn from pairs of answers have."""
+
+    packing: bool = True
+    """Lay answers end to end instead of padding them. They never see each other and the loss is the same."""
+    share_prompt: bool = True
+    """Compute what the two answers of a pair begin with once. The loss is the same. Needs packing."""
+
+
+class Reward(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reward"):
+    """Reward model: one number for an answer, read at its last token, the chosen one's above the rejected one's.
+
+    The loss is -log σ(r_chosen - r_rejected - margin) (Bradley-Terry; arXiv 2203.02155, margin 2307.09288).
+    """
+
+    margin: AtLeast0 = 0.0
+    """The reward of the chosen answer must be larger by so much, times the pair's own margin (see the data table)."""
+    centering: AtLeast0 = 0.0
+    """Weight of (r_chosen + r_rejected)², which keeps rewards around 0; 0.01 does (arXiv 2312.09244)."""
+
+
+class Dpo(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dpo"):
+    """Direct preference optimization against the policy that the stage starts from (arXiv 2305.18290)."""
+
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """"sigmoid" as in the paper; "ipo" squares the distance to 1 / (2·beta), per token (arXiv 2310.12036); "hinge" is
+    SLiC's (arXiv 2305.10425); "robust" undoes the bias of labels wrong at the rate label_smoothing (2403.00409)."""
+    beta: Above0 = 0.1
+    """Strength of the pull towards the reference."""
+    label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+    """Probability that a pair's label is wrong, for "sigmoid" (conservative DPO) and "robust"."""
+    sft_weight: AtLeast0 = 0.0
+    """Weight of the chosen answer's cross-entropy per token, added to the loss (RPO, arXiv 2404.19733)."""
+    reference: Literal["live", "precomputed"] | None = None
+    """"live" asks the frozen policy at each step: the base with the adapter off, or a copy of the adapter that the
+    stage starts from. "precomputed" asks it for all pairs before the first step and keeps the answers on disk, where
+    the next run finds them. Neither loads a second model. None: "live" with an adapter, else "precomputed"."""
+
+
+class Orpo(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="orpo"):
+    """Odds ratio preference optimization: SFT on the chosen answer and preference in one, without a reference
+    (arXiv 2403.07691)."""
+
+    beta: AtLeast0 = 0.1
+    """Weight of the odds ratio loss beside the chosen answer's cross-entropy; the paper's lambda."""
+
+
 class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merge"):
     """Folds the adapter into the base and checks the result against the adapter model."""
 
@@ -197,7 +261,7 @@ class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     None: what rounding explains, 1e-5 in fp32, 0.01 in fp16, 0.02 in bf16, 0.2 from a quantized base."""
 
 
-Stage = Sft | Merge
+Stage = Sft | Reward | Dpo | Orpo | Merge
 
 
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,8 +1,9 @@
 """What counts for one stage: its own tables where it has them, else the recipe's."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from ftlaunch.recipe import Adapter, Merge, Model, Optimizer, Parallel, Recipe, Training
+from ftlaunch.recipe import Adapter, Dpo, Full, Merge, Model, Optimizer, Parallel, Recipe, Training
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,8 @@ def trained_before(recipe: Recipe, stage: Training | Merge) -> Training | None:
     """The last training stage ahead of this one, which must be the recipe's own object; None where there is none."""
     place = next(index for index, other in enumerate(recipe.stage) if other is stage)
     return next((other for other in reversed(recipe.stage[:place]) if isinstance(other, Training)), None)
+
+
+def reference(stage: Dpo, adapter: Adapter) -> Literal["live", "precomputed"]:
+    """How a DPO stage learns what its reference says."""
+    return stage.reference or ("precomputed" if isinstance(adapter, Full) else "live")

@@ -72,7 +72,7 @@ MISSING = {
     "kind": ('[adapter]\nkind = "lora"', '[adapter] #! adapter.kind | expected "lora" or "full" | write kind = "lora"'),
     "kind of a stage": (
         MERGE,
-        '[[stage]] #! stage[1].kind | expected "sft" or "merge" | write kind = "sft" or "merge"',
+        '[[stage]] #! stage[1].kind | expected "sft", "reward", | write kind = "sft", "reward",',
     ),
     "table": (
         '[model]\npath = "owner/model"\ndtype = "bf16"',
@@ -190,6 +190,37 @@ DATA_RULES = {
         'owner/rows"',
         '{folder}"\nsplit = "x" #! data.qa.split | {folder} is on this machine | remove it',
     ),
+    "chosen alone": (
+        *(
+            f'{DATA}\npath = "owner/rows"\n{PROMPT}\n{COMPLETION}',
+            "[data.qa] #! data.qa.chosen | missing | add chosen\npath='o/b'\nrejected='{b}'",
+        ),
+        *('kind = "sft"', 'kind = "dpo"'),
+    ),
+    "ratings without a prompt": (
+        f'{DATA}\npath = "owner/rows"\n{PROMPT}\n{COMPLETION}',
+        "[data.qa] #! data.qa.prompt | \"ratings\" needs it | add prompt\nformat='ratings'\npath='owner/rows'",
+        'kind = "sft"',
+        'kind = "dpo"',
+    ),
+    "ratings of a pair": (
+        *(
+            f"{PROMPT}\n{COMPLETION}",
+            "format='preference'\nrating_field='x' #! data.qa.rating_field | only for | remove",
+        ),
+        *('kind = "sft"', 'kind = "dpo"'),
+    ),
+    "trained prompt of a pair": (
+        *(
+            f"{PROMPT}\n{COMPLETION}",
+            "format='preference'\ntrain_on='all' #! data.qa.train_on | no place in | remove it",
+        ),
+        *('kind = "sft"', 'kind = "dpo"'),
+    ),
+    "stream of pairs": (
+        *(f"{PROMPT}\n{COMPLETION}", "format='preference'\nstreaming=true #! data.qa.streaming | before | remove it"),
+        *('kind = "sft"', 'kind = "dpo"'),
+    ),
     "unused": ("[optimizer]", "[data.b] #! data.b | not used by any | remove\npath='o/b'\nformat='text'\n[optimizer]"),
 }
 
@@ -256,6 +287,32 @@ STAGE_RULES = {
     "full fine-tuning of an adapter": (
         MERGE,
         SFT + 'adapter.kind = "full" #! stage[1].adapter | not that of the stage before | the same adapter, or merge',
+    ),
+    "pairs in SFT": (
+        *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'"),
+        *('data = "qa"', 'data = "qa" #! stage[0].data | "sft" cannot train on [data.qa] | with another format'),
+    ),
+    "no pairs in DPO": (
+        *('"sft"\ndata = "qa"', '"dpo"\ndata = "qa" #! stage[0].data | format "prompt" | "preference" or "ratings"'),
+    ),
+    "padded and shared": (
+        *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'"),
+        *('"sft"\n', '"orpo"\npacking = false #! stage[0].packing | padded | write share_prompt = false\n'),
+    ),
+    "live reference of all weights": (
+        *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'", '"lora"\nrank = 4', '"full"', MERGE, ""),
+        *('"sft"\n', '"dpo"\nreference = "live" #! stage[0].reference | needs an adapter | "precomputed"\n'),
+    ),
+    "smoothed hinge": (
+        *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'"),
+        *(
+            '"sft"\n',
+            '"dpo"\nlabel_smoothing = 0.1 #! stage[0].label_smoothing | "hinge" | remove it\nloss = "hinge"\n',
+        ),
+    ),
+    "policy after a reward model": (
+        *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'", '"sft"', '"reward"'),
+        *(MERGE, '[[stage]]\nkind = "orpo" #! stage[1].kind | makes a reward model | before the reward\ndata = "qa"\n'),
     ),
     "merge alone": (
         *(f'{DATA}\npath = "owner/rows"\n{PROMPT}\n{COMPLETION}\n', ""),

@@ -17,7 +17,7 @@ from ftlaunch.load.vocabulary import Vocabulary, names, structs
 from ftlaunch.load.where import KeyPath, Toml, Where, dotted, quoted_key
 from ftlaunch.load.wording import choice, closest, did_you_mean, expected, got, literal
 
-MANY_LINES = frozenset({"prompt", "completion", "system"})
+MANY_LINES = frozenset({"prompt", "completion", "system", "chosen", "rejected"})
 """Keys whose text may have line breaks and tabs."""
 
 

@@ -15,8 +15,8 @@ SPEAKERS = {"system": "system", "human": "user", "user": "user", "gpt": "assista
 
 
 def row_format(data: Data) -> str:
-    """The format's name: "prompt" where it is left open."""
-    return data.format or "prompt"
+    """The format's name; where it is left open the templates tell it."""
+    return data.format or ("prompt" if data.chosen is None and data.rejected is None else "preference")
 
 
 def text_of(data: Data, row: Row, where: str) -> str:

@@ -6,12 +6,26 @@ from pathlib import Path
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
-from ftlaunch.load.wording import literal
+from ftlaunch.load.wording import choice, literal
 from ftlaunch.recipe import Data
 from ftlaunch.rows.fill import template_fields
+from ftlaunch.rows.turns import row_format
 
 CONVERSATIONS = ("messages", "sharegpt")
 """Formats whose rows hold whole conversations."""
+PAIRS = ("preference", "ratings")
+"""Formats whose rows hold a better and a worse answer."""
+TAKERS = {
+    "text_field": ("text",),
+    "messages_field": CONVERSATIONS,
+    "chosen": ("preference",),
+    "rejected": ("preference",),
+    "margin_field": ("preference",),
+    "answers_field": ("ratings",),
+    "answer_field": ("ratings",),
+    "rating_field": ("ratings",),
+}
+"""Keys that only some formats look at, and these formats."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,9 @@ class DataTable:
     @property
     def format(self) -> str | None:
         """The format that counts; None where the table leaves it open."""
-        by_templates = "prompt" if self.data.prompt is not None or self.data.completion is not None else None
-        return self.data.format or by_templates
+        data = self.data
+        told = (data.format, data.prompt, data.completion, data.chosen, data.rejected)
+        return row_format(data) if any(told) else None
 
     def given(self, key: str) -> bool:
         return self.loaded.where.given(("data", self.name, key))
@@ -43,9 +58,9 @@ def data_tables(loaded: Loaded) -> Iterator[DataTable]:
 
 
 def shape_is_known(table: DataTable) -> Iterator[Problem]:
-    data = table.data
-    if data.format is None and data.prompt is None and data.completion is None:
-        remedy = 'give prompt and completion templates, or format = "text", "messages", "alpaca" or "sharegpt"'
+    if table.format is None:
+        named = choice(map(literal, ("text", "alpaca", *CONVERSATIONS, *PAIRS)))
+        remedy = f"give prompt and completion templates, or format = {named}"
         yield table.problem("", "does not say how a row becomes text", remedy)
 
 
@@ -57,44 +72,67 @@ def prompt_and_completion_together(table: DataTable) -> Iterator[Problem]:
         yield table.problem(key, 'is missing: the format "prompt" needs prompt and completion', f'add {key} = "…"')
 
 
-def templates_only_for_prompt(table: DataTable) -> Iterator[Problem]:
+def templates_suit_format(table: DataTable) -> Iterator[Problem]:
     if table.data.format in (None, "prompt"):
         return
-    keys = [key for key in ("prompt", "completion") if table.given(key)]
+    used = ("prompt",) if table.data.format in PAIRS else ()
+    keys = [key for key in ("prompt", "completion") if table.given(key) and key not in used]
     if keys:
         named = literal(table.data.format)
         message = f'{named} has no use for {" and ".join(keys)}, which make rows of format "prompt"'
         yield table.problem("format", message, "keep either the format or the templates")
 
 
+def chosen_and_rejected_together(table: DataTable) -> Iterator[Problem]:
+    given = {"chosen": table.data.chosen is not None, "rejected": table.data.rejected is not None}
+    if sum(given.values()) == 1:
+        here, missing = sorted(given, key=lambda key: not given[key])
+        yield table.problem(missing, f"is missing beside {here}", f'add {missing} = "…", or remove {here}')
+
+
+def ratings_need_a_prompt(table: DataTable) -> Iterator[Problem]:
+    if table.format == "ratings" and table.data.prompt is None:
+        yield table.problem("prompt", 'is missing: the format "ratings" needs it', 'add prompt = "{instruction}"')
+
+
 def templates_parse(table: DataTable) -> Iterator[Problem]:
-    templates = {"prompt": table.data.prompt, "completion": table.data.completion, "system": table.data.system}
-    for key, template in templates.items():
+    for key in ("prompt", "completion", "chosen", "rejected", "system"):
         try:
-            template_fields(template or "")
+            template_fields(getattr(table.data, key) or "")
         except UserError as error:
             yield table.problem(key, error.message, error.remedy)
 
 
-def completion_has_a_field(table: DataTable) -> Iterator[Problem]:
-    completion = table.data.completion
-    if completion is not None and "{" not in completion:
-        remedy = "name the row's field in braces, as in {answer}"
-        yield table.problem("completion", "has no field, so every row would be trained on the same answer", remedy)
+def answers_have_a_field(table: DataTable) -> Iterator[Problem]:
+    for key in ("completion", "chosen", "rejected"):
+        template = getattr(table.data, key)
+        if template is not None and "{" not in template:
+            remedy = "name the row's field in braces, as in {answer}"
+            yield table.problem(key, "has no field, so every row would be trained on the same answer", remedy)
 
 
 def keys_suit_format(table: DataTable) -> Iterator[Problem]:
-    """Keys that only some formats look at are refused with the others, where they would do nothing."""
-    takers = {"text_field": ("text",), "messages_field": CONVERSATIONS}
-    for key, formats in takers.items():
+    """A key is refused where it would do nothing."""
+    for key, formats in TAKERS.items():
         if table.format and table.given(key) and table.format not in formats:
             names = " or ".join(map(literal, formats))
             message = f"counts only for format {names}, and this is {literal(table.format)}"
             yield table.problem(key, message, f"remove it, or write format = {names}")
 
 
+def pairs_train_their_answers(table: DataTable) -> Iterator[Problem]:
+    if table.format in PAIRS and table.data.train_on != "answer":
+        message = f"{literal(table.data.train_on)} has no place in pairs, whose answers are compared"
+        yield table.problem("train_on", message, "remove it")
+
+
+def pairs_are_not_streamed(table: DataTable) -> Iterator[Problem]:
+    if table.format in PAIRS and table.data.streaming:
+        yield table.problem("streaming", "pairs are tokenized before the first step", "remove it, or set limit")
+
+
 def assistant_turns_need_conversations(table: DataTable) -> Iterator[Problem]:
-    if table.data.train_on == "assistant" and table.format and table.format not in CONVERSATIONS:
+    if table.data.train_on == "assistant" and table.format and table.format not in (*CONVERSATIONS, *PAIRS):
         message = f'"assistant" needs rows with whole conversations, and this is format {literal(table.format)}'
         yield table.problem("train_on", message, 'write train_on = "answer", or format = "messages" or "sharegpt"')
 
@@ -130,10 +168,14 @@ def hub_keys_need_a_hub_id(table: DataTable) -> Iterator[Problem]:
 RULES: tuple[Callable[[DataTable], Iterator[Problem]], ...] = (
     shape_is_known,
     prompt_and_completion_together,
-    templates_only_for_prompt,
+    templates_suit_format,
+    chosen_and_rejected_together,
+    ratings_need_a_prompt,
     templates_parse,
-    completion_has_a_field,
+    answers_have_a_field,
     keys_suit_format,
+    pairs_train_their_answers,
+    pairs_are_not_streamed,
     assistant_turns_need_conversations,
     text_has_no_system_turn,
     streams_hold_out_a_count,

@@ -6,7 +6,7 @@ from ftlaunch import resolve
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.wording import literal
-from ftlaunch.recipe import Full, Merge
+from ftlaunch.recipe import Full, Merge, Reward
 from ftlaunch.rules.stage import trainings
 
 
@@ -42,6 +42,16 @@ def adapter_goes_on(loaded: Loaded) -> Iterator[Problem]:
         yield training.problem("adapter", message, remedy)
 
 
+def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
+    """What a reward stage leaves gives rewards, not answers: no other kind of training can go on from it."""
+    for training in trainings(loaded):
+        before = resolve.trained_before(loaded.recipe, training.stage)
+        if isinstance(before, Reward) and not isinstance(training.stage, Reward):
+            kind = literal(training.stage.__struct_config__.tag)
+            message = f"{kind} trains a policy, and the stage before, from which it would start, makes a reward model"
+            yield training.problem("kind", message, "put it before the reward stage, or make two recipes")
+
+
 def merge_is_last(loaded: Loaded) -> Iterator[Problem]:
     for index, stage in enumerate(loaded.recipe.stage[:-1]):
         if isinstance(stage, Merge):
@@ -66,6 +76,7 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     data_is_used,
     base_stays_the_same,
     adapter_goes_on,
+    reward_is_no_policy,
     merge_is_last,
     merge_has_an_adapter,
 )

@@ -11,8 +11,9 @@ from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.where import KeyPath
 from ftlaunch.load.wording import choice, did_you_mean, literal
-from ftlaunch.recipe import Data, Full, Lora, Training
+from ftlaunch.recipe import Data, Dpo, Full, Lora, Pairwise, Training
 from ftlaunch.resolve import Resolved
+from ftlaunch.rules.data import PAIRS, DataTable
 
 ZERO = ("zero1", "zero2", "zero3")
 TableName = Literal["model", "adapter", "optimizer", "parallel"]
@@ -66,6 +67,39 @@ def data_is_known(training: TrainedStage) -> Iterator[Problem]:
         elif names.count(name) > 1:
             remedy = f"name it once; its share is data.{name}.weight"
             yield training.problem("data", f"names {literal(name)} {names.count(name)} times", remedy)
+
+
+def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
+    """Pairs are for the stages that compare answers, and nothing else is."""
+    compares = isinstance(training.stage, Pairwise)
+    tables = training.loaded.recipe.data
+    for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
+        if table.format and (table.format in PAIRS) != compares:
+            kind = literal(training.stage.__struct_config__.tag)
+            message = f"a stage of kind {kind} cannot train on [data.{table.name}], of format {literal(table.format)}"
+            wanted = f"format = {choice(map(literal, PAIRS))}" if compares else "another format"
+            yield training.problem("data", message, f"name a data table with {wanted}")
+
+
+def sharing_needs_packing(training: TrainedStage) -> Iterator[Problem]:
+    stage = training.stage
+    if isinstance(stage, Pairwise) and stage.share_prompt and not stage.packing:
+        message = "padded answers cannot share their prompt"
+        yield training.problem("packing", message, "write share_prompt = false as well, or remove it")
+
+
+def live_reference_needs_an_adapter(training: TrainedStage) -> Iterator[Problem]:
+    stage = training.stage
+    if isinstance(stage, Dpo) and stage.reference == "live" and isinstance(training.resolved.adapter, Full):
+        message = '"live" needs an adapter that can be switched off, and every weight is trained'
+        yield training.problem("reference", message, 'write reference = "precomputed", or add [adapter]')
+
+
+def smoothing_suits_loss(training: TrainedStage) -> Iterator[Problem]:
+    stage = training.stage
+    if isinstance(stage, Dpo) and stage.label_smoothing and stage.loss not in ("sigmoid", "robust"):
+        message = f"counts only for the losses sigmoid and robust, and this is {literal(stage.loss)}"
+        yield training.problem("label_smoothing", message, 'remove it, or write loss = "sigmoid" or "robust"')
 
 
 def one_length(training: TrainedStage) -> Iterator[Problem]:
@@ -186,6 +220,10 @@ def targets_compile(training: TrainedStage) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     data_is_known,
+    data_suits_stage,
+    sharing_needs_packing,
+    live_reference_needs_an_adapter,
+    smoothing_suits_loss,
     one_length,
     batch_divides,
     warmup_ends,
