@@ -31,7 +31,7 @@ FLOORS = {
         "decode",
         "__init__",
     ),
-    "ftlaunch.rows": ("fill", "reading turns", "__init__"),
+    "ftlaunch.rows": ("fill", "reading turns", "pairs", "__init__"),
     "ftlaunch.rules": ("data", "stage", "order", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made runs tail", "progress", "display status", "logs"),

@@ -30,19 +30,15 @@ def turns_of(data: Data, row: Row, where: str) -> list[Turn]:
     It may begin with one system turn, goes on with a user turn, and ends with the assistant's unless everything is
     trained. Raises DataError naming `where` and the field that is wrong.
     """
-    turns = _READERS[row_format(data)](data, row, where)
+    return finished(_READERS[row_format(data)](data, row, where), data, row, where)
+
+
+def finished(turns: list[Turn], data: Data, row: Row, where: str) -> list[Turn]:
+    """The turns, after `data.system` where they have no system turn. Raises DataError where they cannot be trained."""
     if data.system is not None and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": fill(data.system, row, where)})
+        turns = [{"role": "system", "content": fill(data.system, row, where)}, *turns]
     _judge(turns, data, where)
     return turns
-
-
-def check_row(data: Data, row: Row, where: str) -> None:
-    """Raise the DataError that training on this row would raise, the tokenizer aside."""
-    if row_format(data) == "text":
-        text_of(data, row, where)
-    else:
-        turns_of(data, row, where)
 
 
 def _pair(user: str, assistant: str) -> list[Turn]:
@@ -70,21 +66,26 @@ def _from_alpaca(data: Data, row: Row, where: str) -> list[Turn]:
 
 
 def _from_messages(data: Data, row: Row, where: str) -> list[Turn]:
-    field = data.messages_field or "messages"
-    return [
-        {
-            **entry,
-            "role": _one_of(ROLES, row, (field, str(index), "role"), where),
-            "content": text_at(row, (field, str(index), "content"), where),
-        }
-        for index, entry in enumerate(_entries(row, field, where))
-    ]
+    return message_turns(row, data.messages_field or "messages", where)
+
+
+def message_turns(row: Row, field: str, where: str, *, may_be_blank: bool = False) -> list[Turn]:
+    """The turns in a field that lists them as {"role": …, "content": …}; the last may be blank if so told."""
+    entries = entries_of(row, field, where)
+    turns: list[Turn] = []
+    for index, entry in enumerate(entries):
+        role = _one_of(ROLES, row, (field, str(index), "role"), where)
+        content = entry.get("content")
+        if not (may_be_blank and index == len(entries) - 1 and isinstance(content, str)):
+            content = text_at(row, (field, str(index), "content"), where)
+        turns.append({**entry, "role": role, "content": content})
+    return turns
 
 
 def _from_sharegpt(data: Data, row: Row, where: str) -> list[Turn]:
     field = data.messages_field or "conversations"
     turns: list[Turn] = []
-    for index in range(len(_entries(row, field, where))):
+    for index in range(len(entries_of(row, field, where))):
         speaker = _one_of(tuple(SPEAKERS), row, (field, str(index), "from"), where)
         turns.append({"role": SPEAKERS[speaker], "content": text_at(row, (field, str(index), "value"), where)})
     return turns
@@ -98,7 +99,7 @@ _READERS: dict[str, Callable[[Data, Row, str], list[Turn]]] = {
 }
 
 
-def _entries(row: Row, field: str, where: str) -> list[Row]:
+def entries_of(row: Row, field: str, where: str) -> list[Row]:
     """The turns as the row has them: a list, not empty, of objects."""
     value = cast(object, value_at(row, (field,), where))
     if not isinstance(value, list):

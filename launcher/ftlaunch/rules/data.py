@@ -8,13 +8,12 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.wording import choice, literal
 from ftlaunch.recipe import Data
+from ftlaunch.rows import PAIRED
 from ftlaunch.rows.fill import template_fields
 from ftlaunch.rows.turns import row_format
 
 CONVERSATIONS = ("messages", "sharegpt")
 """Formats whose rows hold whole conversations."""
-PAIRS = ("preference", "ratings")
-"""Formats whose rows hold a better and a worse answer."""
 TAKERS = {
     "text_field": ("text",),
     "messages_field": CONVERSATIONS,
@@ -59,7 +58,7 @@ def data_tables(loaded: Loaded) -> Iterator[DataTable]:
 
 def shape_is_known(table: DataTable) -> Iterator[Problem]:
     if table.format is None:
-        named = choice(map(literal, ("text", "alpaca", *CONVERSATIONS, *PAIRS)))
+        named = choice(map(literal, ("text", "alpaca", *CONVERSATIONS, *PAIRED)))
         remedy = f"give prompt and completion templates, or format = {named}"
         yield table.problem("", "does not say how a row becomes text", remedy)
 
@@ -75,7 +74,7 @@ def prompt_and_completion_together(table: DataTable) -> Iterator[Problem]:
 def templates_suit_format(table: DataTable) -> Iterator[Problem]:
     if table.data.format in (None, "prompt"):
         return
-    used = ("prompt",) if table.data.format in PAIRS else ()
+    used = ("prompt",) if table.data.format in PAIRED else ()
     keys = [key for key in ("prompt", "completion") if table.given(key) and key not in used]
     if keys:
         named = literal(table.data.format)
@@ -121,18 +120,18 @@ def keys_suit_format(table: DataTable) -> Iterator[Problem]:
 
 
 def pairs_train_their_answers(table: DataTable) -> Iterator[Problem]:
-    if table.format in PAIRS and table.data.train_on != "answer":
+    if table.format in PAIRED and table.data.train_on != "answer":
         message = f"{literal(table.data.train_on)} has no place in pairs, whose answers are compared"
         yield table.problem("train_on", message, "remove it")
 
 
 def pairs_are_not_streamed(table: DataTable) -> Iterator[Problem]:
-    if table.format in PAIRS and table.data.streaming:
+    if table.format in PAIRED and table.data.streaming:
         yield table.problem("streaming", "pairs are tokenized before the first step", "remove it, or set limit")
 
 
 def assistant_turns_need_conversations(table: DataTable) -> Iterator[Problem]:
-    if table.data.train_on == "assistant" and table.format and table.format not in (*CONVERSATIONS, *PAIRS):
+    if table.data.train_on == "assistant" and table.format and table.format not in (*CONVERSATIONS, *PAIRED):
         message = f'"assistant" needs rows with whole conversations, and this is format {literal(table.format)}'
         yield table.problem("train_on", message, 'write train_on = "answer", or format = "messages" or "sharegpt"')
 

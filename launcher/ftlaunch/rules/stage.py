@@ -13,7 +13,8 @@ from ftlaunch.load.where import KeyPath
 from ftlaunch.load.wording import choice, did_you_mean, literal
 from ftlaunch.recipe import Data, Dpo, Full, Lora, Pairwise, Training
 from ftlaunch.resolve import Resolved
-from ftlaunch.rules.data import PAIRS, DataTable
+from ftlaunch.rows import PAIRED
+from ftlaunch.rules.data import DataTable
 
 ZERO = ("zero1", "zero2", "zero3")
 TableName = Literal["model", "adapter", "optimizer", "parallel"]
@@ -74,10 +75,10 @@ def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
     compares = isinstance(training.stage, Pairwise)
     tables = training.loaded.recipe.data
     for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
-        if table.format and (table.format in PAIRS) != compares:
+        if table.format and (table.format in PAIRED) != compares:
             kind = literal(training.stage.__struct_config__.tag)
             message = f"a stage of kind {kind} cannot train on [data.{table.name}], of format {literal(table.format)}"
-            wanted = f"format = {choice(map(literal, PAIRS))}" if compares else "another format"
+            wanted = f"format = {choice(map(literal, PAIRED))}" if compares else "another format"
             yield training.problem("data", message, f"name a data table with {wanted}")
 
 
