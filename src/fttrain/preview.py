@@ -17,7 +17,7 @@ import numpy as np
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.recipe import Data, Model, Recipe, Training
-from fttrain.data.token_set import Counts, TokenSet, token_set
+from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
 from fttrain.data.tokens import cache_root, stream, tokenize
 
 STREAMED_ROWS = 200
@@ -33,6 +33,8 @@ class Preview:
 
     name: str
     counts: Counts
+    paired: bool
+    """Rows are pairs of answers: lengths are of both, and samples come by twos, the chosen one first."""
     streamed: bool
     """Only the first rows were looked at."""
     held_out: int
@@ -82,8 +84,18 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
         tokenized = tokenize(data, tokenizer, seed, cache_root())
         train, counts, held_out = tokenized.train, tokenized.counts, len(tokenized.test)
         lengths = np.concatenate([train.lengths, tokenized.test.lengths])
-    samples = [pieces(*train.row(index), tokenizer) for index in range(min(rows, len(train)))]
-    return Preview(name, counts, data.streaming, held_out, int(lengths.max()), float(lengths.mean()), samples)
+    shown = [train.group(index).rows for index in range(min(rows, len(train)))]
+    samples = [pieces(*row, tokenizer) for group in shown for row in group]
+    return Preview(
+        name=name,
+        counts=counts,
+        paired=isinstance(train, PairSet),
+        streamed=data.streaming,
+        held_out=held_out,
+        longest=int(lengths.max()),
+        mean_length=float(lengths.mean()),
+        samples=samples,
+    )
 
 
 def pieces(ids_T: np.ndarray, trained_T: np.ndarray, tokenizer: Any) -> list[Piece]:
@@ -96,18 +108,26 @@ def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
     """A few lines of numbers, then the samples."""
     counts = preview.counts
     first = f" (the first {counts.kept} of a stream)" if preview.streamed else ""
-    dropped = f"{counts.dropped_overlong} too long, {counts.dropped_untrained} with nothing to train"
+    unfit = "".join(f", {count} {reason}" for reason, count in counts.dropped_pairs.items())
+    dropped = f"{counts.dropped_overlong} too long, {counts.dropped_untrained} with nothing to train{unfit}"
+    kind = "pairs" if preview.paired else "rows"
     lines = [
         f"{preview.name}: {counts.kept} of {counts.rows} rows{first}, {preview.held_out} held out",
         f"  tokens     {counts.tokens}, {counts.trained} of them trained",
         f"  length     {preview.mean_length:.1f} tokens on average, {preview.longest} the longest",
-        f"  truncated  {counts.truncated} rows",
+        f"  truncated  {counts.truncated} {kind}",
         f"  dropped    {dropped}",
     ]
     for number, sample in enumerate(preview.samples, start=1):
         text = "".join(mark(part) if trained else part for part, trained in sample)
-        lines += [f"  row {number}", text.rstrip("\n")]
+        lines += [f"  {_title(number, preview)}", text.rstrip("\n")]
     return "\n".join(lines)
+
+
+def _title(number: int, preview: Preview) -> str:
+    if not preview.paired:
+        return f"row {number}"
+    return f"pair {(number + 1) // 2}, {'chosen' if number % 2 else 'rejected'}"
 
 
 def as_json(preview: Preview) -> dict[str, Any]:
@@ -115,6 +135,7 @@ def as_json(preview: Preview) -> dict[str, Any]:
     return {
         "name": preview.name,
         **msgspec.to_builtins(preview.counts),
+        "paired": preview.paired,
         "streamed": preview.streamed,
         "held_out": preview.held_out,
         "longest": preview.longest,

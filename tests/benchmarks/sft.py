@@ -94,7 +94,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> l
     objective, lines = CrossEntropy(), []
     for number in range(steps):
         started = time.perf_counter()
-        batch = [table.row(number * BATCH + index) for index in range(BATCH)]
+        batch = [table.group(number * BATCH + index) for index in range(BATCH)]
         micros = lay_out(batch, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))
         weight = sum(map(objective.weight, micros))
         outcome = _take(objective, engine, micros, weight)

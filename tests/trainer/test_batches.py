@@ -9,8 +9,13 @@ import torch
 from fttrain.attention import Segments
 from fttrain.data.batches import lay_out, share_out
 from fttrain.data.order import Order
+from fttrain.data.token_set import Group, Tokens
 
 CPU = torch.device("cpu")
+
+
+def singles(rows: list[Tokens]) -> list[Group]:
+    return [Group((row,)) for row in rows]
 
 
 def test_every_row_once_an_epoch_in_a_new_order_each_time():
@@ -56,7 +61,7 @@ def test_ranks_together_train_every_token_once(packing: bool):
     micros = [
         micro
         for rank in range(2)
-        for micro in lay_out(rows, rank=rank, world_size=2, accumulation=3, packing=packing, device=CPU)
+        for micro in lay_out(singles(rows), rank=rank, world_size=2, accumulation=3, packing=packing, device=CPU)
     ]
     assert len(micros) == 6
     targets = torch.cat([micro.targets_N for micro in micros]).tolist()
@@ -73,7 +78,8 @@ def test_ranks_agree_on_the_calls_of_the_head():
     long, short = np.ones(2500, dtype=np.int32), np.ones(3, dtype=np.int32)
     rows = [(long, np.ones(2500, dtype=bool)), (short, np.ones(3, dtype=bool))]
     chunks = [
-        lay_out(rows, rank=rank, world_size=2, accumulation=1, packing=True, device=CPU)[0].chunks for rank in (0, 1)
+        lay_out(singles(rows), rank=rank, world_size=2, accumulation=1, packing=True, device=CPU)[0].chunks
+        for rank in (0, 1)
     ]
     assert chunks == [3, 3]
 
@@ -82,6 +88,6 @@ def test_segments_scatter_undoes_the_grouping():
     lengths = [3, 50, 4, 48, 1]
     segments = Segments.of(lengths, CPU)
     values = torch.arange(sum(lengths))
-    laid = torch.cat([values[places].flatten() for places in segments.groups])
+    laid = torch.cat([values[block.queries].flatten() for block in segments.blocks])
     assert torch.equal(laid[segments.scatter_T], values)
     assert laid.numel() < 5 * 50

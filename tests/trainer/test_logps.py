@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from fttrain import attention
-from fttrain.data.batches import collate
+from fttrain.data.batches import Micro, collate
+from fttrain.data.token_set import Group
 from fttrain.model import Scorer
 from fttrain.objectives import logps
 
@@ -56,6 +57,10 @@ def rows() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(draw.integers(3, 90, n).astype(np.int32), draw.random(n) < 0.5) for n in (5, 17, 16, 2, 40, 1, 9)]
 
 
+def laid(rows: list, *, packing: bool = True) -> Micro:
+    return collate([Group((row,)) for row in rows], packing=packing, chunks=1, device=CPU)
+
+
 def by_hand(model: torch.nn.Module, rows: list, smoothing: float = 0.0) -> torch.Tensor:
     """Sum of the trained tokens' cross-entropies, row by row, from full logits and torch's own loss."""
     total = torch.zeros(())
@@ -82,7 +87,7 @@ def test_scores_equal_cross_entropy_of_full_logits(family: str, packing: bool, t
 
     model.set_attn_implementation(attention.NAME if packing else "sdpa")
     scorer = Scorer(model, smoothing=0.1)
-    loss = -scorer(collate(rows, packing=packing, chunks=1, device=CPU)).smoothed_N.sum()
+    loss = -scorer(laid(rows, packing=packing)).smoothed_N.sum()
     grads = torch.autograd.grad(loss, parameters)
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -90,21 +95,61 @@ def test_scores_equal_cross_entropy_of_full_logits(family: str, packing: bool, t
         assert torch.allclose(ours, theirs, atol=2e-5), name
 
 
+@pytest.fixture(scope="module")
+def pairs() -> list[Group]:
+    """Pairs of very different lengths: of prompts, of answers, and of what the answers have in common."""
+    draw = np.random.default_rng(1)
+    groups = []
+    for prompt, same, chosen, rejected in ((30, 0, 5, 9), (3, 0, 1, 12), (28, 2, 6, 8), (1, 0, 4, 4), (30, 1, 5, 1)):
+        begin = draw.integers(3, 90, prompt + same)
+        ends = [np.append(token, draw.integers(3, 90, size)) for token, size in ((1, chosen), (2, rejected))]
+        rows = [np.concatenate([begin, end]).astype(np.int32) for end in ends]
+        groups.append(Group(tuple((ids, np.arange(len(ids)) >= prompt) for ids in rows)))
+    return groups
+
+
+@pytest.mark.parametrize("trained_head", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_that_share_their_prompt_score_as_if_they_did_not(family: str, trained_head: bool, pairs: list[Group]):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="sdpa").train()
+    model.get_output_embeddings().requires_grad_(trained_head)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    scorer = Scorer(model)
+
+    def told(*, packing: bool, share: bool) -> tuple[Micro, torch.Tensor, tuple[torch.Tensor, ...]]:
+        model.set_attn_implementation(attention.NAME if packing else "sdpa")
+        micro = collate(pairs, packing=packing, share=share, chunks=1, device=CPU)
+        logps_N = scorer(micro).smoothed_N
+        weights_N = torch.sin(micro.rows_N + 1.0)  # a different upstream gradient for every answer
+        return micro, logps_N, torch.autograd.grad((logps_N * weights_N).sum(), parameters)
+
+    plain_micro, plain_N, plain_grads = told(packing=False, share=False)
+    for share in (False, True):
+        micro, logps_N, grads = told(packing=True, share=share)
+        assert micro.tokens == plain_micro.tokens == sum(len(ids) for group in pairs for ids, _ in group.rows)
+        assert torch.equal(micro.rows_N, plain_micro.rows_N)
+        assert torch.equal(micro.input_ids.flatten()[micro.ends_B], plain_micro.input_ids.flatten()[plain_micro.ends_B])
+        assert torch.allclose(logps_N, plain_N, atol=1e-5)
+        assert all(torch.allclose(ours, theirs, atol=2e-5) for ours, theirs in zip(grads, plain_grads, strict=True))
+    assert micro.input_ids.numel() == micro.tokens - 30 - 3 - 30 - 1 - 31
+
+
 def test_packing_is_refused_where_a_model_caps_its_attention_scores(rows: list):
     config = Gemma2Config(**SHAPE, head_dim=8, attn_logit_softcapping=50.0)
     scorer = Scorer(AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME))
     with pytest.raises(ValueError, match="packing does not cover soft-capped scores"):
-        scorer(collate(rows, packing=True, chunks=1, device=CPU))
+        scorer(laid(rows, packing=True))
 
 
 def test_a_row_never_sees_another(rows: list):
     model = AutoModelForCausalLM.from_config(FAMILIES["llama"], attn_implementation=attention.NAME)
     scorer = Scorer(model).eval()
-    everything = collate(rows, packing=True, chunks=1, device=CPU)
+    everything = laid(rows, packing=True)
     changed = [(ids.copy(), trained) for ids, trained in rows]
     changed[4][0][:] = 7
     before = scorer(everything).logps_N
-    after = scorer(collate(changed, packing=True, chunks=1, device=CPU)).logps_N
+    after = scorer(laid(changed, packing=True)).logps_N
     counts = [int(trained[1:].sum()) for _, trained in rows]
     ends = np.cumsum(counts)
     of_row_4 = slice(int(ends[3]), int(ends[4]))
@@ -137,7 +182,7 @@ def test_logits_of_untrained_tokens_are_never_made(rows: list):
     model = AutoModelForCausalLM.from_config(FAMILIES["llama"], attn_implementation=attention.NAME)
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[0]))
-    micro = collate(rows, packing=True, chunks=1, device=CPU)
+    micro = laid(rows, packing=True)
     Scorer(model)(micro)
     assert sum(seen) == micro.targets_N.numel() < micro.tokens
 
@@ -156,7 +201,7 @@ def test_neftune_noise_has_the_papers_scale_and_is_off_in_evaluation(rows: list)
     scorer = Scorer(model, neftune_alpha=alpha)
     added: list[torch.Tensor] = []
     clean = model.get_input_embeddings().weight.detach()
-    micro = collate(rows, packing=True, chunks=1, device=CPU)
+    micro = laid(rows, packing=True)
 
     def keep(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
         added.append((output - clean[micro.input_ids]).detach())

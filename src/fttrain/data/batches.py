@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from fttrain.attention import Segments
+from fttrain.data.token_set import Group, Tokens
 from fttrain.objectives.logps import num_chunks
-
-Tokens = tuple[np.ndarray, np.ndarray]
-"""(ids [T], trained [T]) of one row."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,20 @@ class Micro:
     """Flat indices of the positions that predict a trained token."""
     targets_N: Tensor
     """The trained tokens."""
+    rows_N: Tensor
+    """For each trained token the number of its row."""
+    ends_B: Tensor
+    """Flat index of each row's last token."""
+    margins_G: Tensor
+    """float32: how much better the first row of each group is than its second."""
+    references_B: Tensor | None
+    """float32: log-probability of each row's answer under the reference, where the rows came with one."""
     chunks: int
     """Calls of the head that all ranks make for their micro-batch of this number."""
     tokens: int
-    """Real tokens, without padding."""
+    """Tokens of all rows, without padding; what rows share counts for each of them."""
     rows: tuple[int, ...] = ()
-    """Which of the step's rows these are."""
+    """Which of the step's rows or pairs these are."""
 
 
 def supervised(tokens: Tokens) -> int:
@@ -59,46 +65,122 @@ def share_out(lengths: Sequence[int], slots: int) -> list[list[int]]:
 
 
 def lay_out(
-    rows: Sequence[Tokens], *, rank: int, world_size: int, accumulation: int, packing: bool, device: torch.device
+    groups: Sequence[Group],
+    *,
+    rank: int,
+    world_size: int,
+    accumulation: int,
+    packing: bool,
+    device: torch.device,
+    share: bool = False,
 ) -> list[Micro]:
-    """This rank's micro-batches of one optimizer step over `rows`, the same number on every rank.
+    """This rank's micro-batches of one optimizer step over `groups`, the same number on every rank.
 
-    Micro-batch j of rank r is slot j·world_size + r. A slot without a row computes one token and trains nothing.
+    Micro-batch j of rank r is slot j·world_size + r. A slot without a group computes one token and trains nothing.
     """
-    slots = share_out([len(ids) for ids, _ in rows], world_size * accumulation)
+    slots = share_out([_size(group, share=share) for group in groups], world_size * accumulation)
     micros = []
     for index in range(accumulation):
         of_all = slots[index * world_size : (index + 1) * world_size]
-        chunks = max(num_chunks(sum(supervised(rows[row]) for row in slot)) for slot in of_all)
-        mine = [rows[row] for row in of_all[rank]]
-        micro = collate(mine, packing=packing, chunks=chunks, device=device)
+        chunks = max(head_calls([groups[place] for place in slot]) for slot in of_all)
+        mine = [groups[place] for place in of_all[rank]]
+        micro = collate(mine, packing=packing, share=share, chunks=chunks, device=device)
         micros.append(replace(micro, rows=tuple(of_all[rank])))
     return micros
 
 
-def collate(rows: Sequence[Tokens], *, packing: bool, chunks: int, device: torch.device) -> Micro:
-    """Lay rows out in one micro-batch; no rows make a single token that trains nothing."""
-    rows = rows or [(np.zeros(1, dtype=np.int32), np.zeros(1, dtype=bool))]
-    lengths = [len(ids) for ids, _ in rows]
-    width = sum(lengths) if packing else max(lengths)
-    lines = 1 if packing else len(rows)
-    ids, positions, owners = (np.zeros((lines, width), dtype=np.int64) for _ in range(3))
-    places, targets, start = [], [], 0
-    for number, (row_ids, trained) in enumerate(rows):
-        line, left = (0, start) if packing else (number, 0)
-        here = slice(left, left + len(row_ids))
-        ids[line, here], positions[line, here], owners[line, here] = row_ids, np.arange(len(row_ids)), len(row_ids)
-        predicted = np.flatnonzero(trained[1:])
-        places.append(predicted + left + line * width)
-        targets.append(row_ids[predicted + 1])
-        start += len(row_ids)
+def head_calls(groups: Sequence[Group]) -> int:
+    """Calls of the head that these groups need together."""
+    return num_chunks(sum(supervised(row) for group in groups for row in group.rows))
+
+
+def _size(group: Group, *, share: bool) -> int:
+    """Tokens that are computed for a group."""
+    return sum(len(ids) for ids, _ in group.rows) - sum(_shared(group, share=share))
+
+
+def _shared(group: Group, *, share: bool) -> list[int]:
+    """For each row of a group the tokens that it has in common with the beginning of the first, all but its last."""
+    (first, _), *others = group.rows
+    if not share:
+        return [0] * len(group.rows)
+    return [0, *(_in_common(first, ids) for ids, _ in others)]
+
+
+def _in_common(first: np.ndarray, other: np.ndarray) -> int:
+    end = min(len(first), len(other) - 1)
+    apart = np.flatnonzero(first[:end] != other[:end])
+    return int(apart[0]) if len(apart) else end
+
+
+def collate(groups: Sequence[Group], *, packing: bool, chunks: int, device: torch.device, share: bool = False) -> Micro:
+    """Lay groups out in one micro-batch; none make a single token that trains nothing.
+
+    With `share`, what the rows of a group begin with is laid down once, with its first row.
+    """
+    rows = [row for group in groups for row in group.rows]
+    laid = _packed(groups or [EMPTY], device, share=share) if packing else _padded(rows or EMPTY.rows)
+    ids, positions, lengths = (np.zeros(laid.shape, dtype=np.int64) for _ in range(3))
+    for (row_ids, _), places in zip(rows, laid.places, strict=False):
+        ids.flat[places], positions.flat[places], lengths.flat[places] = row_ids, np.arange(len(places)), len(places)
+    predicted = [np.flatnonzero(trained[1:]) for _, trained in rows]
     return Micro(
         input_ids=torch.from_numpy(ids).to(device),
         position_ids=torch.from_numpy(positions).to(device),
-        lengths=torch.from_numpy(owners).to(device),
-        segments=Segments.of(lengths, device) if packing else None,
-        places_N=torch.from_numpy(np.concatenate(places)).to(device),
-        targets_N=torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device),
+        lengths=torch.from_numpy(lengths).to(device),
+        segments=laid.segments,
+        places_N=_joined([places[at] for places, at in zip(laid.places, predicted, strict=False)], device),
+        targets_N=_joined([row_ids[at + 1] for (row_ids, _), at in zip(rows, predicted, strict=True)], device),
+        rows_N=_joined([np.full(len(at), number) for number, at in enumerate(predicted)], device),
+        ends_B=_joined([places[-1:] for places, _ in zip(laid.places, rows, strict=False)], device),
+        margins_G=torch.tensor([group.margin for group in groups], dtype=torch.float32, device=device),
+        references_B=_references(groups, device),
         chunks=chunks,
-        tokens=sum(lengths),
+        tokens=max(1, sum(len(ids) for ids, _ in rows)),
     )
+
+
+EMPTY = Group(((np.zeros(1, dtype=np.int32), np.zeros(1, dtype=bool)),))
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Where rows lie."""
+
+    shape: tuple[int, int]
+    """(lines, T)."""
+    places: list[np.ndarray]
+    """For each row the flat index of each of its tokens, shared ones included."""
+    segments: Segments | None
+
+
+def _padded(rows: Sequence[Tokens]) -> _Laid:
+    width = max(len(ids) for ids, _ in rows)
+    places = [number * width + np.arange(len(ids)) for number, (ids, _) in enumerate(rows)]
+    return _Laid((len(rows), width), places, None)
+
+
+def _packed(groups: Sequence[Group], device: torch.device, *, share: bool) -> _Laid:
+    places: list[np.ndarray] = []
+    lengths: list[int] = []
+    prefixes: list[tuple[int, int]] = []
+    for group in groups:
+        begin = sum(lengths)
+        for (ids, _), common in zip(group.rows, _shared(group, share=share), strict=True):
+            start = sum(lengths)
+            lengths.append(len(ids) - common)
+            prefixes.append((begin, common) if common else (0, 0))
+            places.append(np.concatenate([np.arange(begin, begin + common), np.arange(start, start + lengths[-1])]))
+    return _Laid((1, sum(lengths)), places, Segments.of(lengths, device, prefixes))
+
+
+def _joined(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """The parts end to end, int64."""
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64)).to(device)
+
+
+def _references(groups: Sequence[Group], device: torch.device) -> Tensor | None:
+    if any(group.reference is None for group in groups):
+        return None
+    values = [value for group in groups for value in group.reference or ()]
+    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows.fill import DataError, Row
+from ftlaunch.rows.pairs import Pair, Unfit, pair_of
 from ftlaunch.rows.turns import Turn, row_format, text_of, turns_of
 
 Span = tuple[int, int]
@@ -54,6 +55,22 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class EncodedPair:
+    """Two rows that differ in their answer."""
+
+    chosen: Encoded
+    rejected: Encoded
+    margin: float
+
+    @staticmethod
+    def of(chosen: Encoded | None, rejected: Encoded | None, margin: float) -> "EncodedPair | Unfit | None":
+        """The pair, unless one of its rows is left out or the cut at `max_length` made them the same."""
+        if chosen is None or rejected is None:
+            return None
+        return "identical" if chosen.ids_T == rejected.ids_T else EncodedPair(chosen, rejected, margin)
+
+
+@dataclass(frozen=True)
 class Rendered:
     """One row as text."""
 
@@ -85,11 +102,32 @@ class Encoder:
 
     def encode_many(self, rows: Sequence[tuple[str, Row]]) -> list[Encoded | None]:
         """`encode` of each row, several times as fast."""
-        rendered = [self._render_row(row, where) for where, row in rows]
+        return self._encode([(where, self._render_row(row, where)) for where, row in rows])
+
+    def encode_pairs(self, rows: Sequence[tuple[str, Row]]) -> list[EncodedPair | Unfit | None]:
+        """The pair of each row; why it makes none; None where an answer is longer than `max_length` and dropped."""
+        found: list[tuple[str, Pair | Unfit]] = [(where, pair_of(self.data, row, where)) for where, row in rows]
+        sides = [
+            (where, self._render_turns(turns, where))
+            for where, pair in found
+            if isinstance(pair, Pair)
+            for turns in (pair.chosen, pair.rejected)
+        ]
+        encoded = iter(self._encode(sides))
+        pairs: list[EncodedPair | Unfit | None] = []
+        for _, pair in found:
+            if isinstance(pair, Pair):
+                pairs.append(EncodedPair.of(next(encoded), next(encoded), pair.margin))
+            else:
+                pairs.append(pair)
+        return pairs
+
+    def _encode(self, rendered: Sequence[tuple[str, Rendered]]) -> list[Encoded | None]:
+        """Tokens of each text, which comes with its place; None as `encode` says."""
         if not rendered:
             return []
         batch = self._tokenizer(
-            [row.text for row in rendered],
+            [row.text for _, row in rendered],
             add_special_tokens=False,
             padding=False,
             truncation=False,
@@ -99,7 +137,7 @@ class Encoder:
             verbose=False,
         )
         encoded: list[Encoded | None] = []
-        for (where, _), row, ids, offsets in zip(rows, rendered, batch.input_ids, batch.offset_mapping, strict=True):
+        for (where, row), ids, offsets in zip(rendered, batch.input_ids, batch.offset_mapping, strict=True):
             self._refuse_double_bos(ids, where)
             encoded.append(self._cut(ids, _mark([start for start, _ in offsets], row.trained)))
         return encoded
@@ -115,7 +153,9 @@ class Encoder:
         if row_format(self.data) == "text":
             text = self._bos + text_of(self.data, row, where) + self._tokenizer.eos_token
             return Rendered(text, [(0, len(text))])
-        turns = turns_of(self.data, row, where)
+        return self._render_turns(turns_of(self.data, row, where), where)
+
+    def _render_turns(self, turns: list[Turn], where: str) -> Rendered:
         if self.template is None:
             return self._plain(turns)
         text = self._render(turns, where)

@@ -1,22 +1,27 @@
 """A stage's micro-batches: those of optimizer step s for this rank, and those of an evaluation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Sft
+from ftlaunch.recipe import Data, Pairwise, Sft
 from ftlaunch.rundir import Step
 from fttrain.data import tokens
-from fttrain.data.batches import Micro, Tokens, lay_out
+from fttrain.data.batches import Micro, lay_out
 from fttrain.data.order import Order
+from fttrain.data.token_set import Group, PairSet
 from fttrain.world import World
 
 EXCERPT = 60
 """Characters of a row's text that name it."""
+InTurn = Callable[[Sequence[Group]], Iterator[tuple[list[int], Micro]]]
+Ask = Callable[[str, Sequence[Group], InTurn], np.ndarray]
+"""(key of the groups, the groups, how this rank walks through its part of them) → [groups, 2] float32."""
 
 
 class Feed(Protocol):
@@ -29,7 +34,7 @@ class Feed(Protocol):
         ...
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
-        """What a person calls some of optimizer step `number`'s rows."""
+        """What a person calls some of optimizer step `number`'s rows or pairs."""
         ...
 
     def epoch_at(self, number: int) -> float | None:
@@ -41,7 +46,7 @@ class Feed(Protocol):
         ...
 
 
-def build(step: Step, stage: Sft, tokenizer: Any, world: World) -> Feed:
+def build(step: Step, stage: Sft | Pairwise, tokenizer: Any, world: World) -> Feed:
     """The feed of a stage. One rank of each node tokenizes; the others read its cache."""
     datas = list(step.data.values())
     if any(data.streaming for data in datas):
@@ -62,27 +67,33 @@ def _tokenize(datas: Sequence[Data], tokenizer: Any, seed: int, cache: Any) -> l
 class _Layout:
     """How a step's rows are shared out and laid down."""
 
-    def __init__(self, step: Step, stage: Sft, world: World) -> None:
+    def __init__(self, step: Step, stage: Sft | Pairwise, world: World) -> None:
         self._micro = step.micro_batch_size
         self._accumulation = step.accumulation
         self._packing = stage.packing
+        self._share = isinstance(stage, Pairwise) and stage.share_prompt
         self._world = world
 
-    def lay_out(self, rows: Sequence[Tokens], accumulation: int | None = None) -> list[Micro]:
+    def lay_out(self, groups: Sequence[Group], accumulation: int | None = None) -> list[Micro]:
         return lay_out(
-            rows,
+            groups,
             rank=self._world.rank,
             world_size=self._world.size,
             accumulation=accumulation or self._accumulation,
             packing=self._packing,
+            share=self._share,
             device=self._world.device,
         )
 
-    def evaluation(self, rows: Sequence[Tokens]) -> Iterator[Micro]:
-        """Rows in micro-batches of the training size, in rounds in which every rank has one."""
+    def in_turn(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Micro]]:
+        """Groups in micro-batches of the training size, with their places, in rounds in which every rank has one."""
         width = self._micro * self._world.size
-        for start in range(0, len(rows), width):
-            yield from self.lay_out(rows[start : start + width], accumulation=1)
+        for start in range(0, len(groups), width):
+            for micro in self.lay_out(groups[start : start + width], accumulation=1):
+                yield [start + row for row in micro.rows], micro
+
+    def evaluation(self, groups: Sequence[Group]) -> Iterator[Micro]:
+        return (micro for _, micro in self.in_turn(groups))
 
 
 class TableFeed:
@@ -91,7 +102,7 @@ class TableFeed:
     def __init__(
         self,
         step: Step,
-        stage: Sft,
+        stage: Sft | Pairwise,
         datas: Sequence[Data],
         tokenized: Sequence[tokens.Tokenized],
         tokenizer: Any,
@@ -101,13 +112,14 @@ class TableFeed:
         self._test = [one.test for one in tokenized]
         self._tokenizer = tokenizer
         self._paths = [data.path for data in datas]
+        self._keys = [one.key for one in tokenized]
         self._layout = _Layout(step, stage, world)
         weights = [data.weight for data in datas]
         self._order = Order([len(rows) for rows in self._train], weights, batch_size=stage.batch_size, seed=step.seed)
         self.num_steps = self._order.num_steps(epochs=stage.epochs, steps=stage.steps)
 
     def step(self, number: int) -> list[Micro]:
-        return self._layout.lay_out([self._train[source].row(row) for source, row in self._order.step(number)])
+        return self._layout.lay_out([self._train[source].group(row) for source, row in self._order.step(number)])
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
         drawn = self._order.step(number)
@@ -115,7 +127,7 @@ class TableFeed:
 
     def _name(self, source: int, row: int) -> str:
         """The data set and how the row's trained text begins: after the split a number tells little."""
-        ids_T, trained_T = self._train[source].row(row)
+        ids_T, trained_T = self._train[source].group(row).rows[0]
         text = self._tokenizer.decode(ids_T[trained_T])
         return f"{self._paths[source]}: {text[:EXCERPT]!r}{'…' if len(text) > EXCERPT else ''}"
 
@@ -123,15 +135,24 @@ class TableFeed:
         return self._order.epoch_at(number)
 
     def evaluation(self) -> Iterator[Micro]:
-        rows = [table.row(row) for table in self._test for row in range(len(table))]
-        rows.sort(key=lambda row: len(row[0]))
-        return self._layout.evaluation(rows)
+        groups = [table.group(row) for table in self._test for row in range(len(table))]
+        groups.sort(key=lambda group: sum(len(ids) for ids, _ in group.rows))
+        return self._layout.evaluation(groups)
+
+    def refer(self, ask: Ask) -> None:
+        """Give every pair the log-probabilities that `ask` returns for it."""
+        for name, tables in (("train", self._train), ("test", self._test)):
+            for place, (table, key) in enumerate(zip(tables, self._keys, strict=True)):
+                assert isinstance(table, PairSet)
+                groups = [table.group(row) for row in range(len(table))]
+                references = ask(f"{key} {name}", groups, self._layout.in_turn)
+                tables[place] = replace(table, references=references)
 
 
 class StreamFeed:
     """Rows that are read and tokenized as training goes. Every rank reads all of them and keeps its own."""
 
-    def __init__(self, step: Step, stage: Sft, datas: Sequence[Data], tokenizer: Any, world: World) -> None:
+    def __init__(self, step: Step, stage: Sft | Pairwise, datas: Sequence[Data], tokenizer: Any, world: World) -> None:
         self._datas = datas
         self._tokenizer = tokenizer
         self._seed = step.seed
@@ -141,7 +162,7 @@ class StreamFeed:
         self.num_steps = stage.steps
         self._rows = self._mixture()
         self._taken = 0
-        self._held_out: list[Tokens] | None = None
+        self._held_out: list[Group] | None = None
 
     def step(self, number: int) -> list[Micro]:
         start = (number - 1) * self._batch
@@ -160,10 +181,10 @@ class StreamFeed:
     def evaluation(self) -> Iterator[Micro]:
         if self._held_out is None:
             tables = [tokens.stream_test(data, self._tokenizer) for data in self._datas if data.test]
-            self._held_out = [table.row(row) for table in tables for row in range(len(table))]
+            self._held_out = [table.group(row) for table in tables for row in range(len(table))]
         return self._layout.evaluation(self._held_out)
 
-    def _mixture(self) -> Iterator[Tokens]:
+    def _mixture(self) -> Iterator[Group]:
         """Rows drawn by weight, for ever."""
         weights = np.array([data.weight for data in self._datas])
         generator = np.random.Generator(np.random.PCG64([self._seed, 0]))
@@ -171,13 +192,13 @@ class StreamFeed:
         while True:
             yield next(sources[int(generator.choice(len(sources), p=weights / weights.sum()))])
 
-    def _endless(self, data: Data) -> Iterator[Tokens]:
+    def _endless(self, data: Data) -> Iterator[Group]:
         epoch = 0
         while True:
             empty = True
             for row in tokens.stream(data, self._tokenizer, self._seed + epoch):
                 empty = False
-                yield np.array(row.ids_T, dtype=np.int32), np.array(row.trained_T, dtype=bool)
+                yield Group(((np.array(row.ids_T, dtype=np.int32), np.array(row.trained_T, dtype=bool)),))
             if empty:
                 raise UserError(f"{data.path} yields no row that can be trained on", "see `ftlaunch preview`")
             epoch += 1

@@ -6,17 +6,34 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ftlaunch.rundir import write_json
-from fttrain.data.chat import Encoded
+from fttrain.data.chat import Encoded, EncodedPair
 
 log = logging.getLogger(__name__)
 
 _FILES = {"ids": np.int32, "trained": np.bool_, "lengths": np.int64, "supervised": np.int64}
+MARGINS = "margins"
+"""A further file, of sets of pairs only."""
+
+
+Tokens = tuple[np.ndarray, np.ndarray]
+"""(ids [T], trained [T]) of one row."""
+
+
+class Group(NamedTuple):
+    """Rows that are computed together: a single one, or the chosen and the rejected answer of a pair."""
+
+    rows: tuple[Tokens, ...]
+    margin: float = 0.0
+    """How much better the chosen answer is."""
+    reference: tuple[float, ...] | None = None
+    """Log-probability of each answer under the reference; None where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +54,52 @@ class TokenSet:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def row(self, index: int) -> Tokens:
         """(ids [T], trained [T]) of one row, as views."""
         here = slice(self.offsets[index], self.offsets[index] + self.lengths[index])
         return self.ids[here], self.trained[here]
+
+    def group(self, index: int) -> Group:
+        return Group((self.row(index),))
 
     def take(self, rows: np.ndarray) -> "TokenSet":
         """The set of these rows, in this order, over the same arrays."""
         return TokenSet(self.ids, self.trained, self.offsets[rows], self.lengths[rows], self.supervised[rows])
 
 
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of rows. N: pairs."""
+
+    answers: TokenSet
+    """2N rows: the chosen and the rejected one of the first pair, of the second, …"""
+    margins: np.ndarray
+    """[N] float32."""
+    references: np.ndarray | None = None
+    """[N, 2] float32: log-probabilities of the chosen and the rejected answer under the reference."""
+
+    def __len__(self) -> int:
+        return len(self.margins)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] int64: tokens of both rows of each pair."""
+        return self.answers.lengths.reshape(-1, 2).sum(axis=1)
+
+    def group(self, index: int) -> Group:
+        rows = (self.answers.row(2 * index), self.answers.row(2 * index + 1))
+        reference = None if self.references is None else tuple(self.references[index].tolist())
+        return Group(rows, float(self.margins[index]), reference)
+
+    def take(self, pairs: np.ndarray) -> "PairSet":
+        """The set of these pairs, in this order, over the same arrays."""
+        rows = (2 * pairs[:, None] + np.arange(2)).reshape(-1)
+        references = None if self.references is None else self.references[pairs]
+        return PairSet(self.answers.take(rows), self.margins[pairs], references)
+
+
 class Counts(Struct, frozen=True, kw_only=True):
-    """What became of a data set's rows."""
+    """What became of a data set's rows; of pairs, each counts once."""
 
     rows: int = 0
     """Read."""
@@ -62,6 +113,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     dropped_overlong: int = 0
     dropped_untrained: int = 0
     """Rows left out because no token of theirs would be trained, such as those whose answer was cut off."""
+    dropped_pairs: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows that make no pair, by the reason: empty, identical, tied, unmatched."""
 
 
 class _Meta(Struct, frozen=True, kw_only=True):
@@ -94,13 +147,13 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.cumsum(lengths, dtype=np.int64) - lengths
 
 
-def open_set(folder: Path) -> tuple[TokenSet, Counts] | None:
+def open_set(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     """The set in a folder, mapped from disk; None where there is none, or one that is broken, which is logged."""
     if not folder.exists():
         return None
     try:
         meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=_Meta)
-        sizes = {name: (folder / name).stat().st_size for name in _FILES}
+        sizes = {name: (folder / name).stat().st_size for name in meta.sizes}
     except (OSError, msgspec.DecodeError) as error:
         log.warning("the cached tokens in %s are not read: %s", folder, error)
         return None
@@ -108,11 +161,16 @@ def open_set(folder: Path) -> tuple[TokenSet, Counts] | None:
         log.warning("the cached tokens in %s are not read: files have changed size", folder)
         return None
     ids, trained, lengths, counts = (np.asarray(np.memmap(folder / name, kind, "r")) for name, kind in _FILES.items())
-    return TokenSet(ids, trained, _offsets(lengths), lengths, counts), meta.counts
+    rows = TokenSet(ids, trained, _offsets(lengths), lengths, counts)
+    if MARGINS not in sizes:
+        return rows, meta.counts
+    return PairSet(rows, np.fromfile(folder / MARGINS, dtype=np.float32)), meta.counts
 
 
-def write_set(folder: Path, rows: Iterable[Encoded], counts: Callable[[], Counts]) -> tuple[TokenSet, Counts]:
-    """Keep rows in a folder that appears by rename, open to its owner only, and open it.
+def write_set(
+    folder: Path, rows: Iterable[Encoded | EncodedPair], counts: Callable[[], Counts]
+) -> tuple[TokenSet | PairSet, Counts]:
+    """Keep rows, or pairs, in a folder that appears by rename, open to its owner only, and open it.
 
     `counts` is asked once the rows have run out. What it or the rows raise leaves nothing behind.
     """
@@ -120,26 +178,32 @@ def write_set(folder: Path, rows: Iterable[Encoded], counts: Callable[[], Counts
     aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
         _write_rows(aside, rows)
-        sizes = {name: (aside / name).stat().st_size for name in _FILES}
+        sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
         write_json(aside / "meta.json", _Meta(counts=counts(), sizes=sizes))
         return _publish(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_rows(folder: Path, rows: Iterable[Encoded]) -> None:
+def _write_rows(folder: Path, rows: Iterable[Encoded | EncodedPair]) -> None:
     sizes: list[tuple[int, int]] = []
+    margins: list[float] = []
     with (folder / "ids").open("wb") as ids, (folder / "trained").open("wb") as trained:
-        for row in rows:
-            ids.write(np.array(row.ids_T, dtype=np.int32).tobytes())
-            trained.write(bytes(row.trained_T))
-            sizes.append((len(row.ids_T), supervised(row)))
+        for one in rows:
+            if isinstance(one, EncodedPair):
+                margins.append(one.margin)
+            for row in (one.chosen, one.rejected) if isinstance(one, EncodedPair) else (one,):
+                ids.write(np.array(row.ids_T, dtype=np.int32).tobytes())
+                trained.write(bytes(row.trained_T))
+                sizes.append((len(row.ids_T), supervised(row)))
     lengths, counts = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
     lengths.tofile(folder / "lengths")
     counts.tofile(folder / "supervised")
+    if margins:
+        np.array(margins, dtype=np.float32).tofile(folder / MARGINS)
 
 
-def _publish(aside: Path, folder: Path) -> tuple[TokenSet, Counts]:
+def _publish(aside: Path, folder: Path) -> tuple[TokenSet | PairSet, Counts]:
     """Rename `aside` to `folder`, unless another process has just put the same there."""
     found = open_set(folder)
     if found is None:

@@ -3,29 +3,46 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
+from ftlaunch.rows import is_paired
 from ftlaunch.rows.fill import Row
-from fttrain.data.chat import Encoded, Encoder
+from ftlaunch.rows.pairs import Unfit
+from fttrain.data.chat import Encoded, EncodedPair, Encoder
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
-from fttrain.data.token_set import Counts, TokenSet, open_set, supervised, token_set, write_set
+from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervised, token_set, write_set
 
-VERSION = 1
+T = TypeVar("T")
+Kept = TypeVar("Kept", bound=Encoded | EncodedPair)
+
+Encode = Callable[[list[tuple[str, Row]]], Sequence[Encoded | EncodedPair | Unfit | None]]
+
+VERSION = 2
 """Of the files in the cache and of what is written there: raise it when `chat` encodes a row differently."""
 BATCH = 512
 """Rows tokenized together."""
 STREAM_BATCH = 64
 JUDGED_ROWS = 1000
 """Rows of a stream after which it is judged; one that is shorter is judged at its end."""
+
+REASONS = {
+    "overlong": "are longer than max_length",
+    "untrained": "have no trained token",
+    "empty": "have an empty answer",
+    "identical": "have the same answer twice",
+    "tied": "have no best answer",
+    "unmatched": "have two prompts",
+}
 
 _NOT_IN_ROWS = ("path", "config", "split", "revision", "template", "test", "weight", "streaming")
 """Fields of `Data` that the fingerprint or the template's text stands for, or that change no row's tokens."""
@@ -35,9 +52,11 @@ _NOT_IN_ROWS = ("path", "config", "split", "revision", "template", "test", "weig
 class Tokenized:
     """A data set, ready to train on. `counts` is over both parts."""
 
-    train: TokenSet
-    test: TokenSet
+    train: TokenSet | PairSet
+    test: TokenSet | PairSet
     counts: Counts
+    key: str
+    """Digest of all that rows, tokens and split depend on."""
 
 
 def cache_root() -> Path:
@@ -52,10 +71,11 @@ def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path) -> Tokenized:
     nothing trained is left, where no answer's end is trained, and where the test takes all rows.
     """
     encoder = Encoder(tokenizer, data)
-    folder = cache / _key(data, tokenizer, encoder)
+    key = _key(data, tokenizer, encoder)
+    folder = cache / key
     everything, counts = open_set(folder) or _make(folder, data, encoder)
     train, test = _split(everything, data, seed)
-    return Tokenized(train, test, counts)
+    return Tokenized(train, test, counts, f"{key} {data.test} {seed}")
 
 
 def stream(data: Data, tokenizer: Any, seed: int) -> Iterator[Encoded]:
@@ -64,7 +84,7 @@ def stream(data: Data, tokenizer: Any, seed: int) -> Iterator[Encoded]:
     Raises UserError as `tokenize` does, what holds for the whole set after 1000 rows or at the end.
     """
     encoder, tally, judged = Encoder(tokenizer, data), _Tally(), False
-    for encoded in _encoded(stream_rows(data, seed, _held_out(data)), encoder, STREAM_BATCH):
+    for encoded in _encoded(stream_rows(data, seed, _held_out(data)), encoder.encode_many, STREAM_BATCH):
         kept = tally.count(encoded, encoder)
         if kept is not None:
             yield kept
@@ -79,7 +99,7 @@ def stream_test(data: Data, tokenizer: Any) -> TokenSet:
     """The first `data.test` rows of a stream, in memory."""
     encoder, tally = Encoder(tokenizer, data), _Tally()
     rows = islice(load_rows(data), _held_out(data))
-    counted = (tally.count(encoded, encoder) for encoded in _encoded(rows, encoder, STREAM_BATCH))
+    counted = (tally.count(encoded, encoder) for encoded in _encoded(rows, encoder.encode_many, STREAM_BATCH))
     return token_set([kept for kept in counted if kept is not None])
 
 
@@ -88,10 +108,11 @@ def _held_out(data: Data) -> int:
     return data.test
 
 
-def _make(folder: Path, data: Data, encoder: Encoder) -> tuple[TokenSet, Counts]:
+def _make(folder: Path, data: Data, encoder: Encoder) -> tuple[TokenSet | PairSet, Counts]:
     """Read and encode all rows, and keep the set in `folder`."""
     tally = _Tally()
-    encoded = (tally.count(row, encoder) for row in _encoded(load_rows(data), encoder, BATCH))
+    encode: Encode = encoder.encode_pairs if is_paired(data) else encoder.encode_many
+    encoded = (tally.count(row, encoder) for row in _encoded(load_rows(data), encode, BATCH))
 
     def judged() -> Counts:
         tally.judge(data)
@@ -100,12 +121,14 @@ def _make(folder: Path, data: Data, encoder: Encoder) -> tuple[TokenSet, Counts]
     return write_set(folder, (row for row in encoded if row is not None), judged)
 
 
-def _encoded(rows: Iterator[tuple[str, Row]], encoder: Encoder, size: int) -> Iterator[Encoded | None]:
+def _encoded(
+    rows: Iterator[tuple[str, Row]], encode: Callable[[list[tuple[str, Row]]], Sequence[T]], size: int
+) -> Iterator[T]:
     while batch := list(islice(rows, size)):
-        yield from encoder.encode_many(batch)
+        yield from encode(batch)
 
 
-def _split(rows: TokenSet, data: Data, seed: int) -> tuple[TokenSet, TokenSet]:
+def _split(rows: TokenSet | PairSet, data: Data, seed: int) -> tuple[TokenSet | PairSet, TokenSet | PairSet]:
     """(train, in the data's own order; test, as drawn)."""
     size = data.test if isinstance(data.test, int) else max(1, round(data.test * len(rows)))
     if size >= len(rows):
@@ -120,25 +143,28 @@ class _Tally:
 
     def __init__(self) -> None:
         self.rows = self.tokens = self.trained = self.truncated = 0
-        self.kept = self.overlong = self.untrained = self.whole = 0
+        self.kept = self.whole = 0
         self.ended = False
+        self.dropped: Counter[str] = Counter()
+        """Rows left out, by the reason."""
 
-    def count(self, encoded: Encoded | None, encoder: Encoder) -> Encoded | None:
-        """The row, if it is one to train on."""
+    def count(self, encoded: Kept | Unfit | None, encoder: Encoder) -> Kept | None:
+        """The row or pair, if it is one to train on."""
         self.rows += 1
-        if encoded is None:
-            self.overlong += 1
+        if encoded is None or isinstance(encoded, str):
+            self.dropped[encoded or "overlong"] += 1
             return None
-        trained = supervised(encoded)
-        self.truncated += encoded.truncated
-        if trained == 0:
-            self.untrained += 1
+        rows = (encoded.chosen, encoded.rejected) if isinstance(encoded, EncodedPair) else (encoded,)
+        truncated = any(row.truncated for row in rows)
+        self.truncated += truncated
+        if not all(map(supervised, rows)):
+            self.dropped["untrained"] += 1
             return None
         self.kept += 1
-        self.tokens += len(encoded.ids_T)
-        self.trained += trained
-        self.whole += not encoded.truncated
-        self.ended = self.ended or (not encoded.truncated and encoder.is_ended(encoded))
+        self.tokens += sum(len(row.ids_T) for row in rows)
+        self.trained += sum(map(supervised, rows))
+        self.whole += not truncated
+        self.ended = self.ended or (not truncated and all(map(encoder.is_ended, rows)))
         return encoded
 
     def counts(self) -> Counts:
@@ -148,15 +174,16 @@ class _Tally:
             tokens=self.tokens,
             trained=self.trained,
             truncated=self.truncated,
-            dropped_overlong=self.overlong,
-            dropped_untrained=self.untrained,
+            dropped_overlong=self.dropped["overlong"],
+            dropped_untrained=self.dropped["untrained"],
+            dropped_pairs={reason: self.dropped[reason] for reason in get_args(Unfit) if self.dropped[reason]},
         )
 
     def judge(self, data: Data) -> None:
         """Raise UserError where training would be in vain."""
         if self.kept == 0:
             message = f"{data.path}: none of the {self.rows} rows is left to train on"
-            reasons = f"{self.overlong} are longer than max_length, {self.untrained} have no trained token"
+            reasons = ", ".join(f"{count} {REASONS[reason]}" for reason, count in self.dropped.items())
             raise UserError(f"{message} ({reasons})", f"raise max_length (now {data.max_length}) or mend the rows")
         if self.whole and not self.ended:
             remedy = 'use a template that ends answers with a special token, or template = "llama2" or "none"'

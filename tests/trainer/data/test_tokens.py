@@ -207,8 +207,8 @@ OTHER_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>\n
 @pytest.mark.parametrize(
     ("rows", "fields", "said"),
     [
-        (ROWS, {"max_length": 8}, "none of the 40 rows is left to train on (0 are longer than max_length, 40 have no"),
-        (ROWS, {"max_length": 8, "overlong": "drop"}, "(40 are longer than max_length, 0 have no"),
+        (ROWS, {"max_length": 8}, "none of the 40 rows is left to train on (40 have no trained token)"),
+        (ROWS, {"max_length": 8, "overlong": "drop"}, "(40 are longer than max_length)"),
         (ROWS, {"test": 40}, "takes all of the 40 rows"),
         (ROWS[:1], {"test": 0.5}, "takes all of the 1 rows"),
         (ROWS, {"template": "tokenizer"}, "the end of an answer is never trained"),
