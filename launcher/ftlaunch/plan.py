@@ -18,6 +18,7 @@ from ftlaunch.recipe import (
     Recipe,
     Reward,
     Sft,
+    Stage,
     Training,
 )
 from ftlaunch.rundir import Step

@@ -1,5 +1,7 @@
 """Adapters: one entry a kind in `attach`. PEFT makes the layers; what it leaves to its callers is here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,26 @@ def _attach_lora(model: nn.Module, adapter: Lora, start: Path | None, *, in_fp32
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
     return wrapped
+
+
+def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
+    """Load the adapter of an artifact folder beside the trained one, under a name of its own; it is never trained."""
+    model.load_adapter(str(folder), name, is_trainable=False, autocast_adapter_dtype=in_fp32)
+
+
+@contextmanager
+def speaking_as(model: nn.Module, name: str) -> Iterator[None]:
+    """Within, the adapter of this name counts; where the model has none of that name, the bare base."""
+    # PEFT's own switches would also say anew which weights are trained.
+    layers = [module for module in model.modules() if hasattr(module, "_active_adapter")]
+    held = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [name]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, held, strict=True):
+            layer._active_adapter = active
 
 
 def _candidates(model: nn.Module) -> str:

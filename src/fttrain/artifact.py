@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Full, Model
 from ftlaunch.rundir import Step, StepDir, sync_folder, write_json
+from fttrain import classifier
 from fttrain.engine import Engine
 from fttrain.model import DTYPES
 
 CARD = "artifact.json"
+HEAD = "head.safetensors"
+"""The head of a reward model, `score.weight` [1, D]."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Origin:
     """Folder of the adapter that goes on being trained; None for a fresh one."""
     tokenizer: str
     """Where the tokenizer is: the base's, or the one that the stage before has trained with."""
+    head: Path | None = None
+    """The reward model's head that goes on being trained; None for a fresh one."""
 
 
 def has_adapter(step: Step) -> bool:
@@ -39,9 +45,11 @@ def origin(step: Step, folder: StepDir) -> Origin:
         return Origin(step.model, None, step.model.path)
     start = folder.path.parent / step.start
     base, adapter = read(start)
+    head = start / HEAD if (start / HEAD).exists() else None
     if adapter is None:
-        return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None, str(start))
-    return Origin(msgspec.structs.replace(step.model, path=base.path, revision=base.revision), adapter, str(start))
+        return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None, str(start), head)
+    model = msgspec.structs.replace(step.model, path=base.path, revision=base.revision)
+    return Origin(model, adapter, str(start), head)
 
 
 def read(folder: Path) -> tuple[Model, Path | None]:
@@ -57,7 +65,8 @@ def read(folder: Path) -> tuple[Model, Path | None]:
 def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Path) -> None:
     """Gather the trained weights and write them, with the tokenizer, as plain transformers or peft loads them.
 
-    Collective. The folder appears by rename, on rank 0.
+    The head of a reward model goes to a file of its own; with a model trained in full it makes a sequence classifier
+    too. Collective. The folder appears by rename, on rank 0.
     """
     weights = dict(engine.full_tensors())
     if engine.world.is_main:
@@ -65,8 +74,7 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
         assert not empty, f"weights were not gathered: {empty}"
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        _write(step, engine, weights, aside)
-        tokenizer.save_pretrained(aside)
+        _write(step, engine, weights, tokenizer, aside)
         base = source.base if has_adapter(step) else msgspec.structs.replace(source.base, path=str(folder))
         write_json(aside / CARD, {"format": 1, "base": base, "adapter": step.adapter if has_adapter(step) else None})
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,12 +83,20 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
     engine.world.barrier()
 
 
-def _write(step: Step, engine: Engine, weights: dict[str, Tensor], folder: Path) -> None:
+def _write(step: Step, engine: Engine, weights: dict[str, Tensor], tokenizer: Any, folder: Path) -> None:
     model: Any = engine.scorer.model
+    head = {name: weights.pop(name) for name in list(weights) if name.startswith("score.")}
     if has_adapter(step):
         # PEFT would ask the hub whether the vocabulary was resized; nothing here resizes it.
-        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+        model.save_pretrained(
+            folder, state_dict=weights, save_embedding_layers=False, selected_adapters=[model.active_adapter]
+        )
     else:
-        held = {name: tensor.to(DTYPES[step.model.dtype]) for name, tensor in weights.items()}
-        model.config.dtype = DTYPES[step.model.dtype]
-        model.save_pretrained(folder, state_dict=held)
+        dtype = DTYPES[step.model.dtype]
+        model.config.dtype = dtype
+        model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
+    tokenizer.save_pretrained(folder)
+    if head:
+        save_file(head, folder / HEAD)
+        if not has_adapter(step):
+            classifier.make(folder, folder / HEAD, tokenizer)

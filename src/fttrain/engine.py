@@ -55,16 +55,24 @@ class Engine:
         return self._wrapped.optimizer
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names, as the model has them, and parameters of all trained weights, in the same order on every rank."""
-        return ((name, p) for name, p in self.scorer.model.named_parameters() if p.requires_grad)
+        """Names and parameters of all trained weights, in the same order on every rank.
+
+        Weights of the model have the names that it gives them; those of a head beside it come with the head's.
+        """
+        named = self.scorer.named_parameters()
+        return ((name.removeprefix("model."), p) for name, p in named if p.requires_grad)
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
+    def forward(self, asked: Any) -> Any:
+        """What the wrapped module says to `asked`, in the mode that it is in."""
+        return self._wrapped(asked)
+
     def scores(self, micro: Micro) -> Scores:
-        """Forward pass in training mode."""
-        return self._wrapped(micro)
+        """Forward pass of a plain Scorer."""
+        return self.forward(micro)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradients; with `last`, also reduce them over ranks and let the optimizer step."""
@@ -130,12 +138,13 @@ class Engine:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode: no dropout, no noise, no gradients."""
+        was_training = self._wrapped.training
         self._wrapped.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self._wrapped.train()
+            self._wrapped.train(was_training)
 
     def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Trained weights whole and in fp32, one after another: on the CPU of rank 0, empty elsewhere. Collective."""

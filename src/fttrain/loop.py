@@ -30,6 +30,10 @@ class Objective(Protocol):
         """The micro-batch's loss as a sum, a scalar with gradient."""
         ...
 
+    def measures(self, engine: Engine) -> dict[str, float]:
+        """What there is to say of the optimizer step just taken besides its loss, the same on every rank."""
+        ...
+
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
         """Metrics of the rows held out, the same on every rank; empty if there are none. "eval/loss" ranks them."""
         ...
@@ -73,6 +77,7 @@ def fit(
             {
                 "steps": feed.num_steps,
                 "loss": _or_none(outcome.loss),
+                **objective.measures(engine),
                 "learning_rate": schedule(step),
                 "grad_norm": _or_none(outcome.grad_norm),
                 "tokens": progress.tokens,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
-from fttrain import attention
+from fttrain import attention, classifier
 from fttrain.data.batches import Micro
 from fttrain.objectives.logps import Scores, score
 
@@ -96,14 +96,7 @@ class Scorer(nn.Module):
 
     def forward(self, micro: Micro) -> Scores:
         """Scores of the micro-batch's trained tokens, N of them."""
-        causal = self._causal()
-        self._lengths = micro.lengths
-        extra = {} if micro.segments is None else {"segments": micro.segments}
-        body = causal.base_model
-        hidden_BTD = body(
-            input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, **extra
-        ).last_hidden_state
-        hidden_ND = hidden_BTD.flatten(0, 1)[micro.places_N]
+        hidden_ND = self._hidden(micro)[micro.places_N]
         smoothing = self._smoothing if self.training else 0.0
         return score(
             hidden_ND,
@@ -113,6 +106,16 @@ class Scorer(nn.Module):
             chunks=micro.chunks,
             smoothing=smoothing,
         )
+
+    def _hidden(self, micro: Micro) -> Tensor:
+        """[lines · T, D]: what the body says at each place."""
+        self._lengths = micro.lengths
+        extra = {} if micro.segments is None else {"segments": micro.segments}
+        body = self._causal().base_model
+        hidden_BTD = body(
+            input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, **extra
+        ).last_hidden_state
+        return hidden_BTD.flatten(0, 1)
 
     def _causal(self) -> Any:
         """The transformers model, under PEFT's wrapper if there is one."""
@@ -141,3 +144,35 @@ class Scorer(nn.Module):
         scale_BT = self._neftune / (self._lengths.clamp(min=1) * width).sqrt()
         noise = torch.empty_like(embedded_BTD).uniform_(-1, 1)
         return embedded_BTD + noise * scale_BT[..., None].to(noise.dtype)
+
+
+class RewardHead(nn.Module):
+    """One number from a hidden state, computed in fp32 whatever the model's format."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, width).normal_(std=(width + 1) ** -0.5))
+
+    def forward(self, hidden_BD: Tensor) -> Tensor:
+        # A matrix product would be done in 16 bits under autocast.
+        return (hidden_BD.float() * self.weight.float()).sum(-1)
+
+
+class Rewarder(Scorer):
+    """A causal language model's body with a head that reads one number off each row, at its last token.
+
+    `score` is transformers' own name for that head in a sequence classification model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        classifier.architecture(self._causal().config.model_type)
+        embedding = self._causal().get_input_embeddings()
+        self.score = RewardHead(embedding.embedding_dim)
+        for parameter in self._causal().get_output_embeddings().parameters():
+            if parameter is not embedding.weight:  # nobody reads logits, so the head of tokens gets no gradient
+                parameter.requires_grad_(False)
+
+    def forward(self, micro: Micro) -> Tensor:  # type: ignore[override]
+        """[B]: the reward of each row."""
+        return self.score(self._hidden(micro)[micro.ends_B])

@@ -1,11 +1,13 @@
 """A recipe on the tiny model, and what a run of it left."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ftlaunch.recipe import Data
 from ftlaunch.rundir import StepDir, read_jsonl
 
 RECIPE = """
@@ -46,6 +48,26 @@ def recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Callable[..., P
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def pair_rows() -> list[dict[str, str]]:
+    """24 pairs of very different lengths, whose better answers speak of salt and whose worse ones of rain."""
+    draw = random.Random(1)
+    words = ["red", "green", "kettle", "lamp", "blue"]
+
+    def text(word: str) -> str:
+        return " ".join([*draw.choices([*words, word], k=draw.randint(1, 7)), word])
+
+    return [{"prompt": text("ask"), "chosen": text("salt"), "rejected": text("rain")} for _ in range(24)]
+
+
+@pytest.fixture
+def pairs(pair_rows: list[dict[str, str]], tmp_path: Path) -> Data:
+    """These pairs as a data table."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pair_rows))
+    return Data(path=str(path), format="preference")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A training stage run in this very process: the code that a rank runs, without the seconds that starting one takes."""
 
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +11,9 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ftlaunch.recipe import Adapter, Data, Lora, Model, Optimizer, Parallel, Sft
+from ftlaunch.recipe import Adapter, Data, Lora, Model, Optimizer, Pairwise, Parallel, Sft
 from ftlaunch.rundir import Step, StepDir
 from fttrain.leave import StopRequest
-from fttrain.stages import sft
 from fttrain.world import World
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"), peers=())
@@ -30,6 +30,8 @@ def make_step(
     adapter: Adapter = ADAPTER,
     optimizer: Optimizer | None = None,
     model_fields: dict[str, Any] | None = None,
+    kind: type[Sft | Pairwise] = Sft,
+    start: str | None = None,
     **stage: Any,
 ) -> Step:
     """What the launcher would write for one process; the keywords left over are the stage's."""
@@ -37,7 +39,7 @@ def make_step(
     settings = {"steps": 6, "batch_size": 8, "learning_rate": 1e-2, "save_every": 2, **stage}
     if "epochs" in stage:
         del settings["steps"]
-    spec = Sft(data=list(tables), **settings)
+    spec = kind(data=list(tables), **settings)
     assert spec.learning_rate is not None
     return Step(
         name="tiny",
@@ -53,6 +55,7 @@ def make_step(
         micro_batch_size=spec.micro_batch_size or spec.batch_size,
         accumulation=spec.batch_size // (spec.micro_batch_size or spec.batch_size),
         learning_rate=spec.learning_rate,
+        start=start,
         training_hash="of-tiny",
     )
 
@@ -71,14 +74,18 @@ class StopAfter:
 
 
 def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir:
-    """Run a stage in `folder/01-sft`, or go on with it; raises what it raises, `Stopped` after a stop."""
-    step_dir = StepDir(folder / "01-sft")
+    """Run a stage in `folder/01-KIND`, or go on with it; raises what it raises, `Stopped` after a stop.
+
+    What starts from an artifact in the folder is the second stage, `02-KIND`.
+    """
+    kind = step.stage.__struct_config__.tag
+    step_dir = StepDir(folder / f"{'02' if step.start else '01'}-{kind}")
     step_dir.path.mkdir(parents=True, exist_ok=True)
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=True)
     stop = cast("StopRequest", StopAfter(stop_after))
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
-        sft.run(step, step_dir, ALONE, stop)
+        importlib.import_module(f"fttrain.stages.{kind}").run(step, step_dir, ALONE, stop)
     return step_dir
 
 

@@ -1,0 +1,41 @@
+"""The reward model: a head that gives the better answer the larger number."""
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ftlaunch.recipe import Reward
+from ftlaunch.rundir import Step, StepDir
+from fttrain.artifact import Origin
+from fttrain.comparison import Compared, Comparison
+from fttrain.data.batches import Micro
+from fttrain.engine import Engine
+from fttrain.leave import StopRequest
+from fttrain.model import Rewarder
+from fttrain.objectives.pairwise import bradley_terry
+from fttrain.training import train
+from fttrain.world import World
+
+
+def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+    """Train the stage; returns how far it came."""
+    stage = step.stage
+    assert isinstance(stage, Reward)
+
+    def compare(engine: Engine, micro: Micro) -> Compared:
+        rewards_G2 = engine.forward(micro).view(-1, 2)
+        losses_G = bradley_terry(rewards_G2, micro.margins_G, margin=stage.margin, centering=stage.centering)
+        return Compared(losses_G, rewards_G2.detach())
+
+    return train(step, folder, world, stop, _rewarder, lambda *_: Comparison(compare))
+
+
+def _rewarder(model: nn.Module, origin: Origin) -> Rewarder:
+    """With the head of the stage before, if that was a reward model too."""
+    rewarder = Rewarder(model)
+    if origin.head is not None:
+        with torch.no_grad():
+            rewarder.score.weight.copy_(load_file(origin.head)["score.weight"])
+    return rewarder

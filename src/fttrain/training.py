@@ -1,0 +1,91 @@
+"""What every training stage does around the loop: from its start, through its newest checkpoint, to its artifact."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftlaunch.recipe import Pairwise, Sft
+from ftlaunch.rundir import Step, StepDir
+from fttrain import adapters, artifact, optim
+from fttrain.artifact import Origin
+from fttrain.checkpoint import random_states
+from fttrain.checkpoint.store import Checkpoints
+from fttrain.data import feed as feeds
+from fttrain.data.chat import chat_template
+from fttrain.data.feed import Feed
+from fttrain.engine import Engine
+from fttrain.leave import StopRequest
+from fttrain.loop import Habits, Objective, fit
+from fttrain.metrics import MetricsLog
+from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
+from fttrain.optim import Schedule
+from fttrain.progress import Progress
+from fttrain.world import World
+
+MakeScorer = Callable[[nn.Module, Origin], Scorer]
+"""The module to train, around the model with its trainable weights chosen."""
+MakeObjective = Callable[[Engine, Feed, Origin], Objective]
+"""What is trained on; called while the weights are still those that the stage starts from."""
+
+
+def train(
+    step: Step,
+    folder: StepDir,
+    world: World,
+    stop: StopRequest,
+    make_scorer: MakeScorer,
+    make_objective: MakeObjective,
+) -> dict[str, Any]:
+    """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
+    stage = step.stage
+    assert isinstance(stage, Sft | Pairwise)
+    origin = artifact.origin(step, folder)
+    tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
+    feed = feeds.build(step, stage, tokenizer, world)
+    tokenizer.chat_template = _template(step, tokenizer)
+    engine = _build(step, stage, world, origin, make_scorer)
+    objective = make_objective(engine, feed, origin)
+    checkpoints = Checkpoints(folder.checkpoints, step, engine)
+    loaded = checkpoints.load()
+    progress = Progress(**loaded.state) if loaded else Progress()
+    metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
+    fit(
+        objective,
+        engine,
+        feed,
+        Schedule(stage, peak=step.learning_rate, num_steps=feed.num_steps),
+        checkpoints,
+        metrics,
+        stop,
+        Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
+        progress,
+    )
+    artifact.save(step, origin, engine, tokenizer, folder.artifact)
+    return {"steps": progress.step, "tokens": progress.tokens, "artifact": Path(folder.artifact).name}
+
+
+def _template(step: Step, tokenizer: Any) -> str | None:
+    """The chat template that the model is trained with, which its artifact must carry; else the tokenizer's own."""
+    templates = [chat_template(tokenizer, data) for data in step.data.values()]
+    return next((template for template in templates if template), tokenizer.chat_template)
+
+
+def _build(step: Step, stage: Sft | Pairwise, world: World, origin: Origin, make_scorer: MakeScorer) -> Engine:
+    """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
+    torch.manual_seed(step.seed)
+    engine = Engine(step, world)
+    dtype = DTYPES[step.model.dtype]
+    trained_in_full = origin.adapter is None and not artifact.has_adapter(step)
+    held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
+    base = load_base(origin.base, dtype=held_in, packing=stage.packing)
+    if stage.activation_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model = adapters.attach(base, step.adapter, origin.adapter, in_fp32=not engine.zero_stage)
+    scorer = make_scorer(model, origin)
+    scorer.train()
+    engine.prepare(scorer, optim.build(step.optimizer, scorer.named_parameters()))
+    random_states.begin(step.seed, 0, world.rank)
+    return engine
