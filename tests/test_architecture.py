@@ -42,7 +42,7 @@ FLOORS = {
         "model",
         "engine chat gguf likeness preview",
         "artifact checkpoint comparison",
-        "guard merge",
+        "guard merge references",
         "loop",
         "training",
         "stages",
@@ -58,7 +58,7 @@ The floors of a package's own files stand under its name; where they do not, its
 STRANGERS = {("fttrain", "stages")}
 """Packages whose files do not import each other at all."""
 
-TRAINER_MAY_IMPORT = {"errors", "recipe", "rundir", "rows"}
+TRAINER_MAY_IMPORT = {"errors", "recipe", "resolve", "rundir", "rows"}
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}

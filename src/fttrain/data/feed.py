@@ -143,6 +143,8 @@ class TableFeed:
         """Give every pair the log-probabilities that `ask` returns for it."""
         for name, tables in (("train", self._train), ("test", self._test)):
             for place, (table, key) in enumerate(zip(tables, self._keys, strict=True)):
+                if len(table) == 0:
+                    continue
                 assert isinstance(table, PairSet)
                 groups = [table.group(row) for row in range(len(table))]
                 references = ask(f"{key} {name}", groups, self._layout.in_turn)

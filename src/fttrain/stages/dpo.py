@@ -1,0 +1,62 @@
+"""Direct preference optimization: the better answer is made more likely than the reference finds it, the worse less."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ftlaunch import resolve
+from ftlaunch.recipe import Dpo
+from ftlaunch.rundir import Step, StepDir
+from fttrain import adapters, references
+from fttrain.artifact import Origin
+from fttrain.comparison import Compared, Comparison, answer_logps
+from fttrain.data.batches import Micro
+from fttrain.data.feed import Feed, TableFeed
+from fttrain.engine import Engine
+from fttrain.leave import StopRequest
+from fttrain.model import Scorer
+from fttrain.objectives import pairwise
+from fttrain.training import train
+from fttrain.world import World
+
+
+def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+    """Train the stage; returns how far it came."""
+    stage = step.stage
+    assert isinstance(stage, Dpo)
+    is_live = resolve.reference(stage, step.adapter) == "live"
+
+    def scorer(model: nn.Module, origin: Origin) -> Scorer:
+        if is_live and origin.adapter is not None:
+            adapters.add_frozen(model, origin.adapter, references.REFERENCE, in_fp32=not step.parallel.zero_stage)
+        return Scorer(model)
+
+    def objective(engine: Engine, feed: Feed, origin: Origin) -> Comparison:
+        if not is_live:
+            assert isinstance(feed, TableFeed)
+            references.precompute(feed, engine, origin, step)
+        return Comparison(compare)
+
+    def compare(engine: Engine, micro: Micro) -> Compared:
+        reference_G2 = references.live(engine, micro) if is_live else references.precomputed(micro)
+        logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
+        ratios_G2 = logps_G2 - reference_G2
+        losses_G = loss(stage, ratios_G2, lengths_G2)
+        if stage.sft_weight:
+            losses_G = losses_G - stage.sft_weight * (logps_G2 / lengths_G2)[:, 0]
+        return Compared(losses_G, stage.beta * ratios_G2.detach())
+
+    return train(step, folder, world, stop, scorer, objective)
+
+
+def loss(stage: Dpo, ratios_G2: Tensor, lengths_G2: Tensor) -> Tensor:
+    """[G]: the loss that the recipe names, of log-ratios policy / reference of answers with so many tokens."""
+    match stage.loss:
+        case "sigmoid":
+            return pairwise.dpo(ratios_G2, beta=stage.beta, label_smoothing=stage.label_smoothing)
+        case "robust":
+            return pairwise.robust_dpo(ratios_G2, beta=stage.beta, label_smoothing=stage.label_smoothing)
+        case "ipo":
+            return pairwise.ipo(ratios_G2 / lengths_G2, beta=stage.beta)
+        case "hinge":
+            return pairwise.hinge(ratios_G2, beta=stage.beta)

@@ -1,0 +1,27 @@
+"""Odds ratio preference optimization: SFT on the better answer that also moves the odds between the two."""
+
+from typing import Any
+
+from ftlaunch.recipe import Orpo
+from ftlaunch.rundir import Step, StepDir
+from fttrain.comparison import Compared, Comparison, answer_logps
+from fttrain.data.batches import Micro
+from fttrain.engine import Engine
+from fttrain.leave import StopRequest
+from fttrain.model import Scorer
+from fttrain.objectives import pairwise
+from fttrain.training import train
+from fttrain.world import World
+
+
+def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+    """Train the stage; returns how far it came."""
+    stage = step.stage
+    assert isinstance(stage, Orpo)
+
+    def compare(engine: Engine, micro: Micro) -> Compared:
+        logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
+        mean_logps_G2 = logps_G2 / lengths_G2
+        return Compared(pairwise.orpo(mean_logps_G2, beta=stage.beta), stage.beta * mean_logps_G2.detach())
+
+    return train(step, folder, world, stop, lambda model, _: Scorer(model), lambda *_: Comparison(compare))
