@@ -11,6 +11,9 @@ from msgspec import Struct
 
 from ftlaunch.recipe import Adapter, Data, Model, Optimizer, Parallel, Stage
 
+REWARD_HEAD = "head.safetensors"
+"""A file in each folder with a reward model, artifact or merged: `score.weight` [1, D]."""
+
 
 class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that the trainer is told about one stage, in `step.json`: overrides resolved, derived values filled in."""

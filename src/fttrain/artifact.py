@@ -12,14 +12,12 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Full, Model
-from ftlaunch.rundir import Step, StepDir, sync_folder, write_json
+from ftlaunch.rundir import REWARD_HEAD, Step, StepDir, sync_folder, write_json
 from fttrain import classifier
 from fttrain.engine import Engine
 from fttrain.model import DTYPES
 
 CARD = "artifact.json"
-HEAD = "head.safetensors"
-"""The head of a reward model, `score.weight` [1, D]."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def origin(step: Step, folder: StepDir) -> Origin:
         return Origin(step.model, None, step.model.path)
     start = folder.path.parent / step.start
     base, adapter = read(start)
-    head = start / HEAD if (start / HEAD).exists() else None
+    head = start / REWARD_HEAD if (start / REWARD_HEAD).exists() else None
     if adapter is None:
         return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None, str(start), head)
     model = msgspec.structs.replace(step.model, path=base.path, revision=base.revision)
@@ -97,6 +95,6 @@ def _write(step: Step, engine: Engine, weights: dict[str, Tensor], tokenizer: An
         model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
     tokenizer.save_pretrained(folder)
     if head:
-        save_file(head, folder / HEAD)
+        save_file(head, folder / REWARD_HEAD, metadata={"format": "pt"})
         if not has_adapter(step):
-            classifier.make(folder, folder / HEAD, tokenizer)
+            classifier.make(folder, tokenizer)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.rundir import REWARD_HEAD
 from fttrain.model import load_tokenizer
 
 
@@ -15,6 +16,8 @@ def load(path: str) -> tuple[Any, Any]:
     """A model and its tokenizer: a hub id, a model folder, an artifact, or a plain PEFT adapter's folder."""
     from transformers import AutoModelForCausalLM
 
+    if (Path(path) / REWARD_HEAD).exists():
+        raise UserError(f"{path} is a reward model: it rates answers and gives none", "name a model that answers")
     is_adapter = (Path(path) / "adapter_config.json").exists()
     try:
         if is_adapter:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 
 from ftlaunch.errors import UserError
-from ftlaunch.rundir import write_json
+from ftlaunch.rundir import REWARD_HEAD, write_json
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -24,8 +24,8 @@ def architecture(model_type: str) -> str:
     return names if isinstance(names, str) else names[0]
 
 
-def make(folder: Path, head: Path, tokenizer: Any) -> None:
-    """Give the model in `folder`, saved without a head of tokens, the head of a file, with which it is a classifier."""
+def make(folder: Path, tokenizer: Any) -> None:
+    """Make the body in `folder`, a model saved without its head of tokens, and the reward head beside it one model."""
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "architectures": [architecture(config["model_type"])],
@@ -35,26 +35,22 @@ def make(folder: Path, head: Path, tokenizer: Any) -> None:
     }
     write_json(folder / "config.json", config)
     tokenizer.save_pretrained(folder)
-    _add_shard(folder, head)
+    _add_shard(folder)
 
 
-def _add_shard(folder: Path, head: Path) -> None:
-    tensors = load_file(head)
+def _add_shard(folder: Path) -> None:
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text())
     else:
-        first = "model-00001-of-00002.safetensors"
-        (folder / WEIGHTS).rename(folder / first)
-        index = {"metadata": {"total_size": (folder / first).stat().st_size}, "weight_map": _map(folder / first)}
-    save_file(tensors, folder / "model-head.safetensors", metadata={"format": "pt"})
-    index["weight_map"] |= dict.fromkeys(tensors, "model-head.safetensors")
-    index["metadata"]["total_size"] += sum(tensor.nbytes for tensor in tensors.values())
+        body = folder / "model-00001-of-00001.safetensors"
+        (folder / WEIGHTS).rename(body)  # a file of the plain name would be read alone
+        index = {"metadata": {"total_size": body.stat().st_size}, "weight_map": _map(body)}
+    index["weight_map"] |= _map(folder / REWARD_HEAD)
+    index["metadata"]["total_size"] += (folder / REWARD_HEAD).stat().st_size
     write_json(folder / INDEX, index)
 
 
 def _map(file: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
     with safe_open(file, "pt") as shard:
         return dict.fromkeys(shard.keys(), file.name)
 

@@ -3,9 +3,10 @@
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ftlaunch.recipe import Model
@@ -23,15 +24,23 @@ QUANTIZED_TOLERANCE = 0.2
 
 @dataclass(frozen=True)
 class Likeness:
-    """Distance of a model from a reference over all positions of the probes."""
+    """Distance of a model from a reference over all positions of the probes; of a reward model, over their rewards."""
 
     max_logit_difference: float
+    """Of a reward model, of a reward."""
     kl: float
-    """Mean KL divergence from the reference, nats a token."""
+    """Mean KL divergence from the reference, nats a token; of a reward model, of its preferences, nats a pair."""
     top1_agreement: float
-    """Share of positions at which both prefer the same token."""
+    """Share of positions at which both prefer the same token; of pairs of which both prefer the same probe."""
+    of: Literal["tokens", "rewards"] = "tokens"
+    """What the models say."""
 
     def __str__(self) -> str:
+        if self.of == "rewards":
+            return (
+                f"max |Δreward| {self.max_logit_difference:.3g}, KL {self.kl:.3g} nats a pair, "
+                f"same preference in {self.top1_agreement:.1%} of pairs"
+            )
         return (
             f"max |Δlogit| {self.max_logit_difference:.3g}, KL {self.kl:.3g} nats a token, "
             f"same first choice at {self.top1_agreement:.1%} of positions"
@@ -43,10 +52,12 @@ class Reference:
     """The adapter model's word on the probes."""
 
     logits: list[Tensor]
+    """[T, V] of each probe; of a reward model, its reward [1]."""
     probes: list[Tensor]
     dtype: torch.dtype
     quantized: frozenset[str]
     """Keys of weights that the base holds in 4 bits."""
+    of: Literal["tokens", "rewards"]
 
 
 def tolerance(base: Model) -> float:
@@ -55,8 +66,8 @@ def tolerance(base: Model) -> float:
 
 
 @torch.no_grad()
-def reference(base: Model, adapter: Path) -> Reference:
-    """Logits of base + adapter, as they were trained."""
+def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference:
+    """Logits of base + adapter, as they were trained; with the head of a reward model, its rewards."""
     from peft import PeftModel
 
     tokenizer = load_tokenizer(base.path, base.revision)
@@ -67,23 +78,38 @@ def reference(base: Model, adapter: Path) -> Reference:
         f"{name}.weight" for name, module in plain.named_modules() if type(module).__name__ == "Linear4bit"
     )
     model: Any = PeftModel.from_pretrained(plain, str(adapter)).eval()
-    logits = [model(probe.to(model.device)).logits[0].float().cpu() for probe in probes]
+    if head is None:
+        logits = [model(probe.to(model.device)).logits[0].float().cpu() for probe in probes]
+    else:
+        weight = load_file(head)["score.weight"]
+        body = model.get_base_model().base_model
+        ends = [body(probe.to(model.device)).last_hidden_state[0, -1].float().cpu() for probe in probes]
+        logits = [weight @ end for end in ends]
     del model, plain
     gc.collect()
-    return Reference(logits, probes, dtype, quantized)
+    return Reference(logits, probes, dtype, quantized, "tokens" if head is None else "rewards")
 
 
 @torch.no_grad()
 def compare(ref: Reference, folder: Path) -> Likeness:
     """Load a model folder as any user would, in the reference's dtype, and compare."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=ref.dtype).eval()
+    kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
+    model: Any = kind.from_pretrained(folder, dtype=ref.dtype).eval()
     ours = torch.cat([model(probe).logits[0].float() for probe in ref.probes])
     theirs = torch.cat(ref.logits)
     del model
     gc.collect()
+    difference = float((theirs - ours).abs().max())
+    if ref.of == "rewards":
+        ours, theirs = (_preferences(rewards) for rewards in (ours, theirs))
     logp, logq = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
     kl = (logp.exp() * (logp - logq)).sum(-1).mean()
     agreement = (theirs.argmax(-1) == ours.argmax(-1)).float().mean()
-    return Likeness(float((theirs - ours).abs().max()), float(kl), float(agreement))
+    return Likeness(difference, float(kl), float(agreement), ref.of)
+
+
+def _preferences(rewards_P: Tensor) -> Tensor:
+    """[pairs of probes, 2]: logits of preferring the one or the other, as Bradley and Terry have it."""
+    return torch.combinations(rewards_P)

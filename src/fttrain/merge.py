@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.recipe import Merge, Model
-from ftlaunch.rundir import RunDir, sync_folder, write_json
-from fttrain import artifact, likeness
+from ftlaunch.rundir import REWARD_HEAD, RunDir, sync_folder, write_json
+from fttrain import artifact, classifier, fold, likeness
 from fttrain.fold import Deltas
 from fttrain.likeness import Likeness
 from fttrain.model import DTYPES
@@ -37,6 +37,12 @@ class Source:
 
     base: Model
     adapter: Path
+
+    @property
+    def head(self) -> Path | None:
+        """The head of a reward model, beside its adapter."""
+        path = self.adapter / REWARD_HEAD
+        return path if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def merge(source: Source, out: Path, spec: Merge) -> Merged:
         raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
     folder = _base_folder(source.base)
     deltas = Deltas.read(source.adapter)
-    reference = likeness.reference(source.base, source.adapter)
+    reference = likeness.reference(source.base, source.adapter, source.head)
     methods = ["base"] if source.base.quantization == "none" else ["base", "dequantized"]
     tried: dict[str, Likeness] = {}
     for method in methods:
@@ -126,7 +132,7 @@ def _base_folder(base: Model) -> Path:
 def _write(folder: Path, deltas: Deltas, source: Source, out: Path, spec: Merge, quantized: frozenset[str]) -> None:
     """The merged weights, config, generation config and tokenizer in `out`."""
     dtype = DTYPES[spec.dtype] if spec.dtype else None
-    stored = list(_stored(folder, dtype))
+    stored = [one for one in _stored(folder, dtype) if source.head is None or one.key != fold.HEAD]
     needed = sum(tensor.num_bytes for tensor in stored)
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
@@ -141,7 +147,11 @@ def _write(folder: Path, deltas: Deltas, source: Source, out: Path, spec: Merge,
     for name in SIDE_FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)
-    _copy_tokenizer(source, out)
+    tokenizer = _tokenizer(source)
+    tokenizer.save_pretrained(out)
+    if source.head is not None:
+        shutil.copyfile(source.head, out / REWARD_HEAD)
+        classifier.make(out, tokenizer)
 
 
 def _stored(folder: Path, dtype: torch.dtype | None) -> Iterator[Stored]:
@@ -212,11 +222,12 @@ def _write_config(config: dict[str, Any], deltas: Deltas, out: Path, spec: Merge
     write_json(out / "config.json", config)
 
 
-def _copy_tokenizer(source: Source, out: Path) -> None:
+def _tokenizer(source: Source) -> Any:
+    """The adapter's own, else the base's."""
     from fttrain.model import load_tokenizer
 
     beside = (source.adapter / "tokenizer_config.json").exists()
-    load_tokenizer(str(source.adapter) if beside else source.base.path).save_pretrained(out)
+    return load_tokenizer(str(source.adapter) if beside else source.base.path)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlaunch.rundir import RunDir
+from ftlaunch.rundir import REWARD_HEAD, RunDir
 from ftlaunch.watch.made import describe, last_made
 
 RESULT = {"method": "dequantized", "max_logit_difference": 0.0312, "kl": 0.00012, "top1_agreement": 0.9987, "tried": {}}
@@ -28,6 +28,17 @@ def test_a_merged_model_comes_with_its_likeness(run: RunDir) -> None:
         "  folded into the dequantized weights; against the adapter model: "
         "KL 0.00012 nats a token, max |Δlogit| 0.031, same first choice at 99.9% of positions",
         f"  try it: ftlaunch chat '{path}' --prompt \"…\"",
+    ]
+
+
+def test_a_reward_model_is_not_to_be_talked_with(run: RunDir) -> None:
+    path = run.path / "02-merge/model"
+    (path / REWARD_HEAD).touch()
+    (path / "../result.json").write_text(json.dumps(RESULT | {"of": "rewards"}))
+    assert describe(run).splitlines() == [
+        f"merged reward model: {path}",
+        "  folded into the dequantized weights; against the adapter model: "
+        "KL 0.00012 nats a pair, max |Δreward| 0.031, same preference in 99.9% of pairs",
     ]
 
 

@@ -8,13 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from msgspec.structs import replace
-from safetensors.torch import load_file
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 from tests.trainer.in_process import make_step, train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ftlaunch.recipe import Data, Full, Reward
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data, Full, Merge, Reward
 from ftlaunch.rundir import StepDir, read_jsonl
+from fttrain import chat, classifier
 from fttrain.leave import Stopped
+from fttrain.merge import find_source, merge
 
 
 def lines(step: StepDir, key: str) -> list[dict[str, Any]]:
@@ -121,3 +125,46 @@ def test_trained_in_full_it_is_a_sequence_classifier(
     assert torch.allclose(rewards[:4], torch.stack(alone), atol=1e-5)
     differences = rewards[0::2] - rewards[1::2]
     assert (differences > 0).float().mean() > 0.9
+
+
+def test_merged_it_is_a_sequence_classifier_with_the_adapter_model_s_rewards(
+    tiny_model: Path, pairs: Data, pair_rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    done = train(make_step(tiny_model, pairs, kind=Reward), tmp_path)
+    merged = merge(find_source(done.artifact), tmp_path / "model", Merge())
+    assert merged.likeness.of == "rewards"
+    assert merged.likeness.kl < 1e-9
+    assert merged.likeness.max_logit_difference < 1e-5
+    rater, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    adapted = AutoPeftModelForCausalLM.from_pretrained(done.artifact).get_base_model().base_model
+    head = load_file(done.artifact / "head.safetensors")["score.weight"]
+    with torch.no_grad():
+        for pair in pair_rows[:3]:
+            text = tokenizer.apply_chat_template(turns(pair, "chosen"), tokenize=False)
+            batch = tokenizer([text, text + " and more"], padding=True, return_tensors="pt")
+            expected = reward_by_hand(adapted, head, tokenizer, turns(pair, "chosen"))
+            assert rater(**batch).logits[0, 0].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_merge_that_lost_its_head_is_noticed(
+    tiny_model: Path, pairs: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = train(make_step(tiny_model, pairs, kind=Reward), tmp_path)
+    other = load_file(done.artifact / "head.safetensors")["score.weight"].flip(1).contiguous()
+    make = classifier.make
+
+    def mistaken(folder: Path, tokenizer: Any) -> None:
+        save_file({"score.weight": other}, folder / "head.safetensors")
+        make(folder, tokenizer)
+
+    monkeypatch.setattr(classifier, "make", mistaken)
+    with pytest.raises(UserError, match="the merged model differs"):
+        merge(find_source(done.artifact), tmp_path / "model", Merge())
+
+
+def test_it_is_not_to_be_talked_with(tiny_model: Path, pairs: Data, tmp_path: Path) -> None:
+    done = train(make_step(tiny_model, pairs, kind=Reward, steps=1), tmp_path)
+    with pytest.raises(UserError, match="is a reward model: it rates answers"):
+        chat.load(str(done.artifact))

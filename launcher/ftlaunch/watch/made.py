@@ -2,11 +2,12 @@
 
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.rundir import REWARD_HEAD, RunDir, StepDir
 
 FOLDED_INTO = {"base": "the base's own weights", "dequantized": "the dequantized weights"}
 
@@ -19,13 +20,19 @@ class Merged(Struct, frozen=True, kw_only=True):
     """Nats a token."""
     max_logit_difference: float
     top1_agreement: float
-    """Share of positions."""
+    """Share of positions, or of pairs of probes."""
+    of: Literal["tokens", "rewards"] = "tokens"
+    """What the models say: a reward model's KL is of the preference between two probes."""
 
     def __str__(self) -> str:
+        unit, value, same = {
+            "tokens": ("token", "logit", "first choice at {} of positions"),
+            "rewards": ("pair", "reward", "preference in {} of pairs"),
+        }[self.of]
         return (
             f"folded into {FOLDED_INTO.get(self.method, self.method)}; "
-            f"against the adapter model: KL {self.kl:.2g} nats a token, max |Δlogit| {self.max_logit_difference:.2g}, "
-            f"same first choice at {self.top1_agreement:.1%} of positions"
+            f"against the adapter model: KL {self.kl:.2g} nats a {unit}, "
+            f"max |Δ{value}| {self.max_logit_difference:.2g}, same {same.format(f'{self.top1_agreement:.1%}')}"
         )
 
 
@@ -42,10 +49,12 @@ def describe(run: RunDir) -> str:
     if path is None:
         return ""
     step = StepDir(path.parent)
+    is_reward = (path / REWARD_HEAD).exists()
     kind = "adapter" if (path / "adapter_config.json").exists() else "model"
     merged = [f"  {told}"] if path == step.model and (told := _read_merged(step)) else []
-    try_it = f'  try it: ftlaunch chat {shlex.quote(str(path))} --prompt "…"'
-    return "\n".join([f"{'merged ' if path == step.model else ''}{kind}: {path}", *merged, try_it])
+    try_it = [] if is_reward else [f'  try it: ftlaunch chat {shlex.quote(str(path))} --prompt "…"']
+    what = f"{'merged ' if path == step.model else ''}{'reward ' if is_reward else ''}{kind}"
+    return "\n".join([f"{what}: {path}", *merged, *try_it])
 
 
 def _read_merged(step: StepDir) -> Merged | None:
