@@ -2,7 +2,7 @@
 # make test   the tests
 # make check  lint, format and types
 # make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; some hours
-# make bench  speed against TRL, which it installs (BENCH_DATA: folder with e2e_dev.csv and gsm8k_train.jsonl)
+# make bench  speed against TRL (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,9 +34,9 @@ faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults --all-trials -s
 
 bench: $(VENV)/installed $(MODEL)/config.json
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,bench]"
 	$(BIN)/python tests/benchmarks/startup.py --model $(MODEL)
 	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data $(BENCH_DATA)
+	$(BIN)/python tests/benchmarks/preference.py --model $(MODEL) --data $(BENCH_DATA)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
 
 $(VENV)/installed: pyproject.toml constraints.txt
