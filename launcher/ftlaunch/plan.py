@@ -162,7 +162,10 @@ def _training_notes(step: Step, stage: Training) -> dict[str, str]:
 def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
     match stage:
         case Reward():
-            return {"head": "one number at an answer's last token, new"}
+            goes_on = (step.start or "").startswith("reward/", 3)
+            return {
+                "head": f"one number at an answer's last token, {f'going on from {step.start}' if goes_on else 'new'}"
+            }
         case Dpo():
             rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
             return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(step, stage)}

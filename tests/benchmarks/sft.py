@@ -8,19 +8,15 @@ completion-only loss, padding to the longest row of a batch. Loss and gradient n
 without parity a speed means nothing. The last line is the worst ratio of tokens a second, ours over theirs.
 """
 
-import argparse
 import csv
 import json
 import random
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-WARM_UP = 2
+import duel
+
 BATCH = 8
 LEARNING_RATE = 2e-4
 MAX_LENGTH = 1024
@@ -39,17 +35,6 @@ def rows_of(kind: str, data: Path, count: int) -> list[dict[str, str]]:
     mixed = e2e[: count - len(pairs)] + pairs
     random.Random(1).shuffle(mixed)
     return mixed
-
-
-def make_adapter(model: str, folder: Path) -> None:
-    """One fresh LoRA adapter, so that both contenders start from the same weights."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
 
 
 def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> list[dict[str, float]]:
@@ -175,62 +160,18 @@ def theirs(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) ->
     return clock.lines
 
 
-def contend(options: argparse.Namespace) -> None:
-    """Child process: run one contender and print its lines and peak memory as JSON."""
-    rows = rows_of(options.kind, options.data, BATCH * options.steps)
-    lines = {"ours": ours, "trl": theirs}[options.contender](options.model, options.adapter, rows, options.steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print("RESULT " + json.dumps({"lines": lines, "peak_gib": peak}))
-
-
-def race(options: argparse.Namespace, kind: str, adapter: Path) -> float:
-    """Run both contenders in turn on one data set; prints the comparison, returns the ratio of tokens a second."""
-    results: dict[str, list[dict]] = {"ours": [], "trl": []}
-    for _ in range(options.rounds):
-        for contender, runs in results.items():
-            flags = ["--contender", contender, "--kind", kind, "--adapter", str(adapter), "--steps", str(options.steps)]
-            command = [sys.executable, __file__, *flags, "--model", options.model, "--data", str(options.data)]
-            out = subprocess.run(command, capture_output=True, text=True, check=False)
-            found = [line for line in out.stdout.splitlines() if line.startswith("RESULT ")]
-            if not found:
-                raise SystemExit(f"{contender} failed:\n{out.stderr[-3000:]}")
-            runs.append(json.loads(found[0].removeprefix("RESULT ")))
-    tokens = [line["tokens"] for line in results["ours"][0]["lines"]]
-    print(f"\n{kind}: {options.steps} steps of {BATCH} rows, {sum(tokens):,} tokens, {options.rounds} rounds")
-    print("  step   loss ours    loss TRL   norm ours    norm TRL")
-    for number, (a, b) in enumerate(zip(results["ours"][0]["lines"], results["trl"][0]["lines"], strict=True), 1):
-        print(f"  {number:4d}  {a['loss']:10.4f}  {b['loss']:10.4f}  {a['grad_norm']:10.4f}  {b['grad_norm']:10.4f}")
-    speed = {}
-    for contender, runs in results.items():
-        rates = [tokens[n] / run["lines"][n]["seconds"] for run in runs for n in range(WARM_UP, options.steps)]
-        speed[contender] = statistics.median(rates)
-        peak = min(run["peak_gib"] for run in runs)
-        print(f"  {contender:5s} {speed[contender]:8.1f} tokens/s (median of steps)   peak memory {peak:.2f} GiB")
-    return speed["ours"] / speed["trl"]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kind", choices=["e2e", "mixed"])
-    parser.add_argument("--contender", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    parser.add_argument("--adapter", type=Path, help=argparse.SUPPRESS)
+    parser = duel.make_parser(__doc__, kinds=["e2e", "mixed"], steps=8)
     options = parser.parse_args()
     if not (options.data / "e2e_dev.csv").exists():
         parser.error(f"--data: {options.data} does not hold e2e_dev.csv (columns mr, ref) and gsm8k_train.jsonl")
     if options.contender:
-        contend(options)
+        rows = rows_of(options.kind, options.data, BATCH * options.steps)
+        run = {"ours": ours, "trl": theirs}[options.contender]
+        duel.tell(run(options.model, options.adapter, rows, options.steps))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        make_adapter(options.model, Path(folder))
-        kinds = [options.kind] if options.kind else ["e2e", "mixed"]
-        ratios = {kind: race(options, kind, Path(folder)) for kind in kinds}
-    for kind, ratio in ratios.items():
-        print(f"{kind}: ratio {ratio:.2f}")
-    print(f"ratio {min(ratios.values()):.2f}")
+    kinds = [options.kind] if options.kind else ["e2e", "mixed"]
+    duel.fight(Path(__file__), options, kinds, unit="tokens")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ftlaunch.plan import make_plan
+from ftlaunch.recipe import Full
 from ftlaunch.rules import check
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -15,7 +16,8 @@ def test_it_loads_and_plans(path: Path, tmp_path: Path):
     loaded = check(path)
     assert loaded.recipe.name == path.stem.replace("_", "-")
     plan = make_plan(loaded.recipe, tmp_path)
-    assert plan.steps[0].name == "01-sft"
+    assert plan.steps[0].name == f"01-{plan.steps[0].step.stage.__struct_config__.tag}"
+    assert plan.steps[-1].name.endswith("-merge") or loaded.recipe.adapter == Full()
     for step in plan.steps:
         assert step.command[:2] == ["accelerate", "launch"]
         assert ("deepspeed.json" in step.files) == bool(step.step.parallel.zero_stage)

@@ -1,4 +1,4 @@
-"""The quickstart data set: what is shipped is what its generator writes."""
+"""The data sets that are shipped are what their generators write."""
 
 import json
 import re
@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parents[2] / "recipes" / "data"
 SHIPPED = FOLDER / "restaurants.jsonl"
 
 
-def test_the_generator_writes_the_shipped_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["restaurants", "pairs"])
+def test_the_generator_writes_the_shipped_file(name: str, tmp_path: Path) -> None:
     again = tmp_path / "again.jsonl"
-    subprocess.run([sys.executable, FOLDER / "make_restaurants.py", again], check=True)
-    assert again.read_bytes() == SHIPPED.read_bytes()
+    subprocess.run([sys.executable, FOLDER / f"make_{name}.py", again], check=True)
+    assert again.read_bytes() == (FOLDER / f"{name}.jsonl").read_bytes()
 
 
 def test_rows_are_distinct_short_and_in_style() -> None:
@@ -30,3 +33,9 @@ def test_rows_are_distinct_short_and_in_style() -> None:
         assert -1 not in places
         assert places == sorted(places)
         assert row["text"].endswith("Book ahead.") == (facts.get("rating", "")[:1] in ("8", "9"))
+
+
+def test_the_better_answer_is_the_house_s_and_the_worse_one_boasts() -> None:
+    rows = [json.loads(line) for line in (FOLDER / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({row["mr"] for row in rows}) == len(rows) == 320
+    assert all("!" not in row["chosen"] and row["rejected"].count("!") >= 2 for row in rows)

@@ -1,0 +1,80 @@
+"""Two contenders over the same rows, each in a process of its own, started in turn: what benchmarks of steps share."""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+WARM_UP = 2
+Lines = list[dict[str, float]]
+"""Of each step: loss, grad_norm, seconds, and the number of units (tokens, pairs) in it."""
+
+
+def make_parser(doc: str | None, *, kinds: list[str], steps: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kind", choices=kinds)
+    parser.add_argument("--contender", choices=["ours", "trl"], help=argparse.SUPPRESS)
+    parser.add_argument("--adapter", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def make_adapter(model: str, folder: Path) -> None:
+    """One fresh LoRA adapter, so that both contenders start from the same weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+
+
+def tell(lines: Lines) -> None:
+    """Child process: print a contender's lines and its peak memory as JSON."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print("RESULT " + json.dumps({"lines": lines, "peak_gib": peak}))
+
+
+def fight(script: Path, options: argparse.Namespace, kinds: list[str], *, unit: str) -> None:
+    """Run the script's contenders on each kind of data; the last line printed is the worst ratio of speed."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_adapter(options.model, Path(folder))
+        ratios = {kind: _race(script, options, kind, Path(folder), unit) for kind in kinds}
+    for kind, (speed, memory) in ratios.items():
+        print(f"{kind}: ratio {speed:.2f}, peak memory {memory:.2f} of TRL's")
+    print(f"ratio {min(speed for speed, _ in ratios.values()):.2f}")
+
+
+def _race(script: Path, options: argparse.Namespace, kind: str, adapter: Path, unit: str) -> tuple[float, float]:
+    """Both contenders in turn on one kind of data; prints the comparison, returns the ratios of speed and memory."""
+    results: dict[str, list[dict]] = {"ours": [], "trl": []}
+    for _ in range(options.rounds):
+        for contender, runs in results.items():
+            flags = ["--contender", contender, "--kind", kind, "--adapter", str(adapter), "--steps", str(options.steps)]
+            command = [sys.executable, str(script), *flags, "--model", options.model, "--data", str(options.data)]
+            out = subprocess.run(command, capture_output=True, text=True, check=False)
+            found = [line for line in out.stdout.splitlines() if line.startswith("RESULT ")]
+            if not found:
+                raise SystemExit(f"{contender} failed:\n{out.stderr[-3000:]}")
+            runs.append(json.loads(found[0].removeprefix("RESULT ")))
+    units = [line[unit] for line in results["ours"][0]["lines"]]
+    print(f"\n{kind}: {options.steps} steps, {sum(units):,.0f} {unit}, {options.rounds} rounds")
+    print("  step   loss ours    loss TRL   norm ours    norm TRL")
+    for number, (a, b) in enumerate(zip(results["ours"][0]["lines"], results["trl"][0]["lines"], strict=True), 1):
+        print(f"  {number:4d}  {a['loss']:10.4f}  {b['loss']:10.4f}  {a['grad_norm']:10.4f}  {b['grad_norm']:10.4f}")
+    speed: dict[str, float] = {}
+    peak: dict[str, float] = {}
+    for contender, runs in results.items():
+        rates = [units[n] / run["lines"][n]["seconds"] for run in runs for n in range(WARM_UP, options.steps)]
+        speed[contender], peak[contender] = statistics.median(rates), min(run["peak_gib"] for run in runs)
+        rate = f"{speed[contender]:8.2f} {unit}/s (median of steps)"
+        print(f"  {contender:5s} {rate}   peak memory {peak[contender]:.2f} GiB")
+    return speed["ours"] / speed["trl"], peak["ours"] / peak["trl"]
