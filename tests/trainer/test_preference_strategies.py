@@ -17,14 +17,16 @@ model.path = "{model}"
 model.dtype = "fp32"
 adapter.kind = "{adapter}"
 parallel.device = "cpu"
-[data.rows]
-path = "{rows}"
-prompt = "{{question}}"
-completion = "{{answer}}"
 [data.pairs]
 path = "{pairs}"
 format = "preference"
 test = 4
+"""
+ROWS = """
+[data.rows]
+path = "{rows}"
+prompt = "{{question}}"
+completion = "{{answer}}"
 """
 STAGE = """
 [[stage]]
@@ -53,8 +55,9 @@ WAYS = {
 def run(tiny_model: Path, rows_file: Path, pairs: Data, tmp_path: Path, launch: Launch) -> Callable[..., RunDir]:
     def start(chain: str, *settings: str) -> RunDir:
         adapter = "full" if chain.endswith("full") else "lora"
-        text = RECIPE.format(model=tiny_model, rows=rows_file, pairs=pairs.path, adapter=adapter)
-        (tmp_path / "pairs.toml").write_text("".join([text, *CHAINS[chain]]))
+        text = RECIPE.format(model=tiny_model, pairs=pairs.path, adapter=adapter)
+        rows = ROWS.format(rows=rows_file) if "sft" in chain else ""
+        (tmp_path / "pairs.toml").write_text("".join([text, rows, *CHAINS[chain]]))
         flags = [flag for setting in settings for flag in ("--set", setting)]
         folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
         launch("run", tmp_path / "pairs.toml", *flags, "--run-dir", folder)
