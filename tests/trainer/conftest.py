@@ -50,8 +50,7 @@ def recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Callable[..., P
     return write
 
 
-@pytest.fixture(scope="session")
-def pair_rows() -> list[dict[str, str]]:
+def make_pairs() -> list[dict[str, str]]:
     """24 pairs of very different lengths, whose better answers speak of salt and whose worse ones of rain."""
     draw = random.Random(1)
     words = ["red", "green", "kettle", "lamp", "blue"]
@@ -60,6 +59,11 @@ def pair_rows() -> list[dict[str, str]]:
         return " ".join([*draw.choices([*words, word], k=draw.randint(1, 7)), word])
 
     return [{"prompt": text("ask"), "chosen": text("salt"), "rejected": text("rain")} for _ in range(24)]
+
+
+@pytest.fixture(scope="session")
+def pair_rows() -> list[dict[str, str]]:
+    return make_pairs()
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""A rank killed in a stage that learns from pairs: the resumed stage ends with the bits of one that was left alone."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.faults.orders import Fault
+from tests.faults.ranks import Ranks, said, with_parallel, write_run
+from tests.faults.test_kills import outcome
+from tests.trainer.conftest import RECIPE, make_pairs
+
+from ftlaunch.load import load_recipe
+from ftlaunch.recipe import Recipe
+from ftlaunch.rundir import RunDir
+
+SECOND = """
+[data.pairs]
+path = "{pairs}"
+format = "preference"
+test = 4
+[[stage]]
+kind = "{kind}"
+data = "pairs"
+steps = 6
+batch_size = 8
+learning_rate = 1e-2
+save_every = 2
+"""
+
+
+@pytest.fixture
+def chain(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """The tiny recipe, with dropout, and a second stage behind its SFT."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in make_pairs()))
+
+    def of(kind: str) -> Recipe:
+        path = tmp_path / f"{kind}.toml"
+        first = RECIPE.format(model=tiny_model, rows=rows_file, dropout=0.1)
+        path.write_text(first + SECOND.format(pairs=pairs, kind=kind))
+        return load_recipe(path, ["stage.sft.steps=2"]).recipe
+
+    return of
+
+
+@pytest.mark.parametrize(("kind", "strategy"), [("reward", "ddp"), ("dpo", "zero3"), ("orpo", "zero2")])
+def test_a_killed_stage_ends_as_if_it_had_not_been(
+    kind: str, strategy: str, chain: Callable[..., Recipe], ranks: Ranks, tmp_path: Path
+):
+    calm = write_run(with_parallel(chain(kind), strategy, 2), tmp_path / "calm")
+    ranks.run(calm.step_dir("01-sft"))
+    killed = RunDir(Path(shutil.copytree(calm.path, tmp_path / "killed")))
+    expected, step = calm.step_dir(f"02-{kind}"), killed.step_dir(f"02-{kind}")
+    ranks.run(expected)
+    ranks.start(step, Fault("kill", step=4, rank=1, at="save"))
+    assert any(ranks.wait())
+    assert not step.result.exists()
+    ranks.run(step)
+    assert outcome(step) == outcome(expected), said(step)
