@@ -168,3 +168,12 @@ def test_it_is_not_to_be_talked_with(tiny_model: Path, pairs: Data, tmp_path: Pa
     done = train(make_step(tiny_model, pairs, kind=Reward, steps=1), tmp_path)
     with pytest.raises(UserError, match="is a reward model: it rates answers"):
         chat.load(str(done.artifact))
+
+
+def test_what_no_classifier_can_be_made_of_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="transformers has no sequence classifier on a nonesuch model"):
+        classifier.architecture("nonesuch")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }}<|im_start|>{% endfor %}"
+    with pytest.raises(UserError, match="no special token besides the one that ends answers"):
+        classifier._pad(tokenizer)  # <|im_end|> is EOS, and <|im_start|> ends answers here
