@@ -15,8 +15,8 @@ SOURCES = {"ftlaunch": ROOT / "launcher/ftlaunch", "fttrain": ROOT / "src/fttrai
 
 FLOORS = {
     "ftlaunch": (
-        "errors recipe",
-        "rundir resolve schema provenance",
+        "errors recipe redact",
+        "intake rundir resolve schema provenance trust",
         "node load rows processes",
         "plan rules shipped",
         "watch",
@@ -32,11 +32,12 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rows": ("fill", "reading turns", "pairs", "__init__"),
-    "ftlaunch.rules": ("data", "stage", "order", "__init__"),
+    "ftlaunch.rules": ("data secrets", "stage", "order", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": ("__init__", "launch prepare replan", "local", "control"),
     "fttrain": (
+        "intake",
         "objectives adapters attention classifier fold leave metrics optim progress world",
         "data",
         "model",
@@ -58,7 +59,7 @@ The floors of a package's own files stand under its name; where they do not, its
 STRANGERS = {("fttrain", "stages")}
 """Packages whose files do not import each other at all."""
 
-TRAINER_MAY_IMPORT = {"errors", "recipe", "resolve", "rundir", "rows"}
+TRAINER_MAY_IMPORT = {"errors", "intake", "recipe", "redact", "resolve", "rundir", "rows", "trust"}
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ftlaunch.recipe import Recipe
+from ftlaunch.redact import redact
 
 PACKAGES = (
     *("torch", "deepspeed", "accelerate", "transformers", "peft"),
@@ -46,7 +47,7 @@ def collect(recipe: Recipe, source: Path) -> Provenance:
     folder = source.absolute().parent
     diff = _git(folder, *DIFF)
     return Provenance(
-        recipe=str(source.absolute()),
+        recipe=redact(str(source.absolute())),
         commit=(_git(folder, "rev-parse", "HEAD") or b"").decode().strip() or None,
         diff_sha256=hashlib.sha256(diff).hexdigest() if diff else None,
         packages=_versions(),

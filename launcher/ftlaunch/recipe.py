@@ -24,6 +24,9 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hub id or folder with safetensors. Turn a .gguf file into such a folder with `ftlaunch import`."""
     revision: Text | None = None
     """Commit, tag or branch of a hub id. None is the hub's main branch."""
+    allow_pickle: bool = False
+    """Load pickled weights (pytorch_model.bin) where there are no others. Only for a hub id with `revision` = a full
+    commit: a pickle can run code, and a branch can change."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy."""
     quantization: Literal["none", "nf4"] = "none"

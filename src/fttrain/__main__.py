@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ftlaunch import trust
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
+from ftlaunch.redact import redact, redact_output
 from ftlaunch.rundir import Attempt, Step, StepDir, write_json
 
 DYING_SECONDS = 2.0
@@ -18,6 +20,7 @@ DYING_SECONDS = 2.0
 def main() -> int:
     """Run the step and leave its outcome in files; the exit code says the same."""
     folder = StepDir(Path(sys.argv[1]).absolute())
+    redact_output()
     rank = int(os.environ.get("RANK", "0"))
     attempt = _attempt(rank)
     try:
@@ -43,6 +46,8 @@ def _attempt(rank: int) -> Attempt | None:
 
 
 def _run(folder: StepDir, attempt: Attempt | None) -> int:
+    trust.require(folder.path.parent)
+    trust.require(folder.path)
     step = folder.read_step()
     from fttrain import world as worlds  # torch and accelerate, after the output is where it belongs
     from fttrain.leave import Stopped, StopRequest
@@ -100,9 +105,9 @@ def report(error: Exception, rank: int, attempt: Attempt | None) -> None:
     content = {
         "rank": rank,
         "type": type(error).__name__,
-        "message": error.message if isinstance(error, UserError) else str(error),
-        "remedy": error.remedy if isinstance(error, UserError) else None,
-        "traceback": traceback.format_exc(),
+        "message": redact(error.message if isinstance(error, UserError) else str(error)),
+        "remedy": redact(error.remedy) if isinstance(error, UserError) else None,
+        "traceback": redact(traceback.format_exc()),
         "log": str(attempt.rank_log(rank)),
         "user_error": isinstance(error, UserError),
     }

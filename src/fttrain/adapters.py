@@ -9,6 +9,7 @@ from torch import nn
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adapter, Full, Lora
+from fttrain.intake import adapter_folder
 
 
 def attach(model: nn.Module, adapter: Adapter, start: Path | None, *, in_fp32: bool) -> nn.Module:
@@ -29,7 +30,7 @@ def _attach_lora(model: nn.Module, adapter: Lora, start: Path | None, *, in_fp32
     if start is not None:
         wrapped: Any = PeftModel.from_pretrained(
             model,  # type: ignore[arg-type]
-            str(start),
+            str(adapter_folder(start)),
             is_trainable=True,
             autocast_adapter_dtype=in_fp32,
         )

@@ -1,6 +1,7 @@
 """`python -m fttrain.chat MODEL… --prompt TEXT`: what models answer, side by side, greedily."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,29 +9,41 @@ from typing import Any
 import torch
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.intake import ADAPTER_CONFIG
 from ftlaunch.rundir import REWARD_HEAD
+from fttrain import intake
 from fttrain.model import load_tokenizer
 
 
 def load(path: str) -> tuple[Any, Any]:
-    """A model and its tokenizer: a hub id, a model folder, an artifact, or a plain PEFT adapter's folder."""
+    """A model and its tokenizer: a hub id, a model folder, an artifact, or a plain PEFT adapter's folder.
+
+    Raises UserError where they cannot be had or trusted.
+    """
     from transformers import AutoModelForCausalLM
 
     if (Path(path) / REWARD_HEAD).exists():
         raise UserError(f"{path} is a reward model: it rates answers and gives none", "name a model that answers")
-    is_adapter = (Path(path) / "adapter_config.json").exists()
+    config = Path(path) / ADAPTER_CONFIG
+    base = json.loads(config.read_text())["base_model_name_or_path"] if config.exists() else path
     try:
-        if is_adapter:
-            from peft import AutoPeftModelForCausalLM
-
-            model: Any = AutoPeftModelForCausalLM.from_pretrained(path)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path)
+        folder = intake.model_folder(base)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        beside = base == path or (Path(path) / "tokenizer_config.json").exists()
+        tokenizer = load_tokenizer(path if beside else base)
+        if config.exists():
+            model = _with_adapter(model, Path(path), len(tokenizer))
     except (OSError, ValueError) as error:
         raise UserError(f"no model could be loaded from {path}: {error}", "name a model folder or a hub id") from error
-    beside = not is_adapter or (Path(path) / "tokenizer_config.json").exists()
-    source = path if beside else model.peft_config["default"].base_model_name_or_path
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(source)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
+    from peft import PeftModel
+
+    if vocabulary > model.get_input_embeddings().weight.shape[0]:  # the adapter was trained with tokens of its own
+        model.resize_token_embeddings(vocabulary)
+    return PeftModel.from_pretrained(model, str(intake.adapter_folder(adapter)))
 
 
 @torch.no_grad()

@@ -4,11 +4,13 @@ import argparse
 import shutil
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ftlaunch import trust
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from fttrain.model import DTYPES
 
@@ -22,6 +24,7 @@ def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
         raise UserError(f"{source} does not exist", "name a .gguf file")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
+    trust.require(source)
     model, tokenizer = _read(source)
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -33,12 +36,16 @@ def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
 def _read(source: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**place)
-        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, struct.error) as error:
-        raise UserError(f"{source} cannot be read as GGUF: {error}", "is it whole, and of a known family?") from error
+    with tempfile.TemporaryDirectory(prefix="ftlaunch-") as alone:  # transformers would read what lies beside the file
+        Path(alone, source.name).symlink_to(source.resolve())
+        place = {"pretrained_model_name_or_path": alone, "gguf_file": source.name, "trust_remote_code": False}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**place)
+            read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+        except (ValueError, OSError, KeyError, struct.error) as error:
+            raise UserError(
+                f"{source} cannot be read as GGUF: {error}", "is it whole, and of a known family?"
+            ) from error
     # The config that was read still calls itself quantized, and such a model refuses to be saved.
     fields = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
     model = type(read)(type(read.config)(**fields))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ftlaunch.recipe import Model
+from fttrain.intake import adapter_folder
 from fttrain.model import DTYPES, load_base, load_tokenizer
 
 PROBES = (
@@ -77,7 +78,7 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
     quantized = frozenset(
         f"{name}.weight" for name, module in plain.named_modules() if type(module).__name__ == "Linear4bit"
     )
-    model: Any = PeftModel.from_pretrained(plain, str(adapter)).eval()
+    model: Any = PeftModel.from_pretrained(plain, str(adapter_folder(adapter))).eval()
     if head is None:
         logits = [model(probe.to(model.device)).logits[0].float().cpu() for probe in probes]
     else:
@@ -96,7 +97,7 @@ def compare(ref: Reference, folder: Path) -> Likeness:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
-    model: Any = kind.from_pretrained(folder, dtype=ref.dtype).eval()
+    model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
     ours = torch.cat([model(probe).logits[0].float() for probe in ref.probes])
     theirs = torch.cat(ref.logits)
     del model

@@ -21,7 +21,7 @@ from torch import Tensor
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.recipe import Merge, Model
 from ftlaunch.rundir import REWARD_HEAD, RunDir, sync_folder, write_json
-from fttrain import artifact, classifier, fold, likeness
+from fttrain import artifact, classifier, fold, intake, likeness
 from fttrain.fold import Deltas
 from fttrain.likeness import Likeness
 from fttrain.model import DTYPES
@@ -121,12 +121,10 @@ def _aside(out: Path, method: str) -> Path:
 
 def _base_folder(base: Model) -> Path:
     """The base's files on disk, fetched from the hub if it is an id."""
-    if Path(base.path).is_dir():
-        return Path(base.path)
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", "*.json"]
-    return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=patterns))
+    try:
+        return intake.model_folder(base.path, base.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the base {base.path} cannot be had: {error}", "download it and give its folder") from error
 
 
 def _write(folder: Path, deltas: Deltas, source: Source, out: Path, spec: Merge, quantized: frozenset[str]) -> None:

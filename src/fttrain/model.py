@@ -1,14 +1,16 @@
 """The base model, its tokenizer, and the module that scores tokens with it."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
+from ftlaunch.intake import has_safetensors
 from ftlaunch.recipe import Model
-from fttrain import attention, classifier
+from fttrain import attention, classifier, intake
 from fttrain.data.batches import Micro
 from fttrain.objectives.logps import Scores, score
 
@@ -20,7 +22,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(intake.tokenizer_folder(path, revision), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", _remedy(path)) from error
 
@@ -28,7 +30,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
 def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     """The base as a causal language model in `dtype`, on the CPU unless it is quantized on a GPU.
 
-    `packing` chooses the attention that packed rows need. Raises UserError where the model cannot be had or run so.
+    `packing` chooses the attention that packed rows need. Raises UserError where the model cannot be had, run so or
+    trusted.
     """
     from transformers import AutoModelForCausalLM
 
@@ -38,13 +41,15 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     try:
+        folder = intake.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
         model = AutoModelForCausalLM.from_pretrained(
-            spec.path, revision=spec.revision, use_safetensors=True, trust_remote_code=False, **options
+            folder, use_safetensors=has_safetensors(folder), trust_remote_code=False, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, UnpicklingError) as error:
         raise UserError(
             f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
         ) from error
+    model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it
     model.config.use_cache = False
     layers: list[Any] = list(model.modules())
     for module in layers:

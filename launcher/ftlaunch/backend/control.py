@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from ftlaunch import processes
+from ftlaunch import processes, trust
 from ftlaunch.backend import local
 from ftlaunch.errors import DONE, UserError
 from ftlaunch.processes import Identity, lock
@@ -38,8 +38,10 @@ def drive_here(run: RunDir, held: int | None = None) -> int:
 def _take_over(run: RunDir) -> int:
     """The lock of a run, with nothing left of what the last driver was asked.
 
-    UserError where another process drives it, or where processes of a driver that is gone still work in it.
+    UserError where another process drives it, where processes of a driver that is gone still work in it, and where
+    others may have written in it: its plan says what is run, its checkpoints what is loaded.
     """
+    trust.require(run.path, deep=True)
     held = lock.take(run)
     if leftovers := processes.of_attempts(run.path):
         lock.release(held)

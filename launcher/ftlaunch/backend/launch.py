@@ -13,6 +13,7 @@ from ftlaunch import processes
 from ftlaunch.errors import UserError
 from ftlaunch.plan import PlannedStep
 from ftlaunch.processes.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
+from ftlaunch.redact import redact_file
 from ftlaunch.rundir import Attempt, StepDir, write_json
 
 POLL_SECONDS = 0.1
@@ -48,6 +49,8 @@ def run_attempt(
         killed = _watch(process, attempt, poll)
     finally:
         _leave_nothing(process, attempt)
+    for log in (attempt.launch_log, *attempt.rank_logs().values()):
+        redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
     said = read_outcome(step, attempt)
     if said is None and killed:
         return None

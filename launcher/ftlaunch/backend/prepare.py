@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ftlaunch import provenance
+from ftlaunch import provenance, trust
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan, PlannedStep, training_hash
 from ftlaunch.processes import lock
 from ftlaunch.recipe import Recipe
+from ftlaunch.redact import has_secret
 from ftlaunch.rundir import RunDir, sync_folder, write_atomic, write_json
 from ftlaunch.watch import runs
 
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 def prepare(plan: Plan, loaded: "Loaded") -> RunDir:
     """Write the folder of a planned run, or find it where this very run has finished already.
 
-    UserError where the folder is taken by another recipe or by an unfinished run, or cannot be written.
+    UserError where the folder is taken by another recipe or by an unfinished run, cannot be written, or lies where
+    anyone could swap it.
     """
     target = Path(plan.run_dir)
     aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    if has_secret(str(target)):
+        raise UserError(f"{target} holds what looks like a secret", "choose another folder with --run-dir")
     try:
+        trust.require_place(target)
         if target.exists():
             return _existing(target, plan)
         _write(RunDir(aside), plan, loaded)

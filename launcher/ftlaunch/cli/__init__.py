@@ -7,6 +7,7 @@ import typer
 from ftlaunch import __version__
 from ftlaunch.cli import model_verbs, recipe_verbs, run_verbs
 from ftlaunch.errors import BAD_INPUT, UserError
+from ftlaunch.redact import redact_output
 
 app = typer.Typer(
     add_completion=False,
@@ -47,7 +48,8 @@ def ftlaunch(
 
 
 def main() -> None:
-    """Run the command line; a UserError is printed to stderr and ends it with exit code 2."""
+    """Run the command line; a UserError is printed to stderr and ends it with exit code 2. No secret is printed."""
+    redact_output()
     try:
         app(prog_name="ftlaunch")
     except UserError as error:

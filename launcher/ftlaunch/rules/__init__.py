@@ -7,7 +7,7 @@ from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import data as data_rules
-from ftlaunch.rules import order
+from ftlaunch.rules import order, secrets
 from ftlaunch.rules import stage as stage_rules
 
 
@@ -34,6 +34,7 @@ def judge(loaded: Loaded) -> list[Problem]:
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
     problems += [problem for training in trainings for rule in stage_rules.RULES for problem in rule(training)]
     problems += [problem for rule in order.RULES for problem in rule(loaded)]
+    problems += secrets.secrets_stay_out(loaded)
     return list(dict.fromkeys(problems))
 
 

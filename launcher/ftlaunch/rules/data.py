@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftlaunch import trust
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.wording import choice, literal
@@ -155,6 +156,16 @@ def rows_are_left_to_train_on(table: DataTable) -> Iterator[Problem]:
         yield table.problem("test", message, f"write test below {limit}, or raise limit")
 
 
+def template_is_ours(table: DataTable) -> Iterator[Problem]:
+    """A chat template is a program, if one in a sandbox."""
+    if not Path(table.data.template).is_absolute():
+        return
+    try:
+        trust.require(Path(table.data.template))
+    except UserError as error:
+        yield table.problem("template", error.message, error.remedy)
+
+
 def hub_keys_need_a_hub_id(table: DataTable) -> Iterator[Problem]:
     if not Path(table.data.path).is_absolute():
         return
@@ -179,5 +190,6 @@ RULES: tuple[Callable[[DataTable], Iterator[Problem]], ...] = (
     text_has_no_system_turn,
     streams_hold_out_a_count,
     rows_are_left_to_train_on,
+    template_is_ours,
     hub_keys_need_a_hub_id,
 )

@@ -70,6 +70,10 @@ def merge_has_an_adapter(loaded: Loaded) -> Iterator[Problem]:
     elif isinstance(resolve.for_stage(recipe, trained).adapter, Full):
         message = "merge has nothing to merge: after full fine-tuning the artifact is the model already"
         yield loaded.problem(("stage", index), message, 'remove the stage, or add [adapter] with kind = "lora"')
+    elif resolve.for_stage(recipe, trained).model.allow_pickle:
+        message = "merge copies safetensors tensor by tensor, and this model's weights may be pickled"
+        remedy = "remove allow_pickle or the stage"
+        yield loaded.problem(("stage", index), message, remedy)
 
 
 RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (

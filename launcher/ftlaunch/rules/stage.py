@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ftlaunch import resolve
-from ftlaunch.errors import Problem
+from ftlaunch import intake, resolve, trust
+from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.where import KeyPath
 from ftlaunch.load.wording import choice, did_you_mean, literal
@@ -16,6 +16,7 @@ from ftlaunch.resolve import Resolved
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 ZERO = ("zero1", "zero2", "zero3")
 TableName = Literal["model", "adapter", "optimizer", "parallel"]
 
@@ -169,6 +170,30 @@ def revision_needs_a_hub_id(training: TrainedStage) -> Iterator[Problem]:
         yield training.table_problem("model", "revision", message, "remove it")
 
 
+def model_is_plain(training: TrainedStage) -> Iterator[Problem]:
+    """A folder is looked into now; what the hub sends is judged by the trainer before it is loaded."""
+    folder = Path(training.resolved.model.path)
+    if not folder.is_absolute():
+        return
+    try:
+        trust.require(folder)
+        intake.require_plain(folder)
+    except UserError as error:
+        yield training.table_problem("model", "path", error.message, error.remedy)
+
+
+def pickles_are_pinned(training: TrainedStage) -> Iterator[Problem]:
+    model = training.resolved.model
+    if not model.allow_pickle:
+        return
+    if Path(model.path).is_absolute():
+        message = f"counts only for a model of the hub, whose revision can be pinned, and {model.path} is a folder"
+        yield training.table_problem("model", "allow_pickle", message, "remove it, and save the model as safetensors")
+    elif not COMMIT.fullmatch(model.revision or ""):
+        message = "needs revision = a full commit (40 hex digits): what a branch or tag names can change"
+        yield training.table_problem("model", "allow_pickle", message, "look the commit up on the model's page")
+
+
 def quantized_weights_need_an_adapter(training: TrainedStage) -> Iterator[Problem]:
     quantization = training.resolved.model.quantization
     if quantization != "none" and isinstance(training.resolved.adapter, Full):
@@ -233,6 +258,8 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     single_is_one_process,
     offload_needs_zero,
     revision_needs_a_hub_id,
+    model_is_plain,
+    pickles_are_pinned,
     quantized_weights_need_an_adapter,
     quantized_weights_stay,
     optimizer_suits_processes,

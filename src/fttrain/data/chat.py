@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from ftlaunch import trust
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows.fill import DataError, Row
@@ -253,6 +254,7 @@ def _own_template(tokenizer: Any) -> str:
 
 
 def _template_file(path: Path) -> str:
+    trust.require(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -98,6 +98,8 @@ def _open(path: str, config: str | None, split: str, revision: str | None, strea
         raise UserError(f"the data set {path!r} cannot be had: {_first_line(error)}", remedy) from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         remedy = "check `config`, `split` and `revision` of the data table"
+        if "scripts are no longer supported" in str(error):
+            remedy = 'its script is never run; try revision = "refs/convert/parquet", or download its files'
         raise UserError(f"the data set {path!r} cannot be loaded: {_first_line(error)}", remedy) from error
 
 
