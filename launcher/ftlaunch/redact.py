@@ -36,7 +36,10 @@ SHAPES = (
 """Tokens of Hugging Face, OpenAI, GitHub, GitLab, Weights & Biases, PyPI, Slack, AWS, Google; a JWT; what a URL or an
 HTTP header signs in with."""
 
-SETTING = r"(?P<kept>\b[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)['\"]?(?:=|: ?)['\"]?)[^\s'\",;]{8,}"
+SETTING = (
+    r"(?P<kept>\b[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)['\"]?(?:=|: ?))"
+    r"(?:'[^'\n]{8,}'|\"[^\"\n]{8,}\"|[^\s'\",;]{8,})"
+)
 """A variable as a shell sets it, or as Python shows it. Lower case is left alone: an `eos_token` is no secret."""
 
 

@@ -30,6 +30,11 @@ def require(path: Path, *, deep: bool = False) -> None:
         _require_unswappable(above)
 
 
+def write_for_ourselves() -> None:
+    """From now on this process and its children make nothing that others may write, whatever the umask was."""
+    os.umask(os.umask(0o022) | 0o022)
+
+
 def require_place(path: Path) -> None:
     """Nothing, where a folder may be made at a path. Raises UserError where anybody could then swap it."""
     for above in path.resolve().parents:
@@ -63,7 +68,7 @@ def _require_owner(path: Path) -> None:
     others = [who for who, may in _others(status).items() if may]
     if others:
         raise UserError(
-            f"{path} can be written by {' and '.join(others)}, and what is loaded or run must be yours alone to change",
+            f"{path} can be written by {' and '.join(others)}, and only you may change what is loaded or run",
             f"chmod -R go-w {path}",
         )
 

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from ftlaunch import __version__
+from ftlaunch import __version__, trust
 from ftlaunch.cli import model_verbs, recipe_verbs, run_verbs
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.redact import redact_output
@@ -50,6 +50,7 @@ def ftlaunch(
 def main() -> None:
     """Run the command line; a UserError is printed to stderr and ends it with exit code 2. No secret is printed."""
     redact_output()
+    trust.write_for_ourselves()
     try:
         app(prog_name="ftlaunch")
     except UserError as error:
