@@ -67,8 +67,10 @@ def redact_file(path: Path) -> None:
 
 def redact_output() -> None:
     """From now on what this process prints, errors included, has no secrets in it."""
-    sys.stdout = cast("TextIO", RedactedStream(sys.stdout))
-    sys.stderr = cast("TextIO", RedactedStream(sys.stderr))
+    if not isinstance(sys.stdout, RedactedStream):
+        sys.stdout = cast("TextIO", RedactedStream(sys.stdout))
+    if not isinstance(sys.stderr, RedactedStream):
+        sys.stderr = cast("TextIO", RedactedStream(sys.stderr))
 
 
 class RedactedStream:
