@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -167,6 +168,22 @@ def test_an_adapter_is_no_base_as_its_own_would_be_loaded_unseen(folder: Path, c
         load_base(Model(path=str(adapter)), dtype=torch.float32, packing=False)
     with pytest.raises(UserError, match="auto_map"):
         load_for_chat(str(adapter))
+
+
+FETCHES_CODE = """\
+import fttrain
+from transformers.utils import is_kernels_available
+assert not is_kernels_available()
+import kernels
+"""
+
+
+def test_no_kernel_can_be_fetched_while_training_where_kernels_is_installed(tmp_path: Path, canary: Path):
+    (tmp_path / "kernels.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-c", FETCHES_CODE]
+    done = subprocess.run(command, env={"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert "import of kernels halted" in done.stderr
 
 
 heard: list[tuple[str, str]] | None = None
