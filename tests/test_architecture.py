@@ -175,6 +175,37 @@ def test_files_and_functions_keep_a_size(path: Path) -> None:
             assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines"
 
 
+ASK_NOBODY = {"gguf"}
+"""Loads a file with nothing beside it."""
+UNSAFE_CALLS = {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "os.system", "marshal.loads"}
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in nodes(path) if isinstance(node, ast.Call))
+
+
+@pytest.mark.parametrize("path", files(), ids=name)
+def test_nothing_is_unpickled_and_no_model_brings_code(path: Path) -> None:
+    for call in calls(path):
+        assert ast.unparse(call.func) not in UNSAFE_CALLS, f"{path}:{call.lineno}"
+        for keyword in call.keywords:
+            told = (keyword.arg, ast.unparse(keyword.value))
+            assert told not in {("weights_only", "False"), ("allow_pickle", "1"), ("shell", "True")}, f"{path}"
+            assert keyword.arg != "trust_remote_code" or told[1] == "False", f"{path}:{call.lineno}"
+
+
+@pytest.mark.parametrize("path", files(), ids=name)
+def test_what_loads_models_asks_whether_it_may(path: Path) -> None:
+    loads = [call for call in calls(path) if ast.unparse(call.func).endswith(".from_pretrained")]
+    if loads and path.stem not in ASK_NOBODY:
+        imported = {(package, target[0]) for package, target in imports(path) if target}
+        assert ("fttrain", "intake") in imported, f"{path}: have intake judge what is loaded"
+    for call in loads:
+        told = {keyword.arg for keyword in call.keywords}
+        is_peft = ast.unparse(call.func).startswith("Peft")
+        assert is_peft or {"trust_remote_code", None} & told, f"{path}:{call.lineno}: trust_remote_code=False"
+
+
 HELP = """\
 import sys
 before = {*sys.modules}
