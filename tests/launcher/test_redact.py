@@ -10,7 +10,7 @@ import pytest
 
 from ftlaunch.redact import HIDDEN, RedactedStream, has_secret, redact, redact_file
 
-CANARY = "can+ary/Zq8=x7'\"7Wv3é"
+CANARY = "can+ary/Zq 8=x7'\"7Wv3é"
 """Characters that URLs, JSON, Python and base64 each write in their own way."""
 
 SHAPED = [
