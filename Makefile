@@ -2,6 +2,7 @@
 # make test   the tests
 # make check  lint, format and types
 # make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; some hours
+# make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
 # make bench  speed against TRL (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check faults bench clean
+.PHONY: demo test check faults scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -38,6 +39,9 @@ bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data $(BENCH_DATA)
 	$(BIN)/python tests/benchmarks/preference.py --model $(MODEL) --data $(BENCH_DATA)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
+
+scoreboard: $(VENV)/installed
+	$(BIN)/python -m tests.scoreboard
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "== Installing into $(VENV): torch, DeepSpeed and the rest; some minutes the first time"

@@ -19,11 +19,14 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def save_tiny_model(folder: Path) -> Path:
     """A two-layer Llama of width 64 in fp32 over single bytes, with a ChatML tokenizer; random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = _byte_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -58,9 +61,12 @@ def _byte_tokenizer():
 
 @pytest.fixture(scope="session")
 def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+def write_rows(path: Path) -> Path:
     """48 rows of question and answer, of very different lengths."""
     draw = random.Random(0)
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     words = ["red", "green", "blue", "salt", "pepper", "kettle", "lamp"]
     rows = [
         {"question": " ".join(draw.choices(words, k=draw.randint(1, 6))), "answer": " ".join(draw.choices(words, k=n))}
