@@ -74,7 +74,7 @@ def _killed(saver: Saver, run: Path, when: int) -> bool:
 
 def _told(expected: str, said: dict[str, str]) -> str:
     if "error" in said:
-        return f"stopped with {said['error']}"
+        return said["error"]
     return "exact" if said["result"] == expected else "other weights"
 
 
@@ -86,7 +86,7 @@ def _count(told: list[str]) -> Verdict:
     if wrong:
         seen += f", {wrong} went on with other weights and no word"
     if errors:
-        seen += f", {len(errors)} {max(set(errors), key=errors.count)}"
+        seen += f", {len(errors)} stopped, most with {max(set(errors), key=errors.count)}"
     return Verdict("pass" if exact == len(told) else "FAIL", seen)
 
 
