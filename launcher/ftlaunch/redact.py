@@ -30,7 +30,7 @@ SHAPES = (
     r"\bAKIA[A-Z0-9]{16}\b",
     r"\bAIza[\w-]{35}",
     r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}",
-    r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",
+    r"(?<=://)[^/\s:@]+:[^/\s@]{6,}(?=@)",
     r"(?<=[Bb]earer )[\w.~+/=-]{8,}",
 )
 """Tokens of Hugging Face, OpenAI, GitHub, GitLab, Weights & Biases, PyPI, Slack, AWS, Google; a JWT; what a URL or an
@@ -38,7 +38,7 @@ HTTP header signs in with."""
 
 SETTING = (
     r"(?P<kept>\b[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)['\"]?(?:=|: ?))"
-    r"(?:'[^'\n]{8,}'|\"[^\"\n]{8,}\"|[^\s'\",;]{8,})"
+    r"(?:'[^'\n]{8,}'|\"[^\"\n]{8,}\"|[^\s'\",;\\]{8,})"
 )
 """A variable as a shell sets it, or as Python shows it. Lower case is left alone: an `eos_token` is no secret."""
 
@@ -53,16 +53,21 @@ def has_secret(text: str) -> bool:
 
 
 def redact_file(path: Path) -> None:
-    """Take the secrets out of a file that nobody writes to any more; one without any stays untouched."""
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        if not any(map(has_secret, file)):
+    """Take the secrets out of a file that nobody writes to any more; one without any stays untouched.
+
+    In place, as there may be no room for another: no secret is shorter than what stands for it.
+    """
+    with path.open("rb") as file:
+        if not any(has_secret(_text(line)) for line in file):
             return
-        aside = path.with_name(f".{path.name}.redacted")
         file.seek(0)
-        with aside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as clean:
-            clean.writelines(map(redact, file))
-    aside.chmod(path.stat().st_mode)
-    aside.replace(path)
+        with path.open("r+b") as same:
+            same.writelines(redact(_text(line)).encode(errors="surrogateescape") for line in file)
+            same.truncate()
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="surrogateescape")
 
 
 def redact_output() -> None:

@@ -23,6 +23,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
 from ftlaunch.rundir import StepDir
 from fttrain.chat import load as load_for_chat
+from fttrain.data.sources import _open
 from fttrain.merge import find_source, merge
 from fttrain.model import load_base, load_tokenizer
 
@@ -168,6 +169,15 @@ def test_an_adapter_is_no_base_as_its_own_would_be_loaded_unseen(folder: Path, c
         load_base(Model(path=str(adapter)), dtype=torch.float32, packing=False)
     with pytest.raises(UserError, match="auto_map"):
         load_for_chat(str(adapter))
+
+
+def test_a_data_sets_script_is_not_run(tmp_path: Path, canary: Path):
+    script = tmp_path / "rows/rows.py"
+    script.parent.mkdir()
+    script.write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    with pytest.raises(UserError, match="scripts are no longer supported") as refused:
+        _open(str(script.parent), None, "train", None, False)
+    assert "never run" in refused.value.remedy
 
 
 FETCHES_CODE = """\
