@@ -28,7 +28,7 @@ def model_folder(path: str, revision: str | None = None, *, allow_pickle: bool =
     _judge(folder, allow_pickle=True)
     if (folder / intake.ADAPTER_CONFIG).exists():
         raise UserError(f"{path} is an adapter, not a model", "merge it into its base, and name what that makes")
-    if folder != Path(path):
+    if not Path(path).is_dir():
         weights = intake.shard_names(folder) or [intake.WEIGHTS]
         folder = _fetch(path, revision, [*CONFIGS, *weights, *(PICKLED if allow_pickle else [])])
         _refuse_pickles_of_the_hub(path, folder, allow_pickle=allow_pickle)
@@ -38,8 +38,9 @@ def model_folder(path: str, revision: str | None = None, *, allow_pickle: bool =
 
 def adapter_folder(path: Path) -> Path:
     """The folder of an adapter, judged. Raises UserError where it is not to be trusted or its weights are pickled."""
-    _judge(path, allow_pickle=False)
-    return path
+    folder = path.resolve()
+    _judge(folder, allow_pickle=False)
+    return folder
 
 
 def _judge(folder: Path, *, allow_pickle: bool) -> None:
@@ -49,7 +50,7 @@ def _judge(folder: Path, *, allow_pickle: bool) -> None:
 
 def _fetch(path: str, revision: str | None, patterns: list[str]) -> Path:
     if Path(path).is_dir():
-        return Path(path)
+        return Path(path).resolve()  # what is judged is what is loaded, wherever a link may lead by then
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))

@@ -83,7 +83,7 @@ class Child:
 def _in_short(error: BaseException) -> str:
     """Its type and the first line of what it says, without folders."""
     told = re.sub(r"/\S*/(?=[^/\s]+)", "", str(error).strip().partition("\n")[0])
-    return f"{type(error).__name__}: {told}"[:LONGEST]
+    return f"{type(error).__name__}: {told}"[:LONGEST].rstrip(": ")
 
 
 def outcome(act: Callable[[], str], folder: Path, **environment: str) -> dict[str, str]:
