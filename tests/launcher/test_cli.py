@@ -197,7 +197,7 @@ def test_a_run_that_failed_says_how_to_look_into_it_and_go_on(call: Call, tmp_pa
 
 
 def test_the_plan_tells_the_learning_rate_and_whether_it_was_chosen(call: Call, recipe: Path) -> None:
-    assert "learning rate  0.0002 (none is given; this suits lora), cosine\n" in call("plan", recipe)[1]
+    assert "learning rate  0.0002 (none is given; this suits sft with lora), cosine\n" in call("plan", recipe)[1]
     own = ("--set", "stage.0.learning_rate=3e-5", "--set", "stage.0.warmup=0.1")
     assert "learning rate  3e-05, cosine after a warm-up of 0.1 of all steps\n" in call("plan", recipe, *own)[1]
 
