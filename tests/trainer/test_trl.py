@@ -10,10 +10,12 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from msgspec.structs import replace
+from tests.trainer.in_process import make_data, make_step, train
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ftlaunch.recipe import Data, Dpo
+from ftlaunch.rundir import read_jsonl
 from fttrain import attention
 from fttrain.comparison import answer_logps
 from fttrain.data.batches import Micro, collate
@@ -190,3 +192,33 @@ def test_reward(micro: Micro, rows: Dataset, tiny_model: Path, tokenizer: Any, t
         for name, parameter in rewarder.named_parameters()
     )
     assert_same((ours, grads(ours, named)), (theirs, grads(theirs, trainer.model.named_parameters())))
+
+
+def test_a_dpo_stage_takes_the_steps_that_trl_takes(
+    pairs: Data, pair_rows: list[dict[str, str]], tiny_model: Path, tokenizer: Any, rows_file: Path, tmp_path: Path
+) -> None:
+    """From the same adapter, with all pairs in each batch: losses and gradient norms of step after step."""
+    from peft import PeftModel
+    from trl import DPOConfig, DPOTrainer
+
+    sft = train(make_step(tiny_model, make_data(rows_file), steps=2), tmp_path)
+    shape = {"steps": 4, "batch_size": len(pair_rows), "schedule": "constant"}
+    ours = train(make_step(tiny_model, pairs, kind=Dpo, start="01-sft/artifact", **shape), tmp_path)
+    turn = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    common = settings(tmp_path / "trl") | {"per_device_train_batch_size": len(pair_rows)}
+    trainer = DPOTrainer(
+        model=PeftModel.from_pretrained(load(tiny_model, "eager"), str(sft.artifact), is_trainable=True),
+        args=DPOConfig(
+            **common, max_steps=4, learning_rate=1e-2, lr_scheduler_type="constant", logging_steps=1, save_strategy="no"
+        ),
+        train_dataset=Dataset.from_list(
+            [{key: [{"role": role, "content": row[key]}] for key, role in turn.items()} for row in pair_rows]
+        ),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    theirs = [line for line in trainer.state.log_history if "loss" in line]
+    for one, other in zip((line for line in read_jsonl(ours.metrics) if "loss" in line), theirs, strict=True):
+        assert one["loss"] == pytest.approx(float(other["loss"]), abs=1e-4)
+        assert one["grad_norm"] == pytest.approx(float(other["grad_norm"]), rel=1e-3)
+        assert one["rewards/chosen"] == pytest.approx(float(other["rewards/chosen"]), abs=1e-3)
