@@ -101,15 +101,17 @@ class Scorer(nn.Module):
 
     def forward(self, micro: Micro) -> Scores:
         """Scores of the micro-batch's trained tokens, N of them."""
-        hidden_ND = self._hidden(micro)[micro.places_N]
-        smoothing = self._smoothing if self.training else 0.0
+        return self._scores(self._hidden(micro)[micro.places_N], micro)
+
+    def _scores(self, hidden_ND: Tensor, micro: Micro, *, with_entropy: bool = False) -> Scores:
         return score(
             hidden_ND,
             micro.targets_N,
             self._logits,
             trained_head=self._trained_head,
             chunks=micro.chunks,
-            smoothing=smoothing,
+            smoothing=self._smoothing if self.training else 0.0,
+            with_entropy=with_entropy,
         )
 
     def _hidden(self, micro: Micro) -> Tensor:

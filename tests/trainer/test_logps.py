@@ -214,3 +214,19 @@ def test_neftune_noise_has_the_papers_scale_and_is_off_in_evaluation(rows: list)
     assert share.mean() == pytest.approx(0.5, abs=0.02)
     scorer.eval()(micro)
     assert not added[1].any()
+
+
+def test_entropy_and_its_gradient_come_with_the_scores(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(4)
+    hidden, targets = torch.randn(23, 8, requires_grad=True), torch.randint(0, 50, (23,))
+    head = torch.nn.Linear(8, 50).requires_grad_(False)
+    monkeypatch.setattr(logps, "CHUNK", 5)
+    scores = logps.score(hidden, targets, head, trained_head=False, chunks=6, with_entropy=True)
+    log_p = head(hidden).log_softmax(-1)
+    expected = -(log_p.exp() * log_p).sum(-1)
+    torch.testing.assert_close(scores.entropy_N, expected)
+    chosen = log_p.gather(1, targets[:, None])[:, 0]
+    (ours,) = torch.autograd.grad((scores.smoothed_N + 0.3 * scores.entropy_N).sum(), hidden)
+    (theirs,) = torch.autograd.grad((chosen + 0.3 * expected).sum(), hidden)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert logps.score(hidden, targets, head, trained_head=False).entropy_N.numel() == 0

@@ -112,7 +112,7 @@ def test_losses_and_gradients_equal_a_loop_over_single_numbers():
     loss = ppo.policy_loss(logps, tensors[1], tensors[2], clip=0.2).losses_N.sum()
     loss = loss + 0.1 * ppo.value_loss(values_N, tensors[4], tensors[5], clip=0.3).losses_N.sum()
     loss.backward()
-    assert float(loss) == pytest.approx(total(new, values), abs=1e-9)
+    assert loss.item() == pytest.approx(total(new, values), abs=1e-9)
     for i in range(40):
         nudge = np.eye(40)[i] * 1e-6
         slope = (total(new + nudge, values) - total(new - nudge, values)) / 2e-6

@@ -1,11 +1,14 @@
 """Log-probabilities of chosen tokens, in chunks: the full [T, V] logits never exist."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from fttrain.objectives.ppo import entropy
 
 CHUNK = 1024
 """Tokens whose logits exist at once."""
@@ -23,6 +26,8 @@ class Scores(NamedTuple):
     """log p(target), without gradient."""
     correct_N: Tensor
     """Whether the target is the most probable token."""
+    entropy_N: Tensor
+    """Entropy of the distribution in nats; carries the gradient. Empty unless it was asked for."""
 
 
 def num_chunks(tokens: int) -> int:
@@ -31,31 +36,41 @@ def num_chunks(tokens: int) -> int:
 
 
 def score(
-    hidden_ND: Tensor, targets_N: Tensor, head: Head, *, trained_head: bool, chunks: int = 1, smoothing: float = 0.0
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    head: Head,
+    *,
+    trained_head: bool,
+    chunks: int = 1,
+    smoothing: float = 0.0,
+    with_entropy: bool = False,
 ) -> Scores:
     """Scores of `targets_N` under `head(hidden_ND)`, in at least `chunks` calls of the head, the last ones empty.
 
     Under ZeRO-3 a call gathers the head's weights from all ranks, so all ranks must make the same number of calls.
     A frozen head's gradient towards the hidden states is made together with the loss, chunk by chunk: two matrix
-    products where recomputation would take three. A trained head (its own weights or an adapter on it) is recomputed.
+    products where recomputation would take three. A trained head (its own weights or an adapter on it) is recomputed,
+    and so are scores with their entropy.
     """
     chunks = max(chunks, num_chunks(targets_N.shape[0]))
-    if trained_head and torch.is_grad_enabled():
-        parts = [
-            checkpoint(_score_chunk, head, hidden_ND[here], targets_N[here], smoothing, use_reentrant=False)
-            for here in _slices(chunks)
-        ]
+    if with_entropy or (trained_head and torch.is_grad_enabled()):
+        chunk = partial(_score_chunk, head, smoothing=smoothing, with_entropy=with_entropy)
+        parts = [checkpoint(chunk, hidden_ND[here], targets_N[here], use_reentrant=False) for here in _slices(chunks)]
         return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return Scores(*_FrozenHead.apply(hidden_ND, targets_N, head, smoothing, chunks))
+    return Scores(*_FrozenHead.apply(hidden_ND, targets_N, head, smoothing, chunks), targets_N.new_empty(0))
 
 
 def _slices(chunks: int) -> list[slice]:
     return [slice(index * CHUNK, (index + 1) * CHUNK) for index in range(chunks)]
 
 
-def _score_chunk(head: Head, hidden_ND: Tensor, targets_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The three columns of Scores for one chunk, differentiable by autograd."""
-    return _from_logits(head(hidden_ND).float(), targets_N, smoothing)[:3]
+def _score_chunk(
+    head: Head, hidden_ND: Tensor, targets_N: Tensor, *, smoothing: float, with_entropy: bool
+) -> tuple[Tensor, ...]:
+    """The columns of Scores for one chunk, differentiable by autograd."""
+    logits_NV = head(hidden_ND).float()
+    entropy_N = entropy(logits_NV) if with_entropy else targets_N.new_empty(0)
+    return *_from_logits(logits_NV, targets_N, smoothing)[:3], entropy_N
 
 
 def _from_logits(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,7 +83,7 @@ def _from_logits(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tupl
 
 
 class _FrozenHead(torch.autograd.Function):
-    """`_score_chunk` over all chunks, with d smoothed / d hidden kept from the forward pass."""
+    """`_score_chunk` over all chunks, without entropy, with d smoothed / d hidden kept from the forward pass."""
 
     @staticmethod
     def forward(
