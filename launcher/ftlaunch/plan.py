@@ -15,6 +15,7 @@ from ftlaunch.recipe import (
     Merge,
     Orpo,
     Pairwise,
+    Ppo,
     Recipe,
     Reward,
     Sft,
@@ -28,6 +29,7 @@ LEARNING_RATE: dict[type[Training], dict[type[Adapter], float]] = {
     Reward: {Lora: 1e-4, Full: 1e-5},
     Dpo: {Lora: 1e-5, Full: 1e-6},
     Orpo: {Lora: 8e-5, Full: 8e-6},
+    Ppo: {Lora: 3e-5, Full: 3e-6},
 }
 """Peak learning rates that suit each kind of stage and of adapter when the recipe names none."""
 

@@ -252,6 +252,64 @@ class Orpo(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     """Weight of the odds ratio loss beside the chosen answer's cross-entropy; the paper's lambda."""
 
 
+SHIPPED_REWARDS = ("gsm8k",)
+"""What `reward_function` may name without a file or module."""
+
+
+class Ppo(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="ppo"):
+    """Proximal policy optimization: the policy answers prompts, each answer gets a score, and answers that score better
+    than foreseen become more likely (arXiv 1707.06347, 2009.01325). Dropout is off."""
+
+    reward_function: Text | None = None
+    """Function that scores an answer: called with the prompt's text, the answer's text and the row, it returns a
+    number. "FILE.py:NAME", with the file relative to the recipe, "package.module:NAME", or "gsm8k", which is shipped:
+    1 where the answer's last number is the one in the row's field "answer", else 0."""
+    reward_model: Text | None = None
+    """Model that scores an answer: a folder or hub id of a sequence classifier with one label."""
+    rollout_size: Positive | None = None
+    """Prompts that are answered before their answers are trained on, over all processes. None: batch_size."""
+    ppo_epochs: Positive = 4
+    """Passes over the answers of a rollout, in mini-batches of `batch_size`."""
+    max_new_tokens: Positive = 128
+    """Longest answer in tokens."""
+    generation_batch_size: Positive = 32
+    """Answers that one process generates side by side."""
+    temperature: Above0 = 1.0
+    """Divides the logits, in sampling and in training alike."""
+    missing_eos_penalty: AtLeast0 = 0.0
+    """Taken off the score of an answer that has not ended within `max_new_tokens`."""
+    score_scaling: Literal["none", "running", "batch"] = "none"
+    """"running" brings scores to mean 0 and deviation 1 by all that were seen so far; "batch" divides the rewards of
+    tokens (scores and KL) by their deviation within the rollout, with their mean kept."""
+    kl_coefficient: AtLeast0 = 0.05
+    """Price of a nat of KL between policy and reference, paid at each token. The reference is the policy as the stage
+    finds it."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """How KL is told from a sampled token: "k1" is log p - log q; "k3" is q/p - 1 - log q/p, never negative."""
+    kl_target: Above0 | None = None
+    """KL in nats an answer that the coefficient is steered towards (arXiv 1909.08593). None: it stays as it is."""
+    kl_horizon: Positive = 10_000
+    """Answers over which the coefficient follows `kl_target`; more is slower."""
+    gamma: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Discount of a reward for each token that it is away."""
+    gae_lambda: Annotated[float, Meta(ge=0, le=1)] = 0.95
+    """Decay of generalized advantage estimation: 1 trusts the rewards, 0 the value head (arXiv 1506.02438)."""
+    whiten_advantages: bool = True
+    """Bring the advantages of a rollout's tokens to mean 0 and deviation 1."""
+    clip: Above0 = 0.2
+    """The probability ratio of new to old policy counts within 1 ± clip."""
+    value_clip: Above0 = 0.2
+    """A value counts within ± this of what it was at the rollout."""
+    value_weight: AtLeast0 = 0.1
+    """Weight of the value loss. The value head reads the policy's own hidden states."""
+    entropy_weight: AtLeast0 = 0.0
+    """Weight of the entropy, which is taken off the loss."""
+    samples_every: Positive = 10
+    """Rollouts from one that leaves samples with their scores in samples.jsonl to the next; the first one does."""
+    packing: bool = True
+    """Lay rows end to end in scoring and training instead of padding them. The loss is the same."""
+
+
 class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merge"):
     """Folds the adapter into the base and checks the result against the adapter model."""
 
@@ -264,7 +322,7 @@ class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     None: what rounding explains, 1e-5 in fp32, 0.01 in fp16, 0.02 in bf16, 0.2 from a quantized base."""
 
 
-Stage = Sft | Reward | Dpo | Orpo | Merge
+Stage = Sft | Reward | Dpo | Orpo | Ppo | Merge
 
 
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -76,6 +76,8 @@ class StepDir:
         self.deepspeed = path / "deepspeed.json"
         self.attempts = path / "attempts"
         self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        """Answers with their scores, of a PPO stage."""
         self.checkpoints = path / "checkpoints"
         self.artifact = path / "artifact"
         self.model = path / "model"

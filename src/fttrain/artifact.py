@@ -61,12 +61,13 @@ def read(folder: Path) -> tuple[Model, Path | None]:
 
 
 def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Path) -> None:
-    """Gather the trained weights and write them, with the tokenizer, as plain transformers or peft loads them.
+    """Gather the model's trained weights and write them, with the tokenizer, as plain transformers or peft loads them.
 
     The head of a reward model goes to a file of its own; with a model trained in full it makes a sequence classifier
-    too. Collective. The folder appears by rename, on rank 0.
+    too. A value head stays behind. Collective. The folder appears by rename, on rank 0.
     """
-    weights = dict(engine.full_tensors())
+    of_model = {name for name, _ in engine.scorer.model.named_parameters()}
+    weights = {name: tensor for name, tensor in engine.full_tensors() if name in of_model}
     if engine.world.is_main:
         empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
         assert not empty, f"weights were not gathered: {empty}"

@@ -108,7 +108,8 @@ class _Batch:
         for line, prompt in enumerate(prompts):
             ids[line, width - len(prompt) :], mask[line, width - len(prompt) :] = prompt, 1
         positions = np.maximum(mask.cumsum(1) - 1, 0)
-        return Decode(*(torch.from_numpy(array).to(self._device) for array in (ids, mask, positions)), cache)
+        ids_BT, mask_BP, positions_BT = (torch.from_numpy(array).to(self._device) for array in (ids, mask, positions))
+        return Decode(ids_BT, mask_BP, positions_BT, cache)
 
     def take(self, logps_BV: Tensor, uniform: np.ndarray) -> None:
         """Draw a token for each line, with the numbers of all answers, and make ready to ask for the next."""

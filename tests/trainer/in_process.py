@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ftlaunch.recipe import Adapter, Data, Lora, Model, Optimizer, Pairwise, Parallel, Sft
+from ftlaunch.recipe import Adapter, Data, Lora, Model, Optimizer, Pairwise, Parallel, Ppo, Sft
 from ftlaunch.rundir import Step, StepDir
 from fttrain.leave import StopRequest
 from fttrain.world import World
@@ -30,7 +30,7 @@ def make_step(
     adapter: Adapter = ADAPTER,
     optimizer: Optimizer | None = None,
     model_fields: dict[str, Any] | None = None,
-    kind: type[Sft | Pairwise] = Sft,
+    kind: type[Sft | Pairwise | Ppo] = Sft,
     start: str | None = None,
     **stage: Any,
 ) -> Step:
@@ -73,12 +73,6 @@ class StopAfter:
         return "the test" if self._left <= 0 else None
 
 
-def start_afresh() -> None:
-    """Leave accelerate as the start of a rank finds it, on the CPU."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=True)
-
-
 def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir:
     """Run a stage in `folder/01-KIND`, or go on with it; raises what it raises, `Stopped` after a stop.
 
@@ -87,7 +81,8 @@ def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir
     kind = step.stage.__struct_config__.tag
     step_dir = StepDir(folder / f"{'02' if step.start else '01'}-{kind}")
     step_dir.path.mkdir(parents=True, exist_ok=True)
-    start_afresh()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
     stop = cast("StopRequest", StopAfter(stop_after))
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
         importlib.import_module(f"fttrain.stages.{kind}").run(step, step_dir, ALONE, stop)

@@ -14,6 +14,7 @@ from ftlaunch.recipe import Full, Lora, Model
 from fttrain import adapters
 from fttrain.actor import Actor
 from fttrain.data.batches import Micro, collate
+from fttrain.data.token_set import Group
 from fttrain.model import load_base
 
 TEMPERATURE = 0.7
@@ -23,7 +24,7 @@ TEMPERATURE = 0.7
 def micro() -> Micro:
     make = np.random.default_rng(5)
     rows = [(make.integers(0, 256, size=n, dtype=np.int32), np.arange(n) >= 4) for n in (9, 30, 12)]
-    return collate(rows, packing=True, chunks=1, device=torch.device("cpu"))
+    return collate([Group((row,)) for row in rows], packing=True, chunks=1, device=torch.device("cpu"))
 
 
 def by_hand(model: Any, micro: Micro) -> torch.Tensor:
@@ -58,7 +59,7 @@ def test_the_reference_is_the_policys_start(kind: str, tiny_model: Path, tmp_pat
     adapter = Full() if kind == "full" else Lora(rank=4, alpha=8, dropout=0.5)
     policy = adapters.attach(load(tiny_model), adapter, start, in_fp32=True)
     if start is not None:
-        adapters.add_frozen(policy, start, "reference")
+        adapters.add_frozen(policy, start, "reference", in_fp32=True)
     frozen = load(tiny_model).requires_grad_(False) if kind == "full" else None
     actor = Actor(policy, frozen, temperature=TEMPERATURE)
     trained = {name for name, parameter in actor.named_parameters() if parameter.requires_grad}

@@ -11,6 +11,7 @@ from typing import Final
 from ftlaunch.recipe import Data
 from ftlaunch.rows.fill import DataError, Row
 from ftlaunch.rows.pairs import Unfit, pair_of
+from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.reading import Lines, data_files, is_local, read_rows, rows_of
 from ftlaunch.rows.turns import row_format, text_of, turns_of
 
@@ -76,7 +77,9 @@ def _check_row(data: Data, row: Row, where: str) -> Unfit | None:
     if is_paired(data):
         pair = pair_of(data, row, where)
         return pair if isinstance(pair, str) else None
-    if row_format(data) == "text":
+    if row_format(data) == "prompt" and data.completion is None:
+        prompt_of(data, row, where)
+    elif row_format(data) == "text":
         text_of(data, row, where)
     else:
         turns_of(data, row, where)

@@ -30,7 +30,12 @@ def turns_of(data: Data, row: Row, where: str) -> list[Turn]:
     It may begin with one system turn, goes on with a user turn, and ends with the assistant's unless everything is
     trained. Raises DataError naming `where` and the field that is wrong.
     """
-    return finished(_READERS[row_format(data)](data, row, where), data, row, where)
+    return finished(read_turns(data, row, where), data, row, where)
+
+
+def read_turns(data: Data, row: Row, where: str) -> list[Turn]:
+    """The turns that stand in the row, at least one; of format "prompt" without a completion the user's alone."""
+    return _READERS[row_format(data)](data, row, where)
 
 
 def finished(turns: list[Turn], data: Data, row: Row, where: str) -> list[Turn]:
@@ -47,8 +52,10 @@ def _pair(user: str, assistant: str) -> list[Turn]:
 
 def _from_prompt(data: Data, row: Row, where: str) -> list[Turn]:
     assert data.prompt is not None
-    assert data.completion is not None
-    return _pair(fill(data.prompt, row, where), fill(data.completion, row, where))
+    asked = fill(data.prompt, row, where)
+    if data.completion is None:
+        return [{"role": "user", "content": asked}]
+    return _pair(asked, fill(data.completion, row, where))
 
 
 def _from_alpaca(data: Data, row: Row, where: str) -> list[Turn]:

@@ -1,7 +1,8 @@
 """Sharded checkpoints: every rank saves its pieces, and only what verifies against the manifest counts.
 
     step-00000100/
-      rank0.safetensors  pieces of weights and moments, random states; which elements they are, in the header
+      rank0.safetensors  pieces of weights and moments, random states; which elements they are, in the header;
+                         in rank 0's also what the stage carries besides
       manifest.json      optimizer step, world size, SHA-256 and size of every file; written last
 
 Any number of ranks under any strategy can read it: a rank takes the pieces that overlap its own.
@@ -14,9 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Training
@@ -32,6 +34,7 @@ PATIENCE_SECONDS = 30.0
 """How long training waits for a save that is still being written when the next one is due, unless told to wait."""
 RETRY_SECONDS = 10.0
 RANDOM = "rng|"
+CARRIED = "carried|"
 PIECES = "pieces"
 log = logging.getLogger(__name__)
 
@@ -65,15 +68,28 @@ class _Flight:
     """It has failed before, and training waits for it."""
 
 
+class Carried(Protocol):
+    """What a stage goes on with besides weights, moments and random states; the same on every rank."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as it stands."""
+        ...
+
+    def adopt(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with what `tensors` returned."""
+        ...
+
+
 class Checkpoints:
     """The checkpoints of one step folder. Every method is called by all ranks together."""
 
-    def __init__(self, folder: Path, spec: Step, engine: Engine) -> None:
+    def __init__(self, folder: Path, spec: Step, engine: Engine, carried: Carried | None = None) -> None:
         assert isinstance(spec.stage, Training)
         self._folder = folder
         self._spec = spec
         self._policy = spec.stage.on_save_failure
         self._engine = engine
+        self._carried = carried
         self._world = engine.world
         self._image = Image()
         self._background = Background(self._image.descriptor)
@@ -113,6 +129,8 @@ class Checkpoints:
         own = shards.owned(self._engine)
         tensors = {piece.key: piece.tensor for piece in own}
         tensors |= {f"{RANDOM}{name}": state for name, state in random_states.take().items()}
+        if self._carried is not None and self._world.is_main:
+            tensors |= {f"{CARRIED}{name}": tensor for name, tensor in self._carried.tensors().items()}
         self._image.fill(tensors, {PIECES: json.dumps({piece.key: [piece.offset, len(piece)] for piece in own})})
 
     def advance(self) -> None:
@@ -246,16 +264,22 @@ class Checkpoints:
         indices = [json.loads(file.metadata()[PIECES]) for file in files]
         for piece in shards.held(self._engine):
             _fill(piece, indices, files)
+        if self._carried is not None:
+            self._carried.adopt(_named(files[0], CARRIED))
         if writers != self._world.size:
             random_states.begin(self._spec.seed, content["step"], self._world.rank)
             return
-        own = files[self._world.rank]
-        names = [name for name in own.keys() if name.startswith(RANDOM)]  # noqa: SIM118 it is no dict
-        random_states.restore({name.removeprefix(RANDOM): own.get_tensor(name) for name in names})
+        random_states.restore(_named(files[self._world.rank], RANDOM))
 
 
 def _file(rank: int) -> str:
     return f"rank{rank}.safetensors"
+
+
+def _named(file: Any, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a file whose names begin so, by what follows."""
+    names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 it is no dict
+    return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
 def _fill(piece: shards.Piece, indices: list[dict[str, list[int]]], files: list[Any]) -> None:

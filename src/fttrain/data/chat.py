@@ -143,6 +143,21 @@ class Encoder:
             encoded.append(self._cut(ids, _mark([start for start, _ in offsets], row.trained)))
         return encoded
 
+    def encode_prompt(self, turns: list[Turn], where: str) -> list[int]:
+        """Tokens of the turns as they stand when the model begins its answer."""
+        if self.template is None:
+            text = self._bos + "".join(turn["content"] for turn in turns)
+        else:
+            text = self._render(turns, where, add_generation_prompt=True)
+        ids = self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False).input_ids
+        self._refuse_double_bos(ids, where)
+        return ids
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens with which an answer ends: EOS and the other special ones."""
+        return self._end_ids
+
     def is_ended(self, encoded: Encoded) -> bool:
         """Whether the last trained token, white space aside, is one that ends a turn: EOS or another special token."""
         for token, trained in zip(reversed(encoded.ids_T), reversed(encoded.trained_T), strict=True):

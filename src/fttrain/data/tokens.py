@@ -74,8 +74,8 @@ def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path) -> Tokenized:
     key = _key(data, tokenizer, encoder)
     folder = cache / key
     everything, counts = open_set(folder) or _make(folder, data, encoder)
-    train, test = _split(everything, data, seed)
-    return Tokenized(train, test, counts, f"{key} {data.test} {seed}")
+    train, test = split(len(everything), data, seed)
+    return Tokenized(everything.take(train), everything.take(test), counts, f"{key} {data.test} {seed}")
 
 
 def stream(data: Data, tokenizer: Any, seed: int) -> Iterator[Encoded]:
@@ -128,14 +128,14 @@ def _encoded(
         yield from encode(batch)
 
 
-def _split(rows: TokenSet | PairSet, data: Data, seed: int) -> tuple[TokenSet | PairSet, TokenSet | PairSet]:
-    """(train, in the data's own order; test, as drawn)."""
-    size = data.test if isinstance(data.test, int) else max(1, round(data.test * len(rows)))
-    if size >= len(rows):
-        message = f"{data.path}: test = {data.test} takes all of the {len(rows)} rows and leaves none to train on"
+def split(count: int, data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, in the data's own order, and rows held out, as drawn. UserError where none would be left."""
+    size = data.test if isinstance(data.test, int) else max(1, round(data.test * count))
+    if size >= count:
+        message = f"{data.path}: test = {data.test} takes all of the {count} rows and leaves none to train on"
         raise UserError(message, "hold out fewer rows")
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))
-    return rows.take(np.sort(order[size:])), rows.take(order[:size])
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(count)
+    return np.sort(order[size:]), order[:size]
 
 
 class _Tally:

@@ -57,7 +57,8 @@ def score(
         chunk = partial(_score_chunk, head, smoothing=smoothing, with_entropy=with_entropy)
         parts = [checkpoint(chunk, hidden_ND[here], targets_N[here], use_reentrant=False) for here in _slices(chunks)]
         return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return Scores(*_FrozenHead.apply(hidden_ND, targets_N, head, smoothing, chunks), targets_N.new_empty(0))
+    smoothed_N, logps_N, correct_N = _FrozenHead.apply(hidden_ND, targets_N, head, smoothing, chunks)
+    return Scores(smoothed_N, logps_N, correct_N, logps_N.new_empty(0))
 
 
 def _slices(chunks: int) -> list[slice]:
@@ -69,7 +70,7 @@ def _score_chunk(
 ) -> tuple[Tensor, ...]:
     """The columns of Scores for one chunk, differentiable by autograd."""
     logits_NV = head(hidden_ND).float()
-    entropy_N = entropy(logits_NV) if with_entropy else targets_N.new_empty(0)
+    entropy_N = entropy(logits_NV) if with_entropy else logits_NV.new_empty(0)
     return *_from_logits(logits_NV, targets_N, smoothing)[:3], entropy_N
 
 
