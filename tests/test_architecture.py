@@ -32,7 +32,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rows": ("fill", "reading turns", "pairs", "prompts", "__init__"),
-    "ftlaunch.rules": ("data secrets", "stage", "order", "__init__"),
+    "ftlaunch.rules": ("data secrets", "stage", "order ppo", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": ("__init__", "launch prepare replan", "local", "control"),

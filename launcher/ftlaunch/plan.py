@@ -75,10 +75,9 @@ def make_plan(recipe: Recipe, run_dir: Path) -> Plan:
     """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute."""
     fingerprint = training_hash(recipe)
     names = [f"{index:02d}-{_kind(stage)}" for index, stage in enumerate(recipe.stage, start=1)]
-    starts = [None, *(f"{name}/artifact" for name in names[:-1])]
     steps = [
-        _plan_step(name, _make_step(recipe, stage, start, fingerprint))
-        for name, stage, start in zip(names, recipe.stage, starts, strict=True)
+        _plan_step(name, _make_step(recipe, stage, names, fingerprint))
+        for name, stage in zip(names, recipe.stage, strict=True)
     ]
     return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, steps=steps)
 
@@ -99,15 +98,20 @@ def _kind(stage: Training | Merge) -> str:
     return str(stage.__struct_config__.tag)
 
 
-def _make_step(recipe: Recipe, stage: Stage, start: str | None, fingerprint: str) -> Step:
+def _artifact(recipe: Recipe, of: Training | None, names: list[str]) -> str | None:
+    """Where a stage leaves its artifact, relative to the run folder."""
+    return next((f"{name}/artifact" for name, stage in zip(names, recipe.stage, strict=True) if stage is of), None)
+
+
+def _make_step(recipe: Recipe, stage: Stage, names: list[str], fingerprint: str) -> Step:
     resolved = resolve.for_stage(recipe, stage)
     micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
     if isinstance(stage, Training):
         micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
         accumulation = stage.batch_size // (micro * resolved.world_size)
         learning_rate = stage.learning_rate or LEARNING_RATE[type(stage)][type(resolved.adapter)]
-        names = [stage.data] if isinstance(stage.data, str) else stage.data
-        data = {name: recipe.data[name] for name in names}
+        tables = [stage.data] if isinstance(stage.data, str) else stage.data
+        data = {table: recipe.data[table] for table in tables}
     return Step(
         name=recipe.name,
         stage=stage,
@@ -122,7 +126,8 @@ def _make_step(recipe: Recipe, stage: Stage, start: str | None, fingerprint: str
         micro_batch_size=micro,
         accumulation=accumulation,
         learning_rate=learning_rate,
-        start=start,
+        start=_artifact(recipe, resolve.trained_before(recipe, stage), names),
+        reward=_artifact(recipe, resolve.reward_before(recipe, stage), names) if isinstance(stage, Ppo) else None,
         training_hash=fingerprint,
     )
 
@@ -171,10 +176,30 @@ def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
         case Dpo():
             rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
             return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(step, stage)}
+        case Ppo():
+            return _ppo_notes(step, stage)
         case Orpo():
             return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
         case _:
             return {}
+
+
+def _ppo_notes(step: Step, stage: Ppo) -> dict[str, str]:
+    size = stage.rollout_size or stage.batch_size
+    batches, reward = size // stage.batch_size, stage.reward_function or stage.reward_model or step.reward
+    inner = f"{stage.ppo_epochs} times over them in {batches} mini-batch{'es' if batches > 1 else ''}"
+    steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats an answer"
+    start = step.start or "the base"
+    is_full = isinstance(step.adapter, Full)
+    copy = "a frozen copy of all weights, beside them in memory" if is_full else "no second model is loaded"
+    return {
+        "rollout": f"{size} answers of at most {stage.max_new_tokens} tokens at temperature {stage.temperature:g}, then"
+        f" {inner}: {batches * stage.ppo_epochs} optimizer steps",
+        "reward": f"{'function' if stage.reward_function else 'model'} {reward}",
+        "KL": f"{stage.kl_estimator}, coefficient {stage.kl_coefficient:g}{steered}",
+        "reference": f"{start} as it is at the start; {copy}",
+        "value": "a new head on the policy's own hidden states; dropout is off",
+    }
 
 
 def _reference_note(step: Step, stage: Dpo) -> str:

@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftlaunch.recipe import Adapter, Dpo, Full, Merge, Model, Optimizer, Parallel, Recipe, Training
+from ftlaunch.recipe import (
+    Adapter,
+    Dpo,
+    Full,
+    Merge,
+    Model,
+    Optimizer,
+    Parallel,
+    Ppo,
+    Recipe,
+    Reward,
+    Stage,
+    Training,
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +56,23 @@ def _for_merge(recipe: Recipe, merge: Merge) -> Resolved:
 
 
 def trained_before(recipe: Recipe, stage: Training | Merge) -> Training | None:
-    """The last training stage ahead of this one, which must be the recipe's own object; None where there is none."""
+    """The training stage that this one, which must be the recipe's own object, goes on from; None where there is none.
+
+    It is the last one ahead. PPO passes over reward stages: it asks them for scores, and goes on with the policy.
+    """
+    passed_over = Reward if isinstance(stage, Ppo) else ()
+    ahead = reversed(_ahead(recipe, stage))
+    return next((other for other in ahead if isinstance(other, Training) and not isinstance(other, passed_over)), None)
+
+
+def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:
+    """The last reward stage ahead of this one."""
+    return next((other for other in reversed(_ahead(recipe, stage)) if isinstance(other, Reward)), None)
+
+
+def _ahead(recipe: Recipe, stage: Training | Merge) -> list[Stage]:
     place = next(index for index, other in enumerate(recipe.stage) if other is stage)
-    return next((other for other in reversed(recipe.stage[:place]) if isinstance(other, Training)), None)
+    return recipe.stage[:place]
 
 
 def reference(stage: Dpo, adapter: Adapter) -> Literal["live", "precomputed"]:

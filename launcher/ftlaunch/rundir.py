@@ -36,6 +36,8 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     learning_rate: float = 0.0
     start: str | None = None
     """Artifact folder that the stage starts from, relative to the run folder. None: the plain base."""
+    reward: str | None = None
+    """Artifact folder of the reward model that scores answers, relative to the run folder. None: the stage says."""
     training_hash: str
     """SHA-256 of what decides the course of training; checkpoints carry it."""
 

@@ -314,6 +314,57 @@ STAGE_RULES = {
         *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'", '"sft"', '"reward"'),
         *(MERGE, '[[stage]]\nkind = "orpo" #! stage[1].kind | makes a reward model | before the reward\ndata = "qa"\n'),
     ),
+    "no reward": (
+        *(
+            '"sft"\ndata',
+            '"ppo" #! stage[0].reward_function | is missing | a stage with kind = "reward" before it\ndata',
+        ),
+    ),
+    "two rewards": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "gsm8k"\nreward_model = "a/b" #! stage[0].reward_model | together | keep the one\n',
+    ),
+    "a reward stage for nothing": (
+        *(SFT, ""),
+        *(DATA, '[data.pairs]\nformat="preference"\npath="owner/pairs"\n[data.qa]'),
+        *(
+            MERGE,
+            '[[stage]]\nkind="reward"\ndata="pairs"\n[[stage]]\nkind="ppo"\ndata="qa"\n'
+            'reward_function="gsm8k" #! stage[1].reward_function | so is a reward stage before it | keep the one\n',
+        ),
+    ),
+    "no such shipped reward": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "gsm8" #! stage[0].reward_function | is no function | did you mean "gsm8k"?\n',
+    ),
+    "no such module": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "json.x:f" #! stage[0].reward_function | no module "json.x" | install it\n',
+    ),
+    "no such function": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "json:dump_all" #! stage[0].reward_function | has no function | mean "dump"?\n',
+    ),
+    "no such file of rewards": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "r.py:f" #! stage[0].reward_function | there is no | FILE.py:NAME\n',
+    ),
+    "a rollout in parts": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "gsm8k"\nrollout_size = 12 #! stage[0].rollout_size | mini-batches of 8 | 8 or 16\n',
+    ),
+    "a horizon without a target": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "gsm8k"\nkl_horizon = 12 #! stage[0].kl_horizon | no kl_target | remove it\n',
+    ),
+    "text to be answered": (
+        *(f"{PROMPT}\n{COMPLETION}", "format = 'text'"),
+        *('"sft"\ndata = "qa"', '"ppo"\nreward_function = "gsm8k"\ndata = "qa" #! stage[0].data | have none | prompts'),
+    ),
+    "streamed prompts": (
+        *(PROMPT, PROMPT + "\nstreaming = true #! data.qa.streaming | before the first step | remove it"),
+        *('"sft"\n', '"ppo"\nreward_function = "gsm8k"\n'),
+    ),
     "merge alone": (
         *(f'{DATA}\npath = "owner/rows"\n{PROMPT}\n{COMPLETION}\n', ""),
         *(SFT + "[[stage]]", '[[stage]] #! stage[0] | no stage comes before it | kind = "sft" before it'),

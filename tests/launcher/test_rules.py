@@ -7,7 +7,8 @@ import pytest
 from ftlaunch import resolve, rules
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Data, Lora, Merge, Parallel, Sft
+from ftlaunch.plan import make_plan
+from ftlaunch.recipe import Data, Lora, Merge, Parallel, Ppo, Sft
 from ftlaunch.rules import check, judge
 
 SOUND = """\
@@ -189,3 +190,73 @@ class TestCheck:
         [problem] = caught.value.problems
         assert problem.where == f"--set {override}"
         assert asked == []
+
+
+PPO = """\
+[[stage]]
+kind = "reward"
+data = "pairs"
+[[stage]]
+kind = "ppo"
+data = "prompts"
+[[stage]]
+kind = "merge"
+[data.pairs]
+path = "owner/pairs"
+format = "preference"
+[data.prompts]
+path = "owner/prompts"
+prompt = "{question}"
+"""
+
+
+def test_ppo_goes_on_with_the_policy_and_asks_the_reward_stage(recipe: Path):
+    recipe.write_text(SOUND.replace('[[stage]]\nkind = "merge"\n', PPO))
+    loaded = load_recipe(recipe)
+    assert judge(loaded) == []
+    _, reward, ppo, merge = make_plan(loaded.recipe, Path("run")).steps
+    assert (reward.step.start, reward.step.reward) == ("01-sft/artifact", None)
+    assert (ppo.step.start, ppo.step.reward) == ("01-sft/artifact", "02-reward/artifact")
+    assert merge.step.start == "03-ppo/artifact"
+    assert ppo.notes["reward"] == "model 02-reward/artifact"
+    assert ppo.notes["reference"] == "01-sft/artifact as it is at the start; no second model is loaded"
+
+
+def test_prompts_without_completions_are_for_ppo_alone(recipe: Path):
+    recipe.write_text(SOUND.replace('completion = "{answer}"\n', ""))
+    assert keys(recipe) == ["data.qa.completion"]
+    ppo = recipe.read_text().replace('kind = "sft"', 'kind = "ppo"\nreward_function = "gsm8k"')
+    recipe.write_text(ppo)
+    assert keys(recipe) == []
+
+
+def test_a_reward_function_is_looked_for_and_not_imported(recipe: Path):
+    (recipe.parent / "r.py").write_text(
+        "raise SystemExit\nfrom math import sqrt\nbest = max\nasync def f(): ...\ndef g(): ..."
+    )
+    recipe.write_text(SOUND.replace('kind = "sft"', 'kind = "ppo"\nreward_function = "r.py:g"'))
+    stage = load_recipe(recipe).recipe.stage[0]
+    assert isinstance(stage, Ppo)
+    assert stage.reward_function == f"{recipe.parent.resolve()}/r.py:g"
+    for name, problems in {"g": 0, "sqrt": 0, "best": 0, "f": 1, "h": 1}.items():
+        assert len(keys(recipe, f"stage.ppo.reward_function={file}:{name}")) == problems
+    file.write_text("def g(:")
+    assert keys(recipe) == ["stage[0].reward_function"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "good"}}', None),
+        ('{"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b"}}', "gives 2 numbers"),
+        ('{"architectures": ["LlamaForCausalLM"]}', "LlamaForCausalLM, which gives no scores"),
+        ("", "holds no model"),
+    ],
+)
+def test_a_reward_model_on_this_machine_gives_one_score(recipe: Path, config: str, said: str | None):
+    (recipe.parent / "judge").mkdir()
+    if config:
+        (recipe.parent / "judge" / "config.json").write_text(config)
+    recipe.write_text(SOUND.replace('kind = "sft"', 'kind = "ppo"\nreward_model = "judge"'))
+    problems = judge(load_recipe(recipe))
+    assert [said is not None and said in problem.message for problem in problems] == ([] if said is None else [True])

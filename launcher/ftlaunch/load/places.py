@@ -10,7 +10,8 @@ from ftlaunch.load.where import KeyPath, Toml, Where, dotted
 from ftlaunch.load.wording import choice, closest, literal
 
 ANY = "*"
-MODELS = (("model", "path"), ("stage", ANY, "model", "path"))
+MODELS = (("model", "path"), ("stage", ANY, "model", "path"), ("stage", ANY, "reward_model"))
+FUNCTIONS = (("stage", ANY, "reward_function"),)
 DATA = (("data", ANY, "path"),)
 TEMPLATES = (("data", ANY, "template"),)
 
@@ -24,7 +25,7 @@ def settle(values: dict[str, Toml], where: Where, judged: Set[str]) -> tuple[dic
     """The tables with absolute local paths, and what is wrong with those that name nothing; `judged` keys are left."""
     settled = deepcopy(values)
     problems: list[Problem] = []
-    for patterns, settle_one in ((MODELS, _model), (DATA, _data), (TEMPLATES, _template)):
+    for patterns, settle_one in ((MODELS, _model), (DATA, _data), (TEMPLATES, _template), (FUNCTIONS, _function)):
         for path, table, text in _texts(settled, patterns):
             if dotted(path) in judged:
                 continue
@@ -67,6 +68,16 @@ def _model(text: str, folder: Path) -> str:
 
 def _data(text: str, folder: Path) -> str:
     return _local_or_hub(text, folder, "a file or folder")
+
+
+def _function(text: str, folder: Path) -> str:
+    """FILE.py:NAME with the file's absolute path; whatever names no file as it is."""
+    place, _, name = text.rpartition(":")
+    if not place.endswith(".py"):
+        return text
+    if (path := _existing(place, folder)) is None:
+        raise UserError(f"there is no {_absolute(place, folder)}", "correct the path: FILE.py:NAME")
+    return f"{path}:{name}"
 
 
 def _template(text: str, folder: Path) -> str:

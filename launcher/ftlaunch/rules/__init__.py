@@ -8,6 +8,7 @@ from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import order, secrets
+from ftlaunch.rules import ppo as ppo_rules
 from ftlaunch.rules import stage as stage_rules
 
 
@@ -33,6 +34,8 @@ def judge(loaded: Loaded) -> list[Problem]:
     tables, trainings = data_rules.data_tables(loaded), stage_rules.trainings(loaded)
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
     problems += [problem for training in trainings for rule in stage_rules.RULES for problem in rule(training)]
+    ppos = list(ppo_rules.ppo_stages(loaded))
+    problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
     problems += [problem for rule in order.RULES for problem in rule(loaded)]
     problems += secrets.secrets_stay_out(loaded)
     return list(dict.fromkeys(problems))

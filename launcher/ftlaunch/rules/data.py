@@ -64,12 +64,10 @@ def shape_is_known(table: DataTable) -> Iterator[Problem]:
         yield table.problem("", "does not say how a row becomes text", remedy)
 
 
-def prompt_and_completion_together(table: DataTable) -> Iterator[Problem]:
-    given = {"prompt": table.data.prompt is not None, "completion": table.data.completion is not None}
-    if table.format != "prompt":
-        return
-    for key in (key for key, present in given.items() if not present):
-        yield table.problem(key, 'is missing: the format "prompt" needs prompt and completion', f'add {key} = "…"')
+def prompt_is_there(table: DataTable) -> Iterator[Problem]:
+    if table.format == "prompt" and table.data.prompt is None:
+        message = 'is missing: the format "prompt" needs prompt and completion'
+        yield table.problem("prompt", message, 'add prompt = "…"')
 
 
 def templates_suit_format(table: DataTable) -> Iterator[Problem]:
@@ -177,7 +175,7 @@ def hub_keys_need_a_hub_id(table: DataTable) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[DataTable], Iterator[Problem]], ...] = (
     shape_is_known,
-    prompt_and_completion_together,
+    prompt_is_there,
     templates_suit_format,
     chosen_and_rejected_together,
     ratings_need_a_prompt,

@@ -11,7 +11,7 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.where import KeyPath
 from ftlaunch.load.wording import choice, did_you_mean, literal
-from ftlaunch.recipe import Data, Dpo, Full, Lora, Pairwise, Training
+from ftlaunch.recipe import Data, Dpo, Full, Lora, Pairwise, Ppo, Training
 from ftlaunch.resolve import Resolved
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
@@ -72,7 +72,9 @@ def data_is_known(training: TrainedStage) -> Iterator[Problem]:
 
 
 def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
-    """Pairs are for the stages that compare answers, and nothing else is."""
+    """Pairs are for the stages that compare answers, and nothing else is; PPO takes the prompts of any rows."""
+    if isinstance(training.stage, Ppo):
+        return
     compares = isinstance(training.stage, Pairwise)
     tables = training.loaded.recipe.data
     for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
@@ -81,6 +83,15 @@ def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
             message = f"a stage of kind {kind} cannot train on [data.{table.name}], of format {literal(table.format)}"
             wanted = f"format = {choice(map(literal, PAIRED))}" if compares else "another format"
             yield training.problem("data", message, f"name a data table with {wanted}")
+
+
+def answers_are_there(training: TrainedStage) -> Iterator[Problem]:
+    """Only PPO, which answers itself, needs no completion."""
+    tables = training.loaded.recipe.data
+    for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
+        if table.format == "prompt" and table.data.completion is None and not isinstance(training.stage, Ppo):
+            message = 'is missing: the format "prompt" needs prompt and completion'
+            yield table.problem("completion", message, 'add completion = "…"')
 
 
 def sharing_needs_packing(training: TrainedStage) -> Iterator[Problem]:
@@ -247,6 +258,7 @@ def targets_compile(training: TrainedStage) -> Iterator[Problem]:
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     data_is_known,
     data_suits_stage,
+    answers_are_there,
     sharing_needs_packing,
     live_reference_needs_an_adapter,
     smoothing_suits_loss,

@@ -1,0 +1,174 @@
+"""Rules of PPO stages: where rewards come from, and what its keys ask of each other."""
+
+import ast
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from ftlaunch import resolve
+from ftlaunch.errors import Problem
+from ftlaunch.load import Loaded
+from ftlaunch.load.wording import choice, did_you_mean, literal
+from ftlaunch.recipe import SHIPPED_REWARDS, Ppo
+from ftlaunch.rules.data import DataTable
+from ftlaunch.rules.stage import TrainedStage, trainings
+
+FORM = '"FILE.py:NAME" or "package.module:NAME"'
+
+
+@dataclass(frozen=True)
+class PpoStage:
+    """A PPO stage and where it stands."""
+
+    training: TrainedStage
+    stage: Ppo
+
+    def problem(self, key: str, message: str, remedy: str) -> Problem:
+        return self.training.problem(key, message, remedy)
+
+
+def ppo_stages(loaded: Loaded) -> Iterator[PpoStage]:
+    """The recipe's PPO stages."""
+    for training in trainings(loaded):
+        if isinstance(training.stage, Ppo):
+            yield PpoStage(training, training.stage)
+
+
+def there_is_one_reward(ppo: PpoStage) -> Iterator[Problem]:
+    function, model = ppo.stage.reward_function, ppo.stage.reward_model
+    before = resolve.reward_before(ppo.training.loaded.recipe, ppo.stage)
+    if function is not None and model is not None:
+        yield ppo.problem("reward_model", "is given together with reward_function", "keep the one that is meant")
+    elif function is None and model is None and before is None:
+        remedy = 'add reward_function = "…" or reward_model = "…", or put a stage with kind = "reward" before it'
+        yield ppo.problem("reward_function", "is missing: nothing says how good an answer is", remedy)
+
+
+def reward_stage_is_used(ppo: PpoStage) -> Iterator[Problem]:
+    before = resolve.reward_before(ppo.training.loaded.recipe, ppo.stage)
+    for key in ("reward_function", "reward_model"):
+        if before is not None and getattr(ppo.stage, key) is not None:
+            message = "is given, and so is a reward stage before it, which would be trained for nothing"
+            yield ppo.problem(key, message, "keep the one that is meant")
+
+
+def function_is_there(ppo: PpoStage) -> Iterator[Problem]:
+    name = ppo.stage.reward_function
+    found = None if name is None or name in SHIPPED_REWARDS else _look_for(name)
+    if found is not None:
+        yield ppo.problem("reward_function", *found)
+
+
+def _look_for(name: str) -> tuple[str, str] | None:
+    """(message, remedy) where the function that a name stands for is not found. Nothing is imported."""
+    place, colon, function = name.rpartition(":")
+    if not colon:
+        shipped = choice(map(literal, SHIPPED_REWARDS))
+        remedy = did_you_mean(name, SHIPPED_REWARDS, f"write {FORM}, or {shipped}, which is shipped")
+        return f"{literal(name)} is no function", remedy
+    path = Path(place) if place.endswith(".py") else _file_of(place)
+    if path is None:
+        remedy = f"install it, or write the path of a file: {FORM}"
+        return f"there is no module {literal(place)} that the trainer could import", remedy
+    if path.suffix != ".py":
+        return None
+    names = _names_in(path)
+    if isinstance(names, str):
+        return f"{path} is not Python: {names}", "correct the file"
+    if function in names:
+        return None
+    return f"{path} has no function {literal(function)}", did_you_mean(function, names, f"define it there: {FORM}")
+
+
+def _file_of(module: str) -> Path | None:
+    """Where a module lies, found without importing the packages around it."""
+    spec: ModuleSpec | None = None
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        places = sys.path if spec is None else spec.submodule_search_locations
+        spec = PathFinder.find_spec(".".join(parts[:depth]), places)
+        if spec is None:
+            return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _names_in(path: Path) -> list[str] | str:
+    """What a file's top level defines, assigns or imports; why it cannot be read, where it cannot."""
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError) as error:
+        return str(error)
+    names: list[str] = []
+    for node in body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.append(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names += [alias.asname or alias.name for alias in aliases]
+            case ast.Assign(targets=targets):
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+            case _:
+                pass
+    return names
+
+
+def model_gives_one_score(ppo: PpoStage) -> Iterator[Problem]:
+    """A folder on this machine is looked into; a hub id is left to the trainer."""
+    folder = Path(ppo.stage.reward_model or "")
+    if not folder.is_absolute() or (folder / "artifact.json").is_file():
+        return
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        message = f"{folder} holds no model: {error}"
+        yield ppo.problem("reward_model", message, "name a folder with config.json, or a reward stage's artifact")
+        return
+    kinds = config.get("architectures") or ["nothing"]
+    labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+    if not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
+        message = f"{folder} holds {kinds[0]}, which gives no scores"
+        yield ppo.problem("reward_model", message, "name a sequence classifier with one label")
+    elif labels != 1:
+        message = f"{folder} gives {labels} numbers for an answer, and a score is one"
+        yield ppo.problem("reward_model", message, "name a sequence classifier with one label")
+
+
+def rollout_is_whole_batches(ppo: PpoStage) -> Iterator[Problem]:
+    size, batch = ppo.stage.rollout_size, ppo.stage.batch_size
+    if size is not None and size % batch:
+        values = [str(value) for value in (size // batch * batch, (size // batch + 1) * batch) if value]
+        message = f"{size} answers cannot be shared out over mini-batches of {batch}"
+        yield ppo.problem("rollout_size", message, f"write rollout_size = {choice(values)}, or another batch_size")
+
+
+def horizon_needs_a_target(ppo: PpoStage) -> Iterator[Problem]:
+    index = ppo.training.index
+    if ppo.stage.kl_target is None and ppo.training.loaded.where.given(("stage", index, "kl_horizon")):
+        message = "counts only where the coefficient is steered, and there is no kl_target"
+        yield ppo.problem("kl_horizon", message, "remove it, or add kl_target = 6.0")
+
+
+def prompts_are_known_beforehand(ppo: PpoStage) -> Iterator[Problem]:
+    tables = ppo.training.loaded.recipe.data
+    for name in ppo.training.data_names:
+        table = DataTable(ppo.training.loaded, name, tables[name]) if name in tables else None
+        if table is not None and table.format == "text":
+            message = 'PPO answers prompts, and rows of format "text" have none'
+            yield ppo.problem("data", message, "name a data table with prompts")
+        if table is not None and table.data.streaming:
+            yield table.problem("streaming", "PPO reads its prompts before the first step", "remove it, or set limit")
+
+
+RULES: tuple[Callable[[PpoStage], Iterator[Problem]], ...] = (
+    there_is_one_reward,
+    reward_stage_is_used,
+    function_is_there,
+    model_gives_one_score,
+    rollout_is_whole_batches,
+    horizon_needs_a_target,
+    prompts_are_known_beforehand,
+)
