@@ -42,6 +42,8 @@ BESIDE = (
     "keep",
     "on_save_failure",
     "on_nonfinite",
+    "generation_batch_size",
+    "samples_every",
 )
 """Keys that a run may change on its way: how the work is shared out, and what is done beside or in trouble."""
 

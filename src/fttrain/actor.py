@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fttrain.adapters import speaking_as
 from fttrain.data.batches import Micro
 from fttrain.model import Scorer
 
@@ -71,25 +72,19 @@ class Actor(Scorer):
         """`Acted` for a micro-batch; the next token's logits [B, V] in fp32 for a `Decode`."""
         if isinstance(asked, Decode):
             return self._next_logits(asked)
-        hidden_ND = self._hidden(asked)
+        hidden_ND = self._hidden(asked)[asked.places_N]
         scores = self._scores(hidden_ND, asked, with_entropy=torch.is_grad_enabled())
         return Acted(scores.smoothed_N, scores.entropy_N, self.value_head(hidden_ND))
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Within, log-probabilities are those of the policy as the stage found it."""
-        # PEFT's own switches would also say anew which weights are trained.
-        layers = [module for module in self.model.modules() if hasattr(module, "_active_adapter")]
-        held = [layer._active_adapter for layer in layers]
         self._is_reference = True
-        for layer in layers:
-            layer._active_adapter = [REFERENCE]  # type: ignore[assignment]
         try:
-            yield
+            with speaking_as(self.model, REFERENCE):
+                yield
         finally:
             self._is_reference = False
-            for layer, active in zip(layers, held, strict=True):
-                layer._active_adapter = active
 
     @contextmanager
     def generating(self) -> Iterator[None]:

@@ -18,6 +18,8 @@ from fttrain.engine import Engine
 from fttrain.model import DTYPES
 
 CARD = "artifact.json"
+VALUE_HEAD = "value_head."
+"""What the weights of PPO's value head begin with. It foresees one policy's rewards, and no later stage needs it."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
     The head of a reward model goes to a file of its own; with a model trained in full it makes a sequence classifier
     too. A value head stays behind. Collective. The folder appears by rename, on rank 0.
     """
-    of_model = {name for name, _ in engine.scorer.model.named_parameters()}
-    weights = {name: tensor for name, tensor in engine.full_tensors() if name in of_model}
+    weights = {name: tensor for name, tensor in engine.full_tensors() if not name.startswith(VALUE_HEAD)}
     if engine.world.is_main:
         empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
         assert not empty, f"weights were not gathered: {empty}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ class Practice:
         prompts: Sequence[Prompts],
         tokenizer: Any,
         engine: Engine,
-        actor: Actor,
         reward: Reward,
+        samples: Path,
     ) -> None:
         self._step = step
         self._stage = stage
@@ -68,8 +69,11 @@ class Practice:
         self._end_ids = frozenset[int]().union(*(one.end_ids for one in prompts))
         self._tokenizer = tokenizer
         self._engine = engine
-        self._actor = actor
+        assert isinstance(engine.scorer, Actor)
+        self._actor = engine.scorer
         self._reward = reward
+        self._samples_file = samples
+        self._samples: MetricsLog | None = None
         self._size = stage.rollout_size or stage.batch_size
         self._mini_batches = self._size // stage.batch_size
         self._steps_each = self._mini_batches * stage.ppo_epochs
@@ -79,8 +83,6 @@ class Practice:
         self._rollout = -1
         """Number of the rollout that `experience` is of."""
         self.experience: Experience | None = None
-        self.samples: MetricsLog | None = None
-        """Where answers with their scores are logged, once it is known from which step on."""
 
     def step(self, number: int) -> list[Micro]:
         rollout = (number - 1) // self._steps_each
@@ -167,8 +169,8 @@ class Practice:
         )
         self._refuse_mismatch(experience)
         steering.follow(self._stage, experience)
-        if self.samples is not None and rollout % self._stage.samples_every == 0:
-            self._log(self.samples, number, list(zip(prompts, answers, strict=True)), experience)
+        if rollout % self._stage.samples_every == 0:
+            self._log(number, list(zip(prompts, answers, strict=True)), experience)
         return experience
 
     def _answers(self, prompts: Sequence[Prompt], key: tuple[int, ...]) -> list[Answer]:
@@ -191,9 +193,11 @@ class Practice:
         limit, found = MISMATCH[self._step.model.dtype], float(experience.mismatch)
         assert found <= limit, f"the policy that answers is not the one that is trained: |Δ log p| {found:.3g} a token"
 
-    def _log(
-        self, samples: MetricsLog, number: int, said: Sequence[tuple[Prompt, Answer]], experience: Experience
-    ) -> None:
+    def _log(self, number: int, said: Sequence[tuple[Prompt, Answer]], experience: Experience) -> None:
+        if self._samples is None:  # by now it is known which rollout was the last before
+            last_step = self._rollout * self._steps_each + 1
+            is_main = self._engine.world.is_main
+            self._samples = MetricsLog(self._samples_file, is_main=is_main, last_step=last_step)
         for index, (prompt, answer) in enumerate(said[:SAMPLES]):
             sample = {
                 "prompt": prompt.text,
@@ -202,7 +206,7 @@ class Practice:
                 "kl": float(experience.kl_B[index]),
                 "ended": answer.ended,
             }
-            samples.write(number, sample)
+            self._samples.write(number, sample)
 
 
 def _order(datas: Any, train: Sequence[Sequence[Prompt]], seed: int) -> Order:

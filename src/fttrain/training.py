@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftlaunch.recipe import Pairwise, Sft
+from ftlaunch.recipe import Pairwise, Ppo, Sft, Training
 from ftlaunch.rundir import Step, StepDir
 from fttrain import adapters, artifact, optim
 from fttrain.artifact import Origin
 from fttrain.checkpoint import random_states
-from fttrain.checkpoint.store import Checkpoints
+from fttrain.checkpoint.store import Carried, Checkpoints
 from fttrain.data import feed as feeds
 from fttrain.data.chat import chat_template
 from fttrain.data.feed import Feed
@@ -39,16 +39,31 @@ def train(
     make_scorer: MakeScorer,
     make_objective: MakeObjective,
 ) -> dict[str, Any]:
-    """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
+    """Train a stage whose rows are there beforehand; returns the content of result.json."""
     stage = step.stage
     assert isinstance(stage, Sft | Pairwise)
     origin = artifact.origin(step, folder)
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     feed = feeds.build(step, stage, tokenizer, world)
-    tokenizer.chat_template = _template(step, tokenizer)
-    engine = _build(step, stage, world, origin, make_scorer)
-    objective = make_objective(engine, feed, origin)
-    checkpoints = Checkpoints(folder.checkpoints, step, engine)
+    engine = build(step, stage, world, origin, make_scorer)
+    return complete(step, folder, stop, origin, tokenizer, engine, feed, make_objective(engine, feed, origin))
+
+
+def complete(
+    step: Step,
+    folder: StepDir,
+    stop: StopRequest,
+    origin: Origin,
+    tokenizer: Any,
+    engine: Engine,
+    feed: Feed,
+    objective: Objective,
+    carried: Carried | None = None,
+) -> dict[str, Any]:
+    """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
+    stage, world = step.stage, engine.world
+    assert isinstance(stage, Training)
+    checkpoints = Checkpoints(folder.checkpoints, step, engine, carried)
     loaded = checkpoints.load()
     progress = Progress(**loaded.state) if loaded else Progress()
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
@@ -63,6 +78,7 @@ def train(
         Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
         progress,
     )
+    tokenizer.chat_template = _template(step, tokenizer)
     artifact.save(step, origin, engine, tokenizer, folder.artifact)
     return {"steps": progress.step, "tokens": progress.tokens, "artifact": Path(folder.artifact).name}
 
@@ -73,7 +89,7 @@ def _template(step: Step, tokenizer: Any) -> str | None:
     return next((template for template in templates if template), tokenizer.chat_template)
 
 
-def _build(step: Step, stage: Sft | Pairwise, world: World, origin: Origin, make_scorer: MakeScorer) -> Engine:
+def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin, make_scorer: MakeScorer) -> Engine:
     """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
     torch.manual_seed(step.seed)
     engine = Engine(step, world)

@@ -315,10 +315,7 @@ STAGE_RULES = {
         *(MERGE, '[[stage]]\nkind = "orpo" #! stage[1].kind | makes a reward model | before the reward\ndata = "qa"\n'),
     ),
     "no reward": (
-        *(
-            '"sft"\ndata',
-            '"ppo" #! stage[0].reward_function | is missing | a stage with kind = "reward" before it\ndata',
-        ),
+        *(SFT, '[[stage]] #! stage[0].reward_function | is missing | kind = "reward" before\nkind="ppo"\ndata="qa"\n'),
     ),
     "two rewards": (
         '"sft"\n',

@@ -231,9 +231,8 @@ def test_prompts_without_completions_are_for_ppo_alone(recipe: Path):
 
 
 def test_a_reward_function_is_looked_for_and_not_imported(recipe: Path):
-    (recipe.parent / "r.py").write_text(
-        "raise SystemExit\nfrom math import sqrt\nbest = max\nasync def f(): ...\ndef g(): ..."
-    )
+    file = recipe.parent / "r.py"
+    file.write_text("raise SystemExit\nfrom math import sqrt\nbest = max\nasync def f(): ...\ndef g(): ...")
     recipe.write_text(SOUND.replace('kind = "sft"', 'kind = "ppo"\nreward_function = "r.py:g"'))
     stage = load_recipe(recipe).recipe.stage[0]
     assert isinstance(stage, Ppo)

@@ -73,6 +73,12 @@ class StopAfter:
         return "the test" if self._left <= 0 else None
 
 
+def start_afresh() -> None:
+    """Leave accelerate as the start of a rank finds it, on the CPU."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+
+
 def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir:
     """Run a stage in `folder/01-KIND`, or go on with it; raises what it raises, `Stopped` after a stop.
 
@@ -81,8 +87,7 @@ def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir
     kind = step.stage.__struct_config__.tag
     step_dir = StepDir(folder / f"{'02' if step.start else '01'}-{kind}")
     step_dir.path.mkdir(parents=True, exist_ok=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=True)
+    start_afresh()
     stop = cast("StopRequest", StopAfter(stop_after))
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
         importlib.import_module(f"fttrain.stages.{kind}").run(step, step_dir, ALONE, stop)

@@ -1,29 +1,23 @@
 """Proximal policy optimization: answers are sampled, scored, and trained on for a few steps, again and again."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Full, Ppo
 from ftlaunch.rundir import Step, StepDir
-from fttrain import adapters, artifact, optim
+from fttrain import adapters, artifact, training
 from fttrain.actor import REFERENCE, Acted, Actor
-from fttrain.checkpoint.store import Checkpoints
+from fttrain.artifact import Origin
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed
 from fttrain.data.prompts import load_prompts
 from fttrain.engine import Engine
 from fttrain.experience import PpoMicro
 from fttrain.leave import StopRequest
-from fttrain.loop import Habits, fit
-from fttrain.metrics import MetricsLog
 from fttrain.model import DTYPES, load_base, load_tokenizer
 from fttrain.objectives import ppo
-from fttrain.optim import Schedule
 from fttrain.practice import Practice
-from fttrain.progress import Progress
 from fttrain.rewards import FunctionReward
 from fttrain.world import World
 
@@ -66,7 +60,7 @@ class Clipped:
 
 
 def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
-    """Train the stage to its end, from its newest good checkpoint if there is one, and leave the policy's artifact."""
+    """Train the stage; returns how far it came."""
     stage = step.stage
     assert isinstance(stage, Ppo)
     origin = artifact.origin(step, folder)
@@ -74,47 +68,17 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     prompts = load_prompts(list(step.data.values()), tokenizer, step.seed)
     assert stage.reward_function is not None
     reward = FunctionReward(stage.reward_function)
-    engine, actor = _build(step, stage, world, origin)
-    practice = Practice(step, stage, prompts, tokenizer, engine, actor, reward)
-    checkpoints = Checkpoints(folder.checkpoints, step, engine, practice)
-    loaded = checkpoints.load()
-    progress = Progress(**loaded.state) if loaded else Progress()
-    metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
-    practice.samples = MetricsLog(folder.samples, is_main=world.is_main, last_step=progress.step)
-    fit(
-        Clipped(stage, practice),
-        engine,
-        practice,
-        Schedule(stage, peak=step.learning_rate, num_steps=practice.num_steps),
-        checkpoints,
-        metrics,
-        stop,
-        Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
-        progress,
-    )
-    artifact.save(step, origin, engine, tokenizer, folder.artifact)
-    return {"steps": progress.step, "tokens": progress.tokens, "artifact": Path(folder.artifact).name}
+    engine = training.build(step, stage, world, origin, lambda model, origin: _actor(step, stage, model, origin))
+    practice = Practice(step, stage, prompts, tokenizer, engine, reward, folder.samples)
+    objective = Clipped(stage, practice)
+    return training.complete(step, folder, stop, origin, tokenizer, engine, practice, objective, practice)
 
 
-def _build(step: Step, stage: Ppo, world: World, origin: artifact.Origin) -> tuple[Engine, Actor]:
-    """The engine with policy, value head and reference in it; all ranks start from the same weights."""
-    torch.manual_seed(step.seed)
-    engine = Engine(step, world)
-    dtype = DTYPES[step.model.dtype]
-    is_full = isinstance(step.adapter, Full)
-    held_in = torch.float32 if is_full and not engine.zero_stage else dtype
-    base = load_base(origin.base, dtype=held_in, packing=stage.packing)
-    if stage.activation_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    policy = adapters.attach(base, step.adapter, origin.adapter, in_fp32=not engine.zero_stage)
+def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin) -> Actor:
+    """The policy with a new value head, and with its start as the reference."""
+    if isinstance(step.adapter, Full):
+        frozen = load_base(origin.base, dtype=DTYPES[step.model.dtype], packing=stage.packing).requires_grad_(False)
+        return Actor(policy, frozen, temperature=stage.temperature)
     if origin.adapter is not None:
-        adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=not engine.zero_stage)
-    frozen = _frozen(origin, dtype, stage) if is_full else None
-    actor = Actor(policy, frozen, temperature=stage.temperature).train()
-    engine.prepare(actor, optim.build(step.optimizer, actor.named_parameters()))
-    return engine, actor
-
-
-def _frozen(origin: artifact.Origin, dtype: torch.dtype, stage: Ppo) -> nn.Module:
-    """The whole model once more, as it is now."""
-    return load_base(origin.base, dtype=dtype, packing=stage.packing).requires_grad_(False).eval()
+        adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=not step.parallel.zero_stage)
+    return Actor(policy, None, temperature=stage.temperature)
