@@ -1,4 +1,4 @@
-"""The one module of PPO: a policy, the head that foresees its rewards, and the reference that it is held to."""
+"""The one module of PPO: a policy, the head that foresees its rewards, the reference that it is held to, the judge."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fttrain.adapters import speaking_as
 from fttrain.data.batches import Micro
-from fttrain.model import Scorer
+from fttrain.model import RewardHead, Scorer
 
-REFERENCE = "reference"
-"""Name of the adapter that holds the policy's start. Where there is none of that name, the bare base is the start."""
+POLICY, REFERENCE, JUDGE = "policy", "reference", "judge"
+"""Who speaks. The last two name adapters beside the policy's; without one of that name the bare base speaks."""
 
 
 @dataclass(frozen=True)
@@ -38,53 +38,61 @@ class Acted(NamedTuple):
     """Reward that is still to come when the token is chosen."""
 
 
-class ValueHead(nn.Module):
-    """One number from each hidden state, in fp32 whatever the model's format; 0 at first."""
+class ValueHead(RewardHead):
+    """The reward that is still to come, read off each hidden state; 0 at first."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, width))
+        super().__init__(width)
+        nn.init.zeros_(self.weight)
         self.bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_ND: Tensor) -> Tensor:
-        # A matrix product would be done in 16 bits under autocast.
-        return (hidden_ND.float() * self.weight.float()).sum(-1) + self.bias.float()
+    def forward(self, hidden_BD: Tensor) -> Tensor:
+        return super().forward(hidden_BD) + self.bias.float()
 
 
 class Actor(Scorer):
-    """A Scorer that also foresees rewards, generates, and speaks as the reference. One base serves all of them.
+    """A policy that also foresees rewards, generates, and speaks as its reference and its judge: one base serves all.
 
     The value head reads the policy's own hidden states, so one pass gives both. Dropout is off: what is sampled, scored
     and trained must be one policy.
     """
 
-    _is_reference = False
+    _speaker = POLICY
 
-    def __init__(self, model: nn.Module, frozen: nn.Module | None, *, temperature: float) -> None:
-        """`frozen` is a copy of a policy whose own weights are trained; an adapter's start needs none."""
+    def __init__(
+        self, model: nn.Module, *, temperature: float, frozen: nn.Module | None = None, judge: nn.Module | None = None
+    ) -> None:
+        """`frozen` is a copy of a policy whose own weights are trained; an adapter's start needs none.
+
+        `judge` is the head that goes with the adapter of that name, or a sequence classifier; None where a function
+        gives the scores.
+        """
         super().__init__(model)
         self.frozen = frozen
+        self.judge = judge
         self.value_head = ValueHead(self._causal().get_input_embeddings().embedding_dim)
         self._temperature = temperature
         _turn_dropout_off(self)
 
     def forward(self, asked: Micro | Decode) -> Any:
-        """`Acted` for a micro-batch; the next token's logits [B, V] in fp32 for a `Decode`."""
+        """`Acted` for a micro-batch, or as the judge a score of each row [B]; for a `Decode` logits [B, V] in fp32."""
         if isinstance(asked, Decode):
             return self._next_logits(asked)
+        if self._speaker == JUDGE:
+            return self._scores_of_rows(asked)
         hidden_ND = self._hidden(asked)[asked.places_N]
         scores = self._scores(hidden_ND, asked, with_entropy=torch.is_grad_enabled())
         return Acted(scores.smoothed_N, scores.entropy_N, self.value_head(hidden_ND))
 
     @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        """Within, log-probabilities are those of the policy as the stage found it."""
-        self._is_reference = True
+    def speaking_as(self, name: str) -> Iterator[None]:
+        """Within, REFERENCE tells log-probabilities of the policy as the stage found it, and JUDGE scores rows."""
+        self._speaker = name
         try:
-            with speaking_as(self.model, REFERENCE):
+            with speaking_as(self.model, name):
                 yield
         finally:
-            self._is_reference = False
+            self._speaker = POLICY
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -98,10 +106,17 @@ class Actor(Scorer):
             causal.set_attn_implementation(held)
 
     def _causal(self) -> Any:
-        return self.frozen if self._is_reference and self.frozen is not None else super()._causal()
+        return self.frozen if self._speaker == REFERENCE and self.frozen is not None else super()._causal()
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
         return super()._logits(hidden_ND) / self._temperature
+
+    def _scores_of_rows(self, micro: Micro) -> Tensor:
+        if isinstance(self.judge, RewardHead):
+            return self.judge(self._hidden(micro)[micro.ends_B])
+        assert self.judge is not None
+        judged = self.judge(input_ids=micro.input_ids, attention_mask=(micro.lengths > 0).long())
+        return judged.logits[: len(micro.rows), 0].float()
 
     def _next_logits(self, asked: Decode) -> Tensor:
         hidden_BTD = (

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ftlaunch.recipe import Ppo
-from fttrain.actor import Acted, Actor
+from fttrain.actor import REFERENCE, Acted, Actor
 from fttrain.data.batches import Micro, lay_out
 from fttrain.data.token_set import Group, Tokens
 from fttrain.engine import Engine
@@ -136,7 +136,7 @@ def score(engine: Engine, actor: Actor, rows: Sequence[Tokens], *, micro_batch_s
             device=world.device,
         ):
             acted: Acted = engine.forward(micro)
-            with actor.as_reference():
+            with actor.speaking_as(REFERENCE):
                 reference: Acted = engine.forward(micro)
             counts = [int(rows[row][1].sum()) for row in micro.rows]
             said = (acted.logps_N, acted.values_N, reference.logps_N)

@@ -1,4 +1,4 @@
-"""Where scores come from: a Python function of prompt, answer and row."""
+"""Where scores come from: a Python function of prompt, answer and row, or a model that reads both."""
 
 import importlib
 import importlib.util
@@ -7,15 +7,25 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
+from ftlaunch.recipe import Model
 from ftlaunch.rows.fill import Row, text_at
+from ftlaunch.rundir import REWARD_HEAD
+from fttrain import adapters, artifact
+from fttrain.actor import JUDGE, Actor
+from fttrain.data.batches import lay_out
 from fttrain.data.prompts import Prompt
+from fttrain.data.token_set import Group
 from fttrain.engine import Engine
+from fttrain.model import RewardHead
 
 Function = Callable[[str, str, Row], float]
 """(the prompt's last turn, the answer's text, the row) → score."""
@@ -59,6 +69,86 @@ class FunctionReward:
             return float(score)
         message = f"reward_function {self._name} returned {score!r} for the answer to {one.prompt.where}"
         raise UserError(message, "let it return a finite number")
+
+
+class ModelReward:
+    """Scores by the actor's judge, which reads prompt and answer as they stand in its own chat template."""
+
+    def __init__(self, tokenizer: Any, *, micro_batch_size: int, packing: bool) -> None:
+        self._tokenizer = tokenizer
+        self._micro_batch_size = micro_batch_size
+        self._packing = packing
+
+    def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
+        world, actor = engine.world, engine.scorer
+        assert isinstance(actor, Actor)
+        mine: dict[int, float] = {}
+        with engine.evaluating(), actor.speaking_as(JUDGE):
+            for micro in lay_out(
+                [_unsupervised(self._ids(one)) for one in said],
+                rank=world.rank,
+                world_size=world.size,
+                accumulation=-(-len(said) // (self._micro_batch_size * world.size)),
+                packing=self._packing,
+                device=world.device,
+            ):
+                mine |= dict(zip(micro.rows, engine.forward(micro).tolist(), strict=True))
+        scores = {index: score for part in world.gather(mine) for index, score in part.items()}
+        return torch.tensor([scores[index] for index in range(len(said))])
+
+    def _ids(self, one: Said) -> np.ndarray:
+        """int32: the whole conversation, as a reward model saw it in training."""
+        turns = [*one.prompt.turns, {"role": "assistant", "content": one.text}]
+        if self._tokenizer.chat_template:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+            return np.array(self._tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
+        asked = "\n\n".join(turn["content"] for turn in one.prompt.turns)
+        return np.array(self._tokenizer(asked, one.text).input_ids, dtype=np.int32)
+
+
+def _unsupervised(ids_T: np.ndarray) -> Group:
+    return Group(((ids_T, np.zeros(len(ids_T), dtype=bool)),))
+
+
+def load_judge(place: str, policy: nn.Module, base: Model, *, dtype: torch.dtype, in_fp32: bool) -> nn.Module:
+    """The frozen judge that a folder or hub id holds.
+
+    A reward model that is an adapter of the policy's own base goes beside the policy's adapter, and its head is what
+    comes back; anything else is a model of its own. Raises UserError where it cannot be had or gives no single score.
+    """
+    folder = Path(place)
+    if not (folder / REWARD_HEAD).exists() or artifact.read(folder)[1] is None:
+        return _load_classifier(place, dtype)
+    theirs, _ = artifact.read(folder)
+    if (theirs.path, theirs.revision) != (base.path, base.revision) or not isinstance(policy, PeftModel):
+        message = (
+            f"the reward model {place} is an adapter of {theirs.path}, which is not what the policy's adapter is on"
+        )
+        raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
+    adapters.add_frozen(policy, folder, JUDGE, in_fp32=in_fp32)
+    weight = load_file(folder / REWARD_HEAD)["score.weight"]
+    head = RewardHead(weight.shape[1])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head.requires_grad_(False)
+
+
+def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        message = f"no sequence classifier could be loaded from {place}: {str(error).splitlines()[0]}"
+        raise UserError(message, "name a folder or hub id of a sequence classifier with one label") from error
+    if model.config.num_labels != 1:
+        message = f"the model in {place} gives {model.config.num_labels} numbers for an answer, and a score is one"
+        raise UserError(message, "name a sequence classifier with one label")
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = 0  # rows are padded with it
+    return model.requires_grad_(False)
 
 
 def gsm8k(prompt: str, answer: str, row: Row) -> float:  # noqa: ARG001 every reward's

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ftlaunch.recipe import Full, Lora, Model
 from fttrain import adapters
-from fttrain.actor import Actor
+from fttrain.actor import REFERENCE, Actor
 from fttrain.data.batches import Micro, collate
 from fttrain.data.token_set import Group
 from fttrain.model import load_base
@@ -59,9 +59,9 @@ def test_the_reference_is_the_policys_start(kind: str, tiny_model: Path, tmp_pat
     adapter = Full() if kind == "full" else Lora(rank=4, alpha=8, dropout=0.5)
     policy = adapters.attach(load(tiny_model), adapter, start, in_fp32=True)
     if start is not None:
-        adapters.add_frozen(policy, start, "reference", in_fp32=True)
+        adapters.add_frozen(policy, start, REFERENCE, in_fp32=True)
     frozen = load(tiny_model).requires_grad_(False) if kind == "full" else None
-    actor = Actor(policy, frozen, temperature=TEMPERATURE)
+    actor = Actor(policy, temperature=TEMPERATURE, frozen=frozen)
     trained = {name for name, parameter in actor.named_parameters() if parameter.requires_grad}
     assert not any("reference" in name or name.startswith("frozen") for name in trained)
 
@@ -70,14 +70,14 @@ def test_the_reference_is_the_policys_start(kind: str, tiny_model: Path, tmp_pat
     perturb(policy)
     moved = actor(micro).logps_N
     assert not torch.allclose(moved, expected, atol=1e-2)
-    with actor.as_reference(), torch.no_grad():
+    with actor.speaking_as(REFERENCE), torch.no_grad():
         torch.testing.assert_close(actor(micro).logps_N, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(actor(micro).logps_N, moved)
     assert {name for name, parameter in actor.named_parameters() if parameter.requires_grad} == trained
 
 
 def test_values_are_a_linear_reading_of_the_hidden_states(tiny_model: Path, micro: Micro):
-    actor = Actor(adapters.attach(load(tiny_model), ADAPTER, None, in_fp32=True), None, temperature=1.0)
+    actor = Actor(adapters.attach(load(tiny_model), ADAPTER, None, in_fp32=True), temperature=1.0)
     assert not actor(micro).values_N.any()
     torch.nn.init.normal_(actor.value_head.weight)
     torch.nn.init.constant_(actor.value_head.bias, 3.0)
@@ -89,5 +89,5 @@ def test_values_are_a_linear_reading_of_the_hidden_states(tiny_model: Path, micr
 def test_dropout_is_off_while_training(tiny_model: Path, micro: Micro):
     noisy = adapters.attach(load(tiny_model), Lora(rank=4, alpha=8, dropout=0.5), None, in_fp32=True)
     perturb(noisy)
-    actor = Actor(noisy, None, temperature=1.0).train()
+    actor = Actor(noisy, temperature=1.0).train()
     torch.testing.assert_close(actor(micro).logps_N, actor(micro).logps_N, atol=0, rtol=0)

@@ -31,7 +31,7 @@ def engine(tiny_model: Path, rows_file: Path) -> Engine:
     start_afresh()
     engine = Engine(step, ALONE)
     base = load_base(step.model, dtype=torch.float32, packing=True)
-    engine.prepare(Actor(base, None, temperature=TEMPERATURE), torch.optim.SGD(base.parameters()))
+    engine.prepare(Actor(base, temperature=TEMPERATURE), torch.optim.SGD(base.parameters()))
     return engine
 
 

@@ -18,7 +18,7 @@ from fttrain.leave import StopRequest
 from fttrain.model import DTYPES, load_base, load_tokenizer
 from fttrain.objectives import ppo
 from fttrain.practice import Practice
-from fttrain.rewards import FunctionReward
+from fttrain.rewards import FunctionReward, ModelReward, Reward, load_judge
 from fttrain.world import World
 
 SUMS = ("tokens", "policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "policy_change")
@@ -66,19 +66,30 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     origin = artifact.origin(step, folder)
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     prompts = load_prompts(list(step.data.values()), tokenizer, step.seed)
-    assert stage.reward_function is not None
-    reward = FunctionReward(stage.reward_function)
-    engine = training.build(step, stage, world, origin, lambda model, origin: _actor(step, stage, model, origin))
+    judge = None if step.reward is None else str(folder.path.parent / step.reward)
+    judge = judge or stage.reward_model
+    reward = _reward(step, stage, judge)
+    engine = training.build(step, stage, world, origin, lambda model, _: _actor(step, stage, model, origin, judge))
     practice = Practice(step, stage, prompts, tokenizer, engine, reward, folder.samples)
     objective = Clipped(stage, practice)
     return training.complete(step, folder, stop, origin, tokenizer, engine, practice, objective, practice)
 
 
-def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin) -> Actor:
-    """The policy with a new value head, and with its start as the reference."""
+def _reward(step: Step, stage: Ppo, judge: str | None) -> Reward:
+    if judge is None:
+        assert stage.reward_function is not None
+        return FunctionReward(stage.reward_function)
+    tokenizer = load_tokenizer(judge)
+    return ModelReward(tokenizer, micro_batch_size=step.micro_batch_size, packing=stage.packing)
+
+
+def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin, judge: str | None) -> Actor:
+    """The policy with a new value head, its start as the reference, and the judge if a model gives the scores."""
+    dtype, in_fp32 = DTYPES[step.model.dtype], not step.parallel.zero_stage
+    frozen = None
     if isinstance(step.adapter, Full):
-        frozen = load_base(origin.base, dtype=DTYPES[step.model.dtype], packing=stage.packing).requires_grad_(False)
-        return Actor(policy, frozen, temperature=stage.temperature)
-    if origin.adapter is not None:
-        adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=not step.parallel.zero_stage)
-    return Actor(policy, None, temperature=stage.temperature)
+        frozen = load_base(origin.base, dtype=dtype, packing=stage.packing).requires_grad_(False)
+    elif origin.adapter is not None:
+        adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=in_fp32)
+    head = None if judge is None else load_judge(judge, policy, origin.base, dtype=dtype, in_fp32=in_fp32)
+    return Actor(policy, temperature=stage.temperature, frozen=frozen, judge=head)
