@@ -114,9 +114,10 @@ class Actor(Scorer):
     def _scores_of_rows(self, micro: Micro) -> Tensor:
         if isinstance(self.judge, RewardHead):
             return self.judge(self._hidden(micro)[micro.ends_B])
-        assert self.judge is not None
-        judged = self.judge(input_ids=micro.input_ids, attention_mask=(micro.lengths > 0).long())
-        return judged.logits[: len(micro.rows), 0].float()
+        judge: Any = self.judge
+        is_real = micro.lengths > 0
+        ids = micro.input_ids.masked_fill(~is_real, judge.config.pad_token_id)
+        return judge(input_ids=ids, attention_mask=is_real.long()).logits[: len(micro.rows), 0].float()
 
     def _next_logits(self, asked: Decode) -> Tensor:
         hidden_BTD = (

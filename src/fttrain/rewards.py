@@ -89,7 +89,7 @@ class ModelReward:
                 rank=world.rank,
                 world_size=world.size,
                 accumulation=-(-len(said) // (self._micro_batch_size * world.size)),
-                packing=self._packing,
+                packing=self._packing and isinstance(actor.judge, RewardHead),  # a classifier knows no packed rows
                 device=world.device,
             ):
                 mine |= dict(zip(micro.rows, engine.forward(micro).tolist(), strict=True))
