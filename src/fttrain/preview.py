@@ -17,6 +17,8 @@ import numpy as np
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.recipe import Data, Model, Recipe, Training
+from ftlaunch.rows.turns import row_format
+from fttrain.data.prompts import load_prompts
 from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
 from fttrain.data.tokens import cache_root, stream, tokenize
 
@@ -77,6 +79,8 @@ def look_at(recipe: Recipe, rows: int) -> list[Preview]:
 
 def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
     """One data set's, with up to `rows` samples of the part that is trained on."""
+    if row_format(data) == "prompt" and data.completion is None:
+        return _of_prompts(name, data, tokenizer, seed, rows)
     if data.streaming:
         train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
         counts, held_out, lengths = _counts(train), int(data.test), train.lengths
@@ -95,6 +99,25 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
         longest=int(lengths.max()),
         mean_length=float(lengths.mean()),
         samples=samples,
+    )
+
+
+def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
+    """Of rows that are answered in training; nothing of them is trained."""
+    (prompts,) = load_prompts([data], tokenizer, seed)
+    every = [*prompts.train, *prompts.test]
+    lengths = np.array([len(prompt.ids_T) for prompt in every])
+    left_out = prompts.left_out
+    counts = Counts(rows=len(every) + left_out, kept=len(every), tokens=int(lengths.sum()), dropped_overlong=left_out)
+    return Preview(
+        name=name,
+        counts=counts,
+        paired=False,
+        streamed=False,
+        held_out=len(prompts.test),
+        longest=int(lengths.max()),
+        mean_length=float(lengths.mean()),
+        samples=[pieces(one.ids_T, np.zeros(len(one.ids_T), dtype=bool), tokenizer) for one in prompts.train[:rows]],
     )
 
 

@@ -44,6 +44,8 @@ class Prompts:
     test: list[Prompt]
     end_ids: frozenset[int]
     """Tokens with which an answer ends."""
+    left_out: int
+    """Rows whose prompt is longer than `max_length`, or that are pairs without a common one."""
 
 
 def load_prompts(datas: Sequence[Data], tokenizer: Any, seed: int) -> list[Prompts]:
@@ -65,7 +67,7 @@ def _load(data: Data, tokenizer: Any, seed: int) -> Prompts:
         message = f"{data.path}: none of the {len(read)} rows has a prompt of at most {data.max_length} tokens"
         raise UserError(message, "raise max_length or mend the rows")
     train, test = split(len(kept), data, seed)
-    return Prompts([kept[row] for row in train], [kept[row] for row in test], encoder.end_ids)
+    return Prompts([kept[row] for row in train], [kept[row] for row in test], encoder.end_ids, len(read) - len(kept))
 
 
 def _prompt(data: Data, encoder: Encoder, where: str, row: Row) -> Prompt | None:

@@ -85,3 +85,12 @@ def test_what_is_wrong_goes_to_stderr(show: Show, tmp_path: Path, capsys: pytest
     assert "→ the row has the fields question" in err
     assert preview.main([str(tmp_path / "no.json")]) == 2
     assert "is no resolved recipe" in capsys.readouterr().err
+
+
+def test_prompts_without_completions_are_shown_with_nothing_trained(show: Show):
+    code, out, _ = show("--rows", "1", completion=None, max_length=44, rows=[*ROWS, {"question": "Why? " * 50}], test=3)
+    assert code == 0
+    assert "20 of 21 rows, 3 held out" in out
+    assert "1 too long" in out
+    assert "What is 0?" in out
+    assert "⟦" not in out
