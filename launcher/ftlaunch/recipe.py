@@ -265,7 +265,8 @@ class Ppo(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     number. "FILE.py:NAME", with the file relative to the recipe, "package.module:NAME", or "gsm8k", which is shipped:
     1 where the answer's last number is the one in the row's field "answer", else 0."""
     reward_model: Text | None = None
-    """Model that scores an answer: a folder or hub id of a sequence classifier with one label."""
+    """Model that scores an answer: folder or hub id of a sequence classifier with one label, or the folder of a reward
+    stage's artifact. None: the reward stage before this one, unless there is a `reward_function`."""
     rollout_size: Positive | None = None
     """Prompts that are answered before their answers are trained on, over all processes. None: batch_size."""
     ppo_epochs: Positive = 4

@@ -10,6 +10,7 @@ import torch
 from tests.trainer.in_process import ALONE, make_data, make_step, start_afresh
 from transformers import AutoModelForCausalLM
 
+from fttrain import rollout
 from fttrain.actor import Actor
 from fttrain.engine import Engine
 from fttrain.model import load_base
@@ -80,6 +81,17 @@ def test_answers_do_not_depend_on_what_they_are_generated_beside(batch_size: int
     for answer, other in zip(sample(), sample(batch_size=batch_size), strict=True):
         assert answer.ids_T.tolist() == other.ids_T.tolist()
         np.testing.assert_allclose(answer.logps_T, other.logps_T, atol=1e-5)
+
+
+def test_a_rank_without_prompts_keeps_its_peers_company(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    forward = engine.forward
+    monkeypatch.setattr(engine, "forward", lambda decode: asked.append(1) or forward(decode))
+    monkeypatch.setattr(rollout, "_goes_on", lambda *_, **__: len(asked) < 4)
+    with engine.evaluating(), engine.scorer.generating():  # type: ignore[attr-defined]
+        sampling = Sampling(max_new_tokens=9, batch_size=3, stop_ids=frozenset({0}), seed=(7, 1))
+        assert rollout._generate(engine, [], [], sampling) == []
+    assert len(asked) == 4
 
 
 def test_another_seed_draws_other_answers(sample: Callable):
