@@ -19,7 +19,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
 from ftlaunch.rows.fill import Row, text_at
 from ftlaunch.rundir import REWARD_HEAD
-from fttrain import adapters, artifact
+from fttrain import adapters, artifact, intake
 from fttrain.actor import JUDGE, Actor
 from fttrain.data.batches import lay_out
 from fttrain.data.prompts import Prompt
@@ -138,7 +138,7 @@ def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
 
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            place, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            intake.model_folder(place), dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         message = f"no sequence classifier could be loaded from {place}: {str(error).splitlines()[0]}"
