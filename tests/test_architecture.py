@@ -17,7 +17,7 @@ FLOORS = {
     "ftlaunch": (
         "errors recipe redact",
         "intake rundir resolve schema provenance trust",
-        "node load rows processes",
+        "chain node load notes rows processes",
         "plan rules shipped",
         "watch",
         "backend",
@@ -35,7 +35,7 @@ FLOORS = {
     "ftlaunch.rules": ("data secrets", "stage", "order ppo", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made runs tail", "progress", "display status", "logs"),
-    "ftlaunch.backend": ("__init__", "launch prepare replan", "local", "control"),
+    "ftlaunch.backend": ("__init__", "launch prepare replan", "anew local", "control"),
     "fttrain": (
         "intake",
         "objectives adapters attention classifier fold leave metrics optim progress world",

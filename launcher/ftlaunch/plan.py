@@ -6,22 +6,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch import node, resolve
-from ftlaunch.recipe import (
-    Adapter,
-    Dpo,
-    Full,
-    Lora,
-    Merge,
-    Orpo,
-    Pairwise,
-    Ppo,
-    Recipe,
-    Reward,
-    Sft,
-    Stage,
-    Training,
-)
+from ftlaunch import node, notes
+from ftlaunch.chain import Link, links
+from ftlaunch.recipe import Adapter, Dpo, Full, Lora, Orpo, Ppo, Recipe, Reward, Sft, Training
 from ftlaunch.rundir import Step
 
 LEARNING_RATE: dict[type[Training], dict[type[Adapter], float]] = {
@@ -34,7 +21,7 @@ LEARNING_RATE: dict[type[Training], dict[type[Adapter], float]] = {
 """Peak learning rates that suit each kind of stage and of adapter when the recipe names none."""
 
 
-BESIDE = (
+ON_THE_WAY = (
     "parallel",
     "micro_batch_size",
     "activation_checkpointing",
@@ -45,7 +32,11 @@ BESIDE = (
     "generation_batch_size",
     "samples_every",
 )
-"""Keys that a run may change on its way: how the work is shared out, and what is done beside or in trouble."""
+"""Keys that a stage may change on its way: how the work is shared out, and what is done beside or in trouble."""
+BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation")
+"""What does not decide the course of a stage, of all that its step says."""
+TOLD_BY_THE_STEP = ("model", "adapter", "optimizer", "learning_rate", "start", "reward")
+"""Keys of a stage that count as they stand in its step, wherever they came from."""
 
 
 class PlannedStep(Struct, frozen=True, kw_only=True):
@@ -75,38 +66,16 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 def make_plan(recipe: Recipe, run_dir: Path) -> Plan:
     """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute."""
-    fingerprint = training_hash(recipe)
-    names = [f"{index:02d}-{_kind(stage)}" for index, stage in enumerate(recipe.stage, start=1)]
-    steps = [
-        _plan_step(name, _make_step(recipe, stage, names, fingerprint))
-        for name, stage in zip(names, recipe.stage, strict=True)
-    ]
+    steps: list[PlannedStep] = []
+    for link in links(recipe):
+        hashes = {planned.name: planned.step.training_hash for planned in steps}
+        needed = [hashes[Path(path).parts[0]] for path in (link.start, link.reward) if path]
+        steps.append(_plan_step(link.name, _make_step(recipe, link, needed)))
     return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, steps=steps)
 
 
-def training_hash(recipe: Recipe) -> str:
-    """SHA-256 of what decides the course of training: all of a recipe but its `[parallel]` and the keys of BESIDE."""
-    read_back = msgspec.json.decode(
-        msgspec.json.encode(recipe), type=Recipe
-    )  # in which 16 is 16.0 where floats are due
-    course = msgspec.to_builtins(read_back)
-    for table in (course, *course["stage"]):
-        for key in BESIDE:
-            table.pop(key, None)
-    return hashlib.sha256(msgspec.json.encode(course, order="sorted")).hexdigest()
-
-
-def _kind(stage: Training | Merge) -> str:
-    return str(stage.__struct_config__.tag)
-
-
-def _artifact(recipe: Recipe, of: Training | None, names: list[str]) -> str | None:
-    """Where a stage leaves its artifact, relative to the run folder."""
-    return next((f"{name}/artifact" for name, stage in zip(names, recipe.stage, strict=True) if stage is of), None)
-
-
-def _make_step(recipe: Recipe, stage: Stage, names: list[str], fingerprint: str) -> Step:
-    resolved = resolve.for_stage(recipe, stage)
+def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
+    stage, resolved = link.stage, link.resolved
     micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
     if isinstance(stage, Training):
         micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
@@ -114,7 +83,7 @@ def _make_step(recipe: Recipe, stage: Stage, names: list[str], fingerprint: str)
         learning_rate = stage.learning_rate or LEARNING_RATE[type(stage)][type(resolved.adapter)]
         tables = [stage.data] if isinstance(stage.data, str) else stage.data
         data = {table: recipe.data[table] for table in tables}
-    return Step(
+    step = Step(
         name=recipe.name,
         stage=stage,
         model=resolved.model,
@@ -128,10 +97,23 @@ def _make_step(recipe: Recipe, stage: Stage, names: list[str], fingerprint: str)
         micro_batch_size=micro,
         accumulation=accumulation,
         learning_rate=learning_rate,
-        start=_artifact(recipe, resolve.trained_before(recipe, stage), names),
-        reward=_artifact(recipe, resolve.reward_before(recipe, stage), names) if isinstance(stage, Ppo) else None,
-        training_hash=fingerprint,
+        start=link.start,
+        reward=link.reward,
+        training_hash="",
     )
+    return msgspec.structs.replace(step, training_hash=_training_hash(step, needed))
+
+
+def _training_hash(step: Step, needed: list[str]) -> str:
+    """SHA-256 of what decides the course of a stage: all that its step says but BESIDE, with that of what it needs."""
+    read_back = msgspec.json.decode(msgspec.json.encode(step), type=Step)  # in which 16 is 16.0 where floats are due
+    course = msgspec.to_builtins(read_back)
+    for table in (course, course["stage"]):
+        for key in BESIDE:
+            table.pop(key, None)
+    for key in TOLD_BY_THE_STEP:
+        course["stage"].pop(key, None)
+    return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
 
 
 def _plan_step(name: str, step: Step) -> PlannedStep:
@@ -146,96 +128,5 @@ def _plan_step(name: str, step: Step) -> PlannedStep:
         files=files,
         command=node.command(name),
         env=node.environment(step.parallel),
-        notes=_merge_notes(step) if isinstance(step.stage, Merge) else _training_notes(step, step.stage),
+        notes=notes.of_step(step),
     )
-
-
-def _merge_notes(step: Step) -> dict[str, str]:
-    return {"merge": f"folds {step.start} into its base and compares the result with the adapter model"}
-
-
-def _training_notes(step: Step, stage: Training) -> dict[str, str]:
-    rows = "pairs" if isinstance(stage, Pairwise) else "rows"
-    return {
-        "model": _model_note(step),
-        "adapter": _adapter_note(step),
-        "data": ", ".join(f"{name} ({data.path})" for name, data in step.data.items()),
-        **_objective_notes(step, stage),
-        "length": _length_note(stage),
-        "batch": f"{stage.batch_size} {rows} = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
-        f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
-        "learning rate": _learning_rate_note(step, stage),
-    }
-
-
-def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
-    match stage:
-        case Reward():
-            goes_on = (step.start or "").startswith("reward/", 3)
-            return {
-                "head": f"one number at an answer's last token, {f'going on from {step.start}' if goes_on else 'new'}"
-            }
-        case Dpo():
-            rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
-            return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(step, stage)}
-        case Ppo():
-            return _ppo_notes(step, stage)
-        case Orpo():
-            return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
-        case _:
-            return {}
-
-
-def _ppo_notes(step: Step, stage: Ppo) -> dict[str, str]:
-    size = stage.rollout_size or stage.batch_size
-    batches, reward = size // stage.batch_size, stage.reward_function or stage.reward_model or step.reward
-    inner = f"{stage.ppo_epochs} times over them in {batches} mini-batch{'es' if batches > 1 else ''}"
-    steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats an answer"
-    start = step.start or "the base"
-    is_full = isinstance(step.adapter, Full)
-    copy = "a frozen copy of all weights, beside them in memory" if is_full else "no second model is loaded"
-    return {
-        "rollout": f"{size} answers of at most {stage.max_new_tokens} tokens at temperature {stage.temperature:g}, then"
-        f" {inner}: {batches * stage.ppo_epochs} optimizer steps",
-        "reward": f"{'function' if stage.reward_function else 'model'} {reward}",
-        "KL": f"{stage.kl_estimator}, coefficient {stage.kl_coefficient:g}{steered}",
-        "reference": f"{start} as it is at the start; {copy}",
-        "value": "a new head on the policy's own hidden states; dropout is off",
-    }
-
-
-def _reference_note(step: Step, stage: Dpo) -> str:
-    start = step.start or "the base"
-    if resolve.reference(stage, step.adapter) == "precomputed":
-        return f"{start}, asked for all pairs before the first step; its answers are kept on disk"
-    return f"{start} as it is at the start, asked at each step; no second model is loaded"
-
-
-def _model_note(step: Step) -> str:
-    held = f"{step.model.dtype}, weights held in {step.model.quantization}"
-    note = f"{step.model.path} in {held if step.model.quantization != 'none' else step.model.dtype}"
-    return f"{note}, going on from {step.start}" if step.start else note
-
-
-def _adapter_note(step: Step) -> str:
-    adapter = step.adapter
-    if isinstance(adapter, Full):
-        return "none: every weight is trained"
-    targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
-    return f"LoRA of rank {adapter.rank} on {targets}, scale alpha / rank = {adapter.alpha / adapter.rank:g}"
-
-
-def _length_note(stage: Training) -> str:
-    if stage.steps is not None:
-        return f"{stage.steps} optimizer step{'s' if stage.steps > 1 else ''}"
-    if stage.epochs is None:
-        return "1 epoch, as neither epochs nor steps is given"
-    return f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}"
-
-
-def _learning_rate_note(step: Step, stage: Training) -> str:
-    note = f"{step.learning_rate:g}"
-    if stage.learning_rate is None:
-        note += f" (none is given; this suits {_kind(stage)} with {step.adapter.__struct_config__.tag})"
-    warmup = f"{stage.warmup} steps" if isinstance(stage.warmup, int) else f"{stage.warmup:.3g} of all steps"
-    return f"{note}, {stage.schedule}{f' after a warm-up of {warmup}' if stage.warmup else ''}"

@@ -184,6 +184,9 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
     """When a loss or gradient is NaN or infinite: stop, leave the step out, or go back to the newest checkpoint and
     leave out every batch since. The weights never see it, and the rows are named."""
+    start: Annotated[int, Meta(ge=0)] | Text | None = None
+    """Stage to start from: its kind, where one ahead has it, or its place counted from 0; "base" is the plain model.
+    None: the training stage ahead of this one."""
     model: Model | None = None
     """Overrides [model] for this stage."""
     adapter: Adapter | None = None
@@ -314,6 +317,9 @@ class Ppo(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
 class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merge"):
     """Folds the adapter into the base and checks the result against the adapter model."""
 
+    start: Annotated[int, Meta(ge=0)] | Text | None = None
+    """Stage whose adapter is folded: its kind, where one ahead has it, or its place counted from 0.
+    None: the training stage ahead of this one."""
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     """Format of the merged weights. None: the base's own, as on disk."""
     max_shard_bytes: Annotated[int, Meta(ge=1_000_000)] = 5_000_000_000

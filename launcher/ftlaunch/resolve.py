@@ -14,9 +14,11 @@ from ftlaunch.recipe import (
     Ppo,
     Recipe,
     Reward,
-    Stage,
     Training,
 )
+
+BASE = "base"
+"""What `start` calls the plain model."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Resolved:
 
 
 def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
-    """The tables of a stage of this recipe. A merge has those of the training before it, and runs in one process."""
+    """The tables of a stage of this recipe. A merge has those of what it folds, and runs in one process."""
     if isinstance(stage, Merge):
-        return _for_merge(recipe, stage)
+        return for_merge_of(recipe, trained_before(recipe, stage))
     parallel = stage.parallel or recipe.parallel
     return Resolved(
         model=stage.model or recipe.model,
@@ -45,8 +47,8 @@ def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
     )
 
 
-def _for_merge(recipe: Recipe, merge: Merge) -> Resolved:
-    trained = trained_before(recipe, merge)
+def for_merge_of(recipe: Recipe, trained: Training | None) -> Resolved:
+    """The tables of a merge of what a stage has trained."""
     if trained is None:
         model, adapter, optimizer, device = recipe.model, recipe.adapter, recipe.optimizer, recipe.parallel.device
     else:
@@ -58,11 +60,22 @@ def _for_merge(recipe: Recipe, merge: Merge) -> Resolved:
 def trained_before(recipe: Recipe, stage: Training | Merge) -> Training | None:
     """The training stage that this one, which must be the recipe's own object, goes on from; None where there is none.
 
-    It is the last one ahead. PPO passes over reward stages: it asks them for scores, and goes on with the policy.
+    It is the one that `start` names, else the last one ahead. PPO passes over reward stages: it asks them for scores,
+    and goes on with the policy.
     """
+    if stage.start is not None:
+        found = named_by_start(recipe, stage)
+        return found[0] if len(found) == 1 else None
     passed_over = Reward if isinstance(stage, Ppo) else ()
-    ahead = reversed(_ahead(recipe, stage))
-    return next((other for other in ahead if isinstance(other, Training) and not isinstance(other, passed_over)), None)
+    return next((other for other in reversed(_ahead(recipe, stage)) if not isinstance(other, passed_over)), None)
+
+
+def named_by_start(recipe: Recipe, stage: Training | Merge) -> list[Training]:
+    """The training stages ahead that a stage's `start` may mean; none for "base"."""
+    ahead = _ahead(recipe, stage)
+    if isinstance(stage.start, int):
+        return [other for other in ahead if stage.start < len(recipe.stage) and recipe.stage[stage.start] is other]
+    return [other for other in ahead if other.__struct_config__.tag == stage.start]
 
 
 def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:
@@ -70,9 +83,9 @@ def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:
     return next((other for other in reversed(_ahead(recipe, stage)) if isinstance(other, Reward)), None)
 
 
-def _ahead(recipe: Recipe, stage: Training | Merge) -> list[Stage]:
+def _ahead(recipe: Recipe, stage: Training | Merge) -> list[Training]:
     place = next(index for index, other in enumerate(recipe.stage) if other is stage)
-    return recipe.stage[:place]
+    return [other for other in recipe.stage[:place] if isinstance(other, Training)]
 
 
 def reference(stage: Dpo, adapter: Adapter) -> Literal["live", "precomputed"]:

@@ -53,7 +53,9 @@ def origin(step: Step, folder: StepDir) -> Origin:
 
 
 def read(folder: Path) -> tuple[Model, Path | None]:
-    """The base that an artifact belongs to, and the adapter's folder if it is an adapter."""
+    """The base that an artifact belongs to, and the adapter's folder if it is an adapter; a merged model is a base."""
+    if not (folder / CARD).exists() and (folder / "config.json").exists():
+        return Model(path=str(folder)), None
     try:
         card = json.loads((folder / CARD).read_text())
     except FileNotFoundError as error:

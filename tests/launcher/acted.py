@@ -40,7 +40,7 @@ def _planned(recipe: Recipe, name: str, act: str) -> PlannedStep:
         seed=recipe.seed,
         deterministic=False,
         world_size=2,
-        training_hash="h",
+        training_hash=f"of seed {recipe.seed}",
     )
     command = [sys.executable, "-S", str(ACTOR), name, act]
     files = {"step.json": msgspec.json.encode(step).decode()}

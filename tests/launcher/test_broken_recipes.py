@@ -279,14 +279,9 @@ STAGE_RULES = {
     "targets": (RANK, "targets = '(q|v' #! adapter.targets | is not a regular expression | \"all-linear\""),
     "no targets": (RANK, 'targets = [] #! adapter.targets | names no module | targets = "all-linear"'),
     "another base": (MERGE, SFT + 'model={path="o/b"} #! stage[1].model.path | another model | path = "owner/model"'),
-    "another adapter": (
+    "a start that is not there": (
         MERGE,
-        SFT
-        + 'adapter = {kind = "lora"} #! stage[1].adapter | not that of the stage before | the same adapter, or merge',
-    ),
-    "full fine-tuning of an adapter": (
-        MERGE,
-        SFT + 'adapter.kind = "full" #! stage[1].adapter | not that of the stage before | the same adapter, or merge',
+        SFT + 'start = "dpo" #! stage[1].start | "dpo" is none of the training stages ahead | name one by its place: 0',
     ),
     "pairs in SFT": (
         *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'"),
@@ -369,12 +364,6 @@ STAGE_RULES = {
     "no data at all": (
         *(f'{DATA}\npath = "owner/rows"\n{PROMPT}\n{COMPLETION}\n', ""),
         *('data = "qa"', "data = [] #! stage[0].data | names no data | add a [data.NAME] table"),
-    ),
-    "merge in between": (
-        SFT + "[[stage]]",
-        SFT + "[[stage]] #! stage[1] | must be the last | move it",
-        'merge"\n',
-        'merge"\n' + SFT,
     ),
     "merge of a full model": (
         *('"lora"\nrank = 4', '"full"'),

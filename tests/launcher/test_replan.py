@@ -83,10 +83,12 @@ def test_a_finished_stage_stays_as_it_was(write: Callable[..., RunDir]) -> None:
 @pytest.mark.parametrize(
     "setting", ["stage.sft.learning_rate=1e-3", "seed=1", "stage.sft.batch_size=24", "adapter.rank=4"]
 )
-def test_what_is_trained_cannot_change(setting: str, write: Callable[..., RunDir]) -> None:
+def test_what_a_stage_learns_cannot_change_once_it_has_begun(setting: str, write: Callable[..., RunDir]) -> None:
     run = write()
+    replan(run, [setting])
+    run.step_dir("01-sft").new_attempt()
     before = run.plan.read_bytes()
-    with pytest.raises(UserError, match="would change the course of training") as caught:
+    with pytest.raises(UserError, match="would change what 01-sft learns") as caught:
         replan(run, [setting])
     assert "micro_batch_size" in caught.value.remedy
     assert run.plan.read_bytes() == before
@@ -114,5 +116,9 @@ def test_the_same_training_is_the_same_run(write: Callable[..., RunDir]) -> None
     for name in ("01-sft", "02-merge"):
         run.step_dir(name).result.write_text("{}")
     assert write("parallel.procs_per_node=4").path == run.path
-    with pytest.raises(UserError, match="another recipe"):
+    with pytest.raises(UserError, match="another recipe") as caught:
         write("seed=1")
+    assert "--from" not in caught.value.remedy
+    with pytest.raises(UserError, match="another recipe") as caught:
+        write("stage.merge.dtype=fp32")
+    assert "keep 01-sft and begin anew with --from 02-merge" in caught.value.remedy

@@ -1,5 +1,7 @@
 """Rules between keys: what they let through, a stage's own tables, and the check of data rows."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -92,37 +94,87 @@ def test_what_two_stages_share_is_blamed_once(recipe: Path) -> None:
 LORA, OTHER_LORA, FULL = 'kind = "lora"', 'kind = "lora", rank = 4', 'kind = "full"'
 
 
+def starts(recipe: Path) -> list[tuple[str, str | None]]:
+    """Folder and start of every step of the plan of a sound recipe."""
+    loaded = load_recipe(recipe)
+    assert judge(loaded) == []
+    return [(planned.name, planned.step.start) for planned in make_plan(loaded.recipe, Path("run")).steps]
+
+
 @pytest.mark.parametrize(
-    ("adapters", "blamed"),
+    ("adapters", "names"),
     [
-        ((LORA, LORA), []),
-        ((FULL, LORA), []),  # a fresh adapter on the model that full fine-tuning left
-        ((FULL, FULL), []),
-        ((FULL, LORA, LORA), []),
-        ((LORA, OTHER_LORA), ["stage[1].adapter"]),
-        ((LORA, FULL), ["stage[1].adapter"]),
-        ((FULL, LORA, OTHER_LORA), ["stage[2].adapter"]),
-        (("", OTHER_LORA), ["stage[1].adapter"]),
-        ((OTHER_LORA, ""), ["stage[1].adapter"]),  # what differs is the recipe's own table
-        ((OTHER_LORA, "", OTHER_LORA), ["stage[1].adapter", "stage[2].adapter"]),
+        ((LORA, LORA), ["sft", "sft"]),
+        ((FULL, LORA), ["sft", "sft"]),  # a fresh adapter on the model that full fine-tuning left
+        ((FULL, FULL), ["sft", "sft"]),
+        ((FULL, LORA, LORA), ["sft", "sft", "sft"]),
+        ((LORA, OTHER_LORA), ["sft", "merge", "sft"]),
+        ((LORA, FULL), ["sft", "merge", "sft"]),
+        ((FULL, LORA, OTHER_LORA), ["sft", "sft", "merge", "sft"]),
+        (("", OTHER_LORA), ["sft", "merge", "sft"]),
+        ((OTHER_LORA, ""), ["sft", "merge", "sft"]),  # what differs is the recipe's own table
+        ((OTHER_LORA, "", OTHER_LORA), ["sft", "merge", "sft", "merge", "sft"]),
     ],
 )
-def test_an_adapter_goes_on_as_it_was(recipe: Path, adapters: tuple[str, ...], blamed: list[str]) -> None:
+def test_another_adapter_begins_on_a_merge(recipe: Path, adapters: tuple[str, ...], names: list[str]) -> None:
     stages = ['[[stage]]\nkind = "sft"\ndata = "qa"\n' + f"adapter = {{{own}}}\n" * bool(own) for own in adapters]
     recipe.write_text(SOUND[: SOUND.index("[[stage]]")] + "".join(stages))
-    problems = judge(load_recipe(recipe))
-    assert [problem.key for problem in problems] == blamed
-    assert all("start a run of its own from the merged model" in problem.remedy for problem in problems)
+    found = starts(recipe)
+    assert [name.partition("-")[2] for name, _ in found] == names
+    for (name, _), (after, start) in pairwise(found):
+        merged = name.endswith("merge") and not after.endswith("merge")
+        assert start == f"{name}/{'model' if merged else 'artifact'}"
+
+
+def stage(kind: str, *lines: str) -> str:
+    return "".join(f"{line}\n" for line in ("[[stage]]", f'kind = "{kind}"', *lines))
+
+
+@pytest.fixture
+def chain(recipe: Path) -> Callable[..., Path]:
+    """The sound recipe with other stages."""
+
+    def write(*stages: str) -> Path:
+        recipe.write_text(SOUND[: SOUND.index("[[stage]]")] + "".join(stages))
+        return recipe
+
+    return write
+
+
+SFT = 'data = "qa"'
+
+
+def test_a_stage_may_name_where_it_starts(chain: Callable[..., Path]) -> None:
+    path = chain(
+        stage("sft", SFT), stage("sft", SFT, "start = 0"), stage("sft", SFT, "start = 0"), stage("merge", "start = 1")
+    )
+    assert [start for _, start in starts(path)] == [None, *["01-sft/artifact"] * 2, "02-sft/artifact"]
+    path = chain(stage("sft", SFT), stage("sft", SFT, 'start = "base"'), stage("merge", "start = 0"))
+    assert [start for _, start in starts(path)] == [None, None, "01-sft/artifact"]
+
+
+def test_a_merge_that_is_there_is_not_made_again(chain: Callable[..., Path]) -> None:
+    own = f"adapter = {{{OTHER_LORA}}}"
+    path = chain(stage("sft", SFT), stage("merge"), stage("sft", SFT, own), stage("sft", SFT, own, "start = 0"))
+    assert [start for _, start in starts(path)] == [None, "01-sft/artifact", "02-merge/model", "02-merge/model"]
+
+
+@pytest.mark.parametrize("start", ['"sft"', "2", "7", '"dpo"', '"01-sft"'])
+def test_a_start_is_one_training_stage_ahead(chain: Callable[..., Path], start: str) -> None:
+    path = chain(stage("sft", SFT), stage("sft", SFT), stage("sft", SFT, f"start = {start}"))
+    [problem] = judge(load_recipe(path))
+    assert problem.key == "stage[2].start"
+    assert problem.remedy == "name one by its place: 0 (sft) or 1 (sft)"
+
+
+def test_a_merge_cannot_start_from_the_base(chain: Callable[..., Path]) -> None:
+    path = chain(stage("sft", SFT), stage("merge", 'start = "base"'))
+    assert keys(path) == ["stage[1].start"]
 
 
 def test_two_rules_of_the_optimizer_are_both_told(recipe: Path) -> None:
     found = keys(recipe, "optimizer.name=paged_adamw_8bit", "parallel.device=cpu", "parallel.strategy=zero1")
     assert found == ["optimizer.name", "optimizer.name"]
-
-
-def test_a_stage_after_merge_starts_a_problem_of_order_only(recipe: Path) -> None:
-    recipe.write_text(SOUND + '[[stage]]\nkind = "merge"\n')
-    assert keys(recipe) == ["stage[1]"]
 
 
 class TestResolve:

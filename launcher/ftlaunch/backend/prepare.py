@@ -5,13 +5,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from ftlaunch import provenance, trust
 from ftlaunch.errors import UserError
-from ftlaunch.plan import Plan, PlannedStep, training_hash
+from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.processes import lock
-from ftlaunch.recipe import Recipe
 from ftlaunch.redact import has_secret
 from ftlaunch.rundir import RunDir, sync_folder, write_atomic, write_json
 from ftlaunch.watch import runs
@@ -48,40 +45,50 @@ def prepare(plan: Plan, loaded: "Loaded") -> RunDir:
 
 def _existing(target: Path, plan: Plan) -> RunDir:
     run = RunDir(target)
-    if not run.resolved.is_file() or not _is_same(run, plan):
-        raise UserError(
-            f"{target} exists and holds {'another recipe' if run.resolved.is_file() else 'no run'}",
-            "give this run another name (--set name=…) or folder (--run-dir), or remove that one",
-        )
+    remedy = "give this run another name (--set name=…) or folder (--run-dir), or remove that one"
+    if not runs.is_run(target):
+        raise UserError(f"{target} exists and holds no run", remedy)
+    changed = first_changed(runs.read_plan(run), plan)
+    if changed is not None:
+        kept = [step.name for step in plan.steps[: plan.steps.index(changed)]]
+        remedy += f"; or keep {', '.join(kept)} and begin anew with --from {changed.name}" if kept else ""
+        raise UserError(f"{target} exists and holds another recipe", remedy)
     if not runs.finished(run):
         lock.release(lock.take(run))
         raise UserError(f"{target} exists and has not finished", f"go on with it: ftlaunch resume {target}")
     return run
 
 
-def _is_same(run: RunDir, plan: Plan) -> bool:
-    try:
-        there = msgspec.json.decode(run.resolved.read_bytes(), type=Recipe)
-    except msgspec.DecodeError:
-        return False
-    return training_hash(there) == training_hash(plan.recipe)
+def first_changed(before: Plan, after: Plan) -> PlannedStep | None:
+    """The first step of a plan that would not do what the other plan's step of its place does; None where all do."""
+    known = [(step.name, step.step.training_hash) for step in before.steps]
+    for index, step in enumerate(after.steps):
+        if index >= len(known) or known[index] != (step.name, step.step.training_hash):
+            return step
+    return after.steps[-1] if len(known) > len(after.steps) else None
 
 
 def _write(run: RunDir, plan: Plan, loaded: "Loaded") -> None:
     run.path.parent.mkdir(parents=True, exist_ok=True)
     _private_folder(run.path)
+    write_plan(run, plan, loaded)
+
+
+def write_plan(run: RunDir, plan: Plan, loaded: "Loaded") -> None:
+    """The files of a run as a whole, and those of each of its stages."""
     write_atomic(run.recipe, loaded.text)
     write_json(run.resolved, plan.recipe)
     write_json(run.plan, plan)
     write_json(run.provenance, provenance.collect(plan.recipe, loaded.source))
     for step in plan.steps:
-        _private_folder(run.step_dir(step.name).path)
         write_files(run, step)
 
 
 def write_files(run: RunDir, planned: PlannedStep) -> None:
     """Have a stage's files say what its plan says, which may have changed since they were written."""
     step = run.step_dir(planned.name)
+    if not step.path.exists():
+        _private_folder(step.path)
     for path in (step.step, step.accelerate, step.deepspeed):
         content = planned.files.get(path.name)
         if content is None:

@@ -7,24 +7,26 @@ import msgspec
 from ftlaunch import rules
 from ftlaunch.errors import UserError
 from ftlaunch.load.wording import choice
-from ftlaunch.plan import BESIDE, Plan, make_plan, training_hash
+from ftlaunch.plan import ON_THE_WAY, Plan, make_plan
 from ftlaunch.processes import lock
 from ftlaunch.rundir import RunDir, write_json
 from ftlaunch.watch import runs
 
 
 def replan(run: RunDir, settings: Sequence[str]) -> Plan:
-    """The plan of a run with settings put in; its finished stages stay as they were.
+    """The plan of a run with settings put in; stages that are finished stay as they were.
 
-    RecipeError or UserError where the settings are wrong or would change what is trained.
+    RecipeError or UserError where the settings are wrong or would change what a stage that has begun learns.
     """
     before = runs.read_plan(run)
     after = make_plan(rules.check_again(run.resolved, settings).recipe, run.path)
-    if training_hash(after.recipe) != training_hash(before.recipe):
-        raise UserError(
-            "these settings would change the course of training, and the run has begun",
-            f"a run on its way can change {choice(BESIDE)}; for the rest make a run of its own (--set name=…)",
-        )
+    hashes = {step.name: step.step.training_hash for step in after.steps}
+    for step in before.steps:
+        if run.step_dir(step.name).attempts.exists() and hashes.get(step.name) != step.step.training_hash:
+            raise UserError(
+                f"these settings would change what {step.name} learns, and it has begun",
+                f"it can still change {choice(ON_THE_WAY)}; for the rest make a run of its own (--set name=…)",
+            )
     kept = {step.name: step for step in before.steps if run.step_dir(step.name).result.exists()}
     return msgspec.structs.replace(after, steps=[kept.get(step.name, step) for step in after.steps])
 

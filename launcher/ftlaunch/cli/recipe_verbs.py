@@ -8,10 +8,12 @@ import typer
 
 from ftlaunch.cli import text, trainer
 from ftlaunch.cli.options import Detach, Json, Nodes, ProcsPerNode, RecipeName, RunFolder, Settings, all_settings
+from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
     from ftlaunch.plan import Plan
     from ftlaunch.rules import Loaded
+    from ftlaunch.rundir import RunDir
 
 
 def _load(recipe: str, settings: list[str]) -> "Loaded":
@@ -34,6 +36,10 @@ def run(
     procs_per_node: ProcsPerNode = None,
     run_dir: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
+    begin_from: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Begin an existing run anew at this stage.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what --from makes obsolete without asking.")] = False,
     detach: Detach = False,
 ) -> None:
     """Run a recipe; Ctrl-C saves and stops.
@@ -41,6 +47,8 @@ def run(
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
     from ftlaunch.backend.local import refuse_several_nodes
+    from ftlaunch.backend.prepare import prepare
+    from ftlaunch.cli.run_verbs import start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
     planned = _plan(loaded, run_dir)
@@ -50,14 +58,24 @@ def run(
     refuse_several_nodes(planned)
     trainer.require()
     print(text.summary(planned), file=sys.stderr)
-    raise typer.Exit(_prepare_and_start(planned, loaded, detach=detach))
+    folder = prepare(planned, loaded) if begin_from is None else _begin_anew(planned, loaded, begin_from, yes=yes)
+    raise typer.Exit(start(folder, detach=detach))
 
 
-def _prepare_and_start(planned: "Plan", loaded: "Loaded", *, detach: bool) -> int:
-    from ftlaunch.backend.prepare import prepare
-    from ftlaunch.cli.run_verbs import start
+def _begin_anew(planned: "Plan", loaded: "Loaded", stage: str, *, yes: bool) -> "RunDir":
+    """The run's folder without the stages that are done anew, once the user agrees."""
+    from ftlaunch.backend import anew
+    from ftlaunch.watch import runs
 
-    return start(prepare(planned, loaded), detach=detach)
+    run = runs.find(planned.run_dir)
+    removed = anew.removed_from(run, planned, stage)
+    what = f"{', '.join(removed)} of {run.path}"
+    if removed and not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"--from removes {what}", "add --yes if that is meant")
+        typer.confirm(f"This removes {what}. Go on?", abort=True, err=True)
+    anew.begin_anew(run, planned, loaded, removed)
+    return run
 
 
 def plan(

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 
 from ftlaunch import resolve
+from ftlaunch.chain import needs_merge
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.load.wording import literal
-from ftlaunch.recipe import Full, Merge, Reward
+from ftlaunch.load.wording import choice, literal
+from ftlaunch.recipe import Full, Merge, Reward, Training
 from ftlaunch.rules.stage import trainings
+
+COPIES = "merge copies safetensors tensor by tensor, and this model's weights may be pickled"
 
 
 def data_is_used(loaded: Loaded) -> Iterator[Problem]:
@@ -30,16 +33,19 @@ def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
             yield training.table_problem("model", "path", message, remedy)
 
 
-def adapter_goes_on(loaded: Loaded) -> Iterator[Problem]:
-    """A stage goes on training the adapter of the one before it; only full fine-tuning leaves room for a fresh one."""
-    for training in trainings(loaded):
-        before = resolve.trained_before(loaded.recipe, training.stage)
-        earlier = before and resolve.for_stage(loaded.recipe, before).adapter
-        if earlier is None or isinstance(earlier, Full) or training.resolved.adapter == earlier:
+def start_is_one_stage_ahead(loaded: Loaded) -> Iterator[Problem]:
+    for index, stage in enumerate(loaded.recipe.stage):
+        if stage.start is None or (stage.start == resolve.BASE and isinstance(stage, Training)):
             continue
-        message = "is not that of the stage before, whose adapter this one goes on training"
-        remedy = "give both the same adapter, or merge first and start a run of its own from the merged model"
-        yield training.problem("adapter", message, remedy)
+        found = len(resolve.named_by_start(loaded.recipe, stage))
+        if found != 1:
+            ahead = {
+                place: other for place, other in enumerate(loaded.recipe.stage[:index]) if isinstance(other, Training)
+            }
+            known = [f"{place} ({other.__struct_config__.tag})" for place, other in ahead.items()]
+            message = f"{literal(stage.start)} is {found or 'none'} of the training stages ahead"
+            remedy = f"name one by its place: {choice(known)}" if known else "remove it: there is none"
+            yield loaded.problem(("stage", index, "start"), message, remedy)
 
 
 def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
@@ -49,38 +55,42 @@ def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
         if isinstance(before, Reward) and not isinstance(training.stage, Reward):
             kind = literal(training.stage.__struct_config__.tag)
             message = f"{kind} trains a policy, and the stage before, from which it would start, makes a reward model"
-            yield training.problem("kind", message, "put it before the reward stage, or make two recipes")
-
-
-def merge_is_last(loaded: Loaded) -> Iterator[Problem]:
-    for index, stage in enumerate(loaded.recipe.stage[:-1]):
-        if isinstance(stage, Merge):
-            yield loaded.problem(("stage", index), "merge must be the last stage", "move it to the end, or remove it")
+            yield training.problem(
+                "kind", message, 'put it before the reward stage, or say where it starts: start = "base"'
+            )
 
 
 def merge_has_an_adapter(loaded: Loaded) -> Iterator[Problem]:
     recipe = loaded.recipe
-    index, stage = len(recipe.stage) - 1, recipe.stage[-1]
-    if not isinstance(stage, Merge):
-        return
-    trained = resolve.trained_before(recipe, stage)
-    if trained is None:
-        remedy = 'put a stage with kind = "sft" before it'
-        yield loaded.problem(("stage", index), "merge has nothing to merge, as no stage comes before it", remedy)
-    elif isinstance(resolve.for_stage(recipe, trained).adapter, Full):
-        message = "merge has nothing to merge: after full fine-tuning the artifact is the model already"
-        yield loaded.problem(("stage", index), message, 'remove the stage, or add [adapter] with kind = "lora"')
-    elif resolve.for_stage(recipe, trained).model.allow_pickle:
-        message = "merge copies safetensors tensor by tensor, and this model's weights may be pickled"
-        remedy = "remove allow_pickle or the stage"
-        yield loaded.problem(("stage", index), message, remedy)
+    for index, stage in enumerate(recipe.stage):
+        if not isinstance(stage, Merge) or (stage.start is not None and not resolve.named_by_start(recipe, stage)):
+            continue
+        trained = resolve.trained_before(recipe, stage)
+        if trained is None:
+            remedy = 'put a stage with kind = "sft" before it'
+            yield loaded.problem(("stage", index), "merge has nothing to merge, as no stage comes before it", remedy)
+        elif isinstance(resolve.for_stage(recipe, trained).adapter, Full):
+            message = "merge has nothing to merge: after full fine-tuning the artifact is the model already"
+            yield loaded.problem(("stage", index), message, 'remove the stage, or add [adapter] with kind = "lora"')
+        elif resolve.for_stage(recipe, trained).model.allow_pickle:
+            yield loaded.problem(("stage", index), COPIES, "remove allow_pickle or the stage")
+
+
+def merge_on_the_way_reads_safetensors(loaded: Loaded) -> Iterator[Problem]:
+    for training in trainings(loaded):
+        before = resolve.trained_before(loaded.recipe, training.stage)
+        if before is None or not training.resolved.model.allow_pickle:
+            continue
+        if needs_merge(loaded.recipe, before, training.resolved):
+            message = f"is not that of the stage before, so this one begins on a merge; {COPIES}"
+            yield training.problem("adapter", message, "remove allow_pickle, or give both the same adapter")
 
 
 RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     data_is_used,
     base_stays_the_same,
-    adapter_goes_on,
+    start_is_one_stage_ahead,
     reward_is_no_policy,
-    merge_is_last,
     merge_has_an_adapter,
+    merge_on_the_way_reads_safetensors,
 )

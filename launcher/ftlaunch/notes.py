@@ -1,0 +1,110 @@
+"""What a plan tells of its steps: a line for each thing that the recipe left open or that a user may want to know."""
+
+from ftlaunch import resolve
+from ftlaunch.recipe import Dpo, Full, Merge, Orpo, Pairwise, Ppo, Reward, Training
+from ftlaunch.rundir import Step
+
+
+def of_step(step: Step) -> dict[str, str]:
+    """Notes under labels such as "learning rate"."""
+    return _merge_notes(step) if isinstance(step.stage, Merge) else _training_notes(step, step.stage)
+
+
+def _merge_notes(step: Step) -> dict[str, str]:
+    return {"merge": f"folds {step.start} into its base and compares the result with the adapter model"}
+
+
+def _training_notes(step: Step, stage: Training) -> dict[str, str]:
+    rows = "pairs" if isinstance(stage, Pairwise) else "rows"
+    return {
+        "model": _model_note(step),
+        "adapter": _adapter_note(step),
+        "data": ", ".join(f"{name} ({data.path})" for name, data in step.data.items()),
+        **_objective_notes(step, stage),
+        "length": _length_note(stage),
+        "batch": f"{stage.batch_size} {rows} = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
+        f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
+        "learning rate": _learning_rate_note(step, stage),
+    }
+
+
+def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
+    match stage:
+        case Reward():
+            goes_on = (step.start or "").startswith("reward/", 3)
+            return {
+                "head": f"one number at an answer's last token, {f'going on from {step.start}' if goes_on else 'new'}"
+            }
+        case Dpo():
+            rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
+            return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(step, stage)}
+        case Ppo():
+            return _ppo_notes(step, stage)
+        case Orpo():
+            return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
+        case _:
+            return {}
+
+
+def _ppo_notes(step: Step, stage: Ppo) -> dict[str, str]:
+    size = stage.rollout_size or stage.batch_size
+    batches, reward = size // stage.batch_size, stage.reward_function or stage.reward_model or step.reward
+    inner = f"{stage.ppo_epochs} times over them in {batches} mini-batch{'es' if batches > 1 else ''}"
+    steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats an answer"
+    start = step.start or "the base"
+    is_full = isinstance(step.adapter, Full)
+    copy = "a frozen copy of all weights, beside them in memory" if is_full else "no second model is loaded"
+    return {
+        "rollout": f"{size} answers of at most {stage.max_new_tokens} tokens at temperature {stage.temperature:g}, then"
+        f" {inner}: {batches * stage.ppo_epochs} optimizer steps",
+        "reward": f"{'function' if stage.reward_function else 'model'} {reward}",
+        "KL": f"{stage.kl_estimator}, coefficient {stage.kl_coefficient:g}{steered}",
+        "reference": f"{start} as it is at the start; {copy}",
+        "value": "a new head on the policy's own hidden states; dropout is off",
+    }
+
+
+def _reference_note(step: Step, stage: Dpo) -> str:
+    start = step.start or "the base"
+    if resolve.reference(stage, step.adapter) == "precomputed":
+        return f"{start}, asked for all pairs before the first step; its answers are kept on disk"
+    return f"{start} as it is at the start, asked at each step; no second model is loaded"
+
+
+def _model_note(step: Step) -> str:
+    held = f"{step.model.dtype}, weights held in {step.model.quantization}"
+    note = f"{step.model.path} in {held if step.model.quantization != 'none' else step.model.dtype}"
+    if step.start is None:
+        return note
+    if starts_from_merge(step):
+        return f"{note}, with the adapter of the stage before merged into it: {step.start}"
+    return f"{note}, going on from {step.start}"
+
+
+def starts_from_merge(step: Step) -> bool:
+    """Whether the stage starts from a merged model, as its adapter is another than that of the stage before."""
+    return step.start is not None and step.start.endswith("/model")
+
+
+def _adapter_note(step: Step) -> str:
+    adapter = step.adapter
+    if isinstance(adapter, Full):
+        return "none: every weight is trained"
+    targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
+    return f"LoRA of rank {adapter.rank} on {targets}, scale alpha / rank = {adapter.alpha / adapter.rank:g}"
+
+
+def _length_note(stage: Training) -> str:
+    if stage.steps is not None:
+        return f"{stage.steps} optimizer step{'s' if stage.steps > 1 else ''}"
+    if stage.epochs is None:
+        return "1 epoch, as neither epochs nor steps is given"
+    return f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}"
+
+
+def _learning_rate_note(step: Step, stage: Training) -> str:
+    note = f"{step.learning_rate:g}"
+    if stage.learning_rate is None:
+        note += f" (none is given; this suits {stage.__struct_config__.tag} with {step.adapter.__struct_config__.tag})"
+    warmup = f"{stage.warmup} steps" if isinstance(stage.warmup, int) else f"{stage.warmup:.3g} of all steps"
+    return f"{note}, {stage.schedule}{f' after a warm-up of {warmup}' if stage.warmup else ''}"
