@@ -1,5 +1,6 @@
 """Trials by the hundred: a sample of each in the tests, all of them with `make faults`."""
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,14 +28,36 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     started.close()
 
 
+PAIRS = """
+[data.pairs]
+path = "pairs.jsonl"
+format = "preference"
+test = 8
+"""
+STAGES = {
+    "sft": 'data = "rows"',
+    "reward": 'data = "pairs"',
+    "dpo": 'data = "pairs"',
+    "orpo": 'data = "pairs"',
+    "ppo": 'data = "rows"\nmax_new_tokens = 4\nreward_function = "reward.py:length"\nrollout_size = 16\nppo_epochs = 2',
+}
+"""What each kind of training stage is on the tiny data."""
+
+
 @pytest.fixture(scope="session")
 def load_path(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The tiny recipe as a file; with dropout, where it is to be the same bits."""
+    """The tiny recipe as a file, with one stage of a kind; with dropout, where it is to be the same bits."""
 
-    def write(dropout: float = 0.0) -> Path:
-        path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-        path.write_text(RECIPE.format(model=tiny_model, rows=rows_file, dropout=dropout))
-        return path
+    def write(kind: str = "sft", dropout: float = 0.0) -> Path:
+        folder = tmp_path_factory.mktemp("recipe")
+        rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+        pairs = [{"prompt": row["question"], "chosen": row["answer"], "rejected": "lamp"} for row in rows]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        (folder / "reward.py").write_text("def length(prompt, answer, row):\n    return len(answer) / 4\n")
+        text = RECIPE.format(model=tiny_model, rows=rows_file, dropout=dropout)
+        text = text.replace('kind = "sft"\ndata = "rows"', f'kind = "{kind}"\n{STAGES[kind]}')
+        (folder / "tiny.toml").write_text(text + PAIRS if STAGES[kind] == 'data = "pairs"' else text)
+        return folder / "tiny.toml"
 
     return write
 
@@ -42,7 +65,7 @@ def load_path(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def load(load_path: Callable[..., Path]) -> Callable[..., Recipe]:
     """The tiny recipe with settings put in."""
-    return lambda *settings, dropout=0.0: load_recipe(load_path(dropout), settings).recipe
+    return lambda *settings, kind="sft", dropout=0.0: load_recipe(load_path(kind, dropout), settings).recipe
 
 
 @pytest.fixture(scope="session")

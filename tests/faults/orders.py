@@ -31,10 +31,12 @@ def install(faults: list[Fault], rank: int) -> None:
 def _call_at(point: str, faults: list[Fault]) -> None:
     from fttrain.checkpoint.store import Checkpoints
     from fttrain.data.feed import TableFeed
+    from fttrain.practice import Practice
 
     acts = {fault.step: ACTS[fault.do] for fault in faults}
     if point == "begin":
-        _wrap(TableFeed, "step", before=lambda _feed, number: acts.get(number, _nothing)())
+        for feed in (TableFeed, Practice):
+            _wrap(feed, "step", before=lambda _feed, number: acts.get(number, _nothing)())
     else:
         _wrap(Checkpoints, "save", after=lambda _store, number, *_: acts.get(number, _nothing)())
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,11 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from ftlaunch.recipe import Recipe
 from ftlaunch.rundir import StepDir, read_jsonl
 
-SETTINGS = ("stage.sft.steps=24", "stage.sft.save_every=3", "stage.sft.evaluate_every=7", "stage.sft.batch_size=8")
 SHAPES = (("ddp", 1), ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2))
+KINDS = ("sft", "reward", "dpo", "orpo", "ppo")
+STEPS, SAVE_EVERY = 12, 3
+Trial = tuple[str, tuple[str, int]]
+"""(kind of stage, (strategy, ranks))."""
 VOLATILE = {"time", "tokens_per_second", "peak_memory_bytes"}
 
 
@@ -26,37 +30,46 @@ def outcome(step: StepDir) -> dict[str, Any]:
     return {"files": last["files"], "state": last["state"], "metrics": metrics}
 
 
-def written(load: Callable[..., Recipe], shape: tuple[str, int], folder: Path) -> StepDir:
-    return write_run(with_parallel(load(*SETTINGS, dropout=0.1), *shape), folder).step_dir("01-sft")
+def written(load: Callable[..., Recipe], trial: Trial, folder: Path) -> StepDir:
+    kind, shape = trial
+    counts = (("steps", STEPS), ("save_every", SAVE_EVERY), ("evaluate_every", 5), ("batch_size", 8))
+    settings = [f"stage.0.{key}={value}" for key, value in counts]
+    recipe = with_parallel(load(*settings, kind=kind, dropout=0.0 if kind == "ppo" else 0.1), *shape)
+    return write_run(recipe, folder).step_dir(f"01-{kind}")
 
 
 def kill_somewhere(step: StepDir, ranks: Ranks, draw: random.Random, seconds: float) -> None:
-    """Start the step and kill one of its ranks at a moment of its life, or right behind a save that was begun."""
-    world = step.read_step().world_size
-    rank = draw.randrange(world)
-    if draw.random() < 0.3:
-        ranks.start(step, Fault("kill", step=draw.randrange(3, 24, 3), rank=rank, at="save"))
-    else:
+    """Start the step and kill one of its ranks: at a moment of its life, in a step, or while a save is written."""
+    rank = draw.randrange(step.read_step().world_size)
+    place = draw.choice(["moment", "begin", "save"])
+    if place == "moment":
         ranks.start(step)
         time.sleep(draw.uniform(0.2, seconds))
         ranks.kill(rank)
+    elif place == "begin":
+        ranks.start(step, Fault("kill", step=draw.randint(1, STEPS), rank=rank))
+    else:
+        ranks.start(step, Fault("kill", step=draw.randrange(SAVE_EVERY, STEPS, SAVE_EVERY), rank=rank, at="save"))
     ranks.wait()
 
 
 @pytest.fixture(scope="module")
 def calm(load: Callable[..., Recipe], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Outcome and seconds of a run that nothing happens to, once for each strategy and number of ranks."""
-    known: dict[tuple[str, int], tuple[dict[str, Any], float]] = {}
+    """Outcome and seconds of a run that nothing happens to, once for each kind of trial."""
+    known: dict[Trial, tuple[dict[str, Any], float]] = {}
 
-    def find(shape: tuple[str, int]) -> tuple[dict[str, Any], float]:
-        if shape not in known:
-            step = written(load, shape, tmp_path_factory.mktemp("calm") / "run")
+    def find(trial: Trial) -> tuple[dict[str, Any], float]:
+        if trial not in known:
+            step = written(load, trial, tmp_path_factory.mktemp("calm") / "run")
             began = time.monotonic()
             ranks.run(step)
-            known[shape] = outcome(step), time.monotonic() - began
-        return known[shape]
+            known[trial] = outcome(step), time.monotonic() - began
+        return known[trial]
 
     return find
+
+
+SAMPLE: list[Trial] = [("sft", ("zero3", 2)), ("dpo", ("ddp", 2)), ("reward", ("zero2", 2)), ("ppo", ("ddp", 1))]
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(
@@ -67,13 +80,16 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     tmp_path: Path,
 ):
     draw = random.Random(11)
-    shapes = SHAPES if trials(0, 1) else (("ddp", 2), ("zero3", 2))
-    for trial in range(trials(4, 200)):
-        shape = shapes[trial % len(shapes)]
-        expected, seconds = calm(shape)
-        step = written(load, shape, tmp_path / str(trial))
+    kinds = [(kind, shape) for kind in KINDS for shape in SHAPES] if trials(0, 1) else SAMPLE
+    done = 0
+    while done < trials(len(SAMPLE), 200):
+        trial = kinds[done % len(kinds)]
+        expected, seconds = calm(trial)
+        step = written(load, trial, tmp_path / "run")
         kill_somewhere(step, ranks, draw, seconds)
-        if not step.result.exists():  # it may have been killed after its end
+        if not step.result.exists():  # else it was faster than the kill, which does not count
             ranks.run(step)
-        assert outcome(step) == expected, (trial, shape, said(step))
-        print(f"trial {trial + 1}: {shape[0]} × {shape[1]}: equal after {len(step.all_attempts())} starts", flush=True)
+            assert outcome(step) == expected, (done, trial, said(step))
+            done += 1
+            print(f"kill {done}: {trial[0]}, {trial[1][0]} × {trial[1][1]}: equal to the last bit", flush=True)
+        shutil.rmtree(tmp_path / "run")
