@@ -77,6 +77,13 @@ def command(step_name: str) -> list[str]:
     ]
 
 
+def on_machine(command: list[str], rank: int, head: tuple[str, int] | None) -> list[str]:
+    """A step's line for one of several nodes; `head` is the address and port at which they meet."""
+    place = command.index("--machine_rank") + 1
+    meeting = ["--main_process_ip", head[0], "--main_process_port", str(head[1])] if head else []
+    return [*command[:place], str(rank), *meeting, *command[place + 1 :]]
+
+
 def environment(parallel: Parallel) -> dict[str, str]:
     """Variables set on top of the caller's for a step's processes."""
     if parallel.device == "cpu":

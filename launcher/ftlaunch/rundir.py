@@ -43,27 +43,53 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Attempt:
-    """One start of a step's processes."""
+    """One start of a step's processes, as one of its nodes sees it; the first node is 0."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, node: int = 0) -> None:
         self.path = path
         self.number = int(path.name)
-        self.launch_log = path / "launch.log"
-        """What `accelerate launch` itself said."""
-        self.process = path / "process.json"
-        """Host, pid and start time of the launching process."""
+        self.node = node
+        self.launch_log = path / f"launch{node or ''}.log"
+        """What `accelerate launch` itself said on this node."""
+        self.process = path / f"process{node or ''}.json"
+        """Host, pid and start time of the launching process on this node."""
         self.error = path / "error.json"
         """The first error of any rank: rank, type, message, traceback, log."""
         self.stopped = path / "stopped.json"
         """Written when all ranks saved and left on request: the reason and the step."""
+        self.hung = path / "hung.json"
+        """Under SLURM: seconds without a step, written where the attempt was found to hang."""
+        self.ended = path / "ended.json"
+        """Under SLURM: how the attempt ended, on which nodes, and what was done about it."""
 
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank{rank}.log"
+
+    def on_node(self, node: int) -> "Attempt":
+        """The same attempt as another node sees it."""
+        return Attempt(self.path, node)
+
+    def verdict(self, node: int) -> Path:
+        """Where a node says how its processes ended."""
+        return self.path / f"node{node}.json"
+
+    def launch_logs(self) -> dict[str, Path]:
+        """What `accelerate launch` said on each node so far, the first node's as "launch"."""
+        others = sorted(self.path.glob("launch[1-9]*.log"), key=lambda path: int(path.stem.removeprefix("launch")))
+        return {"launch": self.path / "launch.log"} | {f"launch, node {path.stem[6:]}": path for path in others}
+
+    def beat(self, rank: int) -> Path:
+        """Touched by a rank whenever it begins a step."""
+        return self.path / f"rank{rank}.beat"
 
     def rank_logs(self) -> dict[int, Path]:
         """Logs by rank, in order."""
         found = {int(path.stem.removeprefix("rank")): path for path in self.path.glob("rank*.log")}
         return dict(sorted(found.items()))
+
+
+REQUEUE, CANCEL = "requeue", "cancel"
+"""What a stop file may say: the stage goes on later by itself; nothing is saved. Anything else: somebody stopped it."""
 
 
 class StepDir:
@@ -88,6 +114,17 @@ class StepDir:
         """Written last: without it the stage has not finished."""
         self.stop = path / "stop"
         """While this file exists, ranks save at the next optimizer step and leave."""
+        self.jobs = path / "jobs"
+        """What submitit keeps for each SLURM job of the stage: script, call and output."""
+        self.job = path / "job.json"
+        """The newest SLURM job of the stage."""
+
+    def stop_reason(self) -> str | None:
+        """What the stop file says; None where there is none."""
+        try:
+            return self.stop.read_text()
+        except FileNotFoundError:
+            return None
 
     def read_step(self) -> Step:
         return msgspec.json.decode(self.step.read_bytes(), type=Step)
@@ -124,6 +161,10 @@ class RunDir:
         """Locked by the process that drives the run, and names it."""
         self.driver_log = path / "driver.log"
         """What the driver of a detached run said."""
+        self.cluster = path / "cluster.json"
+        """The profile of the SLURM cluster that the run was submitted to; a run of this machine has none."""
+        self.environment = path / "environment.json"
+        """Variables of the submitting shell that the stages' processes are given on the nodes."""
 
     def step_dir(self, name: str) -> StepDir:
         return StepDir(self.path / name)

@@ -30,9 +30,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="devcluster", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="up|down|status")
     starting = verbs.add_parser("up", help="start the cluster; what already runs is left alone")
-    starting.add_argument("--nodes", type=int, default=3, metavar="N", help="number of nodes (default 3)")
-    starting.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, so that sacct works")
-    starting.add_argument("--ports", action="store_true", help="nodes as ports of this host, without namespaces")
+    yes_or_no = argparse.BooleanOptionalAction
+    starting.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default 3)")
+    starting.add_argument(
+        "--accounting", action=yes_or_no, help="slurmdbd and MariaDB, so that sacct works (default no)"
+    )
+    starting.add_argument(
+        "--ports", action=yes_or_no, help="nodes as ports of this host (default: namespaces, if root)"
+    )
     starting.set_defaults(verb=up)
     verbs.add_parser("down", help="end it and remove everything it made").set_defaults(verb=down)
     verbs.add_parser("status", help="show what runs").set_defaults(verb=status)
@@ -40,10 +45,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def up(wanted: argparse.Namespace) -> None:
-    """Start what does not run yet. A cluster of another layout is taken down first."""
-    packages.require(accounting=wanted.accounting)
-    layout = Layout(wanted.nodes, wanted.accounting, network=not wanted.ports and network.possible())
-    if read_layout() not in (None, layout):
+    """Start what does not run yet, as it was where nothing else is asked for. Another layout is taken down first."""
+    before = read_layout()
+    layout = _layout(wanted, before)
+    packages.require(accounting=layout.accounting)
+    if before not in (None, layout):
         down(wanted)
     write_configuration(layout)
     if layout.network:
@@ -51,6 +57,15 @@ def up(wanted: argparse.Namespace) -> None:
     daemons.start(layout)
     _wait_for_nodes(layout)
     status(wanted)
+
+
+def _layout(wanted: argparse.Namespace, before: Layout | None) -> Layout:
+    before = before or Layout(nodes=3, accounting=False, network=network.possible())
+    return Layout(
+        nodes=before.nodes if wanted.nodes is None else wanted.nodes,
+        accounting=before.accounting if wanted.accounting is None else wanted.accounting,
+        network=before.network if wanted.ports is None else not wanted.ports,
+    )
 
 
 def _wait_for_nodes(layout: Layout) -> None:

@@ -103,10 +103,10 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 # Faults are noticed in seconds rather than minutes.
-SlurmdTimeout=10
+SlurmdTimeout=8
 SlurmctldTimeout=10
 KillWait=15
-SchedulerParameters=sched_interval=5,bf_interval=5
+SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 AccountingStorageType={storage}

@@ -1,7 +1,9 @@
 """`python -m fttrain NN-kind`: run the step in a folder, as one rank of the process group that started it."""
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -43,6 +45,7 @@ def _attempt(rank: int) -> Attempt | None:
     sys.stderr.flush()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    faulthandler.register(signal.SIGQUIT)  # a rank that hangs is asked with it where it is
     return attempt
 
 
@@ -54,7 +57,7 @@ def _run(folder: StepDir, attempt: Attempt | None) -> int:
     from fttrain.leave import Stopped, StopRequest
 
     world = worlds.start(step)
-    stop = StopRequest(folder.stop, world.dead_peers)
+    stop = StopRequest(folder.stop, world.dead_peers, attempt.beat(world.rank) if attempt else None)
     try:
         result = _stage(step)(step, folder, world, stop)
     except Stopped as stopped:

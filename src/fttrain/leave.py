@@ -28,8 +28,9 @@ class StopRequest:
     died; no save can succeed then, and a collective may never return, so a thread ends this process instead.
     """
 
-    def __init__(self, stop_file: Path, dead_peers: Callable[[], list[int]]) -> None:
+    def __init__(self, stop_file: Path, dead_peers: Callable[[], list[int]], beat: Path | None = None) -> None:
         self._stop_file = stop_file
+        self._beat = beat
         self._dead_peers = dead_peers
         self._signal: str | None = None
         ours, theirs = socket.socketpair()
@@ -41,7 +42,9 @@ class StopRequest:
         threading.Thread(target=self._watch, name="leave", daemon=True).start()
 
     def asked(self) -> str | None:
-        """Why this rank was asked to stop, or None."""
+        """Why this rank was asked to stop, or None. Being asked at every step, it is a sign of life, left in `beat`."""
+        if self._beat is not None:
+            self._beat.touch()
         if self._signal is None and self._stop_file.exists():
             return "stop file"
         return self._signal

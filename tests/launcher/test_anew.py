@@ -83,7 +83,7 @@ def test_what_depends_on_the_stage_goes(
 ) -> None:
     after, loaded = plan(*settings)
     assert removed_from(run, after, stage) == removed
-    begin_anew(run, after, loaded, removed)
+    begin_anew(run, after, loaded, None, removed)
     assert [step.name for step in run.step_dirs()] == [SFT, DPO, REWARD, MERGE]
     assert [step.name for step in run.step_dirs() if not step.result.exists()] == removed
     assert runs.read_plan(run) == after
@@ -116,5 +116,5 @@ def test_a_recipe_that_grows_keeps_what_is_done(
         prepare(after, loaded)
     assert caught.value.remedy.endswith(f"keep {SFT}, {DPO}, {REWARD}, {MERGE} and begin anew with --from 05-merge")
     assert removed_from(run, after, "05-merge") == []
-    begin_anew(run, after, loaded, [])
+    begin_anew(run, after, loaded, None, [])
     assert [step.name for step in run.step_dirs() if not step.result.exists()] == ["05-merge"]

@@ -4,11 +4,13 @@ import shutil
 from typing import TYPE_CHECKING
 
 from ftlaunch.backend.prepare import first_changed, write_plan
+from ftlaunch.cluster import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.processes import lock
 from ftlaunch.rundir import RunDir
 from ftlaunch.watch import runs
+from ftlaunch.watch.status import is_over
 
 if TYPE_CHECKING:
     from ftlaunch.rules import Loaded
@@ -48,14 +50,16 @@ def _find(plan: Plan, stage: str) -> PlannedStep:
     raise UserError(message, f"name one of {', '.join(step.name for step in plan.steps)}")
 
 
-def begin_anew(run: RunDir, plan: Plan, loaded: "Loaded", removed: list[str]) -> None:
-    """Remove stages and write the plan that the run goes on by. UserError where it is running."""
+def begin_anew(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | None, removed: list[str]) -> None:
+    """Remove stages and write the plan that the run goes on by, here or on a cluster. UserError where it is running."""
+    if not is_over(run):
+        raise UserError(f"{run.path.name} is running", f"end it first: ftlaunch stop {run.path}")
     held = lock.take(run)
     try:
         for name in removed:
             run.step_dir(name).result.unlink(missing_ok=True)  # first of all: without it nothing counts as finished
         for name in removed:
             shutil.rmtree(run.step_dir(name).path)
-        write_plan(run, plan, loaded)
+        write_plan(run, plan, loaded, cluster)
     finally:
         lock.release(held)

@@ -8,7 +8,7 @@ import sys
 import time
 
 from ftlaunch import processes, trust
-from ftlaunch.backend import local
+from ftlaunch.backend import local, scheduled
 from ftlaunch.errors import DONE, UserError
 from ftlaunch.processes import Identity, lock
 from ftlaunch.rundir import RunDir, StepDir
@@ -18,6 +18,8 @@ from ftlaunch.watch.status import is_over
 
 CANCEL_SECONDS = 5.0
 POLL_SECONDS = 0.1
+QUEUE_SECONDS = 2.0
+"""Between two questions to a SLURM controller, which others need too."""
 
 
 def drive_here(run: RunDir, held: int | None = None) -> int:
@@ -77,10 +79,13 @@ def ask_to_stop(run: RunDir, wait: float) -> bool:
     step = _unfinished(run)
     if step is None or is_over(run):
         raise UserError(f"{run.path.name} is not running", f"see how it stands: ftlaunch status {run.path}")
-    step.stop.touch()
+    if run.cluster.exists():
+        scheduled.ask_to_stop(run)
+    else:
+        step.stop.touch()
     deadline = time.monotonic() + wait
     while not (over := is_over(run)) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
+        time.sleep(QUEUE_SECONDS if run.cluster.exists() else POLL_SECONDS)
     return over
 
 
@@ -95,6 +100,9 @@ def cancel(run: RunDir) -> bool:
     """
     if is_over(run):
         return False
+    if run.cluster.exists():
+        scheduled.cancel(run)
+        return True
     if driver := lock.holder(run):
         _end_driver(driver)
     if stuck := processes.end(run.path):

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -39,29 +41,75 @@ def environment(planned: PlannedStep) -> dict[str, str]:
     return variables
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How the processes of an attempt ended on this machine."""
+
+    exit_code: int
+    """Of the launching process."""
+    killed: bool
+    """Whether `poll` had them killed."""
+    forced: bool
+    """Whether ranks were killed that did not leave after a failure."""
+
+
 def run_attempt(
     planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dict[str, str], poll: Callable[[], Order]
 ) -> Outcome | None:
     """Start the processes and return how the attempt ended; None where `poll`, called all along, had them killed."""
-    process = _start(planned, step, attempt, variables)
-    try:
-        write_json(attempt.process, processes.identify(process.pid))
-        killed = _watch(process, attempt, poll)
-    finally:
-        _leave_nothing(process, attempt)
-    for log in (attempt.launch_log, *attempt.rank_logs().values()):
-        redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
+    ended = attend(planned, step, attempt, variables, poll)
     said = read_outcome(step, attempt)
-    if said is None and killed:
+    if said is None and ended.killed:
         return None
-    outcome = said or tell_death(attempt, process.returncode)
+    outcome = said or tell_death(attempt, ended.exit_code)
     if isinstance(outcome, Failure):
         outcome = name_cause(outcome, attempt)
         write_json(attempt.error, outcome)  # where `status` and `logs` look for it
     return outcome
 
 
-def _start(planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+def attend(
+    planned: PlannedStep,
+    step: StepDir,
+    attempt: Attempt,
+    variables: dict[str, str],
+    poll: Callable[[], Order],
+    deaf_to: Collection[signal.Signals] = (),
+) -> Ended:
+    """Start the processes of one node and stay with them to their end; they ignore `deaf_to` until they say otherwise.
+
+    Those signals come to every process of a SLURM job, also to launching ones that would die of them.
+    """
+    process = _start(planned, step, attempt, variables, deaf_to)
+    failure = _FailureWatch(process.pid, attempt)
+    try:
+        write_json(attempt.process, processes.identify(process.pid))
+        killed = _watch(process, failure, poll)
+    finally:
+        _leave_nothing(process, attempt)
+    for log in _logs_of_this_machine(planned, attempt):
+        redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
+    return Ended(process.returncode, killed, failure.forced)
+
+
+def _logs_of_this_machine(planned: PlannedStep, attempt: Attempt) -> list[Path]:
+    parallel = planned.step.parallel
+    mine = range(attempt.node * parallel.procs_per_node, (attempt.node + 1) * parallel.procs_per_node)
+    ranks = [log for rank, log in attempt.rank_logs().items() if parallel.nodes == 1 or rank in mine]
+    return [attempt.launch_log, *ranks]
+
+
+def _start(
+    planned: PlannedStep,
+    step: StepDir,
+    attempt: Attempt,
+    variables: dict[str, str],
+    deaf_to: Collection[signal.Signals],
+) -> subprocess.Popen[bytes]:
+    def ignore() -> None:
+        for number in deaf_to:
+            signal.signal(number, signal.SIG_IGN)
+
     with attempt.launch_log.open("wb") as log:
         return subprocess.Popen(
             planned.command,
@@ -71,15 +119,15 @@ def _start(planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dic
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C in the terminal is the driver's to answer
+            preexec_fn=ignore if deaf_to else None,
         )
 
 
-def _watch(process: subprocess.Popen[bytes], attempt: Attempt, poll: Callable[[], Order]) -> bool:
+def _watch(process: subprocess.Popen[bytes], failure: "_FailureWatch", poll: Callable[[], Order]) -> bool:
     """Wait for the launching process, ending ranks that outlive a failure; True where `poll` gave up on it."""
-    failure = _FailureWatch(process.pid, attempt)
     while process.poll() is None:
-        if not attempt.path.is_dir():
-            message = f"{attempt.path.parent.parent} is gone, and its processes have been ended"
+        if not failure.attempt.path.is_dir():
+            message = f"{failure.attempt.path.parent.parent} is gone, and its processes have been ended"
             raise UserError(message, "a run cannot go on without its folder: start it anew, and leave the folder alone")
         if failure.has_hung():
             break
@@ -94,9 +142,10 @@ class _FailureWatch:
 
     def __init__(self, launcher: int, attempt: Attempt) -> None:
         self._launcher = launcher
-        self._attempt = attempt
+        self.attempt = attempt
         self._since: float | None = None
         self._log_size = 0
+        self.forced = False
 
     def has_hung(self) -> bool:
         """Whether even the launching process stays on, though no rank is left."""
@@ -105,14 +154,15 @@ class _FailureWatch:
             return False
         waited = time.monotonic() - self._since
         if waited > PEER_SECONDS:
-            processes.end(self._attempt.path, spare=self._launcher)
+            self.forced = True
+            processes.end(self.attempt.path, spare=self._launcher)
         return waited > PEER_SECONDS + TELL_SECONDS
 
     def _has_failed(self) -> bool:
-        if self._attempt.error.exists():
+        if self.attempt.error.exists():
             return True
-        before, self._log_size = self._log_size, self._attempt.launch_log.stat().st_size
-        return self._log_size != before and peers_are_being_ended(self._attempt)
+        before, self._log_size = self._log_size, self.attempt.launch_log.stat().st_size
+        return self._log_size != before and peers_are_being_ended(self.attempt)
 
 
 def _leave_nothing(process: subprocess.Popen[bytes], attempt: Attempt) -> None:

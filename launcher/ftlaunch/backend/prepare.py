@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftlaunch import provenance, trust
+from ftlaunch.cluster import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.processes import lock
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from ftlaunch.rules import Loaded
 
 
-def prepare(plan: Plan, loaded: "Loaded") -> RunDir:
+def prepare(plan: Plan, loaded: "Loaded", cluster: Cluster | None = None) -> RunDir:
     """Write the folder of a planned run, or find it where this very run has finished already.
+
+    `cluster` is where it will run, if not on this machine.
 
     UserError where the folder is taken by another recipe or by an unfinished run, cannot be written, or lies where
     anyone could swap it.
@@ -31,7 +34,7 @@ def prepare(plan: Plan, loaded: "Loaded") -> RunDir:
         trust.require_place(target)
         if target.exists():
             return _existing(target, plan)
-        _write(RunDir(aside), plan, loaded)
+        _write(RunDir(aside), plan, loaded, cluster)
         aside.rename(target)
         sync_folder(target.parent)
     except OSError as error:
@@ -68,18 +71,22 @@ def first_changed(before: Plan, after: Plan) -> PlannedStep | None:
     return after.steps[-1] if len(known) > len(after.steps) else None
 
 
-def _write(run: RunDir, plan: Plan, loaded: "Loaded") -> None:
+def _write(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | None) -> None:
     run.path.parent.mkdir(parents=True, exist_ok=True)
     _private_folder(run.path)
-    write_plan(run, plan, loaded)
+    write_plan(run, plan, loaded, cluster)
 
 
-def write_plan(run: RunDir, plan: Plan, loaded: "Loaded") -> None:
+def write_plan(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | None) -> None:
     """The files of a run as a whole, and those of each of its stages."""
     write_atomic(run.recipe, loaded.text)
     write_json(run.resolved, plan.recipe)
     write_json(run.plan, plan)
     write_json(run.provenance, provenance.collect(plan.recipe, loaded.source))
+    if cluster is None:
+        run.cluster.unlink(missing_ok=True)
+    else:
+        write_json(run.cluster, cluster)
     for step in plan.steps:
         write_files(run, step)
 

@@ -17,6 +17,10 @@ ProcsPerNode = Annotated[
     int | None,
     typer.Option("--procs-per-node", metavar="M", help="Same as --set parallel.procs_per_node=M. One process a GPU."),
 ]
+ClusterName = Annotated[
+    str | None,
+    typer.Option("--cluster", metavar="NAME", help="Run on a SLURM cluster: a profile's file, or its name."),
+]
 RunFolder = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="The run's folder. Default: ./runs/NAME.")
 ]

@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftlaunch.cli import text, trainer
-from ftlaunch.cli.options import Detach, Json, Nodes, ProcsPerNode, RecipeName, RunFolder, Settings, all_settings
+from ftlaunch.cli.options import (
+    ClusterName,
+    Detach,
+    Json,
+    Nodes,
+    ProcsPerNode,
+    RecipeName,
+    RunFolder,
+    Settings,
+    all_settings,
+)
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
+    from ftlaunch.cluster import Cluster
     from ftlaunch.plan import Plan
     from ftlaunch.rules import Loaded
     from ftlaunch.rundir import RunDir
@@ -29,11 +40,29 @@ def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
     return make_plan(loaded.recipe, run_dir or runs.HOME / loaded.recipe.name)
 
 
+def _cluster(name: str | None) -> "Cluster | None":
+    if name is None:
+        return None
+    from ftlaunch.sites import load_cluster
+
+    return load_cluster(name)
+
+
+def _show(plan: "Plan", cluster: "Cluster | None") -> str:
+    """A plan in full, with the batch scripts where it is for a cluster."""
+    if cluster is None:
+        return text.full(plan)
+    from ftlaunch.backend import submit
+
+    return text.full(plan, {step.name: submit.script(plan, step, cluster) for step in plan.steps})
+
+
 def run(
     recipe: RecipeName,
     settings: Settings = None,
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
+    cluster: ClusterName = None,
     run_dir: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
     begin_from: Annotated[
@@ -51,18 +80,22 @@ def run(
     from ftlaunch.cli.run_verbs import start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    planned = _plan(loaded, run_dir)
+    planned, site = _plan(loaded, run_dir), _cluster(cluster)
     if dry_run:
-        print(text.full(planned))
+        print(_show(planned, site))
         return
-    refuse_several_nodes(planned)
-    trainer.require()
+    if site is None:
+        refuse_several_nodes(planned)
+        trainer.require()
     print(text.summary(planned), file=sys.stderr)
-    folder = prepare(planned, loaded) if begin_from is None else _begin_anew(planned, loaded, begin_from, yes=yes)
+    if begin_from is None:
+        folder = prepare(planned, loaded, site)
+    else:
+        folder = _begin_anew(planned, loaded, site, begin_from, yes=yes)
     raise typer.Exit(start(folder, detach=detach))
 
 
-def _begin_anew(planned: "Plan", loaded: "Loaded", stage: str, *, yes: bool) -> "RunDir":
+def _begin_anew(planned: "Plan", loaded: "Loaded", cluster: "Cluster | None", stage: str, *, yes: bool) -> "RunDir":
     """The run's folder without the stages that are done anew, once the user agrees."""
     from ftlaunch.backend import anew
     from ftlaunch.watch import runs
@@ -74,7 +107,7 @@ def _begin_anew(planned: "Plan", loaded: "Loaded", stage: str, *, yes: bool) -> 
         if not sys.stdin.isatty():
             raise UserError(f"--from removes {what}", "add --yes if that is meant")
         typer.confirm(f"This removes {what}. Go on?", abort=True, err=True)
-    anew.begin_anew(run, planned, loaded, removed)
+    anew.begin_anew(run, planned, loaded, cluster, removed)
     return run
 
 
@@ -83,6 +116,7 @@ def plan(
     settings: Settings = None,
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
+    cluster: ClusterName = None,
     run_dir: RunFolder = None,
     json: Json = False,
 ) -> None:
@@ -91,7 +125,8 @@ def plan(
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
     planned = _plan(_load(recipe, all_settings(settings, nodes, procs_per_node)), run_dir)
-    print(text.as_json(planned) if json else text.full(planned))
+    site = _cluster(cluster)
+    print(text.as_json(planned) if json else _show(planned, site))
 
 
 def validate(

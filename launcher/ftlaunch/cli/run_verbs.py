@@ -34,10 +34,23 @@ def start(folder: "RunDir", *, detach: bool) -> int:
     if runs.finished(folder):
         print(f"{where.name} is already finished: {where}\n{made.describe(folder)}".rstrip(), file=sys.stderr)
         return DONE
+    if folder.cluster.exists():
+        return _submit(folder)
     if not detach:
         return control.drive_here(folder)
     control.drive_detached(folder)
     print(f"{where.name} runs in the background. Come back with", file=sys.stderr)
+    print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
+    return DONE
+
+
+def _submit(folder: "RunDir") -> int:
+    from ftlaunch.backend import submit
+    from ftlaunch.watch import runs
+
+    jobs = submit.submit(folder, runs.read_plan(folder))
+    where = folder.path
+    print(f"{where.name} is submitted: {', '.join(f'job {job.id}' for job in jobs)}. Come back with", file=sys.stderr)
     print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
     return DONE
 
@@ -53,13 +66,13 @@ def status(
     Example: ftlaunch status my-run
     """
     from ftlaunch.watch import runs
-    from ftlaunch.watch.status import read_status
+    from ftlaunch.watch.status import read_all, read_status
 
     if run is not None:
         found = read_status(runs.find(run))
         print(text.as_json(found) if json else text.run_status(found))
         return
-    every = [read_status(each) for each in runs.all_runs()]
+    every = read_all(runs.all_runs())
     if not every and not json:
         print(f"there are no runs below {runs.HOME.absolute()}", file=sys.stderr)
         return

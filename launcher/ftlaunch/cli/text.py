@@ -1,7 +1,7 @@
 """How plans, runs and tables look as text."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +48,10 @@ def _summary(step: "PlannedStep") -> Iterator[str]:
     yield from (f"    {label.ljust(width)}  {note}" for label, note in step.notes.items())
 
 
-def full(plan: "Plan") -> str:
-    """A plan with every command and every file, as they will be used."""
+def full(plan: "Plan", scripts: Mapping[str, str] | None = None) -> str:
+    """A plan with every command and every file, as they will be used; `scripts` are SLURM's, by stage."""
     parts = [summary(plan), *(f"── {step.name} is started with\n{command(plan, step)}" for step in plan.steps)]
+    parts += [f"── {name} is submitted with sbatch as\n{script.rstrip()}" for name, script in (scripts or {}).items()]
     for step in plan.steps:
         parts += [f"── {step.name}/{name}\n{content.rstrip()}" for name, content in step.files.items()]
     return "\n\n".join(parts)
@@ -69,7 +70,11 @@ def run_status(status: "RunStatus") -> str:
         (stage.name, stage.state, str(stage.attempts), _steps(stage), _loss(stage), _left(stage), _checkpoint(stage))
         for stage in status.stages
     ]
+    if any(stage.job for stage in status.stages):
+        head = (*head, "job", "nodes")
+        rows = [(*row, stage.job or "", stage.nodes or "") for row, stage in zip(rows, status.stages, strict=True)]
     notes = [f"{stage.name}: {stage.note}" for stage in status.stages if stage.note]
+    notes += [f"{stage.name}: SLURM guesses a start at {stage.start}" for stage in status.stages if stage.start]
     return "\n".join([f"{status.name}  {status.state}  {status.path}", "", table(head, rows), *notes, *_next(status)])
 
 

@@ -85,7 +85,9 @@ class _Judge:
 
     def _value(self, kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> None:
         tables = structs(kind)
-        if not tables:
+        if isinstance(kind, types.DictType) and not tables:
+            self._entries(kind, value, path)
+        elif not tables:
             self._plain(kind, value, path, otherwise)
         elif isinstance(kind, types.ListType):
             self._list_of_tables(kind, value, path)
@@ -121,6 +123,17 @@ class _Judge:
                 message = f"expected a name that is {expected(kind.key_type)}, got {got(key)}"
                 self._add((*path, key), message, "rename it")
             self._value(kind.value_type, element, (*path, key), "")
+
+    def _entries(self, kind: types.DictType, value: Toml, path: KeyPath) -> None:
+        """A table whose keys the user names, each with a plain value."""
+        if not isinstance(value, dict):
+            self._add(path, f"expected a table, got {got(value)}", f"write {_header(path)}")
+            return
+        for key, element in value.items():
+            if not suits(kind.key_type, key):
+                message = f"expected a name that is {expected(kind.key_type)}, got {got(key)}"
+                self._add((*path, key), message, "rename it")
+            self._plain(kind.value_type, element, (*path, key), "give it such a value, or leave it out")
 
     def _plain(self, kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> None:
         many_lines = bool(MANY_LINES.intersection(path[-1:]))

@@ -11,9 +11,14 @@ import msgspec.inspect as types
 from ftlaunch.load.where import Toml
 
 PATTERNS = {
-    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit"
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$": 'a time as in "4:00:00" (hours, minutes, seconds) or "2-12:00:00" (with days)',
+    r"^\d+[KMGT]$": 'an amount of memory as in "64G"',
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of a variable",
+    r"^[a-z][a-z0-9-]*$": "a flag without its dashes",
+    r"^(none|gpus-per-node|gres)(:[A-Za-z0-9._-]+)?$": '"none", "gpus-per-node", "gres" or, with a type, "gres:a100"',
 }
-"""What a pattern in recipe.py asks for."""
+"""What a pattern in recipe.py or cluster.py asks for."""
 
 
 def expected(kind: types.Type) -> str:

@@ -5,6 +5,7 @@ Torch elastic starts every rank in a session of its own, so no process group hol
 """
 
 import os
+import re
 import signal
 import socket
 import time
@@ -17,6 +18,7 @@ ATTEMPT = "FTLAUNCH_ATTEMPT"
 
 START_TIME_FIELD = 22
 PROC = Path("/proc")
+RANK = re.compile(rb"\0RANK=(\d+)\0")
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -59,7 +61,7 @@ def of_attempts(path: Path) -> list[int]:
     below = f"{ATTEMPT}={path.resolve()}/".encode()
     return [
         pid
-        for pid in map(int, filter(str.isdigit, os.listdir(PROC)))  # noqa: PTH208 (twice as fast, on a polled path)
+        for pid in sorted(map(int, filter(str.isdigit, os.listdir(PROC))))  # noqa: PTH208 (twice as fast, on a polled path)
         if exactly in (environ := _environ(pid)) or below in environ
     ]
 
@@ -69,6 +71,28 @@ def _environ(pid: int) -> bytes:
         return (PROC / str(pid) / "environ").read_bytes()
     except OSError:
         return b""  # gone meanwhile, or another user's
+
+
+def ranks_of(path: Path, ranks: range) -> dict[int, int]:
+    """The process of each rank of an attempt on this machine, as far as it is alive.
+
+    A rank's own children inherit its number, so the oldest counts. A lone rank has none, and no children either.
+    """
+    pids = of_attempts(path)
+    numbered: dict[int, int] = {}
+    for pid in pids:
+        found = RANK.search(b"\0" + _environ(pid))
+        if found and int(found[1]) in ranks:
+            numbered.setdefault(int(found[1]), pid)
+    return numbered or ({ranks[0]: pids[-1]} if pids and len(ranks) == 1 else {})
+
+
+def state(pid: int) -> str:
+    """The kernel's letter for what a process does; X where there is none."""
+    try:
+        return _stat(pid)[2]
+    except OSError:
+        return "X"
 
 
 def end(path: Path, *, grace: float = 0.0, spare: int | None = None) -> list[int]:

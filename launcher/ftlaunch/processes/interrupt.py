@@ -47,6 +47,24 @@ class Interrupts:
             self.wish = "stop" if self.wish == "go on" and number != signal.SIGQUIT else "kill"
 
 
+class Warnings:
+    """Signals with which SLURM tells a job that it will end: SIGUSR2 and SIGTERM, however often they come."""
+
+    NUMBERS = (signal.SIGUSR2, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.heard: signal.Signals | None = None
+        """The first of them."""
+
+    def listen(self) -> None:
+        """From now on. What was installed before is forgotten."""
+        for number in self.NUMBERS:
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self.heard = self.heard or signal.Signals(number)
+
+
 def talk_to_nobody() -> None:
     """Let stdout and stderr lead nowhere: writing to a terminal that has gone is an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

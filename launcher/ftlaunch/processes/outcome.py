@@ -99,6 +99,12 @@ def name_cause(failure: Failure, attempt: Attempt) -> Failure:
     return tell_death(attempt, 1)
 
 
+def tell_signal(attempt: Attempt, exit_code: int) -> Failure | None:
+    """What a rank, or the launching process, was killed by from outside; None where nothing was."""
+    _, code = _first_death(attempt.launch_log.read_text(errors="replace")) or (None, exit_code)
+    return tell_death(attempt, exit_code) if code < 0 and code != -signal.SIGTERM else None
+
+
 def _first_death(text: str) -> tuple[int, int] | None:
     """Rank and exit code (a negative signal) of the process that died first, as torch elastic or accelerate tells."""
     root_cause = text.rpartition("Root Cause")[2]

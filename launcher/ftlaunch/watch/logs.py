@@ -13,6 +13,8 @@ from ftlaunch.watch.status import is_over
 from ftlaunch.watch.tail import Tail
 
 FOLLOW_SECONDS = 0.2
+QUEUE_SECONDS = 5.0
+"""Between two questions to a SLURM controller, which others need too."""
 
 
 def choose(run: RunDir, stage: str | None, number: int | None) -> Attempt | None:
@@ -47,8 +49,13 @@ def read(run: RunDir, stage: str | None, number: int | None, rank: int | None) -
 def follow(run: RunDir, stage: str | None, number: int | None, rank: int | None) -> Iterator[str]:
     """Lines as they are written, over all stages that are still to come (or of the one asked for), to the run's end."""
     voices: _Voices | None = None
+    asked = 0.0
+    pause = QUEUE_SECONDS if run.cluster.exists() else 0.0
+    over = False
     while True:
-        over = is_over(run)  # looked up first, so that what was said until then is still heard
+        if time.monotonic() - asked >= pause:
+            # Looked up first, so that what was said until then is still heard.
+            over, asked = is_over(run), time.monotonic()
         attempt = choose(run, stage, number)
         if attempt and (voices is None or attempt.path != voices.attempt.path):
             if voices:
@@ -90,7 +97,7 @@ class _Voices:
 
     def _logs(self) -> dict[str, Path]:
         ranks = {f"rank {rank}": path for rank, path in self.attempt.rank_logs().items() if self._rank in {None, rank}}
-        return ranks if self._rank is not None else {"launch": self.attempt.launch_log, **ranks}
+        return ranks if self._rank is not None else {**self.attempt.launch_logs(), **ranks}
 
 
 def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:

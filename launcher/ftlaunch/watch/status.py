@@ -1,5 +1,6 @@
 """How runs stand, read from their folders and the process table of this machine."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -9,10 +10,12 @@ from ftlaunch import processes
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
 from ftlaunch.rundir import Attempt, RunDir, StepDir
-from ftlaunch.watch import progress
+from ftlaunch.watch import progress, queue
+from ftlaunch.watch.queue import Entry
 
-State = Literal["waiting", "running", "done", "stopped", "failed", "interrupted", "unknown"]
-"""interrupted: its processes have gone without a word. unknown: they are, or were, on another host."""
+State = Literal["waiting", "queued", "running", "done", "stopped", "failed", "interrupted", "unknown"]
+"""queued: SLURM has not started its job yet, or not again.
+interrupted: its processes have gone without a word. unknown: they are, or were, on another host."""
 
 
 class StageStatus(Struct, frozen=True, kw_only=True):
@@ -31,7 +34,13 @@ class StageStatus(Struct, frozen=True, kw_only=True):
     checkpoint: str | None
     """Folder of the newest complete checkpoint."""
     note: str | None
-    """The first error, or the host it was started on."""
+    """The first error, the host it was started on, or what SLURM says."""
+    job: str | None = None
+    """Its newest SLURM job."""
+    nodes: str | None = None
+    """Where that runs, in SLURM's short form."""
+    start: str | None = None
+    """When SLURM guesses that a waiting job will start."""
 
 
 class RunStatus(Struct, frozen=True, kw_only=True):
@@ -48,8 +57,18 @@ _NOTHING: progress.Entry = {}
 _DRIVEN: dict[bool | None, State] = {True: "running", False: "waiting", None: "unknown"}
 
 
+def read_all(every: Sequence[RunDir]) -> list[RunStatus]:
+    """How runs stand, in their order; SLURM is asked once for all of them."""
+    entries = queue.read_queue(every)
+    return [_scheduled(run, entries) if run.cluster.exists() else _local(run) for run in every]
+
+
 def read_status(run: RunDir) -> RunStatus:
     """How a run and its stages stand now."""
+    return read_all([run])[0]
+
+
+def _local(run: RunDir) -> RunStatus:
     driver = lock.holder(run)
     stages = [_stage_status(step, driver) for step in run.step_dirs()]
     states: list[State] = [*(stage.state for stage in stages if stage.state != "done"), "done"]
@@ -61,13 +80,17 @@ def read_status(run: RunDir) -> RunStatus:
 
 def _stage_status(step: StepDir, driver: Identity | None) -> StageStatus:
     attempts = step.all_attempts()
-    state, note = _state(step, attempts, driver)
+    return _measured(step, len(attempts), *_state(step, attempts, driver))
+
+
+def _measured(step: StepDir, attempts: int, state: State, note: str | None) -> StageStatus:
+    """The status of a stage with what its metrics tell."""
     entries = progress.newest(step.metrics)
     last = next((entry for entry in reversed(entries) if not progress.is_evaluation(entry)), _NOTHING)
     return StageStatus(
         name=step.name,
         state=state,
-        attempts=len(attempts),
+        attempts=attempts,
         step=last.get("step"),
         steps=last.get("steps"),
         loss=last.get("loss"),
@@ -101,6 +124,55 @@ def _state(step: StepDir, attempts: list[Attempt], driver: Identity | None) -> t
             return "interrupted", None
 
 
+def _scheduled(run: RunDir, entries: Mapping[str, Entry]) -> RunStatus:
+    """How a run stands whose stages are SLURM jobs."""
+    stages = [_scheduled_stage(step, entries) for step in run.step_dirs()]
+    states: list[State] = [*(stage.state for stage in stages if stage.state != "done"), "done"]
+    return RunStatus(name=run.path.name, path=str(run.path), state=states[0], stages=stages)
+
+
+def _scheduled_stage(step: StepDir, entries: Mapping[str, Entry]) -> StageStatus:
+    job = queue.read_job(step)
+    entry = entries.get(job.id) if job else None
+    attempts = step.all_attempts()
+    stage = _measured(step, len(attempts), *_job_state(step, attempts, entry))
+    waits = entry is not None and entry.state == "PENDING"
+    return msgspec.structs.replace(
+        stage,
+        job=job.id if job else None,
+        nodes=entry.nodes if entry else None,
+        start=entry.start if entry and waits else None,
+    )
+
+
+def _job_state(step: StepDir, attempts: list[Attempt], entry: Entry | None) -> tuple[State, str | None]:
+    if step.result.exists():
+        return "done", None
+    if entry and entry.alive:
+        waits_for_another = entry.reason == "Dependency"
+        return _ALIVE.get(entry.state, "waiting" if waits_for_another else "queued"), _waiting_for(entry)
+    word = None if entry is None else f"SLURM ended its job {entry.id}: {entry.state}"
+    if entry and entry.reason:
+        word = f"{word} ({entry.reason})"
+    match read_outcome(step, attempts[-1]) if attempts else None:
+        case Stopped():
+            return "stopped", None
+        case Failure(rank=rank, message=message):
+            first_line = message.partition("\n")[0]
+            return "failed", first_line if rank is None else f"rank {rank}: {first_line}"
+        case _:
+            started = attempts or entry is not None
+            return ("interrupted" if started else "waiting"), word
+
+
+_ALIVE: dict[str, State] = {"RUNNING": "running", "COMPLETING": "running", "CONFIGURING": "queued"}
+
+
+def _waiting_for(entry: Entry) -> str | None:
+    """Why a job waits, as SLURM says it."""
+    return f"waits in the queue: {entry.reason}" if entry.state == "PENDING" and entry.reason != "Dependency" else None
+
+
 def _launcher(attempt: Attempt) -> Identity | None:
     """The process that launched an attempt; None where it has not been started yet."""
     if not attempt.process.exists():
@@ -116,5 +188,7 @@ def newest_checkpoint(step: StepDir) -> str | None:
 
 def is_over(run: RunDir) -> bool:
     """Whether nothing of a run works any more. False where its driver is on another host and has not signed off."""
+    if run.cluster.exists():
+        return not any(entry.alive for entry in queue.read_queue([run]).values())
     driver = lock.holder(run)
     return (driver is None or processes.is_alive(driver) is False) and not processes.of_attempts(run.path)

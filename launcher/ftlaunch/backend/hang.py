@@ -1,0 +1,89 @@
+"""Noticing that the ranks of an attempt have stopped taking steps, and telling what each of them was at."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from itertools import pairwise
+
+from msgspec import Struct
+
+from ftlaunch import processes
+from ftlaunch.processes.outcome import Failure
+from ftlaunch.rundir import Attempt, StepDir
+from ftlaunch.watch.progress import MetricsTail
+
+PATIENCE = 4.0
+"""Times the longest pause between two steps so far, an evaluation or a save included, that a step may take."""
+CHECK_SECONDS = 2.0
+STACK_SECONDS = 3.0
+"""A rank may take so long to write where it is."""
+STATES = {"T": "stopped by a signal", "D": "stuck in the kernel", "Z": "dead", "R": "computing", "S": "waiting"}
+
+
+class RankState(Struct, frozen=True, kw_only=True):
+    """What a rank was at when its attempt was found to hang."""
+
+    rank: int
+    node: str
+    state: str
+    """The kernel's letter for its process."""
+    silent: float | None
+    """Seconds since it last began a step; None where it never did."""
+
+
+class HangWatch:
+    """Asked all along whether an attempt hangs; a step may take `floor` seconds, or longer if others did."""
+
+    def __init__(self, step: StepDir, floor: float) -> None:
+        self.floor = floor
+        self._began = time.time()
+        self._metrics = MetricsTail(step.metrics, since=self._began)
+        self._times: list[float] = []
+        self._checked = 0.0
+
+    def seconds_without_step(self) -> float | None:
+        """How long no step has been taken where that is too long; None where all is well."""
+        if time.monotonic() - self._checked < CHECK_SECONDS:
+            return None
+        self._checked = time.monotonic()
+        self._times += [entry["time"] for entry in self._metrics.read() if "time" in entry]
+        silent = time.time() - (self._times[-1] if self._times else self._began)
+        return silent if silent > self._allowed() else None
+
+    def _allowed(self) -> float:
+        pauses = [after - before for before, after in pairwise(self._times)]
+        if not pauses:
+            return 3 * self.floor  # a start loads the model, and may fill the token cache
+        return max(self.floor, PATIENCE * max(pauses))
+
+
+def interrogate(attempt: Attempt, node: str, ranks: range) -> list[RankState]:
+    """The state of each rank on this machine, after it was asked to write its Python stacks into its log."""
+    found = [_state(attempt, node, rank, pid) for rank, pid in processes.ranks_of(attempt.path, ranks).items()]
+    for pid in processes.ranks_of(attempt.path, ranks).values():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGQUIT)
+    time.sleep(STACK_SECONDS)
+    return found
+
+
+def _state(attempt: Attempt, node: str, rank: int, pid: int) -> RankState:
+    beat = attempt.beat(rank)
+    silent = time.time() - beat.stat().st_mtime if beat.exists() else None
+    return RankState(rank=rank, node=node, state=processes.state(pid), silent=silent)
+
+
+def failure(attempt: Attempt, silent: float, ranks: list[RankState]) -> Failure:
+    """What is known of a hang: the rank that holds up the others, as far as it can be told."""
+    slowest = max(ranks, key=lambda one: (one.state in "TDZ", one.silent is None, one.silent or 0.0), default=None)
+    message = f"no step for {silent:.0f} s"
+    if slowest is not None:
+        message += f"; rank {slowest.rank} on {slowest.node} is {STATES.get(slowest.state, slowest.state)}"
+    return Failure(
+        rank=slowest.rank if slowest else None,
+        type="Hang",
+        message=message,
+        remedy="where each rank was is at the end of its log: ftlaunch logs RUN --rank K",
+        log=str(attempt.rank_log(slowest.rank if slowest else 0)),
+    )

@@ -1,0 +1,327 @@
+"""What the one task that a stage's SLURM job has on each node does: run the stage's processes there, see to the rest.
+
+The first node leads: it makes the attempt, tells the others where to meet, and decides what becomes of the job.
+"""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from submitit.core.job_environment import JobEnvironment
+from submitit.slurm.slurm import SlurmJobEnvironment
+
+from ftlaunch import node
+from ftlaunch.backend import hang, launch, meeting, restarts
+from ftlaunch.backend.hang import HangWatch, RankState
+from ftlaunch.backend.restarts import Ended
+from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
+from ftlaunch.plan import PlannedStep
+from ftlaunch.processes.interrupt import Warnings
+from ftlaunch.processes.outcome import (
+    Done,
+    Failure,
+    Outcome,
+    Stopped,
+    describe_failure,
+    name_cause,
+    read_outcome,
+    tell_death,
+    tell_signal,
+)
+from ftlaunch.recipe import Training
+from ftlaunch.rundir import CANCEL, REQUEUE, Attempt, RunDir, StepDir, write_atomic, write_json
+from ftlaunch.watch import progress, queue, runs
+from ftlaunch.watch.status import newest_checkpoint
+
+MEET_SECONDS = 120.0
+"""The other nodes wait so long for the first one's word."""
+VERDICT_SECONDS = 45.0
+"""The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
+LEAVE_SECONDS = 60.0
+POLL_SECONDS = 0.2
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """The first node's word to the others."""
+
+    attempt: int
+    address: str | None
+    port: int | None
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """How the processes of one node ended."""
+
+    exit_code: int
+    killed: Failure | None
+    """What ended a rank from outside, if anything did."""
+    ranks: list[RankState] = []
+    """What its ranks were at, where the attempt was found to hang."""
+
+
+def run_stage(folder: str) -> None:
+    """Run the stage in a folder as the task of this node, and leave with the code that SLURM is to see."""
+    warnings = Warnings()
+    warnings.listen()  # instead of submitit, which would requeue at once and in the middle of a step
+    task = _Task(StepDir(Path(folder)), warnings)
+    try:
+        code = task.lead() if task.rank == 0 else task.follow()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = BAD_INPUT
+    sys.exit(code)
+
+
+@dataclass
+class _Task:
+    step: StepDir
+    warnings: Warnings
+    lost: list[str] = field(default_factory=list[str])
+    """Nodes of an attempt that failed which are not heard of any more."""
+    states: list[RankState] = field(default_factory=list[RankState])
+    """What the ranks here were at, where they were found to hang."""
+    slurm: JobEnvironment = field(default_factory=SlurmJobEnvironment)
+
+    @cached_property
+    def run(self) -> RunDir:
+        return RunDir(self.step.path.parent)
+
+    @cached_property
+    def planned(self) -> PlannedStep:
+        return next(planned for planned in runs.read_plan(self.run).steps if planned.name == self.step.name)
+
+    @property
+    def rank(self) -> int:
+        return self.slurm.node
+
+    @cached_property
+    def restart(self) -> int:
+        return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        """Names of the job's nodes. They must be as many as were planned: a shorter list would hang, not fail."""
+        names = list(self.slurm.hostnames)
+        planned = self.planned.step.parallel.nodes
+        assert len(names) == planned, f"SLURM gave the nodes {names}, and {planned} were asked for"
+        return names
+
+    @cached_property
+    def start_file(self) -> Path:
+        return self.step.jobs / f"{self.slurm.job_id}.{self.restart}.json"
+
+    # The first node
+
+    def lead(self) -> int:
+        if self.step.result.exists():
+            return DONE  # requeued after its end
+        if self.step.stop_reason() == REQUEUE:
+            self.step.stop.unlink()
+        elif self.step.stop_reason() is not None:
+            return STOPPED
+        attempt = self.step.new_attempt()
+        try:
+            start = self._start(attempt)
+            write_json(self.start_file, start)
+            outcome = self._run(attempt, start)
+        except UserError as error:
+            outcome = _failure(error, attempt)
+        return self._conclude(attempt, outcome)
+
+    def _start(self, attempt: Attempt) -> Start:
+        if len(self.nodes) == 1:
+            return Start(attempt=attempt.number, address=None, port=None)
+        address = meeting.own_address(self.nodes[1:], queue.read_cluster(self.run).interface)
+        port = meeting.free_port(int(self.slurm.job_id), self.restart)
+        return Start(attempt=attempt.number, address=address, port=port)
+
+    def _run(self, attempt: Attempt, start: Start) -> Outcome:
+        ended = self._attend(attempt, start)
+        said = read_outcome(self.step, attempt)
+        if isinstance(said, Done | Stopped):
+            return said
+        if ended.killed and not attempt.hung.exists():
+            return Stopped(reason=CANCEL)
+        mine = self._verdict(attempt, ended)
+        others = self._verdicts(attempt)
+        self.lost = [name for number, name in enumerate(self.nodes) if number and number not in others]
+        if ended.killed:
+            silent = msgspec.json.decode(attempt.hung.read_bytes(), type=float)
+            return hang.failure(attempt, silent, [one for verdict in (mine, *others.values()) for one in verdict.ranks])
+        killed = [verdict.killed for verdict in (mine, *others.values()) if verdict.killed]
+        said = said or tell_death(attempt, ended.exit_code)
+        assert isinstance(said, Failure)
+        if killed and restarts.is_echo(said):
+            return killed[0]
+        return name_cause(said, attempt)
+
+    def _verdicts(self, attempt: Attempt) -> dict[int, Verdict]:
+        """How the processes of the other nodes ended, by node; those that do not say so in time are left out."""
+        waiting = {*range(1, len(self.nodes))}
+        found: dict[int, Verdict] = {}
+        deadline = time.monotonic() + VERDICT_SECONDS
+        while waiting - {*found} and time.monotonic() < deadline:
+            for number in waiting - {*found}:
+                if attempt.verdict(number).exists():
+                    found[number] = msgspec.json.decode(attempt.verdict(number).read_bytes(), type=Verdict)
+            time.sleep(POLL_SECONDS)
+        return found
+
+    def _conclude(self, attempt: Attempt, outcome: Outcome) -> int:
+        """Write down how the attempt ended, put the job back into the queue where it is to go on, and say the code."""
+        ended = self._judge(outcome)
+        if isinstance(outcome, Failure):
+            write_json(attempt.error, outcome)
+            print(describe_failure(outcome), file=sys.stderr)
+        write_json(attempt.ended, ended)
+        print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
+        if ended.restarted:
+            self._requeue()
+        return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
+
+    def _judge(self, outcome: Outcome) -> Ended:
+        entries = progress.newest(self.step.metrics)
+        ended = Ended(
+            job=self.slurm.job_id,
+            restart=self.restart,
+            nodes=self.nodes,
+            cause="done",
+            step=entries[-1]["step"] if entries else None,
+            checkpoint=newest_checkpoint(self.step),
+            lost=self.lost,
+            restarted=False,
+            reason="the stage has its result",
+        )
+        match outcome:
+            case Done():
+                return ended
+            case Stopped(step=step) if self.step.stop_reason() != REQUEUE:
+                return msgspec.structs.replace(ended, cause="stopped", step=step, reason="as asked")
+            case Stopped(step=step):
+                reason = f"saved after step {step}, to go on later"
+                return msgspec.structs.replace(ended, cause="preempted", step=step, restarted=True, reason=reason)
+            case Failure() if self.warnings.heard:
+                reason = "SLURM ended it before it could save"
+                return msgspec.structs.replace(ended, cause="preempted", restarted=True, reason=reason)
+            case Failure():
+                most = queue.read_cluster(self.run).max_restarts
+                objection = restarts.why_not(outcome, ended, self._before(), most)
+                reason = f"not started again: {objection}" if objection else "started again from the newest checkpoint"
+                return msgspec.structs.replace(ended, cause="failed", restarted=objection is None, reason=reason)
+
+    def _before(self) -> list[Ended]:
+        """How the job's earlier attempts ended, where they could say so."""
+        files = [attempt.ended for attempt in self.step.all_attempts() if attempt.ended.exists()]
+        ended = [msgspec.json.decode(file.read_bytes(), type=Ended) for file in files]
+        return [one for one in ended if one.job == self.slurm.job_id]
+
+    def _requeue(self) -> None:
+        """Put the job back into the queue, unless it is there or has been cancelled.
+
+        SLURM then ends all of its tasks, this one included.
+        """
+        cluster = queue.read_cluster(self.run)
+        entry = queue.read_queue([self.run]).get(self.slurm.job_id)
+        if entry is None or entry.state != "RUNNING":
+            print(f"not requeued: SLURM has it as {entry.state if entry else 'unknown'}", file=sys.stderr)
+            return
+        steps = [["scontrol", "requeue", self.slurm.job_id]]
+        if self.lost:
+            without = ",".join([*cluster.exclude, *self.lost])
+            steps.append(["scontrol", "update", f"JobId={self.slurm.job_id}", f"ExcNodeList={without}"])
+        for command in steps:
+            done = queue.call(command, cluster)
+            if done.returncode:
+                print(f"error: {' '.join(command)}: {done.stderr.strip()}", file=sys.stderr)
+                return
+        for number in Warnings.NUMBERS:
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(LEAVE_SECONDS)
+
+    # The other nodes
+
+    def follow(self) -> int:
+        """Do as the first node says. Whatever becomes of the processes here, that one decides what it means."""
+        if self.step.result.exists():
+            return DONE
+        start = self._hear_start()
+        attempt = Attempt(self.step.attempts / str(start.attempt), self.rank)
+        ended = self._attend(attempt, start)
+        write_json(attempt.verdict(self.rank), self._verdict(attempt, ended))
+        return DONE
+
+    def _hear_start(self) -> Start:
+        deadline = time.monotonic() + MEET_SECONDS
+        while not self.start_file.exists():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{self.nodes[0]} has not been heard of for {MEET_SECONDS:g} s",
+                    f"look whether {self.step.jobs} is the same folder on all nodes",
+                )
+            time.sleep(POLL_SECONDS)
+        return msgspec.json.decode(self.start_file.read_bytes(), type=Start)
+
+    # All of them
+
+    def _attend(self, attempt: Attempt, start: Start) -> launch.Ended:
+        planned = self._as_here(start)
+        watch = None
+        if self.rank == 0 and isinstance(self.planned.step.stage, Training):
+            watch = HangWatch(self.step, queue.read_cluster(self.run).hang_after)
+        poll = partial(self._poll, attempt, watch)
+        return launch.attend(planned, self.step, attempt, launch.environment(planned), poll, Warnings.NUMBERS)
+
+    def _verdict(self, attempt: Attempt, ended: launch.Ended) -> Verdict:
+        outside = None if ended.forced or ended.killed else tell_signal(attempt, ended.exit_code)
+        return Verdict(exit_code=ended.exit_code, killed=outside, ranks=self.states)
+
+    def _as_here(self, start: Start) -> PlannedStep:
+        """The planned step with this node's command and variables."""
+        cluster = queue.read_cluster(self.run)
+        head = (start.address, start.port) if start.address and start.port else None
+        variables: dict[str, str] = msgspec.json.decode(self.run.environment.read_bytes(), type=dict[str, str])
+        variables |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(cluster.signal_lead)}
+        variables |= {"HF_HUB_OFFLINE": "1"} if cluster.offline else {}
+        if head:
+            variables |= _network(meeting.own_address([head[0]], cluster.interface), cluster.interface)
+        return msgspec.structs.replace(
+            self.planned,
+            command=node.on_machine(self.planned.command, self.rank, head),
+            env=variables | cluster.environment | self.planned.env,
+        )
+
+    def _poll(self, attempt: Attempt, watch: HangWatch | None) -> launch.Order:
+        """Where SLURM has warned of the end, ask all ranks to save; where they hang, find out at what."""
+        if watch and (silent := watch.seconds_without_step()):
+            write_json(attempt.hung, silent)
+        if attempt.hung.exists():
+            per_node = self.planned.step.parallel.procs_per_node
+            mine = range(self.rank * per_node, (self.rank + 1) * per_node)
+            self.states = hang.interrogate(attempt, self.nodes[self.rank], mine)
+            return "kill"
+        if self.warnings.heard and not self.step.stop.exists():
+            write_atomic(self.step.stop, REQUEUE)
+        return "kill" if self.step.stop_reason() == CANCEL else "go on"
+
+
+def _network(address: str, interface: str | None) -> dict[str, str]:
+    """Which interface the ranks talk over. gloo would otherwise take whatever the host's own name leads to."""
+    name = interface or meeting.interface_of(address)
+    return {f"{library}_SOCKET_IFNAME": name for library in ("GLOO", "NCCL", "TP")} if name else {}
+
+
+def _failure(error: UserError, attempt: Attempt) -> Failure:
+    return Failure(
+        rank=None,
+        type="UserError",
+        message=error.message,
+        remedy=error.remedy,
+        log=str(attempt.launch_log),
+        user_error=True,
+    )

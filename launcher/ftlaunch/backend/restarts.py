@@ -1,0 +1,67 @@
+"""Whether a failed attempt of a SLURM job is worth another: judged by its cause and by how far it came."""
+
+import re
+
+from msgspec import Struct
+
+from ftlaunch.processes.outcome import Failure
+
+MEMORY = re.compile(r"out.of.memory|outofmemory|oom|cannot allocate memory", re.IGNORECASE)
+ECHO = re.compile(
+    r"connection (?:closed|reset|refused)|broken pipe|gloo|nccl|timed? ?out|socket|peer|store", re.IGNORECASE
+)
+"""What ranks say when it was another rank or the network that failed them."""
+
+
+class Ended(Struct, frozen=True, kw_only=True):
+    """How one attempt of a job ended."""
+
+    job: str
+    restart: int
+    """How often SLURM had started the job before."""
+    nodes: list[str]
+    cause: str
+    """done, stopped, preempted or failed."""
+    step: int | None
+    """The last optimizer step that was taken."""
+    checkpoint: str | None
+    """The newest checkpoint."""
+    lost: list[str]
+    """Nodes that have not said how their processes ended."""
+    restarted: bool
+    """Whether the job went back into the queue."""
+    reason: str
+    """What was decided, and why."""
+
+
+def why_not(failure: Failure, now: Ended, before: list[Ended], most: int) -> str | None:
+    """Why a failed attempt is not started again; None where it is. `before` are the job's earlier attempts."""
+    if failure.user_error:
+        return "it would only fail again"
+    if ran_out_of_memory(failure):
+        return "it ran out of memory"
+    if now.restart >= most:
+        return f"it has been restarted {now.restart} times (max_restarts)"
+    failed = [ended for ended in before if ended.cause == "failed"]
+    if failed and failed[-1].step == now.step:
+        where = "before its first step" if now.step is None else f"after step {now.step}"
+        return f"it failed twice at the same place, {where}"
+    if failed and failed[-1].checkpoint == now.checkpoint:
+        return "it has made no checkpoint since the failure before"
+    if now.step is None and not from_outside(failure):
+        return "it failed before its first step"
+    return None
+
+
+def ran_out_of_memory(failure: Failure) -> bool:
+    return MEMORY.search(f"{failure.type} {failure.message}") is not None
+
+
+def from_outside(failure: Failure) -> bool:
+    """Whether a rank was killed, or lost its peers, rather than did something wrong."""
+    return failure.type == "Hang" or failure.type.startswith("SIG") or is_echo(failure)
+
+
+def is_echo(failure: Failure) -> bool:
+    """Whether the error only says that somebody else has gone."""
+    return ECHO.search(f"{failure.type} {failure.message}") is not None

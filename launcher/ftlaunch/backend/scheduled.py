@@ -1,0 +1,29 @@
+"""Stopping and ending a run whose stages are SLURM jobs."""
+
+from ftlaunch.rundir import CANCEL, RunDir, write_atomic
+from ftlaunch.watch import queue
+
+
+def ask_to_stop(run: RunDir) -> None:
+    """Have the stage that runs save and leave; jobs that wait leave the queue."""
+    jobs = _alive(run)
+    waiting = [job for job, state in jobs.items() if state == "PENDING"]
+    if len(waiting) < len(jobs):
+        # The jobs behind it go by themselves, as one that they depend on has not succeeded.
+        step = next(step for step in run.step_dirs() if not step.result.exists())
+        write_atomic(step.stop, "asked")
+    else:
+        queue.cancel(waiting, queue.read_cluster(run))
+
+
+def cancel(run: RunDir) -> None:
+    """End the run's jobs at once, those that wait behind included."""
+    for step in run.step_dirs():
+        if not step.result.exists():
+            write_atomic(step.stop, CANCEL)
+    queue.cancel(_alive(run), queue.read_cluster(run))
+
+
+def _alive(run: RunDir) -> dict[str, str]:
+    """SLURM's word for each job of a run that waits or runs."""
+    return {entry.id: entry.state for entry in queue.read_queue([run]).values() if entry.alive}

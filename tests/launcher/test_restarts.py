@@ -1,0 +1,65 @@
+"""Which failures are worth another attempt."""
+
+import pytest
+
+from ftlaunch.backend.restarts import Ended, why_not
+from ftlaunch.processes.outcome import Failure
+
+
+def ended(step: int | None = 30, checkpoint: str | None = "step-20", restart: int = 0, cause: str = "failed") -> Ended:
+    return Ended(
+        job="1",
+        restart=restart,
+        nodes=["n1"],
+        cause=cause,
+        step=step,
+        checkpoint=checkpoint,
+        lost=[],
+        restarted=True,
+        reason="",
+    )
+
+
+def failure(kind: str = "SIGKILL", message: str = "killed by SIGKILL", *, user_error: bool = False) -> Failure:
+    return Failure(rank=1, type=kind, message=message, log="l", user_error=user_error)
+
+
+LOST_PEER = failure("RuntimeError", "[gloo] Connection closed by peer [10.0.0.1]:4711")
+
+
+@pytest.mark.parametrize("what", [failure(), LOST_PEER, failure("Hang", "no step for 600 s")])
+@pytest.mark.parametrize("step", [None, 30])
+def test_what_came_from_outside_is_tried_again(what: Failure, step: int | None) -> None:
+    assert why_not(what, ended(step), [], 50) is None
+
+
+@pytest.mark.parametrize("kind", ["OutOfMemoryError", "MemoryError"])
+def test_memory_does_not_come_back(kind: str) -> None:
+    assert why_not(failure(kind, "out of memory"), ended(), [], 50) == "it ran out of memory"
+
+
+def test_a_mistake_of_the_user_stays_one() -> None:
+    assert why_not(failure("UserError", "no rows", user_error=True), ended(), [], 50) == "it would only fail again"
+
+
+def test_an_error_is_tried_again_once_steps_were_taken() -> None:
+    what = failure("ValueError", "odd")
+    assert why_not(what, ended(30), [], 50) is None
+    assert why_not(what, ended(None, None), [], 50) == "it failed before its first step"
+
+
+def test_the_same_place_twice_is_enough() -> None:
+    assert why_not(failure(), ended(30), [ended(30)], 50) == "it failed twice at the same place, after step 30"
+
+
+def test_no_checkpoint_since_the_last_failure_is_enough() -> None:
+    assert why_not(failure(), ended(35), [ended(30)], 50) == "it has made no checkpoint since the failure before"
+    assert why_not(failure(), ended(35, "step-30"), [ended(30)], 50) is None
+
+
+def test_a_preemption_in_between_counts_as_no_failure() -> None:
+    assert why_not(failure(), ended(35), [ended(30, cause="preempted")], 50) is None
+
+
+def test_restarts_are_bounded() -> None:
+    assert why_not(failure(), ended(restart=5), [], 5) == "it has been restarted 5 times (max_restarts)"

@@ -1,0 +1,125 @@
+"""Site profiles: found, judged, and turned into batch scripts that run nothing but what they should."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from acted import make_plan
+
+from ftlaunch.backend import submit
+from ftlaunch.cluster import Cluster, seconds
+from ftlaunch.errors import RecipeError, UserError
+from ftlaunch.sites import load_cluster
+
+
+def write(folder: Path, text: str, name: str = "site") -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def problems(folder: Path, text: str) -> dict[str, str]:
+    with pytest.raises(RecipeError) as raised:
+        load_cluster(str(write(folder, text)))
+    return {problem.key: f"{problem.where.rpartition(':')[2]}: {problem.message}" for problem in raised.value.problems}
+
+
+def test_the_projects_profile_comes_before_the_users_and_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load_cluster("dev").partition == "main"
+    for folder, partition in (("home/.config/ftlaunch", "mine"), ("slurm/profiles", "ours")):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder, f'partition = "{partition}"', "dev")
+        assert load_cluster("dev").partition == partition
+
+
+def test_an_unknown_cluster_is_named_with_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no cluster") as raised:
+        load_cluster("dve")
+    assert raised.value.remedy == 'did you mean "dev"?'
+
+
+def test_every_mistake_is_named_with_its_line(tmp_path: Path) -> None:
+    text = 'partition = "a\\nb"\ntime_limit = "5"\ngpu = "gres"\n[sbatch]\n"A b" = 1\n[stage.merge]\nqoss = "q"\n'
+    assert problems(tmp_path, text) == {
+        "partition": "1: has the control character '\\n' in 'a\\nb'",
+        "time_limit": '2: expected a time as in "4:00:00" (hours, minutes, seconds) or "2-12:00:00" (with days), '
+        "got '5'",
+        "gpu": "3: is not a known key",
+        'sbatch."A b"': "5: expected a name that is a flag without its dashes, got 'A b'",
+        "stage.merge.qoss": "7: is not a known key",
+    }
+
+
+def test_what_ftlaunch_sets_itself_is_not_to_be_set(tmp_path: Path) -> None:
+    assert problems(tmp_path, "[sbatch]\ndependency = 3\npartition = 'x'") == {
+        "sbatch.dependency": "2: is ftlaunch's own to set",
+        "sbatch.partition": "3: is ftlaunch's own to set",
+    }
+
+
+def test_a_time_limit_leaves_time_to_train(tmp_path: Path) -> None:
+    found = problems(tmp_path, 'signal_lead = 300\n[stage.merge]\ntime_limit = "0:05:30"')
+    assert found["stage.merge.time_limit"].startswith("3: leaves no time to train")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("0:01:30", 90), ("4:00:00", 14400), ("1-00:00:01", 86401)])
+def test_seconds_of_a_time_limit(limit: str, expected: int) -> None:
+    assert seconds(limit) == expected
+
+
+def script(cluster: Cluster) -> str:
+    plan = make_plan(Path("/runs/r"), "train")
+    return submit.script(plan, plan.steps[0], cluster)
+
+
+def flags(text: str) -> dict[str, str]:
+    lines = [
+        shlex.split(line.removeprefix("#SBATCH --"))[0] for line in text.splitlines() if line.startswith("#SBATCH")
+    ]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_a_stage_is_given_what_the_profile_says() -> None:
+    cluster = Cluster(
+        partition="gpu",
+        account="a1",
+        cpus_per_node=8,
+        memory_per_node="64G",
+        exclude=["n7", "n9"],
+        setup=["source /etc/profile", "module load cuda"],
+        sbatch={"reservation": "course", "exclusive": True},
+        srun=["--cpu-bind=none"],
+    )
+    text = script(cluster)
+    found = flags(text)
+    expected = {"partition": "gpu", "account": "a1", "cpus-per-task": "8", "mem": "64G", "exclude": "n7,n9"}
+    expected |= {"reservation": "course", "exclusive": "", "time": "4:00:00", "signal": "USR2@120", "requeue": ""}
+    assert expected.items() <= found.items()
+    assert "\nsource /etc/profile\nmodule load cuda\n" in text
+    assert "--kill-on-bad-exit=1 --wait=60 --export=ALL --cpus-per-task=8 --cpu-bind=none" in text
+
+
+@pytest.mark.parametrize("text", ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"', "-x", "a,b", "x" * 1024])
+def test_no_value_is_ever_run(text: str, tmp_path: Path) -> None:
+    path = write(
+        tmp_path, f"partition = {text!r}\n[sbatch]\ncomment = {text!r}" if "'" not in text else f'partition = "{text}"'
+    )
+    cluster = load_cluster(str(path))
+    written = script(cluster)
+    assert flags(written)["partition"] == text
+    # Everything ahead of srun, as bash would run it.
+    subprocess.run(["bash", "-c", written.partition("\nsrun ")[0]], cwd=tmp_path, check=True)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("text", ['"a\\nb"', '"a\\rb"', '"a\\u0000b"', '"a\\u001bb"', f'"{"x" * 65536}"', '""'])
+@pytest.mark.parametrize("key", ["partition", "exclude", "setup", "sbatch.comment", "environment.A", "stage.sft.qos"])
+def test_control_characters_and_endless_texts_are_refused(key: str, text: str, tmp_path: Path) -> None:
+    value = f"[{text}]" if key in ("exclude", "setup") else text
+    assert len(problems(tmp_path, f"{key} = {value}")) == 1

@@ -1,0 +1,63 @@
+"""A real SLURM cluster for the tests."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from scheduled import Acted, slurm, submit_acted
+
+from ftlaunch.cluster import Cluster
+from ftlaunch.sites import load_cluster
+
+ROOT = Path(__file__).parent.parent.parent
+DEVCLUSTER = [sys.executable, str(ROOT / "slurm/devcluster")]
+
+
+def devcluster(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*DEVCLUSTER, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def dev() -> Iterator[Cluster]:
+    """The profile of a cluster with three nodes; it is left running where it was running before.
+
+    Where none can be had, its tests are skipped with the reason, and fail if FTLAUNCH_TEST_SLURM=must.
+    """
+    before = json.loads(devcluster("status").stdout)
+    if before["up"]:
+        assert len(before["nodes"]) >= 3, "the devcluster that runs has fewer than 3 nodes: take it down"
+    else:
+        started = devcluster("up", "--nodes", "3")
+        if started.returncode:
+            if os.environ.get("FTLAUNCH_TEST_SLURM") == "must":
+                pytest.fail(started.stderr)
+            pytest.skip(f"no SLURM cluster can be had here: {started.stderr}")
+    yield load_cluster(str(ROOT / "slurm/profiles/dev.toml"))
+    if not before["up"]:
+        devcluster("down")
+
+
+Submit = Callable[..., Acted]
+
+
+@pytest.fixture
+def act(dev: Cluster, tmp_path: Path) -> Iterator[Submit]:
+    """Submit a run: `act("40 0.1 none", "5 0.1 kill@3", nodes=2, max_restarts=1)`, a stage for each text."""
+    made: list[Acted] = []
+
+    def call(*stages: str, nodes: int = 1, name: str = "acted", **profile: Any) -> Acted:
+        cluster = msgspec.structs.replace(dev, **profile)
+        made.append(submit_acted(tmp_path / name, stages, nodes, cluster))
+        return made[-1]
+
+    yield call
+    for acted in made:
+        ids = [json.loads(step.job.read_text())["id"] for step in acted.run.step_dirs() if step.job.exists()]
+        slurm("scancel", "--signal=KILL", "--full", *ids)
+        slurm("scancel", *ids)

@@ -1,0 +1,123 @@
+"""Runs on a real SLURM cluster whose ranks are acted by worker.py."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+
+from ftlaunch.backend import submit
+from ftlaunch.backend.prepare import prepare
+from ftlaunch.cluster import Cluster
+from ftlaunch.plan import Plan, PlannedStep
+from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
+from ftlaunch.rundir import RunDir, Step
+from ftlaunch.watch import runs
+from ftlaunch.watch.status import RunStatus, is_over, read_status
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True)
+class Acted:
+    """A submitted run of acted stages."""
+
+    run: RunDir
+    cluster: Cluster
+
+    @property
+    def status(self) -> RunStatus:
+        return read_status(self.run)
+
+    @property
+    def job(self) -> str:
+        """Of the first stage."""
+        return json.loads(self.run.step_dir("01-sft").job.read_text())["id"]
+
+    def wait(self, until: Callable[[RunStatus], bool], seconds: float = 60.0) -> RunStatus:
+        """How the run stands once `until` is true of it."""
+        deadline = time.monotonic() + seconds
+        while not until(status := self.status):
+            assert time.monotonic() < deadline, f"{status}\n{self.told()}"
+            time.sleep(0.3)
+        return status
+
+    def wait_for_step(self, number: int, stage: int = 0) -> None:
+        self.wait(lambda status: (status.stages[stage].step or 0) >= number)
+
+    def wait_for_end(self, seconds: float = 90.0) -> RunStatus:
+        """How the run stands once nothing of it waits or runs, and all has been said about it."""
+        self.wait(lambda status: status.state not in ("queued", "waiting", "running"), seconds)
+        return self.wait(lambda _: is_over(self.run), 20)
+
+    def ended(self, stage: str = "01-sft") -> list[dict[str, Any]]:
+        """What each attempt of a stage left behind; an empty one for attempts that were cut off."""
+        attempts = self.run.step_dir(stage).all_attempts()
+        return [json.loads(one.ended.read_text()) if one.ended.exists() else {} for one in attempts]
+
+    def told(self) -> str:
+        logs = [*self.run.path.glob("*/jobs/*.out"), *self.run.path.glob("*/attempts/*/*.log")]
+        return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(logs))
+
+    def is_calm(self, stage: str = "01-sft") -> bool:
+        """Whether a stage came to the very result that it has when nothing disturbs it."""
+        step = self.run.step_dir(stage)
+        steps = int(next(p for p in json.loads(self.run.plan.read_text())["steps"] if p["name"] == stage)["command"][4])
+        digest = ""
+        for number in range(1, steps + 1):
+            digest = sha256(f"{digest}{number}".encode()).hexdigest()
+        return json.loads(step.result.read_text()) == {"digest": digest}
+
+
+def submit_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> Acted:
+    """Write and submit a run with a stage for each text, such as "40 0.1 kill@3": worker.py's arguments."""
+    with patch("ftlaunch.provenance.collect", return_value={}):
+        run = prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), cluster)
+    submit.submit(run, runs.read_plan(run))
+    return Acted(run, cluster)
+
+
+class _Text(msgspec.Struct):
+    """As much of a loaded recipe as is written down."""
+
+    source: Path
+    text: str = "# a recipe\n"
+
+
+def _plan(run_dir: Path, nodes: int, stages: tuple[str, ...]) -> Plan:
+    recipe = Recipe(name=run_dir.name, model=Model(path="m"), stage=[Sft(data="d")] * len(stages))
+    steps = [_planned(recipe, f"{index:02d}-sft", nodes, text) for index, text in enumerate(stages, start=1)]
+    return Plan(name=recipe.name, run_dir=str(run_dir), recipe=recipe, steps=steps)
+
+
+def _planned(recipe: Recipe, name: str, nodes: int, text: str) -> PlannedStep:
+    step = Step(
+        name=recipe.name,
+        stage=recipe.stage[0],
+        model=recipe.model,
+        adapter=recipe.adapter,
+        optimizer=Optimizer(),
+        parallel=Parallel(nodes=nodes),
+        data={},
+        seed=1,
+        deterministic=False,
+        world_size=nodes,
+        recipe_hash="h",
+    )
+    command = [sys.executable, "-S", str(WORKER), name, *text.split(), "--machine_rank", "0"]
+    files = {"step.json": msgspec.json.encode(step).decode()}
+    return PlannedStep(name=name, step=step, files=files, command=command, env={}, notes={})
+
+
+def slurm(*command: str) -> str:
+    """What one of SLURM's commands prints."""
+    conf = {"SLURM_CONF": "/tmp/ftlaunch-devcluster/slurm.conf"}
+    return subprocess.run(command, env=os.environ | conf, capture_output=True, text=True, check=False).stdout

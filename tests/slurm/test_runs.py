@@ -1,0 +1,58 @@
+"""Runs on a real SLURM cluster: submitted, watched, stopped, resumed."""
+
+from collections.abc import Callable
+
+from scheduled import Acted, slurm
+
+from ftlaunch.backend import control, submit
+from ftlaunch.watch import runs
+
+Submit = Callable[..., Acted]
+
+
+def test_stages_are_jobs_one_after_the_other(act: Submit) -> None:
+    acted = act("5 0.1 none", "3 0.1 none", nodes=2)
+    first = acted.wait(lambda status: status.stages[0].state == "running")
+    assert first.stages[0].nodes is not None
+    assert first.stages[1].state == "waiting"
+    assert acted.wait_for_end().state == "done"
+    assert acted.is_calm("01-sft")
+    assert acted.is_calm("02-sft")
+    assert [ended["cause"] for ended in acted.ended()] == ["done"]
+    assert len(acted.ended()[0]["nodes"]) == 2
+
+
+def test_two_runs_share_a_node(act: Submit) -> None:
+    both = [act("20 0.1 none", nodes=3, name=name) for name in ("a", "b")]
+    for acted in both:
+        assert acted.wait_for_end().state == "done"
+        assert acted.is_calm()
+
+
+def test_a_failing_stage_takes_those_behind_it_out_of_the_queue(act: Submit) -> None:
+    acted = act("5 0.1 memory@2", "3 0.1 none", nodes=2)
+    status = acted.wait_for_end()
+    assert status.state == "failed"
+    assert status.stages[0].note == "rank 1: CUDA out of memory"
+    assert "ran out of memory" in acted.ended()[0]["reason"]
+    acted.wait(lambda status: status.stages[1].state != "waiting")
+    assert acted.job not in slurm("squeue", "--noheader", "--format=%i")
+
+
+def test_stop_saves_and_resume_goes_on(act: Submit) -> None:
+    acted = act("60 0.1 none", "3 0.1 none", nodes=2)
+    acted.wait_for_step(5)
+    assert control.ask_to_stop(acted.run, wait=30)
+    assert [ended["cause"] for ended in acted.ended()] == ["stopped"]
+    assert acted.status.state == "stopped"
+    submit.submit(acted.run, runs.read_plan(acted.run))
+    assert acted.wait_for_end().state == "done"
+    assert acted.is_calm()
+
+
+def test_cancel_ends_everything_at_once(act: Submit) -> None:
+    acted = act("600 0.1 none", "3 0.1 none", nodes=2)
+    acted.wait_for_step(5)
+    assert control.cancel(acted.run)
+    acted.wait(lambda status: status.state != "running", 20)
+    assert not control.cancel(acted.run)

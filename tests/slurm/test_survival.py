@@ -1,0 +1,126 @@
+"""What a run on a real SLURM cluster lives through, and what it does not try again."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from scheduled import Acted, slurm
+
+Submit = Callable[..., Acted]
+STATE = Path("/tmp/ftlaunch-devcluster")
+
+
+@pytest.fixture
+def heal() -> Iterator[None]:
+    """Have the cluster whole again afterwards."""
+    yield
+    from conftest import devcluster
+
+    done = devcluster("up")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_requeued_job_goes_on_from_its_checkpoint(act: Submit) -> None:
+    acted = act("40 0.1 none", nodes=2)
+    acted.wait_for_step(12)
+    slurm("scontrol", "requeue", acted.job)
+    assert acted.wait_for_end().state == "done"
+    assert [ended["cause"] for ended in acted.ended()] == ["preempted", "done"]
+    assert acted.ended()[0]["step"] > 12
+    assert acted.is_calm()
+
+
+def test_it_saves_and_goes_on_when_the_time_limit_is_near(act: Submit) -> None:
+    acted = act("300 0.3 none", nodes=2, time_limit="0:02:00", signal_lead=60)
+    acted.wait(lambda status: status.stages[0].attempts == 2, 120)
+    first = acted.ended()[0]
+    assert (first["cause"], first["restarted"]) == ("preempted", True)
+    acted.wait_for_step(first["step"] + 1)
+
+
+def test_a_short_job_preempted_five_times_still_finishes(act: Submit) -> None:
+    acted = act("80 0.1 none", nodes=3)
+    before = 0
+    for _ in range(5):
+        acted.wait_for_step(before + 2)
+        slurm("srun", "--partition=urgent", "--nodes=3", "--exclusive", "true")
+        before = acted.status.stages[0].step
+    assert acted.wait_for_end().state == "done"
+    assert [ended["cause"] for ended in acted.ended()] == ["preempted"] * 5 + ["done"]
+    assert acted.is_calm()
+
+
+def test_a_killed_rank_costs_a_restart(act: Submit) -> None:
+    acted = act("40 0.05 kill@25", nodes=2)
+    assert acted.wait_for_end().state == "done"
+    first, second = acted.ended()
+    assert (first["cause"], first["restarted"], first["checkpoint"][-4:]) == ("failed", True, "0020")
+    assert second["cause"] == "done"
+    assert acted.is_calm()
+
+
+def test_a_stopped_rank_is_named_and_costs_a_restart(act: Submit) -> None:
+    acted = act("40 0.05 hang@25", nodes=2, hang_after=5)
+    assert acted.wait_for_end().state == "done"
+    first, second = acted.ended()
+    assert (first["cause"], first["restarted"], second["cause"]) == ("failed", True, "done")
+    told = json.loads((acted.run.step_dir("01-sft").attempts / "1/error.json").read_text())
+    assert told["message"].endswith("rank 1 on n2 is stopped by a signal")
+    assert "Current thread" in (acted.run.step_dir("01-sft").attempts / "1/rank0.log").read_text()
+    assert acted.is_calm()
+
+
+def test_the_same_failure_twice_is_final(act: Submit) -> None:
+    acted = act("40 0.05 kill@25!", nodes=2)
+    status = acted.wait_for_end()
+    assert status.state == "failed"
+    assert "SIGKILL" in (status.stages[0].note or "")
+    assert [ended["restarted"] for ended in acted.ended()] == [True, False]
+    assert "failed twice at the same place" in acted.ended()[-1]["reason"]
+
+
+@pytest.mark.usefixtures("heal")
+def test_a_restarted_controller_is_not_noticed(act: Submit) -> None:
+    acted = act("60 0.1 none", "3 0.1 none", nodes=2)
+    acted.wait_for_step(5)
+    os.kill(_daemon("slurmctld"), signal.SIGTERM)
+    time.sleep(1)
+    from conftest import devcluster
+
+    devcluster("up")
+    assert acted.wait_for_end().state == "done"
+    assert len(acted.ended()) == 1
+    assert acted.is_calm("02-sft")
+
+
+@pytest.mark.usefixtures("heal")
+def test_a_dead_node_is_replaced(act: Submit) -> None:
+    acted = act("60 0.1 none", nodes=2)
+    acted.wait_for_step(12)
+    assert acted.status.stages[0].nodes == "n[1-2]"
+    os.kill(_daemon("n2"), signal.SIGKILL)
+    assert acted.wait_for_end(150).state == "done"
+    assert acted.ended()[-1]["nodes"] == ["n1", "n3"]
+    assert acted.is_calm()
+
+
+@pytest.mark.usefixtures("heal")
+def test_a_node_without_network_is_replaced(act: Submit) -> None:
+    acted = act("60 0.1 none", nodes=2)
+    acted.wait_for_step(12)
+    assert acted.status.stages[0].nodes == "n[1-2]"
+    subprocess.run(["ip", "link", "set", "ftl-n2", "down"], check=True)
+    assert acted.wait_for_end(150).state == "done"
+    assert acted.ended()[-1]["nodes"] == ["n1", "n3"]
+    assert acted.is_calm()
+
+
+def _daemon(name: str) -> int:
+    from conftest import devcluster
+
+    return json.loads(devcluster("status").stdout)["daemons"][name]
