@@ -75,7 +75,7 @@ def test_seconds_of_a_time_limit(limit: str, expected: int) -> None:
 
 def script(cluster: Cluster) -> str:
     plan = make_plan(Path("/runs/r"), "train")
-    return submit.script(plan, plan.steps[0], cluster)
+    return submit.request(plan, plan.steps[0], cluster).script
 
 
 def flags(text: str) -> dict[str, str]:

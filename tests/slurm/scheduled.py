@@ -110,7 +110,7 @@ def _planned(recipe: Recipe, name: str, nodes: int, text: str) -> PlannedStep:
         seed=1,
         deterministic=False,
         world_size=nodes,
-        recipe_hash="h",
+        training_hash="h",
     )
     command = [sys.executable, "-S", str(WORKER), name, *text.split(), "--machine_rank", "0"]
     files = {"step.json": msgspec.json.encode(step).decode()}

@@ -21,7 +21,7 @@ def refuse_several_nodes(plan: Plan) -> None:
     if nodes > 1:
         raise UserError(
             f"the recipe asks for {nodes} nodes, and this is one machine",
-            "several nodes need a cluster; here, use --nodes 1, or --dry-run to see the plan",
+            "several nodes need a cluster: name one with --cluster; or use --nodes 1",
         )
 
 

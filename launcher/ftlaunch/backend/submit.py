@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor
 
 from ftlaunch.backend import on_node
-from ftlaunch.cluster import Cluster
+from ftlaunch.backend.prepare import write_files
+from ftlaunch.cluster import Cluster, seconds
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan, PlannedStep
+from ftlaunch.processes import lock
 from ftlaunch.recipe import Merge
 from ftlaunch.rundir import RunDir, StepDir, write_json
 from ftlaunch.watch import queue
@@ -49,9 +52,30 @@ class _Batch(SlurmExecutor):
         return ["sbatch", *dependency, str(submission_file_path)]
 
 
-def script(plan: Plan, planned: PlannedStep, cluster: Cluster) -> str:
-    """The batch script of a stage, to the byte as it is submitted."""
-    return _executor(Path(plan.run_dir), planned, cluster).text()
+class Request(Struct, frozen=True, kw_only=True):
+    """What SLURM is asked for on behalf of a stage."""
+
+    script: str
+    """The batch script, to the byte as it is submitted."""
+    price: str
+    """What it may use up at most."""
+
+
+def request(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Request:
+    """What SLURM will be asked for. Nothing is looked up, so no SLURM need be here."""
+    text = _executor(Path(plan.run_dir), planned, cluster).text()
+    return Request(script=text, price=_price(planned, cluster))
+
+
+def _price(planned: PlannedStep, cluster: Cluster) -> str:
+    """nodes × GPUs × time limit, of one start and of all that there may be."""
+    parallel = planned.step.parallel
+    limit = cluster.resources(planned.name.partition("-")[2]).time_limit or cluster.time_limit
+    gpus = parallel.procs_per_node if _gpus(planned, cluster) else 0
+    hours = parallel.nodes * (gpus or 1) * seconds(limit) / 3600
+    unit = "GPU" if gpus else "node"
+    size = f"{parallel.nodes} node{'s' if parallel.nodes > 1 else ''}{f' × {gpus} GPUs' if gpus else ''} × {limit}"
+    return f"{size} = {hours:.3g} {unit}-hours a start, {cluster.max_restarts + 1} starts at most"
 
 
 def _executor(run_dir: Path, planned: PlannedStep, cluster: Cluster) -> _Batch:
@@ -117,8 +141,15 @@ def submit(run: RunDir, plan: Plan) -> list[Job]:
 
     UserError where the run still has jobs, or where sbatch refuses one: then none of them is left in the queue.
     """
-    cluster = queue.read_cluster(run)
-    _refuse_twice(run)
+    held = lock.take(run)
+    try:
+        refuse_twice(run)
+        return _submit_all(run, plan, queue.read_cluster(run))
+    finally:
+        lock.release(held)
+
+
+def _submit_all(run: RunDir, plan: Plan, cluster: Cluster) -> list[Job]:
     jobs: list[Job] = []
     with _private(), _leading_to(cluster):
         write_json(run.environment, {key: value for key, value in os.environ.items() if CARRIED.fullmatch(key)})
@@ -127,13 +158,15 @@ def submit(run: RunDir, plan: Plan) -> list[Job]:
             if step.result.exists():
                 continue
             step.stop.unlink(missing_ok=True)
+            write_files(run, planned)
             executor = _executor(run.path, planned, cluster)
             executor.after = jobs[-1].id if jobs else None
             jobs.append(_submit_one(step, executor, jobs, cluster))
     return jobs
 
 
-def _refuse_twice(run: RunDir) -> None:
+def refuse_twice(run: RunDir) -> None:
+    """UserError where jobs of the run wait or work."""
     alive = [entry for entry in queue.read_queue([run]).values() if entry.alive]
     if alive:
         ids = ", ".join(entry.id for entry in alive)

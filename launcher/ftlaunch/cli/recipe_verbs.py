@@ -48,13 +48,14 @@ def _cluster(name: str | None) -> "Cluster | None":
     return load_cluster(name)
 
 
-def _show(plan: "Plan", cluster: "Cluster | None") -> str:
-    """A plan in full, with the batch scripts where it is for a cluster."""
+def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str:
+    """A plan in full, with what SLURM is asked for where it is for a cluster."""
     if cluster is None:
-        return text.full(plan)
+        return text.as_json(plan) if json else text.full(plan)
     from ftlaunch.backend import submit
 
-    return text.full(plan, {step.name: submit.script(plan, step, cluster) for step in plan.steps})
+    requests = {step.name: submit.request(plan, step, cluster) for step in plan.steps}
+    return text.as_json({"plan": plan, "requests": requests}) if json else text.full(plan, requests)
 
 
 def run(
@@ -125,8 +126,7 @@ def plan(
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
     planned = _plan(_load(recipe, all_settings(settings, nodes, procs_per_node)), run_dir)
-    site = _cluster(cluster)
-    print(text.as_json(planned) if json else _show(planned, site))
+    print(_show(planned, _cluster(cluster), json=json))
 
 
 def validate(

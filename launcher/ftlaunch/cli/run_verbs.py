@@ -44,6 +44,12 @@ def start(folder: "RunDir", *, detach: bool) -> int:
     return DONE
 
 
+def _refuse_twice(folder: "RunDir") -> None:
+    from ftlaunch.backend.submit import refuse_twice
+
+    refuse_twice(folder)
+
+
 def _submit(folder: "RunDir") -> int:
     from ftlaunch.backend import submit
     from ftlaunch.watch import runs
@@ -154,10 +160,15 @@ def resume(
     from ftlaunch.watch import runs
 
     folder = runs.find(run)
-    trainer.require()
+    here = not folder.cluster.exists()
+    if here:
+        trainer.require()
+    else:
+        _refuse_twice(folder)
     if asked := all_settings(settings, nodes, procs_per_node):
         planned = replan(folder, asked)
-        refuse_several_nodes(planned)
+        if here:
+            refuse_several_nodes(planned)
         adopt(folder, planned)
         print(text.summary(planned), file=sys.stderr)
     raise typer.Exit(start(folder, detach=detach))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ftlaunch.backend.submit import Request
     from ftlaunch.plan import Plan, PlannedStep
     from ftlaunch.watch.status import RunStatus, StageStatus
 
@@ -48,10 +49,11 @@ def _summary(step: "PlannedStep") -> Iterator[str]:
     yield from (f"    {label.ljust(width)}  {note}" for label, note in step.notes.items())
 
 
-def full(plan: "Plan", scripts: Mapping[str, str] | None = None) -> str:
-    """A plan with every command and every file, as they will be used; `scripts` are SLURM's, by stage."""
+def full(plan: "Plan", requests: "Mapping[str, Request] | None" = None) -> str:
+    """A plan with every command and every file, as they will be used; `requests` are those to SLURM, by stage."""
     parts = [summary(plan), *(f"── {step.name} is started with\n{command(plan, step)}" for step in plan.steps)]
-    parts += [f"── {name} is submitted with sbatch as\n{script.rstrip()}" for name, script in (scripts or {}).items()]
+    for name, asked in (requests or {}).items():
+        parts.append(f"── {name} is submitted with sbatch, for {asked.price}, as\n{asked.script.rstrip()}")
     for step in plan.steps:
         parts += [f"── {step.name}/{name}\n{content.rstrip()}" for name, content in step.files.items()]
     return "\n\n".join(parts)
