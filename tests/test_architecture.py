@@ -38,8 +38,8 @@ FLOORS = {
     "ftlaunch.backend": (
         "__init__",
         "hang launch meeting prepare replan restarts scheduled",
-        "anew local on_node",
-        "control submit",
+        "anew local on_node probe",
+        "control doctor submit",
     ),
     "fttrain": (
         "intake",
@@ -67,7 +67,7 @@ STRANGERS = {("fttrain", "stages")}
 
 TRAINER_MAY_IMPORT = {"errors", "intake", "recipe", "redact", "resolve", "rundir", "rows", "trust"}
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
-SUBMITIT_ONLY_IN = {"submit", "on_node"}
+SUBMITIT_ONLY_IN = {"submit", "on_node", "probe"}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 LONGEST_FILE = 450

@@ -105,7 +105,7 @@ ReturnToService=2
 # Faults are noticed in seconds rather than minutes.
 SlurmdTimeout=8
 SlurmctldTimeout=10
-KillWait=15
+KillWait=20
 SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

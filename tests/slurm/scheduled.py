@@ -50,8 +50,8 @@ class Acted:
             time.sleep(0.3)
         return status
 
-    def wait_for_step(self, number: int, stage: int = 0) -> None:
-        self.wait(lambda status: (status.stages[stage].step or 0) >= number)
+    def wait_for_step(self, number: int, seconds: float = 60.0) -> None:
+        self.wait(lambda status: (status.stages[0].step or 0) >= number, seconds)
 
     def wait_for_end(self, seconds: float = 90.0) -> RunStatus:
         """How the run stands once nothing of it waits or runs, and all has been said about it."""

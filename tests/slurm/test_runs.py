@@ -50,6 +50,16 @@ def test_stop_saves_and_resume_goes_on(act: Submit) -> None:
     assert acted.is_calm()
 
 
+def test_scancel_saves_and_is_final(act: Submit) -> None:
+    acted = act("600 0.1 none", "3 0.1 none", nodes=2)
+    acted.wait_for_step(5)
+    slurm("scancel", acted.job)
+    assert acted.wait_for_end().state == "stopped"
+    (ended,) = acted.ended()
+    assert (ended["cause"], ended["restarted"]) == ("preempted", False)
+    assert ended["checkpoint"] is not None
+
+
 def test_cancel_ends_everything_at_once(act: Submit) -> None:
     acted = act("600 0.1 none", "3 0.1 none", nodes=2)
     acted.wait_for_step(5)

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +22,7 @@ from ftlaunch import node
 from ftlaunch.backend import hang, launch, meeting, restarts
 from ftlaunch.backend.hang import HangWatch, RankState
 from ftlaunch.backend.restarts import Ended
+from ftlaunch.cluster import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import PlannedStep
 from ftlaunch.processes.interrupt import Warnings
@@ -39,11 +42,15 @@ from ftlaunch.rundir import CANCEL, REQUEUE, Attempt, RunDir, StepDir, write_ato
 from ftlaunch.watch import progress, queue, runs
 from ftlaunch.watch.status import newest_checkpoint
 
+T = TypeVar("T")
+
 MEET_SECONDS = 120.0
 """The other nodes wait so long for the first one's word."""
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
 LEAVE_SECONDS = 60.0
+"""SLURM may take so long to end the tasks of a job that was requeued."""
+PATIENCE_SECONDS, ASK_AGAIN_SECONDS = 60.0, 3.0
 POLL_SECONDS = 0.2
 
 
@@ -162,11 +169,14 @@ class _Task:
         return name_cause(said, attempt)
 
     def _verdicts(self, attempt: Attempt) -> dict[int, Verdict]:
-        """How the processes of the other nodes ended, by node; those that do not say so in time are left out."""
+        """How the processes of the other nodes ended, by node; those that do not say so in time are left out.
+
+        Where SLURM ends the job itself there is no time to wait.
+        """
         waiting = {*range(1, len(self.nodes))}
         found: dict[int, Verdict] = {}
         deadline = time.monotonic() + VERDICT_SECONDS
-        while waiting - {*found} and time.monotonic() < deadline:
+        while waiting - {*found} and time.monotonic() < deadline and not self.warnings.heard:
             for number in waiting - {*found}:
                 if attempt.verdict(number).exists():
                     found[number] = msgspec.json.decode(attempt.verdict(number).read_bytes(), type=Verdict)
@@ -176,6 +186,9 @@ class _Task:
     def _conclude(self, attempt: Attempt, outcome: Outcome) -> int:
         """Write down how the attempt ended, put the job back into the queue where it is to go on, and say the code."""
         ended = self._judge(outcome)
+        if ended.restarted and (state := self._job_state()) != "RUNNING":
+            reason = f"{ended.reason}; SLURM sees to the job itself, which is {state}"
+            ended = msgspec.structs.replace(ended, restarted=False, reason=reason)
         if isinstance(outcome, Failure):
             write_json(attempt.error, outcome)
             print(describe_failure(outcome), file=sys.stderr)
@@ -222,27 +235,22 @@ class _Task:
         return [one for one in ended if one.job == self.slurm.job_id]
 
     def _requeue(self) -> None:
-        """Put the job back into the queue, unless it is there or has been cancelled.
-
-        SLURM then ends all of its tasks, this one included.
-        """
+        """Put the job back into the queue, without the nodes that are lost. SLURM then ends its tasks, this one too."""
         cluster = queue.read_cluster(self.run)
-        entry = queue.read_queue([self.run]).get(self.slurm.job_id)
-        if entry is None or entry.state != "RUNNING":
-            print(f"not requeued: SLURM has it as {entry.state if entry else 'unknown'}", file=sys.stderr)
-            return
         steps = [["scontrol", "requeue", self.slurm.job_id]]
         if self.lost:
             without = ",".join([*cluster.exclude, *self.lost])
             steps.append(["scontrol", "update", f"JobId={self.slurm.job_id}", f"ExcNodeList={without}"])
         for command in steps:
-            done = queue.call(command, cluster)
-            if done.returncode:
-                print(f"error: {' '.join(command)}: {done.stderr.strip()}", file=sys.stderr)
-                return
+            _patiently(partial(_control, command, cluster))
         for number in Warnings.NUMBERS:
             signal.signal(number, signal.SIG_DFL)
         time.sleep(LEAVE_SECONDS)
+
+    def _job_state(self) -> str:
+        """SLURM's word for this job."""
+        entry = _patiently(lambda: queue.read_queue([self.run])).get(self.slurm.job_id)
+        return entry.state if entry else "UNKNOWN"
 
     # The other nodes
 
@@ -308,6 +316,24 @@ class _Task:
         if self.warnings.heard and not self.step.stop.exists():
             write_atomic(self.step.stop, REQUEUE)
         return "kill" if self.step.stop_reason() == CANCEL else "go on"
+
+
+def _control(command: list[str], cluster: Cluster) -> None:
+    done = queue.call(command, cluster)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)}: {done.stderr.strip()}", "go on with `ftlaunch resume`")
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """The answer of a controller that may be about to be started again. UserError where it stays away."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(ASK_AGAIN_SECONDS)
 
 
 def _network(address: str, interface: str | None) -> dict[str, str]:

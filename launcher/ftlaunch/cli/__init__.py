@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ftlaunch import __version__, trust
-from ftlaunch.cli import model_verbs, recipe_verbs, run_verbs
+from ftlaunch.cli import model_verbs, recipe_verbs, run_verbs, site_verbs
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.redact import redact_output
 
@@ -25,6 +25,7 @@ for verb in (run_verbs.status, run_verbs.logs, run_verbs.stop, run_verbs.cancel,
     app.command()(verb)
 for verb in (model_verbs.merge, model_verbs.chat):
     app.command()(verb)
+app.command()(site_verbs.doctor)
 app.command("import")(model_verbs.import_gguf)
 app.command(hidden=True)(run_verbs.drive)
 

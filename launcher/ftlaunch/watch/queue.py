@@ -134,7 +134,7 @@ def cancel(ids: Iterable[str], cluster: Cluster, *options: str) -> None:
         raise UserError(f"scancel failed: {done.stderr.strip()}", f"try again, or `scancel {' '.join(named)}` yourself")
 
 
-def call(command: list[str], cluster: Cluster) -> subprocess.CompletedProcess[str]:
+def call(command: list[str], cluster: Cluster, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
     """Run one of SLURM's commands. UserError where it is not installed or does not answer in time."""
     try:
         return subprocess.run(
@@ -142,10 +142,10 @@ def call(command: list[str], cluster: Cluster) -> subprocess.CompletedProcess[st
             env=os.environ | environment(cluster),
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
+            timeout=timeout,
             check=False,
         )
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not installed here", "call this on a login node of the cluster") from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]} has not answered for {TIMEOUT:g} s", "try again later") from None
+        raise UserError(f"{command[0]} has not answered for {timeout:g} s", "try again later") from None

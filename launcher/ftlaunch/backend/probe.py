@@ -1,0 +1,107 @@
+"""What `ftlaunch doctor` looks at on each node: `python -m ftlaunch.backend.probe FOLDER`, as one srun task a node."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.backend import meeting
+from ftlaunch.errors import UserError
+from ftlaunch.provenance import PACKAGES
+from ftlaunch.rundir import write_json
+
+TOKEN = "token"
+HEAD = "head.json"
+MEET_SECONDS = 20.0
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """What one node sees."""
+
+    node: str
+    python: str
+    packages: dict[str, str]
+    """Version of each package that training needs; empty text where it is missing."""
+    shared: bool
+    """Whether what the login node wrote is there."""
+    time: float
+    """Unix time in seconds, as this was written."""
+    free_bytes: int
+    """In the shared folder."""
+    scontrol: bool
+    gpus: list[str]
+    """nvidia-smi's line for each."""
+    meets: str | None
+    """Why the first node cannot be reached; None where it can."""
+
+
+def main() -> None:
+    """Leave a finding in the folder."""
+    folder, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
+    finding = Finding(
+        node=os.environ["SLURMD_NODENAME"],
+        python=sys.version.split()[0],
+        packages={name: _version(name) for name in PACKAGES},
+        shared=(folder / TOKEN).exists(),
+        free_bytes=shutil.disk_usage(folder).free,
+        scontrol=shutil.which("scontrol") is not None,
+        gpus=_gpus(),
+        meets=_meet(folder, rank, sys.argv[2:]),
+        time=time.time(),
+    )
+    write_json(folder / f"node{rank}.json", finding)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def _meet(folder: Path, rank: int, interface: list[str]) -> str | None:
+    """Why this node and the first one cannot meet as the ranks of a stage would; None where they do."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    names = list(SlurmJobEnvironment().hostnames)
+    try:
+        if len(names) == 1:
+            return None
+        return _listen(folder, names, interface) if rank == 0 else _knock(folder)
+    except (UserError, OSError) as error:
+        return str(error).partition("\n")[0]
+
+
+def _listen(folder: Path, names: list[str], interface: list[str]) -> None:
+    address = meeting.own_address(names[1:], interface[0] if interface else None)
+    port = meeting.free_port(int(os.environ["SLURM_JOB_ID"]), 0)
+    with socket.create_server((address, port)) as server:
+        server.settimeout(MEET_SECONDS)
+        write_json(folder / HEAD, [address, port])
+        for _ in names[1:]:
+            server.accept()[0].close()
+
+
+def _knock(folder: Path) -> None:
+    deadline = time.monotonic() + MEET_SECONDS
+    while not (folder / HEAD).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    address, port = msgspec.json.decode((folder / HEAD).read_bytes(), type=tuple[str, int])
+    socket.create_connection((address, port), timeout=MEET_SECONDS).close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What is wrong with a cluster is found before a run is."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ftlaunch.backend.doctor import Check, examine
+from ftlaunch.cluster import Cluster
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def failures(cluster: Cluster, **otherwise: object) -> list[Check]:
+    return [check for check in examine(msgspec.structs.replace(cluster, **otherwise), nodes=3) if not check.passed]
+
+
+def test_a_sound_cluster_passes_and_nothing_is_left(dev: Cluster, tmp_path: Path) -> None:
+    checks = list(examine(dev, nodes=3))
+    assert [check for check in checks if not check.passed] == []
+    assert {check.what.partition(":")[0] for check in checks} >= {"controller", "probe", "n1", "n2", "n3"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_slurm_refuses_is_told_in_its_words(dev: Cluster) -> None:
+    (refused,) = failures(dev, partition="none-such")
+    assert refused.what == "partition, account, limits"
+    assert "invalid partition specified: none-such" in refused.found
+
+
+def test_a_network_that_leads_nowhere_is_found_on_each_node(dev: Cluster) -> None:
+    found = failures(dev, interface="ib7")
+    assert {check.what for check in found} == {f"n{number}: first node reachable" for number in (1, 2, 3)}
+    assert "there is no interface ib7 with an address here" in found[0].found
+
+
+def test_gpus_that_are_not_there_are_missed(dev: Cluster) -> None:
+    assert {check.what for check in failures(dev, gpus="gres")} == {f"n{number}: GPU" for number in (1, 2, 3)}
+
+
+def test_a_controller_that_is_not_there(dev: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\nSlurmctldPort=9\n")
+    assert failures(dev, slurm_conf=str(tmp_path / "slurm.conf"))[0].what == "controller"
