@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -35,19 +36,18 @@ class Check(Struct, frozen=True, kw_only=True):
 
 
 def examine(cluster: Cluster, nodes: int) -> Iterator[Check]:
-    """Check after check, as each is done; the later ones need the earlier."""
+    """Check after check, as each is done; the later ones need the earlier, and where these fail are left out."""
     try:
-        yield _version(cluster)
-        yield _accounting(cluster)
-        admitted = _admitted(cluster, nodes)
-        yield admitted
-        if admitted.passed:
-            yield from _on_nodes(cluster, nodes)
+        for look in (_controller, _accounting, partial(_admitted, nodes=nodes)):
+            yield (check := look(cluster))
+            if not check.passed:
+                return
+        yield from _on_nodes(cluster, nodes)
     except UserError as error:
         yield Check(what="SLURM", passed=False, found=error.message, remedy=error.remedy)
 
 
-def _version(cluster: Cluster) -> Check:
+def _controller(cluster: Cluster) -> Check:
     done = queue.call(["scontrol", "ping"], cluster)
     version = queue.call(["sinfo", "--version"], cluster).stdout.strip()
     up = done.returncode == 0 and "UP" in done.stdout

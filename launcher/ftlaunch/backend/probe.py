@@ -19,7 +19,7 @@ from ftlaunch.rundir import write_json
 
 TOKEN = "token"
 HEAD = "head.json"
-MEET_SECONDS = 20.0
+MEET_SECONDS = 10.0
 
 
 class Finding(Struct, frozen=True, kw_only=True):
