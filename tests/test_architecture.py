@@ -37,7 +37,7 @@ FLOORS = {
     "ftlaunch.watch": ("__init__", "made queue runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": (
         "__init__",
-        "hang launch meeting prepare replan restarts scheduled",
+        "hang launch meeting prepare replan requeue restarts scheduled",
         "anew local on_node probe",
         "control doctor submit",
     ),

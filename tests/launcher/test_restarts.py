@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftlaunch.backend.restarts import Ended, why_not
+from ftlaunch.backend.restarts import FRUITLESS, Ended, why_not, why_not_later
 from ftlaunch.processes.outcome import Failure
 
 
@@ -63,3 +63,16 @@ def test_a_preemption_in_between_counts_as_no_failure() -> None:
 
 def test_restarts_are_bounded() -> None:
     assert why_not(failure(), ended(restart=5), [], 5) == "it has been restarted 5 times (max_restarts)"
+
+
+def test_who_is_sent_away_goes_on_later() -> None:
+    assert why_not_later(ended(), [], 50) is None
+    earlier = [ended(checkpoint="step-10", cause="preempted") for _ in range(10)]
+    assert why_not_later(ended(), earlier, 50) is None
+    assert why_not_later(ended(restart=5), [], 5) == "it has been restarted 5 times (max_restarts)"
+
+
+def test_starts_that_never_come_to_a_checkpoint_are_given_up() -> None:
+    starts = [ended(None, None, cause="preempted") for _ in range(FRUITLESS)]
+    assert why_not_later(starts[0], starts[1:], 50) is None
+    assert (why_not_later(starts[0], starts, 50) or "").startswith("4 starts in a row have made no checkpoint")

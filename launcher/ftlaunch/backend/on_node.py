@@ -4,14 +4,11 @@ The first node leads: it makes the attempt, tells the others where to meet, and 
 """
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -19,10 +16,9 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch import node
-from ftlaunch.backend import hang, launch, meeting, restarts
+from ftlaunch.backend import hang, launch, meeting, requeue, restarts
 from ftlaunch.backend.hang import HangWatch, RankState
 from ftlaunch.backend.restarts import Ended
-from ftlaunch.cluster import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import PlannedStep
 from ftlaunch.processes.interrupt import Warnings
@@ -42,15 +38,10 @@ from ftlaunch.rundir import CANCEL, REQUEUE, Attempt, RunDir, StepDir, write_ato
 from ftlaunch.watch import progress, queue, runs
 from ftlaunch.watch.status import newest_checkpoint
 
-T = TypeVar("T")
-
 MEET_SECONDS = 120.0
 """The other nodes wait so long for the first one's word."""
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
-LEAVE_SECONDS = 60.0
-"""SLURM may take so long to end the tasks of a job that was requeued."""
-PATIENCE_SECONDS, ASK_AGAIN_SECONDS = 60.0, 3.0
 POLL_SECONDS = 0.2
 
 
@@ -186,7 +177,7 @@ class _Task:
     def _conclude(self, attempt: Attempt, outcome: Outcome) -> int:
         """Write down how the attempt ended, put the job back into the queue where it is to go on, and say the code."""
         ended = self._judge(outcome)
-        if ended.restarted and (state := self._job_state()) != "RUNNING":
+        if ended.restarted and (state := requeue.job_state(self.run, self.slurm.job_id)) != "RUNNING":
             reason = f"{ended.reason}; SLURM sees to the job itself, which is {state}"
             ended = msgspec.structs.replace(ended, restarted=False, reason=reason)
         if isinstance(outcome, Failure):
@@ -195,7 +186,7 @@ class _Task:
         write_json(attempt.ended, ended)
         print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
         if ended.restarted:
-            self._requeue()
+            requeue.requeue(self.slurm.job_id, self.lost, queue.read_cluster(self.run))
         return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
 
     def _judge(self, outcome: Outcome) -> Ended:
@@ -211,46 +202,32 @@ class _Task:
             restarted=False,
             reason="the stage has its result",
         )
+        before, most = self._before(), queue.read_cluster(self.run).max_restarts
         match outcome:
             case Done():
                 return ended
-            case Stopped(step=step) if self.step.stop_reason() != REQUEUE:
+            case Stopped(step=step) if self.step.stop_reason() not in (None, REQUEUE):
                 return msgspec.structs.replace(ended, cause="stopped", step=step, reason="as asked")
             case Stopped(step=step):
-                reason = f"saved after step {step}, to go on later"
-                return msgspec.structs.replace(ended, cause="preempted", step=step, restarted=True, reason=reason)
+                ended = msgspec.structs.replace(ended, cause="preempted", step=step)
+                return self._weigh(ended, restarts.why_not_later(ended, before, most), "saved")
             case Failure() if self.warnings.heard:
-                reason = "SLURM ended it before it could save"
-                return msgspec.structs.replace(ended, cause="preempted", restarted=True, reason=reason)
+                ended = msgspec.structs.replace(ended, cause="preempted")
+                return self._weigh(ended, restarts.why_not_later(ended, before, most), "not saved")
             case Failure():
-                most = queue.read_cluster(self.run).max_restarts
-                objection = restarts.why_not(outcome, ended, self._before(), most)
-                reason = f"not started again: {objection}" if objection else "started again from the newest checkpoint"
-                return msgspec.structs.replace(ended, cause="failed", restarted=objection is None, reason=reason)
+                ended = msgspec.structs.replace(ended, cause="failed")
+                return self._weigh(ended, restarts.why_not(outcome, ended, before, most), "failed")
+
+    def _weigh(self, ended: Ended, objection: str | None, what: str) -> Ended:
+        """With the decision, which is to go on unless something speaks against it."""
+        decision = f"not started again: {objection}" if objection else "goes on from the newest checkpoint"
+        return msgspec.structs.replace(ended, restarted=objection is None, reason=f"{what}; {decision}")
 
     def _before(self) -> list[Ended]:
         """How the job's earlier attempts ended, where they could say so."""
         files = [attempt.ended for attempt in self.step.all_attempts() if attempt.ended.exists()]
         ended = [msgspec.json.decode(file.read_bytes(), type=Ended) for file in files]
         return [one for one in ended if one.job == self.slurm.job_id]
-
-    def _requeue(self) -> None:
-        """Put the job back into the queue, without the nodes that are lost. SLURM then ends its tasks, this one too."""
-        cluster = queue.read_cluster(self.run)
-        steps = [["scontrol", "requeue", self.slurm.job_id]]
-        if self.lost:
-            without = ",".join([*cluster.exclude, *self.lost])
-            steps.append(["scontrol", "update", f"JobId={self.slurm.job_id}", f"ExcNodeList={without}"])
-        for command in steps:
-            _patiently(partial(_control, command, cluster))
-        for number in Warnings.NUMBERS:
-            signal.signal(number, signal.SIG_DFL)
-        time.sleep(LEAVE_SECONDS)
-
-    def _job_state(self) -> str:
-        """SLURM's word for this job."""
-        entry = _patiently(lambda: queue.read_queue([self.run])).get(self.slurm.job_id)
-        return entry.state if entry else "UNKNOWN"
 
     # The other nodes
 
@@ -316,24 +293,6 @@ class _Task:
         if self.warnings.heard and not self.step.stop.exists():
             write_atomic(self.step.stop, REQUEUE)
         return "kill" if self.step.stop_reason() == CANCEL else "go on"
-
-
-def _control(command: list[str], cluster: Cluster) -> None:
-    done = queue.call(command, cluster)
-    if done.returncode:
-        raise UserError(f"{' '.join(command)}: {done.stderr.strip()}", "go on with `ftlaunch resume`")
-
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """The answer of a controller that may be about to be started again. UserError where it stays away."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return ask()
-        except UserError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(ASK_AGAIN_SECONDS)
 
 
 def _network(address: str, interface: str | None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Whether a failed attempt of a SLURM job is worth another: judged by its cause and by how far it came."""
 
 import re
+from itertools import takewhile
 
 from msgspec import Struct
 
@@ -11,6 +12,10 @@ ECHO = re.compile(
     r"connection (?:closed|reset|refused)|broken pipe|gloo|nccl|timed? ?out|socket|peer|store", re.IGNORECASE
 )
 """What ranks say when it was another rank or the network that failed them."""
+
+
+FRUITLESS = 3
+"""Starts in a row that SLURM may end, perhaps early, before a checkpoint was made."""
 
 
 class Ended(Struct, frozen=True, kw_only=True):
@@ -50,6 +55,16 @@ def why_not(failure: Failure, now: Ended, before: list[Ended], most: int) -> str
         return "it has made no checkpoint since the failure before"
     if now.step is None and not from_outside(failure):
         return "it failed before its first step"
+    return None
+
+
+def why_not_later(now: Ended, before: list[Ended], most: int) -> str | None:
+    """Why an attempt that SLURM wanted to end does not go on later; None where it does."""
+    if now.restart >= most:
+        return f"it has been restarted {now.restart} times (max_restarts)"
+    fruitless = 1 + len(list(takewhile(lambda ended: ended.checkpoint == now.checkpoint, reversed(before))))
+    if fruitless > FRUITLESS:
+        return f"{fruitless} starts in a row have made no checkpoint; allow more time_limit or signal_lead"
     return None
 
 
