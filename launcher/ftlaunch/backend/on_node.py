@@ -15,7 +15,7 @@ from msgspec import Struct
 from submitit.core.job_environment import JobEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-from ftlaunch import node
+from ftlaunch import node, trust
 from ftlaunch.backend import hang, launch, meeting, requeue, restarts
 from ftlaunch.backend.hang import HangWatch, RankState
 from ftlaunch.backend.restarts import Ended
@@ -34,6 +34,7 @@ from ftlaunch.processes.outcome import (
     tell_signal,
 )
 from ftlaunch.recipe import Training
+from ftlaunch.redact import redact_output
 from ftlaunch.rundir import CANCEL, REQUEUE, Attempt, RunDir, StepDir, write_atomic, write_json
 from ftlaunch.watch import progress, queue, runs
 from ftlaunch.watch.status import newest_checkpoint
@@ -65,6 +66,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 def run_stage(folder: str) -> None:
     """Run the stage in a folder as the task of this node, and leave with the code that SLURM is to see."""
+    redact_output()
+    trust.write_for_ourselves()
     warnings = Warnings()
     warnings.listen()  # instead of submitit, which would requeue at once and in the middle of a step
     task = _Task(StepDir(Path(folder)), warnings)
