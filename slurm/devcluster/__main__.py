@@ -13,6 +13,8 @@ import packages
 from configuration import CONF, STATE, Layout, read_layout, write_configuration
 
 START_SECONDS = 60.0
+READY = {"idle", "mixed", "allocated", "completing"}
+"""SLURM's words for a node that answers; a star behind them means that it does not."""
 
 
 def main() -> int:
@@ -70,7 +72,7 @@ def _layout(wanted: argparse.Namespace, before: Layout | None) -> Layout:
 
 def _wait_for_nodes(layout: Layout) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while (states := node_states()).count("idle") < layout.nodes:
+    while len(states := node_states()) < layout.nodes or not READY.issuperset(states):
         if time.monotonic() > deadline:
             raise daemons.Failed(f"nodes are {states or 'unknown'} after {START_SECONDS:g} s: see {STATE}/log")
         if any(state.startswith(("down", "drain")) for state in states):
