@@ -1,4 +1,4 @@
-"""A rank killed in a stage that learns from pairs: the resumed stage ends with the bits of one that was left alone."""
+"""A rank killed in a stage behind SFT, of pairs or PPO: the resumed stage ends with the bits of one left alone."""
 
 import json
 import shutil
@@ -28,6 +28,14 @@ batch_size = 8
 learning_rate = 1e-2
 save_every = 2
 """
+PPO = """
+reward_function = "rewards.py:length"
+rollout_size = 16
+ppo_epochs = 2
+max_new_tokens = 4
+score_scaling = "running"
+kl_target = 1.0
+"""
 
 
 @pytest.fixture
@@ -39,13 +47,17 @@ def chain(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., Re
     def of(kind: str) -> Recipe:
         path = tmp_path / f"{kind}.toml"
         first = RECIPE.format(model=tiny_model, rows=rows_file, dropout=0.1)
-        path.write_text(first + SECOND.format(pairs=pairs, kind=kind))
+        (tmp_path / "rewards.py").write_text("def length(prompt, answer, row):\n    return len(answer)\n")
+        rewarded = PPO if kind == "ppo" else ""
+        path.write_text(first + SECOND.format(pairs=pairs, kind=kind) + rewarded)
         return load_recipe(path, ["stage.sft.steps=2"]).recipe
 
     return of
 
 
-@pytest.mark.parametrize(("kind", "strategy"), [("reward", "ddp"), ("dpo", "zero3"), ("orpo", "zero2")])
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [("reward", "ddp"), ("dpo", "zero3"), ("orpo", "zero2"), ("ppo", "zero2")]
+)
 def test_a_killed_stage_ends_as_if_it_had_not_been(
     kind: str, strategy: str, chain: Callable[..., Recipe], ranks: Ranks, tmp_path: Path
 ):
