@@ -48,6 +48,11 @@ def redact(text: str) -> str:
     return _pattern().sub(lambda found: f"{found['kept'] or ''}{HIDDEN}", text)
 
 
+def names_secret(variable: str) -> bool:
+    """Whether the name of an environment variable says that its value is secret."""
+    return bool(SECRET_NAME.search(variable)) and not HARMLESS_NAME.search(variable)
+
+
 def has_secret(text: str) -> bool:
     return _pattern().search(text) is not None
 
@@ -115,7 +120,7 @@ def _pattern() -> re.Pattern[str]:
 
 def _values(environment: Mapping[str, str]) -> Iterator[str]:
     for name, value in environment.items():
-        if len(value) < SHORTEST or not SECRET_NAME.search(name) or HARMLESS_NAME.search(name):
+        if len(value) < SHORTEST or not names_secret(name):
             continue
         if not (value.startswith("/") and Path(value).exists()):
             yield value

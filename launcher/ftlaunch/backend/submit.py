@@ -20,6 +20,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.processes import lock
 from ftlaunch.recipe import Merge
+from ftlaunch.redact import names_secret
 from ftlaunch.rundir import RunDir, StepDir, write_json
 from ftlaunch.watch import queue
 from ftlaunch.watch.queue import Job
@@ -30,7 +31,7 @@ CARRIED = re.compile(
     r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|TRITON|NCCL|GLOO|OMP|MKL|CUDA|DS|ACCELERATE|XDG)_[A-Z0-9_]+"
     r"|LD_LIBRARY_PATH|(https?|no)_proxy|(HTTPS?|NO)_PROXY"
 )
-"""Variables that matter to the stages' processes. They travel in a file that only its owner can read."""
+"""Variables that matter to the stages' processes, but for secrets. They travel in a file of the run's folder."""
 REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
 
 
@@ -152,7 +153,7 @@ def submit(run: RunDir, plan: Plan) -> list[Job]:
 def _submit_all(run: RunDir, plan: Plan, cluster: Cluster) -> list[Job]:
     jobs: list[Job] = []
     with _private(), _leading_to(cluster):
-        write_json(run.environment, {key: value for key, value in os.environ.items() if CARRIED.fullmatch(key)})
+        write_json(run.environment, _carried())
         for planned in plan.steps:
             step = run.step_dir(planned.name)
             if step.result.exists():
@@ -163,6 +164,10 @@ def _submit_all(run: RunDir, plan: Plan, cluster: Cluster) -> list[Job]:
             executor.after = jobs[-1].id if jobs else None
             jobs.append(_submit_one(step, executor, jobs, cluster))
     return jobs
+
+
+def _carried() -> dict[str, str]:
+    return {name: os.environ[name] for name in os.environ if CARRIED.fullmatch(name) and not names_secret(name)}
 
 
 def refuse_twice(run: RunDir) -> None:
