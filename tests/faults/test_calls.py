@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.trainer.in_process import ALONE, make_data, make_step, train
+from tests.trainer.in_process import ALONE, make_data, make_step, start_afresh, train
 
 from ftlaunch.errors import UserError
+from ftlaunch.recipe import Sft
 from ftlaunch.rundir import Step, StepDir
-from fttrain import artifact
+from fttrain import artifact, training
 from fttrain.checkpoint.manifest import newest_first, verify
 from fttrain.checkpoint.store import Checkpoints
 from fttrain.engine import Engine
+from fttrain.model import Scorer
 from fttrain.progress import Progress
-from fttrain.stages import sft
 
 BEFORE, STEP = 2, 4
 
@@ -34,8 +35,10 @@ def before(spec: Step, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(spec: Step, before: Path) -> Engine:
-    assert isinstance(spec.stage, sft.Sft)
-    return sft._build(spec, spec.stage, ALONE, artifact.origin(spec, StepDir(before.parent)))
+    assert isinstance(spec.stage, Sft)
+    start_afresh()
+    origin = artifact.origin(spec, StepDir(before.parent))
+    return training.build(spec, spec.stage, ALONE, origin, lambda model, _: Scorer(model))
 
 
 def save(folder: Path, spec: Step, engine: Engine) -> None:
