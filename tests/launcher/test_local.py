@@ -29,10 +29,13 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
 
 
+HEARD = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
 @pytest.fixture(autouse=True)
 def _signals_are_heard() -> Iterator[None]:
     """A test run in the background may have been started with some of them ignored."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HEARD}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
