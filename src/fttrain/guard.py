@@ -59,6 +59,7 @@ class Guard:
         self._in_a_row += 1
         blame = self._blame(outcome, micros, progress.step)
         if self._policy == "stop" or self._in_a_row > MOST_IN_A_ROW:
+            self._checkpoints.settle()
             raise _cannot_go_on(f"{blame}; the optimizer did not step", self._in_a_row)
         if self._engine.world.is_main:
             log.warning("left out: %s", blame)

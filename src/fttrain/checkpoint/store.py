@@ -158,6 +158,10 @@ class Checkpoints:
         else:
             self._order_commit(flight, {_file(rank): seal for rank, seal in enumerate(answers)})
 
+    def settle(self) -> None:
+        """Wait for the save on its way, ahead of an end that nothing can be saved behind."""
+        self._wait(None)
+
     def _wait(self, limit: float | None) -> bool:
         """Wait until no save is on its way, at most `limit` seconds; whether there is none."""
         began = time.monotonic()
