@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from ftlaunch.recipe import Lora, Optimizer
 from ftlaunch.rundir import RunDir, Step, StepDir, read_jsonl
+from fttrain import training
 from fttrain.leave import Stopped
-from fttrain.stages import sft
 
 NF4 = {"quantization": "nf4"}
 RECIPE = """
@@ -145,13 +145,13 @@ def test_evaluation_in_the_middle_leaves_no_trace(tmp_path: Path, model: Path, r
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Engines of the stages that are run."""
     built: list[Any] = []
-    build = sft._build
+    build = training.build
 
     def keep(*arguments: Any) -> Any:
         built.append(build(*arguments))
         return built[-1]
 
-    monkeypatch.setattr(sft, "_build", keep)
+    monkeypatch.setattr(training, "build", keep)
     return built
 
 
