@@ -497,3 +497,9 @@ def test_every_verb_shows_an_example(call: Call) -> None:
     assert len(verbs) == 15
     for verb in verbs:
         assert f"Example: ftlaunch {verb}" in call(verb, "--help")[1]
+
+
+def test_a_run_folder_with_a_line_break_is_refused(call: Call, recipe: Path) -> None:
+    code, _, said = call("plan", recipe, "--run-dir", "a\ntouch CANARY #")
+    assert code == BAD_INPUT
+    assert "holds control characters" in said

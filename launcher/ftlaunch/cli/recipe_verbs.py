@@ -37,7 +37,10 @@ def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
     from ftlaunch.plan import make_plan
     from ftlaunch.watch import runs
 
-    return make_plan(loaded.recipe, run_dir or runs.HOME / loaded.recipe.name)
+    folder = (run_dir or runs.HOME / loaded.recipe.name).absolute()
+    if not str(folder).isprintable():  # a line break would end a line of a batch script, and begin a command
+        raise UserError(f"{str(folder)!r} holds control characters", "choose another folder with --run-dir")
+    return make_plan(loaded.recipe, folder)
 
 
 def _cluster(name: str | None) -> "Cluster | None":
