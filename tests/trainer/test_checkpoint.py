@@ -14,6 +14,7 @@ from tests.trainer.in_process import copy, make_data, make_step, train
 
 from ftlaunch.errors import UserError
 from ftlaunch.rundir import Step, StepDir, read_jsonl
+from fttrain.checkpoint.image import Image
 from fttrain.checkpoint.manifest import render, verify
 from fttrain.leave import Stopped
 
@@ -154,3 +155,21 @@ def test_a_foreign_checkpoint_is_refused(
     with pytest.raises(UserError, match=message):
         train(spec, tmp_path)
     assert names(step) == before
+
+
+@pytest.mark.parametrize("policy", ["go-on", "wait"])
+def test_what_could_not_be_copied_is_never_written_from_an_older_copy(
+    policy: str, tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fill, calls = Image.fill, 0
+
+    def fails_once(self: Image, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("Cannot allocate memory")
+        fill(self, *arguments)
+
+    monkeypatch.setattr(Image, "fill", fails_once)
+    step = train(make_step(tiny_model, make_data(rows_file), keep=3, on_save_failure=policy), tmp_path)
+    assert names(step) == ["step-00000002", "step-00000006"]

@@ -120,7 +120,7 @@ class Checkpoints:
             self._copy()
             self._order_write(step)
         except OSError as error:
-            self._flight.answer = {"error": str(error)}
+            self._flight.answer = {"error": str(error), "is_copied": False}
         if is_last:
             self._wait(None)
             self._background.close()
@@ -150,7 +150,8 @@ class Checkpoints:
         answers: list[Any] = self._world.gather(flight.answer)
         failures = [f"rank {rank}: {said['error']}" for rank, said in enumerate(answers) if "error" in said]
         if failures:
-            self._failed(flight, "; ".join(failures))
+            is_copied = all(said.get("is_copied", True) for said in answers)
+            self._failed(flight, "; ".join(failures), is_copied=is_copied)
         elif flight.committing:
             self._flight = None
             if unpruned := answers[0]["unpruned"]:
@@ -185,20 +186,24 @@ class Checkpoints:
             final = str(self._folder / manifest.folder_name(flight.step))
             self._background.order("commit", folder=final, manifest=flight.content, keep=flight.keep, best=flight.best)
 
-    def _failed(self, flight: _Flight, causes: str) -> None:
-        """All ranks know that a save has failed: clear it away, and do as the policy says."""
+    def _failed(self, flight: _Flight, causes: str, *, is_copied: bool) -> None:
+        """All ranks know that a save has failed: clear it away, and do as the policy says.
+
+        What could not be copied cannot be tried again: by now training may have gone on.
+        """
         self._flight = None
         if self._world.is_main:
             shutil.rmtree(manifest.aside_of(self._folder / manifest.folder_name(flight.step)), ignore_errors=True)
         message = f"the checkpoint of step {flight.step} could not be written: {causes}"
         gone = self._world.from_main(not self._folder.parent.is_dir())
-        if gone or self._policy == "stop" or (flight.is_last and self._policy == "go-on"):
+        tries_again = self._policy == "wait" and is_copied
+        if gone or self._policy == "stop" or (flight.is_last and not tries_again):
             raise UserError(
                 f"{self._folder.parent} is gone; {message}" if gone else message,
                 "the checkpoints before it are untouched; make room or mend the disk, then `ftlaunch resume`",
             )
         self._warn(message)
-        if self._policy == "wait":
+        if tries_again:
             self._warn(f"training waits: the next try is in {RETRY_SECONDS:.0f} s")
             time.sleep(RETRY_SECONDS)
             self._flight = replace(flight, committing=False, answer=None, retried=True)
