@@ -2,25 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from scheduled import Acted, slurm, submit_acted
+from scheduled import ROOT, Acted, devcluster, slurm, submit_acted
 
 from ftlaunch.cluster import Cluster
 from ftlaunch.sites import load_cluster
-
-ROOT = Path(__file__).parent.parent.parent
-DEVCLUSTER = [sys.executable, str(ROOT / "slurm/devcluster")]
-
-
-def devcluster(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*DEVCLUSTER, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,12 @@ from ftlaunch.watch import runs
 from ftlaunch.watch.status import RunStatus, is_over, read_status
 
 WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).parent.parent.parent
+
+
+def devcluster(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "slurm/devcluster"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @dataclass(frozen=True)

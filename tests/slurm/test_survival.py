@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scheduled import Acted, slurm
+from scheduled import Acted, devcluster, slurm
 
 Submit = Callable[..., Acted]
 STATE = Path("/tmp/ftlaunch-devcluster")
@@ -19,8 +19,6 @@ STATE = Path("/tmp/ftlaunch-devcluster")
 def heal() -> Iterator[None]:
     """Have the cluster whole again afterwards."""
     yield
-    from conftest import devcluster
-
     done = devcluster("up")
     assert done.returncode == 0, done.stderr
 
@@ -88,10 +86,10 @@ def test_the_same_failure_twice_is_final(act: Submit) -> None:
 def test_a_restarted_controller_is_not_noticed(act: Submit) -> None:
     acted = act("60 0.1 none", "3 0.1 none", nodes=2)
     acted.wait_for_step(5)
-    os.kill(_daemon("slurmctld"), signal.SIGTERM)
-    time.sleep(1)
-    from conftest import devcluster
-
+    controller = _daemon("slurmctld")
+    os.kill(controller, signal.SIGTERM)
+    while Path(f"/proc/{controller}").exists():
+        time.sleep(0.1)
     devcluster("up")
     assert acted.wait_for_end().state == "done"
     assert len(acted.ended()) == 1
@@ -121,6 +119,4 @@ def test_a_node_without_network_is_replaced(act: Submit) -> None:
 
 
 def _daemon(name: str) -> int:
-    from conftest import devcluster
-
     return json.loads(devcluster("status").stdout)["daemons"][name]
