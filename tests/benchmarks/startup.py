@@ -2,7 +2,7 @@
 
     python tests/benchmarks/startup.py --model .cache/SmolLM2-135M-Instruct
 
-The opponents, started in turn with ours: `trl --help` and `accelerate launch --help` (TRL is in the extra `bench`), and
+The opponents, started in turn with ours: `trl --help` and `accelerate launch --help` (TRL is in the extra `dev`), and
 plain_sft.py, a hand-written accelerate script that does the same first step. Medians; files are warm. Each run
 tokenizes its rows anew. The last line is the smallest ratio of `--help`, theirs over ours.
 """

@@ -254,6 +254,7 @@ class TestSet:
             ("name.x=3", "", "name holds a value and no keys", "set name itself"),
             ("extends=x.toml", "", "counts only where it stands in a recipe", "in the file"),
             ("name=5", "name", "one word of letters", 'write name = "5"'),
+            ("model.path=''", "model.path", "expected text, got ''", "give it such a value"),
             ("seed=1\nname='x'", "seed", "control character '\\n'", "remove"),
             ("data.b.format=text", "data.b.path", "is missing", "to [data.b]"),
             ("model.path=./none", "model.path", "there is no {cwd}/none", "correct the path"),

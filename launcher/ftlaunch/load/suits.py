@@ -75,5 +75,6 @@ def _alike(value: Toml) -> Iterator[Toml]:
     if isinstance(value, list):
         yield from value if len(value) == 1 else ()
     elif not isinstance(value, dict):
-        yield literal(value)
+        if not isinstance(value, str):
+            yield literal(value)
         yield [value]
