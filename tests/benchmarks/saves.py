@@ -1,5 +1,7 @@
 """What a save costs training: ours against DeepSpeed's own checkpoint and torch's DCP, on the same state.
 
+Also what only reading that state costs through DeepSpeed's fragment API (safe_get_full_*), where we take views.
+
     python tests/benchmarks/saves.py --model .cache/SmolLM2-135M-Instruct
 
 LoRA: one process of ZeRO-2, a save at every step; the stall is the time that a step spends in `save` and `advance`.
@@ -50,7 +52,8 @@ def rank(step: str, scratch: str) -> None:
 
     spent: list[float] = []
     stalls = [0.0] * (STEPS + 1)
-    others: dict[str, list[float]] = {"DeepSpeed": [], "DCP": []}
+    acts = {"DeepSpeed": save_deepspeed, "DCP": save_dcp, "fragments": read_fragments}
+    others: dict[str, list[float]] = {name: [] for name in acts}
     save, advance = Checkpoints.save, Checkpoints.advance
     full = "full" in step
 
@@ -67,7 +70,7 @@ def rank(step: str, scratch: str) -> None:
             self._wait(None)
         spent.clear()
         if full:
-            for name, act in (("DeepSpeed", save_deepspeed), ("DCP", save_dcp)):
+            for name, act in acts.items():
                 began = time.perf_counter()
                 act(self._engine, Path(scratch) / name / str(number))
                 others[name].append(time.perf_counter() - began)
@@ -88,6 +91,15 @@ def save_dcp(engine: Any, folder: Path) -> None:
     from fttrain.checkpoint import shards
 
     dcp.save({piece.key: piece.tensor for piece in shards.owned(engine)}, checkpoint_id=str(folder))
+
+
+def read_fragments(engine: Any, _folder: Path) -> None:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    for _, parameter in engine.trained_parameters():
+        safe_get_full_fp32_param(parameter)
+        for slot in ("exp_avg", "exp_avg_sq"):
+            safe_get_full_optimizer_state(parameter, slot)
 
 
 def measure(kind: str, model: str) -> tuple[dict[str, list[float]], list[float]]:
@@ -122,15 +134,28 @@ def show(name: str, seconds: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    model = str(Path(parser.parse_args().model).resolve())
+    parser.add_argument("--kind", choices=["lora", "full"])
+    options = parser.parse_args()
+    model = str(Path(options.model).resolve())
+    if options.kind != "full":
+        compare_lora(model)
+    if options.kind != "lora":
+        compare_full(model)
+
+
+def compare_lora(model: str) -> None:
     saves, steps = measure("lora", model)
     step = show("LoRA: a step, with its save", steps)
     stall = show("LoRA: what its save holds up", saves["stalls"])
     print(f"LoRA: {stall / step:.2%} of a step")
-    saves, steps = measure("full", model)
+
+
+def compare_full(model: str) -> None:
+    saves, _ = measure("full", model)
     ours = show("full: what a save of ours holds up", saves["stalls"])
     theirs = show("full: DeepSpeed's save", saves["DeepSpeed"])
     show("full: torch's DCP save", saves["DCP"])
+    show("full: reading by the fragment API", saves["fragments"])
     print(f"full: {ours / theirs:.1%} of DeepSpeed's")
     print(f"ratio {theirs / ours:.2f}")
 
