@@ -180,7 +180,9 @@ class _Task:
     def _conclude(self, attempt: Attempt, outcome: Outcome) -> int:
         """Write down how the attempt ended, put the job back into the queue where it is to go on, and say the code."""
         ended = self._judge(outcome)
-        if ended.restarted and (state := requeue.job_state(self.run, self.slurm.job_id)) != "RUNNING":
+        if not self._is_newest(attempt):
+            ended = msgspec.structs.replace(ended, restarted=False, reason="a later attempt goes on without this one")
+        elif ended.restarted and (state := requeue.job_state(self.run, self.slurm.job_id)) != "RUNNING":
             reason = f"{ended.reason}; SLURM sees to the job itself, which is {state}"
             ended = msgspec.structs.replace(ended, restarted=False, reason=reason)
         if isinstance(outcome, Failure):
@@ -191,6 +193,10 @@ class _Task:
         if ended.restarted:
             requeue.requeue(self.slurm.job_id, self.lost, queue.read_cluster(self.run))
         return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
+
+    def _is_newest(self, attempt: Attempt) -> bool:
+        """Whether the stage has not been started again. A node that was cut off may come back to find that it has."""
+        return self.step.all_attempts()[-1].number == attempt.number
 
     def _judge(self, outcome: Outcome) -> Ended:
         entries = progress.newest(self.step.metrics)
@@ -293,7 +299,7 @@ class _Task:
             mine = range(self.rank * per_node, (self.rank + 1) * per_node)
             self.states = hang.interrogate(attempt, self.nodes[self.rank], mine)
             return "kill"
-        if self.warnings.heard and not self.step.stop.exists():
+        if self.warnings.heard and not self.step.stop.exists() and self._is_newest(attempt):
             write_atomic(self.step.stop, REQUEUE)
         return "kill" if self.step.stop_reason() == CANCEL else "go on"
 
