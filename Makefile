@@ -2,6 +2,7 @@
 # make test   the tests
 # make check  lint, format and types
 # make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; some hours
+# make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
 # make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
 # make bench  speed against TRL (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
 
@@ -15,7 +16,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check faults scoreboard bench clean
+.PHONY: demo test check faults storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -33,6 +34,9 @@ check: $(VENV)/installed
 
 faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults --all-trials -s
+
+storm: $(VENV)/installed
+	$(BIN)/python -u -m tests.faults.storm
 
 bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/startup.py --model $(MODEL)

@@ -17,7 +17,7 @@ FLOORS = {
     "ftlaunch": (
         "errors recipe redact",
         "cluster intake rundir resolve schema provenance trust",
-        "chain node load notes rows processes",
+        "chain node load notes rows processes snapshot",
         "plan rules shipped sites",
         "watch",
         "backend",
@@ -37,8 +37,8 @@ FLOORS = {
     "ftlaunch.watch": ("__init__", "made queue runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": (
         "__init__",
-        "hang launch meeting prepare replan requeue restarts scheduled",
-        "anew local on_node probe",
+        "budget hang launch meeting prepare replan requeue restarts scheduled",
+        "anew local on_node probe request",
         "control doctor submit",
     ),
     "fttrain": (
@@ -65,9 +65,9 @@ The floors of a package's own files stand under its name; where they do not, its
 STRANGERS = {("fttrain", "stages")}
 """Packages whose files do not import each other at all."""
 
-TRAINER_MAY_IMPORT = {"errors", "intake", "recipe", "redact", "resolve", "rundir", "rows", "trust"}
+TRAINER_MAY_IMPORT = {"errors", "intake", "recipe", "redact", "resolve", "rundir", "rows", "snapshot", "trust"}
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
-SUBMITIT_ONLY_IN = {"submit", "on_node", "probe"}
+SUBMITIT_ONLY_IN = {"submit", "request", "on_node", "probe"}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 LONGEST_FILE = 450

@@ -45,10 +45,10 @@ class Provenance(Struct, frozen=True, kw_only=True):
 def collect(recipe: Recipe, source: Path) -> Provenance:
     """The provenance of a run of a recipe, read from `source`, on this machine as it is now."""
     folder = source.absolute().parent
-    diff = _git(folder, *DIFF)
+    diff = git(folder, *DIFF)
     return Provenance(
         recipe=redact(str(source.absolute())),
-        commit=(_git(folder, "rev-parse", "HEAD") or b"").decode().strip() or None,
+        commit=(git(folder, "rev-parse", "HEAD") or b"").decode().strip() or None,
         diff_sha256=hashlib.sha256(diff).hexdigest() if diff else None,
         packages=_versions(),
         python=platform.python_version(),
@@ -58,7 +58,7 @@ def collect(recipe: Recipe, source: Path) -> Provenance:
     )
 
 
-def _git(folder: Path, *arguments: str) -> bytes | None:
+def git(folder: Path, *arguments: str) -> bytes | None:
     """What git says in a folder; None where there is no git, no checkout or no commit."""
     try:
         done = subprocess.run([*GIT, "-C", str(folder), *arguments], capture_output=True, check=False)

@@ -163,6 +163,12 @@ class RunDir:
         """What the driver of a detached run said."""
         self.cluster = path / "cluster.json"
         """The profile of the SLURM cluster that the run was submitted to; a run of this machine has none."""
+        self.packages = path / "packages"
+        """ftlaunch and fttrain as they were when the run was submitted to SLURM: what its jobs import."""
+        self.code = path / "code"
+        """The project as it was then."""
+        self.code_index = path / "code.json"
+        """Which file of the project lies where in `code`."""
         self.environment = path / "environment.json"
         """Variables of the submitting shell that the stages' processes are given on the nodes."""
 

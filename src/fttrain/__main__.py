@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ftlaunch import trust
+from ftlaunch import snapshot, trust
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.redact import redact, redact_output
-from ftlaunch.rundir import Attempt, Step, StepDir, write_json
+from ftlaunch.rundir import Attempt, RunDir, Step, StepDir, write_json
 
 DYING_SECONDS = 2.0
 
@@ -52,7 +52,7 @@ def _attempt(rank: int) -> Attempt | None:
 def _run(folder: StepDir, attempt: Attempt | None) -> int:
     trust.require(folder.path.parent)
     trust.require(folder.path)
-    step = folder.read_step()
+    step = snapshot.redirect(folder.read_step(), RunDir(folder.path.parent))
     from fttrain import world as worlds  # torch and accelerate, after the output is where it belongs
     from fttrain.leave import Stopped, StopRequest
 

@@ -9,9 +9,9 @@ import pytest
 from acted import write_run
 
 from ftlaunch.errors import UserError
-from ftlaunch.processes import lock
+from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import describe_failure, describe_in_full
-from ftlaunch.rundir import Attempt, RunDir
+from ftlaunch.rundir import Attempt, RunDir, write_json
 from ftlaunch.watch import logs
 from ftlaunch.watch.tail import CHUNK, Tail
 
@@ -51,6 +51,18 @@ def test_a_stage_an_attempt_and_a_rank_can_be_chosen(run: RunDir) -> None:
     attempt_of(run, "01-sft", rank0="two\n")
     attempt_of(run, "02-sft", rank0="three\n")
     assert list(logs.read(run, "01-sft", 1, 0)) == ["[rank 0] one"]
+
+
+def test_a_node_can_be_chosen_by_its_name(run: RunDir) -> None:
+    attempt = attempt_of(run, "01-sft", launch="x\n", launch1="y\n", rank0="one\n", rank1="other\n")
+    for number, host in enumerate(("n1", "n2")):
+        who = Identity(host=host, pid=1, start_time=1, boot_id="")
+        write_json(attempt.on_node(number).process, who)
+    assert list(logs.read(run, None, None, None, "n1")) == ["[launch] x", "[rank 0] one"]
+    assert list(logs.read(run, None, None, None, "n2")) == ["[launch, node 1] y", "[rank 1] other"]
+    with pytest.raises(UserError, match="ran on n3") as raised:
+        list(logs.read(run, None, None, None, "n3"))
+    assert raised.value.remedy == "it ran on n1, n2"
 
 
 def test_what_does_not_exist_is_said(run: RunDir) -> None:

@@ -4,12 +4,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from acted import make_plan
 
-from ftlaunch.backend import submit
+from ftlaunch.backend import request
 from ftlaunch.cluster import Cluster, seconds
 from ftlaunch.errors import RecipeError, UserError
+from ftlaunch.recipe import Parallel, Sft
 from ftlaunch.sites import load_cluster
 
 
@@ -75,7 +77,7 @@ def test_seconds_of_a_time_limit(limit: str, expected: int) -> None:
 
 def script(cluster: Cluster) -> str:
     plan = make_plan(Path("/runs/r"), "train")
-    return submit.request(plan, plan.steps[0], cluster).script
+    return request.request(plan, plan.steps[0], cluster).script
 
 
 def flags(text: str) -> dict[str, str]:
@@ -103,6 +105,43 @@ def test_a_stage_is_given_what_the_profile_says() -> None:
     assert expected.items() <= found.items()
     assert "\nsource /etc/profile\nmodule load cuda\n" in text
     assert "--kill-on-bad-exit=1 --wait=60 --export=ALL --cpus-per-task=8 --cpu-bind=none" in text
+
+
+def test_mail_comes_when_a_stage_fails_and_when_the_run_is_done() -> None:
+    plan = make_plan(Path("/runs/r"), "train", "train")
+    sent = [flags(request.request(plan, step, Cluster(mail="me@site")).script) for step in plan.steps]
+    assert [(one["mail-user"], one["mail-type"]) for one in sent] == [("me@site", "FAIL"), ("me@site", "END,FAIL")]
+    assert "mail-type" not in flags(script(Cluster()))
+
+
+def test_a_task_runs_in_the_container_that_the_profile_names() -> None:
+    inside = Cluster(container="apptainer:/images/ft one.sif", mounts=["/data", "/a:/b"], python="/opt/bin/python")
+    line = script(inside).rpartition("\nsrun ")[2]
+    binds = "--bind=/runs/r:/runs/r --bind=/data:/data --bind=/a:/b"
+    assert f"apptainer exec {binds} '/images/ft one.sif' /opt/bin/python -u -m submitit" in line
+    line = script(msgspec.structs.replace(inside, container="pyxis:reg#ft")).rpartition("\nsrun ")[2]
+    assert "'--container-image=reg#ft' --container-mounts=/runs/r:/runs/r,/data:/data,/a:/b " in line
+    assert " /opt/bin/python -u -m submitit" in line
+    assert "apptainer" not in line
+    plan = make_plan(Path("/runs/a,b"), "train")
+    with pytest.raises(UserError, match="cannot be mounted"):
+        request.request(plan, plan.steps[0], inside)
+
+
+def test_without_scontrol_on_the_nodes_other_jobs_take_over() -> None:
+    found = flags(script(Cluster(restart="successor")))
+    assert "no-requeue" in found
+    assert "requeue" not in found
+
+
+def test_the_price_is_that_of_all_starts() -> None:
+    plan = make_plan(Path("/runs/r"), "train")
+    step = msgspec.structs.replace(
+        plan.steps[0].step, stage=Sft(data="d"), parallel=Parallel(nodes=2, procs_per_node=4)
+    )
+    planned = msgspec.structs.replace(plan.steps[0], step=step)
+    asked = request.request(plan, planned, Cluster(time_limit="2:00:00", max_restarts=4))
+    assert asked.price == "2 nodes × 4 GPUs × 2:00:00 = 16 GPU-hours a start; at most 80 in 5 starts"
 
 
 @pytest.mark.parametrize("text", ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"', "-x", "a,b", "x" * 1024])

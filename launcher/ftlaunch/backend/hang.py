@@ -15,6 +15,8 @@ from ftlaunch.watch.progress import MetricsTail
 
 PATIENCE = 4.0
 """Times the longest pause between two steps so far, an evaluation or a save included, that a step may take."""
+START_SECONDS = 120.0
+"""A start may take at least so long ahead of its first step: on a busy machine, imports alone take a minute."""
 CHECK_SECONDS = 2.0
 STACK_SECONDS = 3.0
 """A rank may take so long to write where it is."""
@@ -54,7 +56,7 @@ class HangWatch:
     def _allowed(self) -> float:
         pauses = [after - before for before, after in pairwise(self._times)]
         if not pauses:
-            return 3 * self.floor  # a start loads the model, and may fill the token cache
+            return max(START_SECONDS, 3 * self.floor)  # the model is loaded, and perhaps the token cache filled
         return max(self.floor, PATIENCE * max(pauses))
 
 

@@ -4,6 +4,7 @@ The first node leads: it makes the attempt, tells the others where to meet, and 
 """
 
 import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ftlaunch import node, trust
 from ftlaunch.backend import hang, launch, meeting, requeue, restarts
 from ftlaunch.backend.hang import HangWatch, RankState
 from ftlaunch.backend.restarts import Ended
+from ftlaunch.cluster import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import PlannedStep
 from ftlaunch.processes.interrupt import Warnings
@@ -43,6 +45,7 @@ MEET_SECONDS = 120.0
 """The other nodes wait so long for the first one's word."""
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
+NOTIFY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 
 
@@ -97,13 +100,24 @@ class _Task:
     def planned(self) -> PlannedStep:
         return next(planned for planned in runs.read_plan(self.run).steps if planned.name == self.step.name)
 
+    @cached_property
+    def cluster(self) -> Cluster:
+        return queue.read_cluster(self.run)
+
+    @cached_property
+    def jobs(self) -> list[str]:
+        """The stage's job and those that may take over from it; this one is among them."""
+        job = queue.read_job(self.step)
+        return job.ids if job and self.slurm.job_id in job.ids else [self.slurm.job_id]
+
     @property
     def rank(self) -> int:
         return self.slurm.node
 
     @cached_property
     def restart(self) -> int:
-        return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        """How often the stage was started before since it was submitted."""
+        return int(os.environ.get("SLURM_RESTART_COUNT", "0")) + self.jobs.index(self.slurm.job_id)
 
     @cached_property
     def nodes(self) -> list[str]:
@@ -126,6 +140,8 @@ class _Task:
             self.step.stop.unlink()
         elif self.step.stop_reason() is not None:
             return STOPPED
+        if self.cluster.restart == "successor" and (before := self._before()) and not before[-1].restarted:
+            return STAGE_FAILED  # nothing is left to take over
         attempt = self.step.new_attempt()
         try:
             start = self._start(attempt)
@@ -138,7 +154,7 @@ class _Task:
     def _start(self, attempt: Attempt) -> Start:
         if len(self.nodes) == 1:
             return Start(attempt=attempt.number, address=None, port=None)
-        address = meeting.own_address(self.nodes[1:], queue.read_cluster(self.run).interface)
+        address = meeting.own_address(self.nodes[1:], self.cluster.interface)
         port = meeting.free_port(int(self.slurm.job_id), self.restart)
         return Start(attempt=attempt.number, address=address, port=port)
 
@@ -180,17 +196,44 @@ class _Task:
     def _conclude(self, attempt: Attempt, outcome: Outcome) -> int:
         """Write down how the attempt ended, put the job back into the queue where it is to go on, and say the code."""
         ended = self._judge(outcome)
-        if ended.restarted and (state := requeue.job_state(self.run, self.slurm.job_id)) != "RUNNING":
-            reason = f"{ended.reason}; SLURM sees to the job itself, which is {state}"
-            ended = msgspec.structs.replace(ended, restarted=False, reason=reason)
+        if overruled := self._overruled(attempt, ended):
+            ended = msgspec.structs.replace(ended, restarted=False, reason=f"{ended.reason}; {overruled}")
         if isinstance(outcome, Failure):
             write_json(attempt.error, outcome)
             print(describe_failure(outcome), file=sys.stderr)
         write_json(attempt.ended, ended)
         print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
-        if ended.restarted:
-            requeue.requeue(self.slurm.job_id, self.lost, queue.read_cluster(self.run))
+        if ended.restarted and self.cluster.restart == "requeue":
+            requeue.requeue(self.slurm.job_id, self.lost, self.cluster)
+        if not ended.restarted and not overruled:
+            self._notify(ended)
         return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
+
+    def _overruled(self, attempt: Attempt, ended: Ended) -> str | None:
+        """Why it is not for this task to say what becomes of the job; None where it is."""
+        if not self._is_newest(attempt):
+            return "a later attempt goes on without this one"
+        if not ended.restarted or self.cluster.restart == "successor":
+            return None
+        state = requeue.job_state(self.run, self.slurm.job_id)
+        return None if state == "RUNNING" else f"SLURM sees to the job itself, which is {state}"
+
+    def _notify(self, ended: Ended) -> None:
+        """Run the profile's line for the end of a run, whatever comes of it."""
+        is_last = self.planned.name == runs.read_plan(self.run).steps[-1].name
+        if self.cluster.notify is None or (ended.cause == "done" and not is_last):
+            return
+        state = "stopped" if ended.cause == "preempted" else ended.cause
+        told = {"RUN": str(self.run.path), "STAGE": self.step.name, "STATE": state, "REASON": ended.reason}
+        variables = os.environ | {f"FTLAUNCH_{name}": value for name, value in told.items()}
+        try:
+            subprocess.run(["bash", "-c", self.cluster.notify], env=variables, timeout=NOTIFY_SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"notify: {error}", file=sys.stderr)
+
+    def _is_newest(self, attempt: Attempt) -> bool:
+        """Whether the stage has not been started again. A node that was cut off may come back to find that it has."""
+        return self.step.all_attempts()[-1].number == attempt.number
 
     def _judge(self, outcome: Outcome) -> Ended:
         entries = progress.newest(self.step.metrics)
@@ -205,32 +248,20 @@ class _Task:
             restarted=False,
             reason="the stage has its result",
         )
-        before, most = self._before(), queue.read_cluster(self.run).max_restarts
-        match outcome:
-            case Done():
-                return ended
-            case Stopped(step=step) if self.step.stop_reason() not in (None, REQUEUE):
-                return msgspec.structs.replace(ended, cause="stopped", step=step, reason="as asked")
-            case Stopped(step=step):
-                ended = msgspec.structs.replace(ended, cause="preempted", step=step)
-                return self._weigh(ended, restarts.why_not_later(ended, before, most), "saved")
-            case Failure() if self.warnings.heard:
-                ended = msgspec.structs.replace(ended, cause="preempted")
-                return self._weigh(ended, restarts.why_not_later(ended, before, most), "not saved")
-            case Failure():
-                ended = msgspec.structs.replace(ended, cause="failed")
-                return self._weigh(ended, restarts.why_not(outcome, ended, before, most), "failed")
-
-    def _weigh(self, ended: Ended, objection: str | None, what: str) -> Ended:
-        """With the decision, which is to go on unless something speaks against it."""
-        decision = f"not started again: {objection}" if objection else "goes on from the newest checkpoint"
-        return msgspec.structs.replace(ended, restarted=objection is None, reason=f"{what}; {decision}")
+        return restarts.judge(
+            outcome,
+            ended,
+            self._before(),
+            self.cluster.most_restarts,
+            warned=self.warnings.heard is not None,
+            asked=self.step.stop_reason() not in (None, REQUEUE),
+        )
 
     def _before(self) -> list[Ended]:
-        """How the job's earlier attempts ended, where they could say so."""
+        """How earlier attempts since the stage was submitted ended, where they could say so."""
         files = [attempt.ended for attempt in self.step.all_attempts() if attempt.ended.exists()]
         ended = [msgspec.json.decode(file.read_bytes(), type=Ended) for file in files]
-        return [one for one in ended if one.job == self.slurm.job_id]
+        return [one for one in ended if one.job in self.jobs]
 
     # The other nodes
 
@@ -261,7 +292,7 @@ class _Task:
         planned = self._as_here(start)
         watch = None
         if self.rank == 0 and isinstance(self.planned.step.stage, Training):
-            watch = HangWatch(self.step, queue.read_cluster(self.run).hang_after)
+            watch = HangWatch(self.step, self.cluster.hang_after)
         poll = partial(self._poll, attempt, watch)
         return launch.attend(planned, self.step, attempt, launch.environment(planned), poll, Warnings.NUMBERS)
 
@@ -271,7 +302,7 @@ class _Task:
 
     def _as_here(self, start: Start) -> PlannedStep:
         """The planned step with this node's command and variables."""
-        cluster = queue.read_cluster(self.run)
+        cluster = self.cluster
         head = (start.address, start.port) if start.address and start.port else None
         variables: dict[str, str] = msgspec.json.decode(self.run.environment.read_bytes(), type=dict[str, str])
         variables |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(cluster.signal_lead)}
@@ -293,7 +324,7 @@ class _Task:
             mine = range(self.rank * per_node, (self.rank + 1) * per_node)
             self.states = hang.interrogate(attempt, self.nodes[self.rank], mine)
             return "kill"
-        if self.warnings.heard and not self.step.stop.exists():
+        if self.warnings.heard and not self.step.stop.exists() and self._is_newest(attempt):
             write_atomic(self.step.stop, REQUEUE)
         return "kill" if self.step.stop_reason() == CANCEL else "go on"
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlaunch import provenance, trust
+from ftlaunch import provenance, snapshot, trust
 from ftlaunch.cluster import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan, PlannedStep
@@ -87,6 +87,7 @@ def write_plan(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | Non
         run.cluster.unlink(missing_ok=True)
     else:
         write_json(run.cluster, cluster)
+        snapshot.take(run, loaded.source, plan.recipe)
     for step in plan.steps:
         write_files(run, step)
 

@@ -3,9 +3,10 @@
 import re
 from itertools import takewhile
 
+import msgspec
 from msgspec import Struct
 
-from ftlaunch.processes.outcome import Failure
+from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped
 
 MEMORY = re.compile(r"out.of.memory|outofmemory|oom|cannot allocate memory", re.IGNORECASE)
 ECHO = re.compile(
@@ -23,7 +24,7 @@ class Ended(Struct, frozen=True, kw_only=True):
 
     job: str
     restart: int
-    """How often SLURM had started the job before."""
+    """How often the stage had been started before."""
     nodes: list[str]
     cause: str
     """done, stopped, preempted or failed."""
@@ -37,6 +38,33 @@ class Ended(Struct, frozen=True, kw_only=True):
     """Whether the job went back into the queue."""
     reason: str
     """What was decided, and why."""
+
+
+def judge(outcome: Outcome, now: Ended, before: list[Ended], most: int, *, warned: bool, asked: bool) -> Ended:
+    """How an attempt ended, with what is to be done about it. `now` is what is known of it, as if it were done.
+
+    `warned`: SLURM has said that it would end the job. `asked`: the user wants the run to stop.
+    """
+    match outcome:
+        case Done():
+            return now
+        case Stopped(step=step) if asked:
+            return msgspec.structs.replace(now, cause="stopped", step=step, reason="as asked")
+        case Stopped(step=step):
+            now = msgspec.structs.replace(now, cause="preempted", step=step)
+            return _weigh(now, why_not_later(now, before, most), "saved")
+        case Failure() if warned:
+            now = msgspec.structs.replace(now, cause="preempted")
+            return _weigh(now, why_not_later(now, before, most), "not saved")
+        case Failure():
+            now = msgspec.structs.replace(now, cause="failed")
+            return _weigh(now, why_not(outcome, now, before, most), "failed")
+
+
+def _weigh(now: Ended, objection: str | None, what: str) -> Ended:
+    """With the decision, which is to go on unless something speaks against it."""
+    decision = f"not started again: {objection}" if objection else "goes on from the newest checkpoint"
+    return msgspec.structs.replace(now, restarted=objection is None, reason=f"{what}; {decision}")
 
 
 def why_not(failure: Failure, now: Ended, before: list[Ended], most: int) -> str | None:

@@ -1,32 +1,27 @@
-"""Stages as SLURM jobs: submitit writes the batch script of each and hands it over, one after the other's success."""
+"""Stages as SLURM jobs: submitit hands each over with its batch script, to start when the one before has succeeded."""
 
 import os
 import re
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-from msgspec import Struct
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
-from submitit.slurm.slurm import SlurmExecutor
 
 from ftlaunch.backend import on_node
+from ftlaunch.backend.budget import require_time_to_save
 from ftlaunch.backend.prepare import write_files
-from ftlaunch.cluster import Cluster, seconds
+from ftlaunch.backend.request import Batch, executor
+from ftlaunch.cluster import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.plan import Plan, PlannedStep
+from ftlaunch.plan import Plan
 from ftlaunch.processes import lock
-from ftlaunch.recipe import Merge
 from ftlaunch.redact import names_secret
 from ftlaunch.rundir import RunDir, StepDir, write_json
 from ftlaunch.watch import queue
 from ftlaunch.watch.queue import Job
 
-EXPORTED = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "SLURM_CONF")
-"""What a job has of the submitting shell. SLURM keeps and shows it, so nothing that may be secret is among it."""
 CARRIED = re.compile(
     r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|TRITON|NCCL|GLOO|OMP|MKL|CUDA|DS|ACCELERATE|XDG)_[A-Z0-9_]+"
     r"|LD_LIBRARY_PATH|(https?|no)_proxy|(HTTPS?|NO)_PROXY"
@@ -35,117 +30,17 @@ CARRIED = re.compile(
 REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
 
 
-class _Batch(SlurmExecutor):
-    """submitit's executor, which can also write its script where there is no SLURM."""
-
-    after: str | None = None
-    """Job that must have succeeded first."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
-
-    def text(self) -> str:
-        return self._make_submission_file_text(self._submitit_command_str, "")
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        dependency = [f"--dependency=afterok:{self.after}"] if self.after else []
-        return ["sbatch", *dependency, str(submission_file_path)]
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """What SLURM is asked for on behalf of a stage."""
-
-    script: str
-    """The batch script, to the byte as it is submitted."""
-    price: str
-    """What it may use up at most."""
-
-
-def request(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Request:
-    """What SLURM will be asked for. Nothing is looked up, so no SLURM need be here."""
-    text = _executor(Path(plan.run_dir), planned, cluster).text()
-    return Request(script=text, price=_price(planned, cluster))
-
-
-def _price(planned: PlannedStep, cluster: Cluster) -> str:
-    """nodes × GPUs × time limit, of one start and of all that there may be."""
-    parallel = planned.step.parallel
-    limit = cluster.resources(planned.name.partition("-")[2]).time_limit or cluster.time_limit
-    gpus = parallel.procs_per_node if _gpus(planned, cluster) else 0
-    hours = parallel.nodes * (gpus or 1) * seconds(limit) / 3600
-    unit = "GPU" if gpus else "node"
-    size = f"{parallel.nodes} node{'s' if parallel.nodes > 1 else ''}{f' × {gpus} GPUs' if gpus else ''} × {limit}"
-    return f"{size} = {hours:.3g} {unit}-hours a start, {cluster.max_restarts + 1} starts at most"
-
-
-def _executor(run_dir: Path, planned: PlannedStep, cluster: Cluster) -> _Batch:
-    executor = _Batch(run_dir / planned.name / "jobs")
-    executor.update_parameters(**_parameters(run_dir, planned, cluster))
-    return executor
-
-
-def _parameters(run_dir: Path, planned: PlannedStep, cluster: Cluster) -> dict[str, Any]:
-    kind = planned.name.partition("-")[2]
-    resources = cluster.resources(kind)
-    options: dict[str, Any] = {
-        "job_name": f"{planned.step.name}/{planned.name}",
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclude": ",".join(cluster.exclude) or None,
-        "nodes": planned.step.parallel.nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": resources.cpus_per_node,
-        "wckey": None,
-        "signal_delay_s": cluster.signal_lead,
-        "stderr_to_stdout": True,
-        "setup": list(cluster.setup) or None,
-        "srun_args": _srun(resources.cpus_per_node, cluster),
-        "additional_parameters": _flags(run_dir, planned, cluster),
-    }
-    return {key: value for key, value in options.items() if value is not None or key == "wckey"}
-
-
-def _srun(cpus: int | None, cluster: Cluster) -> list[str]:
-    """One failed task ends the others; the CPUs are handed on, which srun does not do by itself since 22.05."""
-    handed_on = [f"--cpus-per-task={cpus}"] if cpus else []
-    return ["--kill-on-bad-exit=1", "--wait=60", "--export=ALL", *handed_on, *cluster.srun]
-
-
-def _flags(run_dir: Path, planned: PlannedStep, cluster: Cluster) -> dict[str, Any]:
-    resources = cluster.resources(planned.name.partition("-")[2])
-    flags: dict[str, Any] = {
-        "chdir": str(run_dir),
-        "export": ",".join(EXPORTED),
-        "kill-on-invalid-dep": "yes",
-        "requeue": True,
-        "time": resources.time_limit,
-    }
-    if resources.memory_per_node:
-        flags["mem"] = resources.memory_per_node
-    flags |= _gpus(planned, cluster)
-    return flags | {key: value for key, value in cluster.sbatch.items() if value is not False}
-
-
-def _gpus(planned: PlannedStep, cluster: Cluster) -> dict[str, str]:
-    style, _, kind = cluster.gpus.partition(":")
-    if style == "none" or planned.step.parallel.device == "cpu" or isinstance(planned.step.stage, Merge):
-        return {}
-    count = f"{f'{kind}:' if kind else ''}{planned.step.parallel.procs_per_node}"
-    return {"gres": f"gpu:{count}"} if style == "gres" else {"gpus-per-node": count}
-
-
 def submit(run: RunDir, plan: Plan) -> list[Job]:
     """Submit the unfinished stages, each to start when the one before has succeeded, and return their jobs in order.
 
-    UserError where the run still has jobs, or where sbatch refuses one: then none of them is left in the queue.
+    UserError where the run still has jobs, where its steps take too long to save in time, or where sbatch refuses one:
+    then none of them is left in the queue.
     """
     held = lock.take(run)
     try:
         refuse_twice(run)
-        return _submit_all(run, plan, queue.read_cluster(run))
+        require_time_to_save(run, plan, cluster := queue.read_cluster(run))
+        return _submit_all(run, plan, cluster)
     finally:
         lock.release(held)
 
@@ -160,9 +55,9 @@ def _submit_all(run: RunDir, plan: Plan, cluster: Cluster) -> list[Job]:
                 continue
             step.stop.unlink(missing_ok=True)
             write_files(run, planned)
-            executor = _executor(run.path, planned, cluster)
-            executor.after = jobs[-1].id if jobs else None
-            jobs.append(_submit_one(step, executor, jobs, cluster))
+            batch = executor(plan, planned, cluster)
+            batch.after = "?".join(f"afterok:{job}" for job in jobs[-1].ids) if jobs else None
+            jobs.append(_submit_stage(step, batch, jobs, cluster))
     return jobs
 
 
@@ -181,17 +76,22 @@ def refuse_twice(run: RunDir) -> None:
         )
 
 
-def _submit_one(step: StepDir, executor: _Batch, before: Sequence[Job], cluster: Cluster) -> Job:
+def _submit_stage(step: StepDir, batch: Batch, before: Sequence[Job], cluster: Cluster) -> Job:
+    """Submit a stage's job, and those that wait to take over from it. UserError where sbatch refuses one."""
+    after = before[-1].id if before else None
+    ids: list[str] = []
     try:
-        submitted = executor.submit(on_node.run_stage, str(step.path))
+        for _ in range(1 + (cluster.successors if cluster.restart == "successor" else 0)):
+            batch.after = ",".join(f"afternotok:{id}" for id in ids) or batch.after
+            ids.append(batch.submit(on_node.run_stage, str(step.path)).job_id)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        queue.cancel([job.id for job in before], cluster)
+        queue.cancel([*(job for one in before for job in one.ids), *ids], cluster)
         said = REASON.findall(str(error)) or [str(error)]
         raise UserError(
             f"{step.name} cannot be submitted: {said[0]}",
             "mend the cluster's profile or the recipe; remove the run folder and run again",
         ) from error
-    job = Job(id=submitted.job_id, submitted=time.time(), after=executor.after)
+    job = Job(id=ids[0], submitted=time.time(), after=after, successors=ids[1:])
     write_json(step.job, job)
     return job
 

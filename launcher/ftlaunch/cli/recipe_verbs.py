@@ -55,9 +55,9 @@ def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str
     """A plan in full, with what SLURM is asked for where it is for a cluster."""
     if cluster is None:
         return text.as_json(plan) if json else text.full(plan)
-    from ftlaunch.backend import submit
+    from ftlaunch.backend.request import request
 
-    requests = {step.name: submit.request(plan, step, cluster) for step in plan.steps}
+    requests = {step.name: request(plan, step, cluster) for step in plan.steps}
     return text.as_json({"plan": plan, "requests": requests}) if json else text.full(plan, requests)
 
 

@@ -10,6 +10,7 @@ import typer
 from ftlaunch.cli import text, trainer
 from ftlaunch.cli.options import (
     AttemptNumber,
+    ClusterName,
     Detach,
     Json,
     Nodes,
@@ -90,6 +91,7 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is said, until the run ends.")] = False,
     stage: StageName = None,
     rank: Annotated[int | None, typer.Option("--rank", metavar="K", help="Only rank K.")] = None,
+    node: Annotated[str | None, typer.Option("--node", metavar="NAME", help="Only ranks on that node.")] = None,
     first_error: Annotated[bool, typer.Option("--first-error", help="Show what went wrong first, in full.")] = False,
     attempt: AttemptNumber = None,
 ) -> None:
@@ -105,9 +107,9 @@ def logs(
         print(describe_in_full(logs.first_error(folder, stage, attempt)))
     elif follow:
         with contextlib.suppress(KeyboardInterrupt):  # it stops the following, not the run
-            _print(logs.follow(folder, stage, attempt, rank))
+            _print(logs.follow(folder, stage, attempt, rank, node))
     else:
-        _print(logs.read(folder, stage, attempt, rank))
+        _print(logs.read(folder, stage, attempt, rank, node))
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -149,29 +151,49 @@ def resume(
     settings: Settings = None,
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
+    cluster: ClusterName = None,
     detach: Detach = False,
 ) -> None:
     """Go on with a run from its newest checkpoint, also with other processes.
 
     Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
     """
+    from ftlaunch import snapshot
     from ftlaunch.backend.local import refuse_several_nodes
     from ftlaunch.backend.replan import adopt, replan
     from ftlaunch.watch import runs
 
     folder = runs.find(run)
-    here = not folder.cluster.exists()
+    here = cluster is None and not folder.cluster.exists()
     if here:
         trainer.require()
     else:
         _refuse_twice(folder)
+    if cluster is not None:
+        _move(folder, cluster)
     if asked := all_settings(settings, nodes, procs_per_node):
         planned = replan(folder, asked)
         if here:
             refuse_several_nodes(planned)
         adopt(folder, planned)
         print(text.summary(planned), file=sys.stderr)
+    if not here:
+        snapshot.retake(folder, runs.read_plan(folder).recipe)
     raise typer.Exit(start(folder, detach=detach))
+
+
+def _move(folder: "RunDir", cluster: str) -> None:
+    """Have a run that is at rest go on by a cluster's profile as it is now."""
+    from ftlaunch.processes import lock
+    from ftlaunch.rundir import write_json
+    from ftlaunch.sites import load_cluster
+
+    profile = load_cluster(cluster)
+    held = lock.take(folder)
+    try:
+        write_json(folder.cluster, profile)
+    finally:
+        lock.release(held)
 
 
 def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftlaunch.backend.submit import Request
+    from ftlaunch.backend.request import Request
     from ftlaunch.plan import Plan, PlannedStep
     from ftlaunch.watch.status import RunStatus, StageStatus
 
@@ -53,7 +53,8 @@ def full(plan: "Plan", requests: "Mapping[str, Request] | None" = None) -> str:
     """A plan with every command and every file, as they will be used; `requests` are those to SLURM, by stage."""
     parts = [summary(plan), *(f"── {step.name} is started with\n{command(plan, step)}" for step in plan.steps)]
     for name, asked in (requests or {}).items():
-        parts.append(f"── {name} is submitted with sbatch, for {asked.price}, as\n{asked.script.rstrip()}")
+        saving = f"\n   and is asked to save {asked.saving}" if asked.saving else ""
+        parts.append(f"── {name} is submitted with sbatch, for {asked.price},{saving} as\n{asked.script.rstrip()}")
     for step in plan.steps:
         parts += [f"── {step.name}/{name}\n{content.rstrip()}" for name, content in step.files.items()]
     return "\n\n".join(parts)

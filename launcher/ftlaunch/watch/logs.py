@@ -5,7 +5,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from ftlaunch.errors import UserError
+from ftlaunch.processes import Identity
 from ftlaunch.processes.outcome import Failure, read_failure
 from ftlaunch.rundir import Attempt, RunDir, StepDir
 from ftlaunch.watch.runs import find_stage
@@ -33,20 +36,33 @@ def choose(run: RunDir, stage: str | None, number: int | None) -> Attempt | None
     return found[-1]
 
 
-def read(run: RunDir, stage: str | None, number: int | None, rank: int | None) -> Iterator[str]:
-    """Every line of an attempt so far, one rank after the other. UserError where there is no such log."""
+def read(
+    run: RunDir, stage: str | None, number: int | None, rank: int | None, node: str | None = None
+) -> Iterator[str]:
+    """Every line of an attempt so far, one rank after the other. UserError where there is no such log or node."""
     attempt = choose(run, stage, number)
     if attempt is None:
         raise UserError(f"{stage or run.path.name} has not started yet", "wait for it with -f")
     if rank is not None and rank not in attempt.rank_logs():
         ranks = ", ".join(map(str, attempt.rank_logs())) or "none yet"
         raise UserError(f"rank {rank} has no log in {attempt.path}", f"ranks with a log: {ranks}")
-    voices = _Voices(attempt, rank)
+    if node is not None and node not in (hosts := _hosts(attempt)).values():
+        raise UserError(f"nothing of {attempt.path} ran on {node}", f"it ran on {', '.join(hosts.values()) or 'none'}")
+    voices = _Voices(attempt, rank, node)
     yield from voices.hear()
     yield from voices.last_words()
 
 
-def follow(run: RunDir, stage: str | None, number: int | None, rank: int | None) -> Iterator[str]:
+def _hosts(attempt: Attempt) -> dict[int, str]:
+    """The name, without its domain, of each node that an attempt has been started on, by number; the first is 0."""
+    found = {int(path.stem.removeprefix("process") or 0): path for path in attempt.path.glob("process*.json")}
+    who = {number: msgspec.json.decode(found[number].read_bytes(), type=Identity) for number in sorted(found)}
+    return {number: one.host.partition(".")[0] for number, one in who.items()}
+
+
+def follow(
+    run: RunDir, stage: str | None, number: int | None, rank: int | None, node: str | None = None
+) -> Iterator[str]:
     """Lines as they are written, over all stages that are still to come (or of the one asked for), to the run's end."""
     voices: _Voices | None = None
     asked = 0.0
@@ -61,7 +77,7 @@ def follow(run: RunDir, stage: str | None, number: int | None, rank: int | None)
             if voices:
                 yield from voices.hear()
                 yield from voices.last_words()
-            voices = _Voices(attempt, rank)
+            voices = _Voices(attempt, rank, node)
             _announce(attempt)
         if voices:
             yield from voices.hear()
@@ -78,9 +94,10 @@ def _announce(attempt: Attempt) -> None:
 class _Voices:
     """The logs of one attempt, ranks that join later included."""
 
-    def __init__(self, attempt: Attempt, rank: int | None) -> None:
+    def __init__(self, attempt: Attempt, rank: int | None, node: str | None) -> None:
         self.attempt = attempt
         self._rank = rank
+        self._node = node
         self._tails: dict[str, Tail] = {}
 
     def hear(self) -> Iterator[str]:
@@ -96,8 +113,15 @@ class _Voices:
             yield from (f"[{name}] {line}" for line in tail.last())
 
     def _logs(self) -> dict[str, Path]:
-        ranks = {f"rank {rank}": path for rank, path in self.attempt.rank_logs().items() if self._rank in {None, rank}}
-        return ranks if self._rank is not None else {**self.attempt.launch_logs(), **ranks}
+        ranks = {rank: path for rank, path in self.attempt.rank_logs().items() if self._rank in {None, rank}}
+        launched = {} if self._rank is not None else self.attempt.launch_logs()
+        if self._node is not None:
+            per_node = StepDir(self.attempt.path.parent.parent).read_step().parallel.procs_per_node
+            here = [number for number, host in _hosts(self.attempt).items() if host == self._node]
+            ranks = {rank: path for rank, path in ranks.items() if rank // per_node in here}
+            names = {"launch" if number == 0 else f"launch, node {number}" for number in here}
+            launched = {name: path for name, path in launched.items() if name in names}
+        return launched | {f"rank {rank}": path for rank, path in ranks.items()}
 
 
 def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:

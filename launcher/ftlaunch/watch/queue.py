@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -35,6 +35,20 @@ class Job(Struct, frozen=True, kw_only=True):
     """Unix time in seconds."""
     after: str | None = None
     """Job that must have succeeded first."""
+    successors: list[str] = []
+    """Jobs that wait for its end to take over, each from the one before."""
+
+    @property
+    def ids(self) -> list[str]:
+        """It and those that may take over."""
+        return [self.id, *self.successors]
+
+    def entry(self, entries: Mapping[str, "Entry"]) -> "Entry | None":
+        """What SLURM says of the one whose turn it is: the first that waits or runs, else the last that began."""
+        known = [entries[id] for id in self.ids if id in entries]
+        alive = [entry for entry in known if entry.alive]
+        begun = [entry for entry in known if entry.start is not None]
+        return next(iter([*alive, *reversed(begun), *known]), None)
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -85,7 +99,7 @@ def read_queue(runs: Sequence[RunDir]) -> dict[str, Entry]:
     for run in runs:
         if run.cluster.exists():
             cluster = read_cluster(run)
-            jobs = {job.id for step in run.step_dirs() if (job := read_job(step))}
+            jobs = {id for step in run.step_dirs() if (job := read_job(step)) for id in job.ids}
             wanted.setdefault(cluster.slurm_conf, (cluster, set()))[1].update(jobs)
     for cluster, ids in wanted.values():
         if ids:

@@ -133,13 +133,13 @@ def _scheduled(run: RunDir, entries: Mapping[str, Entry]) -> RunStatus:
 
 def _scheduled_stage(step: StepDir, entries: Mapping[str, Entry]) -> StageStatus:
     job = queue.read_job(step)
-    entry = entries.get(job.id) if job else None
+    entry = job.entry(entries) if job else None
     attempts = step.all_attempts()
     stage = _measured(step, len(attempts), *_job_state(step, attempts, entry))
     waits = entry is not None and entry.state == "PENDING"
     return msgspec.structs.replace(
         stage,
-        job=job.id if job else None,
+        job=entry.id if entry else job.id if job else None,
         nodes=entry.nodes if entry else None,
         start=entry.start if entry and waits else None,
     )
