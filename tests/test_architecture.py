@@ -15,7 +15,9 @@ SOURCES = {"ftlaunch": ROOT / "launcher/ftlaunch", "fttrain": ROOT / "src/fttrai
 
 FLOORS = {
     "ftlaunch": (
-        "errors recipe redact",
+        "bounds errors redact",
+        "noise",
+        "recipe",
         "cluster intake rundir resolve schema provenance trust",
         "chain node load notes rows processes snapshot",
         "plan rules shipped sites",
@@ -32,7 +34,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rows": ("fill", "reading turns", "pairs", "prompts", "__init__"),
-    "ftlaunch.rules": ("data secrets", "stage", "order ppo", "__init__"),
+    "ftlaunch.rules": ("data secrets", "stage", "noise order ppo", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made queue runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": (
@@ -43,7 +45,7 @@ FLOORS = {
     ),
     "fttrain": (
         "intake",
-        "objectives adapters attention classifier fold leave metrics optim progress world",
+        "objectives adapters attention classifier fold leave metrics noise optim progress world",
         "data",
         "model",
         "actor engine chat gguf likeness preview",
@@ -65,7 +67,7 @@ The floors of a package's own files stand under its name; where they do not, its
 STRANGERS = {("fttrain", "stages")}
 """Packages whose files do not import each other at all."""
 
-TRAINER_MAY_IMPORT = {"errors", "intake", "recipe", "redact", "resolve", "rundir", "rows", "snapshot", "trust"}
+TRAINER_MAY_IMPORT = {"errors", "intake", "noise", "recipe", "redact", "resolve", "rundir", "rows", "snapshot", "trust"}
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
 SUBMITIT_ONLY_IN = {"submit", "request", "on_node", "probe"}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ftlaunch import resolve
-from ftlaunch.recipe import Full, Merge, Ppo, Recipe, Stage, Training
+from ftlaunch.recipe import Merge, Ppo, Recipe, Stage, Training
 from ftlaunch.resolve import Resolved
 
 
@@ -37,8 +37,7 @@ def links(recipe: Recipe) -> list[Link]:
 
 def needs_merge(recipe: Recipe, trained: Training, after: Resolved) -> bool:
     """Whether a stage with these tables begins on a merge of what it starts from: only the same adapter goes on."""
-    before = resolve.for_stage(recipe, trained).adapter
-    return not isinstance(before, Full) and before != after.adapter
+    return resolve.merges(resolve.for_stage(recipe, trained).adapter, after.adapter)
 
 
 def _merged(made: list[Link], trained: Training, recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from ftlaunch.recipe import Name, NonNegative, Positive
+from ftlaunch.bounds import Name, NonNegative, Positive
 
 Line = Annotated[str, Meta(min_length=1, max_length=1024)]
 TimeLimit = Annotated[str, Meta(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")]

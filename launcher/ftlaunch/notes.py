@@ -1,6 +1,9 @@
 """What a plan tells of its steps: a line for each thing that the recipe left open or that a user may want to know."""
 
+import msgspec
+
 from ftlaunch import resolve
+from ftlaunch.noise import NoNoise, replaces
 from ftlaunch.recipe import Dpo, Full, Merge, Orpo, Pairwise, Ppo, Reward, Training
 from ftlaunch.rundir import Step
 
@@ -20,6 +23,7 @@ def _training_notes(step: Step, stage: Training) -> dict[str, str]:
         "model": _model_note(step),
         "adapter": _adapter_note(step),
         "data": ", ".join(f"{name} ({data.path})" for name, data in step.data.items()),
+        **_noise_notes(step),
         **_objective_notes(step, stage),
         "length": _length_note(stage),
         "batch": f"{stage.batch_size} {rows} = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
@@ -44,6 +48,20 @@ def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
             return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
         case _:
             return {}
+
+
+def _noise_notes(step: Step) -> dict[str, str]:
+    noise = step.noise
+    where = noise.sites if isinstance(noise.sites, str) else ", ".join(noise.sites)
+    notes: dict[str, str] = {}
+    if not isinstance(noise, NoNoise):
+        beside = {"sites", "activation"}
+        settings = {name: value for name, value in msgspec.structs.asdict(noise).items() if name not in beside}
+        told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+        notes["noise"] = f"{noise.__struct_config__.tag} on {where} ({told}), in training only"
+    if replaces(noise):
+        notes["activation"] = f"{noise.activation} takes the place of {where}, in the artifact too"
+    return notes
 
 
 def _ppo_notes(step: Step, stage: Ppo) -> dict[str, str]:

@@ -35,7 +35,7 @@ ON_THE_WAY = (
 """Keys that a stage may change on its way: how the work is shared out, and what is done beside or in trouble."""
 BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation")
 """What does not decide the course of a stage, of all that its step says."""
-TOLD_BY_THE_STEP = ("model", "adapter", "optimizer", "learning_rate", "start", "reward")
+TOLD_BY_THE_STEP = ("model", "adapter", "noise", "optimizer", "learning_rate", "start", "reward")
 """Keys of a stage that count as they stand in its step, wherever they came from."""
 
 
@@ -88,6 +88,7 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
         stage=stage,
         model=resolved.model,
         adapter=resolved.adapter,
+        noise=resolved.noise,
         optimizer=resolved.optimizer,
         parallel=resolved.parallel,
         data=data,

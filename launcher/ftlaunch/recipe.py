@@ -8,13 +8,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-Positive = Annotated[int, Meta(ge=1)]
-NonNegative = Annotated[int, Meta(ge=0)]
-Above0 = Annotated[float, Meta(gt=0)]
-AtLeast0 = Annotated[float, Meta(ge=0)]
-Fraction = Annotated[float, Meta(ge=0, lt=1)]
-Text = Annotated[str, Meta(min_length=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+from ftlaunch.bounds import Above0, AtLeast0, Fraction, Name, NonNegative, Positive, Text
+from ftlaunch.noise import Noise, NoNoise
 
 
 class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,6 +186,8 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Overrides [model] for this stage."""
     adapter: Adapter | None = None
     """Overrides [adapter] for this stage."""
+    noise: Noise | None = None
+    """Overrides [noise] for this stage; kind = "none" goes without."""
     optimizer: Optimizer | None = None
     """Overrides [optimizer] for this stage."""
     parallel: Parallel | None = None
@@ -203,7 +200,12 @@ class Sft(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     label_smoothing: Fraction = 0.0
     """Share of the target's probability spread over the whole vocabulary."""
     neftune_alpha: AtLeast0 = 0.0
-    """Uniform noise on embeddings, in training only, of scale alpha / sqrt(tokens · width) (arXiv 2310.05914)."""
+    """Noise on embeddings, in training only, of scale alpha / sqrt(tokens · width) (NEFTune, arXiv 2310.05914)."""
+    neftune_noise: Literal["uniform", "sign"] = "uniform"
+    """The noise before it is scaled: uniform within ±1, or ±1 with equal chances (SymNoise, arXiv 2312.01523)."""
+    r_drop: AtLeast0 = 0.0
+    """Weight of R-Drop (arXiv 2106.14448): each batch is computed twice, under two draws of dropout and noise, and the
+    loss is the mean of both cross-entropies and r_drop / 2 times the KL divergences of the two, one from the other."""
     packing: bool = True
     """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same."""
 
@@ -345,6 +347,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[data.NAME] tables."""
     adapter: Adapter = field(default_factory=Full)
     """[adapter]. Without one, every weight is trained."""
+    noise: Noise = field(default_factory=NoNoise)
+    """[noise]. Disturbs activations in training, and may replace the model's activation function."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """[optimizer]"""
     parallel: Parallel = field(default_factory=Parallel)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ftlaunch.noise import Noise, replaces
 from ftlaunch.recipe import (
     Adapter,
     Dpo,
@@ -27,6 +28,7 @@ class Resolved:
 
     model: Model
     adapter: Adapter
+    noise: Noise
     optimizer: Optimizer
     parallel: Parallel
     world_size: int
@@ -41,6 +43,7 @@ def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
     return Resolved(
         model=stage.model or recipe.model,
         adapter=stage.adapter or recipe.adapter,
+        noise=stage.noise or recipe.noise,
         optimizer=stage.optimizer or recipe.optimizer,
         parallel=parallel,
         world_size=parallel.nodes * parallel.procs_per_node,
@@ -49,12 +52,9 @@ def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
 
 def for_merge_of(recipe: Recipe, trained: Training | None) -> Resolved:
     """The tables of a merge of what a stage has trained."""
-    if trained is None:
-        model, adapter, optimizer, device = recipe.model, recipe.adapter, recipe.optimizer, recipe.parallel.device
-    else:
-        before = for_stage(recipe, trained)
-        model, adapter, optimizer, device = before.model, before.adapter, before.optimizer, before.parallel.device
-    return Resolved(model, adapter, optimizer, Parallel(device=device), world_size=1)
+    before: Recipe | Resolved = recipe if trained is None else for_stage(recipe, trained)
+    device = before.parallel.device
+    return Resolved(before.model, before.adapter, before.noise, before.optimizer, Parallel(device=device), world_size=1)
 
 
 def trained_before(recipe: Recipe, stage: Training | Merge) -> Training | None:
@@ -76,6 +76,19 @@ def named_by_start(recipe: Recipe, stage: Training | Merge) -> list[Training]:
     if isinstance(stage.start, int):
         return [other for other in ahead if stage.start < len(recipe.stage) and recipe.stage[stage.start] is other]
     return [other for other in ahead if other.__struct_config__.tag == stage.start]
+
+
+def worn(recipe: Recipe, stage: Training) -> list[Noise]:
+    """The [noise] tables that have replaced an activation function since the last base or merge, this stage's last."""
+    before, own = trained_before(recipe, stage), for_stage(recipe, stage)
+    merged = before is not None and merges(for_stage(recipe, before).adapter, own.adapter)
+    earlier = [] if before is None or merged else worn(recipe, before)
+    return earlier + [own.noise] * replaces(own.noise)
+
+
+def merges(before: Adapter, after: Adapter) -> bool:
+    """Whether a stage with the one adapter begins on a merge of the other: only the same adapter goes on."""
+    return not isinstance(before, Full) and before != after
 
 
 def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:

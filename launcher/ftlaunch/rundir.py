@@ -9,10 +9,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.noise import Noise, NoNoise
 from ftlaunch.recipe import Adapter, Data, Model, Optimizer, Parallel, Stage
 
 REWARD_HEAD = "head.safetensors"
 """A file in each folder with a reward model, artifact or merged: `score.weight` [1, D]."""
+
+
+CARD = "artifact.json"
+"""A file in each artifact: what base it belongs to, and what was made of it."""
 
 
 class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +28,7 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stage: Stage
     model: Model
     adapter: Adapter
+    noise: Noise = NoNoise()
     optimizer: Optimizer
     parallel: Parallel
     data: dict[str, Data]

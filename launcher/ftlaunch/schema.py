@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ftlaunch import recipe
+from ftlaunch import noise, recipe
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """What taplo and VS Code both know. msgspec speaks 2020-12, so a few words are put differently below."""
@@ -16,7 +16,7 @@ Node = dict[str, Any]
 
 
 def json_schema() -> Node:
-    """A schema (draft 7) of recipe.toml, described with the strings below the fields in recipe.py."""
+    """A schema (draft 7) of recipe.toml, described with the strings below the fields of its classes."""
     generated = msgspec.json.schema(recipe.Recipe)
     documents = _documentation()
     definitions = {name: _describe(_plain(node), documents[name]) for name, node in generated["$defs"].items()}
@@ -28,9 +28,9 @@ def json_schema() -> Node:
 
 
 def _documentation() -> dict[str, dict[str, str]]:
-    """For each class of recipe.py the string below each of its fields, inherited ones included."""
+    """For each class of the vocabulary the string below each of its fields, inherited ones included."""
     documents: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(recipe)).body:
+    for node in [node for module in (noise, recipe) for node in ast.parse(inspect.getsource(module)).body]:
         if isinstance(node, ast.ClassDef):
             parents = [parent.id for parent in node.bases if isinstance(parent, ast.Name)]
             inherited = {key: text for parent in parents for key, text in documents.get(parent, {}).items()}

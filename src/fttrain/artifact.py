@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ftlaunch.errors import UserError
+from ftlaunch.noise import Noise, NoNoise, Saturated, replaces
 from ftlaunch.recipe import Full, Model
-from ftlaunch.rundir import REWARD_HEAD, Step, StepDir, sync_folder, write_json
+from ftlaunch.rundir import CARD, REWARD_HEAD, Step, StepDir, sync_folder, write_json
 from fttrain import classifier
 from fttrain.engine import Engine
 from fttrain.model import DTYPES
+from fttrain.noise import activations
 
-CARD = "artifact.json"
 VALUE_HEAD = "value_head."
 """What the weights of PPO's value head begin with. It foresees one policy's rewards, and no later stage needs it."""
 
@@ -33,6 +34,8 @@ class Origin:
     """Where the tokenizer is: the base's, or the one that the stage before has trained with."""
     head: Path | None = None
     """The reward model's head that goes on being trained; None for a fresh one."""
+    worn: tuple[Noise, ...] = ()
+    """The [noise] tables that have replaced the base's activation functions, in order."""
 
 
 def has_adapter(step: Step) -> bool:
@@ -47,9 +50,10 @@ def origin(step: Step, folder: StepDir) -> Origin:
     base, adapter = read(start)
     head = start / REWARD_HEAD if (start / REWARD_HEAD).exists() else None
     if adapter is None:
-        return Origin(msgspec.structs.replace(step.model, path=str(start), revision=None), None, str(start), head)
+        whole = msgspec.structs.replace(step.model, path=str(start), revision=None)
+        return Origin(whole, None, str(start), head, activations.read(start))
     model = msgspec.structs.replace(step.model, path=base.path, revision=base.revision)
-    return Origin(model, adapter, str(start), head)
+    return Origin(model, adapter, str(start), head, activations.read(start))
 
 
 def read(folder: Path) -> tuple[Model, Path | None]:
@@ -62,6 +66,13 @@ def read(folder: Path) -> tuple[Model, Path | None]:
         remedy = "name a run or its artifact folder"
         raise UserError(f"{folder} is not an artifact: it has no {CARD}", remedy) from error
     return msgspec.convert(card["base"], Model), folder if card["adapter"] else None
+
+
+def worn(step: Step, origin: Origin) -> tuple[Noise, ...]:
+    """The tables that count in a stage: those it starts with, and its own if that is another."""
+    noise = step.noise
+    own = noise if isinstance(noise, Saturated) else NoNoise(sites=noise.sites, activation=noise.activation)
+    return (*origin.worn, own) if replaces(own) and own not in origin.worn[-1:] else origin.worn
 
 
 def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Path) -> None:
@@ -78,7 +89,9 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
         shutil.rmtree(aside, ignore_errors=True)
         _write(step, engine, weights, tokenizer, aside)
         base = source.base if has_adapter(step) else msgspec.structs.replace(source.base, path=str(folder))
-        write_json(aside / CARD, {"format": 1, "base": base, "adapter": step.adapter if has_adapter(step) else None})
+        adapter = step.adapter if has_adapter(step) else None
+        card = {"format": 1, "base": base, "adapter": adapter, "activations": worn(step, source)}
+        write_json(aside / CARD, card)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         sync_folder(folder.parent)

@@ -13,6 +13,7 @@ from ftlaunch.intake import ADAPTER_CONFIG
 from ftlaunch.rundir import REWARD_HEAD
 from fttrain import intake
 from fttrain.model import load_tokenizer
+from fttrain.noise import activations
 
 
 def load(path: str) -> tuple[Any, Any]:
@@ -28,7 +29,9 @@ def load(path: str) -> tuple[Any, Any]:
     base = json.loads(config.read_text())["base_model_name_or_path"] if config.exists() else path
     try:
         folder = intake.model_folder(base)
+        activations.make_known()
         model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        activations.wear(model, activations.read(Path(path)))
         beside = base == path or (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path if beside else base)
         if config.exists():

@@ -12,6 +12,7 @@ from torch import Tensor
 from ftlaunch.recipe import Model
 from fttrain.intake import adapter_folder
 from fttrain.model import DTYPES, load_base, load_tokenizer
+from fttrain.noise import activations
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog, and the dog, who had seen it all before, went back to sleep.",
@@ -78,6 +79,7 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
     quantized = frozenset(
         f"{name}.weight" for name, module in plain.named_modules() if type(module).__name__ == "Linear4bit"
     )
+    activations.wear(plain, activations.read(adapter))
     model: Any = PeftModel.from_pretrained(plain, str(adapter_folder(adapter))).eval()
     if head is None:
         logits = [model(probe.to(model.device)).logits[0].float().cpu() for probe in probes]

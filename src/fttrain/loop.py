@@ -68,6 +68,7 @@ def fit(
         mine = [sum(map(objective.weight, micros)), sum(micro.tokens for micro in micros), float(bool(stop.asked()))]
         weight, tokens, asked = engine.world.sum(mine)
         engine.set_learning_rate(schedule(step))
+        engine.scorer.disturbance.begin(step, feed.num_steps)
         outcome = _take(objective, engine, micros, weight)
         progress.step, progress.tokens = step, progress.tokens + int(tokens)
         progress.updates += outcome.is_finite

@@ -25,6 +25,7 @@ from fttrain import artifact, classifier, fold, intake, likeness
 from fttrain.fold import Deltas
 from fttrain.likeness import Likeness
 from fttrain.model import DTYPES
+from fttrain.noise import activations
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -93,13 +94,15 @@ def merge(source: Source, out: Path, spec: Merge) -> Merged:
         raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
     folder = _base_folder(source.base)
     deltas = Deltas.read(source.adapter)
+    config = json.loads((folder / "config.json").read_text())
+    activations.write_into(config, activations.read(source.adapter))
     reference = likeness.reference(source.base, source.adapter, source.head)
     methods = ["base"] if source.base.quantization == "none" else ["base", "dequantized"]
     tried: dict[str, Likeness] = {}
     for method in methods:
         aside = _aside(out, method)
         quantized = reference.quantized if method == "dequantized" else frozenset()
-        _write(folder, deltas, source, aside, spec, quantized)
+        _write(folder, dict(config), deltas, source, aside, spec, quantized)
         tried[method] = likeness.compare(reference, aside)
     best = min(tried, key=lambda method: tried[method].kl)
     limit = spec.max_kl or likeness.tolerance(source.base)
@@ -127,7 +130,15 @@ def _base_folder(base: Model) -> Path:
         raise UserError(f"the base {base.path} cannot be had: {error}", "download it and give its folder") from error
 
 
-def _write(folder: Path, deltas: Deltas, source: Source, out: Path, spec: Merge, quantized: frozenset[str]) -> None:
+def _write(
+    folder: Path,
+    config: dict[str, Any],
+    deltas: Deltas,
+    source: Source,
+    out: Path,
+    spec: Merge,
+    quantized: frozenset[str],
+) -> None:
     """The merged weights, config, generation config and tokenizer in `out`."""
     dtype = DTYPES[spec.dtype] if spec.dtype else None
     stored = [one for one in _stored(folder, dtype) if source.head is None or one.key != fold.HEAD]
@@ -138,7 +149,6 @@ def _write(folder: Path, deltas: Deltas, source: Source, out: Path, spec: Merge,
         raise UserError(f"{out.parent} has {free:,} bytes free and the model needs {needed:,}", "make room")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(mode=0o700)
-    config = json.loads((folder / "config.json").read_text())
     deltas = deltas.fitted(tied=bool(config.get("tie_word_embeddings", False)), keys={one.key for one in stored})
     _write_weights(stored, deltas, out, dtype, spec.max_shard_bytes, quantized)
     _write_config(config, deltas, out, spec)

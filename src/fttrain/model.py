@@ -12,6 +12,10 @@ from ftlaunch.intake import has_safetensors
 from ftlaunch.recipe import Model
 from fttrain import attention, classifier, intake
 from fttrain.data.batches import Micro
+from fttrain.noise import activations
+from fttrain.noise.disturbance import Disturbance
+from fttrain.noise.places import Places
+from fttrain.objectives.consistency import r_drop
 from fttrain.objectives.logps import Scores, score
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -40,6 +44,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         options["quantization_config"] = _quantization(dtype)
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
+    activations.make_known()
     try:
         folder = intake.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
         model = AutoModelForCausalLM.from_pretrained(
@@ -87,17 +92,16 @@ class Scorer(nn.Module):
     This is what DDP and DeepSpeed wrap: body, head and objective run inside one forward, so their hooks see all of it.
     """
 
-    def __init__(self, model: nn.Module, *, smoothing: float = 0.0, neftune_alpha: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, *, smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.places = Places()
+        """Where the rows of the micro-batch that is being computed lie."""
+        self.disturbance = Disturbance()
+        """The noise that the model's activations have in training."""
         self._smoothing = smoothing
-        self._neftune = neftune_alpha
-        self._lengths: Tensor | None = None
-        causal = self._causal()
-        head = causal.get_output_embeddings()
+        head = self._causal().get_output_embeddings()
         self._trained_head = any(parameter.requires_grad for parameter in head.parameters())
-        if neftune_alpha:
-            causal.get_input_embeddings().register_forward_hook(self._add_noise)
 
     def forward(self, micro: Micro) -> Scores:
         """Scores of the micro-batch's trained tokens, N of them."""
@@ -116,7 +120,7 @@ class Scorer(nn.Module):
 
     def _hidden(self, micro: Micro) -> Tensor:
         """[lines · T, D]: what the body says at each place."""
-        self._lengths = micro.lengths
+        self.places.take(micro.lengths, micro.position_ids)
         extra = {} if micro.segments is None else {"segments": micro.segments}
         body = self._causal().base_model
         hidden_BTD = body(
@@ -142,15 +146,27 @@ class Scorer(nn.Module):
             logits_NV = torch.tanh(logits_NV / cap) * cap
         return logits_NV
 
-    def _add_noise(self, _module: nn.Module, _inputs: Any, embedded_BTD: Tensor) -> Tensor:
-        """NEFTune (arXiv 2310.05914): uniform noise in ±alpha / sqrt(row length · D), in training only."""
+
+class Repeater(Scorer):
+    """A Scorer that in training computes each micro-batch twice, for R-Drop: no two draws of dropout are the same."""
+
+    def __init__(self, model: nn.Module, *, smoothing: float, weight: float) -> None:
+        super().__init__(model, smoothing=smoothing)
+        self._weight = weight
+
+    def forward(self, micro: Micro) -> Any:
+        """`Twice` in training, plain scores in evaluation."""
         if not self.training:
-            return embedded_BTD
-        assert self._lengths is not None
-        width = embedded_BTD.shape[-1]
-        scale_BT = self._neftune / (self._lengths.clamp(min=1) * width).sqrt()
-        noise = torch.empty_like(embedded_BTD).uniform_(-1, 1)
-        return embedded_BTD + noise * scale_BT[..., None].to(noise.dtype)
+            return super().forward(micro)
+        hidden_2ND = self._hidden(micro)[micro.places_N], self._hidden(micro)[micro.places_N]
+        return r_drop(
+            hidden_2ND,
+            micro.targets_N,
+            self._logits,
+            weight=self._weight,
+            smoothing=self._smoothing,
+            chunks=micro.chunks,
+        )
 
 
 class RewardHead(nn.Module):

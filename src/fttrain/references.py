@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ftlaunch.rundir import Step
-from fttrain import adapters
+from fttrain import adapters, artifact
 from fttrain.artifact import Origin
 from fttrain.comparison import answer_logps
 from fttrain.data.batches import Micro
@@ -78,9 +78,8 @@ def _fingerprint(engine: Engine, origin: Origin, step: Step) -> str:
     commit = getattr(engine.scorer.model.config, "_commit_hash", None)
     of_base = _contents(base) if base.is_dir() else [origin.base.path, commit or origin.base.revision]
     of_adapter = _contents(origin.adapter) if origin.adapter else None
-    return json.dumps(
-        [of_base, of_adapter, msgspec.to_builtins(step.adapter), step.model.dtype, step.model.quantization]
-    )
+    tables = msgspec.to_builtins([step.adapter, artifact.worn(step, origin)])
+    return json.dumps([of_base, of_adapter, tables, step.model.dtype, step.model.quantization])
 
 
 def _contents(folder: Path) -> list[str]:

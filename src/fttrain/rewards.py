@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
+from ftlaunch.noise import Noise
 from ftlaunch.recipe import Model
 from ftlaunch.rows.fill import Row, text_at
 from ftlaunch.rundir import REWARD_HEAD
@@ -26,6 +27,7 @@ from fttrain.data.prompts import Prompt
 from fttrain.data.token_set import Group
 from fttrain.engine import Engine
 from fttrain.model import RewardHead
+from fttrain.noise import activations
 
 Function = Callable[[str, str, Row], float]
 """(the prompt's last turn, the answer's text, the row) → score."""
@@ -110,7 +112,9 @@ def _unsupervised(ids_T: np.ndarray) -> Group:
     return Group(((ids_T, np.zeros(len(ids_T), dtype=bool)),))
 
 
-def load_judge(place: str, policy: nn.Module, base: Model, *, dtype: torch.dtype, in_fp32: bool) -> nn.Module:
+def load_judge(
+    place: str, policy: nn.Module, base: Model, worn: Sequence[Noise], *, dtype: torch.dtype, in_fp32: bool
+) -> nn.Module:
     """The frozen judge that a folder or hub id holds.
 
     A reward model that is an adapter of the policy's own base goes beside the policy's adapter, and its head is what
@@ -124,6 +128,9 @@ def load_judge(place: str, policy: nn.Module, base: Model, *, dtype: torch.dtype
         message = (
             f"the reward model {place} is an adapter of {theirs.path}, which is not what the policy's adapter is on"
         )
+        raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
+    if activations.read(folder) != tuple(worn):
+        message = f"the reward model {place} was trained with other activation functions than the policy has"
         raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
     adapters.add_frozen(policy, folder, JUDGE, in_fp32=in_fp32)
     weight = load_file(folder / REWARD_HEAD)["score.weight"]

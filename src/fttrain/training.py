@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftlaunch.noise import NoNoise
 from ftlaunch.recipe import Pairwise, Ppo, Sft, Training
 from ftlaunch.rundir import Step, StepDir
 from fttrain import adapters, artifact, optim
@@ -21,6 +22,7 @@ from fttrain.leave import StopRequest
 from fttrain.loop import Habits, Objective, fit
 from fttrain.metrics import MetricsLog
 from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
+from fttrain.noise import activations, sites, start
 from fttrain.optim import Schedule
 from fttrain.progress import Progress
 from fttrain.world import World
@@ -97,10 +99,13 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     trained_in_full = origin.adapter is None and not artifact.has_adapter(step)
     held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
+    activations.wear(base, artifact.worn(step, origin))
     if stage.activation_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    disturbed = [] if isinstance(step.noise, NoNoise) else sites.find(base, step.noise.sites)  # as adapters add modules
     model = adapters.attach(base, step.adapter, origin.adapter, in_fp32=not engine.zero_stage)
     scorer = make_scorer(model, origin)
+    scorer.disturbance = start.disturbance(base, disturbed, step.noise, scorer.places)
     scorer.train()
     engine.prepare(scorer, optim.build(step.optimizer, scorer.named_parameters()))
     random_states.begin(step.seed, 0, world.rank)

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
+from ftlaunch.noise import Noise, NoNoise
 from ftlaunch.recipe import Adapter, Data, Lora, Model, Optimizer, Pairwise, Parallel, Ppo, Sft
 from ftlaunch.rundir import Step, StepDir
 from fttrain.leave import StopRequest
@@ -18,6 +19,7 @@ from fttrain.world import World
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"), peers=())
 ADAPTER = Lora(rank=4, alpha=8)
+SILENT = NoNoise()
 
 
 def make_data(path: Path, **fields: Any) -> Data:
@@ -29,6 +31,7 @@ def make_step(
     *datas: Data,
     adapter: Adapter = ADAPTER,
     optimizer: Optimizer | None = None,
+    noise: Noise = SILENT,
     model_fields: dict[str, Any] | None = None,
     kind: type[Sft | Pairwise | Ppo] = Sft,
     start: str | None = None,
@@ -46,6 +49,7 @@ def make_step(
         stage=spec,
         model=Model(path=str(model), **{"dtype": "fp32", **(model_fields or {})}),
         adapter=adapter,
+        noise=noise,
         optimizer=optimizer or Optimizer(),
         parallel=Parallel(device="cpu"),
         data=tables,

@@ -18,6 +18,7 @@ from fttrain import attention
 from fttrain.data.batches import Micro, collate
 from fttrain.data.token_set import Group
 from fttrain.model import Scorer
+from fttrain.noise import embeddings
 from fttrain.objectives import logps
 
 CPU = torch.device("cpu")
@@ -198,7 +199,8 @@ def test_no_rows_make_a_graph_with_zero_gradients():
 def test_neftune_noise_has_the_papers_scale_and_is_off_in_evaluation(rows: list):
     alpha = 5.0
     model = AutoModelForCausalLM.from_config(FAMILIES["llama"], attn_implementation=attention.NAME)
-    scorer = Scorer(model, neftune_alpha=alpha)
+    scorer = Scorer(model)
+    embeddings.add(model.get_input_embeddings(), scorer.places, alpha=alpha, kind="uniform")
     added: list[torch.Tensor] = []
     clean = model.get_input_embeddings().weight.detach()
     micro = laid(rows, packing=True)

@@ -7,6 +7,7 @@ from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import data as data_rules
+from ftlaunch.rules import noise as noise_rules
 from ftlaunch.rules import order, secrets
 from ftlaunch.rules import ppo as ppo_rules
 from ftlaunch.rules import stage as stage_rules
@@ -33,10 +34,16 @@ def judge(loaded: Loaded) -> list[Problem]:
     """Every contradiction and every combination that is not supported, each once."""
     tables, trainings = data_rules.data_tables(loaded), stage_rules.trainings(loaded)
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
-    problems += [problem for training in trainings for rule in stage_rules.RULES for problem in rule(training)]
+    problems += [
+        problem
+        for training in trainings
+        for rule in (*stage_rules.RULES, *noise_rules.RULES)
+        for problem in rule(training)
+    ]
     ppos = list(ppo_rules.ppo_stages(loaded))
     problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
     problems += [problem for rule in order.RULES for problem in rule(loaded)]
+    problems += noise_rules.merges_can_hold_activations(loaded)
     problems += secrets.secrets_stay_out(loaded)
     return list(dict.fromkeys(problems))
 

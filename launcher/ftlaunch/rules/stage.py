@@ -18,7 +18,7 @@ from ftlaunch.rules.data import DataTable
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ZERO = ("zero1", "zero2", "zero3")
-TableName = Literal["model", "adapter", "optimizer", "parallel"]
+TableName = Literal["model", "adapter", "noise", "optimizer", "parallel"]
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,14 @@ def score(
     chunks = max(chunks, num_chunks(targets_N.shape[0]))
     if with_entropy or (trained_head and torch.is_grad_enabled()):
         chunk = partial(_score_chunk, head, smoothing=smoothing, with_entropy=with_entropy)
-        parts = [checkpoint(chunk, hidden_ND[here], targets_N[here], use_reentrant=False) for here in _slices(chunks)]
+        parts = [checkpoint(chunk, hidden_ND[here], targets_N[here], use_reentrant=False) for here in slices(chunks)]
         return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
     smoothed_N, logps_N, correct_N = _FrozenHead.apply(hidden_ND, targets_N, head, smoothing, chunks)
     return Scores(smoothed_N, logps_N, correct_N, logps_N.new_empty(0))
 
 
-def _slices(chunks: int) -> list[slice]:
+def slices(chunks: int) -> list[slice]:
+    """Where in N tokens each of so many chunks is."""
     return [slice(index * CHUNK, (index + 1) * CHUNK) for index in range(chunks)]
 
 
@@ -93,7 +94,7 @@ class _FrozenHead(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if wanted else None
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for here in _slices(chunks):
+        for here in slices(chunks):
             part, gradient = _score_and_grad(head, hidden_ND[here], targets_N[here], smoothing, wanted=wanted)
             parts.append(part)
             if grad_ND is not None and gradient is not None:

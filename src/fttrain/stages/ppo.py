@@ -16,6 +16,7 @@ from fttrain.engine import Engine
 from fttrain.experience import PpoMicro
 from fttrain.leave import StopRequest
 from fttrain.model import DTYPES, load_base, load_tokenizer
+from fttrain.noise import activations
 from fttrain.objectives import ppo
 from fttrain.practice import Practice
 from fttrain.rewards import FunctionReward, ModelReward, Reward, load_judge
@@ -86,10 +87,11 @@ def _reward(step: Step, stage: Ppo, judge: str | None) -> Reward:
 def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin, judge: str | None) -> Actor:
     """The policy with a new value head, its start as the reference, and the judge if a model gives the scores."""
     dtype, in_fp32 = DTYPES[step.model.dtype], not step.parallel.zero_stage
-    frozen = None
+    frozen, worn = None, artifact.worn(step, origin)
     if isinstance(step.adapter, Full):
         frozen = load_base(origin.base, dtype=dtype, packing=stage.packing).requires_grad_(False)
+        activations.wear(frozen, worn)
     elif origin.adapter is not None:
         adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=in_fp32)
-    head = None if judge is None else load_judge(judge, policy, origin.base, dtype=dtype, in_fp32=in_fp32)
+    head = None if judge is None else load_judge(judge, policy, origin.base, worn, dtype=dtype, in_fp32=in_fp32)
     return Actor(policy, temperature=stage.temperature, frozen=frozen, judge=head)

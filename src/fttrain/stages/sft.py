@@ -6,12 +6,15 @@ from torch import Tensor
 
 from ftlaunch.recipe import Sft
 from ftlaunch.rundir import Step, StepDir
+from fttrain.artifact import Origin
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed
 from fttrain.engine import Engine
 from fttrain.leave import StopRequest
-from fttrain.model import Scorer
+from fttrain.model import Repeater, Scorer
+from fttrain.noise import embeddings
+from fttrain.objectives.consistency import Twice
 from fttrain.training import train
 from fttrain.world import World
 
@@ -23,7 +26,7 @@ class CrossEntropy:
         return float(micro.targets_N.numel())
 
     def loss(self, engine: Engine, micro: Micro) -> Tensor:
-        return -engine.scores(micro).smoothed_N.sum()
+        return engine.scorer.disturbance.loss(lambda: -engine.scores(micro).smoothed_N.sum())
 
     def measures(self, engine: Engine) -> dict[str, float]:  # noqa: ARG002 the protocol's
         return {}
@@ -44,15 +47,42 @@ class CrossEntropy:
         return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/token_accuracy": correct / count}
 
 
+class Consistency(CrossEntropy):
+    """R-Drop: cross-entropy under two draws of dropout and noise, and how far the two are apart."""
+
+    def __init__(self) -> None:
+        self._divergence = 0.0
+        self._tokens = 0
+
+    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+        twice: Twice = engine.forward(micro)
+        self._divergence += float(twice.divergence_N.sum())
+        self._tokens += micro.targets_N.numel()
+        return twice.losses_N.sum()
+
+    def measures(self, engine: Engine) -> dict[str, float]:
+        """The divergence of the two passes over the step's tokens, in nats a token, both directions together."""
+        divergence, tokens = engine.world.sum([self._divergence, float(self._tokens)])
+        self._divergence, self._tokens = 0.0, 0
+        return {"r_drop/divergence": divergence / tokens}
+
+
 def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Train the stage; returns how far it came."""
     stage = step.stage
     assert isinstance(stage, Sft)
-    return train(
-        step,
-        folder,
-        world,
-        stop,
-        lambda model, _: Scorer(model, smoothing=stage.label_smoothing, neftune_alpha=stage.neftune_alpha),
-        lambda *_: CrossEntropy(),
-    )
+
+    def scorer(model: Any, _: Origin) -> Scorer:
+        smoothing, repeats = stage.label_smoothing, bool(stage.r_drop)
+        made = (
+            Repeater(model, smoothing=smoothing, weight=stage.r_drop) if repeats else Scorer(model, smoothing=smoothing)
+        )
+        if stage.neftune_alpha:
+            embedding = model.get_input_embeddings()
+            embeddings.add(embedding, made.places, alpha=stage.neftune_alpha, kind=stage.neftune_noise)
+        return made
+
+    def objective(*_: Any) -> CrossEntropy:
+        return Consistency() if stage.r_drop else CrossEntropy()
+
+    return train(step, folder, world, stop, scorer, objective)

@@ -1,0 +1,48 @@
+"""R-Drop: two passes under different draws of dropout and noise, trained to say the same."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fttrain.objectives.logps import Head, num_chunks, slices
+
+
+class Twice(NamedTuple):
+    """What two passes say of each chosen token."""
+
+    losses_N: Tensor
+    """Mean of both cross-entropies, and weight / 2 times both divergences; carries the gradient."""
+    divergence_N: Tensor
+    """KL(first, second) + KL(second, first) in nats, without gradient."""
+
+
+def r_drop(
+    hidden_2ND: tuple[Tensor, Tensor], targets_N: Tensor, head: Head, *, weight: float, smoothing: float, chunks: int
+) -> Twice:
+    """R-Drop's loss of `targets_N` (Liang et al. 2021, arXiv 2106.14448, eq. 4, halved), chunk by chunk of both passes.
+
+    As in `logps.score` the head is called in at least `chunks` chunks. Logits are computed again for the gradient.
+    """
+    chunk = partial(_chunk, head, weight=weight, smoothing=smoothing)
+    one, two = hidden_2ND
+    parts = [
+        checkpoint(chunk, one[here], two[here], targets_N[here], use_reentrant=False)
+        for here in slices(max(chunks, num_chunks(targets_N.shape[0])))
+    ]
+    return Twice(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _chunk(
+    head: Head, one_ND: Tensor, two_ND: Tensor, targets_N: Tensor, *, weight: float, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    first_NV, second_NV = (head(hidden_ND).float().log_softmax(-1) for hidden_ND in (one_ND, two_ND))
+    nll_N = sum(
+        F.cross_entropy(logp_NV, targets_N, reduction="none", label_smoothing=smoothing)
+        for logp_NV in (first_NV, second_NV)
+    )
+    divergence_N = ((first_NV.exp() - second_NV.exp()) * (first_NV - second_NV)).sum(-1)
+    return nll_N / 2 + weight / 2 * divergence_N, divergence_N.detach()
