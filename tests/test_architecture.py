@@ -43,10 +43,10 @@ FLOORS = {
     ),
     "fttrain": (
         "intake",
-        "objectives adapters attention classifier fold leave metrics optim progress world",
+        "objectives adapters attention classifier fold leave metrics optim progress texts world",
         "data",
         "model",
-        "actor engine chat gguf likeness preview",
+        "actor engine chat gguf likeness preview superweights",
         "artifact checkpoint comparison rollout",
         "experience guard merge references rewards",
         "practice",
@@ -55,6 +55,7 @@ FLOORS = {
         "stages",
         "__main__",
     ),
+    "fttrain.superweights": ("__init__ projections", "ablate find known", "plots", "__main__"),
     "fttrain.checkpoint": ("__init__ background image manifest random_states shards", "writer", "store"),
 }
 """Files and packages, lowest floor first: each imports from lower floors only, so those that share one are strangers.

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from ftlaunch.cli import trainer
+from ftlaunch.cli.options import Json
 from ftlaunch.errors import UserError
 
 
@@ -61,3 +62,34 @@ def chat(
     asked = [_made_by(each, merged=True) for each in model]
     options = ["--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]
     raise typer.Exit(trainer.call("fttrain.chat", *asked, *options))
+
+
+def superweights(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for two plots and the report.")] = Path(
+        "superweights"
+    ),
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure perplexity on.")
+    ] = None,
+    absolute: Annotated[float, typer.Option(min=0, metavar="A", help="A spike is larger than A; 0: any size.")] = 50,
+    relative: Annotated[
+        float, typer.Option(min=0, metavar="R", help="A spike is larger than R times the layers' median; 0: any.")
+    ] = 10,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Also put back their activations, and scale them: the paper's ablations.")
+    ] = False,
+    attention_spikes: Annotated[
+        bool, typer.Option("--attention-spikes", help="Also name layers whose attention output spikes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the single weights that a model cannot do without.
+
+    Example: ftlaunch superweights smollm2
+    """
+    options = ["--out", str(out), "--absolute", str(absolute), "--relative", str(relative)]
+    options += ["--text", str(text)] if text else []
+    flags = {"--ablate": ablate, "--attention-spikes": attention_spikes, "--json": as_json}
+    options += [flag for flag, wanted in flags.items() if wanted]
+    raise typer.Exit(trainer.call("fttrain.superweights", model, *options))
