@@ -1,6 +1,7 @@
 """`python -m fttrain.superweights MODEL`: the super weights of a model, and what it loses without each."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -28,7 +29,8 @@ COLUMNS = ("layer", "row", "column", "weight", "input", "output", "share")
 def main() -> int:
     options = _options()
     try:
-        report = _report(options)
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries have to say is not the result
+            report = _report(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
