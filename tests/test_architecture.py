@@ -45,18 +45,20 @@ FLOORS = {
     ),
     "fttrain": (
         "intake",
-        "objectives adapters attention classifier fold leave metrics noise optim progress world",
+        "objectives adapters attention classifier fold leave metrics noise optim progress quant texts world",
         "data",
         "model",
-        "actor engine chat gguf likeness preview",
+        "actor engine chat gguf likeness preview superweights",
         "artifact checkpoint comparison rollout",
-        "experience guard merge references rewards",
+        "experience guard merge quantize references rewards",
         "practice",
         "loop",
         "training",
         "stages",
         "__main__",
     ),
+    "fttrain.quant": ("__init__ grid ternary", "calibrate", "activations weights", "stored"),
+    "fttrain.superweights": ("__init__ projections", "ablate find known", "plots", "__main__"),
     "fttrain.checkpoint": ("__init__ background image manifest random_states shards", "writer", "store"),
 }
 """Files and packages, lowest floor first: each imports from lower floors only, so those that share one are strangers.

@@ -100,17 +100,22 @@ def compare(ref: Reference, folder: Path) -> Likeness:
 
     kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
     model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
-    ours = torch.cat([model(probe).logits[0].float() for probe in ref.probes])
-    theirs = torch.cat(ref.logits)
+    ours = [model(probe).logits[0].float() for probe in ref.probes]
     del model
     gc.collect()
+    return distance(ref.logits, ours, ref.of)
+
+
+def distance(reference: list[Tensor], other: list[Tensor], of: Literal["tokens", "rewards"] = "tokens") -> Likeness:
+    """How far one model's logits [T, V] (or rewards [1]) of each probe are from the reference's."""
+    theirs, ours = torch.cat(reference), torch.cat(other)
     difference = float((theirs - ours).abs().max())
-    if ref.of == "rewards":
+    if of == "rewards":
         ours, theirs = (_preferences(rewards) for rewards in (ours, theirs))
     logp, logq = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
     kl = (logp.exp() * (logp - logq)).sum(-1).mean()
     agreement = (theirs.argmax(-1) == ours.argmax(-1)).float().mean()
-    return Likeness(difference, float(kl), float(agreement), ref.of)
+    return Likeness(difference, float(kl), float(agreement), of)
 
 
 def _preferences(rewards_P: Tensor) -> Tensor:

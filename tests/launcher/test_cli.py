@@ -437,8 +437,21 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
         ("import", "m.gguf", "model"),
         ("chat", "one", "two", "--prompt", "hi there"),
         ("preview", recipe, "--rows", "5", "--set", "name=other"),
+        ("superweights", "model", "--relative", "8", "--ablate"),
+        ("quantize", "model", "out", "--bits", "3", "--asymmetric", "--activation-bits", "8", "--protect"),
+        ("import", recipe.parent, "model"),
     )
-    assert [call(*line)[0] for line in lines] == [3, 3, 3, 3]
+    assert [call(*line)[0] for line in lines] == [3] * len(lines)
+    assert called[4] == [
+        *("fttrain.superweights", "model", "--out", "superweights"),
+        *("--absolute", "50.0", "--relative", "8.0", "--ablate"),
+    ]
+    assert called[5] == [
+        *("fttrain.quantize", "model", "out", "--format", "int", "--bits", "3", "--granularity", "group"),
+        *("--group-size", "64", "--calibrator", "min-max", "--activation-granularity", "token"),
+        *("--activation-bits", "8", "--asymmetric", "--protect"),
+    ]
+    assert called[6] == ["fttrain.quantize", str(recipe.parent), "model", "--unpack"]
     assert called[:3] == [
         ["fttrain.merge", "adapter", "out", "--dtype", "fp16"],
         ["fttrain.gguf", "m.gguf", "model"],
@@ -494,7 +507,7 @@ def test_the_help_is_what_typer_would_say(call: Call, monkeypatch: pytest.Monkey
 def test_every_verb_shows_an_example(call: Call) -> None:
     group = typer.main.get_command(cli.app)
     verbs = [name for name, command in group.commands.items() if not command.hidden]
-    assert len(verbs) == 15
+    assert len(verbs) == 17
     for verb in verbs:
         assert f"Example: ftlaunch {verb}" in call(verb, "--help")[1]
 

@@ -23,10 +23,10 @@ for verb in (recipe_verbs.recipes, recipe_verbs.schema):
     app.command()(verb)
 for verb in (run_verbs.status, run_verbs.logs, run_verbs.stop, run_verbs.cancel, run_verbs.resume):
     app.command()(verb)
-for verb in (model_verbs.merge, model_verbs.chat):
+for verb in (model_verbs.merge, model_verbs.chat, model_verbs.quantize, model_verbs.superweights):
     app.command()(verb)
 app.command()(site_verbs.doctor)
-app.command("import")(model_verbs.import_gguf)
+app.command("import")(model_verbs.import_model)
 app.command(hidden=True)(run_verbs.drive)
 
 

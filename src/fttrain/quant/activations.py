@@ -1,0 +1,84 @@
+"""Activations in few bits: the inputs of linear layers rounded to a grid, by ranges observed or token by token."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fttrain.quant import grid as grids
+from fttrain.quant.calibrate import CALIBRATORS
+from fttrain.quant.grid import Grid, Steps
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How the inputs of layers are quantized."""
+
+    grid: Grid
+    steps: dict[str, Steps]
+    """Of each layer, by its name. Empty: each token's own least and largest value count."""
+
+
+def rounded(x: Tensor, grid: Grid, at: Steps | None, keep: Sequence[int] = ()) -> Tensor:
+    """`x` through the grid and back, the channels in `keep` left alone; without steps, by each token's own range."""
+    width = x.shape[-1]
+    lines = x.reshape(-1, width).float()
+    if keep:
+        lines = lines.clone()
+        lines[:, list(keep)] = 0.0
+    at = at or grids.steps(*lines.aminmax(dim=1), grid)
+    out = grids.dequantize(grids.quantize(lines, at, grid), at).reshape(x.shape).to(x.dtype)
+    if keep:
+        out[..., list(keep)] = x[..., list(keep)]
+    return out
+
+
+def install(layers: dict[str, nn.Module], how: Activations, keep: dict[str, list[int]]) -> list[Any]:
+    """Round the inputs of these layers from now on; returns handles that end it by `remove()`."""
+
+    def on(name: str, layer: nn.Module) -> Any:
+        at, kept = how.steps.get(name), keep.get(name, [])
+        return layer.register_forward_pre_hook(lambda _module, inputs: (rounded(inputs[0], how.grid, at, kept),))
+
+    return [on(name, layer) for name, layer in layers.items()]
+
+
+@torch.no_grad()
+def observe(
+    model: Any, layers: dict[str, nn.Module], windows: list[Tensor], grid: Grid, calibrator: str, keep: dict[str, Any]
+) -> Activations:
+    """Ranges of the inputs of each layer over windows of text, a batch a window, by the calibrator.
+
+    All inputs are held in memory, in 16 bits where the model computes so.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def note(name: str, x: Tensor) -> None:
+        lines = x.detach().reshape(-1, x.shape[-1]).cpu()
+        if name in keep:
+            lines = lines.clone()
+            lines[:, keep[name]] = 0.0
+        seen[name].append(lines.reshape(1, -1))
+
+    with _watched(layers, note):
+        for window in windows:
+            model(window.to(model.device))
+    choose = CALIBRATORS[calibrator]
+    ranges = {name: choose([batch.float() for batch in seen.pop(name)], grid) for name in layers}
+    return Activations(grid, {name: grids.steps(low, high, grid) for name, (low, high) in ranges.items()})
+
+
+@contextmanager
+def _watched(layers: dict[str, nn.Module], note: Any) -> Any:
+    handles = [
+        layer.register_forward_pre_hook(lambda _module, inputs, name=name: note(name, inputs[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

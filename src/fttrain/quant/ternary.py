@@ -1,0 +1,15 @@
+"""BitNet b1.58: weights of -1, 0 and 1 times one number (arXiv 2402.17764)."""
+
+from torch import Tensor
+
+SMALLEST = 1e-5
+
+
+def absmean(weight: Tensor) -> Tensor:
+    """The scale of a matrix, a scalar: the mean of |W|."""
+    return weight.abs().mean().clamp(min=SMALLEST)
+
+
+def ternary(weight: Tensor, gamma: Tensor) -> Tensor:
+    """-1, 0 and 1 in the shape of `weight`: RoundClip(W / gamma, -1, 1)."""
+    return (weight / gamma).round().clamp(-1, 1)

@@ -1,0 +1,104 @@
+"""One matrix of weights in few bits: quantized, with what must stay a float kept aside, and what it takes to store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fttrain.quant import grid as grids
+from fttrain.quant.calibrate import CALIBRATORS
+from fttrain.quant.grid import Granularity, Grid, Steps
+from fttrain.quant.ternary import absmean, ternary
+
+Format = Literal["int", "ternary", "nf4", "fp4"]
+Place = tuple[int, int]
+"""Row (output channel) and column (input channel) of a weight."""
+TERNARY, FOUR_BITS = Grid(2), Grid(4)
+DOUBLE_QUANTIZATION = 8 / 64 + 32 / (64 * 256)
+"""Bits a weight that the scales of blocks of 64 take: 8 each, and one fp32 for 256 of them (arXiv 2305.14314)."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights are quantized."""
+
+    format: Format = "int"
+    grid: Grid = FOUR_BITS
+    granularity: Granularity = "group"
+    group_size: int = 64
+    calibrator: str = "min-max"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix [outputs, inputs] in integers."""
+
+    codes: Tensor
+    """[G, N] in int16."""
+    at: Steps
+    grid: Grid
+    shape: tuple[int, int]
+    kept_at: tuple[Place, ...] = ()
+    """Weights that stay floats."""
+    kept: Tensor | None = None
+
+    def dequantized(self) -> Tensor:
+        """[outputs, inputs] in fp32: what the integers stand for, with what was kept put back."""
+        weight = grids.dequantize(self.codes.float(), self.at).reshape(self.shape)
+        return _put_back(weight, self.kept_at, self.kept)
+
+    @property
+    def num_bits(self) -> int:
+        """Of codes, scales (fp32), zeros (a byte each) and kept weights with their two indices."""
+        zeros = 0 if self.grid.symmetric else 8 * self.at.zero.numel()
+        return self.codes.numel() * self.grid.bits + 32 * self.at.scale.numel() + zeros + (32 + 64) * len(self.kept_at)
+
+
+def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Quantized:
+    """A matrix in integers. What is kept stretches no scale."""
+    weight = weight.float()
+    places = tuple(keep)
+    kept = torch.stack([weight[place] for place in places]) if places else None
+    rest = weight.clone()
+    for place in places:
+        rest[place] = 0.0
+    if scheme.format == "ternary":
+        gamma = absmean(rest).reshape(1, 1)
+        at, grid, values = Steps(gamma, torch.zeros(1, 1)), TERNARY, rest.reshape(1, -1)
+        codes = ternary(values, gamma)
+    else:
+        grid, values = scheme.grid, grids.blocks(rest, scheme.granularity, scheme.group_size)
+        at = grids.steps(*CALIBRATORS[scheme.calibrator]([values], grid), grid)
+        codes = grids.quantize(values, at, grid)
+    return Quantized(codes.to(torch.int16), at, grid, (weight.shape[0], weight.shape[1]), places, kept)
+
+
+def through_blocks_of_64(weight: Tensor, quant_type: str, keep: Sequence[Place] = ()) -> Tensor:
+    """A matrix to NF4 or FP4 with double quantization and back, by bitsandbytes, with what is kept put back."""
+    import bitsandbytes.functional as bnb
+
+    places = tuple(keep)
+    rest = weight.float().clone().contiguous()
+    kept = torch.stack([rest[place] for place in places]) if places else None
+    for place in places:
+        rest[place] = 0.0
+    packed, state = bnb.quantize_4bit(rest, quant_type=quant_type, compress_statistics=True)
+    return _put_back(bnb.dequantize_4bit(packed, state).float(), places, kept)
+
+
+def _put_back(weight: Tensor, places: Sequence[Place], kept: Tensor | None) -> Tensor:
+    if kept is not None:
+        for place, value in zip(places, kept, strict=True):
+            weight[place] = value
+    return weight
+
+
+def through(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> tuple[Tensor, float]:
+    """(what a matrix becomes in fp32, the bits that it takes in all)."""
+    if scheme.format in ("nf4", "fp4"):
+        bits = weight.numel() * (4 + DOUBLE_QUANTIZATION) + (32 + 64) * len(keep)
+        return through_blocks_of_64(weight, scheme.format, keep), bits
+    made = quantized(weight, scheme, keep)
+    return made.dequantized(), float(made.num_bits)

@@ -1,0 +1,133 @@
+"""Detection: a spike in the input and in the output of the same down projection, explained by a single weight."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fttrain.superweights.projections import ATTENTION, Place, Projection, down_projections, named, scaled
+
+PROMPT = "Apple Inc. is a worldwide tech company."
+"""Any short text does; this is the paper's."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a value is a spike. All that are set must hold, for input and output both."""
+
+    absolute: float = 50.0
+    """Least magnitude; the paper's code has 50. 0 turns the test off."""
+    relative: float = 10.0
+    """Least magnitude as a multiple of the median over all layers' largest. 0 turns the test off."""
+    share: float = 0.5
+    """Least share of the output's spike that the one weight must make up: W[row, column] · X[column] / Y[row]."""
+    passes: int = 10
+    """Most rounds of finding and zeroing."""
+
+
+@dataclass(frozen=True)
+class Spike:
+    """The largest values of one projection's input and output, with their channels."""
+
+    layer: int
+    module: str
+    input: float
+    column: int
+    output: float
+    row: int
+    weight: float
+    """W[row, column]."""
+    share: float
+    """weight · X[column] / Y[row], at the token of the output's spike: 1 where this product alone is the output."""
+
+    @property
+    def place(self) -> Place:
+        return Place(self.layer, self.row, self.column)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    weights: list[Spike]
+    """The super weights, in the order in which they were found."""
+    spikes: list[Spike]
+    """Every layer of the model as it is, for the plots."""
+    unexplained: list[Spike]
+    """Spikes on both sides, of the last pass, that no single weight makes up."""
+
+    @property
+    def places(self) -> list[Place]:
+        return [spike.place for spike in self.weights]
+
+
+def find(model: Any, ids: Tensor, limits: Limits) -> Found:
+    """Super weights of a model, told from one forward pass over `ids` [1, T] at a time; the model stays as it is.
+
+    Each pass zeroes what it finds, so that the next one sees what was hidden behind it.
+    """
+    down = down_projections(model)
+    first = spikes(model, ids, down.values())
+    current, found = first, []
+    candidates: list[Spike] = []
+    for _ in range(limits.passes):
+        candidates = [spike for spike in spiking(current, limits) if spike.weight]
+        explained = [spike for spike in candidates if spike.share >= limits.share]
+        if not explained:
+            break
+        found += explained
+        with scaled(down, [spike.place for spike in found], 0.0):
+            current = spikes(model, ids, down.values())
+    unexplained = [spike for spike in candidates if spike.share < limits.share]
+    return Found(found, first, unexplained)
+
+
+def attention_spikes(model: Any, ids: Tensor, limits: Limits) -> list[Spike]:
+    """Layers, not weights: attention output projections whose output alone spikes, as seed projects choose layers."""
+    seen = spikes(model, ids, named(model, ATTENTION).values())
+    return [spike for spike in seen if _is_spike([other.output for other in seen], spike.output, limits)]
+
+
+def spiking(layers: list[Spike], limits: Limits) -> list[Spike]:
+    """Those with a spike in both input and output."""
+    inputs, outputs = [one.input for one in layers], [one.output for one in layers]
+    return [one for one in layers if _is_spike(inputs, one.input, limits) and _is_spike(outputs, one.output, limits)]
+
+
+def _is_spike(values: list[float], value: float, limits: Limits) -> bool:
+    median = statistics.median(map(abs, values))
+    return abs(value) > max(limits.absolute, limits.relative * median)
+
+
+@torch.no_grad()
+def spikes(model: Any, ids: Tensor, projections: Iterable[Projection]) -> list[Spike]:
+    """The largest input and output of each projection in one forward pass."""
+    seen: list[Spike] = []
+
+    def watch(projection: Projection) -> Any:
+        return projection.module.register_forward_hook(
+            lambda _module, inputs, output: seen.append(_spike(projection, inputs[0][0], output[0]))
+        )
+
+    handles = [watch(projection) for projection in projections]
+    try:
+        model(ids.to(model.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted(seen, key=lambda spike: spike.layer)
+
+
+def _spike(projection: Projection, input_TK: Tensor, output_TJ: Tensor) -> Spike:
+    token, column = divmod(int(input_TK.abs().argmax()), input_TK.shape[1])
+    largest = float(input_TK[token, column])
+    token, row = divmod(int(output_TJ.abs().argmax()), output_TJ.shape[1])
+    output, weight = float(output_TJ[token, row]), float(projection.matrix[row, column])
+    share = weight * float(input_TK[token, column]) / output if output else 0.0
+    return Spike(projection.layer, projection.name, largest, column, output, row, weight, share)

@@ -1,0 +1,77 @@
+"""The projections of a model in which spikes are looked for, and their weights by output and input channel."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftlaunch.errors import UserError
+
+DOWN = re.compile(r"(?:.*\.)?(\d+)\.(?:mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)")
+"""Names of the layer that ends an MLP: of Llama, Mistral, Gemma and Qwen, GPT-2 and GPT-Neo, GPT-NeoX, Falcon and
+BLOOM, Phi and OPT."""
+ATTENTION = re.compile(
+    r"(?:.*\.)?(\d+)\.(?:self_attn|attn|self_attention|attention|attn\.attention)\.(?:o_proj|c_proj|dense|out_proj)"
+)
+"""Names of the layer that ends an attention block in these."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One weight: layer, output channel (row) and input channel (column), as Y[row] += W[row, column] · X[column]."""
+
+    layer: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer, whichever way round it stores its weights."""
+
+    layer: int
+    name: str
+    module: Any
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as [outputs, inputs], a view: GPT-2's Conv1D stores [inputs, outputs]."""
+        weight = self.module.weight.data
+        return weight if isinstance(self.module, nn.Linear) else weight.T
+
+
+def down_projections(model: nn.Module) -> dict[int, Projection]:
+    """The layer that ends each MLP, by number. Raises UserError where the model has none of a known name."""
+    found = named(model, DOWN)
+    if not found:
+        remedy = "super weights are looked for in mlp.down_proj, mlp.c_proj, mlp.dense_4h_to_h and fc2"
+        raise UserError("no down projection was found in this model", remedy)
+    return found
+
+
+def named(model: nn.Module, pattern: re.Pattern[str]) -> dict[int, Projection]:
+    """Modules with a matrix of floats whose whole name matches, by the layer number in it."""
+    matches = ((name, module, pattern.fullmatch(name)) for name, module in model.named_modules())
+    return {
+        int(match[1]): Projection(int(match[1]), name, module)
+        for name, module, match in matches
+        if match and getattr(module, "weight", None) is not None and module.weight.is_floating_point()
+    }
+
+
+@contextmanager
+def scaled(down: dict[int, Projection], places: Sequence[Place], factor: float) -> Iterator[None]:
+    """Within, these weights are multiplied by `factor`; afterwards they are what they were, to the last bit."""
+    held = [down[place.layer].matrix[place.row, place.column].clone() for place in places]
+    with torch.no_grad():
+        for place, value in zip(places, held, strict=True):
+            down[place.layer].matrix[place.row, place.column] = value * factor
+    try:
+        yield
+    finally:
+        for place, value in zip(places, held, strict=True):
+            down[place.layer].matrix[place.row, place.column] = value
