@@ -7,11 +7,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 WARM_UP = 2
 Lines = list[dict[str, float]]
-"""Of each step: loss, grad_norm, seconds, and the number of units (tokens, pairs) in it."""
+"""Of each step: loss, grad_norm, seconds, and of ours the number of units (tokens, pairs) in it."""
+Contender = Callable[[str, Path, list[dict[str, str]], int], Lines]
+"""(model, adapter, rows, steps) → its lines."""
 
 
 def make_parser(doc: str | None, *, kinds: list[str], steps: int) -> argparse.ArgumentParser:
@@ -24,6 +29,112 @@ def make_parser(doc: str | None, *, kinds: list[str], steps: int) -> argparse.Ar
     parser.add_argument("--contender", choices=["ours", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--adapter", type=Path, help=argparse.SUPPRESS)
     return parser
+
+
+def compete(
+    script: str,
+    options: argparse.Namespace,
+    contenders: dict[str, Contender],
+    rows_of: Callable[[str, Path, int], list[dict[str, str]]],
+    *,
+    kinds: list[str],
+    batch: int,
+    unit: str,
+) -> None:
+    """In a contender's process take its steps; else run the script for each in turn, and compare them."""
+    if options.contender:
+        rows = rows_of(options.kind, options.data, batch * options.steps)
+        tell(contenders[options.contender](options.model, options.adapter, rows, options.steps))
+    else:
+        fight(Path(script), options, [options.kind] if options.kind else kinds, unit=unit)
+
+
+def bench_step(stage: Any, model: str, *, micro_batch_size: int | None = None) -> Any:
+    """A step of ours as a run folder would hold it: one process, LoRA, a CPU."""
+    from ftlaunch.recipe import Lora, Model, Optimizer, Parallel
+    from ftlaunch.rundir import Step
+
+    return Step(
+        name="bench",
+        stage=stage,
+        model=Model(path=model),
+        adapter=Lora(),
+        optimizer=Optimizer(),
+        parallel=Parallel(device="cpu"),
+        data={},
+        seed=0,
+        deterministic=False,
+        world_size=1,
+        micro_batch_size=micro_batch_size,
+        training_hash="",
+    )
+
+
+def take_steps(engine: Any, objective: Any, micros_of: Callable[[int], list[Any]], steps: int, unit: str) -> Lines:
+    """Steps of ours, each on the micro-batches that `micros_of` lays out for it."""
+    from fttrain.loop import _take
+
+    lines = []
+    for number in range(steps):
+        started = time.perf_counter()
+        micros = micros_of(number)
+        weight = sum(map(objective.weight, micros))
+        outcome = _take(objective, engine, micros, weight)
+        seconds = time.perf_counter() - started
+        units = sum(micro.tokens for micro in micros) if unit == "tokens" else weight
+        lines.append({"loss": outcome.loss, "grad_norm": outcome.grad_norm, "seconds": seconds, unit: units})
+    return lines
+
+
+def take_steps_of_trl(
+    trainer: type[Any], config: type[Any], model: str, adapter: Path, chat: list[Any], steps: int, **settings: Any
+) -> Lines:
+    """Steps of a trainer of TRL's over rows in order: bf16 weights, no activation checkpointing."""
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.lines: Lines = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds = time.perf_counter() - self.started
+
+        def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" in logs:
+                self.lines.append({"loss": logs["loss"], "grad_norm": logs["grad_norm"], "seconds": self.seconds})
+
+    in_order = type(trainer.__name__, (trainer,), {"_get_train_sampler": lambda *_: SequentialSampler(chat)})
+    torch.set_num_threads(torch.get_num_threads())
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    with tempfile.TemporaryDirectory() as out:
+        clock = Clock()
+        in_order(
+            model=PeftModel.from_pretrained(base, str(adapter), is_trainable=True),
+            args=config(
+                output_dir=out,
+                max_steps=steps,
+                lr_scheduler_type="constant",
+                bf16=True,
+                use_cpu=True,
+                gradient_checkpointing=False,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                **settings,
+            ),
+            train_dataset=Dataset.from_list(chat),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            callbacks=[clock],
+        ).train()
+    return clock.lines
 
 
 def make_adapter(model: str, folder: Path) -> None:

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duel
 import numpy as np
 import torch
 from accelerate import PartialState
 
-from ftlaunch.recipe import Lora, Model, Optimizer, Parallel, Ppo
-from ftlaunch.rundir import Step
+from ftlaunch.recipe import Ppo
 from fttrain.actor import Actor
 from fttrain.engine import Engine
 from fttrain.model import DTYPES, load_base, load_tokenizer
@@ -29,20 +29,7 @@ ALMOST_GREEDY = 0.01
 
 def ours(model: str, dtype: str, prompts: list[np.ndarray], stop: int, longest: int) -> tuple[list[list[int]], float]:
     """Answers, and the seconds that they took."""
-    stage = Ppo(data="prompts", reward_function="gsm8k")
-    step = Step(
-        name="bench",
-        stage=stage,
-        model=Model(path=model),
-        adapter=Lora(),
-        optimizer=Optimizer(),
-        parallel=Parallel(device="cpu"),
-        data={},
-        seed=0,
-        deterministic=False,
-        world_size=1,
-        training_hash="",
-    )
+    step = duel.bench_step(Ppo(data="prompts", reward_function="gsm8k"), model)
     PartialState(cpu=True)
     engine = Engine(step, World(0, 1, 0, 1, torch.device("cpu"), ()))
     actor = Actor(load_base(step.model, dtype=DTYPES[dtype], packing=True), temperature=ALMOST_GREEDY)
