@@ -45,7 +45,7 @@ FLOORS = {
     ),
     "fttrain": (
         "intake",
-        "objectives adapters attention classifier fold leave metrics noise optim progress quant texts world",
+        "objectives adapters attention classifier fold leave metrics noise optim progress quant reduce texts world",
         "data",
         "model",
         "actor engine chat gguf likeness preview superweights",

@@ -12,7 +12,7 @@ from ftlaunch.backend import request
 from ftlaunch.cluster import Cluster, seconds
 from ftlaunch.errors import RecipeError, UserError
 from ftlaunch.recipe import Parallel, Sft
-from ftlaunch.sites import load_cluster
+from ftlaunch.sites import exclude, load_cluster
 
 
 def write(folder: Path, text: str, name: str = "site") -> Path:
@@ -105,6 +105,21 @@ def test_a_stage_is_given_what_the_profile_says() -> None:
     assert expected.items() <= found.items()
     assert "\nsource /etc/profile\nmodule load cuda\n" in text
     assert "--kill-on-bad-exit=1 --wait=60 --export=ALL --cpus-per-task=8 --cpu-bind=none" in text
+
+
+@pytest.mark.parametrize("text", ['exclude = ["n1"]\npartition = "a"\n', 'partition = "a"\n[sbatch]\nnice = 5\n'])
+def test_nodes_are_excluded_in_the_profiles_own_text(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    before = load_cluster(str(path))
+    exclude(str(path), ["n3", "n2"])
+    assert load_cluster(str(path)) == msgspec.structs.replace(before, exclude=sorted({*before.exclude, "n2", "n3"}))
+
+
+def test_a_text_that_cannot_be_changed_is_left_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, text := 'exclude = [\n  "n1",\n]\n')
+    with pytest.raises(UserError, match="cannot be changed"):
+        exclude(str(path), ["n2"])
+    assert path.read_text() == text
 
 
 def test_mail_comes_when_a_stage_fails_and_when_the_run_is_done() -> None:
