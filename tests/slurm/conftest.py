@@ -12,6 +12,7 @@ from scheduled import ROOT, Acted, devcluster, slurm, submit_acted
 
 from ftlaunch.cluster import Cluster
 from ftlaunch.sites import load_cluster
+from ftlaunch.watch.queue import read_job
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +50,6 @@ def act(dev: Cluster, tmp_path: Path) -> Iterator[Submit]:
 
     yield call
     for acted in made:
-        ids = [json.loads(step.job.read_text())["id"] for step in acted.run.step_dirs() if step.job.exists()]
+        ids = [id for step in acted.run.step_dirs() if (job := read_job(step)) for id in job.ids]
         slurm("scancel", "--signal=KILL", "--full", *ids)
         slurm("scancel", *ids)
