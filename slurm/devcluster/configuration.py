@@ -113,6 +113,7 @@ AccountingStorageType={storage}
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={DATABASE_DAEMON_PORT}
 AccountingStoragePass={STATE}/munge/socket
+AccountingStoreFlags=job_comment,job_env,job_script
 {_nodes(layout)}
 PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=60 MaxTime=1-0
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF MaxTime=1-0

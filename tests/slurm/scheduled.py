@@ -23,8 +23,8 @@ from ftlaunch.cluster import Cluster
 from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
 from ftlaunch.rundir import RunDir, Step
-from ftlaunch.watch import runs
-from ftlaunch.watch.queue import read_job
+from ftlaunch.watch import queue, runs
+from ftlaunch.watch.queue import Entry, read_job
 from ftlaunch.watch.status import RunStatus, is_over, read_status
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -88,6 +88,16 @@ class Acted:
         """How the run stands once nothing of it waits or runs, and all has been said about it."""
         self.wait(lambda status: status.state not in ("queued", "waiting", "running"), seconds)
         return self.wait(lambda _: is_over(self.run), 20)
+
+    def wait_for_accounts(self) -> dict[str, Entry]:
+        """What the accounting says of the jobs, which it hears of a moment after their end."""
+        deadline = time.monotonic() + 30
+        while True:
+            known = queue._sacct(self.jobs, self.cluster)
+            if len(known) == len(self.jobs) and not any(entry.alive for entry in known.values()):
+                return known
+            assert time.monotonic() < deadline, known
+            time.sleep(0.5)
 
     def ended(self, stage: str = "01-sft") -> list[dict[str, Any]]:
         """What each attempt of a stage left behind; an empty one for attempts that were cut off."""

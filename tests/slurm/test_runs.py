@@ -10,6 +10,7 @@ import pytest
 from scheduled import Acted, slurm
 
 from ftlaunch.backend import control, submit
+from ftlaunch.backend.request import request
 from ftlaunch.watch import runs
 
 Submit = Callable[..., Acted]
@@ -20,6 +21,10 @@ def test_stages_are_jobs_one_after_the_other(act: Submit) -> None:
     first = acted.wait(lambda status: status.stages[0].state == "running")
     assert first.stages[0].nodes is not None
     assert first.stages[1].state == "waiting"
+    plan = runs.read_plan(acted.run)
+    for planned in plan.steps:
+        (submitted,) = acted.run.step_dir(planned.name).jobs.glob("*_submission.sh")
+        assert submitted.read_text() == request(plan, planned, acted.cluster).script
     assert acted.wait_for_end().state == "done"
     assert acted.is_calm("01-sft")
     assert acted.is_calm("02-sft")
