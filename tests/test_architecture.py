@@ -41,11 +41,12 @@ FLOORS = {
         "__init__",
         "budget hang launch meeting prepare replan requeue restarts scheduled",
         "anew local on_node probe request",
+        "task",
         "control doctor submit",
     ),
     "fttrain": (
         "intake",
-        "objectives adapters attention classifier fold leave metrics noise optim progress quant texts world",
+        "objectives adapters attention classifier fold leave metrics noise optim progress quant reduce texts world",
         "data",
         "model",
         "actor engine chat gguf likeness preview superweights",

@@ -52,7 +52,7 @@ class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds ahead of the time limit at which all ranks are asked to save: longer than one step and one save."""
     hang_after: Annotated[int, Meta(ge=5)] = 600
     """Seconds without an optimizer step after which a stage is ended and started again; longer where an evaluation or a
-    save has taken longer, and three times as long (but at least two minutes) ahead of the first step."""
+    save has taken longer, and three times as long (but at least five minutes) ahead of the first step."""
     max_restarts: NonNegative = 50
     """Restarts of one stage, whatever their cause."""
     restart: Literal["requeue", "successor"] = "requeue"

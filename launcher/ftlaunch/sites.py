@@ -1,6 +1,7 @@
 """Finding and reading site profiles."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from ftlaunch.load.wording import did_you_mean, literal
 PACKAGE = Path(__file__).parent
 START_SECONDS = 60
 """A start that may not even take so long ahead of its signal can take no step."""
+EXCLUDE = re.compile(r"^exclude *= *\[[^\]\n]*\]", re.MULTILINE)
 SET_BY_FTLAUNCH = (
     "nodes ntasks-per-node dependency output error signal requeue no-requeue kill-on-invalid-dep array export"
     " job-name wrap chdir partition account qos constraint cpus-per-task mem time exclude gres gpus-per-node"
@@ -56,6 +58,23 @@ def load_cluster(name_or_path: str) -> Cluster:
         if not problems:
             return cluster
     raise RecipeError(problems)
+
+
+def exclude(name_or_path: str, nodes: Sequence[str]) -> Path:
+    """Have a profile exclude further nodes, and return its file. UserError where its text does not let that be done."""
+    path = find_profile(name_or_path)
+    before = layers.read_text(path)
+    wanted = sorted({*load_cluster(name_or_path).exclude, *nodes})
+    line = f"exclude = [{', '.join(map(literal, wanted))}]"
+    after, replaced = EXCLUDE.subn(line, before, count=1)
+    path.write_text(after if replaced else f"{line}\n{before}")
+    try:
+        if sorted(load_cluster(str(path)).exclude) == wanted:
+            return path
+    except RecipeError:
+        pass
+    path.write_text(before)
+    raise UserError(f"{path} is written in a way that cannot be changed", f"write it yourself: {line}")
 
 
 def _contradictions(cluster: Cluster, where: Where) -> Iterator[Problem]:

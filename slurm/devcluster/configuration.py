@@ -77,6 +77,7 @@ def _hosts(layout: Layout) -> str:
 def _slurm_conf(layout: Layout) -> str:
     user = pwd.getpwuid(os.geteuid()).pw_name
     controller = BRIDGE_ADDRESS if layout.network else "127.0.0.1"
+    kept = "job_comment,job_env,job_script" if layout.accounting else "job_comment"
     storage = "accounting_storage/slurmdbd" if layout.accounting else "accounting_storage/none"
     return f"""\
 ClusterName=dev
@@ -113,6 +114,7 @@ AccountingStorageType={storage}
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={DATABASE_DAEMON_PORT}
 AccountingStoragePass={STATE}/munge/socket
+AccountingStoreFlags={kept}
 {_nodes(layout)}
 PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=60 MaxTime=1-0
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF MaxTime=1-0

@@ -22,7 +22,7 @@ from statistics import mean, median
 
 from msgspec import Struct
 from tests.conftest import save_tiny_model, write_rows
-from tests.faults.strikes import CONF, DEVCLUSTER, STRIKES, find_target, restart_controller
+from tests.faults.strikes import CONF, DEVCLUSTER, STRIKES, find_target
 
 from ftlaunch.rundir import Attempt, RunDir, StepDir, read_jsonl
 from ftlaunch.watch import progress
@@ -31,6 +31,8 @@ from ftlaunch.watch.status import newest_checkpoint
 EVERY_SECONDS = 30.0
 STEPS_A_MINUTE = 20
 """About as many as two busy cores take in a minute of the storm."""
+SETTLE_SECONDS = 60.0
+"""A failure that has not ended an attempt by then has not disturbed it."""
 POLL_SECONDS = 0.3
 PATIENCE_SECONDS = 600.0
 """The run may take so long to go on after a failure."""
@@ -88,13 +90,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--strategy", default="ddp")
+    parser.add_argument("--again", type=Path, metavar="FOLDER", help="take the calm run that an earlier storm left")
     wanted = parser.parse_args()
     print(f"seed {wanted.seed}, {wanted.minutes:g} minutes, {wanted.strategy} on 2 of 3 nodes", flush=True)
     subprocess.run([sys.executable, str(DEVCLUSTER), "up", "--nodes", "3"], check=True, stdout=subprocess.DEVNULL)
-    folder = Path(tempfile.mkdtemp(prefix="ftlaunch-storm-"))
+    folder = wanted.again or Path(tempfile.mkdtemp(prefix="ftlaunch-storm-"))
     print(f"in {folder}, which stays where something is wrong", flush=True)
-    recipes = _write(folder, wanted)
-    calm = _submit(recipes["calm"])
+    if wanted.again:
+        shutil.rmtree(folder / "stormy", ignore_errors=True)
+        recipes = {name: folder / f"{name}.toml" for name in ("calm", "stormy")}
+        calm = RunDir(folder / "calm").step_dirs()[0]
+    else:
+        recipes = _write(folder, wanted)
+        calm = _submit(recipes["calm"])
     _wait(calm, lambda: False, seconds=wanted.minutes * 60 + PATIENCE_SECONDS)
     pace = median(after["time"] - before["time"] for before, after in pairwise(_steps(calm)))
     print(f"calm run: {pace:.3f} s a step", flush=True)
@@ -152,20 +160,19 @@ def _strike(step: StepDir, draw: random.Random) -> Hit | None:
         return None
     struck, number, taken = time.time(), target.attempt.number, _steps(step)[-1]["step"]
     what = strike(target)
-    disturbs = strike is not restart_controller
     moved: list[float] = []
 
     def has_recovered() -> bool:
+        """Whether another attempt has taken a step and saved, or the same one long after it was struck."""
         newest = step.all_attempts()[-1]
-        if disturbs and newest.number == number:
-            return False
-        since = _began(newest) if disturbs else struck
+        since = _began(newest) if newest.number > number else struck + SETTLE_SECONDS
         moved.extend(entry["time"] for entry in progress.newest(step.metrics)[-1:] if entry["time"] > since)
         saved = newest_checkpoint(step)
         return bool(moved) and saved is not None and Path(saved, "manifest.json").stat().st_mtime > since
 
     _wait(step, has_recovered)
-    return Hit(what, struck, taken, number, moved[0] - struck if disturbs and moved else 0.0)
+    disturbed = step.all_attempts()[-1].number > number
+    return Hit(what, struck, taken, number, moved[0] - struck if disturbed and moved else 0.0)
 
 
 def _began(attempt: Attempt) -> float:
@@ -194,8 +201,8 @@ def _describe(step: StepDir, hit: Hit) -> str:
     """A line that says what struck and how the run took it."""
     ended = step.all_attempts()[hit.attempt - 1].ended
     if not hit.restart:
-        outcome = "not noticed"
-    elif ended.exists():
+        return f"attempt {hit.attempt}, step {hit.step}: {hit.what}: went on undisturbed"
+    if ended.exists():
         told = json.loads(ended.read_text())
         outcome = f"{told['cause']}: {told['reason']}"
     else:

@@ -19,7 +19,7 @@ from ftlaunch.watch import queue
 DEVCLUSTER = Path(__file__).parent.parent.parent / "slurm/devcluster"
 STATE = Path("/tmp/ftlaunch-devcluster")
 CONF = {"SLURM_CONF": str(STATE / "slurm.conf")}
-OUTAGE_SECONDS = 12.0
+OUTAGE_SECONDS = 20.0
 """A node stays away longer than SLURM waits for it (SlurmdTimeout)."""
 NODE = re.compile(rb"\0SLURMD_NODENAME=([^\0]+)\0")
 

@@ -76,6 +76,18 @@ def train() -> None:
     write(STEP / "result.json", {})
 
 
+def hang() -> None:
+    """Two ranks, the second of which is stopped, and a launching process that waits for them."""
+    import subprocess
+
+    for rank in "01":
+        env = {**os.environ, "RANK": rank}
+        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], env=env)
+    time.sleep(0.2)
+    os.kill(child.pid, signal.SIGSTOP)
+    child.wait()
+
+
 def train_until_stopped() -> None:
     step = 0
     while not (STEP / "stop").exists():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from acted import write_run
 
 from ftlaunch import processes
-from ftlaunch.backend import control, launch, local
+from ftlaunch.backend import control, hang, launch, local
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.processes import lock
 from ftlaunch.rundir import RunDir
@@ -121,6 +122,15 @@ def test_a_failed_stage_ends_the_run(tmp_path: Path) -> None:
     assert "error: rank 1: RuntimeError: boom\n    Traceback\n" in said
     assert f"log: {run.path}/01-sft/attempts/1/rank1.log" in said
     assert run.step_dir("02-sft").all_attempts() == []
+
+
+def test_a_rank_that_is_stopped_while_others_wait_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHECK_SECONDS", "STOPPED_SECONDS", "STACK_SECONDS"):
+        monkeypatch.setattr(hang, name, 0.1)
+    run = write_run(tmp_path / "r", "hang")
+    code, said = drive(run)
+    assert code == STAGE_FAILED
+    assert re.search(r"rank 1: Hang: no step for \d s; rank 1 on \S+ is stopped by a signal", said)
 
 
 def test_a_users_mistake_is_shown_with_its_remedy_only(tmp_path: Path) -> None:

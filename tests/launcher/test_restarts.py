@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftlaunch.backend.restarts import FRUITLESS, Ended, why_not, why_not_later
+from ftlaunch.backend.restarts import FRUITLESS, Ended, is_echo, ran_out_of_memory, why_not, why_not_later
 from ftlaunch.processes.outcome import Failure
 
 
@@ -76,3 +76,28 @@ def test_starts_that_never_come_to_a_checkpoint_are_given_up() -> None:
     starts = [ended(None, None, cause="preempted") for _ in range(FRUITLESS)]
     assert why_not_later(starts[0], starts[1:], 50) is None
     assert (why_not_later(starts[0], starts, 50) or "").startswith("4 starts in a row have made no checkpoint")
+
+
+ECHOES = (
+    ("RuntimeError", "[gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.77.0.2]:4711"),
+    ("DistBackendError", "NCCL error: remote process exited or there was a network error"),
+    ("DistNetworkError", "The client socket has failed to connect to any network address of (n1, 12345)"),
+    ("RuntimeError", "wait timeout after 1800000ms, keys: /default_pg/0//worker; TCPStore is gone"),
+    ("PeerDied", "rank 1 died without a word"),
+    ("BrokenPipeError", "[Errno 32] Broken pipe"),
+)
+
+
+@pytest.mark.parametrize(("kind", "message"), ECHOES)
+def test_who_only_says_that_another_has_gone_is_told_apart(kind: str, message: str) -> None:
+    assert is_echo(failure(kind, message))
+
+
+@pytest.mark.parametrize("message", ["cannot restore the state", "no such store room", "a speer of websockets"])
+def test_words_that_only_hold_such_words_are_no_echo(message: str) -> None:
+    assert not is_echo(failure("RuntimeError", message))
+
+
+@pytest.mark.parametrize(("message", "memory"), [("bigscience/bloom has no such layer", False), ("oom-kill", True)])
+def test_a_model_called_bloom_is_not_out_of_memory(message: str, memory: bool) -> None:
+    assert ran_out_of_memory(failure("RuntimeError", message)) is memory

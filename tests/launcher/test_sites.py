@@ -1,5 +1,6 @@
 """Site profiles: found, judged, and turned into batch scripts that run nothing but what they should."""
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,8 +12,9 @@ from acted import make_plan
 from ftlaunch.backend import request
 from ftlaunch.cluster import Cluster, seconds
 from ftlaunch.errors import RecipeError, UserError
+from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Parallel, Sft
-from ftlaunch.sites import load_cluster
+from ftlaunch.sites import exclude, load_cluster
 
 
 def write(folder: Path, text: str, name: str = "site") -> Path:
@@ -107,6 +109,21 @@ def test_a_stage_is_given_what_the_profile_says() -> None:
     assert "--kill-on-bad-exit=1 --wait=60 --export=ALL --cpus-per-task=8 --cpu-bind=none" in text
 
 
+@pytest.mark.parametrize("text", ['exclude = ["n1"]\npartition = "a"\n', 'partition = "a"\n[sbatch]\nnice = 5\n'])
+def test_nodes_are_excluded_in_the_profiles_own_text(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    before = load_cluster(str(path))
+    exclude(str(path), ["n3", "n2"])
+    assert load_cluster(str(path)) == msgspec.structs.replace(before, exclude=sorted({*before.exclude, "n2", "n3"}))
+
+
+def test_a_text_that_cannot_be_changed_is_left_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, text := 'exclude = [\n  "n1",\n]\n')
+    with pytest.raises(UserError, match="cannot be changed"):
+        exclude(str(path), ["n2"])
+    assert path.read_text() == text
+
+
 def test_mail_comes_when_a_stage_fails_and_when_the_run_is_done() -> None:
     plan = make_plan(Path("/runs/r"), "train", "train")
     sent = [flags(request.request(plan, step, Cluster(mail="me@site")).script) for step in plan.steps]
@@ -144,21 +161,69 @@ def test_the_price_is_that_of_all_starts() -> None:
     assert asked.price == "2 nodes × 4 GPUs × 2:00:00 = 16 GPU-hours a start; at most 80 in 5 starts"
 
 
-@pytest.mark.parametrize("text", ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"', "-x", "a,b", "x" * 1024])
-def test_no_value_is_ever_run(text: str, tmp_path: Path) -> None:
-    path = write(
-        tmp_path, f"partition = {text!r}\n[sbatch]\ncomment = {text!r}" if "'" not in text else f'partition = "{text}"'
-    )
-    cluster = load_cluster(str(path))
-    written = script(cluster)
-    assert flags(written)["partition"] == text
-    # Everything ahead of srun, as bash would run it.
-    subprocess.run(["bash", "-c", written.partition("\nsrun ")[0]], cwd=tmp_path, check=True)
-    assert not (tmp_path / "pwned").exists()
+TRICKS = ("$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"; touch pwned; "', "-x", "--wrap=true", "a,b", "\\")
+LONG = "x" * 1024
+FLAGS = ("partition", "account", "qos", "constraint", "exclude", "sbatch.comment", "mail", "stage.sft.qos")
+WORDS = ("srun", "container", "mounts", "python")
+
+
+def profile_with(key: str, text: str) -> str:
+    """A profile in which one key is a text."""
+    value = json.dumps({"container": f"pyxis:{text}", "mounts": f"/{text}"}.get(key, text))
+    more = '\ncontainer = "pyxis:i"' if key == "mounts" else ""
+    return f"{key} = {f'[{value}]' if key in ('exclude', 'srun', 'mounts') else value}{more}"
+
+
+@pytest.mark.parametrize("key", FLAGS)
+def test_the_value_of_a_flag_is_handed_over_as_it_is(key: str, tmp_path: Path) -> None:
+    flag = {"sbatch.comment": "comment", "mail": "mail-user", "stage.sft.qos": "qos"}.get(key, key)
+    for text in (*TRICKS, LONG):
+        written = script(load_cluster(str(write(tmp_path, profile_with(key, text)))))
+        assert flags(written)[flag] == text
+        run_as_bash_would(written, tmp_path)
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_a_word_of_the_command_is_handed_over_as_it_is(key: str, tmp_path: Path) -> None:
+    for text in (*TRICKS, LONG[:1000]):
+        profile = str(write(tmp_path, profile_with(key, text)))
+        if key == "mounts" and {*text} & {*":,"}:
+            with pytest.raises(RecipeError, match="mounts"):
+                load_cluster(profile)
+            continue
+        written = script(load_cluster(profile))
+        words = shlex.split(written[written.index("\nsrun ") :])
+        mounts = f"--container-mounts=/runs/r:/runs/r,/{text}:/{text}"
+        assert {"container": f"--container-image={text}", "mounts": mounts}.get(key, text) in words
+        run_as_bash_would(written, tmp_path)
+
+
+def run_as_bash_would(written: str, folder: Path) -> None:
+    """Everything of a batch script, with a srun that only takes note of its words."""
+    told = folder / "words"
+    srun = f"srun() {{ printf '%s\\n' \"$@\" > {shlex.quote(str(told))}; }}\n"
+    subprocess.run(["bash", "-c", srun + written], cwd=folder, check=True)
+    assert "--kill-on-bad-exit=1" in told.read_text()
+    assert not (folder / "pwned").exists()
+
+
+@pytest.mark.parametrize("text", [*TRICKS[:4], "a b", "ü"])
+def test_a_runs_folder_is_handed_over_as_it_is(text: str, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / text, "train")
+    written = request.request(plan, plan.steps[0], Cluster()).script
+    assert flags(written)["chdir"] == str(tmp_path / text)
+    run_as_bash_would(written, tmp_path)
 
 
 @pytest.mark.parametrize("text", ['"a\\nb"', '"a\\rb"', '"a\\u0000b"', '"a\\u001bb"', f'"{"x" * 65536}"', '""'])
-@pytest.mark.parametrize("key", ["partition", "exclude", "setup", "sbatch.comment", "environment.A", "stage.sft.qos"])
+@pytest.mark.parametrize("key", [*FLAGS, *WORDS, "setup", "notify", "interface", "slurm_conf", "environment.A"])
 def test_control_characters_and_endless_texts_are_refused(key: str, text: str, tmp_path: Path) -> None:
-    value = f"[{text}]" if key in ("exclude", "setup") else text
+    value = f"[{text}]" if key in ("exclude", "setup", "srun", "mounts") else text
     assert len(problems(tmp_path, f"{key} = {value}")) == 1
+
+
+@pytest.mark.parametrize("text", [*TRICKS, "a b", "x" * 65536, "a\nb"])
+def test_a_runs_name_is_one_plain_word(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(f'name = {json.dumps(text)}\nmodel.path = "m"\n[[stage]]\nkind = "merge"\n')
+    with pytest.raises(RecipeError, match="name"):
+        load_recipe(tmp_path / "r.toml", [])

@@ -138,7 +138,7 @@ def hang(saver: OurSaver, work: Path) -> Verdict:
     took = time.monotonic() - began
     subprocess.run([sys.executable, "-m", "ftlaunch", "cancel", str(run.path)], check=False, capture_output=True)
     driver.communicate()
-    return Verdict("pass", f"after {took:.0f} s") if seen else Verdict("FAIL", "not noticed: there is no watch yet")
+    return Verdict("pass", f"after {took:.0f} s") if seen else Verdict("FAIL", "not noticed")
 
 
 PROFILE_KEYS = ("partition", "account", "qos", "constraint", "sbatch.comment")

@@ -40,15 +40,24 @@ Submit = Callable[..., Acted]
 @pytest.fixture
 def act(dev: Cluster, tmp_path: Path) -> Iterator[Submit]:
     """Submit a run: `act("40 0.1 none", "5 0.1 kill@3", nodes=2, max_restarts=1)`, a stage for each text."""
+    yield from _submitting(dev, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def act_together(dev: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
+    """The same for runs that several tests look at while they work side by side."""
+    yield from _submitting(dev, tmp_path_factory.mktemp("together"))
+
+
+def _submitting(dev: Cluster, folder: Path) -> Iterator[Submit]:
     made: list[Acted] = []
 
     def call(*stages: str, nodes: int = 1, name: str = "acted", **profile: Any) -> Acted:
         cluster = msgspec.structs.replace(dev, **profile)
-        made.append(submit_acted(tmp_path / name, stages, nodes, cluster))
+        made.append(submit_acted(folder / name, stages, nodes, cluster))
         return made[-1]
 
     yield call
     for acted in made:
-        ids = [json.loads(step.job.read_text())["id"] for step in acted.run.step_dirs() if step.job.exists()]
-        slurm("scancel", "--signal=KILL", "--full", *ids)
-        slurm("scancel", *ids)
+        slurm("scancel", "--signal=KILL", "--full", *acted.jobs)
+        slurm("scancel", *acted.jobs)

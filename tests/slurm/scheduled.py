@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,13 +16,15 @@ from unittest.mock import patch
 
 import msgspec
 
+from ftlaunch import processes
 from ftlaunch.backend import submit
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.cluster import Cluster
 from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
 from ftlaunch.rundir import RunDir, Step
-from ftlaunch.watch import runs
+from ftlaunch.watch import queue, runs
+from ftlaunch.watch.queue import Entry, read_job
 from ftlaunch.watch.status import RunStatus, is_over, read_status
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -48,6 +52,27 @@ class Acted:
         """Of the first stage."""
         return json.loads(self.run.step_dir("01-sft").job.read_text())["id"]
 
+    @property
+    def jobs(self) -> set[str]:
+        """Of all stages, those that may take over included."""
+        return {id for step in self.run.step_dirs() if (job := read_job(step)) for id in job.ids}
+
+    def kill_rank(self, rank: int) -> None:
+        attempt = self.run.step_dir("01-sft").all_attempts()[-1]
+        for pid in processes.of_attempts(attempt.path):
+            if f"--machine_rank\0{rank}\0" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+
+    def stop_task(self, node: int) -> None:
+        """Stop the process that looks after the ranks of a node."""
+        mine = f"SLURM_JOB_ID={self.job}\0", f"SLURM_NODEID={node}\0", "SLURM_PROCID="
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if b"submitit" in (path / "cmdline").read_bytes():
+                    variables = (path / "environ").read_text()
+                    if all(text in variables for text in mine):
+                        os.kill(int(path.name), signal.SIGSTOP)
+
     def wait(self, until: Callable[[RunStatus], bool], seconds: float = 60.0) -> RunStatus:
         """How the run stands once `until` is true of it."""
         deadline = time.monotonic() + seconds
@@ -63,6 +88,16 @@ class Acted:
         """How the run stands once nothing of it waits or runs, and all has been said about it."""
         self.wait(lambda status: status.state not in ("queued", "waiting", "running"), seconds)
         return self.wait(lambda _: is_over(self.run), 20)
+
+    def wait_for_accounts(self) -> dict[str, Entry]:
+        """What the accounting says of the jobs, which it hears of a moment after their end."""
+        deadline = time.monotonic() + 30
+        while True:
+            known = queue._sacct(self.jobs, self.cluster)
+            if len(known) == len(self.jobs) and not any(entry.alive for entry in known.values()):
+                return known
+            assert time.monotonic() < deadline, known
+            time.sleep(0.5)
 
     def ended(self, stage: str = "01-sft") -> list[dict[str, Any]]:
         """What each attempt of a stage left behind; an empty one for attempts that were cut off."""

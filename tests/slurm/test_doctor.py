@@ -1,5 +1,7 @@
 """What is wrong with a cluster is found before a run is."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -7,6 +9,7 @@ import pytest
 
 from ftlaunch.backend.doctor import Check, examine
 from ftlaunch.cluster import Cluster
+from ftlaunch.sites import load_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +25,9 @@ def test_a_sound_cluster_passes_and_nothing_is_left(dev: Cluster, tmp_path: Path
     checks = list(examine(dev, nodes=3))
     assert [check for check in checks if not check.passed] == []
     assert {check.what.partition(":")[0] for check in checks} >= {"controller", "probe", "n1", "n2", "n3"}
+    reduced = [check.found for check in checks if check.what.endswith("all-reduce")]
+    assert len(reduced) == 3
+    assert all(found.startswith("gloo, ") for found in reduced)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -33,8 +39,18 @@ def test_what_slurm_refuses_is_told_in_its_words(dev: Cluster) -> None:
 
 def test_a_network_that_leads_nowhere_is_found_on_each_node(dev: Cluster) -> None:
     found = failures(dev, interface="ib7")
-    assert {check.what for check in found} == {f"n{number}: first node reachable" for number in (1, 2, 3)}
+    what = ("first node reachable", "all-reduce")
+    assert {check.what for check in found} == {f"n{number}: {one}" for number in (1, 2, 3) for one in what}
     assert "there is no interface ib7 with an address here" in found[0].found
+
+
+def test_nodes_that_fail_are_left_out_of_the_profile(dev: Cluster, tmp_path: Path) -> None:
+    profile = tmp_path / "site.toml"
+    profile.write_text(f'slurm_conf = "{dev.slurm_conf}"\npartition = "main"\ngpus = "gres"\n')
+    command = [sys.executable, "-m", "ftlaunch", "doctor", "--cluster", str(profile), "--nodes", "1"]
+    done = subprocess.run([*command, "--exclude-failing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert load_cluster(str(profile)).exclude == ["n1"]
 
 
 def test_gpus_that_are_not_there_are_missed(dev: Cluster) -> None:

@@ -1,10 +1,16 @@
 """Runs on a real SLURM cluster: submitted, watched, stopped, resumed."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
+import pytest
 from scheduled import Acted, slurm
 
 from ftlaunch.backend import control, submit
+from ftlaunch.backend.request import request
 from ftlaunch.watch import runs
 
 Submit = Callable[..., Acted]
@@ -15,6 +21,10 @@ def test_stages_are_jobs_one_after_the_other(act: Submit) -> None:
     first = acted.wait(lambda status: status.stages[0].state == "running")
     assert first.stages[0].nodes is not None
     assert first.stages[1].state == "waiting"
+    plan = runs.read_plan(acted.run)
+    for planned in plan.steps:
+        (submitted,) = acted.run.step_dir(planned.name).jobs.glob("*_submission.sh")
+        assert submitted.read_text() == request(plan, planned, acted.cluster).script
     assert acted.wait_for_end().state == "done"
     assert acted.is_calm("01-sft")
     assert acted.is_calm("02-sft")
@@ -58,6 +68,41 @@ def test_scancel_saves_and_is_final(act: Submit) -> None:
     (ended,) = acted.ended()
     assert (ended["cause"], ended["restarted"]) == ("preempted", False)
     assert ended["checkpoint"] is not None
+
+
+def test_verbs_need_nothing_but_the_folder(act: Submit) -> None:
+    """As from a login node of another day: no home, no variables."""
+    acted = act("600 0.1 none", nodes=2)
+    acted.wait_for_step(3)
+
+    def ask(*words: str) -> str:
+        bare = ["env", "-i", "HOME=", f"PATH={os.environ['PATH']}", sys.executable, "-m", "ftlaunch"]
+        done = subprocess.run([*bare, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    stage = json.loads(ask("status", str(acted.run.path), "--json"))["stages"][0]
+    assert (stage["state"], stage["job"], stage["nodes"]) == ("running", acted.job, "n[1-2]")
+    assert ask("logs", str(acted.run.path), "--node", "n2") == "[rank 1] goes on after step 0\n"
+    ask("stop", str(acted.run.path), "--wait", "30")
+    assert acted.status.state == "stopped"
+
+
+def test_no_secret_is_seen_in_a_job(act: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = "canary-in-a-coal-mine"
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "MY_PASSWORD", "HF_HUB_TOKEN"):
+        monkeypatch.setenv(name, canary)
+    acted = act("20 0.1 none", "3 0.1 none", nodes=2)
+    acted.wait_for_step(3)
+    shown = slurm("scontrol", "show", "job", "-dd", acted.job)
+    shown += slurm("scontrol", "write", "batch_script", acted.job, "-")
+    assert acted.run.path.name in shown
+    assert "submitit" in shown
+    listed = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    assert acted.wait_for_end().state == "done"
+    files = [path for path in acted.run.path.rglob("*") if path.is_file()]
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+    assert canary not in shown + listed
 
 
 def test_cancel_ends_everything_at_once(act: Submit) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from scheduled import Acted, devcluster, slurm
 
+from ftlaunch.backend import control
+
 Submit = Callable[..., Acted]
 STATE = Path("/tmp/ftlaunch-devcluster")
 
@@ -23,6 +25,55 @@ def heal() -> Iterator[None]:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def crowd(act_together: Submit) -> dict[str, Acted]:
+    """Runs that work side by side, as nothing that happens to one reaches another."""
+    return {
+        "killed": act_together("40 0.05 kill@25", nodes=2, name="killed"),
+        "stopped": act_together("40 0.05 hang@25", nodes=2, name="stopped", hang_after=5),
+        "twice": act_together("40 0.05 kill@25!", nodes=2, name="twice"),
+        "limited": act_together("300 0.3 none", nodes=2, name="limited", time_limit="0:01:00", signal_lead=30),
+    }
+
+
+def test_a_killed_rank_costs_a_restart(crowd: dict[str, Acted]) -> None:
+    acted = crowd["killed"]
+    assert acted.wait_for_end().state == "done"
+    first, second = acted.ended()
+    assert (first["cause"], first["restarted"], first["checkpoint"][-4:]) == ("failed", True, "0020")
+    assert second["cause"] == "done"
+    assert acted.is_calm()
+
+
+def test_a_stopped_rank_is_named_and_costs_a_restart(crowd: dict[str, Acted]) -> None:
+    acted = crowd["stopped"]
+    assert acted.wait_for_end().state == "done"
+    first, second = acted.ended()
+    assert (first["cause"], first["restarted"], second["cause"]) == ("failed", True, "done")
+    told = json.loads((acted.run.step_dir("01-sft").attempts / "1/error.json").read_text())
+    assert told["message"].endswith("rank 1 on n2 is stopped by a signal")
+    assert "Current thread" in (acted.run.step_dir("01-sft").attempts / "1/rank0.log").read_text()
+    assert acted.is_calm()
+
+
+def test_the_same_failure_twice_is_final(crowd: dict[str, Acted]) -> None:
+    acted = crowd["twice"]
+    status = acted.wait_for_end()
+    assert status.state == "failed"
+    assert "SIGKILL" in (status.stages[0].note or "")
+    assert [ended["restarted"] for ended in acted.ended()] == [True, False]
+    assert "failed twice at the same place" in acted.ended()[-1]["reason"]
+
+
+def test_it_saves_and_goes_on_when_the_time_limit_is_near(crowd: dict[str, Acted]) -> None:
+    acted = crowd["limited"]
+    acted.wait(lambda status: status.stages[0].attempts == 2, 120)
+    first = acted.ended()[0]
+    assert (first["cause"], first["restarted"]) == ("preempted", True)
+    acted.wait_for_step(first["step"] + 1)
+    assert control.cancel(acted.run)
+
+
 def test_a_requeued_job_goes_on_from_its_checkpoint(act: Submit) -> None:
     acted = act("40 0.1 none", nodes=2)
     acted.wait_for_step(12)
@@ -31,14 +82,6 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(act: Submit) -> None:
     assert [ended["cause"] for ended in acted.ended()] == ["preempted", "done"]
     assert acted.ended()[0]["step"] > 12
     assert acted.is_calm()
-
-
-def test_it_saves_and_goes_on_when_the_time_limit_is_near(act: Submit) -> None:
-    acted = act("300 0.3 none", nodes=2, time_limit="0:02:00", signal_lead=60)
-    acted.wait(lambda status: status.stages[0].attempts == 2, 120)
-    first = acted.ended()[0]
-    assert (first["cause"], first["restarted"]) == ("preempted", True)
-    acted.wait_for_step(first["step"] + 1)
 
 
 def test_a_short_job_preempted_five_times_still_finishes(act: Submit) -> None:
@@ -51,35 +94,6 @@ def test_a_short_job_preempted_five_times_still_finishes(act: Submit) -> None:
     assert acted.wait_for_end().state == "done"
     assert [ended["cause"] for ended in acted.ended()] == ["preempted"] * 5 + ["done"]
     assert acted.is_calm()
-
-
-def test_a_killed_rank_costs_a_restart(act: Submit) -> None:
-    acted = act("40 0.05 kill@25", nodes=2)
-    assert acted.wait_for_end().state == "done"
-    first, second = acted.ended()
-    assert (first["cause"], first["restarted"], first["checkpoint"][-4:]) == ("failed", True, "0020")
-    assert second["cause"] == "done"
-    assert acted.is_calm()
-
-
-def test_a_stopped_rank_is_named_and_costs_a_restart(act: Submit) -> None:
-    acted = act("40 0.05 hang@25", nodes=2, hang_after=5)
-    assert acted.wait_for_end().state == "done"
-    first, second = acted.ended()
-    assert (first["cause"], first["restarted"], second["cause"]) == ("failed", True, "done")
-    told = json.loads((acted.run.step_dir("01-sft").attempts / "1/error.json").read_text())
-    assert told["message"].endswith("rank 1 on n2 is stopped by a signal")
-    assert "Current thread" in (acted.run.step_dir("01-sft").attempts / "1/rank0.log").read_text()
-    assert acted.is_calm()
-
-
-def test_the_same_failure_twice_is_final(act: Submit) -> None:
-    acted = act("40 0.05 kill@25!", nodes=2)
-    status = acted.wait_for_end()
-    assert status.state == "failed"
-    assert "SIGKILL" in (status.stages[0].note or "")
-    assert [ended["restarted"] for ended in acted.ended()] == [True, False]
-    assert "failed twice at the same place" in acted.ended()[-1]["reason"]
 
 
 @pytest.mark.usefixtures("heal")

@@ -33,6 +33,8 @@ class Check(Struct, frozen=True, kw_only=True):
     passed: bool
     found: str
     remedy: str = ""
+    node: str | None = None
+    """The node that it is about, if it is about one."""
 
 
 def examine(cluster: Cluster, nodes: int) -> Iterator[Check]:
@@ -127,19 +129,21 @@ def _node(finding: Finding, skew: float, cluster: Cluster) -> Iterator[Check]:
     here = sys.version.split()[0]
     if finding.python != here:
         differing.append(f"python {finding.python}, here {here}")
-    gpus = len(finding.gpus)
+    gpus = ": ".join([f"{len(finding.gpus)} seen", *sorted({*finding.gpus})])
     wants_gpu = cluster.gpus != "none"
     facts = [
         ("python and packages", not differing, "; ".join(differing) or "as here", "install into a shared environment"),
         ("shared folder", finding.shared, "seen" if finding.shared else "not seen", "run in a folder that is shared"),
         ("first node reachable", finding.meets is None, finding.meets or "yes", "name the network with `interface`"),
+        ("all-reduce", finding.reduces, finding.reduced, "name the network with `interface`"),
         ("clock", skew <= SKEW_SECONDS, f"{skew:.1f} s from the file system's", "have the site mend it"),
         ("disk", finding.free_bytes > FREE_BYTES, f"{finding.free_bytes >> 30} GiB free", "make room for checkpoints"),
-        ("scontrol", finding.scontrol, "there" if finding.scontrol else "missing", "resume by hand after time limits"),
-        ("GPU", bool(gpus) or not wants_gpu, f"{gpus} seen", 'correct `gpus`, or set gpus = "none"'),
+        ("scontrol", finding.scontrol, "there" if finding.scontrol else "missing", 'set restart = "successor"'),
+        ("GPU", bool(finding.gpus) or not wants_gpu, gpus, 'correct `gpus`, or set gpus = "none"'),
     ]
     for what, passed, found, remedy in facts:
-        yield Check(what=f"{finding.node}: {what}", passed=passed, found=found, remedy="" if passed else remedy)
+        remedy = "" if passed else remedy
+        yield Check(what=f"{finding.node}: {what}", passed=passed, found=found, remedy=remedy, node=finding.node)
 
 
 def _installed(package: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 
@@ -15,8 +16,10 @@ from ftlaunch.watch.progress import MetricsTail
 
 PATIENCE = 4.0
 """Times the longest pause between two steps so far, an evaluation or a save included, that a step may take."""
-START_SECONDS = 120.0
-"""A start may take at least so long ahead of its first step: on a busy machine, imports alone take a minute."""
+START_SECONDS = 300.0
+"""A start may take at least so long ahead of its first step: on a busy machine, imports alone take minutes."""
+STOPPED_SECONDS = 20.0
+"""A step may take so long while a rank is stopped, and others wait for it."""
 CHECK_SECONDS = 2.0
 STACK_SECONDS = 3.0
 """A rank may take so long to write where it is."""
@@ -35,29 +38,45 @@ class RankState(Struct, frozen=True, kw_only=True):
 
 
 class HangWatch:
-    """Asked all along whether an attempt hangs; a step may take `floor` seconds, or longer if others did."""
+    """Asked all along whether an attempt hangs: a step may take `floor` seconds, or longer if others did.
 
-    def __init__(self, step: StepDir, floor: float) -> None:
+    `holds_up` tells whether a rank of this machine is stopped while others wait, for which there is less patience.
+    """
+
+    def __init__(self, step: StepDir, floor: float, holds_up: Callable[[], bool] = lambda: False) -> None:
         self.floor = floor
-        self._began = time.time()
-        self._metrics = MetricsTail(step.metrics, since=self._began)
+        self._holds_up = holds_up
+        self._metrics = MetricsTail(step.metrics, since=time.time())
         self._times: list[float] = []
-        self._checked = 0.0
+        self._silent = 0.0
+        self._checked = time.monotonic()
 
     def seconds_without_step(self) -> float | None:
         """How long no step has been taken where that is too long; None where all is well."""
-        if time.monotonic() - self._checked < CHECK_SECONDS:
+        passed = time.monotonic() - self._checked
+        if passed < CHECK_SECONDS:
             return None
         self._checked = time.monotonic()
-        self._times += [entry["time"] for entry in self._metrics.read() if "time" in entry]
-        silent = time.time() - (self._times[-1] if self._times else self._began)
-        return silent if silent > self._allowed() else None
+        # Where more has passed it was this process, or the whole machine, that stood still.
+        self._silent += min(passed, 2 * CHECK_SECONDS)
+        if new := [entry["time"] for entry in self._metrics.read() if "time" in entry]:
+            self._times += new
+            self._silent = 0.0
+        if self._silent > STOPPED_SECONDS and self._holds_up():
+            return self._silent
+        return self._silent if self._silent > self._allowed() else None
 
     def _allowed(self) -> float:
         pauses = [after - before for before, after in pairwise(self._times)]
         if not pauses:
             return max(START_SECONDS, 3 * self.floor)  # the model is loaded, and perhaps the token cache filled
         return max(self.floor, PATIENCE * max(pauses))
+
+
+def one_holds_up_others(attempt: Attempt, ranks: range) -> bool:
+    """Whether some ranks on this machine are stopped by a signal, and some are not."""
+    states = [processes.state(pid) == "T" for pid in processes.ranks_of(attempt.path, ranks).values()]
+    return any(states) and not all(states)
 
 
 def interrogate(attempt: Attempt, node: str, ranks: range) -> list[RankState]:

@@ -1,15 +1,19 @@
 """Runs the stages of a written run on this machine, one after another."""
 
+import math
+import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 
-from ftlaunch.backend import launch
+from ftlaunch.backend import hang, launch
+from ftlaunch.backend.hang import HangWatch
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
 from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.processes.interrupt import Interrupts
 from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe_failure
-from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.rundir import Attempt, RunDir, StepDir, write_json
 from ftlaunch.watch import runs
 from ftlaunch.watch.display import Display
 from ftlaunch.watch.progress import MetricsTail, duration
@@ -59,7 +63,10 @@ class _Driver:
         began = time.time()
         metrics = MetricsTail(step.metrics, since=began)
         with self.display.stage(step.name):
-            outcome = launch.run_attempt(planned, step, attempt, variables, _Poll(self, step, metrics))
+            ranks = range(count)
+            watch = HangWatch(step, math.inf, partial(hang.one_holds_up_others, attempt, ranks))
+            poll = _Poll(self, step, metrics, attempt, watch, ranks)
+            outcome = launch.run_attempt(planned, step, attempt, variables, poll)
             self.display.show(metrics.read())
         return self._report(step, outcome, duration(time.time() - began))
 
@@ -90,11 +97,14 @@ class _Driver:
 
 @dataclass
 class _Poll:
-    """What is done all along while a stage runs: show its metrics, pass on what signals ask for."""
+    """What is done all along while a stage runs: show its metrics, pass on what signals ask for, notice a hang."""
 
     driver: _Driver
     step: StepDir
     metrics: MetricsTail
+    attempt: Attempt
+    watch: HangWatch
+    ranks: range
     has_said: bool = False
 
     def __call__(self) -> launch.Order:
@@ -106,4 +116,8 @@ class _Poll:
             self.has_said = True
             again = "; Ctrl-C again to kill" if interrupts.by_keyboard else ""
             self.driver.display.say(f"{self.step.name}  saving and stopping{again}")
+        if silent := self.watch.seconds_without_step():
+            states = hang.interrogate(self.attempt, socket.gethostname(), self.ranks)
+            write_json(self.attempt.error, hang.failure(self.attempt, silent, states))
+            return "kill"
         return "kill" if interrupts.wish == "kill" else "go on"

@@ -52,7 +52,8 @@ POLL_SECONDS = 0.2
 class Start(Struct, frozen=True, kw_only=True):
     """The first node's word to the others."""
 
-    attempt: int
+    attempt: int | None
+    """None: there is nothing to do."""
     address: str | None
     port: int | None
 
@@ -134,14 +135,10 @@ class _Task:
     # The first node
 
     def lead(self) -> int:
-        if self.step.result.exists():
-            return DONE  # requeued after its end
-        if self.step.stop_reason() == REQUEUE:
-            self.step.stop.unlink()
-        elif self.step.stop_reason() is not None:
-            return STOPPED
-        if self.cluster.restart == "successor" and (before := self._before()) and not before[-1].restarted:
-            return STAGE_FAILED  # nothing is left to take over
+        if (code := self._refusal()) is not None:
+            write_json(self.start_file, Start(attempt=None, address=None, port=None))
+            return code
+        self.step.stop.unlink(missing_ok=True)
         attempt = self.step.new_attempt()
         try:
             start = self._start(attempt)
@@ -150,6 +147,17 @@ class _Task:
         except UserError as error:
             outcome = _failure(error, attempt)
         return self._conclude(attempt, outcome)
+
+    def _refusal(self) -> int | None:
+        """The code to leave with where there is nothing to start; None where there is."""
+        if self.step.result.exists():
+            return DONE  # requeued after its end
+        if self.step.stop_reason() not in (None, REQUEUE):
+            return STOPPED
+        ahead = [step for step in self.run.step_dirs() if step.name < self.step.name and not step.result.exists()]
+        given_up = self.cluster.restart == "successor" and (before := self._before()) and not before[-1].restarted
+        # A job that waits to take over is also let go where the one that it would take over from was never started.
+        return STAGE_FAILED if ahead or given_up else None
 
     def _start(self, attempt: Attempt) -> Start:
         if len(self.nodes) == 1:
@@ -270,6 +278,8 @@ class _Task:
         if self.step.result.exists():
             return DONE
         start = self._hear_start()
+        if start.attempt is None:
+            return DONE
         attempt = Attempt(self.step.attempts / str(start.attempt), self.rank)
         ended = self._attend(attempt, start)
         write_json(attempt.verdict(self.rank), self._verdict(attempt, ended))

@@ -1,5 +1,6 @@
 """What `ftlaunch doctor` looks at on each node: `python -m ftlaunch.backend.probe FOLDER`, as one srun task a node."""
 
+import json
 import os
 import shutil
 import socket
@@ -20,6 +21,9 @@ from ftlaunch.rundir import write_json
 TOKEN = "token"
 HEAD = "head.json"
 MEET_SECONDS = 10.0
+REDUCE_SECONDS = 120.0
+"""torch may take a while to be read from a shared folder."""
+TRAINER = "fttrain"
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -37,14 +41,20 @@ class Finding(Struct, frozen=True, kw_only=True):
     """In the shared folder."""
     scontrol: bool
     gpus: list[str]
-    """nvidia-smi's line for each."""
+    """Name and driver of each, as nvidia-smi tells them."""
     meets: str | None
     """Why the first node cannot be reached; None where it can."""
+    reduced: str
+    """What the all-reduce over all nodes said: how it went, or what went wrong."""
+    reduces: bool
+    """Whether its sums were right."""
 
 
 def main() -> None:
     """Leave a finding in the folder."""
     folder, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
+    meets = _meet(folder, rank, sys.argv[2:])
+    reduces, reduced = (False, "not tried") if meets else _reduce(folder, rank, sys.argv[2:])
     finding = Finding(
         node=os.environ["SLURMD_NODENAME"],
         python=sys.version.split()[0],
@@ -53,7 +63,9 @@ def main() -> None:
         free_bytes=shutil.disk_usage(folder).free,
         scontrol=shutil.which("scontrol") is not None,
         gpus=_gpus(),
-        meets=_meet(folder, rank, sys.argv[2:]),
+        meets=meets,
+        reduced=reduced,
+        reduces=reduces,
         time=time.time(),
     )
     write_json(folder / f"node{rank}.json", finding)
@@ -69,7 +81,8 @@ def _version(package: str) -> str:
 def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
-    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def _meet(folder: Path, rank: int, interface: list[str]) -> str | None:
@@ -79,6 +92,7 @@ def _meet(folder: Path, rank: int, interface: list[str]) -> str | None:
     names = list(SlurmJobEnvironment().hostnames)
     try:
         if len(names) == 1:
+            write_json(folder / HEAD, ["127.0.0.1", meeting.free_port(int(os.environ["SLURM_JOB_ID"]), 0)])
             return None
         return _listen(folder, names, interface) if rank == 0 else _knock(folder)
     except (UserError, OSError) as error:
@@ -101,6 +115,28 @@ def _knock(folder: Path) -> None:
         time.sleep(0.1)
     address, port = msgspec.json.decode((folder / HEAD).read_bytes(), type=tuple[str, int])
     socket.create_connection((address, port), timeout=MEET_SECONDS).close()
+
+
+def _reduce(folder: Path, rank: int, interface: list[str]) -> tuple[bool, str]:
+    """Whether an all-reduce over all nodes, in ranks such as a stage has, gave the right sums; and its words."""
+    address, port = msgspec.json.decode((folder / HEAD).read_bytes(), type=tuple[str, int])
+    variables = os.environ | {"RANK": str(rank), "WORLD_SIZE": os.environ["SLURM_NTASKS"]}
+    variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "FTLAUNCH_REDUCE_GPU": str(int(bool(_gpus())))}
+    own = meeting.own_address([address], interface[0] if interface else None)
+    if name := meeting.interface_of(own):
+        variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    command = [sys.executable, "-P", "-m", f"{TRAINER}.reduce"]
+    try:
+        done = subprocess.run(
+            command, env=variables, capture_output=True, text=True, timeout=REDUCE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer for {REDUCE_SECONDS:g} s"
+    if done.returncode:
+        return False, (done.stderr.strip().splitlines() or ["no word"])[-1]
+    told = json.loads(done.stdout.splitlines()[-1])
+    nccl = f" {told['nccl']}" if told["nccl"] else ""
+    return True, f"{told['backend']}{nccl}, {told['seconds'] * 1000:.0f} ms for a million floats"
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from msgspec import Struct
 
 from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped
 
-MEMORY = re.compile(r"out.of.memory|outofmemory|oom|cannot allocate memory", re.IGNORECASE)
+MEMORY = re.compile(r"out.of.memory|outofmemory|\boom\b|cannot allocate memory", re.IGNORECASE)
 ECHO = re.compile(
-    r"connection (?:closed|reset|refused)|broken pipe|gloo|nccl|timed? ?out|socket|peer|store", re.IGNORECASE
+    r"connection (?:was |has been )?(?:closed|reset|refused)|broken pipe|\bgloo|\bnccl|timed? ?out|\bsocket\b|\bpeer"
+    r"|\bDist(?:Network|Store|Backend)Error|\b(?:TCP|File|Prefix)Store\b",
+    re.IGNORECASE,
 )
 """What ranks say when it was another rank or the network that failed them."""
 

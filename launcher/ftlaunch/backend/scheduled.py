@@ -9,11 +9,9 @@ def ask_to_stop(run: RunDir) -> None:
     jobs = _alive(run)
     waiting = [job for job, state in jobs.items() if state == "PENDING"]
     if len(waiting) < len(jobs):
-        # The jobs behind it go by themselves, as one that they depend on has not succeeded.
         step = next(step for step in run.step_dirs() if not step.result.exists())
         write_atomic(step.stop, "asked")
-    else:
-        queue.cancel(waiting, queue.read_cluster(run))
+    queue.cancel(waiting, queue.read_cluster(run))
 
 
 def cancel(run: RunDir) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
-from ftlaunch.backend import on_node
+from ftlaunch.backend import task
 from ftlaunch.backend.budget import require_time_to_save
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.backend.request import Batch, executor
@@ -83,7 +83,7 @@ def _submit_stage(step: StepDir, batch: Batch, before: Sequence[Job], cluster: C
     try:
         for _ in range(1 + (cluster.successors if cluster.restart == "successor" else 0)):
             batch.after = ",".join(f"afternotok:{id}" for id in ids) or batch.after
-            ids.append(batch.submit(on_node.run_stage, str(step.path)).job_id)
+            ids.append(batch.submit(task.run_stage, str(step.path)).job_id)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         queue.cancel([*(job for one in before for job in one.ids), *ids], cluster)
         said = REASON.findall(str(error)) or [str(error)]

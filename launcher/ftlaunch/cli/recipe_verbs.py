@@ -79,7 +79,6 @@ def run(
 
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
-    from ftlaunch.backend.local import refuse_several_nodes
     from ftlaunch.backend.prepare import prepare
     from ftlaunch.cli.run_verbs import start
 
@@ -89,6 +88,8 @@ def run(
         print(_show(planned, site))
         return
     if site is None:
+        from ftlaunch.backend.local import refuse_several_nodes
+
         refuse_several_nodes(planned)
         trainer.require()
     print(text.summary(planned), file=sys.stderr)

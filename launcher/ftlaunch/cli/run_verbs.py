@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 def start(folder: "RunDir", *, detach: bool) -> int:
     """Drive a written run here, or in the background; the exit code."""
-    from ftlaunch.backend import control
     from ftlaunch.watch import made, runs
 
     where = folder.path
@@ -37,6 +36,8 @@ def start(folder: "RunDir", *, detach: bool) -> int:
         return DONE
     if folder.cluster.exists():
         return _submit(folder)
+    from ftlaunch.backend import control
+
     if not detach:
         return control.drive_here(folder)
     control.drive_detached(folder)

@@ -1,0 +1,63 @@
+"""What a profile asks for comes true on a real SLURM cluster."""
+
+from collections.abc import Callable
+
+from scheduled import Acted, slurm
+
+Submit = Callable[..., Acted]
+
+
+def queued() -> set[str]:
+    """Job ids that SLURM would still do something about."""
+    return {*slurm("squeue", "--noheader", "--format=%i").split()}
+
+
+def test_a_successor_takes_over_where_jobs_are_not_requeued(act: Submit) -> None:
+    acted = act("40 0.05 kill@25", "3 0.1 none", nodes=2, restart="successor", successors=2)
+    assert acted.wait_for_end().state == "done"
+    first, second = acted.ended()
+    assert (first["cause"], first["restarted"], first["restart"]) == ("failed", True, 0)
+    assert (second["cause"], second["restart"]) == ("done", 1)
+    assert second["job"] != first["job"]
+    assert acted.is_calm("01-sft")
+    assert acted.is_calm("02-sft")
+
+
+def test_no_successor_tries_again_what_can_only_fail(act: Submit) -> None:
+    acted = act("5 0.1 memory@2", "3 0.1 none", nodes=2, restart="successor", successors=2)
+    status = acted.wait_for_end(120)
+    assert status.state == "failed"
+    assert len(acted.ended()) == 1
+    assert not queued() & acted.jobs
+
+
+def test_the_line_to_notify_is_run_at_the_end(act: Submit) -> None:
+    line = 'echo "$FTLAUNCH_STAGE $FTLAUNCH_STATE: $FTLAUNCH_REASON" >> "$FTLAUNCH_RUN/notified"'
+    both = [act("3 0.1 none", "3 0.1 none", notify=line), act("5 0.1 error@1", name="failing", notify=line)]
+    for acted in both:
+        acted.wait_for_end()
+    told = [(acted.run.path / "notified").read_text() for acted in both]
+    assert told[0] == "02-sft done: the stage has its result\n"
+    assert told[1].startswith("01-sft failed: failed; not started again: ")
+
+
+def test_jobs_import_the_code_of_their_submission(act: Submit) -> None:
+    acted = act("3 0.1 none", sbatch={"hold": True})
+    with (acted.run.packages / "ftlaunch/backend/on_node.py").open("a") as file:
+        file.write("print('this is the copy')\n")
+    slurm("scontrol", "release", acted.job)
+    assert acted.wait_for_end().state == "done"
+    assert "this is the copy" in acted.told()
+
+
+def test_a_node_that_is_not_heard_of_is_left_out(act: Submit) -> None:
+    """Its task is stopped, its rank killed: the first node learns of a broken connection, and of nothing else."""
+    acted = act("60 0.1 none", nodes=2)
+    acted.wait_for_step(12)
+    acted.stop_task(1)
+    acted.kill_rank(1)
+    assert acted.wait_for_end(150).state == "done"
+    first, second = acted.ended()
+    assert (first["lost"], first["restarted"]) == (["n2"], True)
+    assert second["nodes"] == ["n1", "n3"]
+    assert acted.is_calm()
