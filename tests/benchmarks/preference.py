@@ -37,7 +37,8 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     """The DPO stage's own parts, fed with the pairs in order."""
     import torch
 
-    from ftlaunch.recipe import Data, Dpo, Lora, Model, Optimizer, Parallel
+    from ftlaunch.adapter import Lora
+    from ftlaunch.recipe import Data, Dpo, Model, Optimizer, Parallel
     from ftlaunch.rundir import Step
     from fttrain import optim, references, world
     from fttrain.adapters import add_frozen, attach

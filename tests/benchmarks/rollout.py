@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ftlaunch.recipe import Lora, Model, Optimizer, Parallel, Ppo
+from ftlaunch.adapter import Lora
+from ftlaunch.recipe import Model, Optimizer, Parallel, Ppo
 from ftlaunch.rundir import Step
 from fttrain.actor import Actor
 from fttrain.engine import Engine

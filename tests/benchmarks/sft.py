@@ -41,7 +41,8 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> l
     """The trainer's own engine, layout and objective, fed with the rows in order."""
     import torch
 
-    from ftlaunch.recipe import Data, Lora, Model, Optimizer, Parallel, Sft
+    from ftlaunch.adapter import Lora
+    from ftlaunch.recipe import Data, Model, Optimizer, Parallel, Sft
     from ftlaunch.rundir import Step
     from fttrain import optim, world
     from fttrain.adapters import attach
