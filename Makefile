@@ -43,6 +43,7 @@ bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data $(BENCH_DATA)
 	$(BIN)/python tests/benchmarks/preference.py --model $(MODEL) --data $(BENCH_DATA)
 	$(BIN)/python tests/benchmarks/rollout.py --model $(MODEL) --data $(BENCH_DATA)
+	$(BIN)/python tests/benchmarks/adapters.py --model $(MODEL) --data $(BENCH_DATA)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
 
 scoreboard: $(VENV)/installed

@@ -16,7 +16,7 @@ SOURCES = {"ftlaunch": ROOT / "launcher/ftlaunch", "fttrain": ROOT / "src/fttrai
 FLOORS = {
     "ftlaunch": (
         "bounds errors redact",
-        "noise",
+        "adapter noise",
         "recipe",
         "cluster intake rundir resolve schema provenance trust",
         "chain node load notes rows processes snapshot",
@@ -34,7 +34,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rows": ("fill", "reading turns", "pairs", "prompts", "__init__"),
-    "ftlaunch.rules": ("data secrets", "stage", "noise order ppo", "__init__"),
+    "ftlaunch.rules": ("data secrets", "stage", "adapter noise order ppo", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made queue runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": (
@@ -58,6 +58,7 @@ FLOORS = {
         "stages",
         "__main__",
     ),
+    "fttrain.adapters": ("targets weights", "dora pissa", "__init__"),
     "fttrain.quant": ("__init__ grid ternary", "calibrate", "activations weights", "stored"),
     "fttrain.superweights": ("__init__ projections", "ablate find known", "plots", "__main__"),
     "fttrain.checkpoint": ("__init__ background image manifest random_states shards", "writer", "store"),
@@ -70,7 +71,9 @@ The floors of a package's own files stand under its name; where they do not, its
 STRANGERS = {("fttrain", "stages")}
 """Packages whose files do not import each other at all."""
 
-TRAINER_MAY_IMPORT = {"errors", "intake", "noise", "recipe", "redact", "resolve", "rundir", "rows", "snapshot", "trust"}
+TRAINER_MAY_IMPORT = {
+    *("adapter", "errors", "intake", "noise", "recipe", "redact", "resolve", "rundir", "rows", "snapshot", "trust")
+}
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
 SUBMITIT_ONLY_IN = {"submit", "request", "on_node", "probe"}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}

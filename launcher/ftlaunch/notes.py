@@ -3,9 +3,12 @@
 import msgspec
 
 from ftlaunch import resolve
+from ftlaunch.adapter import Adapter, Dora, Full, Lora, Pissa, Rslora
 from ftlaunch.noise import NoNoise, replaces
-from ftlaunch.recipe import Dpo, Full, Merge, Orpo, Pairwise, Ppo, Reward, Training
+from ftlaunch.recipe import Dpo, Merge, Orpo, Pairwise, Ppo, Reward, Training
 from ftlaunch.rundir import Step
+
+NAMES: dict[type[Adapter], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA"}
 
 
 def of_step(step: Step) -> dict[str, str]:
@@ -109,7 +112,22 @@ def _adapter_note(step: Step) -> str:
     if isinstance(adapter, Full):
         return "none: every weight is trained"
     targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
-    return f"LoRA of rank {adapter.rank} on {targets}, scale alpha / rank = {adapter.alpha / adapter.rank:g}"
+    ratio = "alpha / √rank" if isinstance(adapter, Rslora) else "alpha / rank"
+    return (
+        f"{NAMES[type(adapter)]} of rank {adapter.rank} on {targets}{_layers_note(adapter.layers)},"
+        f" scale {ratio} = {adapter.scale:.4g}"
+    )
+
+
+def _layers_note(layers: list[int] | str | None) -> str:
+    match layers:
+        case None:
+            return ""
+        case str():
+            word, _, number = layers.partition(":")
+            return f" of the top {number} layers" if word == "top" else f" of the last of every {number} layers"
+        case list():
+            return f" of layers {', '.join(map(str, layers))}"
 
 
 def _length_note(stage: Training) -> str:
@@ -124,5 +142,8 @@ def _learning_rate_note(step: Step, stage: Training) -> str:
     note = f"{step.learning_rate:g}"
     if stage.learning_rate is None:
         note += f" (none is given; this suits {stage.__struct_config__.tag} with {step.adapter.__struct_config__.tag})"
+    ratio = step.optimizer.lora_plus_ratio
+    if ratio is not None:
+        note += f", of B matrices {step.learning_rate * ratio:g} (LoRA+)"
     warmup = f"{stage.warmup} steps" if isinstance(stage.warmup, int) else f"{stage.warmup:.3g} of all steps"
     return f"{note}, {stage.schedule}{f' after a warm-up of {warmup}' if stage.warmup else ''}"

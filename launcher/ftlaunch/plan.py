@@ -7,18 +7,15 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch import node, notes
+from ftlaunch.adapter import Adapter, Dora, Full, Lora, Pissa, Rslora
 from ftlaunch.chain import Link, links
-from ftlaunch.recipe import Adapter, Dpo, Full, Lora, Orpo, Ppo, Recipe, Reward, Sft, Training
+from ftlaunch.recipe import Dpo, Orpo, Ppo, Recipe, Reward, Sft, Training
 from ftlaunch.rundir import Step
 
-LEARNING_RATE: dict[type[Training], dict[type[Adapter], float]] = {
-    Sft: {Lora: 2e-4, Full: 2e-5},
-    Reward: {Lora: 1e-4, Full: 1e-5},
-    Dpo: {Lora: 1e-5, Full: 1e-6},
-    Orpo: {Lora: 8e-5, Full: 8e-6},
-    Ppo: {Lora: 3e-5, Full: 3e-6},
-}
-"""Peak learning rates that suit each kind of stage and of adapter when the recipe names none."""
+LORA_RATE: dict[type[Training], float] = {Sft: 2e-4, Reward: 1e-4, Dpo: 1e-5, Orpo: 8e-5, Ppo: 3e-5}
+"""Peak learning rates that suit each kind of stage with LoRA when the recipe names none."""
+TIMES_LORA: dict[type[Adapter], float] = {Lora: 1, Rslora: 0.5, Dora: 1, Pissa: 0.5, Full: 0.1}
+"""What suits other adapters, in relation to LoRA: a larger scale or a start away from zero asks for smaller steps."""
 
 
 ON_THE_WAY = (
@@ -80,7 +77,7 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
     if isinstance(stage, Training):
         micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
         accumulation = stage.batch_size // (micro * resolved.world_size)
-        learning_rate = stage.learning_rate or LEARNING_RATE[type(stage)][type(resolved.adapter)]
+        learning_rate = stage.learning_rate or suitable_rate(stage, resolved.adapter)
         tables = [stage.data] if isinstance(stage.data, str) else stage.data
         data = {table: recipe.data[table] for table in tables}
     step = Step(
@@ -103,6 +100,11 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
         training_hash="",
     )
     return msgspec.structs.replace(step, training_hash=_training_hash(step, needed))
+
+
+def suitable_rate(stage: Training, adapter: Adapter) -> float:
+    """The peak learning rate of a stage whose recipe names none."""
+    return float(f"{LORA_RATE[type(stage)] * TIMES_LORA[type(adapter)]:.3g}")
 
 
 def _training_hash(step: Step, needed: list[str]) -> str:

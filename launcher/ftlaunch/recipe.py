@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from ftlaunch.adapter import Adapter, Full
 from ftlaunch.bounds import Above0, AtLeast0, Fraction, Name, NonNegative, Positive, Text
 from ftlaunch.noise import Noise, NoNoise
 
@@ -26,26 +27,6 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy."""
     quantization: Literal["none", "nf4"] = "none"
     """"nf4" holds the frozen weights in 4 bits with double quantization (QLoRA, arXiv 2305.14314)."""
-
-
-class Lora(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="lora"):
-    """Low-rank adapters beside frozen weights: y = Wx + (alpha / rank)·B(A(x)) (arXiv 2106.09685)."""
-
-    rank: Positive = 8
-    """Inner width of the adapter."""
-    alpha: Above0 = 16
-    """Numerator of the scale alpha / rank."""
-    dropout: Fraction = 0.0
-    """Probability of zeroing an element of the adapter's input, in training only."""
-    targets: Text | list[Text] = "all-linear"
-    """"all-linear" (every linear layer but the output head), a list of module names, or one regular expression."""
-
-
-class Full(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="full"):
-    """Full fine-tuning: no adapter, every weight of the model is trained."""
-
-
-Adapter = Lora | Full
 
 
 class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +98,9 @@ class Optimizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Added to the root of the second moment."""
     weight_decay: AtLeast0 = 0.0
     """Decoupled weight decay of matrices; biases and norms have none."""
+    lora_plus_ratio: Annotated[float, Meta(ge=1)] | None = None
+    """LoRA+ (arXiv 2402.12354): the adapter's B matrices learn at so many times the learning rate; 16 in the paper.
+    None: all learn alike."""
 
 
 class Parallel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,20 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ftlaunch.adapter import Adapter, Full
 from ftlaunch.noise import Noise, replaces
-from ftlaunch.recipe import (
-    Adapter,
-    Dpo,
-    Full,
-    Merge,
-    Model,
-    Optimizer,
-    Parallel,
-    Ppo,
-    Recipe,
-    Reward,
-    Training,
-)
+from ftlaunch.recipe import Dpo, Merge, Model, Optimizer, Parallel, Ppo, Recipe, Reward, Training
 
 BASE = "base"
 """What `start` calls the plain model."""

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.adapter import Adapter
 from ftlaunch.noise import Noise, NoNoise
-from ftlaunch.recipe import Adapter, Data, Model, Optimizer, Parallel, Stage
+from ftlaunch.recipe import Data, Model, Optimizer, Parallel, Stage
 
 REWARD_HEAD = "head.safetensors"
 """A file in each folder with a reward model, artifact or merged: `score.weight` [1, D]."""

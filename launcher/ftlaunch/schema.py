@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ftlaunch import noise, recipe
+from ftlaunch import adapter, noise, recipe
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """What taplo and VS Code both know. msgspec speaks 2020-12, so a few words are put differently below."""
@@ -30,7 +30,8 @@ def json_schema() -> Node:
 def _documentation() -> dict[str, dict[str, str]]:
     """For each class of the vocabulary the string below each of its fields, inherited ones included."""
     documents: dict[str, dict[str, str]] = {}
-    for node in [node for module in (noise, recipe) for node in ast.parse(inspect.getsource(module)).body]:
+    nodes = [node for module in (adapter, noise, recipe) for node in ast.parse(inspect.getsource(module)).body]
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             parents = [parent.id for parent in node.bases if isinstance(parent, ast.Name)]
             inherited = {key: text for parent in parents for key, text in documents.get(parent, {}).items()}

@@ -10,11 +10,12 @@ import msgspec
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ftlaunch.adapter import Full
 from ftlaunch.errors import UserError
 from ftlaunch.noise import Noise, NoNoise, Saturated, replaces
-from ftlaunch.recipe import Full, Model
+from ftlaunch.recipe import Model
 from ftlaunch.rundir import CARD, REWARD_HEAD, Step, StepDir, sync_folder, write_json
-from fttrain import classifier
+from fttrain import adapters, classifier
 from fttrain.engine import Engine
 from fttrain.model import DTYPES
 from fttrain.noise import activations
@@ -102,10 +103,7 @@ def _write(step: Step, engine: Engine, weights: dict[str, Tensor], tokenizer: An
     model: Any = engine.scorer.model
     head = {name: weights.pop(name) for name in list(weights) if name.startswith("score.")}
     if has_adapter(step):
-        # PEFT would ask the hub whether the vocabulary was resized; nothing here resizes it.
-        model.save_pretrained(
-            folder, state_dict=weights, save_embedding_layers=False, selected_adapters=[model.active_adapter]
-        )
+        adapters.save(model, step.adapter, weights, folder)
     else:
         dtype = DTYPES[step.model.dtype]
         model.config.dtype = dtype

@@ -63,8 +63,9 @@ class Engine:
         return ((name.removeprefix("model."), p) for name, p in named if p.requires_grad)
 
     def set_learning_rate(self, rate: float) -> None:
+        """Of every group of weights, times the group's own factor."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["times"]
 
     def forward(self, asked: Any) -> Any:
         """What the wrapped module says to `asked`, in the mode that it is in."""

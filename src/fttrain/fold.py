@@ -14,6 +14,8 @@ from ftlaunch.errors import UserError
 
 PREFIX = "base_model.model."
 HEAD = "lm_head.weight"
+TINY = 1e-15
+"""Least length of a row: one that is all zero stays zero."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,22 @@ class Delta:
     b: Tensor
     scale: float
     transposed: bool
+    magnitude: Tensor | None = None
+    """[out]: what DoRA brings the length of each row to."""
 
     def dense(self) -> Tensor:
-        """The change of the weight as it is stored, in fp32."""
+        """The product scale·B·A as the weight is stored, in fp32."""
         product = self.scale * (self.b.float() @ self.a.float())
         return product.T if self.transposed else product
+
+    def on(self, weight: Tensor) -> Tensor:
+        """The adapted weight as it is stored, in fp32."""
+        changed = weight.float() + self.dense()
+        if self.magnitude is None:
+            return changed
+        length = changed.norm(dim=0 if self.transposed else 1).clamp(min=TINY)
+        ratio = self.magnitude.float() / length
+        return changed * (ratio if self.transposed else ratio[:, None])
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,8 @@ class Deltas:
     def read(folder: Path) -> "Deltas":
         """The adapter in a PEFT folder. Raises UserError for kinds that cannot be merged here."""
         config = json.loads((folder / "adapter_config.json").read_text())
-        if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-            raise UserError(f"{folder}: only plain LoRA adapters are merged", "ship the base and the adapter together")
+        if config["peft_type"] != "LORA" or config.get("modules_to_save"):
+            raise UserError(f"{folder}: only low-rank adapters are merged", "ship the base and the adapter together")
         tensors = load_file(folder / "adapter_model.safetensors")
         found: dict[str, Delta] = {}
         for key, tensor in tensors.items():
@@ -58,7 +71,8 @@ class Deltas:
                     transposed = mark == ".lora_embedding_A" or bool(config.get("fan_in_fan_out"))
                     path = module.removeprefix(PREFIX)
                     scale = _scale(config, path, rank=tensor.shape[0])
-                    found[f"{path}.weight"] = Delta(tensor, tensors[module + other], scale, transposed)
+                    magnitude = tensors.get(f"{module}.lora_magnitude_vector")
+                    found[f"{path}.weight"] = Delta(tensor, tensors[module + other], scale, transposed, magnitude)
         if not found:
             raise UserError(f"{folder} holds no LoRA weights", "was it saved under ZeRO-3 without gathering?")
         return Deltas(found)
@@ -93,7 +107,7 @@ class Deltas:
         delta = self.of.get(key)
         if delta is None:
             return weight.to(target).contiguous()
-        return (weight.float() + delta.dense()).to(target).contiguous()
+        return delta.on(weight).to(target).contiguous()
 
 
 def _scale(config: dict[str, Any], path: str, rank: int) -> float:

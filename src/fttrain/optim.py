@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+import re
 from collections.abc import Iterable
 
 import torch
@@ -9,27 +10,32 @@ from torch import nn
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Optimizer, Training
 
+B_MATRIX = re.compile(r"\.lora_(embedding_)?B\.")
+"""In the name of a weight that LoRA+ gives another learning rate."""
+
 
 def build(spec: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """AdamW over the named trainable parameters; vectors (biases, norms) are never decayed.
 
-    The learning rate is 0 until `Schedule` sets it. Raises UserError where a paged form lacks a GPU.
+    The learning rate is 0 until `Schedule` sets it; a group's "times" is what its weights take of it.
+    Raises UserError where a paged form lacks a GPU.
     """
-    trained = [parameter for _, parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if _dimensions(p) > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trained if _dimensions(p) <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            decay = spec.weight_decay if _dimensions(parameter) > 1 else 0.0
+            times = spec.lora_plus_ratio if spec.lora_plus_ratio and B_MATRIX.search(name) else 1.0
+            groups.setdefault((decay, times), []).append(parameter)
+    listed = [{"params": found, "weight_decay": decay, "times": times} for (decay, times), found in groups.items()]
     options = {"lr": 0.0, "betas": spec.betas, "eps": spec.eps}
     if spec.name == "adamw":
-        return torch.optim.AdamW(groups, **options)
+        return torch.optim.AdamW(listed, **options)
     if spec.name.startswith("paged") and not torch.cuda.is_available():
         raise UserError(f"optimizer {spec.name} needs a GPU", 'set optimizer.name = "adamw" or "adamw_8bit"')
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW, PagedAdamW8bit
 
     kinds = {"adamw_8bit": AdamW8bit, "paged_adamw": PagedAdamW, "paged_adamw_8bit": PagedAdamW8bit}
-    return kinds[spec.name](groups, **options)
+    return kinds[spec.name](listed, **options)
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

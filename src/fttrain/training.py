@@ -13,7 +13,7 @@ from ftlaunch.rundir import Step, StepDir
 from fttrain import adapters, artifact, optim
 from fttrain.artifact import Origin
 from fttrain.checkpoint import random_states
-from fttrain.checkpoint.store import Carried, Checkpoints
+from fttrain.checkpoint.store import Carried, Checkpoints, together
 from fttrain.data import feed as feeds
 from fttrain.data.chat import chat_template
 from fttrain.data.feed import Feed
@@ -65,7 +65,8 @@ def complete(
     """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
     stage, world = step.stage, engine.world
     assert isinstance(stage, Training)
-    checkpoints = Checkpoints(folder.checkpoints, step, engine, carried)
+    besides = {"stage": carried, "adapter": adapters.carried(engine.scorer.model, step.adapter)}
+    checkpoints = Checkpoints(folder.checkpoints, step, engine, together(besides))
     loaded = checkpoints.load()
     progress = Progress(**loaded.state) if loaded else Progress()
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
@@ -100,13 +101,20 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
     activations.wear(base, artifact.worn(step, origin))
-    if stage.activation_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     disturbed = [] if isinstance(step.noise, NoNoise) else sites.find(base, step.noise.sites)  # as adapters add modules
     model = adapters.attach(base, step.adapter, origin.adapter, in_fp32=not engine.zero_stage)
+    if stage.activation_checkpointing:
+        checkpoint_activations(base)
     scorer = make_scorer(model, origin)
     scorer.disturbance = start.disturbance(base, disturbed, step.noise, scorer.places)
     scorer.train()
     engine.prepare(scorer, optim.build(step.optimizer, scorer.named_parameters()))
     random_states.begin(step.seed, 0, world.rank)
     return engine
+
+
+def checkpoint_activations(base: Any) -> None:
+    """Have each layer keep its input only, and compute the rest again in the backward pass."""
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers means well, but with it frozen layers below the lowest trained one are computed backwards, too.
+    base.disable_input_require_grads()

@@ -49,16 +49,17 @@ def compete(
         fight(Path(script), options, [options.kind] if options.kind else kinds, unit=unit)
 
 
-def bench_step(stage: Any, model: str, *, micro_batch_size: int | None = None) -> Any:
-    """A step of ours as a run folder would hold it: one process, LoRA, a CPU."""
-    from ftlaunch.recipe import Lora, Model, Optimizer, Parallel
+def bench_step(stage: Any, model: str, adapter: Any = None, *, micro_batch_size: int | None = None) -> Any:
+    """A step of ours as a run folder would hold it: one process, an adapter (LoRA if none is given), a CPU."""
+    from ftlaunch.adapter import Lora
+    from ftlaunch.recipe import Model, Optimizer, Parallel
     from ftlaunch.rundir import Step
 
     return Step(
         name="bench",
         stage=stage,
         model=Model(path=model),
-        adapter=Lora(),
+        adapter=adapter or Lora(),
         optimizer=Optimizer(),
         parallel=Parallel(device="cpu"),
         data={},

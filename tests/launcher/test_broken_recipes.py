@@ -57,7 +57,7 @@ UNKNOWN_KEYS = {
     ),
     "of another kind": (
         '"lora"\nrank = 4',
-        '"full"\nrank = 4 #! adapter.rank | belongs to kind "lora" | kind = "lora"',
+        '"full"\nrank = 4 #! adapter.rank | belongs to kind "lora", "rslora" | kind = "lora"',
     ),
     "misspelt and needed": ('path = "owner/model"', 'pth = "owner/model" #! model.pth | not a known | mean "path"?'),
 }
@@ -69,7 +69,7 @@ MISSING = {
         '[[stage]]\nkind = "sft"\ndata = "qa"',
         '[[stage]]#! stage[0].data | missing | [[stage]]\nkind="sft"',
     ),
-    "kind": ('[adapter]\nkind = "lora"', '[adapter] #! adapter.kind | expected "lora" or "full" | write kind = "lora"'),
+    "kind": ('[adapter]\nkind = "lora"', '[adapter] #! adapter.kind | expected "lora", "rslora" | write kind = "lora"'),
     "kind of a stage": (
         MERGE,
         '[[stage]] #! stage[1].kind | expected "sft", "reward", | write kind = "sft", "reward",',
@@ -277,6 +277,21 @@ STAGE_RULES = {
     ),
     "fp16 on a CPU": ('"bf16"', '"fp16" #! model.dtype | needs a GPU | write dtype = "bf16" or "fp32"'),
     "targets": (RANK, "targets = '(q|v' #! adapter.targets | is not a regular expression | \"all-linear\""),
+    "layers of no form": (RANK, 'layers = "bottom:2" #! adapter.layers | "top:8" or "every:4" | give it such a value'),
+    "no layers": (RANK, "layers = [] #! adapter.layers | names no layer | which adapts all layers"),
+    "LoRA+ without B": (
+        *('"lora"\nrank = 4', '"full"', MERGE, ""),
+        '"adamw"',
+        '"adamw"\nlora_plus_ratio = 16 #! optimizer.lora_plus_ratio | kind = "full" has none | kind = "lora"',
+    ),
+    "a ratio below 1": ('"adamw"', '"adamw"\nlora_plus_ratio = 0.5 #! optimizer.lora_plus_ratio | from 1 up | leave'),
+    "PiSSA in 4 bits": (
+        *('"lora"', '"pissa"'),
+        *('"bf16"', '"bf16"\nquantization = "nf4" #! model.quantization | full precision | "lora"'),
+    ),
+    "a key of another adapter": (
+        *(RANK, 'svd_iterations = 4 #! adapter.svd_iterations | belongs to kind "pissa" | write kind = "pissa"'),
+    ),
     "no targets": (RANK, 'targets = [] #! adapter.targets | names no module | targets = "all-linear"'),
     "another base": (MERGE, SFT + 'model={path="o/b"} #! stage[1].model.path | another model | path = "owner/model"'),
     "a start that is not there": (

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from ftlaunch.adapter import Full, Lora
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, layers, load_recipe, places
 from ftlaunch.load.where import Origin, Where
-from ftlaunch.recipe import Full, Lora, Merge, Sft
+from ftlaunch.recipe import Merge, Sft
 
 SMALL = """\
 name = "small"

@@ -40,13 +40,34 @@ def planned(tmp_path: Path, kind: str, *, adapter: str = 'adapter.kind = "lora"'
         ("dpo", "", 1e-6),
         ("orpo", 'adapter.kind = "lora"', 8e-5),
         ("reward", "", 1e-5),
+        ("orpo", 'adapter.kind = "rslora"', 4e-5),
+        ("dpo", 'adapter.kind = "dora"', 1e-5),
+        ("dpo", 'adapter.kind = "pissa"', 5e-6),
     ],
 )
 def test_the_learning_rate_suits_stage_and_adapter(kind: str, adapter: str, rate: float, tmp_path: Path) -> None:
     step = planned(tmp_path, kind, adapter=adapter)
     assert step.step.learning_rate == rate
-    assert f"this suits {kind} with {'lora' if adapter else 'full'}" in step.notes["learning rate"]
+    assert f"this suits {kind} with {step.step.adapter.__struct_config__.tag})" in step.notes["learning rate"]
     assert step.notes["batch"].startswith("8 pairs = 8 a micro-batch")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "note"),
+    [
+        ('kind = "rslora"', "rsLoRA of rank 8 on all-linear, scale alpha / √rank = 5.657"),
+        ('kind = "dora"\nlayers = "top:8"', "DoRA of rank 8 on all-linear of the top 8 layers, scale alpha / rank = 2"),
+        ('kind = "pissa"\nlayers = [0, 3]', "PiSSA of rank 8 on all-linear of layers 0, 3, scale alpha / rank = 2"),
+        ('kind = "lora"\nlayers = "every:4"\ntargets = ["q"]', "on q of the last of every 4 layers, scale"),
+    ],
+)
+def test_the_adapter_and_its_scale_are_told(adapter: str, note: str, tmp_path: Path) -> None:
+    assert note in planned(tmp_path, "dpo", adapter=f"adapter.{adapter}".replace("\n", "\nadapter.")).notes["adapter"]
+
+
+def test_lora_plus_tells_both_rates(tmp_path: Path) -> None:
+    plus = 'adapter.kind = "lora"\noptimizer.lora_plus_ratio = 16'
+    assert ", of B matrices 0.00016 (LoRA+)" in planned(tmp_path, "dpo", adapter=plus).notes["learning rate"]
 
 
 def test_dpo_says_what_its_reference_is(tmp_path: Path) -> None:

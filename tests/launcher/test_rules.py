@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from ftlaunch import resolve, rules
+from ftlaunch.adapter import Lora
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan import make_plan
-from ftlaunch.recipe import Data, Lora, Merge, Parallel, Ppo, Sft
+from ftlaunch.recipe import Data, Merge, Parallel, Ppo, Sft
 from ftlaunch.rules import check, judge
 
 SOUND = """\
@@ -175,6 +176,20 @@ def test_a_merge_cannot_start_from_the_base(chain: Callable[..., Path]) -> None:
 def test_two_rules_of_the_optimizer_are_both_told(recipe: Path) -> None:
     found = keys(recipe, "optimizer.name=paged_adamw_8bit", "parallel.device=cpu", "parallel.strategy=zero1")
     assert found == ["optimizer.name", "optimizer.name"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [("[0,30]", "names layer 30, and the model has 30"), ("top:31", "more layers than the model's 30"), ("[29]", "")],
+)
+def test_layers_are_looked_up_in_the_model(layers: str, message: str, recipe: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"num_hidden_layers": 30}')
+    (model / "model.safetensors").touch()
+    found = judge(load_recipe(recipe, [f"model.path={model}", f"adapter.layers={layers}"]))
+    assert [problem.key for problem in found] == (["adapter.layers"] if message else [])
+    assert all(message in problem.message for problem in found)
 
 
 class TestResolve:

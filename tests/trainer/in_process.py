@@ -11,8 +11,9 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
+from ftlaunch.adapter import Adapter, Lora
 from ftlaunch.noise import Noise, NoNoise
-from ftlaunch.recipe import Adapter, Data, Lora, Model, Optimizer, Pairwise, Parallel, Ppo, Sft
+from ftlaunch.recipe import Data, Model, Optimizer, Pairwise, Parallel, Ppo, Sft
 from ftlaunch.rundir import Step, StepDir
 from fttrain.leave import StopRequest
 from fttrain.world import World

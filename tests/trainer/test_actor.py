@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tests.trainer.in_process import ADAPTER
 from transformers import AutoModelForCausalLM
 
-from ftlaunch.recipe import Full, Lora, Model
+from ftlaunch.adapter import Full, Lora
+from ftlaunch.recipe import Model
 from fttrain import adapters
 from fttrain.actor import REFERENCE, Actor
 from fttrain.data.batches import Micro, collate

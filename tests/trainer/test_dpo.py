@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM
 
-from ftlaunch.recipe import Data, Dpo, Full, Orpo
+from ftlaunch.adapter import Full
+from ftlaunch.recipe import Data, Dpo, Orpo
 from ftlaunch.rundir import Step, StepDir, read_jsonl
 from fttrain import references
 from fttrain.leave import Stopped

@@ -7,9 +7,9 @@ import pytest
 from tests.faults.orders import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
+from ftlaunch.adapter import Adapter, Full, Lora
 from ftlaunch.errors import STOPPED
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Adapter, Full, Lora
 from ftlaunch.rundir import StepDir, read_jsonl
 
 LEGS = (("zero3", 2), ("ddp", 1), ("zero2", 3), ("ddp", 2))

@@ -51,11 +51,13 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     [
         {},
         {"use_rslora": True},
+        {"use_dora": True},
+        {"use_dora": True, "target_modules": ["embed_tokens", "up_proj"]},
         {"alpha_pattern": {"q_proj": 3}, "rank_pattern": {"layers.1.self_attn.v_proj": 2}},
         {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["embed_tokens", "up_proj"]},
     ],
-    ids=["all-linear", "rslora", "patterns", "tied head", "tied embedding"],
+    ids=["all-linear", "rslora", "dora", "dora embedding", "patterns", "tied head", "tied embedding"],
 )
 def test_merge_equals_the_adapter_model(options: dict, tiny_model: Path, tmp_path: Path):
     adapter = adapt(tiny_model, tmp_path / "adapter", **options)

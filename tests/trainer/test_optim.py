@@ -45,6 +45,18 @@ def test_vectors_are_not_decayed():
     assert decay == {id(layer.weight): 0.1, id(layer.bias): 0.0}
 
 
+def test_lora_plus_is_pefts():
+    from peft import LoraConfig, get_peft_model
+    from peft.optimizers import create_loraplus_optimizer
+
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(target_modules=["0"]))
+    ours = optim.build(Optimizer(lora_plus_ratio=16), model.named_parameters())
+    theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=0.5, loraplus_lr_ratio=16)
+    rates = {id(p): 0.5 * group["times"] for group in ours.param_groups for p in group["params"]}
+    assert rates == {id(p): group["lr"] for group in theirs.param_groups for p in group["params"]}
+    assert {*rates.values()} == {0.5, 8.0}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, so the paged form is allowed")
 def test_paged_forms_need_a_gpu():
     with pytest.raises(UserError, match="needs a GPU"):

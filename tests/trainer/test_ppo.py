@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftlaunch.adapter import Full
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Full, Ppo
+from ftlaunch.recipe import Ppo
 from ftlaunch.rundir import Step, StepDir, read_jsonl
 from fttrain.leave import Stopped
 

@@ -12,7 +12,8 @@ from tests.conftest import Launch
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ftlaunch.recipe import Lora, Optimizer
+from ftlaunch.adapter import Lora
+from ftlaunch.recipe import Optimizer
 from ftlaunch.rundir import RunDir, Step, StepDir, read_jsonl
 from fttrain import training
 from fttrain.leave import Stopped

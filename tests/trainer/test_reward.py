@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.in_process import make_step, train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from ftlaunch.adapter import Full
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Full, Merge, Reward
+from ftlaunch.recipe import Data, Merge, Reward
 from ftlaunch.rundir import StepDir, read_jsonl
 from fttrain import chat, classifier
 from fttrain.leave import Stopped

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from ftlaunch.adapter import Full
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import SHIPPED_REWARDS, Data, Full, Ppo, Reward
+from ftlaunch.recipe import SHIPPED_REWARDS, Data, Ppo, Reward
 from ftlaunch.rundir import Step, StepDir, read_jsonl
 from fttrain.rewards import SHIPPED, gsm8k
 

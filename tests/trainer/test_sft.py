@@ -16,7 +16,7 @@ from tests.conftest import CHATML, Launch
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.recipe import Full
+from ftlaunch.adapter import Full
 from ftlaunch.rundir import RunDir, StepDir, read_jsonl
 from fttrain.checkpoint.manifest import verify
 from fttrain.data.chat import LLAMA2

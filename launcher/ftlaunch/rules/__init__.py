@@ -6,6 +6,7 @@ from pathlib import Path
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
+from ftlaunch.rules import adapter as adapter_rules
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import noise as noise_rules
 from ftlaunch.rules import order, secrets
@@ -34,12 +35,8 @@ def judge(loaded: Loaded) -> list[Problem]:
     """Every contradiction and every combination that is not supported, each once."""
     tables, trainings = data_rules.data_tables(loaded), stage_rules.trainings(loaded)
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
-    problems += [
-        problem
-        for training in trainings
-        for rule in (*stage_rules.RULES, *noise_rules.RULES)
-        for problem in rule(training)
-    ]
+    of_training = (*stage_rules.RULES, *adapter_rules.RULES, *noise_rules.RULES)
+    problems += [problem for training in trainings for rule in of_training for problem in rule(training)]
     ppos = list(ppo_rules.ppo_stages(loaded))
     problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
     problems += [problem for rule in order.RULES for problem in rule(loaded)]

@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable, Iterator
 
 from ftlaunch import resolve
+from ftlaunch.adapter import Full
 from ftlaunch.chain import needs_merge
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.wording import literal
 from ftlaunch.noise import MLP, Adversarial, Multiplicative, Saturated, no_config_says, replaces
-from ftlaunch.recipe import Full, Merge, Sft
+from ftlaunch.recipe import Merge, Sft
 from ftlaunch.rules.stage import TrainedStage, trainings
 
 UNMERGED = "ship base and adapter unmerged, without the merge"

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 
 from ftlaunch import resolve
+from ftlaunch.adapter import Full
 from ftlaunch.chain import needs_merge
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.wording import choice, literal
-from ftlaunch.recipe import Full, Merge, Reward, Training
+from ftlaunch.recipe import Merge, Reward, Training
 from ftlaunch.rules.stage import trainings
 
 COPIES = "merge copies safetensors tensor by tensor, and this model's weights may be pickled"

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from ftlaunch import intake, resolve, trust
+from ftlaunch.adapter import Full
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.where import KeyPath
 from ftlaunch.load.wording import choice, did_you_mean, literal
-from ftlaunch.recipe import Data, Dpo, Full, Lora, Pairwise, Ppo, Training
+from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Training
 from ftlaunch.resolve import Resolved
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
@@ -239,22 +240,6 @@ def fp16_needs_a_gpu(training: TrainedStage) -> Iterator[Problem]:
         yield training.table_problem("model", "dtype", '"fp16" needs a GPU, and the device is the CPU', remedy)
 
 
-def targets_compile(training: TrainedStage) -> Iterator[Problem]:
-    adapter = training.resolved.adapter
-    if not isinstance(adapter, Lora):
-        return
-    if isinstance(adapter.targets, list):
-        if not adapter.targets:
-            yield training.table_problem("adapter", "targets", "names no module", 'write targets = "all-linear"')
-        return
-    try:
-        re.compile(adapter.targets)
-    except re.error as error:
-        message = f"{literal(adapter.targets)} is not a regular expression: {error}"
-        remedy = 'correct it, or write "all-linear" or a list of module names'
-        yield training.table_problem("adapter", "targets", message, remedy)
-
-
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     data_is_known,
     data_suits_stage,
@@ -276,5 +261,4 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     quantized_weights_stay,
     optimizer_suits_processes,
     fp16_needs_a_gpu,
-    targets_compile,
 )

@@ -80,6 +80,25 @@ class Carried(Protocol):
         ...
 
 
+class _Together:
+    def __init__(self, parts: dict[str, Carried]) -> None:
+        self._parts = parts
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": tensor for name, part in self._parts.items() for key, tensor in part.tensors().items()}
+
+    def adopt(self, tensors: dict[str, Tensor]) -> None:
+        for name, part in self._parts.items():
+            start = f"{name}."
+            part.adopt({key.removeprefix(start): tensors[key] for key in tensors if key.startswith(start)})
+
+
+def together(parts: dict[str, Carried | None]) -> Carried | None:
+    """All of these as one, each under its name; None where there are none."""
+    there = {name: part for name, part in parts.items() if part is not None}
+    return _Together(there) if there else None
+
+
 class Checkpoints:
     """The checkpoints of one step folder. Every method is called by all ranks together."""
 

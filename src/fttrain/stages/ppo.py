@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Full, Ppo
+from ftlaunch.adapter import Full
+from ftlaunch.recipe import Ppo
 from ftlaunch.rundir import Step, StepDir
 from fttrain import adapters, artifact, training
 from fttrain.actor import REFERENCE, Acted, Actor

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM
 
+from ftlaunch.adapter import Full, Lora
 from ftlaunch.errors import UserError
 from ftlaunch.noise import (
     Adversarial,
@@ -26,7 +27,7 @@ from ftlaunch.noise import (
     Saturated,
     Uniform,
 )
-from ftlaunch.recipe import Data, Dpo, Full, Lora, Merge, Orpo, Ppo
+from ftlaunch.recipe import Data, Dpo, Merge, Orpo, Ppo
 from ftlaunch.rundir import Step, StepDir, read_jsonl
 from fttrain import chat, references
 from fttrain.leave import Stopped

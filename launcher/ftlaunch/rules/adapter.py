@@ -1,0 +1,78 @@
+"""Rules of adapters: what their keys ask of each other, of the model and of the other tables."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ftlaunch.adapter import LowRank, Pissa
+from ftlaunch.errors import Problem
+from ftlaunch.load.wording import literal
+from ftlaunch.rules.stage import TrainedStage
+
+
+def targets_compile(training: TrainedStage) -> Iterator[Problem]:
+    adapter = training.resolved.adapter
+    if not isinstance(adapter, LowRank):
+        return
+    if isinstance(adapter.targets, list):
+        if not adapter.targets:
+            yield training.table_problem("adapter", "targets", "names no module", 'write targets = "all-linear"')
+        return
+    try:
+        re.compile(adapter.targets)
+    except re.error as error:
+        message = f"{literal(adapter.targets)} is not a regular expression: {error}"
+        remedy = 'correct it, or write "all-linear" or a list of module names'
+        yield training.table_problem("adapter", "targets", message, remedy)
+
+
+def layers_are_there(training: TrainedStage) -> Iterator[Problem]:
+    """A folder's config tells how many layers there are; with a hub id the trainer looks."""
+    adapter, folder = training.resolved.adapter, Path(training.resolved.model.path)
+    if not isinstance(adapter, LowRank) or adapter.layers is None:
+        return
+    count = _layers_of(folder) if folder.is_absolute() else None
+    if isinstance(adapter.layers, list):
+        wrong = [number for number in adapter.layers if count is not None and number >= count]
+        if not adapter.layers:
+            yield training.table_problem("adapter", "layers", "names no layer", "remove it, which adapts all layers")
+        elif wrong:
+            message = f"names layer {wrong[0]}, and the model has {count}, counted from 0"
+            yield training.table_problem("adapter", "layers", message, f"name layers from 0 to {(count or 0) - 1}")
+    elif count is not None and int(adapter.layers.partition(":")[2]) > count:
+        remedy = f"write a number up to {count}, or remove it"
+        yield training.table_problem("adapter", "layers", f"asks for more layers than the model's {count}", remedy)
+
+
+def _layers_of(folder: Path) -> int | None:
+    """Layers of the model in a folder; None where its config does not say so in one of the usual words."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None  # which another rule tells
+    return next((config[word] for word in ("num_hidden_layers", "n_layer", "num_layers") if word in config), None)
+
+
+def ratio_needs_b_matrices(training: TrainedStage) -> Iterator[Problem]:
+    adapter = training.resolved.adapter
+    if training.resolved.optimizer.lora_plus_ratio is not None and not isinstance(adapter, LowRank):
+        kind = literal(adapter.__struct_config__.tag)
+        message = f"is about the B matrices of low-rank adapters, and kind = {kind} has none"
+        yield training.table_problem("optimizer", "lora_plus_ratio", message, 'remove it, or write kind = "lora"')
+
+
+def pissa_needs_float_weights(training: TrainedStage) -> Iterator[Problem]:
+    quantization = training.resolved.model.quantization
+    if quantization != "none" and isinstance(training.resolved.adapter, Pissa):
+        message = f"PiSSA decomposes weights in full precision, and these are {literal(quantization)}"
+        remedy = 'remove quantization, or write adapter.kind = "lora"'
+        yield training.table_problem("model", "quantization", message, remedy)
+
+
+RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
+    targets_compile,
+    layers_are_there,
+    ratio_needs_b_matrices,
+    pissa_needs_float_weights,
+)

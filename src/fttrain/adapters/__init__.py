@@ -1,0 +1,112 @@
+"""Adapters: one entry a kind in `attach`. PEFT makes the layers; what it leaves to its callers is here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ftlaunch.adapter import Adapter, Dora, Full, LowRank, Pissa, Rslora
+from fttrain.adapters import targets
+from fttrain.intake import adapter_folder
+
+TRAINED = "default"
+"""PEFT's name for the adapter that is trained; frozen ones beside it have others."""
+
+
+def attach(model: nn.Module, adapter: Adapter, start: Path | None, *, in_fp32: bool) -> nn.Module:
+    """The model with its trainable weights chosen: a new adapter, or the one in the artifact folder `start`.
+
+    `in_fp32` holds adapters in fp32 over a base in 16 bits; DeepSpeed wants one format and keeps the fp32 copy itself.
+    Activation checkpointing comes afterwards: where it is on, PEFT has the whole stack computed backwards.
+    Raises UserError where the targets match no layer.
+    """
+    if isinstance(adapter, Full):
+        return model.requires_grad_(True)
+    model.requires_grad_(False)
+    start = None if start is None else adapter_folder(start)
+    continued = None if isinstance(adapter, Pissa) else start  # whose saved form has another rank
+    wrapped = _with_lora(model, adapter, continued, in_fp32=in_fp32)
+    match adapter:
+        case Dora():
+            from fttrain.adapters import dora
+
+            dora.install(wrapped, TRAINED, fresh=start is None)
+        case Pissa():
+            from fttrain.adapters import pissa
+
+            pissa.install(wrapped, TRAINED, iterations=adapter.svd_iterations, start=start)
+        case _:
+            pass
+    return wrapped
+
+
+def _with_lora(model: Any, adapter: LowRank, start: Path | None, *, in_fp32: bool) -> nn.Module:
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+    if start is not None:
+        wrapped: Any = PeftModel.from_pretrained(model, str(start), is_trainable=True, autocast_adapter_dtype=in_fp32)
+    else:
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+            lora_dropout=adapter.dropout,
+            target_modules=targets.names(model, adapter),
+            use_rslora=isinstance(adapter, Rslora),
+            use_dora=isinstance(adapter, Dora),
+        )
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=in_fp32)
+    _leave_inputs_alone(wrapped)
+    return wrapped
+
+
+def _leave_inputs_alone(model: nn.Module) -> None:
+    """Under autocast PEFT's cast of the input to fp32 is undone at once by the matrix product."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+
+
+def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
+    """Load the adapter of an artifact folder beside the trained one, under a name of its own; it is never trained."""
+    model.load_adapter(str(folder), name, is_trainable=False, autocast_adapter_dtype=in_fp32)
+    if getattr(model.peft_config[name], "use_dora", False):
+        from fttrain.adapters import dora
+
+        dora.install(model, name, fresh=False)
+
+
+@contextmanager
+def speaking_as(model: nn.Module, name: str) -> Iterator[None]:
+    """Within, the adapter of this name counts; where the model has none of that name, the bare base."""
+    # PEFT's own switches would also say anew which weights are trained.
+    layers = [module for module in model.modules() if hasattr(module, "_active_adapter")]
+    held = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [name]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, held, strict=True):
+            layer._active_adapter = active
+
+
+def save(model: Any, adapter: Adapter, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write the trained weights, whole and by their names, as plain PEFT loads them on the unchanged base."""
+    if isinstance(adapter, Pissa):
+        from fttrain.adapters import pissa
+
+        weights = pissa.as_plain_lora(model, weights, model.peft_config[TRAINED])
+    # PEFT would ask the hub whether the vocabulary was resized; nothing here resizes it.
+    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False, selected_adapters=[TRAINED])
+
+
+def carried(model: nn.Module, adapter: Adapter) -> Any:
+    """What checkpoints carry of the adapter besides trained weights and moments (`Carried`); None where nothing."""
+    if isinstance(adapter, Pissa):
+        from fttrain.adapters import pissa
+
+        return pissa.Starts(model)
+    return None

@@ -1,0 +1,118 @@
+"""PiSSA (arXiv 2404.02948): A and B begin as the principal part of W instead of zero, and the rest of W is frozen.
+
+The rest is never made: y = Wx + s(BA - B₀A₀)x is the same, with the start B₀A₀ frozen beside. So the base stays as it
+is for whatever else uses it, no bits of W are lost to rounding, and A over A₀ with B beside -B₀ is a plain LoRA adapter
+of twice the rank, which is what is saved.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import LoraVariant
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ftlaunch.errors import UserError
+from fttrain.adapters.weights import weight_of, whole
+
+
+def install(model: nn.Module, adapter: str, *, iterations: int | None, start: Path | None) -> None:
+    """Give every layer of the adapter of that name its start and this arithmetic.
+
+    From an artifact folder `start` it goes on as that was left; otherwise W is decomposed, exactly or in so many
+    iterations.
+    """
+    saved = {} if start is None else load_file(start / "adapter_model.safetensors")
+    for name, layer in _layers(model, adapter):
+        if saved:
+            a_2RI, b_O2R = (saved[f"{name}.lora_{letter}.weight"] for letter in "AB")
+            (a, a0), (b, minus_b0) = a_2RI.chunk(2), b_O2R.chunk(2, dim=1)
+            start_of = a0, -minus_b0
+        else:
+            rank, most = layer.r[adapter], min(layer.in_features, layer.out_features)
+            if rank > most:
+                raise UserError(f"adapter.rank {rank}: {name} has only {most} directions", "write a smaller rank")
+            with whole(layer.get_base_layer().weight):
+                a, b = principal(weight_of(layer), rank, layer.scaling[adapter], iterations)
+            start_of = a, b
+        with torch.no_grad():
+            layer.lora_A[adapter].weight.copy_(a)
+            layer.lora_B[adapter].weight.copy_(b)
+        layer.add_module("pissa", Principal(layer, adapter, *start_of))
+        layer.lora_variant[adapter] = _Variant()
+
+
+def principal(weight_OI: Tensor, rank: int, scale: float, iterations: int | None) -> tuple[Tensor, Tensor]:
+    """(A [R, in], B [out, R]), equally large, whose scale·B·A is the best approximation of this rank to the weight."""
+    if iterations is None:
+        u_OK, s_K, vt_KI = torch.linalg.svd(weight_OI, full_matrices=False)
+    else:
+        width = min(2 * rank, *weight_OI.shape)  # the last of the directions that are asked for come out badly
+        u_OK, s_K, v_IK = torch.svd_lowrank(weight_OI, width, niter=iterations)
+        vt_KI = v_IK.T
+    root_R = (s_K[:rank] / scale).sqrt()
+    return root_R[:, None] * vt_KI[:rank], u_OK[:, :rank] * root_R
+
+
+def _layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and adapter in module.lora_A:
+            yield name, module
+
+
+class Principal(nn.Module):
+    """The product that is trained less the one that it began as. A and B are the layer's own, as in `Magnitude`."""
+
+    a0: Tensor
+    b0: Tensor
+
+    def __init__(self, layer: Any, adapter: str, a0: Tensor, b0: Tensor) -> None:
+        super().__init__()
+        self.a: nn.Parameter = layer.lora_A[adapter].weight
+        self.b: nn.Parameter = layer.lora_B[adapter].weight
+        self.register_buffer("a0", a0.to(self.a).clone(), persistent=False)
+        self.register_buffer("b0", b0.to(self.b).clone(), persistent=False)
+        self._scale: float = layer.scaling[adapter]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, torch.cat([self.a, self.a0])), torch.cat([self.b, -self.b0], dim=1) * self._scale)
+
+
+class _Variant(LoraVariant):
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: object) -> Tensor:
+        return result + module.pissa(module.lora_dropout[active_adapter](x))
+
+
+class Starts:
+    """The starts of all layers, which a checkpoint carries: decomposed anew they might differ in the last bits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parts = {name: module for name, module in model.named_modules() if isinstance(module, Principal)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": value for name, part in self._parts.items() for key, value in part.named_buffers()}
+
+    def adopt(self, tensors: dict[str, Tensor]) -> None:
+        for name, buffer in self.tensors().items():
+            buffer.copy_(tensors[name])
+
+
+def as_plain_lora(model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """The trained weights [r, …] and starts as one adapter of rank 2r; the config is changed to say so."""
+    doubled = dict(weights)
+    for name, part in model.named_modules():
+        if isinstance(part, Principal):
+            layer = name.removesuffix(".pissa")
+            (key_a,) = (key for key in weights if key.startswith(f"{layer}.lora_A."))
+            (key_b,) = (key for key in weights if key.startswith(f"{layer}.lora_B."))
+            doubled[key_a] = torch.cat([weights[key_a], part.a0.float().cpu()])
+            doubled[key_b] = torch.cat([weights[key_b], -part.b0.float().cpu()], dim=1)
+    config.r *= 2
+    config.lora_alpha *= 2
+    return doubled

@@ -1,0 +1,319 @@
+"""Every kind of adapter on models of six families: its start, its training, its artifact in plain peft, its merge."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tests.trainer import in_process
+from tests.trainer.adapters.conftest import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ftlaunch.adapter import Adapter, Dora, Lora, Pissa, Rslora
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data, Merge, Sft
+from fttrain import adapters, artifact, training
+from fttrain.adapters import dora, targets
+from fttrain.artifact import Origin
+from fttrain.data.batches import Micro, collate
+from fttrain.data.token_set import Group
+from fttrain.loop import _take
+from fttrain.merge import find_source, merge
+from fttrain.model import Scorer
+from fttrain.stages.sft import CrossEntropy
+
+LOW_RANK: dict[str, Adapter] = {
+    "lora": Lora(rank=4, alpha=8),
+    "rslora": Rslora(rank=4, alpha=8),
+    "dora": Dora(rank=4, alpha=8),
+    "pissa": Pissa(rank=4, alpha=8),
+}
+PEFT: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+IDS = torch.arange(40)[None] + 40
+
+
+def base_of(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model.eval()(IDS).logits
+
+
+class Trained(NamedTuple):
+    """An adapter after three steps."""
+
+    artifact: Path
+    logits: torch.Tensor
+    """Of the very model that was trained."""
+    losses: list[float]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Trained]:
+    """Trains an adapter by the trainer's own engine on one batch of random rows, and saves it."""
+
+    def train(model: Path, adapter: Adapter, **stage: Any) -> Trained:
+        step = in_process.make_step(model, Data(path="rows"), adapter=adapter, **stage)
+        in_process.start_afresh()
+        source = Origin(step.model, None, str(model))
+        assert isinstance(step.stage, Sft)
+        engine = training.build(step, step.stage, in_process.ALONE, source, lambda wrapped, _: Scorer(wrapped))
+        micros, objective = [some_rows(packing=step.stage.packing)], CrossEntropy()
+        engine.set_learning_rate(1e-2)
+        losses = [_take(objective, engine, micros, objective.weight(micros[0])).loss for _ in range(3)]
+        wrapped: Any = engine.scorer.model
+        wrapped.get_base_model().set_attn_implementation("sdpa")
+        expected = logits(wrapped)
+        artifact.save(step, source, engine, AutoTokenizer.from_pretrained(model), tmp_path / "artifact")
+        return Trained(tmp_path / "artifact", expected, losses)
+
+    return train
+
+
+def some_rows(*, packing: bool) -> Micro:
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(0, 250, size=length).astype(np.int32) for length in (9, 14, 30)]
+    groups = [Group(((ids, np.arange(len(ids)) > 3),)) for ids in rows]
+    return collate(groups, packing=packing, chunks=1, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_an_artifact_is_plain_peft_on_the_untouched_base_and_merges(
+    kind: str, name: str, family: Callable[[str], Path], trained: Callable, tmp_path: Path
+) -> None:
+    made = trained(family(name), LOW_RANK[kind])
+    assert made.losses[2] < made.losses[0]
+    base = base_of(family(name))
+    before = logits(base)
+    loaded = logits(PeftModel.from_pretrained(base, made.artifact))
+    torch.testing.assert_close(loaded, made.logits, atol=2e-5, rtol=1e-4)
+    assert (loaded - before).abs().max() > 1e-2
+    merged = merge(find_source(made.artifact), tmp_path / "merged", Merge())
+    assert merged.likeness.kl < 1e-7
+    torch.testing.assert_close(logits(base_of(tmp_path / "merged")), made.logits, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_an_adapter_begins_as_the_base(kind: str, name: str, family: Callable[[str], Path]) -> None:
+    base = base_of(family(name))
+    before = logits(base)
+    model: Any = adapters.attach(base, LOW_RANK[kind], None, in_fp32=True)
+    torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def shaken(model: Any) -> Any:
+    """The same weights for any model of one shape, none of them as they begin."""
+    with torch.no_grad():
+        for name, parameter in sorted((name, p) for name, p in model.named_parameters() if p.requires_grad):
+            torch.manual_seed(len(name) + parameter.numel())
+            noise = torch.randn_like(parameter) * 0.1
+            parameter.copy_(noise if parameter.dim() > 1 else parameter * (1 + noise))
+    return model
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    model(IDS, labels=IDS).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(ours: Any, theirs: Any) -> None:
+    mine, other = gradients(ours), gradients(theirs)
+    assert mine.keys() == other.keys()
+    assert len(mine) > 10
+    for name, gradient in mine.items():
+        torch.testing.assert_close(gradient, other[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+def test_dora_is_pefts_forwards_and_backwards(name: str, family: Callable[[str], Path]) -> None:
+    ours = shaken(adapters.attach(base_of(family(name)), LOW_RANK["dora"], None, in_fp32=True))
+    theirs = shaken(get_peft_model(base_of(family(name)), LoraConfig(**PEFT, use_dora=True)))
+    torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-5, rtol=1e-4)
+    assert_same_gradients(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_pissa_is_pefts_forwards_and_backwards(name: str, family: Callable[[str], Path]) -> None:
+    ours = adapters.attach(base_of(family(name)), LOW_RANK["pissa"], None, in_fp32=True)
+    theirs = get_peft_model(base_of(family(name)), LoraConfig(**PEFT, init_lora_weights="pissa"))
+    torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-5, rtol=1e-4)
+    assert_same_gradients(ours, theirs)
+
+
+def test_an_iterated_start_is_close_to_the_exact_one() -> None:
+    from fttrain.adapters.pissa import principal
+
+    torch.manual_seed(0)
+    weight = torch.randn(40, 60) @ torch.diag(0.9 ** torch.arange(60.0))
+    (a, b), (a_2, b_2) = principal(weight, 4, 2.0, None), principal(weight, 4, 2.0, 16)
+    torch.testing.assert_close(b @ a, b_2 @ a_2, atol=1e-3, rtol=1e-3)
+    u, s, vt = torch.linalg.svd(weight)
+    torch.testing.assert_close(2 * b @ a, u[:, :4] @ torch.diag(s[:4]) @ vt[:4])
+
+
+def test_pissa_of_a_rank_that_a_weight_has_not_is_refused(family: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match="rank 33"):
+        adapters.attach(base_of(family("llama")), Pissa(rank=33), None, in_fp32=True)
+
+
+def test_a_row_of_zeros_is_trained_under_dora_and_plain_peft_agrees(
+    family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = base_of(family("llama"))
+    with torch.no_grad():
+        base.model.layers[0].mlp.down_proj.weight[3] = 0
+    base.save_pretrained(tmp_path / "base")
+    before = logits(base)
+    model: Any = adapters.attach(base, LOW_RANK["dora"], None, in_fp32=True)
+    torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+    found = gradients(model)
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    lengths = next(value for name, value in found.items() if "layers.0.mlp.down_proj.lora_magnitude" in name)
+    assert lengths[3].abs() > 0
+    adapters.save(
+        model, LOW_RANK["dora"], {k: v.data for k, v in model.named_parameters() if v.requires_grad}, tmp_path
+    )
+    plain = PeftModel.from_pretrained(base_of(tmp_path / "base"), tmp_path)
+    torch.testing.assert_close(logits(plain), before, atol=1e-5, rtol=1e-5)
+
+
+def test_doras_norm_needs_no_product() -> None:
+    """Against the norm of the sum itself, row by row."""
+    torch.manual_seed(1)
+    layer = torch.nn.Linear(30, 20, bias=True)
+    wrapper: Any = get_peft_model(torch.nn.Sequential(layer), LoraConfig(r=3, target_modules=["0"], use_dora=True))
+    lora = wrapper.base_model.model[0]
+    torch.nn.init.normal_(lora.lora_B["default"].weight)
+    dora.install(wrapper, "default", fresh=False)
+    a, b = lora.lora_A["default"].weight, lora.lora_B["default"].weight
+    expected = (layer.weight + lora.scaling["default"] * b @ a).norm(dim=1)
+    magnitude = lora.lora_magnitude_vector["default"]
+    torch.testing.assert_close(magnitude._norm(layer, torch.float32), expected)
+
+
+def test_dropout_reaches_the_product_alone(family: Callable[[str], Path]) -> None:
+    model: Any = adapters.attach(base_of(family("llama")), Dora(dropout=0.9), None, in_fp32=True)
+    before = logits(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model.train()(IDS).logits, before)  # B is zero
+
+
+GPT2_COUNTS = {
+    r"transformer\.h\.(2\.mlp|11\.attn)\.c_proj": (None, 21_504),
+    "all-linear": (None, 589_824),
+    "c_attn": (None, 147_456),
+    "all-linear in two": ([2, 11], 98_304),
+}
+
+
+@pytest.mark.parametrize("which", GPT2_COUNTS)
+def test_trainable_parameters_of_gpt2(which: str) -> None:
+    layers, expected = GPT2_COUNTS[which]
+    aims: Any = ["c_attn"] if which == "c_attn" else which.removesuffix(" in two")
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2"))
+        model = adapters.attach(base, Lora(rank=4, targets=aims, layers=layers), None, in_fp32=True)
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == expected
+
+
+class TestTargets:
+    @pytest.fixture
+    def model(self, family: Callable[[str], Path]) -> Any:
+        return base_of(family("llama"))
+
+    def test_all_linear_is_pefts_all_linear(self, model: Any) -> None:
+        ours = set(targets.names(model, Lora()))
+        theirs = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+        found = {
+            name.removeprefix("base_model.model.")
+            for name, module in theirs.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        assert ours == found
+
+    @pytest.mark.parametrize(
+        ("layers", "expected"),
+        [
+            ([0, 5], [0, 5]),
+            ("top:2", [4, 5]),
+            ("every:3", [2, 5]),
+            ("every:1", list(range(6))),
+            ("top:6", list(range(6))),
+        ],
+    )
+    def test_layers(self, layers: Any, expected: list[int]) -> None:
+        assert targets.numbers(layers, 6) == expected
+
+    def test_layers_pick_among_targets(self, model: Any) -> None:
+        found = targets.names(model, Lora(targets=["q_proj", "down_proj"], layers="top:1"))
+        assert found == ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+
+    @pytest.mark.parametrize(
+        ("adapter", "message"),
+        [
+            (Lora(targets=["q_proj", "query"]), "'query'"),
+            (Lora(targets=".*query.*"), "query"),
+            (Lora(targets=["self_attn"]), "'self_attn'"),
+            (Dora(targets=["embed_tokens"]), "embed_tokens"),
+            (Lora(layers=[2]), "no layer 2"),
+            (Lora(layers="top:3"), "has 2 layers"),
+            (Lora(targets=["lm_head"], layers="top:1"), "none of them is in a layer"),
+        ],
+    )
+    def test_what_is_not_there_is_named(self, adapter: Lora, message: str, model: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            targets.names(model, adapter)
+
+    def test_candidates_are_named(self, model: Any) -> None:
+        with pytest.raises(UserError) as caught:
+            targets.names(model, Lora(targets=["query_key_value"]))
+        assert "all-linear" in caught.value.remedy
+        assert "q_proj" in caught.value.remedy
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_computed_backwards_below_the_lowest_adapted_layer(
+    checkpointing: bool, family: Callable[[str], Path], trained: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[bool]] = {0: [], 1: []}
+    attach = adapters.attach
+
+    def watch(base: Any, *arguments: Any, **options: Any) -> Any:
+        for number, layer in enumerate(base.model.layers):
+            layer.register_forward_hook(
+                lambda _module, _inputs, out, number=number: seen[number].append(
+                    (out[0] if isinstance(out, tuple) else out).requires_grad
+                )
+            )
+        return attach(base, *arguments, **options)
+
+    monkeypatch.setattr(adapters, "attach", watch)
+    trained(family("llama"), Lora(layers="top:1"), activation_checkpointing=checkpointing)
+    assert True in seen[1]
+    assert True not in seen[0]
+
+
+def test_a_stage_goes_on_as_the_one_before_left_it(
+    family: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    """With nothing left to learn, a second stage's artifact says what the first one's does."""
+    rows = Data(path=str(rows_file), prompt="{question}", completion="{answer}")
+    for kind in ("dora", "pissa"):
+        folder = tmp_path / kind
+        settings: dict[str, Any] = {"adapter": LOW_RANK[kind], "steps": 2}
+        first = in_process.train(in_process.make_step(family("qwen2"), rows, **settings), folder)
+        start = f"{first.name}/artifact"
+        second = in_process.train(
+            in_process.make_step(family("qwen2"), rows, **settings, start=start, learning_rate=1e-12), folder
+        )
+        base = family("qwen2")
+        one, two = (logits(PeftModel.from_pretrained(base_of(base), step.artifact)) for step in (first, second))
+        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
