@@ -151,14 +151,34 @@ def test_without_scontrol_on_the_nodes_other_jobs_take_over() -> None:
     assert "requeue" not in found
 
 
-def test_the_price_is_that_of_all_starts() -> None:
+def asked_for_gpus(cluster: Cluster) -> request.Request:
+    """What SLURM is asked for on behalf of a training stage on two nodes with four processes each."""
     plan = make_plan(Path("/runs/r"), "train")
-    step = msgspec.structs.replace(
-        plan.steps[0].step, stage=Sft(data="d"), parallel=Parallel(nodes=2, procs_per_node=4)
-    )
-    planned = msgspec.structs.replace(plan.steps[0], step=step)
-    asked = request.request(plan, planned, Cluster(time_limit="2:00:00", max_restarts=4))
+    parallel = Parallel(nodes=2, procs_per_node=4)
+    step = msgspec.structs.replace(plan.steps[0].step, stage=Sft(data="d"), parallel=parallel)
+    return request.request(plan, msgspec.structs.replace(plan.steps[0], step=step), cluster)
+
+
+GPU_STYLES = {
+    "gpus-per-node": {"gpus-per-node": "4"},
+    "gpus-per-node:a100": {"gpus-per-node": "a100:4"},
+    "gres": {"gres": "gpu:4"},
+    "gres:a100": {"gres": "gpu:a100:4"},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("style", GPU_STYLES)
+def test_gpus_are_asked_for_as_the_site_wants_it(style: str) -> None:
+    found = flags(asked_for_gpus(Cluster(gpus=style)).script)
+    assert {key: found[key] for key in ("gres", "gpus-per-node") if key in found} == GPU_STYLES[style]
+
+
+def test_the_price_is_that_of_all_starts() -> None:
+    asked = asked_for_gpus(Cluster(time_limit="2:00:00", max_restarts=4))
     assert asked.price == "2 nodes × 4 GPUs × 2:00:00 = 16 GPU-hours a start; at most 80 in 5 starts"
+    asked = asked_for_gpus(Cluster(time_limit="2:00:00", gpus="none", restart="successor", successors=1))
+    assert asked.price == "2 nodes × 2:00:00 = 4 node-hours a start; at most 8 in 2 starts"
 
 
 TRICKS = ("$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"; touch pwned; "', "-x", "--wrap=true", "a,b", "\\")

@@ -24,7 +24,7 @@ def test_a_successor_takes_over_where_jobs_are_not_requeued(act: Submit) -> None
 
 
 def test_no_successor_tries_again_what_can_only_fail(act: Submit) -> None:
-    acted = act("5 0.1 memory@2", "3 0.1 none", nodes=2, restart="successor", successors=2)
+    acted = act("5 0.1 memory@2", "3 0.1 none", nodes=2, restart="successor", successors=1)
     status = acted.wait_for_end(120)
     assert status.state == "failed"
     assert len(acted.ended()) == 1
