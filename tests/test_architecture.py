@@ -34,7 +34,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rows": ("fill", "reading turns", "pairs", "prompts", "__init__"),
-    "ftlaunch.rules": ("data secrets", "stage", "adapter noise order ppo", "__init__"),
+    "ftlaunch.rules": ("data secrets", "stage", "adapter noise order ppo rounding", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made queue runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": (
@@ -59,7 +59,7 @@ FLOORS = {
         "__main__",
     ),
     "fttrain.adapters": ("targets weights", "dora pissa", "__init__"),
-    "fttrain.quant": ("__init__ grid ternary", "calibrate", "activations weights", "stored"),
+    "fttrain.quant": ("__init__ grid ternary", "calibrate", "activations weights", "aware stored"),
     "fttrain.superweights": ("__init__ projections", "ablate find known", "plots", "__main__"),
     "fttrain.checkpoint": ("__init__ background image manifest random_states shards", "writer", "store"),
 }

@@ -5,7 +5,7 @@ import msgspec
 from ftlaunch import resolve
 from ftlaunch.adapter import Adapter, Dora, Full, Lora, Pissa, Rslora
 from ftlaunch.noise import NoNoise, replaces
-from ftlaunch.recipe import Dpo, Merge, Orpo, Pairwise, Ppo, Reward, Training
+from ftlaunch.recipe import BitLinear, Dpo, Merge, Model, Orpo, Pairwise, Ppo, Qat, Reward, Training
 from ftlaunch.rundir import Step
 
 NAMES: dict[type[Adapter], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA"}
@@ -93,13 +93,28 @@ def _reference_note(step: Step, stage: Dpo) -> str:
 
 
 def _model_note(step: Step) -> str:
-    held = f"{step.model.dtype}, weights held in {step.model.quantization}"
-    note = f"{step.model.path} in {held if step.model.quantization != 'none' else step.model.dtype}"
+    note = f"{step.model.path} in {step.model.dtype}{_quantization_note(step.model)}"
     if step.start is None:
         return note
     if starts_from_merge(step):
         return f"{note}, with the adapter of the stage before merged into it: {step.start}"
     return f"{note}, going on from {step.start}"
+
+
+def _quantization_note(model: Model) -> str:
+    match model.quantization:
+        case Qat() as qat:
+            scale = "learned" if qat.learned_step else "by range"
+            whole = "" if qat.symmetric else "un"
+            per = f"group of {qat.group_size}" if qat.granularity == "group" else qat.granularity
+            return f", trained through weights of {qat.bits} bits ({whole}signed, a scale a {per}, {scale})"
+        case BitLinear() as bits:
+            normed = ", normed first" if bits.rms_norm else ""
+            return f", trained through weights of -1, 0 and 1 and inputs of 8 bits{normed}"
+        case "none":
+            return ""
+        case held:
+            return f", weights held in {held}"
 
 
 def starts_from_merge(step: Step) -> bool:

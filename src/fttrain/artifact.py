@@ -19,6 +19,7 @@ from fttrain import adapters, classifier
 from fttrain.engine import Engine
 from fttrain.model import DTYPES
 from fttrain.noise import activations
+from fttrain.quant import aware
 
 VALUE_HEAD = "value_head."
 """What the weights of PPO's value head begin with. It foresees one policy's rewards, and no later stage needs it."""
@@ -102,13 +103,20 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
 def _write(step: Step, engine: Engine, weights: dict[str, Tensor], tokenizer: Any, folder: Path) -> None:
     model: Any = engine.scorer.model
     head = {name: weights.pop(name) for name in list(weights) if name.startswith("score.")}
+    steps = aware.take_steps(weights)
     if has_adapter(step):
         adapters.save(model, step.adapter, weights, folder)
     else:
         dtype = DTYPES[step.model.dtype]
+        for name, (rounding, _) in aware.roundings(model).items():
+            weights[name] = rounding.stored(weights[name], steps.get(name))
         model.config.dtype = dtype
         model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
+        if step.model.rounding:
+            aware.leave_card(folder, step.model.rounding)
     tokenizer.save_pretrained(folder)
+    if steps and has_adapter(step):
+        save_file(steps, folder / aware.STEPS_FILE, metadata={"format": "pt"})
     if head:
         save_file(head, folder / REWARD_HEAD, metadata={"format": "pt"})
         if not has_adapter(step):

@@ -14,6 +14,7 @@ from ftlaunch.rundir import REWARD_HEAD
 from fttrain import intake
 from fttrain.model import load_tokenizer
 from fttrain.noise import activations
+from fttrain.quant import aware
 
 
 def load(path: str) -> tuple[Any, Any]:
@@ -34,6 +35,7 @@ def load(path: str) -> tuple[Any, Any]:
         activations.wear(model, activations.read(Path(path)))
         beside = base == path or (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path if beside else base)
+        aware.follow_card(model, folder)
         if config.exists():
             model = _with_adapter(model, Path(path), len(tokenizer))
     except (OSError, ValueError) as error:

@@ -93,17 +93,20 @@ class Deltas:
             renamed[name] = delta
         return replace(self, of=renamed, embedding=embedding if parted else None)
 
-    def fold(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, dequantize: bool) -> dict[str, Tensor]:
-        """What stands for `key` in the merged model: one tensor, or two where head and embedding part."""
-        out = {key: self._folded(key, weight, dtype, dequantize=dequantize)}
+    def fold(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, through: str | None) -> dict[str, Tensor]:
+        """What stands for `key` in the merged model: one tensor, or two where head and embedding part.
+
+        `through` names the format in which training held the weight, if it did.
+        """
+        out = {key: self._folded(key, weight, dtype, through=through)}
         if key == self.embedding:
-            out[HEAD] = self._folded(HEAD, weight, dtype, dequantize=False).clone()
+            out[HEAD] = self._folded(HEAD, weight, dtype, through=None).clone()
         return out
 
-    def _folded(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, dequantize: bool) -> Tensor:
+    def _folded(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, through: str | None) -> Tensor:
         target = dtype or weight.dtype
-        if dequantize:
-            weight = _through_nf4(weight)
+        if through is not None:
+            weight = _through(weight, through)
         delta = self.of.get(key)
         if delta is None:
             return weight.to(target).contiguous()
@@ -119,9 +122,12 @@ def _scale(config: dict[str, Any], path: str, rank: int) -> float:
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
 
-def _through_nf4(weight: Tensor) -> Tensor:
-    """The weight as training saw it: to NF4 with double quantization and back."""
+def _through(weight: Tensor, quantization: str) -> Tensor:
+    """The weight as training saw it: to 4 bits with double quantization, or to 8, and back."""
     import bitsandbytes.functional as bnb
 
-    packed, state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    if quantization == "int8":
+        codes, largest, _ = bnb.int8_vectorwise_quant(weight.half().contiguous())
+        return bnb.int8_vectorwise_dequant(codes, largest)
+    packed, state = bnb.quantize_4bit(weight.contiguous(), quant_type=quantization, compress_statistics=True)
     return bnb.dequantize_4bit(packed, state)

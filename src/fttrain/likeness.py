@@ -13,6 +13,8 @@ from ftlaunch.recipe import Model
 from fttrain.intake import adapter_folder
 from fttrain.model import DTYPES, load_base, load_tokenizer
 from fttrain.noise import activations
+from fttrain.quant import aware
+from fttrain.quant.aware import Rounding
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog, and the dog, who had seen it all before, went back to sleep.",
@@ -57,14 +59,16 @@ class Reference:
     """[T, V] of each probe; of a reward model, its reward [1]."""
     probes: list[Tensor]
     dtype: torch.dtype
-    quantized: frozenset[str]
-    """Keys of weights that the base holds in 4 bits."""
+    quantized: dict[str, str]
+    """Formats of the weights that the base holds in few bits, by their keys."""
+    rounding: dict[str, tuple[Rounding, Tensor | None]]
+    """How weights were rounded in training, with the steps that were learned, by the names of the weights."""
     of: Literal["tokens", "rewards"]
 
 
 def tolerance(base: Model) -> float:
     """Largest KL that rounding alone explains, by the base's number format."""
-    return TOLERANCE[base.dtype] if base.quantization == "none" else QUANTIZED_TOLERANCE
+    return QUANTIZED_TOLERANCE if base.held_in_few_bits else TOLERANCE[base.dtype]
 
 
 @torch.no_grad()
@@ -76,11 +80,16 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
     probes = [torch.tensor([tokenizer(text)["input_ids"]]) for text in PROBES]
     dtype = DTYPES[base.dtype]
     plain: Any = load_base(base, dtype=dtype, packing=False)
-    quantized = frozenset(
-        f"{name}.weight" for name, module in plain.named_modules() if type(module).__name__ == "Linear4bit"
-    )
+    quantized = {
+        f"{name}.weight": str(base.quantization)
+        for name, module in plain.named_modules()
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    }
     activations.wear(plain, activations.read(adapter))
     model: Any = PeftModel.from_pretrained(plain, str(adapter_folder(adapter))).eval()
+    if base.rounding:
+        aware.install(model, base.rounding, adapter)
+    rounding = aware.roundings(model)
     if head is None:
         logits = [model(probe.to(model.device)).logits[0].float().cpu() for probe in probes]
     else:
@@ -90,7 +99,7 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
         logits = [weight @ end for end in ends]
     del model, plain
     gc.collect()
-    return Reference(logits, probes, dtype, quantized, "tokens" if head is None else "rewards")
+    return Reference(logits, probes, dtype, quantized, rounding, "tokens" if head is None else "rewards")
 
 
 @torch.no_grad()
@@ -100,6 +109,7 @@ def compare(ref: Reference, folder: Path) -> Likeness:
 
     kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
     model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
+    aware.follow_card(model, folder)
     ours = [model(probe).logits[0].float() for probe in ref.probes]
     del model
     gc.collect()

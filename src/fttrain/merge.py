@@ -26,6 +26,8 @@ from fttrain.fold import Deltas
 from fttrain.likeness import Likeness
 from fttrain.model import DTYPES
 from fttrain.noise import activations
+from fttrain.quant import aware
+from fttrain.quant.aware import Rounding
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,7 +53,7 @@ class Merged:
     """What came of it."""
 
     method: str
-    """"base" adds the adapter to the base's own weights; "dequantized" to what the 4-bit weights stand for."""
+    """"base" adds the adapter to the base's own weights; "dequantized" to what the weights in few bits stand for."""
     likeness: Likeness
     tried: dict[str, Likeness]
 
@@ -63,6 +65,27 @@ class Stored:
     key: str
     file: Path
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Which weights training saw rounded, and how."""
+
+    quantized: dict[str, str]
+    """Formats of those that the base held in few bits, by their keys: rounded before the adapter is added."""
+    in_training: dict[str, tuple[Rounding, Tensor | None]]
+    """How those that were trained through rounding are rounded, after the adapter is added, and their steps."""
+
+    def fold(self, deltas: Deltas, key: str, weight: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """What stands for `key` in the merged model, rounded once as training saw it."""
+        named = (name for name in self.in_training if key in (name, name.partition(".")[2]))
+        found = next(named, None)
+        if found is None:
+            return deltas.fold(key, weight, dtype, through=self.quantized.get(key))
+        folded = deltas.fold(key, weight, torch.float32, through=None)
+        rounding, log_step = self.in_training[found]
+        target = dtype or weight.dtype
+        return {name: rounding.stored(one, log_step).to(target).contiguous() for name, one in folded.items()}
 
 
 def find_source(path: Path) -> Source:
@@ -97,12 +120,12 @@ def merge(source: Source, out: Path, spec: Merge) -> Merged:
     config = json.loads((folder / "config.json").read_text())
     activations.write_into(config, activations.read(source.adapter))
     reference = likeness.reference(source.base, source.adapter, source.head)
-    methods = ["base"] if source.base.quantization == "none" else ["base", "dequantized"]
+    methods = ["base", "dequantized"] if source.base.held_in_few_bits else ["base"]
     tried: dict[str, Likeness] = {}
     for method in methods:
         aside = _aside(out, method)
-        quantized = reference.quantized if method == "dequantized" else frozenset()
-        _write(folder, dict(config), deltas, source, aside, spec, quantized)
+        quantized = reference.quantized if method == "dequantized" else {}
+        _write(folder, dict(config), deltas, source, aside, spec, Rounded(quantized, reference.rounding))
         tried[method] = likeness.compare(reference, aside)
     best = min(tried, key=lambda method: tried[method].kl)
     limit = spec.max_kl or likeness.tolerance(source.base)
@@ -137,7 +160,7 @@ def _write(
     source: Source,
     out: Path,
     spec: Merge,
-    quantized: frozenset[str],
+    rounded: Rounded,
 ) -> None:
     """The merged weights, config, generation config and tokenizer in `out`."""
     dtype = DTYPES[spec.dtype] if spec.dtype else None
@@ -150,13 +173,15 @@ def _write(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(mode=0o700)
     deltas = deltas.fitted(tied=bool(config.get("tie_word_embeddings", False)), keys={one.key for one in stored})
-    _write_weights(stored, deltas, out, dtype, spec.max_shard_bytes, quantized)
+    _write_weights(stored, deltas, out, dtype, spec.max_shard_bytes, rounded)
     _write_config(config, deltas, out, spec)
     for name in SIDE_FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)
     tokenizer = _tokenizer(source)
     tokenizer.save_pretrained(out)
+    if source.base.rounding:
+        aware.leave_card(out, source.base.rounding)
     if source.head is not None:
         shutil.copyfile(source.head, out / REWARD_HEAD)
         classifier.make(out, tokenizer)
@@ -192,7 +217,7 @@ def _write_weights(
     out: Path,
     dtype: torch.dtype | None,
     max_bytes: int,
-    quantized: frozenset[str],
+    rounded: Rounded,
 ) -> None:
     shards = list(_split(stored, max_bytes))
     weight_map: dict[str, str] = {}
@@ -201,7 +226,7 @@ def _write_weights(
         tensors: dict[str, Tensor] = {}
         for one in shard:
             with safe_open(one.file, "pt") as file:
-                tensors |= deltas.fold(one.key, file.get_tensor(one.key), dtype, dequantize=one.key in quantized)
+                tensors |= rounded.fold(deltas, one.key, file.get_tensor(one.key), dtype)
         save_file(tensors, out / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
     if len(shards) > 1:

@@ -40,8 +40,8 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention.NAME if packing else "sdpa"}
-    if spec.quantization != "none":
-        options["quantization_config"] = _quantization(dtype)
+    if spec.held_in_few_bits:
+        options["quantization_config"] = _quantization(str(spec.quantization), dtype)
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     activations.make_known()
@@ -64,12 +64,14 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     return model
 
 
-def _quantization(dtype: torch.dtype) -> Any:
+def _quantization(kind: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,  # ZeRO-3 can only shard what is stored in the compute dtype

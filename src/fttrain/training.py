@@ -25,6 +25,7 @@ from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
 from fttrain.noise import activations, sites, start
 from fttrain.optim import Schedule
 from fttrain.progress import Progress
+from fttrain.quant import aware
 from fttrain.world import World
 
 MakeScorer = Callable[[nn.Module, Origin], Scorer]
@@ -103,6 +104,8 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     activations.wear(base, artifact.worn(step, origin))
     disturbed = [] if isinstance(step.noise, NoNoise) else sites.find(base, step.noise.sites)  # as adapters add modules
     model = adapters.attach(base, step.adapter, origin.adapter, in_fp32=not engine.zero_stage)
+    if step.model.rounding:
+        aware.install(model, step.model.rounding, origin.adapter)
     if stage.activation_checkpointing:
         checkpoint_activations(base)
     scorer = make_scorer(model, origin)

@@ -39,6 +39,7 @@ kind = "merge"
 SEED, STEPS, RANK, DATA, DEVICE = "seed = 1", "steps = 10", "rank = 4", "[data.qa]", 'device = "cpu"'
 PROMPT, COMPLETION = 'prompt = "Q: {question}"', 'completion = "{answer[value]}"'
 SFT = '[[stage]]\nkind = "sft"\ndata = "qa"\nsteps = 10\n'
+REWARD = '[[stage]]\nkind = "reward"\ndata = "qa"\nsteps = 10\n'
 MERGE = '[[stage]]\nkind = "merge"\n'
 
 UNKNOWN_KEYS = {
@@ -259,6 +260,33 @@ STAGE_RULES = {
     "quantized and full": (
         *('"lora"\nrank = 4', '"full"', MERGE, ""),
         *('"bf16"', '"bf16"\nquantization = "nf4" #! model.quantization | "nf4" weights cannot | add [adapter]'),
+    ),
+    "learned around nothing": (
+        '"bf16"',
+        '"bf16"\nquantization={kind="qat",learned_step=true,symmetric=false} #! model.quantization | around 0 | remove',
+    ),
+    "rounded in shards": (
+        *(DEVICE, 'strategy = "zero3"'),
+        *('"bf16"', '"bf16"\nquantization = {kind="bitlinear"} #! model.quantization | whole weights | "zero2"'),
+    ),
+    "rounded and dropped": (
+        *('"bf16"', '"bf16"\nquantization = {kind="qat"}'),
+        *(RANK, "rank = 4\ndropout = 0.1 #! adapter.dropout | as one weight | dropout = 0"),
+    ),
+    "rounded twice": (
+        *('"bf16"', '"bf16"\nquantization = {kind="bitlinear"} #! model.quantization | rounded already | same adapter'),
+        *('"lora"\nrank = 4', '"full"', MERGE, SFT),
+    ),
+    "rounded rewards": (
+        *('"bf16"', '"bf16"\nquantization = {kind="qat"} #! model.quantization | kind "reward" | remove it'),
+        *('prompt = "Q: {question}"\ncompletion = "{answer[value]}"', 'format = "preference"', SFT, REWARD),
+    ),
+    "no such rounding": (
+        *('"bf16"', '"bf16"\nquantization = {kind="qad"} #! model.quantization.kind | "qat" or "bitlinear" | "qat"'),
+    ),
+    "no such format": (
+        '"bf16"',
+        '"bf16"\nquantization = "nf5" #! model.quantization | or a table | did you mean "nf4"',
     ),
     "quantized and offload": (
         *('"bf16"', '"bf16"\nquantization = "nf4"'),

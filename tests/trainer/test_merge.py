@@ -139,13 +139,14 @@ def test_no_output_shard_is_larger_than_asked(tiny_model: Path, tmp_path: Path, 
     assert len(set(index["weight_map"].values())) == len(written)
 
 
-def test_from_a_quantized_base_the_closer_way_is_kept(tiny_model: Path, tmp_path: Path):
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_from_a_quantized_base_the_closer_way_is_kept(quantization: str, tiny_model: Path, tmp_path: Path):
     adapter = adapt(tiny_model, tmp_path / "adapter")
-    merged = merge(source(tiny_model, adapter, quantization="nf4"), tmp_path / "out", Merge())
+    merged = merge(source(tiny_model, adapter, quantization=quantization), tmp_path / "out", Merge())
     assert set(merged.tried) == {"base", "dequantized"}
     assert merged.method == "dequantized"  # random weights: what training saw is the rounded base
     assert merged.tried["dequantized"].kl < merged.tried["base"].kl
-    assert merged.likeness.kl < 1e-8
+    assert merged.likeness.kl < (1e-5 if quantization == "int8" else 1e-8)  # int8 rounds the inputs, too
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 

@@ -95,6 +95,8 @@ class _Judge:
             self._named_tables(kind, value, path)
         elif isinstance(value, dict):
             self.table(tables, value, path)
+        elif any(isinstance(member, types.LiteralType) for member in _members(kind)):
+            self._plain(kind, value, path, otherwise)
         else:
             tags = [literal(table.tag) for table in tables if table.tag == value]
             remedy = f" with {tables[0].tag_field} = {tags[0]}" if tags else ""

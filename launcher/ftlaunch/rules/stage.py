@@ -207,16 +207,16 @@ def pickles_are_pinned(training: TrainedStage) -> Iterator[Problem]:
 
 
 def quantized_weights_need_an_adapter(training: TrainedStage) -> Iterator[Problem]:
-    quantization = training.resolved.model.quantization
-    if quantization != "none" and isinstance(training.resolved.adapter, Full):
-        message = f"{literal(quantization)} weights cannot be trained themselves, and there is no adapter"
+    model = training.resolved.model
+    if model.held_in_few_bits and isinstance(training.resolved.adapter, Full):
+        message = f"{literal(model.quantization)} weights cannot be trained themselves, and there is no adapter"
         yield training.table_problem("model", "quantization", message, 'add [adapter] with kind = "lora", or remove it')
 
 
 def quantized_weights_stay(training: TrainedStage) -> Iterator[Problem]:
-    quantization = training.resolved.model.quantization
-    if quantization != "none" and training.resolved.parallel.offload != "none":
-        message = f"{literal(quantization)} weights cannot be moved to host memory and back"
+    model = training.resolved.model
+    if model.held_in_few_bits and training.resolved.parallel.offload != "none":
+        message = f"{literal(model.quantization)} weights cannot be moved to host memory and back"
         yield training.table_problem("parallel", "offload", message, "remove offload or quantization")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fttrain.quant import grid as grids
 from fttrain.quant.calibrate import CALIBRATORS
 from fttrain.quant.grid import Granularity, Grid, Steps
-from fttrain.quant.ternary import absmean, ternary
+from fttrain.quant.ternary import stored_scale, ternary
 
 Format = Literal["int", "ternary", "nf4", "fp4"]
 Place = tuple[int, int]
@@ -65,7 +65,7 @@ def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Qua
     for place in places:
         rest[place] = 0.0
     if scheme.format == "ternary":
-        gamma = absmean(rest).reshape(1, 1)
+        gamma = stored_scale(rest).reshape(1, 1)
         at, grid, values = Steps(gamma, torch.zeros(1, 1)), TERNARY, rest.reshape(1, -1)
         codes = ternary(values, gamma)
     else:
