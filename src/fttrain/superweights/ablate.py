@@ -112,7 +112,7 @@ def _put_back(down: dict[int, Projection], held: list[Activation]) -> Iterator[N
 
     handles = [
         down[place.layer].module.register_forward_hook(
-            lambda _module, _inputs, output, told=(place, token, value): put(*told, output)
+            lambda _module, _inputs, output, place=place, token=token, value=value: put(place, token, value, output)
         )
         for place, token, value in held
     ]

@@ -59,7 +59,7 @@ def named(model: nn.Module, pattern: re.Pattern[str]) -> dict[int, Projection]:
     return {
         int(match[1]): Projection(int(match[1]), name, module)
         for name, module, match in matches
-        if match and getattr(module, "weight", None) is not None and module.weight.is_floating_point()
+        if match and isinstance(weight := getattr(module, "weight", None), Tensor) and weight.is_floating_point()
     }
 
 
