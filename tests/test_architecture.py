@@ -41,7 +41,7 @@ FLOORS = {
         "__init__",
         "budget hang launch meeting prepare replan requeue restarts scheduled",
         "anew local on_node probe request",
-        "task",
+        "cut_off task",
         "control doctor submit",
     ),
     "fttrain": (

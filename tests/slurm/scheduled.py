@@ -63,15 +63,15 @@ class Acted:
             if f"--machine_rank\0{rank}\0" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
 
-    def stop_task(self, node: int) -> None:
-        """Stop the process that looks after the ranks of a node."""
+    def signal_task(self, node: int, number: signal.Signals) -> None:
+        """Signal the process that looks after the ranks of a node."""
         mine = f"SLURM_JOB_ID={self.job}\0", f"SLURM_NODEID={node}\0", "SLURM_PROCID="
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if b"submitit" in (path / "cmdline").read_bytes():
                     variables = (path / "environ").read_text()
                     if all(text in variables for text in mine):
-                        os.kill(int(path.name), signal.SIGSTOP)
+                        os.kill(int(path.name), number)
 
     def wait(self, until: Callable[[RunStatus], bool], seconds: float = 60.0) -> RunStatus:
         """How the run stands once `until` is true of it."""

@@ -1,5 +1,6 @@
 """What a profile asks for comes true on a real SLURM cluster."""
 
+import signal
 from collections.abc import Callable
 
 from scheduled import Acted, slurm
@@ -54,7 +55,7 @@ def test_a_node_that_is_not_heard_of_is_left_out(act: Submit) -> None:
     """Its task is stopped, its rank killed: the first node learns of a broken connection, and of nothing else."""
     acted = act("60 0.1 none", nodes=2)
     acted.wait_for_step(12)
-    acted.stop_task(1)
+    acted.signal_task(1, signal.SIGSTOP)
     acted.kill_rank(1)
     assert acted.wait_for_end(150).state == "done"
     first, second = acted.ended()

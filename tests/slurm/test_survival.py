@@ -74,6 +74,16 @@ def test_it_saves_and_goes_on_when_the_time_limit_is_near(crowd: dict[str, Acted
     assert control.cancel(acted.run)
 
 
+def test_tasks_that_are_killed_leave_a_job_that_goes_on(act: Submit) -> None:
+    """As srun kills them where it has lost a node that SLURM itself does not give up."""
+    acted = act("40 0.1 none", nodes=2)
+    acted.wait_for_step(12)
+    acted.signal_task(0, signal.SIGKILL)
+    assert acted.wait_for_end().state == "done"
+    assert [(ended["cause"], ended["restarted"]) for ended in acted.ended()] == [("failed", True), ("done", False)]
+    assert acted.is_calm()
+
+
 def test_a_requeued_job_goes_on_from_its_checkpoint(act: Submit) -> None:
     acted = act("40 0.1 none", nodes=2)
     acted.wait_for_step(12)

@@ -83,6 +83,22 @@ def run_stage(folder: str) -> None:
     sys.exit(code)
 
 
+def conclude_cut_off(step: StepDir) -> None:
+    """See to the job of a stage whose tasks were killed before the first one could, called once they are gone."""
+    redact_output()
+    attempts = step.all_attempts()
+    if not attempts or attempts[-1].ended.exists() or step.result.exists():
+        return
+    outcome = Failure(
+        rank=None,
+        type="SIGKILL",
+        message="its tasks were killed; what srun says of it is at the end of its job's output",
+        log=str(step.jobs),
+    )
+    stopped = step.stop_reason() not in (None, REQUEUE)
+    _Task(step, Warnings()).conclude(attempts[-1], Stopped(reason="asked") if stopped else outcome)
+
+
 @dataclass
 class _Task:
     step: StepDir
@@ -146,7 +162,7 @@ class _Task:
             outcome = self._run(attempt, start)
         except UserError as error:
             outcome = _failure(error, attempt)
-        return self._conclude(attempt, outcome)
+        return self.conclude(attempt, outcome)
 
     def _refusal(self) -> int | None:
         """The code to leave with where there is nothing to start; None where there is."""
@@ -201,7 +217,7 @@ class _Task:
             time.sleep(POLL_SECONDS)
         return found
 
-    def _conclude(self, attempt: Attempt, outcome: Outcome) -> int:
+    def conclude(self, attempt: Attempt, outcome: Outcome) -> int:
         """Write down how the attempt ended, put the job back into the queue where it is to go on, and say the code."""
         ended = self._judge(outcome)
         if overruled := self._overruled(attempt, ended):

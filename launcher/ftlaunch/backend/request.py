@@ -114,10 +114,25 @@ def _parameters(run: RunDir, plan: Plan, planned: PlannedStep, cluster: Cluster)
         "signal_delay_s": cluster.signal_lead,
         "stderr_to_stdout": True,
         "setup": [*cluster.setup, f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        "teardown": _last_words(run, planned, cluster),
         "srun_args": _srun(run, resources, cluster),
         "additional_parameters": _flags(run, planned, resources, cluster),
     }
     return {key: value for key, value in options.items() if value is not None or key == "wckey"}
+
+
+def _last_words(run: RunDir, planned: PlannedStep, cluster: Cluster) -> list[str] | None:
+    """What follows srun: a look whether it has killed tasks that could not see to the job any more."""
+    if cluster.restart == "successor" or cluster.container != "none":
+        return None
+    look = [
+        cluster.python or sys.executable,
+        "-P",
+        "-m",
+        "ftlaunch.backend.cut_off",
+        str(run.step_dir(planned.name).path),
+    ]
+    return ["code=$?", f"[ $code = 0 ] || {shlex.join(look)}", "exit $code"]
 
 
 def _resources(planned: PlannedStep, cluster: Cluster) -> Resources:

@@ -76,15 +76,24 @@ def _environ(pid: int) -> bytes:
 def ranks_of(path: Path, ranks: range) -> dict[int, int]:
     """The process of each rank of an attempt on this machine, as far as it is alive.
 
-    A rank's own children inherit its number, so the oldest counts. A lone rank has none, and no children either.
+    A rank's own children, such as the one that writes checkpoints, inherit its number, so the oldest counts. A lone
+    rank has no number: it is the child of the launching process, which is the oldest, or that one itself.
     """
-    pids = of_attempts(path)
+    pids = sorted(of_attempts(path), key=_started)
     numbered: dict[int, int] = {}
     for pid in pids:
         found = RANK.search(b"\0" + _environ(pid))
         if found and int(found[1]) in ranks:
             numbered.setdefault(int(found[1]), pid)
-    return numbered or ({ranks[0]: pids[-1]} if pids and len(ranks) == 1 else {})
+    return numbered or ({ranks[0]: pids[:2][-1]} if pids and len(ranks) == 1 else {})
+
+
+def _started(pid: int) -> float:
+    """Clock ticks from boot to the start of a process, as its number says nothing: numbers are used again."""
+    try:
+        return int(_stat(pid)[START_TIME_FIELD - 1])
+    except OSError:
+        return float("inf")
 
 
 def state(pid: int) -> str:
