@@ -23,6 +23,7 @@ FLOORS = {
         "plan rules shipped sites",
         "watch",
         "backend",
+        "compare",
         "cli",
         "__main__",
     ),
@@ -44,6 +45,7 @@ FLOORS = {
         "cut_off task",
         "control doctor submit",
     ),
+    "ftlaunch.compare": ("__init__ spread", "measures variants", "conduct table"),
     "fttrain": (
         "intake",
         "objectives adapters attention classifier fold leave metrics noise optim progress quant reduce texts world",

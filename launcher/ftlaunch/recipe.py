@@ -354,6 +354,18 @@ class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
 Stage = Sft | Reward | Dpo | Orpo | Ppo | Merge
 
 
+class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Variants of a recipe, which `ftlaunch compare` runs one after another: each of `variants` with each combination
+    of `grid`. The first is what the others are compared with."""
+
+    variants: dict[Name, list[Text]] = field(default_factory=dict[Name, list[Text]])
+    """Name of a variant → settings as `--set` has them: dora = ["adapter.kind=dora", "adapter.rank=16"]."""
+    grid: dict[Text, Annotated[list[bool | int | float | Text], Meta(min_length=1)]] = field(
+        default_factory=dict[Text, list[bool | int | float | Text]]
+    )
+    """Key, in quotes → its values: "adapter.rank" = [4, 8]."""
+
+
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole run: a model, what is done to it, on which data and on how many processes."""
 
@@ -377,5 +389,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seed of the split, the row order, the adapter's first weights and, with the rank, of dropout and noise."""
     deterministic: bool = False
     """Only kernels that give the same bits every time; slower on a GPU."""
+    sweep: Sweep | None = None
+    """[sweep]. Variants of this recipe, for `ftlaunch compare`."""
     extends: Text | None = None
     """A recipe whose keys count where this one is silent. It may not itself extend another."""

@@ -113,6 +113,8 @@ class StepDir:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         """Answers with their scores, of a PPO stage."""
+        self.evaluation = path / "evaluation.json"
+        """`rows`: of each row held out its cross-entropy and trained tokens, as the newest evaluation found them."""
         self.checkpoints = path / "checkpoints"
         self.artifact = path / "artifact"
         self.model = path / "model"

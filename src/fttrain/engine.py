@@ -62,6 +62,11 @@ class Engine:
         named = self.scorer.named_parameters()
         return ((name.removeprefix("model."), p) for name, p in named if p.requires_grad)
 
+    @property
+    def num_trained(self) -> int:
+        """Elements of all trained weights together, wherever they are held."""
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in self.trained_parameters())
+
     def set_learning_rate(self, rate: float) -> None:
         """Of every group of weights, times the group's own factor."""
         for group in self._optimizer.param_groups:

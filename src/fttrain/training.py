@@ -84,7 +84,12 @@ def complete(
     )
     tokenizer.chat_template = _template(step, tokenizer)
     artifact.save(step, origin, engine, tokenizer, folder.artifact)
-    return {"steps": progress.step, "tokens": progress.tokens, "artifact": Path(folder.artifact).name}
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "trained_parameters": engine.num_trained,
+        "artifact": Path(folder.artifact).name,
+    }
 
 
 def _template(step: Step, tokenizer: Any) -> str | None:

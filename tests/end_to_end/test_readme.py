@@ -59,4 +59,4 @@ def test_the_tree_in_the_readme_names_every_module():
 def test_every_recipe_says_how_it_is_run(path: Path):
     head = path.read_text().partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())
-    assert re.search(rf"#   ftlaunch run (recipes/)?{path.stem}", head)
+    assert re.search(rf"#   ftlaunch (run|compare) (recipes/)?{path.stem}", head)

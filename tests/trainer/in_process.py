@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from ftlaunch.adapter import Adapter, Lora
 from ftlaunch.noise import Noise, NoNoise
 from ftlaunch.recipe import Data, Model, Optimizer, Pairwise, Parallel, Ppo, Sft
-from ftlaunch.rundir import Step, StepDir
+from ftlaunch.rundir import Step, StepDir, write_json
 from fttrain.leave import StopRequest
 from fttrain.world import World
 
@@ -95,7 +95,8 @@ def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir
     start_afresh()
     stop = cast("StopRequest", StopAfter(stop_after))
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
-        importlib.import_module(f"fttrain.stages.{kind}").run(step, step_dir, ALONE, stop)
+        result = importlib.import_module(f"fttrain.stages.{kind}").run(step, step_dir, ALONE, stop)
+    write_json(step_dir.result, result)
     return step_dir
 
 

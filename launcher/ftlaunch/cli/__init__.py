@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ftlaunch import __version__, trust
-from ftlaunch.cli import model_verbs, recipe_verbs, run_verbs, site_verbs
+from ftlaunch.cli import compare_verb, model_verbs, recipe_verbs, run_verbs, site_verbs
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.redact import redact_output
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 
 for verb in (recipe_verbs.run, recipe_verbs.plan, recipe_verbs.validate, recipe_verbs.preview):
     app.command()(verb)
+app.command()(compare_verb.compare)
 for verb in (recipe_verbs.recipes, recipe_verbs.schema):
     app.command()(verb)
 for verb in (run_verbs.status, run_verbs.logs, run_verbs.stop, run_verbs.cancel, run_verbs.resume):

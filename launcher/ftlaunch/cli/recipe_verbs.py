@@ -37,6 +37,9 @@ def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
     from ftlaunch.plan import make_plan
     from ftlaunch.watch import runs
 
+    if loaded.recipe.sweep is not None:
+        message = f"{loaded.source.name} has a [sweep] table: it is several runs, not one"
+        raise UserError(message, f"run them all: ftlaunch compare {loaded.source}")
     folder = (run_dir or runs.HOME / loaded.recipe.name).absolute()
     if not str(folder).isprintable():  # a line break would end a line of a batch script, and begin a command
         raise UserError(f"{str(folder)!r} holds control characters", "choose another folder with --run-dir")
@@ -143,7 +146,15 @@ def validate(
 
     Example: ftlaunch validate my.toml
     """
-    loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
+    asked = all_settings(settings, nodes, procs_per_node)
+    loaded = _load(recipe, asked)
+    if loaded.recipe.sweep is not None:
+        from ftlaunch.compare import variants
+
+        found = variants.variants([loaded.source], asked)
+        variants.trials(found, 1, Path())
+        print(f"{loaded.source.name}: ok — {', '.join(variant.label for variant in found)}")
+        return
     steps = _plan(loaded, None).steps
     stages = ", ".join(step.name.partition("-")[2] for step in steps)
     count = max(step.step.world_size for step in steps)

@@ -93,7 +93,8 @@ class _Layout:
                 yield [start + row for row in micro.rows], micro
 
     def evaluation(self, groups: Sequence[Group]) -> Iterator[Micro]:
-        return (micro for _, micro in self.in_turn(groups))
+        """`in_turn`, with the places of the groups as the numbers of their rows."""
+        return (replace(micro, rows=tuple(places)) for places, micro in self.in_turn(groups))
 
 
 class TableFeed:

@@ -1,11 +1,14 @@
 """Supervised fine-tuning: cross-entropy of the trained tokens."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ftlaunch.recipe import Sft
-from ftlaunch.rundir import Step, StepDir
+from ftlaunch.rundir import Step, StepDir, write_json
 from fttrain.artifact import Origin
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Micro
@@ -18,9 +21,15 @@ from fttrain.objectives.consistency import Twice
 from fttrain.training import train
 from fttrain.world import World
 
+log = logging.getLogger(__name__)
+
 
 class CrossEntropy:
     """Sum of the trained tokens' cross-entropies, smoothed as the recipe says."""
+
+    def __init__(self, told: Path | None = None) -> None:
+        """`told` is a file for the newest evaluation, row by row."""
+        self._told = told
 
     def weight(self, micro: Micro) -> float:
         return float(micro.targets_N.numel())
@@ -32,25 +41,51 @@ class CrossEntropy:
         return {}
 
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
-        """Loss, perplexity and accuracy over all trained tokens of the rows held out, weighted by token."""
-        sums = [0.0, 0.0, 0.0]
+        """Loss, perplexity and accuracy over all trained tokens of the rows held out, weighted by token.
+
+        What each row has cost goes to `evaluation.json`, so that runs can be compared row by row.
+        """
+        mine: dict[int, tuple[float, int]] = {}
+        right = 0.0
         with engine.evaluating():
             for micro in feed.evaluation():
                 scores = engine.scores(micro)
-                parts = (-scores.logps_N.sum(), scores.correct_N.sum(), micro.targets_N.numel())
-                sums = [total + float(part) for total, part in zip(sums, parts, strict=True)]
-        nll, correct, count = engine.world.sum(sums)
+                right += float(scores.correct_N.sum())
+                mine |= _of_rows(scores.logps_N, micro)
+        every = {row: told for part in engine.world.gather(mine) for row, told in part.items()}
+        rows = [every[row] for row in sorted(every)]
+        nll, count = sum(nll for nll, _ in rows), sum(tokens for _, tokens in rows)
+        (correct,) = engine.world.sum([right])
         if not count:
             return {}
+        if engine.world.is_main and self._told is not None:
+            _keep(rows, self._told)
         loss = nll / count
         perplexity = feeds.mean_perplexity(loss)
         return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/token_accuracy": correct / count}
 
 
+def _keep(rows: list[tuple[float, int]], path: Path) -> None:
+    """Write down what rows have cost; a disk that does not let it is no reason to end training."""
+    try:
+        write_json(path, {"rows": rows})
+    except OSError as error:
+        log.warning("the rows of an evaluation are not kept in %s: %s", path, error)
+
+
+def _of_rows(logps_N: Tensor, micro: Micro) -> dict[int, tuple[float, int]]:
+    """Cross-entropy and number of trained tokens of each row of a micro-batch, by the row's number."""
+    costs = logps_N.new_zeros(len(micro.rows), dtype=torch.float64)
+    costs = costs.index_add(0, micro.rows_N, -logps_N.double()).tolist()
+    counts = micro.rows_N.bincount(minlength=len(micro.rows)).tolist()
+    return dict(zip(micro.rows, zip(costs, counts, strict=True), strict=True))
+
+
 class Consistency(CrossEntropy):
     """R-Drop: cross-entropy under two draws of dropout and noise, and how far the two are apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Path | None = None) -> None:
+        super().__init__(told)
         self._divergence = 0.0
         self._tokens = 0
 
@@ -83,6 +118,6 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
         return made
 
     def objective(*_: Any) -> CrossEntropy:
-        return Consistency() if stage.r_drop else CrossEntropy()
+        return (Consistency if stage.r_drop else CrossEntropy)(folder.evaluation)
 
     return train(step, folder, world, stop, scorer, objective)

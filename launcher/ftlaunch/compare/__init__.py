@@ -1,0 +1,1 @@
+"""Variants of recipes, run one after another under one budget and set side by side."""

@@ -1,0 +1,70 @@
+"""What one finished run shows: its quality, its speed, and what it takes."""
+
+import json
+from statistics import median
+from typing import Any
+
+from msgspec import Struct
+
+from ftlaunch.recipe import Training
+from ftlaunch.rundir import RunDir, StepDir, read_jsonl
+
+WARM_UP_STEPS = 3
+"""Steps at a stage's beginning whose time does not count, where there are more than twice as many."""
+NOT_QUALITY = frozenset(
+    ["step", "steps", "time", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "epoch", "peak_memory_bytes"]
+)
+
+
+class Measures(Struct, frozen=True, kw_only=True):
+    """Of a run's last training stage."""
+
+    quality: dict[str, float]
+    """Its loss in the last step, and all that its last evaluation says."""
+    seconds_a_step: float
+    """Median of its optimizer steps after the warm-up, without evaluations and saves."""
+    peak_memory_bytes: float
+    trained_parameters: float
+    artifact_bytes: float
+    """Weights in the artifact."""
+    row_losses: list[float]
+    """Loss a token of each row held out, in one order for all variants; empty where the stage tells none."""
+
+
+def measure(run: RunDir) -> Measures:
+    """What a finished run shows."""
+    step = [one for one in run.step_dirs() if isinstance(one.read_step().stage, Training)][-1]
+    lines = list(read_jsonl(step.metrics))
+    trained = [line for line in lines if "loss" in line]
+    return Measures(
+        quality=_quality(lines),
+        seconds_a_step=median(_seconds(trained)),
+        peak_memory_bytes=max(line["peak_memory_bytes"] for line in trained),
+        trained_parameters=json.loads(step.result.read_text())["trained_parameters"],
+        artifact_bytes=sum(path.stat().st_size for path in step.artifact.glob("*.safetensors")),
+        row_losses=_row_losses(step),
+    )
+
+
+def _quality(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """The newest value of everything that is measured, but for what tells of speed and course."""
+    newest: dict[str, Any] = {}
+    for line in lines:
+        newest |= line
+    kept = {key: value for key, value in newest.items() if key not in NOT_QUALITY and isinstance(value, int | float)}
+    return dict(sorted(kept.items(), key=lambda item: not item[0].startswith("eval/")))
+
+
+def _seconds(trained: list[dict[str, Any]]) -> list[float]:
+    tokens = [0, *(line["tokens"] for line in trained)]
+    taken = [
+        (after - before) / line["tokens_per_second"]
+        for before, after, line in zip(tokens, tokens[1:], trained, strict=False)
+    ]
+    return taken[WARM_UP_STEPS:] if len(taken) > 2 * WARM_UP_STEPS else taken
+
+
+def _row_losses(step: StepDir) -> list[float]:
+    if not step.evaluation.exists():
+        return []
+    return [nll / tokens for nll, tokens in json.loads(step.evaluation.read_text())["rows"] if tokens]
