@@ -62,7 +62,7 @@ FLOORS = {
     ),
     "fttrain.adapters": ("targets weights", "dora pissa", "__init__"),
     "fttrain.quant": ("__init__ grid ternary", "calibrate", "activations weights", "aware stored"),
-    "fttrain.superweights": ("__init__ projections", "ablate find known", "plots", "__main__"),
+    "fttrain.superweights": ("__init__ projections", "ablate find known", "layers plots", "__main__"),
     "fttrain.checkpoint": ("__init__ background image manifest random_states shards", "writer", "store"),
 }
 """Files and packages, lowest floor first: each imports from lower floors only, so those that share one are strangers.

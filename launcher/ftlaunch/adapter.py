@@ -6,7 +6,8 @@ from msgspec import Meta, Struct
 
 from ftlaunch.bounds import Above0, Fraction, NonNegative, Positive, Text
 
-LAYERS = r"^(top|every):[1-9][0-9]*$"
+SUPER_WEIGHTS = "super-weights"
+LAYERS = r"^((top|every):[1-9][0-9]*|super-weights)$"
 
 
 class LowRank(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,8 +23,9 @@ class LowRank(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """"all-linear" (every linear layer but the output head), a list of module names, or one regular expression, which
     must match a module's whole name."""
     layers: list[NonNegative] | Annotated[str, Meta(pattern=LAYERS)] | None = None
-    """Layers that are adapted: their numbers from 0, "top:8" for the eight next to the output, or "every:4" for the
-    last of every four. None: all. Nothing is computed backwards below the lowest of them, so "top" saves time."""
+    """Layers that are adapted: their numbers from 0, "top:8" for the eight next to the output, "every:4" for the last
+    of every four, or "super-weights" for those in which `ftlaunch superweights` finds one. None: all. Nothing is
+    computed backwards below the lowest of them, so "top" saves time."""
 
     @property
     def scale(self) -> float:

@@ -138,6 +138,8 @@ def _layers_note(layers: list[int] | str | None) -> str:
     match layers:
         case None:
             return ""
+        case "super-weights":
+            return " of the layers with super weights, which are looked for when the stage begins"
         case str():
             word, _, number = layers.partition(":")
             return f" of the top {number} layers" if word == "top" else f" of the last of every {number} layers"

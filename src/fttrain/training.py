@@ -26,6 +26,7 @@ from fttrain.noise import activations, sites, start
 from fttrain.optim import Schedule
 from fttrain.progress import Progress
 from fttrain.quant import aware
+from fttrain.superweights import layers
 from fttrain.world import World
 
 MakeScorer = Callable[[nn.Module, Origin], Scorer]
@@ -100,6 +101,8 @@ def _template(step: Step, tokenizer: Any) -> str | None:
 
 def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin, make_scorer: MakeScorer) -> Engine:
     """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
+    # Before the engine is there, as under ZeRO-3 models then load in shards; what goes on has its layers already.
+    adapter = step.adapter if origin.adapter else layers.resolved(step.adapter, origin.base, world)
     torch.manual_seed(step.seed)
     engine = Engine(step, world)
     dtype = DTYPES[step.model.dtype]
@@ -108,7 +111,7 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
     activations.wear(base, artifact.worn(step, origin))
     disturbed = [] if isinstance(step.noise, NoNoise) else sites.find(base, step.noise.sites)  # as adapters add modules
-    model = adapters.attach(base, step.adapter, origin.adapter, in_fp32=not engine.zero_stage)
+    model = adapters.attach(base, adapter, origin.adapter, in_fp32=not engine.zero_stage)
     if step.model.rounding:
         aware.install(model, step.model.rounding, origin.adapter)
     if stage.activation_checkpointing:

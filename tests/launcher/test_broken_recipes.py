@@ -305,7 +305,9 @@ STAGE_RULES = {
     ),
     "fp16 on a CPU": ('"bf16"', '"fp16" #! model.dtype | needs a GPU | write dtype = "bf16" or "fp32"'),
     "targets": (RANK, "targets = '(q|v' #! adapter.targets | is not a regular expression | \"all-linear\""),
-    "layers of no form": (RANK, 'layers = "bottom:2" #! adapter.layers | "top:8" or "every:4" | give it such a value'),
+    "layers of no form": (
+        *(RANK, 'layers = "bottom:2" #! adapter.layers | "super-weights", "top:8" or "every:4" | give it such a value'),
+    ),
     "no layers": (RANK, "layers = [] #! adapter.layers | names no layer | which adapts all layers"),
     "LoRA+ without B": (
         *('"lora"\nrank = 4', '"full"', MERGE, ""),

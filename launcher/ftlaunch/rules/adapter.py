@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ftlaunch.adapter import LowRank, Pissa
+from ftlaunch.adapter import SUPER_WEIGHTS, LowRank, Pissa
 from ftlaunch.errors import Problem
 from ftlaunch.load.wording import literal
 from ftlaunch.rules.stage import TrainedStage
@@ -40,7 +40,7 @@ def layers_are_there(training: TrainedStage) -> Iterator[Problem]:
         elif wrong:
             message = f"names layer {wrong[0]}, and the model has {count}, counted from 0"
             yield training.table_problem("adapter", "layers", message, f"name layers from 0 to {(count or 0) - 1}")
-    elif count is not None and int(adapter.layers.partition(":")[2]) > count:
+    elif count is not None and adapter.layers != SUPER_WEIGHTS and int(adapter.layers.partition(":")[2]) > count:
         remedy = f"write a number up to {count}, or remove it"
         yield training.table_problem("adapter", "layers", f"asks for more layers than the model's {count}", remedy)
 

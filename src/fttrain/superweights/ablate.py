@@ -105,14 +105,14 @@ def _activations(model: Any, down: dict[int, Projection], places: Sequence[Place
 
 @contextmanager
 def _put_back(down: dict[int, Projection], held: list[Activation]) -> Iterator[None]:
-    def put(place: Place, token: int, value: float, output: Tensor) -> Tensor:
+    def put(row: int, token: int, value: float, output: Tensor) -> Tensor:
         output = output.clone()
-        output[0, token, place.row] = value
+        output[0, token, row] = value
         return output
 
     handles = [
         down[place.layer].module.register_forward_hook(
-            lambda _module, _inputs, output, place=place, token=token, value=value: put(place, token, value, output)
+            lambda _module, _inputs, output, row=place.row, token=token, value=value: put(row, token, value, output)
         )
         for place, token, value in held
     ]

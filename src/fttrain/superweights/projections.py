@@ -55,12 +55,12 @@ def down_projections(model: nn.Module) -> dict[int, Projection]:
 
 def named(model: nn.Module, pattern: re.Pattern[str]) -> dict[int, Projection]:
     """Modules with a matrix of floats whose whole name matches, by the layer number in it."""
-    matches = ((name, module, pattern.fullmatch(name)) for name, module in model.named_modules())
-    return {
-        int(match[1]): Projection(int(match[1]), name, module)
-        for name, module, match in matches
-        if match and isinstance(weight := getattr(module, "weight", None), Tensor) and weight.is_floating_point()
-    }
+    found: dict[int, Projection] = {}
+    for name, module in model.named_modules():
+        match, weight = pattern.fullmatch(name), getattr(module, "weight", None)
+        if match and isinstance(weight, Tensor) and weight.is_floating_point():
+            found[int(match[1])] = Projection(int(match[1]), name, module)
+    return found
 
 
 @contextmanager

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.trainer.in_process import make_data, make_step, train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
+from ftlaunch.adapter import Lora
 from ftlaunch.errors import BAD_INPUT, UserError
 from fttrain import texts
 from fttrain.superweights import __main__ as tool
@@ -201,3 +203,13 @@ def test_windows_of_text(tiny_model: Path, rows_file: Path, tmp_path: Path):
     with pytest.raises(UserError, match="holds no text"):
         texts.windows(tokenizer, tmp_path / "empty.txt", length=16, count=1)
     assert len(texts.windows(tokenizer, None, length=128, count=4)) == 4
+
+
+def test_adapters_on_layers_with_super_weights(planted: Path, tiny_model: Path, rows_file: Path, tmp_path: Path):
+    adapter = Lora(rank=2, alpha=4, targets=["down_proj", "q_proj"], layers="super-weights")
+    step = train(make_step(planted, make_data(rows_file), adapter=adapter, steps=2), tmp_path / "run")
+    config = json.loads((step.artifact / "adapter_config.json").read_text())
+    ends = ("mlp.down_proj", "self_attn.q_proj")
+    assert set(config["target_modules"]) == {f"model.layers.{LAYER}.{end}" for end in ends}
+    with pytest.raises(UserError, match="has none"):
+        train(make_step(tiny_model, make_data(rows_file), adapter=adapter, steps=2), tmp_path / "none")

@@ -1,0 +1,40 @@
+"""`adapter.layers = "super-weights"`: the layers that hold a super weight, found before a stage begins."""
+
+import gc
+
+import msgspec
+import torch
+
+from ftlaunch.adapter import SUPER_WEIGHTS, Adapter, LowRank
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Model
+from fttrain.model import DTYPES, load_base, load_tokenizer
+from fttrain.superweights.find import PROMPT, Limits, find
+from fttrain.world import World
+
+
+def resolved(adapter: Adapter, base: Model, world: World) -> Adapter:
+    """The adapter with the numbers of its layers, where the recipe asks for those with super weights. Collective.
+
+    Rank 0 looks, at a copy of the base in its dtype that it loads for that; all ranks get what it found. Raises
+    UserError on each where the base has no super weights.
+    """
+    if not isinstance(adapter, LowRank) or adapter.layers != SUPER_WEIGHTS:
+        return adapter
+    found = world.from_main(_look(base) if world.is_main else [])
+    if not found:
+        message = f'adapter.layers {SUPER_WEIGHTS!r}: {base.path} has none: no weight passes what "superweights" asks'
+        raise UserError(message, 'see `ftlaunch superweights`; name layers by number, or "top:N"')
+    if world.is_main:
+        print(f"super weights are in layers {', '.join(map(str, found))}: these are adapted")
+    return msgspec.structs.replace(adapter, layers=found)
+
+
+def _look(base: Model) -> list[int]:
+    tokenizer = load_tokenizer(base.path, base.revision)
+    plain = msgspec.structs.replace(base, quantization="none")
+    model = load_base(plain, dtype=DTYPES[base.dtype], packing=False).eval()
+    found = find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), Limits())
+    del model
+    gc.collect()
+    return sorted({place.layer for place in found.places})
