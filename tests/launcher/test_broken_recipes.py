@@ -285,10 +285,6 @@ STAGE_RULES = {
         '"adamw"\nlora_plus_ratio = 16 #! optimizer.lora_plus_ratio | kind = "full" has none | kind = "lora"',
     ),
     "a ratio below 1": ('"adamw"', '"adamw"\nlora_plus_ratio = 0.5 #! optimizer.lora_plus_ratio | from 1 up | leave'),
-    "PiSSA in 4 bits": (
-        *('"lora"', '"pissa"'),
-        *('"bf16"', '"bf16"\nquantization = "nf4" #! model.quantization | full precision | "lora"'),
-    ),
     "ranks that rise": (
         *('"lora"\nrank = 4', '"adalora"\nrank = 4\ninitial_rank = 2 #! adapter.initial_rank | less than rank | larg'),
     ),

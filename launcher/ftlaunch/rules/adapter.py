@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ftlaunch.adapter import Adalora, LowRank, Pissa, Prefix, Prompt, PTuning, Virtual
+from ftlaunch.adapter import Adalora, LowRank, Prefix, Prompt, PTuning, Virtual
 from ftlaunch.errors import Problem
 from ftlaunch.load.wording import literal
 from ftlaunch.noise import NoNoise
@@ -62,14 +62,6 @@ def ratio_needs_b_matrices(training: TrainedStage) -> Iterator[Problem]:
         kind = literal(adapter.__struct_config__.tag)
         message = f"is about the B matrices of low-rank adapters, and kind = {kind} has none"
         yield training.table_problem("optimizer", "lora_plus_ratio", message, 'remove it, or write kind = "lora"')
-
-
-def pissa_needs_float_weights(training: TrainedStage) -> Iterator[Problem]:
-    quantization = training.resolved.model.quantization
-    if quantization != "none" and isinstance(training.resolved.adapter, Pissa):
-        message = f"PiSSA decomposes weights in full precision, and these are {literal(quantization)}"
-        remedy = 'remove quantization, or write adapter.kind = "lora"'
-        yield training.table_problem("model", "quantization", message, remedy)
 
 
 def ranks_fall(training: TrainedStage) -> Iterator[Problem]:
@@ -137,7 +129,6 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     targets_compile,
     layers_are_there,
     ratio_needs_b_matrices,
-    pissa_needs_float_weights,
     ranks_fall,
     importance_is_not_scaled,
     tokens_lead_their_own_row,

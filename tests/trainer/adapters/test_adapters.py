@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlaunch.adapter import Adalora, Adapter, Dora, Lora, Pissa, Rslora
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Merge
+from ftlaunch.recipe import Data, Merge, Model
 from fttrain import adapters
 from fttrain.adapters import dora, targets
 from fttrain.merge import find_source, merge
+from fttrain.model import load_base
 
 LOW_RANK: dict[str, Adapter] = {
     "lora": Lora(rank=4, alpha=8),
@@ -43,6 +44,20 @@ def test_an_artifact_is_plain_peft_on_the_untouched_base_and_merges(
     merged = merge(find_source(made.artifact), tmp_path / "merged", Merge())
     assert merged.likeness.kl < 1e-7
     torch.testing.assert_close(logits(base_of(tmp_path / "merged")), made.logits, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_over_weights_in_4_bits(kind: str, family: Callable[[str], Path], trained: Callable) -> None:
+    def base() -> Any:
+        spec = Model(path=str(family("qwen2")), dtype="fp32", quantization="nf4")
+        return load_base(spec, dtype=torch.float32, packing=False)
+
+    begun: Any = adapters.attach(base(), LOW_RANK[kind], None, in_fp32=True)
+    torch.testing.assert_close(logits(begun), logits(base()), atol=1e-5, rtol=1e-5)
+    made = trained(family("qwen2"), LOW_RANK[kind], model_fields={"quantization": "nf4"})
+    assert made.losses[2] < made.losses[0]
+    loaded = logits(PeftModel.from_pretrained(base(), made.artifact))
+    torch.testing.assert_close(loaded, made.logits, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
