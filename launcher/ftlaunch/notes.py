@@ -3,12 +3,12 @@
 import msgspec
 
 from ftlaunch import resolve
-from ftlaunch.adapter import Adalora, Adapter, Dora, Full, Lora, LowRank, Pissa, Prefix, Prompt, PTuning, Rslora
+from ftlaunch.adapter import Adalora, Dora, Full, Lora, LowRank, Pissa, Prefix, Prompt, PTuning, Rslora
 from ftlaunch.noise import NoNoise, replaces
 from ftlaunch.recipe import Dpo, Merge, Orpo, Pairwise, Ppo, Reward, Training
 from ftlaunch.rundir import Step
 
-NAMES: dict[type[Adapter], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
+NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
 
 
 def of_step(step: Step) -> dict[str, str]:

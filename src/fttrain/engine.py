@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +26,7 @@ class Allocator(Protocol):
         """Names of the weights whose gradients it wants."""
         ...
 
-    def update(self, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    def update(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """After a step: from the watched weights and the gradients that made them, what to set which weight to."""
         ...
 

@@ -5,7 +5,7 @@ P and Q are kept near orthogonal by the gradient of γ‖QQᵀ - I‖ (and of P�
 is saved is a plain LoRA adapter, in which every layer has its own rank and λ is part of B.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ class Allocator:
         """Names of the weights whose gradients it wants."""
         return [name for names in self._names.values() for name in names]
 
-    def update(self, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    def update(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """After a step, with the weights that it made of these gradients: what the λ must be set to, by name."""
         self._steps += 1
         if self._steps <= self._last:
@@ -190,7 +190,7 @@ def as_plain_lora(model: nn.Module, weights: dict[str, Tensor], config: LoraConf
             plain[key_a] = weights[key_a][kept]
             plain[key_b] = (weights[key_b] * lambdas_R)[:, kept]
     scale = config.lora_alpha / config.r
-    config.target_modules = set(ranks)
+    config.target_modules = sorted(ranks)
     config.rank_pattern = ranks  # type: ignore[assignment]
     config.alpha_pattern = {name: scale * rank for name, rank in ranks.items()}  # type: ignore[assignment]
     return plain

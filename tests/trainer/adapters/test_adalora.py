@@ -64,7 +64,7 @@ def test_every_step_and_choice_is_pefts(family: Callable[[str], Path]) -> None:
     for step in range(1, STEPS + 1):
         ours(IDS, labels=IDS).loss.backward()
         theirs(IDS, labels=IDS).loss.backward()
-        gradients = {name: weights[name].grad.clone() for name in allocator.watched}
+        gradients = {name: torch.as_tensor(weights[name].grad).clone() for name in allocator.watched}
         for side in sides:
             side.step()
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """Every kind of adapter on models of six families: its start, its training, its artifact in plain peft, its merge."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlaunch.adapter import Adalora, Adapter, Dora, Lora, Pissa, Rslora
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Merge, Model
+from ftlaunch.recipe import Data, Dpo, Merge, Model
+from ftlaunch.rundir import read_jsonl
 from fttrain import adapters
 from fttrain.adapters import dora, targets
 from fttrain.merge import find_source, merge
@@ -262,19 +264,18 @@ def test_nothing_is_computed_backwards_below_the_lowest_adapted_layer(
     assert True not in seen[0]
 
 
-def test_a_stage_goes_on_as_the_one_before_left_it(
-    family: Callable[[str], Path], rows_file: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["dora", "pissa", "adalora"])
+def test_dpo_goes_on_as_sft_has_left_it(
+    kind: str, family: Callable[[str], Path], rows_file: Path, pairs: Data, tmp_path: Path
 ) -> None:
-    """With nothing left to learn, a second stage's artifact says what the first one's does."""
+    """Its reference, a frozen copy beside it, says the same at first; with nothing learnt so does its artifact."""
     rows = Data(path=str(rows_file), prompt="{question}", completion="{answer}")
-    for kind in ("dora", "pissa"):
-        folder = tmp_path / kind
-        settings: dict[str, Any] = {"adapter": LOW_RANK[kind], "steps": 2}
-        first = in_process.train(in_process.make_step(family("qwen2"), rows, **settings), folder)
-        start = f"{first.name}/artifact"
-        second = in_process.train(
-            in_process.make_step(family("qwen2"), rows, **settings, start=start, learning_rate=1e-12), folder
-        )
-        base = family("qwen2")
-        one, two = (logits(PeftModel.from_pretrained(base_of(base), step.artifact)) for step in (first, second))
-        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+    settings: dict[str, Any] = {"adapter": LOW_RANK[kind], "steps": 2}
+    first = in_process.train(in_process.make_step(family("qwen2"), rows, **settings), tmp_path)
+    settings |= {"kind": Dpo, "start": f"{first.name}/artifact", "learning_rate": 1e-12}
+    second = in_process.train(in_process.make_step(family("qwen2"), pairs, **settings), tmp_path)
+    lines = [line for line in read_jsonl(second.metrics) if "loss" in line]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert lines[0]["grad_norm"] > 1e-3
+    one, two = (logits(PeftModel.from_pretrained(base_of(family("qwen2")), s.artifact)) for s in (first, second))
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)

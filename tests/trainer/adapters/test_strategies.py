@@ -61,3 +61,14 @@ def test_two_processes_train_what_one_does(name: str, recipe: Recipe, ranks: Ran
             # Where a gradient is all but 0, a last bit's difference may turn the sign of an AdamW step.
             assert (weight - together[key]).abs().mean() < 1e-5, (strategy, key)
             torch.testing.assert_close(together[key], weight, atol=2e-3, rtol=1e-2)
+
+
+def test_dora_over_weights_in_4_bits_is_sharded(recipe: Recipe, ranks: Ranks, tmp_path: Path) -> None:
+    """The shape of recipes/llama3_dora.toml."""
+    model = msgspec.structs.replace(recipe.model, quantization="nf4")
+    recipe = msgspec.structs.replace(recipe, adapter=Dora(rank=4, alpha=8), model=model)
+    alone = weights(ranks, recipe, tmp_path / "alone")
+    together = weights(ranks, with_parallel(recipe, "zero3", 2), tmp_path / "zero3")
+    assert together.keys() == alone.keys()
+    for key, weight in alone.items():
+        torch.testing.assert_close(together[key], weight, atol=2e-3, rtol=1e-2)
