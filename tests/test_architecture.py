@@ -60,7 +60,7 @@ FLOORS = {
         "stages",
         "__main__",
     ),
-    "fttrain.adapters": ("targets weights", "dora pissa", "__init__"),
+    "fttrain.adapters": ("targets weights", "adalora dora pissa prompts", "__init__"),
     "fttrain.quant": ("__init__ grid ternary", "calibrate", "activations weights", "aware stored"),
     "fttrain.superweights": ("__init__ projections", "ablate find known", "layers plots", "__main__"),
     "fttrain.checkpoint": ("__init__ background image manifest random_states shards", "writer", "store"),

@@ -3,12 +3,12 @@
 import msgspec
 
 from ftlaunch import resolve
-from ftlaunch.adapter import Adapter, Dora, Full, Lora, Pissa, Rslora
+from ftlaunch.adapter import Adalora, Dora, Full, Lora, LowRank, Pissa, Prefix, Prompt, PTuning, Rslora
 from ftlaunch.noise import NoNoise, replaces
 from ftlaunch.recipe import BitLinear, Dpo, Merge, Model, Orpo, Pairwise, Ppo, Qat, Reward, Training
 from ftlaunch.rundir import Step
 
-NAMES: dict[type[Adapter], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA"}
+NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
 
 
 def of_step(step: Step) -> dict[str, str]:
@@ -124,12 +124,30 @@ def starts_from_merge(step: Step) -> bool:
 
 def _adapter_note(step: Step) -> str:
     adapter = step.adapter
-    if isinstance(adapter, Full):
-        return "none: every weight is trained"
+    match adapter:
+        case Full():
+            return "none: every weight is trained"
+        case Prefix():
+            made = ", made by two layers" if adapter.projection else ""
+            return f"prefix tuning: keys and values of {adapter.virtual_tokens} virtual tokens in every layer{made}"
+        case Prompt():
+            begun = {"text": "the text", "random": "noise"}.get(adapter.init, "words of the vocabulary")
+            return f"prompt tuning: embeddings of {adapter.virtual_tokens} virtual tokens, which begin as {begun}"
+        case PTuning():
+            made = adapter.encoder.upper()
+            return f"P-tuning: embeddings of {adapter.virtual_tokens} virtual tokens, made by an {made}"
+        case _:
+            return _low_rank_note(adapter)
+
+
+def _low_rank_note(adapter: LowRank) -> str:
     targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
     ratio = "alpha / √rank" if isinstance(adapter, Rslora) else "alpha / rank"
+    rank = str(adapter.rank)
+    if isinstance(adapter, Adalora):
+        rank, ratio = f"{adapter.begins_with}, pruned to {rank} on average,", "alpha / first rank"
     return (
-        f"{NAMES[type(adapter)]} of rank {adapter.rank} on {targets}{_layers_note(adapter.layers)},"
+        f"{NAMES[type(adapter)]} of rank {rank} on {targets}{_layers_note(adapter.layers)},"
         f" scale {ratio} = {adapter.scale:.4g}"
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ftlaunch.adapter import Adapter, Full
+from ftlaunch.adapter import Adapter, Full, Virtual
 from ftlaunch.noise import Noise, replaces
 from ftlaunch.recipe import Dpo, Merge, Model, Optimizer, Parallel, Ppo, Recipe, Reward, Training
 
@@ -92,4 +92,4 @@ def _ahead(recipe: Recipe, stage: Training | Merge) -> list[Training]:
 
 def reference(stage: Dpo, adapter: Adapter) -> Literal["live", "precomputed"]:
     """How a DPO stage learns what its reference says."""
-    return stage.reference or ("precomputed" if isinstance(adapter, Full) else "live")
+    return stage.reference or ("precomputed" if isinstance(adapter, Full | Virtual) else "live")

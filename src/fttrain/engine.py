@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,23 @@ from fttrain.objectives.logps import Scores
 from fttrain.world import World
 
 
+class Allocator(Protocol):
+    """What decides which of the trained weights stay."""
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the weights whose gradients it wants."""
+        ...
+
+    def update(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """After a step: from the watched weights and the gradients that made them, what to set which weight to."""
+        ...
+
+    def measures(self) -> dict[str, float]:
+        """What there is to say of it, the same on every rank."""
+        ...
+
+
 class Engine:
     """One model and its optimizer under the strategy of the plan.
 
@@ -28,6 +45,8 @@ class Engine:
     def __init__(self, step: Step, world: World) -> None:
         """Must exist before the model is loaded: under ZeRO-3 it makes `from_pretrained` load shards."""
         self.world = world
+        self.allocator: Allocator | None = None
+        """Told of every optimizer step, it says what some weights must be set to. It may be set after `prepare`."""
         self.zero_stage = step.parallel.zero_stage
         self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Training) else 0.0
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
@@ -100,6 +119,17 @@ class Engine:
 
         Where the norm is not finite, or with `discard`, weights and moments stay as they are; the norm is then nan.
         """
+        gradients = {} if self.allocator is None else self._full_gradients(self.allocator.watched)
+        norm = self._step(discard=discard)
+        if self.allocator is not None and math.isfinite(norm):
+            self._set_full(self.allocator.update(self._full_weights(gradients), gradients))
+        return norm
+
+    def measures(self) -> dict[str, float]:
+        """What there is to say of the weights that are trained."""
+        return {} if self.allocator is None else self.allocator.measures()
+
+    def _step(self, *, discard: bool) -> float:
         if self.zero_stage:
             self._wrapped.step()
             assert self.zero.overflow or not discard, "gradients of a loss that is not finite would have been applied"
@@ -112,6 +142,48 @@ class Engine:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm) if finite else math.nan
+
+    def _full_gradients(self, names: list[str]) -> dict[str, Tensor]:
+        """Of these weights, whole and in fp32, on every rank; before clipping. Collective."""
+        found: dict[str, Tensor] = {}
+        trained = dict(self.trained_parameters())
+        for name in names:
+            if self.zero_stage:
+                from deepspeed.utils import safe_get_full_grad
+
+                gradient = safe_get_full_grad(trained[name])
+            else:
+                gradient = trained[name].grad
+            assert gradient is not None
+            found[name] = gradient.detach().float().clone().view(_shape(trained[name]))
+        return found
+
+    def _full_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These weights, whole and in fp32, on every rank. Collective."""
+        trained = dict(self.trained_parameters())
+        return {name: _full_weight(trained[name], sharded=bool(self.zero_stage)).float() for name in names}
+
+    @torch.no_grad()
+    def _set_full(self, weights: dict[str, Tensor]) -> None:
+        """Set weights to what every rank has for them. Collective."""
+        trained = dict(self.trained_parameters())
+        for name, value in weights.items():
+            if self.zero_stage:
+                from deepspeed.utils import safe_set_full_fp32_param
+
+                safe_set_full_fp32_param(trained[name], value)
+            else:
+                trained[name].copy_(value)
+        if weights and self.zero_stage:
+            self.follow_masters()
+
+    def follow_masters(self) -> None:
+        """Under ZeRO, make the weights that compute what their fp32 masters are. Collective."""
+        if self.zero_stage == 3:
+            for group in range(len(self.zero.fp32_partitioned_groups_flat)):
+                self.zero._reassign_or_swap_out_partitioned_parameters(group)
+        else:
+            self.zero.update_lp_params()
 
     @property
     def scales_loss(self) -> bool:
@@ -158,11 +230,21 @@ class Engine:
             yield name, self._full(parameter) if self.world.is_main or self.zero_stage else torch.empty(0)
 
     def _full(self, parameter: nn.Parameter) -> Tensor:
-        if self.zero_stage:
-            from deepspeed.utils import safe_get_full_fp32_param
-
-            value = safe_get_full_fp32_param(parameter)
-            assert value is not None
-        else:
-            value = parameter.detach()
+        value = _full_weight(parameter, sharded=bool(self.zero_stage))
         return value.float().cpu().clone() if self.world.is_main else torch.empty(0)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole tensor, also where ZeRO-3 has left a shard of it."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _full_weight(parameter: nn.Parameter, *, sharded: bool) -> Tensor:
+    """The weight as the optimizer has it, whole. Collective where it is sharded."""
+    if not sharded:
+        return parameter.detach()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    value = safe_get_full_fp32_param(parameter)
+    assert value is not None
+    return value.view(_shape(parameter))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ftlaunch.errors import UserError
 from ftlaunch.intake import has_safetensors
 from ftlaunch.recipe import Model
-from fttrain import attention, classifier, intake
+from fttrain import adapters, attention, classifier, intake
 from fttrain.data.batches import Micro
 from fttrain.noise import activations
 from fttrain.noise.disturbance import Disturbance
@@ -123,12 +123,17 @@ class Scorer(nn.Module):
     def _hidden(self, micro: Micro) -> Tensor:
         """[lines · T, D]: what the body says at each place."""
         self.places.take(micro.lengths, micro.position_ids)
-        extra = {} if micro.segments is None else {"segments": micro.segments}
-        body = self._causal().base_model
-        hidden_BTD = body(
-            input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, **extra
-        ).last_hidden_state
-        return hidden_BTD.flatten(0, 1)
+        asked: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids}
+        ahead = 0
+        if adapters.leads(self.model):
+            from fttrain.adapters import prompts
+
+            assert micro.segments is None, "rules/adapter.py asks for padded rows"
+            asked, ahead = prompts.led(self.model, micro.input_ids, micro.position_ids)
+        elif micro.segments is not None:
+            asked["segments"] = micro.segments
+        hidden_BTD = self._causal().base_model(use_cache=False, **asked).last_hidden_state
+        return hidden_BTD[:, ahead:].flatten(0, 1)
 
     def _causal(self) -> Any:
         """The transformers model, under PEFT's wrapper if there is one."""

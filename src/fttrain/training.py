@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftlaunch.adapter import Adalora
 from ftlaunch.noise import NoNoise
 from ftlaunch.recipe import Pairwise, Ppo, Sft, Training
 from ftlaunch.rundir import Step, StepDir
@@ -67,7 +68,9 @@ def complete(
     """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
     stage, world = step.stage, engine.world
     assert isinstance(stage, Training)
-    besides = {"stage": carried, "adapter": adapters.carried(engine.scorer.model, step.adapter)}
+    of_adapter = adapters.carried(engine.scorer.model, step.adapter, feed.num_steps)
+    engine.allocator = of_adapter if isinstance(step.adapter, Adalora) else None
+    besides = {"stage": carried, "adapter": of_adapter}
     checkpoints = Checkpoints(folder.checkpoints, step, engine, together(besides))
     loaded = checkpoints.load()
     progress = Progress(**loaded.state) if loaded else Progress()
@@ -111,7 +114,9 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
     activations.wear(base, artifact.worn(step, origin))
     disturbed = [] if isinstance(step.noise, NoNoise) else sites.find(base, step.noise.sites)  # as adapters add modules
-    model = adapters.attach(base, adapter, origin.adapter, in_fp32=not engine.zero_stage)
+    model = adapters.attach(
+        base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=step.accumulation
+    )
     if step.model.rounding:
         aware.install(model, step.model.rounding, origin.adapter)
     if stage.activation_checkpointing:

@@ -315,9 +315,50 @@ STAGE_RULES = {
         '"adamw"\nlora_plus_ratio = 16 #! optimizer.lora_plus_ratio | kind = "full" has none | kind = "lora"',
     ),
     "a ratio below 1": ('"adamw"', '"adamw"\nlora_plus_ratio = 0.5 #! optimizer.lora_plus_ratio | from 1 up | leave'),
-    "PiSSA in 4 bits": (
-        *('"lora"', '"pissa"'),
-        *('"bf16"', '"bf16"\nquantization = "nf4" #! model.quantization | full precision | "lora"'),
+    "ranks that rise": (
+        *('"lora"\nrank = 4', '"adalora"\nrank = 4\ninitial_rank = 2 #! adapter.initial_rank | less than rank | larg'),
+    ),
+    "pruning that never begins": (
+        *('"lora"\n', '"adalora"\nprune_until = 0.05 #! adapter.prune_until | no later than prune_after | larg\n'),
+    ),
+    "AdaLoRA in fp16": (
+        *('"lora"', '"adalora"', DEVICE, "", '"bf16"', '"fp16" #! model.dtype | compares gradients | dtype = "bf16"'),
+    ),
+    "virtual tokens in packed rows": (
+        *('"lora"\nrank = 4', '"prompt"', MERGE, ""),
+        *('"sft"\n', '"sft"\npacking = true #! stage[0].packing | laid end to end | packing = false\n'),
+    ),
+    "virtual tokens merged": (
+        *('"lora"\nrank = 4', '"p_tuning"', '"sft"\n', '"sft"\npacking = false\n'),
+        *(MERGE, '[[stage]] #! stage[1] | no part of any weight | ship base and adapter\nkind = "merge"'),
+    ),
+    "virtual tokens merged on the way": (
+        *('"lora"\nrank = 4', '"prompt"', '"sft"\n', '"sft"\npacking = false\n'),
+        *(MERGE, SFT + 'adapter.kind = "lora" #! stage[1].adapter | cannot be merged | the same adapter'),
+    ),
+    "a prefix computed again": (
+        *('"lora"\nrank = 4', '"prefix"', MERGE, "", '"sft"\n', '"sft"\npacking = false\n'),
+        *(STEPS, "steps=10\nactivation_checkpointing=true #! stage[0].activation_checkpointing | only once | prompt"),
+    ),
+    "an LSTM under ZeRO": (
+        *('"lora"\nrank = 4', '"p_tuning"\nencoder = "lstm" #! adapter.encoder | DeepSpeed | encoder = "mlp"'),
+        *(MERGE, "", '"sft"\n', '"sft"\npacking = false\n', DEVICE, 'strategy = "zero2"'),
+    ),
+    "an init without its text": (
+        *('"lora"\nrank = 4', '"prompt"\ninit = "text" #! adapter.init | there is none | add text'),
+        *(MERGE, "", '"sft"\n', '"sft"\npacking = false\n'),
+    ),
+    "a text without its init": (
+        *('"lora"\nrank = 4', '"prompt"\ntext = "Hi" #! adapter.text | only for init = "text" | remove it'),
+        *(MERGE, "", '"sft"\n', '"sft"\npacking = false\n'),
+    ),
+    "noise behind virtual tokens": (
+        *('"lora"\nrank = 4', '"prompt"\n[noise]\nkind = "gaussian" #! noise.kind | virtual ones | remove [noise]'),
+        *(MERGE, "", '"sft"\n', '"sft"\npacking = false\n'),
+    ),
+    "virtual tokens of a reward model": (
+        *('"lora"\nrank = 4', '"prompt" #! adapter.kind | puts tokens ahead | kind = "lora" for this stage', MERGE, ""),
+        *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'", '"sft"\n', '"reward"\n'),
     ),
     "a key of another adapter": (
         *(RANK, 'svd_iterations = 4 #! adapter.svd_iterations | belongs to kind "pissa" | write kind = "pissa"'),

@@ -58,6 +58,10 @@ def test_the_learning_rate_suits_stage_and_adapter(kind: str, adapter: str, rate
         ('kind = "rslora"', "rsLoRA of rank 8 on all-linear, scale alpha / √rank = 5.657"),
         ('kind = "dora"\nlayers = "top:8"', "DoRA of rank 8 on all-linear of the top 8 layers, scale alpha / rank = 2"),
         ('kind = "pissa"\nlayers = [0, 3]', "PiSSA of rank 8 on all-linear of layers 0, 3, scale alpha / rank = 2"),
+        ('kind = "adalora"', "AdaLoRA of rank 12, pruned to 8 on average, on all-linear, scale alpha / first rank ="),
+        ('kind = "prefix"', "prefix tuning: keys and values of 20 virtual tokens in every layer"),
+        ('kind = "prompt"\ninit = "random"', "prompt tuning: embeddings of 20 virtual tokens, which begin as noise"),
+        ('kind = "p_tuning"\nencoder = "lstm"', "P-tuning: embeddings of 20 virtual tokens, made by an LSTM"),
         ('kind = "lora"\nlayers = "every:4"\ntargets = ["q"]', "on q of the last of every 4 layers, scale"),
     ],
 )

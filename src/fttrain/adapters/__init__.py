@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.adapter import Adapter, Dora, Full, LowRank, Pissa, Rslora
+from ftlaunch.adapter import Adalora, Adapter, Dora, Full, LowRank, Pissa, Rslora, Virtual
 from fttrain.adapters import targets
 from fttrain.intake import adapter_folder
 
@@ -15,17 +15,24 @@ TRAINED = "default"
 """PEFT's name for the adapter that is trained; frozen ones beside it have others."""
 
 
-def attach(model: nn.Module, adapter: Adapter, start: Path | None, *, in_fp32: bool) -> nn.Module:
+def attach(
+    model: nn.Module, adapter: Adapter, start: Path | None, *, in_fp32: bool, accumulation: int = 1
+) -> nn.Module:
     """The model with its trainable weights chosen: a new adapter, or the one in the artifact folder `start`.
 
     `in_fp32` holds adapters in fp32 over a base in 16 bits; DeepSpeed wants one format and keeps the fp32 copy itself.
-    Activation checkpointing comes afterwards: where it is on, PEFT has the whole stack computed backwards.
+    `accumulation` is how many backward passes make a step. Activation checkpointing comes afterwards: where it is on,
+    PEFT has the whole stack computed backwards.
     Raises UserError where the targets match no layer.
     """
     if isinstance(adapter, Full):
         return model.requires_grad_(True)
     model.requires_grad_(False)
     start = None if start is None else adapter_folder(start)
+    if isinstance(adapter, Virtual):
+        from fttrain.adapters import prompts
+
+        return prompts.attach(model, adapter, start, name=TRAINED, in_fp32=in_fp32)
     continued = None if isinstance(adapter, Pissa) else start  # whose saved form has another rank
     wrapped = _with_lora(model, adapter, continued, in_fp32=in_fp32)
     match adapter:
@@ -37,6 +44,10 @@ def attach(model: nn.Module, adapter: Adapter, start: Path | None, *, in_fp32: b
             from fttrain.adapters import pissa
 
             pissa.install(wrapped, TRAINED, iterations=adapter.svd_iterations, start=start)
+        case Adalora():
+            from fttrain.adapters import adalora
+
+            adalora.install(wrapped, TRAINED, adapter, accumulation=accumulation, fresh=start is None)
         case _:
             pass
     return wrapped
@@ -50,7 +61,7 @@ def _with_lora(model: Any, adapter: LowRank, start: Path | None, *, in_fp32: boo
     else:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
-            r=adapter.rank,
+            r=adapter.begins_with if isinstance(adapter, Adalora) else adapter.rank,
             lora_alpha=adapter.alpha,  # type: ignore[arg-type]
             lora_dropout=adapter.dropout,
             target_modules=targets.names(model, adapter),
@@ -78,6 +89,11 @@ def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
         dora.install(model, name, fresh=False)
 
 
+def leads(model: Any) -> bool:
+    """Whether virtual tokens go ahead of the rows of this model."""
+    return hasattr(model, "active_peft_config") and model.active_peft_config.is_prompt_learning
+
+
 @contextmanager
 def speaking_as(model: nn.Module, name: str) -> Iterator[None]:
     """Within, the adapter of this name counts; where the model has none of that name, the bare base."""
@@ -95,18 +111,36 @@ def speaking_as(model: nn.Module, name: str) -> Iterator[None]:
 
 def save(model: Any, adapter: Adapter, weights: dict[str, Tensor], folder: Path) -> None:
     """Write the trained weights, whole and by their names, as plain PEFT loads them on the unchanged base."""
+    if isinstance(adapter, Virtual):
+        from fttrain.adapters import prompts
+
+        prompts.save(model, TRAINED, weights, folder)
+        return
     if isinstance(adapter, Pissa):
         from fttrain.adapters import pissa
 
         weights = pissa.as_plain_lora(model, weights, model.peft_config[TRAINED])
+    if isinstance(adapter, Adalora):
+        from fttrain.adapters import adalora
+
+        weights = adalora.as_plain_lora(model, weights, model.peft_config[TRAINED])
     # PEFT would ask the hub whether the vocabulary was resized; nothing here resizes it.
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False, selected_adapters=[TRAINED])
 
 
-def carried(model: nn.Module, adapter: Adapter) -> Any:
-    """What checkpoints carry of the adapter besides trained weights and moments (`Carried`); None where nothing."""
-    if isinstance(adapter, Pissa):
-        from fttrain.adapters import pissa
+def carried(model: nn.Module, adapter: Adapter, num_steps: int) -> Any:
+    """What checkpoints carry of the adapter besides trained weights and moments (`Carried`); None where nothing.
 
-        return pissa.Starts(model)
-    return None
+    AdaLoRA's is its allocator, over so many optimizer steps.
+    """
+    match adapter:
+        case Pissa():
+            from fttrain.adapters import pissa
+
+            return pissa.Starts(model)
+        case Adalora():
+            from fttrain.adapters import adalora
+
+            return adalora.Allocator(model, adapter, num_steps)
+        case _:
+            return None

@@ -2,7 +2,8 @@
 
 The rest is never made: y = Wx + s(BA - B₀A₀)x is the same, with the start B₀A₀ frozen beside. So the base stays as it
 is for whatever else uses it, no bits of W are lost to rounding, and A over A₀ with B beside -B₀ is a plain LoRA adapter
-of twice the rank, which is what is saved.
+of twice the rank, which is what is saved. On weights in 4 bits the start is that of what they stand for, and they are
+not quantized anew.
 """
 
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ftlaunch.adapter import Dora, LowRank, Pissa
+from ftlaunch.adapter import Adalora, Dora, LowRank, Pissa
 from ftlaunch.errors import UserError
 
 ALL_LINEAR = "all-linear"
@@ -17,7 +17,7 @@ LINEAR = (nn.Linear, Conv1D)
 
 def names(model: nn.Module, adapter: LowRank) -> list[str]:
     """Full names of the modules to adapt, in the model's order. Raises UserError where a target or layer is missing."""
-    kinds = LINEAR if isinstance(adapter, Dora | Pissa) else (*LINEAR, nn.Embedding)
+    kinds = LINEAR if isinstance(adapter, Adalora | Dora | Pissa) else (*LINEAR, nn.Embedding)
     able = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     found = _targeted(model, able, adapter.targets)
     if adapter.layers is None:

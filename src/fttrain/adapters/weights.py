@@ -21,7 +21,7 @@ def whole(*parameters: nn.Parameter) -> Iterator[None]:
     if not sharded:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
     with GatheredParameters(sharded, modifier_rank=None):
         yield

@@ -117,8 +117,5 @@ def adopt(engine: Engine, optimizer_steps: int) -> None:
     optimizer = engine.zero.optimizer if engine.zero_stage else engine.optimizer
     for state in optimizer.state.values():
         state["step"] = optimizer_steps if isinstance(state["step"], int) else torch.tensor(float(optimizer_steps))
-    if engine.zero_stage == 3:
-        for group in range(len(engine.zero.fp32_partitioned_groups_flat)):
-            engine.zero._reassign_or_swap_out_partitioned_parameters(group)
-    elif engine.zero_stage:
-        engine.zero.update_lp_params()
+    if engine.zero_stage:
+        engine.follow_masters()

@@ -1,13 +1,25 @@
-"""Tiny models of six families over single bytes, made from configs."""
+"""Tiny models of six families over single bytes, made from configs, and adapters trained on them for three steps."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import _byte_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from tests.trainer import in_process
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ftlaunch.adapter import Adapter
+from ftlaunch.recipe import Data, Sft
+from fttrain import artifact, training
+from fttrain.artifact import Origin
+from fttrain.data.batches import Micro, collate
+from fttrain.data.token_set import Group
+from fttrain.loop import _take
+from fttrain.model import Scorer
+from fttrain.stages.sft import CrossEntropy
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 32,
@@ -33,6 +45,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": WIDTHS,
     "phi": WIDTHS | {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
 }
+
+
+IDS = torch.arange(40)[None] + 40
+
+
+def base_of(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model.eval()(IDS).logits
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +85,47 @@ def _save(name: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class Trained(NamedTuple):
+    """An adapter after three steps."""
+
+    artifact: Path
+    logits: torch.Tensor
+    """Of the very model that was trained."""
+    losses: list[float]
+    scorer: Scorer
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Trained]:
+    """Trains an adapter by the trainer's own engine on one batch of random rows, and saves it."""
+
+    def train(model: Path, adapter: Adapter, **stage: Any) -> Trained:
+        step = in_process.make_step(model, Data(path="rows"), adapter=adapter, **stage)
+        in_process.start_afresh()
+        source = Origin(step.model, None, str(model))
+        assert isinstance(step.stage, Sft)
+        engine = training.build(step, step.stage, in_process.ALONE, source, lambda wrapped, _: Scorer(wrapped))
+        micros, objective = [some_rows(packing=step.stage.packing)], CrossEntropy()
+        engine.set_learning_rate(1e-2)
+        losses = [_take(objective, engine, micros, objective.weight(micros[0])).loss for _ in range(3)]
+        wrapped: Any = engine.scorer.model
+        wrapped.get_base_model().set_attn_implementation("sdpa")
+        expected = logits(wrapped)
+        artifact.save(step, source, engine, AutoTokenizer.from_pretrained(model), tmp_path / "artifact")
+        return Trained(tmp_path / "artifact", expected, losses, engine.scorer)
+
+    return train
+
+
+def rows_of_ids() -> list[torch.Tensor]:
+    """Three rows of token ids, of which all but the first four are trained."""
+    draw = np.random.default_rng(0)
+    return [torch.from_numpy(draw.integers(0, 250, size=length)) for length in (9, 14, 30)]
+
+
+def some_rows(*, packing: bool) -> Micro:
+    """The same as a micro-batch."""
+    rows = [(ids.numpy().astype(np.int32), np.arange(len(ids)) > 3) for ids in rows_of_ids()]
+    return collate([Group((row,)) for row in rows], packing=packing, chunks=1, device=torch.device("cpu"))
