@@ -173,9 +173,7 @@ def test_what_cannot_be_merged_is_said(tiny_model: Path, tmp_path: Path, monkeyp
         {name.replace("layers.1", "layers.9"): t for name, t in tensors.items()}, other / "adapter_model.safetensors"
     )
     with pytest.raises(UserError, match=r"model\.layers\.9\.self_attn\.q_proj\.weight, which the base does not have"):
-        merging._write(
-            tiny_model, merging.Deltas.read(other), source(tiny_model, other), tmp_path / "o", Merge(), frozenset()
-        )
+        merge(source(tiny_model, other), tmp_path / "o", Merge())
 
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="1,000 bytes free and the model needs"):
@@ -207,11 +205,11 @@ def test_memory_stays_within_about_a_shard(tmp_path: Path):
 import resource
 from pathlib import Path
 from fttrain.fold import Deltas
-from fttrain.merge import _stored, _write_weights
+from fttrain.merge import Rounded, _stored, _write_weights
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 base, out = Path({str(base)!r}), Path({str(tmp_path / "out")!r})
 out.mkdir()
-_write_weights(list(_stored(base, None)), Deltas({{}}), out, None, 20_000_000, frozenset())
+_write_weights(list(_stored(base, None)), Deltas({{}}), out, None, 20_000_000, Rounded({{}}, {{}}))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
