@@ -26,6 +26,7 @@ class Triplets(nn.Module):
         self.q: nn.Parameter = layer.lora_A[adapter].weight
         self.p: nn.Parameter = layer.lora_B[adapter].weight
         self.lambdas = nn.Parameter(torch.zeros_like(self.q[:, 0]))
+        self.rank = len(self.q)  # later ZeRO-3 may leave an empty shard of it
         self.scale = scale
         self.pull = 0.0
         """γ of one backward pass through this layer."""
@@ -95,7 +96,7 @@ class Allocator:
         self._first = int(spec.prune_after * num_steps)
         self._last = int(spec.prune_until * num_steps)
         self._every = spec.prune_every or max(1, (self._last - self._first) // 50)
-        self._keep = {name: torch.ones(len(part.q), dtype=torch.bool) for name, part in parts.items()}
+        self._keep = {name: torch.ones(part.rank, dtype=torch.bool) for name, part in parts.items()}
         self._begun = sum(map(len, self._keep.values()))
         self._target = min(self._begun, spec.rank * len(parts))
         self._mean: dict[str, Tensor] = {}
