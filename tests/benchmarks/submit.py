@@ -1,6 +1,7 @@
 """From the command to the job id: `ftlaunch run --cluster dev` beside bare `sbatch` of the same script."""
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,13 +21,14 @@ completion = "{a}"
 kind = "sft"
 data = "q"
 """
-CONF = {"SLURM_CONF": "/tmp/ftlaunch-devcluster/slurm.conf"}
+CONF = {"SLURM_CONF": "/tmp/ftlaunch-devcluster/slurm.conf", "PYTHONDONTWRITEBYTECODE": ""}
+"""The second, which a build machine may set, would have every start compile what a user's Python has compiled once."""
 
 
 def main() -> None:
     """Print both medians and what ftlaunch adds to sbatch. The devcluster must be up."""
-    ours: list[float] = []
-    theirs: list[float] = []
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "r.toml").write_text(RECIPE)
@@ -38,15 +40,22 @@ def main() -> None:
             script = next(run.glob("01-sft/jobs/*_submission.sh"))
             theirs.append(_seconds(["sbatch", "--hold", str(script)]))
             subprocess.run(["scancel", "--name=submit/01-sft"], env=os.environ | CONF, check=True)
-    added = median(ours) - median(theirs)
-    print(f"ftlaunch run  {median(ours):.3f} s\nsbatch        {median(theirs):.3f} s\nadded         {added:.3f} s")
-    print(f"ratio {median(theirs) / median(ours):.2f}")
+    (ours_took, ours_used), (theirs_took, theirs_used) = _medians(ours), _medians(theirs)
+    print(f"ftlaunch run  {ours_took:.3f} s, of which {ours_used:.3f} s of a processor")
+    print(f"sbatch        {theirs_took:.3f} s, of which {theirs_used:.3f} s of a processor")
+    print(f"added         {ours_took - theirs_took:.3f} s\nratio {theirs_took / ours_took:.2f}")
 
 
-def _seconds(command: list[str]) -> float:
-    begun = time.perf_counter()
+def _medians(of: list[tuple[float, float]]) -> tuple[float, float]:
+    return median(took for took, _ in of), median(used for _, used in of)
+
+
+def _seconds(command: list[str]) -> tuple[float, float]:
+    """How long a command took, and for how long of it a processor worked: other things may run on this machine."""
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, env=os.environ | CONF, capture_output=True, check=True)
-    return time.perf_counter() - begun
+    took, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":
