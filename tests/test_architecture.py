@@ -193,6 +193,12 @@ def test_files_and_functions_keep_a_size(path: Path) -> None:
             assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines"
 
 
+def test_no_two_test_files_share_a_name() -> None:
+    """Pytest imports them by their bare names."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names == sorted(set(names))
+
+
 ASK_NOBODY = {"gguf"}
 """Loads a file with nothing beside it."""
 UNSAFE_CALLS = {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "os.system", "marshal.loads"}
