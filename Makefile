@@ -4,6 +4,7 @@
 # make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; some hours
 # make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
 # make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
+# make learning  what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
 # make bench  speed against TRL (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check faults storm scoreboard bench clean
+.PHONY: demo test check learning faults storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -45,6 +46,9 @@ bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/rollout.py --model $(MODEL) --data $(BENCH_DATA)
 	$(BIN)/python tests/benchmarks/adapters.py --model $(MODEL) --data $(BENCH_DATA)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
+
+learning: $(VENV)/installed $(MODEL)/config.json
+	$(BIN)/python tests/benchmarks/learning.py --model $(MODEL) --data $(BENCH_DATA)
 
 scoreboard: $(VENV)/installed
 	$(BIN)/python -m tests.scoreboard

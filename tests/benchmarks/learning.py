@@ -38,7 +38,7 @@ data = "rows"
 learning_rate = {rate}
 steps = {steps}
 evaluate_every = 20
-warmup = 4
+warmup = 0.05
 batch_size = 8
 """
 PPO = """
@@ -72,7 +72,7 @@ STEPS = {"dpo": 60, "orpo": 60, "reward": 60, "ppo": 80}
 SHOWN = ("loss", "reward", "rewards/accuracy", "rewards/margin")
 
 
-def write_recipe(kind: str, model: str, data: Path, folder: Path) -> Path:
+def write_recipe(kind: str, model: str, data: Path, folder: Path, steps: int) -> Path:
     """The recipe of a stage, with its rows beside it."""
     pairs = (data / "gsm8k_pairs.jsonl").read_text().splitlines()[:PAIRS]
     (folder / "pairs.jsonl").write_text("\n".join(pairs))
@@ -81,7 +81,7 @@ def write_recipe(kind: str, model: str, data: Path, folder: Path) -> Path:
     (folder / "brief.py").write_text(BRIEF)
     text = HEAD + (PPO if kind == "ppo" else PREFERENCE)
     recipe = folder / "recipe.toml"
-    recipe.write_text(text.format(model=model, kind=kind, rate=RATES[kind], steps=STEPS[kind], held_out=HELD_OUT))
+    recipe.write_text(text.format(model=model, kind=kind, rate=RATES[kind], steps=steps, held_out=HELD_OUT))
     return recipe
 
 
@@ -97,8 +97,12 @@ def run(recipe: Path, name: str, *settings: str) -> list[dict[str, float]]:
 def tell(kind: str, start: list[dict[str, float]], course: list[dict[str, float]]) -> None:
     """Print the rows held out, before and on the way, and for PPO the KL that it paid."""
     print(f"\n{kind}: {max(int(line['step']) for line in course)} steps")
-    for number, line in [(0, start[-1]), *((int(line["step"]), line) for line in course if "eval/loss" in line)]:
+    evaluated = [line for line in course if any(f"eval/{key}" in line for key in SHOWN)]
+    for number, line in [(0, start[-1]), *((int(line["step"]), line) for line in evaluated)]:
         print(f"  step {number:3d}", *(f"{key} {line[f'eval/{key}']:.4f}" for key in SHOWN if f"eval/{key}" in line))
+    paid = [line["kl"] for line in course if "kl" in line]
+    if paid:
+        print(f"  KL from the start, in nats an answer: {paid[-1]:.2f} at the end, {max(paid):.2f} at most")
 
 
 def main() -> None:
@@ -106,10 +110,12 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--kind", choices=sorted(RATES))
+    parser.add_argument("--steps", type=int, help="instead of enough to learn: 60 of pairs, 80 of PPO")
     options = parser.parse_args()
     for kind in [options.kind] if options.kind else RATES:
+        steps = options.steps or STEPS[kind]
         with tempfile.TemporaryDirectory(prefix=f"learning-{kind}-") as folder:
-            recipe = write_recipe(kind, str(Path(options.model).resolve()), options.data, Path(folder))
+            recipe = write_recipe(kind, str(Path(options.model).resolve()), options.data, Path(folder), steps)
             start = run(recipe, "start", "steps=1", "learning_rate=1e-12", "warmup=0")
             tell(kind, start, run(recipe, "whole"))
 
