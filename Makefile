@@ -1,7 +1,7 @@
 # make demo   a model fine-tuned, merged and answering, in minutes
 # make test   the tests
 # make check  lint, format and types
-# make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; some hours
+# make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; an hour or so
 # make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
 # make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
 # make learning  what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
