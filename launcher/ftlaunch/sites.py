@@ -67,14 +67,15 @@ def exclude(name_or_path: str, nodes: Sequence[str]) -> Path:
     wanted = sorted({*load_cluster(name_or_path).exclude, *nodes})
     line = f"exclude = [{', '.join(map(literal, wanted))}]"
     after, replaced = EXCLUDE.subn(line, before, count=1)
-    path.write_text(after if replaced else f"{line}\n{before}")
+    after = after if replaced else f"{line}\n{before}"
     try:
-        if sorted(load_cluster(str(path)).exclude) == wanted:
-            return path
+        changed = layers.parse(after, path).values.get("exclude")
     except RecipeError:
-        pass
-    path.write_text(before)
-    raise UserError(f"{path} is written in a way that cannot be changed", f"write it yourself: {line}")
+        changed = None
+    if changed != wanted:
+        raise UserError(f"{path} is written in a way that cannot be changed", f"write it yourself: {line}")
+    path.write_text(after)
+    return path
 
 
 def _contradictions(cluster: Cluster, where: Where) -> Iterator[Problem]:

@@ -46,13 +46,16 @@ def retake(run: RunDir, recipe: Recipe) -> None:
 
 
 def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
-    """Fill a folder, emptied first, with files that nobody else may write."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
+    """Fill a folder, aside first, with files that nobody else may write."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700)
     for below in sorted({copy.parent for copy in copies.values()}):
-        (folder / below).mkdir(parents=True, exist_ok=True)
+        (aside / below).mkdir(parents=True, exist_ok=True)
     for original, copy in copies.items():
-        shutil.copyfile(original, folder / copy)
+        shutil.copyfile(original, aside / copy)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def _package_files() -> Iterator[tuple[Path, Path]]:

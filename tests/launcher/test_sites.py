@@ -133,16 +133,18 @@ def test_mail_comes_when_a_stage_fails_and_when_the_run_is_done() -> None:
 
 def test_a_task_runs_in_the_container_that_the_profile_names() -> None:
     inside = Cluster(container="apptainer:/images/ft one.sif", mounts=["/data", "/a:/b"], python="/opt/bin/python")
-    line = script(inside).rpartition("\nsrun ")[2]
+    task, _, afterwards = script(inside).rpartition("\nsrun ")[2].partition("\ncode=")
     binds = "--bind=/runs/r:/runs/r --bind=/data:/data --bind=/a:/b"
-    assert f"apptainer exec {binds} '/images/ft one.sif' /opt/bin/python -u -m submitit" in line
-    line = script(msgspec.structs.replace(inside, container="pyxis:reg#ft")).rpartition("\nsrun ")[2]
-    assert "'--container-image=reg#ft' --container-mounts=/runs/r:/runs/r,/data:/data,/a:/b " in line
-    assert " /opt/bin/python -u -m submitit" in line
-    assert "apptainer" not in line
-    plan = make_plan(Path("/runs/a,b"), "train")
-    with pytest.raises(UserError, match="cannot be mounted"):
-        request.request(plan, plan.steps[0], inside)
+    python = f"apptainer exec {binds} '/images/ft one.sif' /opt/bin/python"
+    assert f"{python} -u -m submitit" in task
+    assert f"|| {python} -P -m ftlaunch.backend.cut_off /runs/r/01-sft $code\n" in afterwards
+    text = script(msgspec.structs.replace(inside, container="pyxis:reg#ft"))
+    task, _, afterwards = text.partition("\nsrun ")[2].partition("\ncode=")
+    image = "'--container-image=reg#ft' --container-mounts=/runs/r:/runs/r,/data:/data,/a:/b "
+    assert image in task
+    assert " /opt/bin/python -u -m submitit" in task
+    assert f"{image}/opt/bin/python -P -m ftlaunch.backend.cut_off" in afterwards
+    assert "apptainer" not in text
 
 
 def test_without_scontrol_on_the_nodes_other_jobs_take_over() -> None:

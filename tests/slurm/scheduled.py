@@ -21,12 +21,16 @@ from ftlaunch.backend import submit
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.cluster import Cluster
 from ftlaunch.plan import Plan, PlannedStep
+from ftlaunch.provenance import Provenance
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
 from ftlaunch.rundir import RunDir, Step
 from ftlaunch.watch import queue, runs
 from ftlaunch.watch.queue import Entry, read_job
 from ftlaunch.watch.status import RunStatus, is_over, read_status
 
+NOWHERE = Provenance(
+    recipe="gone.toml", commit=None, diff_sha256=None, packages={}, python="", platform="", host="", data={}
+)
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parent.parent.parent
 
@@ -120,7 +124,7 @@ class Acted:
 
 def submit_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> Acted:
     """Write and submit a run with a stage for each text, such as "40 0.1 kill@3": worker.py's arguments."""
-    with patch("ftlaunch.provenance.collect", return_value={}):
+    with patch("ftlaunch.provenance.collect", return_value=NOWHERE):
         run = prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), cluster)
     submit.submit(run, runs.read_plan(run))
     return Acted(run, cluster)

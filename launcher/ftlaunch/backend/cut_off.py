@@ -1,7 +1,8 @@
-"""What a batch script does last: `python -m ftlaunch.backend.cut_off FOLDER`, where its tasks have failed.
+"""What a batch script does last: `python -m ftlaunch.backend.cut_off FOLDER CODE`, where its tasks have failed.
 
 As a rule they have said how, and seen to the job themselves. Where srun has killed them, as it does when it loses a
-node for a while that SLURM itself does not give up, nobody has: then this puts the job back into the queue.
+node for a while that SLURM itself does not give up, or a signal has come before they could listen, nobody has: then
+this puts the job back into the queue.
 """
 
 import sys
@@ -11,4 +12,4 @@ from ftlaunch.backend.on_node import conclude_cut_off
 from ftlaunch.rundir import StepDir
 
 if __name__ == "__main__":
-    conclude_cut_off(StepDir(Path(sys.argv[1])))
+    conclude_cut_off(StepDir(Path(sys.argv[1])), int(sys.argv[2]))

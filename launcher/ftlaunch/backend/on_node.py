@@ -47,6 +47,8 @@ VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
 NOTIFY_SECONDS = 60.0
 POLL_SECONDS = 0.2
+SIGNALLED = 128
+"""srun's exit code is this and the number of the signal that has ended a task."""
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -83,20 +85,20 @@ def run_stage(folder: str) -> None:
     sys.exit(code)
 
 
-def conclude_cut_off(step: StepDir) -> None:
-    """See to the job of a stage whose tasks were killed before the first one could, called once they are gone."""
+def conclude_cut_off(step: StepDir, code: int) -> None:
+    """See to the job of a stage whose tasks were killed before the first one could, called once they are gone.
+
+    `code` is srun's: 128 and the number of the signal, where one has ended a task.
+    """
     redact_output()
-    attempts = step.all_attempts()
-    if not attempts or attempts[-1].ended.exists() or step.result.exists():
+    task = _Task(step, Warnings())
+    if step.result.exists() or (attempt := task.cut_off(code)) is None:
         return
-    outcome = Failure(
-        rank=None,
-        type="SIGKILL",
-        message="its tasks were killed; what srun says of it is at the end of its job's output",
-        log=str(step.jobs),
-    )
+    said = "its tasks were killed; what srun says of it is at the end of its job's output"
     stopped = step.stop_reason() not in (None, REQUEUE)
-    _Task(step, Warnings()).conclude(attempts[-1], Stopped(reason="asked") if stopped else outcome)
+    outcome = Failure(rank=None, type="SIGKILL", message=said, log=str(step.jobs))
+    task.warnings.heard = next((number for number in Warnings.NUMBERS if code == SIGNALLED + number), None)
+    task.conclude(attempt, Stopped(reason="asked") if stopped else outcome)
 
 
 @dataclass
@@ -163,6 +165,13 @@ class _Task:
         except UserError as error:
             outcome = _failure(error, attempt)
         return self.conclude(attempt, outcome)
+
+    def cut_off(self, code: int) -> Attempt | None:
+        """The attempt that nobody has concluded, made where no task came so far; None if there is none."""
+        attempts = self.step.all_attempts()
+        if attempts and not attempts[-1].ended.exists():
+            return attempts[-1]
+        return self.step.new_attempt() if code > SIGNALLED and not self.start_file.exists() else None
 
     def _refusal(self) -> int | None:
         """The code to leave with where there is nothing to start; None where there is."""

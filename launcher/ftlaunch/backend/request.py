@@ -123,16 +123,13 @@ def _parameters(run: RunDir, plan: Plan, planned: PlannedStep, cluster: Cluster)
 
 def _last_words(run: RunDir, planned: PlannedStep, cluster: Cluster) -> list[str] | None:
     """What follows srun: a look whether it has killed tasks that could not see to the job any more."""
-    if cluster.restart == "successor" or cluster.container != "none":
+    if cluster.restart == "successor":
         return None
-    look = [
-        cluster.python or sys.executable,
-        "-P",
-        "-m",
-        "ftlaunch.backend.cut_off",
-        str(run.step_dir(planned.name).path),
-    ]
-    return ["code=$?", f"[ $code = 0 ] || {shlex.join(look)}", "exit $code"]
+    folder = shlex.quote(str(run.step_dir(planned.name).path))
+    look = f"{_python(run, planned, cluster)} -P -m ftlaunch.backend.cut_off {folder} $code"
+    if inside := _pyxis(run, cluster):
+        look = f'srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" --export=ALL {shlex.join(inside)} {look}'
+    return ["code=$?", f"[ $code = 0 ] || {look}", "exit $code"]
 
 
 def _resources(planned: PlannedStep, cluster: Cluster) -> Resources:
@@ -142,10 +139,15 @@ def _resources(planned: PlannedStep, cluster: Cluster) -> Resources:
 def _srun(run: RunDir, resources: Resources, cluster: Cluster) -> list[str]:
     """One failed task ends the others; the CPUs are handed on, which srun does not do by itself since 22.05."""
     handed_on = [f"--cpus-per-task={resources.cpus_per_node}"] if resources.cpus_per_node else []
+    options = ["--kill-on-bad-exit=1", "--wait=60", "--export=ALL", *handed_on, *_pyxis(run, cluster)]
+    return [*options, *cluster.srun]
+
+
+def _pyxis(run: RunDir, cluster: Cluster) -> list[str]:
+    """Flags with which srun starts tasks in the profile's container; none where it names no image for Pyxis."""
     kind, _, image = cluster.container.partition(":")
-    folders = ",".join(_mounts(run, cluster))
-    inside = [f"--container-image={image}", f"--container-mounts={folders}"] if kind == "pyxis" else []
-    return ["--kill-on-bad-exit=1", "--wait=60", "--export=ALL", *handed_on, *inside, *cluster.srun]
+    mounts = ",".join(_mounts(run, cluster))
+    return [f"--container-image={image}", f"--container-mounts={mounts}"] if kind == "pyxis" else []
 
 
 def _mounts(run: RunDir, cluster: Cluster) -> list[str]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
+from ftlaunch import snapshot
 from ftlaunch.backend import task
 from ftlaunch.backend.budget import require_time_to_save
 from ftlaunch.backend.prepare import write_files
@@ -33,13 +34,15 @@ REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
 def submit(run: RunDir, plan: Plan) -> list[Job]:
     """Submit the unfinished stages, each to start when the one before has succeeded, and return their jobs in order.
 
-    UserError where the run still has jobs, where its steps take too long to save in time, or where sbatch refuses one:
-    then none of them is left in the queue.
+    A run that was submitted before takes its code anew. UserError where the run still has jobs, where its steps take
+    too long to save in time, or where sbatch refuses one: then none of them is left in the queue.
     """
     held = lock.take(run)
     try:
         refuse_twice(run)
         require_time_to_save(run, plan, cluster := queue.read_cluster(run))
+        if not run.code_index.exists() or any(step.job.exists() for step in run.step_dirs()):
+            snapshot.retake(run, plan.recipe)
         return _submit_all(run, plan, cluster)
     finally:
         lock.release(held)

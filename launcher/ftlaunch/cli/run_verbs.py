@@ -159,7 +159,6 @@ def resume(
 
     Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
     """
-    from ftlaunch import snapshot
     from ftlaunch.backend.local import refuse_several_nodes
     from ftlaunch.backend.replan import adopt, replan
     from ftlaunch.watch import runs
@@ -178,8 +177,6 @@ def resume(
             refuse_several_nodes(planned)
         adopt(folder, planned)
         print(text.summary(planned), file=sys.stderr)
-    if not here:
-        snapshot.retake(folder, runs.read_plan(folder).recipe)
     raise typer.Exit(start(folder, detach=detach))
 
 
