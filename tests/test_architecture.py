@@ -47,7 +47,7 @@ FLOORS = {
     ),
     "ftlaunch.compare": ("__init__ spread", "measures variants", "conduct table"),
     "fttrain": (
-        "intake",
+        "answer intake",
         "objectives adapters attention classifier fold leave metrics noise optim progress quant reduce texts world",
         "data",
         "model",

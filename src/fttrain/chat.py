@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.intake import ADAPTER_CONFIG
 from ftlaunch.rundir import REWARD_HEAD
 from fttrain import intake
+from fttrain.answer import answer
 from fttrain.model import load_tokenizer
 from fttrain.noise import activations
 from fttrain.quant import aware
@@ -52,7 +53,7 @@ def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
+def reply(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
     """The model's greedy answer to one user turn, through the chat template if there is one."""
     text = prompt
     if tokenizer.chat_template:
@@ -69,15 +70,15 @@ def main() -> int:
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     options = parser.parse_args()
-    try:
-        print(f"prompt: {options.prompt}")
-        for path in options.models:
-            model, tokenizer = load(path)
-            print(f"\n{path}:\n  {answer(model, tokenizer, options.prompt, options.max_new_tokens)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return DONE
+    return answer(lambda: _replies(options))
+
+
+def _replies(options: argparse.Namespace) -> str:
+    said = [f"prompt: {options.prompt}"]
+    for path in options.models:
+        model, tokenizer = load(path)
+        said.append(f"\n{path}:\n  {reply(model, tokenizer, options.prompt, options.max_new_tokens)}")
+    return "\n".join(said)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ftlaunch import trust
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.errors import UserError
+from fttrain.answer import answer
 from fttrain.model import DTYPES
 
 
@@ -59,13 +60,12 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     options = parser.parse_args()
-    try:
-        convert(options.source, options.out, DTYPES[options.dtype])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    print(f"{options.out}: ready for model.path")
-    return DONE
+    return answer(lambda: _converted(options))
+
+
+def _converted(options: argparse.Namespace) -> str:
+    convert(options.source, options.out, DTYPES[options.dtype])
+    return f"{options.out}: ready for model.path"
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
 from ftlaunch.rundir import REWARD_HEAD, RunDir, sync_folder, write_json
 from fttrain import artifact, classifier, fold, intake, likeness
+from fttrain.answer import answer
 from fttrain.fold import Deltas
 from fttrain.likeness import Likeness
 from fttrain.model import DTYPES
@@ -269,13 +270,12 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", choices=list(DTYPES))
     options = parser.parse_args()
-    try:
-        merged = merge(find_source(options.source), options.out, Merge(dtype=options.dtype))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    print(f"{options.out}: {merged.method} merge, {merged.likeness}")
-    return DONE
+    return answer(lambda: _merged(options))
+
+
+def _merged(options: argparse.Namespace) -> str:
+    merged = merge(find_source(options.source), options.out, Merge(dtype=options.dtype))
+    return f"{options.out}: {merged.method} merge, {merged.likeness}"
 
 
 def as_result(merged: Merged) -> dict[str, Any]:

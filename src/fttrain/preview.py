@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Model, Recipe, Training
 from ftlaunch.rows.turns import row_format
+from fttrain.answer import answer
 from fttrain.data.prompts import load_prompts
 from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
 from fttrain.data.tokens import cache_root, stream, tokenize
@@ -53,17 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=3, help="samples of each data set")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     options = parser.parse_args(argv)
-    try:
-        previews = look_at(_read(options.recipe), options.rows)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return BAD_INPUT
+    mark = green if sys.stdout.isatty() else bracketed
+    return answer(lambda: _previewed(options, mark))
+
+
+def _previewed(options: argparse.Namespace, mark: Callable[[str], str]) -> str:
+    previews = look_at(_read(options.recipe), options.rows)
     if options.json:
-        print(json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2))
-    else:
-        mark = green if sys.stdout.isatty() else bracketed
-        print("\n\n".join(as_text(preview, mark) for preview in previews))
-    return DONE
+        return json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2)
+    return "\n\n".join(as_text(preview, mark) for preview in previews)
 
 
 def look_at(recipe: Recipe, rows: int) -> list[Preview]:

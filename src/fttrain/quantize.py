@@ -4,7 +4,6 @@
 """
 
 import argparse
-import contextlib
 import json
 import shutil
 import sys
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
 from ftlaunch.rundir import sync_folder, write_json
 from fttrain import intake, likeness, texts
+from fttrain.answer import answer
 from fttrain.model import load_base, load_tokenizer
 from fttrain.quant import activations, stored, weights
 from fttrain.quant.activations import Activations
@@ -57,18 +57,17 @@ class Measured:
 
 def main() -> int:
     options = _options()
-    try:
-        if options.unpack:
-            unpack(Path(options.model), options.out)
-            print(f"{options.out}: ready for model.path")
-            return DONE
-        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed tells of itself when transformers imports it
-            report = quantize(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    print(json.dumps(report, indent=2) if options.json else _text(report))
-    return DONE
+    return answer(lambda: _unpacked(options) if options.unpack else _quantized(options))
+
+
+def _unpacked(options: argparse.Namespace) -> str:
+    unpack(Path(options.model), options.out)
+    return f"{options.out}: ready for model.path"
+
+
+def _quantized(options: argparse.Namespace) -> str:
+    report = quantize(options)
+    return json.dumps(report, indent=2) if options.json else _text(report)
 
 
 def _options() -> argparse.Namespace:

@@ -71,6 +71,7 @@ def test_it_saves_and_goes_on_when_the_time_limit_is_near(crowd: dict[str, Acted
     acted.wait(lambda status: status.stages[0].attempts == 2, 180)
     first = acted.ended()[0]
     assert (first["cause"], first["restarted"]) == ("preempted", True)
+    assert first["checkpoint"] == f"step-{first['step']:08d}"
     acted.wait_for_step(first["step"] + 1)
     assert control.cancel(acted.run)
 

@@ -125,9 +125,9 @@ def test_a_model_is_asked_in_its_template(tiny_model: Path, monkeypatch: pytest.
         return generate(**inputs)
 
     monkeypatch.setattr(model, "generate", listen)
-    chat.answer(model, tokenizer, PROMPT, 1)
+    chat.reply(model, tokenizer, PROMPT, 1)
     tokenizer.chat_template = None
-    chat.answer(model, tokenizer, PROMPT, 1)
+    chat.reply(model, tokenizer, PROMPT, 1)
     assert asked == [f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n", PROMPT]
 
 

@@ -1,7 +1,6 @@
 """`python -m fttrain.superweights MODEL`: the super weights of a model, and what it loses without each."""
 
 import argparse
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.recipe import Model
 from fttrain import texts
+from fttrain.answer import answer
 from fttrain.model import load_base, load_tokenizer
 from fttrain.superweights import ablate, known
 from fttrain.superweights.find import PROMPT, Found, Limits, attention_spikes, find
@@ -28,14 +27,12 @@ COLUMNS = ("layer", "row", "column", "weight", "input", "output", "share")
 
 def main() -> int:
     options = _options()
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries have to say is not the result
-            report = _report(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    print(json.dumps(report, indent=2) if options.json else _text(report))
-    return DONE
+    return answer(lambda: _found(options))
+
+
+def _found(options: argparse.Namespace) -> str:
+    report = _report(options)
+    return json.dumps(report, indent=2) if options.json else _text(report)
 
 
 def _options() -> argparse.Namespace:
