@@ -11,7 +11,9 @@ from scheduled import Acted, slurm
 
 from ftlaunch.backend import control, submit
 from ftlaunch.backend.request import request
+from ftlaunch.rundir import write_json
 from ftlaunch.watch import runs
+from ftlaunch.watch.queue import Job
 
 Submit = Callable[..., Acted]
 
@@ -103,6 +105,15 @@ def test_no_secret_is_seen_in_a_job(act: Submit, monkeypatch: pytest.MonkeyPatch
     files = [path for path in acted.run.path.rglob("*") if path.is_file()]
     assert not [path for path in files if canary.encode() in path.read_bytes()]
     assert canary not in shown + listed
+
+
+def test_without_accounts_a_forgotten_job_is_known_by_its_files(act: Submit) -> None:
+    acted = act("3 0.1 none", "3 0.1 memory@2", nodes=2)
+    assert acted.wait_for_end().state == "failed"
+    for step in acted.run.step_dirs():
+        write_json(step.job, Job(id="9999999", submitted=0.0))
+    assert [stage.state for stage in acted.status.stages] == ["done", "failed"]
+    assert acted.status.stages[1].note == "rank 1: CUDA out of memory"
 
 
 def test_cancel_ends_everything_at_once(act: Submit) -> None:

@@ -1,0 +1,148 @@
+"""Whole chains of stages on two processes, here and on the devcluster, killed once in every stage: `make chains`.
+
+SFT → DPO → merge and SFT → reward → PPO → merge each run four times: calm and killed, on this machine and as SLURM jobs
+on two nodes. Here a killed run is resumed, on the devcluster it goes on by itself. Everything that is handed on, the
+merged model included, is compared byte by byte with that of the calm run.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import save_tiny_model, write_rows
+from tests.faults.storm import PROFILE
+from tests.faults.strikes import DEVCLUSTER
+from tests.trainer.conftest import make_pairs
+
+from ftlaunch import processes
+from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.watch.status import is_over, newest_checkpoint, read_status
+
+PATIENCE_SECONDS = 300.0
+POLL_SECONDS = 0.1
+HEAD = """\
+name = "{name}"
+seed = 5
+deterministic = true
+model = {{ path = "model", dtype = "fp32" }}
+adapter = {{ kind = "lora", dropout = 0.1 }}
+[data.rows]
+path = "rows.jsonl"
+prompt = "{{question}}"
+completion = "{{answer}}"
+[data.pairs]
+path = "pairs.jsonl"
+format = "preference"
+[data.prompts]
+path = "rows.jsonl"
+prompt = "{{question}}"
+[parallel]
+strategy = "{strategy}"
+device = "cpu"
+"""
+LEARNING = "steps = 12\nbatch_size = 8\nsave_every = 3\nlearning_rate = 1e-2\n"
+PPO = 'rollout_size = 16\nppo_epochs = 2\nmax_new_tokens = 4\nscore_scaling = "running"\nkl_target = 1.0\n'
+STAGES = {
+    "sft": f'data = "rows"\n{LEARNING}',
+    "dpo": f'data = "pairs"\n{LEARNING}',
+    "reward": f'data = "pairs"\n{LEARNING}',
+    "ppo": f'data = "prompts"\n{LEARNING}{PPO}',
+    "merge": "",
+}
+CHAINS = {"sft dpo merge": "zero2", "sft reward ppo merge": "ddp"}
+PLACES = {"here": ["--procs-per-node", "2"], "on the devcluster": ["--nodes", "2", "--cluster", "site.toml"]}
+
+
+def main() -> int:
+    """Print how each chain ended; 1 where a killed one differs from the calm one."""
+    subprocess.run([sys.executable, str(DEVCLUSTER), "up", "--nodes", "3"], check=True, stdout=subprocess.DEVNULL)
+    folder = Path(tempfile.mkdtemp(prefix="ftlaunch-chains-"))
+    save_tiny_model(folder / "model")
+    write_rows(folder / "rows.jsonl")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_pairs()))
+    (folder / "site.toml").write_text(PROFILE)
+    wrong = 0
+    for number, (chain, strategy) in enumerate(CHAINS.items()):
+        for place, options in PLACES.items():
+            calm = _run(folder, f"calm{number}-{place[:2]}", chain, strategy, options)
+            _wait(lambda calm=calm: is_over(calm))
+            killed = _run(folder, f"killed{number}-{place[:2]}", chain, strategy, options)
+            told = [_kill(killed, step, resumed=place == "here") for step in killed.step_dirs()]
+            _wait(lambda killed=killed: is_over(killed))
+            same = read_status(killed).state == "done" and _handed_on(killed) == _handed_on(calm) != {}
+            wrong += not same
+            print(
+                f"{chain}, {strategy}, {place}: killed {', '.join(told)}: {'equal' if same else 'NOT equal'}",
+                flush=True,
+            )
+    if not wrong:
+        shutil.rmtree(folder)
+    return 1 if wrong else 0
+
+
+def _run(folder: Path, name: str, chain: str, strategy: str, options: list[str]) -> RunDir:
+    """A run of a chain, started as a user does it, in the background."""
+    stages = "".join(f'[[stage]]\nkind = "{kind}"\n{STAGES[kind]}' for kind in chain.split())
+    recipe = folder / f"{name}.toml"
+    recipe.write_text(HEAD.format(name=name, strategy=strategy) + stages)
+    detached = [] if "--cluster" in options else ["--detach"]
+    _ftlaunch(folder, "run", recipe.name, "--run-dir", name, *options, *detached)
+    return RunDir(folder / name)
+
+
+def _ftlaunch(folder: Path, *words: str) -> None:
+    variables = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "ftlaunch", *words], cwd=folder, env=variables, capture_output=True, check=True
+    )
+
+
+def _kill(run: RunDir, step: StepDir, *, resumed: bool) -> str:
+    """SIGKILL a rank of a stage, once it has saved where it saves, and see that the run goes on; what was killed."""
+    merges = step.name.endswith("merge")
+    ranks: dict[int, int] = {}
+
+    def is_due() -> bool:
+        ranks.update(
+            processes.ranks_of(step.all_attempts()[-1].path, range(1 if merges else 2)) if step.all_attempts() else {}
+        )
+        return bool(ranks) and (merges or newest_checkpoint(step) is not None)
+
+    _wait(is_due)
+    victim = max(ranks)
+    os.kill(ranks[victim], signal.SIGKILL)
+    assert not step.result.exists(), f"{step.name} has ended before it could be killed"
+    if resumed:
+        _wait(lambda: is_over(run))
+        _ftlaunch(run.path.parent, "resume", str(run.path), "--detach")
+    _wait(lambda: len(step.all_attempts()) > 1 or step.result.exists())
+    return f"rank {victim} of {step.name}"
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not until():
+        assert time.monotonic() < deadline, f"nothing has happened for {PATIENCE_SECONDS:g} s"
+        time.sleep(POLL_SECONDS)
+
+
+def _handed_on(run: RunDir) -> dict[str, bytes]:
+    """Weights of artifacts and of the merged model, by place."""
+    files = [
+        path
+        for step in run.step_dirs()
+        for folder in (step.artifact, step.model)
+        for path in folder.glob("*.safetensors")
+    ]
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in files}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
