@@ -2,6 +2,7 @@
 # make test   the tests
 # make check  lint, format and types
 # make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; an hour or so
+# make chains whole chains, killed in every stage, here and on a SLURM cluster of its own; ten minutes (as root)
 # make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
 # make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
 # make learning  what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
@@ -17,7 +18,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check learning faults storm scoreboard bench clean
+.PHONY: demo test check learning faults chains storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -36,6 +37,9 @@ check: $(VENV)/installed
 faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults --all-trials -s
 
+chains: $(VENV)/installed
+	$(BIN)/python -u -m tests.faults.chains
+
 storm: $(VENV)/installed
 	$(BIN)/python -u -m tests.faults.storm
 
@@ -46,6 +50,7 @@ bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/rollout.py --model $(MODEL) --data $(BENCH_DATA)
 	$(BIN)/python tests/benchmarks/adapters.py --model $(MODEL) --data $(BENCH_DATA)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/memory.py --model $(MODEL) --data $(BENCH_DATA)
 
 learning: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/learning.py --model $(MODEL) --data $(BENCH_DATA)

@@ -18,6 +18,10 @@ from typing import Any
 
 GIB = 1 << 30
 MOMENTS = 2
+LOGIT_BYTES = 12
+"""Of each logit of a chunk: in bf16 and in fp32, and its gradient in both."""
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "4194304"}
+"""Has the C library give back what is freed, which it would keep to save time, and which would count as used."""
 
 
 class Kept:
@@ -90,6 +94,7 @@ def rank(step: str) -> None:
     from fttrain import __main__ as trainer
     from fttrain import training
     from fttrain.engine import Engine
+    from fttrain.objectives.logps import CHUNK
 
     parts: dict[str, int] = {}
     kept = Kept()
@@ -104,6 +109,7 @@ def rank(step: str) -> None:
         parts["base"] = sum(one.nbytes for one in scorer.parameters() if not one.requires_grad)
         trained = sum(one.nbytes for one in scorer.parameters() if one.requires_grad)
         parts["trained, with gradients and moments"] = trained * (2 + MOMENTS)
+        parts["logits of a chunk"] = LOGIT_BYTES * CHUNK * scorer.model.config.vocab_size
         kept.parameters |= {one.untyped_storage().data_ptr() for one in scorer.parameters()}
 
     training.load_base, Engine.prepare = noted, weighed
@@ -122,7 +128,9 @@ def measure(kind: str, model: str, data: Path) -> float:
     """Print the parts of a stage and its peak; returns the peak over their sum."""
     with tempfile.TemporaryDirectory(prefix=f"memory-{kind}-") as folder:
         step = write_run(kind, model, data, Path(folder))
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+        environment = (
+            os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])} | GIVE_BACK
+        )
         command = [sys.executable, __file__, "--rank", str(step)]
         done = subprocess.run(command, cwd=step.parent, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found = next(line for line in done.stdout.splitlines() if line.startswith("PARTS "))

@@ -40,15 +40,21 @@ completion = "{{answer}}"
 [data.pairs]
 path = "pairs.jsonl"
 format = "preference"
-[data.prompts]
-path = "rows.jsonl"
-prompt = "{{question}}"
 [parallel]
 strategy = "{strategy}"
 device = "cpu"
 """
 LEARNING = "steps = 12\nbatch_size = 8\nsave_every = 3\nlearning_rate = 1e-2\n"
-PPO = 'rollout_size = 16\nppo_epochs = 2\nmax_new_tokens = 4\nscore_scaling = "running"\nkl_target = 1.0\n'
+PPO = """\
+rollout_size = 16
+ppo_epochs = 2
+max_new_tokens = 4
+score_scaling = "running"
+kl_target = 1.0
+[data.prompts]
+path = "rows.jsonl"
+prompt = "{question}"
+"""
 STAGES = {
     "sft": f'data = "rows"\n{LEARNING}',
     "dpo": f'data = "pairs"\n{LEARNING}',
