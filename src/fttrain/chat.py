@@ -10,8 +10,8 @@ import torch
 
 from ftlaunch.errors import UserError
 from ftlaunch.intake import ADAPTER_CONFIG
-from ftlaunch.rundir import REWARD_HEAD
-from fttrain import intake
+from ftlaunch.rundir import CARD, REWARD_HEAD
+from fttrain import artifact, intake
 from fttrain.answer import answer
 from fttrain.model import load_tokenizer
 from fttrain.noise import activations
@@ -49,7 +49,10 @@ def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
 
     if vocabulary > model.get_input_embeddings().weight.shape[0]:  # the adapter was trained with tokens of its own
         model.resize_token_embeddings(vocabulary)
-    return PeftModel.from_pretrained(model, str(intake.adapter_folder(adapter)))
+    wrapped: Any = PeftModel.from_pretrained(model, str(intake.adapter_folder(adapter)))
+    if (adapter / CARD).exists() and (rounding := artifact.read(adapter)[0].rounding):
+        aware.install(wrapped, rounding, adapter)
+    return wrapped
 
 
 @torch.no_grad()

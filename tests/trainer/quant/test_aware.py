@@ -156,6 +156,9 @@ def test_the_merged_model_is_the_one_that_was_trained(name: str, tmp_path: Path,
     merged = merge(find_source(calm.artifact), out, Merge())
     assert merged.likeness.kl < 1e-6
     assert merged.likeness.top1_agreement == 1.0
+    answering = [logits(chat.load(str(folder))[0].float()) for folder in (calm.artifact, out)]
+    assert torch.allclose(*answering, atol=1e-4)
+
     deltas = Deltas.read(calm.artifact)
     state, base = load_file(out / "model.safetensors"), load_file(tiny_model / "model.safetensors")
     key = "model.layers.1.mlp.down_proj.weight"
