@@ -90,6 +90,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--strategy", default="ddp")
+    parser.add_argument("--steps", type=int, help="of the run; without it, as many as two busy cores take in that time")
     parser.add_argument("--again", type=Path, metavar="FOLDER", help="take the calm run that an earlier storm left")
     wanted = parser.parse_args()
     print(f"seed {wanted.seed}, {wanted.minutes:g} minutes, {wanted.strategy} on 2 of 3 nodes", flush=True)
@@ -122,7 +123,7 @@ def _write(folder: Path, wanted: argparse.Namespace) -> dict[str, Path]:
     """The two recipes, which differ by name only."""
     model, rows = save_tiny_model(folder / "model"), write_rows(folder / "rows.jsonl")
     (folder / "site.toml").write_text(PROFILE)
-    steps = max(40, round(wanted.minutes * STEPS_A_MINUTE))
+    steps = wanted.steps or max(40, round(wanted.minutes * STEPS_A_MINUTE))
     paths = {name: folder / f"{name}.toml" for name in ("calm", "stormy")}
     for name, path in paths.items():
         path.write_text(RECIPE.format(name=name, model=model, rows=rows, steps=steps, strategy=wanted.strategy))
