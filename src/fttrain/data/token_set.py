@@ -1,10 +1,12 @@
 """Rows as tokens, in memory or mapped from a folder that is written whole or not at all."""
 
+import errno
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
+from ftlaunch.errors import UserError
 from ftlaunch.rundir import write_json
 from fttrain.data.chat import Encoded, EncodedPair
 
@@ -20,6 +23,8 @@ log = logging.getLogger(__name__)
 _FILES = {"ids": np.int32, "trained": np.bool_, "lengths": np.int64, "supervised": np.int64}
 MARGINS = "margins"
 """A further file, of sets of pairs only."""
+PLACES = 9
+"""Where a set is looked for: as many but one may be broken."""
 
 
 Tokens = tuple[np.ndarray, np.ndarray]
@@ -148,9 +153,22 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def open_set(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
-    """The set in a folder, mapped from disk; None where there is none, or one that is broken, which is logged."""
-    if not folder.exists():
-        return None
+    """The set that was kept under a folder's name, mapped from disk; None where there is none that can be read."""
+    there = takewhile(Path.exists, _places(folder))
+    return next((found for place in there if (found := _open(place))), None)
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    """Where a set may be: in the folder, or beside it if what is there is broken.
+
+    Nothing is ever cleared away, as it may be what another node has just put there.
+    """
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in range(2, PLACES + 1))
+
+
+def _open(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
+    """The set in a folder; None where it is broken, which is logged."""
     try:
         meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=_Meta)
         sizes = {name: (folder / name).stat().st_size for name in meta.sizes}
@@ -204,14 +222,13 @@ def _write_rows(folder: Path, rows: Iterable[Encoded | EncodedPair]) -> None:
 
 
 def _publish(aside: Path, folder: Path) -> tuple[TokenSet | PairSet, Counts]:
-    """Rename `aside` to `folder`, unless another process has just put the same there."""
-    found = open_set(folder)
-    if found is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Rename `aside` to `folder`, unless another process has just put the same there. UserError if all is broken."""
+    for place in _places(folder):
         try:
-            aside.rename(folder)
-        except FileExistsError:
-            log.info("another process wrote %s first", folder)
-        found = open_set(folder)
-    assert found is not None, f"{folder} was just written"
-    return found
+            aside.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        if found := _open(place):
+            return found
+    raise UserError(f"the cached tokens in {folder} and beside it are all broken", "mend the disk, and remove them")

@@ -1,7 +1,9 @@
 """Token sets: what is kept, counted, split, cached and refused."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from fttrain.data import tokens
-from fttrain.data.chat import Encoder
-from fttrain.data.token_set import Counts, TokenSet
+from fttrain.data.chat import Encoded, Encoder
+from fttrain.data.token_set import Counts, TokenSet, write_set
 from fttrain.data.tokens import cache_root, stream, stream_test, tokenize
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}{' indeed' * (n % 3)}."} for n in range(40)]
@@ -176,9 +178,27 @@ def test_a_broken_cache_is_made_again(
     else:
         content = (cached_folder(cache) / broken).read_bytes()
         (cached_folder(cache) / broken).write_bytes(content[:-4])
-    assert texts(tokenize(data, tokenizer, 1, cache).train, tokenizer) == before
+    folder = cached_folder(cache)
+    for _ in range(2):
+        assert texts(tokenize(data, tokenizer, 1, cache).train, tokenizer) == before
     assert encoded_rows == [40, 40]
-    assert f"the cached tokens in {cached_folder(cache)} are not read" in caplog.text
+    assert f"the cached tokens in {folder} are not read" in caplog.text
+
+
+def test_nodes_that_make_the_same_set_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Each node tokenizes, and they may share a home: whoever comes second must leave what is there alone."""
+    row, together = Encoded([1, 2, 3], [False, True, True], truncated=False), Barrier(4)
+
+    def write(number: int) -> int:
+        def counts() -> Counts:
+            together.wait()
+            return Counts(rows=1)
+
+        return len(write_set(tmp_path / str(number), [row], counts)[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(100):
+            assert list(pool.map(write, [number] * 4)) == [1] * 4
 
 
 def test_the_cache_is_private_and_whole(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
