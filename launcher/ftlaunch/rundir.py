@@ -189,10 +189,15 @@ class RunDir:
         return [StepDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]
 
 
+def aside_of(path: Path) -> Path:
+    """A hidden name beside a path that nobody else takes, on another node or in another container either."""
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file that a reader sees whole or not at all, and that survives a crash once this returns."""
     data = content.encode() if isinstance(content, str) else content
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_of(path)
     with aside.open("wb") as file:
         file.write(data)
         file.flush()

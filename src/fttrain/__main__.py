@@ -14,7 +14,7 @@ from typing import Any
 from ftlaunch import snapshot, trust
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.redact import redact, redact_output
-from ftlaunch.rundir import Attempt, RunDir, Step, StepDir, write_json
+from ftlaunch.rundir import Attempt, RunDir, Step, StepDir, aside_of, write_json
 
 DYING_SECONDS = 2.0
 
@@ -115,7 +115,7 @@ def report(error: Exception, rank: int, attempt: Attempt | None) -> None:
         "log": str(attempt.rank_log(rank)),
         "user_error": isinstance(error, UserError),
     }
-    aside = attempt.path / f".error.{os.getpid()}"
+    aside = aside_of(attempt.error)
     aside.write_text(json.dumps(content, indent=2))
     try:
         os.link(aside, attempt.error)

@@ -6,7 +6,6 @@ The reference is the policy as its stage finds it, so no second model is ever lo
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftlaunch.rundir import Step
+from ftlaunch.rundir import Step, aside_of
 from fttrain import adapters, artifact
 from fttrain.artifact import Origin
 from fttrain.comparison import answer_logps
@@ -106,7 +105,7 @@ def _read(path: Path, pairs: int) -> np.ndarray | None:
 
 def _write(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = path.with_suffix(f".{os.getpid()}")
+    aside = aside_of(path)
     with aside.open("wb") as file:
         np.save(file, values)
     aside.replace(path)

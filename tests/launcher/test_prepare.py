@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from ftlaunch.backend.prepare import prepare
 from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan
 from ftlaunch.processes import lock
+from ftlaunch.rundir import write_atomic
 
 
 def test_what_was_planned_is_what_is_written(tmp_path: Path) -> None:
@@ -88,3 +90,13 @@ def test_a_parent_that_is_no_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         write_run(tmp_path / "file/r", "train")
+
+
+def test_a_file_may_be_written_from_two_nodes_at_once(tmp_path: Path) -> None:
+    """Whose processes may have the same number."""
+    path = tmp_path / "stop"
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(50):
+            list(pool.map(write_atomic, [path] * 4, ["asked" * 1000] * 4))
+    assert path.read_text() == "asked" * 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["stop"]

@@ -1,6 +1,5 @@
 """Plan → run folder, all of it or nothing."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan import Plan, PlannedStep
 from ftlaunch.processes import lock
 from ftlaunch.redact import has_secret
-from ftlaunch.rundir import RunDir, sync_folder, write_atomic, write_json
+from ftlaunch.rundir import RunDir, aside_of, sync_folder, write_atomic, write_json
 from ftlaunch.watch import runs
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def prepare(plan: Plan, loaded: "Loaded", cluster: Cluster | None = None) -> Run
     anyone could swap it.
     """
     target = Path(plan.run_dir)
-    aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    aside = aside_of(target)
     if has_secret(str(target)):
         raise UserError(f"{target} holds what looks like a secret", "choose another folder with --run-dir")
     try:
