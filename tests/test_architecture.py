@@ -20,6 +20,7 @@ FLOORS = {
         "recipe",
         "cluster intake rundir resolve schema provenance trust",
         "chain node load notes rows processes snapshot",
+        "compatibility",
         "plan rules shipped sites",
         "watch",
         "backend",
@@ -35,7 +36,8 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rows": ("fill", "reading turns", "pairs", "prompts", "__init__"),
-    "ftlaunch.rules": ("data secrets", "stage", "adapter noise order ppo rounding", "__init__"),
+    "ftlaunch.compatibility": ("axes", "refusals", "__init__"),
+    "ftlaunch.rules": ("data secrets", "stage", "adapter combinations noise order ppo rounding", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made queue runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": (

@@ -7,9 +7,9 @@ from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
+from ftlaunch.rules import combinations, order, rounding, secrets
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import noise as noise_rules
-from ftlaunch.rules import order, rounding, secrets
 from ftlaunch.rules import ppo as ppo_rules
 from ftlaunch.rules import stage as stage_rules
 
@@ -35,13 +35,18 @@ def judge(loaded: Loaded) -> list[Problem]:
     """Every contradiction and every combination that is not supported, each once."""
     tables, trainings = data_rules.data_tables(loaded), list(stage_rules.trainings(loaded))
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
-    of_training = (*stage_rules.RULES, *adapter_rules.RULES, *noise_rules.RULES)
+    of_training = (
+        *stage_rules.RULES,
+        *adapter_rules.RULES,
+        *noise_rules.RULES,
+        *rounding.RULES,
+        combinations.values_go_together,
+    )
     problems += [problem for training in trainings for rule in of_training for problem in rule(training)]
     ppos = list(ppo_rules.ppo_stages(loaded))
     problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
-    problems += [problem for training in trainings for rule in rounding.RULES for problem in rule(training)]
     problems += [problem for rule in order.RULES for problem in rule(loaded)]
-    problems += noise_rules.merges_can_hold_activations(loaded)
+    problems += combinations.merges_are_supported(loaded)
     problems += secrets.secrets_stay_out(loaded)
     return list(dict.fromkeys(problems))
 

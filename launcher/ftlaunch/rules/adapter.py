@@ -5,11 +5,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ftlaunch.adapter import SUPER_WEIGHTS, Adalora, LowRank, Prefix, Prompt, PTuning, Virtual
+from ftlaunch.adapter import SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.errors import Problem
 from ftlaunch.load.wording import literal
-from ftlaunch.noise import NoNoise
-from ftlaunch.recipe import Dpo, Pairwise, Ppo, Reward, Sft
 from ftlaunch.rules.stage import TrainedStage
 
 
@@ -56,14 +54,6 @@ def _layers_of(folder: Path) -> int | None:
     return next((config[word] for word in ("num_hidden_layers", "n_layer", "num_layers") if word in config), None)
 
 
-def ratio_needs_b_matrices(training: TrainedStage) -> Iterator[Problem]:
-    adapter = training.resolved.adapter
-    if training.resolved.optimizer.lora_plus_ratio is not None and not isinstance(adapter, LowRank):
-        kind = literal(adapter.__struct_config__.tag)
-        message = f"is about the B matrices of low-rank adapters, and kind = {kind} has none"
-        yield training.table_problem("optimizer", "lora_plus_ratio", message, 'remove it, or write kind = "lora"')
-
-
 def ranks_fall(training: TrainedStage) -> Iterator[Problem]:
     adapter = training.resolved.adapter
     if not isinstance(adapter, Adalora):
@@ -74,45 +64,6 @@ def ranks_fall(training: TrainedStage) -> Iterator[Problem]:
     if adapter.prune_until <= adapter.prune_after:
         message = f"{adapter.prune_until:g} is no later than prune_after = {adapter.prune_after:g}"
         yield training.table_problem("adapter", "prune_until", message, "write a larger share of the steps")
-
-
-def importance_is_not_scaled(training: TrainedStage) -> Iterator[Problem]:
-    if isinstance(training.resolved.adapter, Adalora) and training.resolved.model.dtype == "fp16":
-        message = '"fp16" scales losses by a factor that changes, and AdaLoRA compares gradients of many steps'
-        yield training.table_problem("model", "dtype", message, 'write dtype = "bf16" or "fp32"')
-
-
-def tokens_lead_their_own_row(training: TrainedStage) -> Iterator[Problem]:
-    adapter, stage = training.resolved.adapter, training.stage
-    if not isinstance(adapter, Virtual):
-        return
-    kind = literal(adapter.__struct_config__.tag)
-    if isinstance(stage, Ppo | Reward):
-        message = f"{literal(stage.__struct_config__.tag)} reads rows as they are, and kind = {kind} puts tokens ahead"
-        yield training.table_problem("adapter", "kind", message, 'write kind = "lora" for this stage')
-    elif isinstance(stage, Sft | Pairwise) and stage.packing:
-        message = f"rows laid end to end have no place ahead of each for the virtual tokens of kind = {kind}"
-        also = " and share_prompt = false" if isinstance(stage, Pairwise) else ""
-        yield training.problem("packing", message, f"write packing = false{also}")
-
-
-def tokens_are_no_weights(training: TrainedStage) -> Iterator[Problem]:
-    """What else virtual tokens cannot be had with."""
-    adapter, stage, resolved = training.resolved.adapter, training.stage, training.resolved
-    if not isinstance(adapter, Virtual):
-        return
-    if isinstance(adapter, Prefix) and stage.activation_checkpointing:
-        message = "computes layers again, and the keys and values of a prefix are there only once"
-        yield training.problem("activation_checkpointing", message, 'remove it, or write adapter.kind = "prompt"')
-    if isinstance(stage, Dpo) and stage.reference == "live":
-        message = '"live" is the bare base, and virtual tokens make another policy of it from the start'
-        yield training.problem("reference", message, 'write reference = "precomputed", or remove it')
-    if not isinstance(resolved.noise, NoNoise):
-        message = "is laid out by the tokens of rows, and virtual ones come ahead of them"
-        yield training.table_problem("noise", "kind", message, 'remove [noise], or write adapter.kind = "lora"')
-    if isinstance(adapter, PTuning) and adapter.encoder == "lstm" and resolved.parallel.zero_stage:
-        message = "keeps its weights in a form of its own, which DeepSpeed cannot take apart"
-        yield training.table_problem("adapter", "encoder", message, 'write encoder = "mlp", or strategy = "ddp"')
 
 
 def init_has_its_text(training: TrainedStage) -> Iterator[Problem]:
@@ -128,10 +79,6 @@ def init_has_its_text(training: TrainedStage) -> Iterator[Problem]:
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     targets_compile,
     layers_are_there,
-    ratio_needs_b_matrices,
     ranks_fall,
-    importance_is_not_scaled,
-    tokens_lead_their_own_row,
-    tokens_are_no_weights,
     init_has_its_text,
 )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 from ftlaunch import resolve
-from ftlaunch.adapter import Full, Virtual
 from ftlaunch.chain import needs_merge
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
@@ -11,7 +10,6 @@ from ftlaunch.load.wording import choice, literal
 from ftlaunch.recipe import Merge, Reward, Training
 from ftlaunch.rules.stage import trainings
 
-SHIP = "ship base and adapter: `ftlaunch chat` and plain peft load the artifact as it is"
 COPIES = "merge copies safetensors tensor by tensor, and this model's weights may be pickled"
 
 
@@ -62,7 +60,7 @@ def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
             )
 
 
-def merge_has_an_adapter(loaded: Loaded) -> Iterator[Problem]:
+def merge_has_its_weights(loaded: Loaded) -> Iterator[Problem]:
     recipe = loaded.recipe
     for index, stage in enumerate(recipe.stage):
         if not isinstance(stage, Merge) or (stage.start is not None and not resolve.named_by_start(recipe, stage)):
@@ -71,24 +69,8 @@ def merge_has_an_adapter(loaded: Loaded) -> Iterator[Problem]:
         if trained is None:
             remedy = 'put a stage with kind = "sft" before it'
             yield loaded.problem(("stage", index), "merge has nothing to merge, as no stage comes before it", remedy)
-        elif isinstance(resolve.for_stage(recipe, trained).adapter, Full):
-            message = "merge has nothing to merge: after full fine-tuning the artifact is the model already"
-            yield loaded.problem(("stage", index), message, 'remove the stage, or add [adapter] with kind = "lora"')
-        elif isinstance(resolve.for_stage(recipe, trained).adapter, Virtual):
-            message = "merge has nothing to merge: virtual tokens are no part of any weight"
-            yield loaded.problem(("stage", index), message, f"remove the stage; {SHIP}")
         elif resolve.for_stage(recipe, trained).model.allow_pickle:
             yield loaded.problem(("stage", index), COPIES, "remove allow_pickle or the stage")
-
-
-def virtual_tokens_are_not_merged(loaded: Loaded) -> Iterator[Problem]:
-    for training in trainings(loaded):
-        before = resolve.trained_before(loaded.recipe, training.stage)
-        if before is None or not needs_merge(loaded.recipe, before, training.resolved):
-            continue
-        if isinstance(resolve.for_stage(loaded.recipe, before).adapter, Virtual):
-            message = "is not that of the stage before, whose virtual tokens cannot be merged for this one to begin on"
-            yield training.problem("adapter", message, 'give both the same adapter, or write start = "base"')
 
 
 def merge_on_the_way_reads_safetensors(loaded: Loaded) -> Iterator[Problem]:
@@ -106,7 +88,6 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     base_stays_the_same,
     start_is_one_stage_ahead,
     reward_is_no_policy,
-    merge_has_an_adapter,
+    merge_has_its_weights,
     merge_on_the_way_reads_safetensors,
-    virtual_tokens_are_not_merged,
 )

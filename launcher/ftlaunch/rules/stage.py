@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from ftlaunch import intake, resolve, trust
-from ftlaunch.adapter import Full
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.where import KeyPath
@@ -95,20 +94,6 @@ def answers_are_there(training: TrainedStage) -> Iterator[Problem]:
             yield table.problem("completion", message, 'add completion = "…"')
 
 
-def sharing_needs_packing(training: TrainedStage) -> Iterator[Problem]:
-    stage = training.stage
-    if isinstance(stage, Pairwise) and stage.share_prompt and not stage.packing:
-        message = "padded answers cannot share their prompt"
-        yield training.problem("packing", message, "write share_prompt = false as well, or remove it")
-
-
-def live_reference_needs_an_adapter(training: TrainedStage) -> Iterator[Problem]:
-    stage = training.stage
-    if isinstance(stage, Dpo) and stage.reference == "live" and isinstance(training.resolved.adapter, Full):
-        message = '"live" needs an adapter that can be switched off, and every weight is trained'
-        yield training.problem("reference", message, 'write reference = "precomputed", or add [adapter]')
-
-
 def smoothing_suits_loss(training: TrainedStage) -> Iterator[Problem]:
     stage = training.stage
     if isinstance(stage, Dpo) and stage.label_smoothing and stage.loss not in ("sigmoid", "robust"):
@@ -167,14 +152,6 @@ def single_is_one_process(training: TrainedStage) -> Iterator[Problem]:
         yield training.table_problem("parallel", "strategy", message, remedy)
 
 
-def offload_needs_zero(training: TrainedStage) -> Iterator[Problem]:
-    parallel = training.resolved.parallel
-    if parallel.offload != "none" and parallel.strategy not in ZERO:
-        message = f"only ZeRO can offload, and the strategy is {literal(parallel.strategy)}"
-        remedy = 'write strategy = "zero1", "zero2" or "zero3", or remove offload'
-        yield training.table_problem("parallel", "offload", message, remedy)
-
-
 def revision_needs_a_hub_id(training: TrainedStage) -> Iterator[Problem]:
     model = training.resolved.model
     if model.revision is not None and Path(model.path).is_absolute():
@@ -206,46 +183,10 @@ def pickles_are_pinned(training: TrainedStage) -> Iterator[Problem]:
         yield training.table_problem("model", "allow_pickle", message, "look the commit up on the model's page")
 
 
-def quantized_weights_need_an_adapter(training: TrainedStage) -> Iterator[Problem]:
-    model = training.resolved.model
-    if model.held_in_few_bits and isinstance(training.resolved.adapter, Full):
-        message = f"{literal(model.quantization)} weights cannot be trained themselves, and there is no adapter"
-        yield training.table_problem("model", "quantization", message, 'add [adapter] with kind = "lora", or remove it')
-
-
-def quantized_weights_stay(training: TrainedStage) -> Iterator[Problem]:
-    model = training.resolved.model
-    if model.held_in_few_bits and training.resolved.parallel.offload != "none":
-        message = f"{literal(model.quantization)} weights cannot be moved to host memory and back"
-        yield training.table_problem("parallel", "offload", message, "remove offload or quantization")
-
-
-def optimizer_suits_processes(training: TrainedStage) -> Iterator[Problem]:
-    name, parallel = training.resolved.optimizer.name, training.resolved.parallel
-    if name == "adamw":
-        return
-    if parallel.strategy in ZERO:
-        message = f"{literal(name)} keeps its state in a form that ZeRO cannot shard: ZeRO needs a plain AdamW"
-        remedy = 'write name = "adamw", or strategy = "ddp"'
-        yield training.table_problem("optimizer", "name", message, remedy)
-    if name.startswith("paged") and parallel.device == "cpu":
-        message = f"{literal(name)} needs a GPU to page to and from, and the device is the CPU"
-        instead = name.removeprefix("paged_")
-        yield training.table_problem("optimizer", "name", message, f"write name = {literal(instead)}")
-
-
-def fp16_needs_a_gpu(training: TrainedStage) -> Iterator[Problem]:
-    if training.resolved.model.dtype == "fp16" and training.resolved.parallel.device == "cpu":
-        remedy = 'write dtype = "bf16" or "fp32"'
-        yield training.table_problem("model", "dtype", '"fp16" needs a GPU, and the device is the CPU', remedy)
-
-
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     data_is_known,
     data_suits_stage,
     answers_are_there,
-    sharing_needs_packing,
-    live_reference_needs_an_adapter,
     smoothing_suits_loss,
     one_length,
     batch_divides,
@@ -253,12 +194,7 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     streams_need_steps,
     evaluation_has_rows,
     single_is_one_process,
-    offload_needs_zero,
     revision_needs_a_hub_id,
     model_is_plain,
     pickles_are_pinned,
-    quantized_weights_need_an_adapter,
-    quantized_weights_stay,
-    optimizer_suits_processes,
-    fp16_needs_a_gpu,
 )

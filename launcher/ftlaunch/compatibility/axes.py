@@ -1,0 +1,199 @@
+"""What a training stage is made of: the axes along which stages differ, and how each value is written and read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ftlaunch.adapter import LowRank, PTuning
+from ftlaunch.noise import HIDDEN_ACT, MLP, Adversarial, NoNoise, Saturated, replaces
+from ftlaunch.recipe import Dpo, Pairwise, Ppo, Sft, Training
+from ftlaunch.resolve import Resolved
+
+METHODS = ("lora", "rslora", "dora", "pissa", "adalora", "prefix", "prompt", "p_tuning", "full")
+VIRTUAL = ("prefix", "prompt", "p_tuning")
+STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
+PAIRWISE = ("reward", "dpo", "orpo")
+ZERO = ("zero1", "zero2", "zero3")
+IN_FEW_BITS = ("nf4", "fp4", "int8")
+ROUNDED = ("qat", "bitlinear")
+PAGED = ("paged_adamw", "paged_adamw_8bit")
+DRAWN = (
+    *("gaussian", "uniform", "multiplicative", "poisson", "dropout", "gaussian_dropout"),
+    *("locked_dropout", "drop_path", "alpha_dropout"),
+)
+"""Kinds of noise that need no gradient and no activation function of their own."""
+
+Combination = Mapping[str, str]
+"""A value for every axis, or for some."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing in which training stages differ."""
+
+    name: str
+    values: Mapping[str, tuple[str, ...]]
+    """Each value with the ways to write it: settings as `--set` takes them, a space between two. The first value is
+    what counts where nothing is said of the axis."""
+    read: Callable[[Training, Resolved], str] | None = None
+    """The value of a stage. None: it is not the stage alone that tells."""
+
+
+def _axis(name: str, read: Callable[[Training, Resolved], str] | None, **values: str | tuple[str, ...]) -> Axis:
+    ways = {value: (way,) if isinstance(way, str) else way for value, way in values.items()}
+    return Axis(name, ways, read)
+
+
+def _switch(name: str, on: str, off: str, read: Callable[[Training, Resolved], bool]) -> Axis:
+    """An axis with two values."""
+    return Axis(name, {"off": (off,), "on": (on,)}, lambda stage, tables: "on" if read(stage, tables) else "off")
+
+
+def _quantization(_: Training, tables: Resolved) -> str:
+    table = tables.model.quantization
+    return table if isinstance(table, str) else str(table.__struct_config__.tag)
+
+
+def _noise(_: Training, tables: Resolved) -> str:
+    match tables.noise:
+        case NoNoise():
+            return "none"
+        case Adversarial():
+            return "adversarial"
+        case Saturated():
+            return "saturated"
+        case _:
+            return "drawn"
+
+
+def _activation(_: Training, tables: Resolved) -> str:
+    if not replaces(tables.noise):
+        return "kept"
+    return "named" if tables.noise.activation in HIDDEN_ACT else "unnamed"
+
+
+AXES = (
+    _axis(
+        "method",
+        lambda _, tables: str(tables.adapter.__struct_config__.tag),
+        **{kind: f"adapter.kind={kind}" for kind in METHODS},
+    ),
+    _axis(
+        "stage",
+        lambda stage, _: str(stage.__struct_config__.tag),
+        **{kind: f"stage.0.kind={kind}" for kind in STAGES},
+    ),
+    _axis(
+        "strategy",
+        lambda _, tables: tables.parallel.strategy,
+        **{name: f"parallel.strategy={name}" for name in ("single", "ddp", *ZERO)},
+    ),
+    _axis(
+        "quantization",
+        _quantization,
+        none="model.quantization=none",
+        **{name: f"model.quantization={name}" for name in IN_FEW_BITS},
+        qat=(
+            "model.quantization.kind=qat",
+            "model.quantization.kind=qat model.quantization.symmetric=false",
+            "model.quantization.kind=qat model.quantization.learned_step=true",
+        ),
+        bitlinear=(
+            "model.quantization.kind=bitlinear",
+            "model.quantization.kind=bitlinear model.quantization.rms_norm=true",
+        ),
+    ),
+    _switch(
+        "packing",
+        "stage.0.packing=true",
+        "stage.0.packing=false",
+        lambda stage, _: isinstance(stage, Sft | Pairwise | Ppo) and stage.packing,
+    ),
+    _switch(
+        "share_prompt",
+        "stage.0.share_prompt=true",
+        "",
+        lambda stage, _: isinstance(stage, Pairwise) and stage.share_prompt,
+    ),
+    _switch(
+        "activation_checkpointing",
+        "stage.0.activation_checkpointing=true",
+        "",
+        lambda stage, _: stage.activation_checkpointing,
+    ),
+    _axis(
+        "noise",
+        _noise,
+        none="noise.kind=none",
+        drawn=tuple(f"noise.kind={kind}" for kind in DRAWN),
+        adversarial=("noise.kind=adversarial", "noise.kind=adversarial noise.steps=2 noise.norm=linf"),
+        saturated="noise.kind=saturated",
+    ),
+    _axis(
+        "activation",
+        _activation,
+        kept="noise.activation=keep",
+        named=tuple(f"noise.activation={name}" for name in HIDDEN_ACT),
+        unnamed=("noise.activation=hard_tanh", "noise.activation=hard_sigmoid"),
+    ),
+    _axis(
+        "sites",
+        lambda _, tables: "mlp" if tables.noise.sites == MLP else "other",
+        mlp=f"noise.sites={MLP}",
+        other='noise.sites=["act_fn"]',
+    ),
+    _switch(
+        "neftune", "stage.0.neftune_alpha=5.0", "", lambda stage, _: isinstance(stage, Sft) and stage.neftune_alpha > 0
+    ),
+    _switch("r_drop", "stage.0.r_drop=1.0", "", lambda stage, _: isinstance(stage, Sft) and stage.r_drop > 0),
+    _switch(
+        "dropout",
+        "adapter.dropout=0.1",
+        "",
+        lambda _, tables: isinstance(tables.adapter, LowRank) and tables.adapter.dropout > 0,
+    ),
+    _switch(
+        "lora_plus",
+        "optimizer.lora_plus_ratio=4.0",
+        "",
+        lambda _, tables: tables.optimizer.lora_plus_ratio is not None,
+    ),
+    _switch(
+        "lstm",
+        "adapter.encoder=lstm",
+        "",
+        lambda _, tables: isinstance(tables.adapter, PTuning) and tables.adapter.encoder == "lstm",
+    ),
+    _axis(
+        "reference",
+        lambda stage, _: (stage.reference if isinstance(stage, Dpo) else None) or "default",
+        default="",
+        live="stage.0.reference=live",
+        precomputed="stage.0.reference=precomputed",
+    ),
+    _axis(
+        "optimizer",
+        lambda _, tables: tables.optimizer.name,
+        **{name: f"optimizer.name={name}" for name in ("adamw", "adamw_8bit", *PAGED)},
+    ),
+    _switch("offload", "parallel.offload=cpu", "", lambda _, tables: tables.parallel.offload != "none"),
+    _axis(
+        "dtype",
+        lambda _, tables: tables.model.dtype,
+        **{name: f"model.dtype={name}" for name in ("fp32", "bf16", "fp16")},
+    ),
+    _axis(
+        "device",
+        lambda _, tables: "cpu" if tables.parallel.device == "cpu" else "cuda",
+        cpu="parallel.device=cpu",
+        cuda="parallel.device=cuda",
+    ),
+    _axis("after", None, nothing="", merge="", other_adapter=""),
+    _axis("resumed_by", None, same_ranks="", other_ranks=""),
+)
+"""Every axis. Names that are keys of a recipe are spelt as there."""
+BY_NAME = {axis.name: axis for axis in AXES}
+
+
+def describe(stage: Training, tables: Resolved) -> dict[str, str]:
+    """The values of a training stage on every axis that the stage alone decides."""
+    return {axis.name: axis.read(stage, tables) for axis in AXES if axis.read is not None}
