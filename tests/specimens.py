@@ -3,13 +3,13 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 from tests.conftest import write_rows
 
-from ftlaunch.compatibility import works
-from ftlaunch.compatibility.axes import AXES, BY_NAME, PAIRWISE, Axis, Combination
+from ftlaunch.compatibility import EVERYTHING, MAIN, Choices, complete, refusals
+from ftlaunch.compatibility.axes import BY_NAME, PAIRWISE, Combination
 from ftlaunch.load import Loaded, load_recipe
 
 HEAD = """
@@ -54,7 +54,9 @@ class Specimens:
     def __init__(self, model: str, folder: Path) -> None:
         self._model, self._folder = model, folder
         rows = write_rows(folder / "rows.jsonl").read_text().splitlines()
-        pairs = [{"prompt": row["question"], "chosen": row["answer"], "rejected": "lamp"} for row in map(json.loads, rows)]
+        pairs = [
+            {"prompt": row["question"], "chosen": row["answer"], "rejected": "lamp"} for row in map(json.loads, rows)
+        ]
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         (folder / "reward.py").write_text("def length(prompt, answer, row):\n    return len(answer) / 4\n")
 
@@ -84,32 +86,42 @@ class Specimens:
         return head + stage + behind
 
 
-def covering(fixed: Combination, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Combinations that work, and hold every pair of values that works with others: greedily, the fullest first.
-
-    `fixed` says what axes are not to vary. Pairs that no combination can hold are left out.
-    """
-    draw = random.Random(seed)
-    axes = [Axis(axis.name, {fixed[axis.name]: ()}) if axis.name in fixed else axis for axis in AXES]
-    left = {pair for pair in _pairs(axes) if works(dict(pair))}
-    while left:
-        wanted = min(left)
-        tries = [made for _ in range(8) if (made := _complete(dict(wanted), axes, left, draw))]
-        if not tries:
-            left.remove(wanted)
-            continue
-        best = max(tries, key=lambda made: len(left & _held(made)))
-        left -= _held(best)
-        yield best
-
-
 Pair = tuple[tuple[str, str], tuple[str, str]]
 """Two (axis, value), sorted."""
+TRIES = 8
 
 
-def _pairs(axes: Sequence[Axis]) -> Iterator[Pair]:
-    for one, other in combinations(axes, 2):
-        yield from (_pair((one.name, a), (other.name, b)) for a in one.values for b in other.values)
+def covering(fixed: Combination, *, cells: bool = True, seed: int = 0) -> Iterator[dict[str, str]]:
+    """Combinations that work, and hold every two values that work together: greedily, those with most of them first.
+
+    Then, with `cells`, as many more as have every method with every stage, strategy and quantization that works.
+    `fixed` says what axes are not to vary.
+    """
+    draw = random.Random(seed)
+    choices = {axis: (fixed[axis],) if axis in fixed else tuple(values) for axis, values in EVERYTHING.items()}
+    left = {pair for pair in _pairs(choices) if not any(refusals(dict(pair)))}
+
+    def prefer(begun: dict[str, str], axis: str, value: str) -> float:
+        return sum(_pair((axis, value), item) in left for item in begun.items()) + draw.random()
+
+    quads = set(product(*(choices[axis] for axis in MAIN))) if cells else set()
+    while left or quads:
+        wanted = dict(min(left)) if left else _of_main(min(quads))
+        tries = [made for _ in range(TRIES if left else 1) if (made := complete(wanted, choices, prefer))]
+        held = max(tries, key=lambda made: len(left & _held(made)), default=wanted)
+        left -= _held(held)
+        quads.discard(tuple(held.get(axis, "") for axis in MAIN))
+        if tries:
+            yield held
+
+
+def _of_main(cell: Sequence[str]) -> dict[str, str]:
+    return dict(zip(MAIN, cell, strict=True))
+
+
+def _pairs(choices: Choices) -> Iterator[Pair]:
+    for one, other in combinations(choices, 2):
+        yield from (_pair((one, a), (other, b)) for a in choices[one] for b in choices[other])
 
 
 def _pair(one: tuple[str, str], other: tuple[str, str]) -> Pair:
@@ -118,25 +130,3 @@ def _pair(one: tuple[str, str], other: tuple[str, str]) -> Pair:
 
 def _held(combination: Combination) -> set[Pair]:
     return {_pair(one, other) for one, other in combinations(combination.items(), 2)}
-
-
-def _complete(
-    begun: dict[str, str], axes: Sequence[Axis], left: set[Pair], draw: random.Random
-) -> dict[str, str] | None:
-    """The combination with a value on every axis, each the one that holds most of the pairs that are left."""
-    choices = {
-        axis.name: [value for value in axis.values if works({**begun, axis.name: value})]
-        for axis in axes
-        if axis.name not in begun
-    }
-    if not choices:
-        return begun
-    axis = min(choices, key=lambda name: (len(choices[name]), draw.random()))  # the one with the least choice left
-    gains = {
-        value: sum(_pair((axis, value), item) in left for item in begun.items()) + draw.random()
-        for value in choices[axis]
-    }
-    for value in sorted(gains, key=gains.__getitem__, reverse=True):
-        if made := _complete({**begun, axis: value}, axes, left, draw):
-            return made
-    return None

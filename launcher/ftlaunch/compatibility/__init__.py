@@ -3,17 +3,77 @@
 A combination that no refusal concerns works, and tests/trainer/test_compatibility.py tries it.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ftlaunch.compatibility.axes import Combination
+from ftlaunch.compatibility.axes import AXES, Combination
 from ftlaunch.compatibility.refusals import REFUSALS, Refusal
+
+MAIN = ("method", "stage", "strategy", "quantization")
+"""The axes on which every training stage says something; those behind them are features."""
+Choices = Mapping[str, Sequence[str]]
+"""What each axis may be."""
+EVERYTHING: Choices = {axis.name: tuple(axis.values) for axis in AXES}
+Prefer = Callable[[dict[str, str], str, str], float]
+"""How welcome a value of an axis is beside the values that are chosen already."""
 
 
 def refusals(combination: Combination) -> Iterator[Refusal]:
-    """Why a combination is refused; nothing where it works. What it says nothing of is not looked at."""
+    """Why a combination is refused; nothing where it works. An axis that it is silent of is not looked at."""
     return (refusal for refusal in REFUSALS if refusal.concerns(combination))
 
 
-def works(combination: Combination) -> bool:
-    """Whether nothing refuses a combination."""
-    return next(refusals(combination), None) is None
+def complete(
+    begun: dict[str, str], choices: Choices = EVERYTHING, prefer: Prefer = lambda *_: 0.0
+) -> dict[str, str] | None:
+    """A combination that works, with a value on every axis and these among them; None where there is none."""
+    if next(refusals(begun), None) is not None:
+        return None
+    return _complete(begun, choices, prefer)
+
+
+def _complete(begun: dict[str, str], choices: Choices, prefer: Prefer) -> dict[str, str] | None:
+    """`complete` of what works so far. The axis with the least choice left goes first, so dead ends show early."""
+    left = {name: _left(begun, name, values) for name, values in choices.items() if name not in begun}
+    if not left:
+        return begun
+    axis = min(left, key=lambda name: len(left[name]))
+    for value in sorted(left[axis], key=lambda value: prefer(begun, axis, value), reverse=True):
+        found = _complete({**begun, axis: value}, left, prefer)
+        if found:
+            return found
+    return None
+
+
+def _left(begun: dict[str, str], axis: str, values: Sequence[str]) -> list[str]:
+    """The values of an axis that go with a combination that works without one."""
+    return [
+        value
+        for value in values
+        if not any(refusal.concerns({**begun, axis: value}) for refusal in _concerned(axis, value))
+    ]
+
+
+@functools.cache
+def _concerned(axis: str, value: str) -> list[Refusal]:
+    return [refusal for refusal in REFUSALS if value in refusal.of.get(axis, ())]
+
+
+def reasons(combination: dict[str, str], depth: int = 2) -> list[Refusal]:
+    """Why no combination that works has these values, in the table's order; empty where one has.
+
+    Where they are not refused by themselves, there is an axis on which each value is refused beside them.
+    """
+    found = list(refusals(combination))
+    if found or complete(combination) is not None:
+        return found
+    for axis in AXES if depth else ():
+        if axis.name not in combination:
+            each = [_shallow({**combination, axis.name: value}, depth - 1) for value in axis.values]
+            if all(each):
+                return [refusal for refusal in REFUSALS if any(refusal in one for one in each)]
+    return []
+
+
+def _shallow(combination: dict[str, str], depth: int) -> list[Refusal]:
+    return list(refusals(combination)) or (reasons(combination, depth) if depth else [])

@@ -32,8 +32,8 @@ class Axis:
 
     name: str
     values: Mapping[str, tuple[str, ...]]
-    """Each value with the ways to write it: settings as `--set` takes them, a space between two. The first value is
-    what counts where nothing is said of the axis."""
+    """Each value with the ways to write it: settings as `--set` takes them, a space between two. The plainest
+    is the first."""
     read: Callable[[Training, Resolved], str] | None = None
     """The value of a stage. None: it is not the stage alone that tells."""
 

@@ -1,0 +1,107 @@
+"""The table as a page of Markdown: which values go together, and why those that are refused do not."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from ftlaunch.compatibility import MAIN, reasons
+from ftlaunch.compatibility.axes import AXES, BY_NAME
+from ftlaunch.compatibility.refusals import REFUSALS, Refusal
+from ftlaunch.load.wording import choice, literal
+
+Named = tuple[str, str]
+"""An axis and a value on it."""
+WORKS = "✓"
+HEAD = """\
+# What goes with what
+
+Made from launcher/ftlaunch/compatibility by `python -m ftlaunch.compatibility`; do not edit. `ftlaunch validate` judges by
+the same table. A recipe is refused where any two of its values are, and for what is said of three below.
+
+✓ works: tests/trainer/test_compatibility.py trains it on a tiny model, kills it, resumes it to the last bit, evaluates it,
+and merges it where a merge comes after. `make test` tries combinations that hold most pairs of values, `make compatibility`
+all pairs and all of method × stage × strategy × quantization. What needs a GPU ({gpu}) is judged, and tried only on one.
+A number is the reason why it is refused, below.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD.format(gpu=_told([("device", "cuda"), ("dtype", "fp16"), ("optimizer", "paged_adamw")])), *_values()]
+    for one, other in combinations(MAIN, 2):
+        parts += [f"\n## {_title(other)} × {one}\n", *_grid(_of(other), _of(one))]
+    for axis in MAIN:
+        parts += [f"\n## Feature × {axis}\n", *_grid(_features(), _of(axis))]
+    parts += ["\n## Feature × feature\n\nThose that are refused; all others work.\n", *_refused(_features())]
+    parts += ["\n## Reasons\n", *_reasons()]
+    return "\n".join(parts) + "\n"
+
+
+def _of(axis: str) -> list[Named]:
+    return [(axis, value) for value in BY_NAME[axis].values]
+
+
+def _features() -> list[Named]:
+    """Every value of the other axes that is not what counts where nothing is said."""
+    return [(axis.name, value) for axis in AXES if axis.name not in MAIN for value in list(axis.values)[1:]]
+
+
+def _title(axis: str) -> str:
+    return axis[:1].upper() + axis[1:]
+
+
+def _name(named: Named) -> str:
+    axis, value = named
+    if axis in MAIN:
+        return value
+    return axis if value == "on" else f"{axis} {value}"
+
+
+def _told(values: Sequence[Named]) -> str:
+    return ", ".join(map(_name, values))
+
+
+def _values() -> Iterator[str]:
+    yield "\n## Values\n"
+    yield "| axis | value | written as |\n| --- | --- | --- |"
+    for axis in AXES:
+        for value, ways in axis.values.items():
+            written = " or ".join(f"`{way}`" for way in ways if way) or SAID.get((axis.name, value), "nothing")
+            yield f"| {axis.name} | {value} | {written} |"
+
+
+SAID: dict[Named, str] = {
+    ("after", "merge"): "a stage of kind `merge` behind it",
+    ("after", "other_adapter"): "a training stage with another adapter behind it, which begins on a merge",
+    ("resumed_by", "other_ranks"): "`ftlaunch resume` with another number of processes",
+}
+
+
+def _grid(rows: Sequence[Named], columns: Sequence[Named]) -> Iterator[str]:
+    yield f"| | {' | '.join(_name(column) for column in columns)} |"
+    yield f"| --- |{' --- |' * len(columns)}"
+    for row in rows:
+        yield f"| {_name(row)} | {' | '.join(_cell(row, column) for column in columns)} |"
+
+
+def _cell(*values: Named) -> str:
+    return ", ".join(str(_number(reason)) for reason in reasons(dict(values))) or WORKS
+
+
+def _refused(values: Sequence[Named]) -> Iterator[str]:
+    yield "| | | |\n| --- | --- | --- |"
+    for one, other in combinations(values, 2):
+        if one[0] != other[0] and (cell := _cell(one, other)) != WORKS:
+            yield f"| {_name(one)} | {_name(other)} | {cell} |"
+
+
+def _number(refusal: Refusal) -> int:
+    return REFUSALS.index(refusal) + 1
+
+
+def _reasons() -> Iterator[str]:
+    yield "| | refused | key | why | remedy |\n| --- | --- | --- | --- | --- |"
+    for refusal in REFUSALS:
+        of = " × ".join(f"{axis}: {', '.join(values)}" for axis, values in refusal.of.items())
+        words = {axis: choice(map(literal, values)) for axis, values in refusal.of.items()}
+        why = refusal.message.format(reason="transformers' configs have no word for it", **words)
+        yield f"| {_number(refusal)} | {of} | {refusal.key} | {why} | {refusal.remedy} |"
