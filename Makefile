@@ -3,6 +3,8 @@
 # make check  lint, format and types
 # make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; an hour or so
 # make chains whole chains, killed in every stage, here and on a SLURM cluster of its own; ten minutes (as root)
+# make compatibility  every two features together, and every method × stage × strategy × quantization, of which `make test`
+#             tries a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); an hour or so
 # make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
 # make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
 # make learning  what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
@@ -18,7 +20,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check learning faults chains storm scoreboard bench clean
+.PHONY: demo test check learning faults chains compatibility storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -39,6 +41,9 @@ faults: $(VENV)/installed
 
 chains: $(VENV)/installed
 	$(BIN)/python -u -m tests.faults.chains
+
+compatibility: $(VENV)/installed
+	$(BIN)/python -m pytest tests/trainer/test_compatibility.py --all-trials
 
 storm: $(VENV)/installed
 	$(BIN)/python -u -m tests.faults.storm

@@ -96,4 +96,6 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-trials", action="store_true", help="make every trial of tests/faults, not a sample: hours")
+    parser.addoption(
+        "--all-trials", action="store_true", help="make every trial of faults and combinations, not a sample: hours"
+    )

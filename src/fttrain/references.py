@@ -78,7 +78,8 @@ def _fingerprint(engine: Engine, origin: Origin, step: Step) -> str:
     of_base = _contents(base) if base.is_dir() else [origin.base.path, commit or origin.base.revision]
     of_adapter = _contents(origin.adapter) if origin.adapter else None
     tables = msgspec.to_builtins([step.adapter, artifact.worn(step, origin)])
-    return json.dumps([of_base, of_adapter, tables, step.model.dtype, step.model.quantization])
+    held_in = [step.model.dtype, msgspec.to_builtins(step.model.quantization)]
+    return json.dumps([of_base, of_adapter, tables, *held_in])
 
 
 def _contents(folder: Path) -> list[str]:

@@ -23,29 +23,37 @@ def refusals(combination: Combination) -> Iterator[Refusal]:
     return (refusal for refusal in REFUSALS if refusal.concerns(combination))
 
 
-def complete(
-    begun: dict[str, str], choices: Choices = EVERYTHING, prefer: Prefer = lambda *_: 0.0
-) -> dict[str, str] | None:
+def _alike(begun: dict[str, str], axis: str, value: str) -> float:  # noqa: ARG001 as Prefer has them
+    return 0.0
+
+
+def complete(begun: dict[str, str], choices: Choices = EVERYTHING, prefer: Prefer = _alike) -> dict[str, str] | None:
     """A combination that works, with a value on every axis and these among them; None where there is none."""
-    if next(refusals(begun), None) is not None:
+    if any(refusals(begun)):
         return None
-    return _complete(begun, choices, prefer)
-
-
-def _complete(begun: dict[str, str], choices: Choices, prefer: Prefer) -> dict[str, str] | None:
-    """`complete` of what works so far. The axis with the least choice left goes first, so dead ends show early."""
     left = {name: _left(begun, name, values) for name, values in choices.items() if name not in begun}
+    return _complete(begun, left, prefer)
+
+
+def _complete(begun: dict[str, str], left: Choices, prefer: Prefer) -> dict[str, str] | None:
+    """`complete` with what is left to choose. The axis with the least choice goes first, so dead ends show early."""
     if not left:
         return begun
     axis = min(left, key=lambda name: len(left[name]))
     for value in sorted(left[axis], key=lambda value: prefer(begun, axis, value), reverse=True):
-        found = _complete({**begun, axis: value}, left, prefer)
-        if found:
+        chosen = {**begun, axis: value}
+        touched = {other for refusal in _concerned(axis, value) for other in refusal.of}
+        rest = {
+            name: _left(chosen, name, values) if name in touched else values
+            for name, values in left.items()
+            if name != axis
+        }
+        if all(rest.values()) and (found := _complete(chosen, rest, prefer)):
             return found
     return None
 
 
-def _left(begun: dict[str, str], axis: str, values: Sequence[str]) -> list[str]:
+def _left(begun: dict[str, str], axis: str, values: Sequence[str]) -> Sequence[str]:
     """The values of an axis that go with a combination that works without one."""
     return [
         value

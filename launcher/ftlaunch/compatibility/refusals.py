@@ -64,8 +64,8 @@ WITHOUT_KEY = (
     Refusal(
         {"noise": ("saturated",), "activation": ("kept", "named")},
         "noise.activation",
-        'expected "hard_tanh" or "hard_sigmoid"',
-        "leave it out: the noise is a part of its own activation function",
+        'expected "hard_sigmoid" or "hard_tanh"',
+        'leave it out for the default, "hard_tanh"',
         at_load=True,
     ),
 )

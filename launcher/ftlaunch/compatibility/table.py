@@ -14,19 +14,22 @@ WORKS = "✓"
 HEAD = """\
 # What goes with what
 
-Made from launcher/ftlaunch/compatibility by `python -m ftlaunch.compatibility`; do not edit. `ftlaunch validate` judges by
-the same table. A recipe is refused where any two of its values are, and for what is said of three below.
+Made from launcher/ftlaunch/compatibility by `python -m ftlaunch.compatibility`; do not edit. `ftlaunch validate` speaks
+from the same table: a recipe is refused where two of its values are, or three of them together (below).
 
-✓ works: tests/trainer/test_compatibility.py trains it on a tiny model, kills it, resumes it to the last bit, evaluates it,
-and merges it where a merge comes after. `make test` tries combinations that hold most pairs of values, `make compatibility`
-all pairs and all of method × stage × strategy × quantization. What needs a GPU ({gpu}) is judged, and tried only on one.
-A number is the reason why it is refused, below.
+✓ works. tests/trainer/test_compatibility.py trains such combinations on a tiny model, kills them, resumes them,
+compares every metric and weight with a run that was left alone, evaluates, and merges where a merge comes after.
+`make test` tries the first of a sample in which any two values meet, `make compatibility` all of it, and besides every
+cell of method × stage × strategy × quantization. What needs a GPU (cuda, fp16, paged optimizers) is judged, and not yet
+among those tried.
+
+A number is refused: the reason is below.
 """
 
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD.format(gpu=_told([("device", "cuda"), ("dtype", "fp16"), ("optimizer", "paged_adamw")])), *_values()]
+    parts = [HEAD, *_values()]
     for one, other in combinations(MAIN, 2):
         parts += [f"\n## {_title(other)} × {one}\n", *_grid(_of(other), _of(one))]
     for axis in MAIN:
@@ -56,21 +59,18 @@ def _name(named: Named) -> str:
     return axis if value == "on" else f"{axis} {value}"
 
 
-def _told(values: Sequence[Named]) -> str:
-    return ", ".join(map(_name, values))
-
-
 def _values() -> Iterator[str]:
-    yield "\n## Values\n"
-    yield "| axis | value | written as |\n| --- | --- | --- |"
-    for axis in AXES:
-        for value, ways in axis.values.items():
-            written = " or ".join(f"`{way}`" for way in ways if way) or SAID.get((axis.name, value), "nothing")
-            yield f"| {axis.name} | {value} | {written} |"
+    """How the values of the features are written; those of the main axes are words of the recipe themselves."""
+    yield "\n## Features\n"
+    yield "| | written, for example, as |\n| --- | --- |"
+    for axis, value in _features():
+        ways = BY_NAME[axis].values[value]
+        written = " or ".join(f"`{way.replace('stage.0.', 'stage.').replace(' ', '`, `')}`" for way in ways if way)
+        yield f"| {_name((axis, value))} | {written or SAID[(axis, value)]} |"
 
 
 SAID: dict[Named, str] = {
-    ("after", "merge"): "a stage of kind `merge` behind it",
+    ("after", "merge"): 'a stage with `kind = "merge"` behind it',
     ("after", "other_adapter"): "a training stage with another adapter behind it, which begins on a merge",
     ("resumed_by", "other_ranks"): "`ftlaunch resume` with another number of processes",
 }
