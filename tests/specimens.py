@@ -75,12 +75,14 @@ class Specimens:
             columns='format = "preference"' if pairs else COLUMNS,
         )
         stage = STAGE.format(kind=kind) + OF_KIND.get(kind, "")
+        packing = f"packing = {'true' if combination.get('packing') == 'on' else 'false'}\n"
         match combination.get("after"):
             case "merge":
                 behind = MERGE
+            case "same_adapter":
+                behind = stage + packing
             case "other_adapter":
-                behind = f'{stage}adapter = {{kind = "lora", rank = 2}}\nnoise.kind = "none"\n'
-                behind += f'model = {{path = "{self._model}", dtype = "{combination.get("dtype", "fp32")}"}}\n'
+                behind = stage + packing + 'adapter = {kind = "lora", rank = 2}\nnoise.kind = "none"\n'
             case _:
                 behind = ""
         return head + stage + behind

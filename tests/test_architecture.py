@@ -36,8 +36,8 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rows": ("fill", "reading turns", "pairs", "prompts", "__init__"),
-    "ftlaunch.compatibility": ("axes", "refusals", "__init__"),
-    "ftlaunch.rules": ("data secrets", "stage", "adapter combinations noise order ppo rounding", "__init__"),
+    "ftlaunch.compatibility": ("axes", "refusals", "__init__", "table", "__main__"),
+    "ftlaunch.rules": ("data secrets", "stage", "adapter combinations noise order ppo", "__init__"),
     "ftlaunch.processes": ("__init__", "interrupt lock outcome"),
     "ftlaunch.watch": ("__init__", "made queue runs tail", "progress", "display status", "logs"),
     "ftlaunch.backend": (

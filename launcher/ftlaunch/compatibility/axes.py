@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ftlaunch.adapter import LowRank, PTuning
 from ftlaunch.noise import HIDDEN_ACT, MLP, Adversarial, NoNoise, Saturated, replaces
-from ftlaunch.recipe import Dpo, Pairwise, Ppo, Sft, Training
+from ftlaunch.recipe import Dpo, Pairwise, Ppo, Qat, Sft, Training
 from ftlaunch.resolve import Resolved
 
 METHODS = ("lora", "rslora", "dora", "pissa", "adalora", "prefix", "prompt", "p_tuning", "full")
@@ -14,7 +14,7 @@ STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
 PAIRWISE = ("reward", "dpo", "orpo")
 ZERO = ("zero1", "zero2", "zero3")
 IN_FEW_BITS = ("nf4", "fp4", "int8")
-ROUNDED = ("qat", "bitlinear")
+ROUNDED = ("qat", "lsq", "bitlinear")
 PAGED = ("paged_adamw", "paged_adamw_8bit")
 DRAWN = (
     *("gaussian", "uniform", "multiplicative", "poisson", "dropout", "gaussian_dropout"),
@@ -50,7 +50,9 @@ def _switch(name: str, on: str, off: str, read: Callable[[Training, Resolved], b
 
 def _quantization(_: Training, tables: Resolved) -> str:
     table = tables.model.quantization
-    return table if isinstance(table, str) else str(table.__struct_config__.tag)
+    if isinstance(table, str):
+        return table
+    return "lsq" if isinstance(table, Qat) and table.learned_step else str(table.__struct_config__.tag)
 
 
 def _noise(_: Training, tables: Resolved) -> str:
@@ -95,8 +97,8 @@ AXES = (
         qat=(
             "model.quantization.kind=qat",
             "model.quantization.kind=qat model.quantization.symmetric=false",
-            "model.quantization.kind=qat model.quantization.learned_step=true",
         ),
+        lsq="model.quantization.kind=qat model.quantization.learned_step=true",
         bitlinear=(
             "model.quantization.kind=bitlinear",
             "model.quantization.kind=bitlinear model.quantization.rms_norm=true",
@@ -119,6 +121,12 @@ AXES = (
         "stage.0.activation_checkpointing=true",
         "",
         lambda stage, _: stage.activation_checkpointing,
+    ),
+    _switch(
+        "accumulation",
+        "stage.0.micro_batch_size=2",
+        "",
+        lambda stage, tables: stage.micro_batch_size not in (None, stage.batch_size // tables.world_size),
     ),
     _axis(
         "noise",
@@ -187,7 +195,7 @@ AXES = (
         cpu="parallel.device=cpu",
         cuda="parallel.device=cuda",
     ),
-    _axis("after", None, nothing="", merge="", other_adapter=""),
+    _axis("after", None, nothing="", merge="", same_adapter="", other_adapter=""),
     _axis("resumed_by", None, same_ranks="", other_ranks=""),
 )
 """Every axis. Names that are keys of a recipe are spelt as there."""

@@ -268,6 +268,15 @@ MERGES = (
         'give both the same adapter, or write start = "base"',
     ),
     *(
+        Refusal(
+            {**of, "quantization": ("lsq", "bitlinear")},
+            "model.quantization",
+            "the stage before leaves weights that are rounded already, and this one would round them otherwise",
+            'train both with the same adapter, or let this one start = "base"',
+        )
+        for of in ({"after": ("other_adapter",)}, {"after": ("same_adapter",), "method": ("full",)})
+    ),
+    *(
         refusal
         for activation in ({"activation": ("unnamed",)}, {"activation": ("named",), "sites": ("other",)})
         for refusal in (
@@ -278,7 +287,7 @@ MERGES = (
                 UNMERGED,
             ),
             Refusal(
-                {**activation, "after": ("other_adapter",)},
+                {"method": _but("method", "full"), **activation, "after": ("other_adapter",)},
                 "stage.adapter",
                 "is another than before, so this stage begins on a merge, which could not hold: {reason}",
                 "give both stages the same adapter",

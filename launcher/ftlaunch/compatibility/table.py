@@ -71,7 +71,8 @@ def _values() -> Iterator[str]:
 
 SAID: dict[Named, str] = {
     ("after", "merge"): 'a stage with `kind = "merge"` behind it',
-    ("after", "other_adapter"): "a training stage with another adapter behind it, which begins on a merge",
+    ("after", "same_adapter"): "a training stage behind it that goes on with its adapter, or with all weights",
+    ("after", "other_adapter"): "a training stage behind it with another adapter, which begins on a merge",
     ("resumed_by", "other_ranks"): "`ftlaunch resume` with another number of processes",
 }
 

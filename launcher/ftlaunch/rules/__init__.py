@@ -7,7 +7,7 @@ from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
-from ftlaunch.rules import combinations, order, rounding, secrets
+from ftlaunch.rules import combinations, order, secrets
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import noise as noise_rules
 from ftlaunch.rules import ppo as ppo_rules
@@ -35,18 +35,12 @@ def judge(loaded: Loaded) -> list[Problem]:
     """Every contradiction and every combination that is not supported, each once."""
     tables, trainings = data_rules.data_tables(loaded), list(stage_rules.trainings(loaded))
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
-    of_training = (
-        *stage_rules.RULES,
-        *adapter_rules.RULES,
-        *noise_rules.RULES,
-        *rounding.RULES,
-        combinations.values_go_together,
-    )
+    of_training = (*stage_rules.RULES, *adapter_rules.RULES, *noise_rules.RULES)
     problems += [problem for training in trainings for rule in of_training for problem in rule(training)]
     ppos = list(ppo_rules.ppo_stages(loaded))
     problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
     problems += [problem for rule in order.RULES for problem in rule(loaded)]
-    problems += combinations.merges_are_supported(loaded)
+    problems += combinations.combinations_are_supported(loaded)
     problems += secrets.secrets_stay_out(loaded)
     return list(dict.fromkeys(problems))
 

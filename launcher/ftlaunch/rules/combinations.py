@@ -1,51 +1,68 @@
-"""The rule of what goes together: the table of ftlaunch.compatibility, walked for each stage of a recipe."""
+"""The rules of what goes together: the table of ftlaunch.compatibility, walked for each stage of a recipe."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
 from ftlaunch import compatibility, resolve
-from ftlaunch.chain import needs_merge
-from ftlaunch.compatibility.axes import describe
+from ftlaunch.compatibility.axes import Combination, describe
+from ftlaunch.compatibility.refusals import Refusal
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.noise import no_config_says
 from ftlaunch.recipe import Merge, Training
-from ftlaunch.rules.stage import TableName, TrainedStage
+from ftlaunch.resolve import Resolved
+from ftlaunch.rules.stage import TableName, TrainedStage, trainings
 
 
 def values_go_together(training: TrainedStage) -> Iterator[Problem]:
-    """What a training stage is made of goes together."""
+    """What a training stage is made of."""
     combination = describe(training.stage, training.resolved)
     for refusal in compatibility.refusals(combination):
-        table, _, key = refusal.key.partition(".")
-        message = refusal.said(combination)
-        if table == "stage":
-            yield training.problem(key, message, refusal.remedy)
-        else:
-            yield training.table_problem(cast("TableName", table), key, message, refusal.remedy)
+        yield _problem(training, refusal, refusal.said(combination))
 
 
-def merges_are_supported(loaded: Loaded) -> Iterator[Problem]:
-    """What stages have trained can be merged where the recipe, or a later stage with another adapter, merges it."""
-    recipe = loaded.recipe
-    for index, stage in enumerate(recipe.stage):
-        trained = resolve.trained_before(recipe, stage)
-        if trained is None:
-            continue
-        if isinstance(stage, Merge):
-            yield from _merged(loaded, index, trained, "merge")
-        elif needs_merge(recipe, trained, resolve.for_stage(recipe, stage)):
-            yield from _merged(loaded, index, trained, "other_adapter")
+def stages_go_on(training: TrainedStage) -> Iterator[Problem]:
+    """What the stage before has trained, with this one behind it."""
+    recipe, own = training.loaded.recipe, training.resolved
+    before = resolve.trained_before(recipe, training.stage)
+    if before is not None:
+        tables = resolve.for_stage(recipe, before)
+        after = "same_adapter" if tables.adapter == own.adapter else "other_adapter"
+        # How the weights are held that it goes on with is this stage's affair.
+        for refusal, message in _behind(training.loaded, before, replace(tables, model=own.model), after):
+            yield _problem(training, refusal, message)
 
 
-def _merged(loaded: Loaded, index: int, trained: Training, after: str) -> Iterator[Problem]:
-    """Problems of the stage at `index`, which merges what `trained` has left."""
-    tables = resolve.for_stage(loaded.recipe, trained)
-    for noise in resolve.worn(loaded.recipe, trained) or [tables.noise]:
-        combination = describe(trained, replace(tables, noise=noise)) | {"after": after}
+def merges_have_a_result(loaded: Loaded) -> Iterator[Problem]:
+    """What the stage before has trained, with a merge behind it."""
+    for index, stage in enumerate(loaded.recipe.stage):
+        before = resolve.trained_before(loaded.recipe, stage) if isinstance(stage, Merge) else None
+        if before is not None:
+            tables = resolve.for_stage(loaded.recipe, before)
+            for refusal, message in _behind(loaded, before, tables, "merge"):
+                yield loaded.problem(("stage", index), message, refusal.remedy)
+
+
+def _behind(loaded: Loaded, before: Training, tables: Resolved, after: str) -> Iterator[tuple[Refusal, str]]:
+    """What refuses that which comes after a training, with its message; every activation function worn counts."""
+    for noise in resolve.worn(loaded.recipe, before) or [tables.noise]:
+        combination: Combination = describe(before, replace(tables, noise=noise)) | {"after": after}
         for refusal in compatibility.refusals(combination):
             if "after" in refusal.of:
-                key = refusal.key.split(".")[1:]
-                message = refusal.said(combination, reason=no_config_says(noise) or "")
-                yield loaded.problem(("stage", index, *key), message, refusal.remedy)
+                yield refusal, refusal.said(combination, reason=no_config_says(noise) or "")
+
+
+def _problem(training: TrainedStage, refusal: Refusal, message: str) -> Problem:
+    table, _, key = refusal.key.partition(".")
+    if table == "stage":
+        return training.problem(key, message, refusal.remedy)
+    return training.table_problem(cast("TableName", table), key, message, refusal.remedy)
+
+
+def combinations_are_supported(loaded: Loaded) -> Iterator[Problem]:
+    """Every combination of a recipe."""
+    for training in trainings(loaded):
+        yield from values_go_together(training)
+        yield from stages_go_on(training)
+    yield from merges_have_a_result(loaded)

@@ -11,7 +11,7 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.where import KeyPath
 from ftlaunch.load.wording import choice, did_you_mean, literal
-from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Training
+from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Qat, Training
 from ftlaunch.resolve import Resolved
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
@@ -101,6 +101,13 @@ def smoothing_suits_loss(training: TrainedStage) -> Iterator[Problem]:
         yield training.problem("label_smoothing", message, 'remove it, or write loss = "sigmoid" or "robust"')
 
 
+def steps_are_learned_around_zero(training: TrainedStage) -> Iterator[Problem]:
+    rounding = training.resolved.model.rounding
+    if isinstance(rounding, Qat) and rounding.learned_step and not rounding.symmetric:
+        message = "learned_step needs integers around 0, and symmetric is false"
+        yield training.table_problem("model", "quantization", message, "remove one of them")
+
+
 def one_length(training: TrainedStage) -> Iterator[Problem]:
     if training.stage.epochs is not None and training.stage.steps is not None:
         yield training.problem("steps", "is given together with epochs", "keep the one that is meant")
@@ -188,6 +195,7 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     data_suits_stage,
     answers_are_there,
     smoothing_suits_loss,
+    steps_are_learned_around_zero,
     one_length,
     batch_divides,
     warmup_ends,
