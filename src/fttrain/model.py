@@ -61,7 +61,18 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         # In evaluation on a CPU bitsandbytes would repack 4-bit weights for good, rounding their scales to bf16.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            module.register_forward_pre_hook(_keep_scales)
     return model
+
+
+def _keep_scales(layer: Any, _: Any) -> None:
+    """Give an int8 weight on a CPU its scales back.
+
+    The first pass takes them; PEFT's DoRA reads the weight and moves it, after which the layer asks for them again.
+    """
+    if layer.weight.CB is not None and layer.weight.SCB is None:
+        layer.weight.SCB = layer.state.SCB
 
 
 def _quantization(kind: str, dtype: torch.dtype) -> Any:
@@ -128,7 +139,7 @@ class Scorer(nn.Module):
         if adapters.leads(self.model):
             from fttrain.adapters import prompts
 
-            assert micro.segments is None, "rules/adapter.py asks for padded rows"
+            assert micro.segments is None, "the launcher asks for padded rows"
             asked, ahead = prompts.led(self.model, micro.input_ids, micro.position_ids)
         elif micro.segments is not None:
             asked["segments"] = micro.segments

@@ -62,6 +62,13 @@ def test_over_weights_in_4_bits(kind: str, family: Callable[[str], Path], traine
     torch.testing.assert_close(loaded, made.logits, atol=2e-5, rtol=1e-4)
 
 
+def test_dora_over_weights_in_8_bits_merges(family: Callable[[str], Path], trained: Callable, tmp_path: Path) -> None:
+    """Plain peft, which the merged model is compared with, reads each weight once more in every pass."""
+    made = trained(family("qwen2"), LOW_RANK["dora"], model_fields={"quantization": "int8"})
+    merged = merge(find_source(made.artifact), tmp_path / "merged", Merge())
+    assert merged.likeness.kl < 1e-3
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", LOW_RANK)
 def test_an_adapter_begins_as_the_base(kind: str, name: str, family: Callable[[str], Path]) -> None:

@@ -1,6 +1,7 @@
 """Training through rounded weights: its arithmetic against torch's, and that what is left is what was trained."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from transformers.integrations.bitnet import ActQuant, WeightQuant
 
 from ftlaunch.adapter import Full, Lora
-from ftlaunch.recipe import BitLinear, Merge, Qat
+from ftlaunch.recipe import BitLinear, Data, Dpo, Merge, Qat
 from ftlaunch.rundir import StepDir, read_jsonl
 from fttrain import chat, quantize
 from fttrain.fold import Deltas
@@ -196,6 +197,14 @@ def test_all_weights_are_trained_through_rounding(name: str, tmp_path: Path, tin
         else:
             aware.round_inputs(again, QATS[name])
         assert distance([logits(model)], [logits(again)]).kl < 1e-9
+
+
+def test_a_reference_of_rounded_weights_is_computed_once(tmp_path: Path, tiny_model: Path, pairs: Data):
+    """It is kept under a name that says how they are rounded."""
+    for name in ("qat", "learned"):
+        fields = {"quantization": QATS[name]}
+        spec = make_step(tiny_model, pairs, adapter=Full(), model_fields=fields, kind=Dpo, steps=1)
+        assert told(train(spec, tmp_path / name))[0][0] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_trained_ternary_weights_are_packed_in_two_bits(
