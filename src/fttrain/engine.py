@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
@@ -168,7 +169,9 @@ class Engine:
         """Set weights to what every rank has for them. Collective."""
         trained = dict(self.trained_parameters())
         for name, value in weights.items():
-            if self.zero_stage:
+            if self.zero_stage == 3:
+                self._set_share(trained[name], value)
+            elif self.zero_stage:
                 from deepspeed.utils import safe_set_full_fp32_param
 
                 safe_set_full_fp32_param(trained[name], value)
@@ -176,6 +179,14 @@ class Engine:
                 trained[name].copy_(value)
         if weights and self.zero_stage:
             self.follow_masters()
+
+    def _set_share(self, parameter: Any, value: Tensor) -> None:
+        """Set this rank's share of a weight under ZeRO-3. DeepSpeed's own way forgets that the last one is padded."""
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        size = parameter.ds_tensor.numel()
+        padded = F.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+        safe_set_local_fp32_param(parameter, padded[size * self.world.rank :][:size])
 
     def follow_masters(self) -> None:
         """Under ZeRO, make the weights that compute what their fp32 masters are. Collective."""

@@ -22,7 +22,7 @@ ADAPTERS: dict[str, tuple[Adapter, Optimizer]] = {
     "lora_plus": (Lora(rank=4, alpha=8), Optimizer(lora_plus_ratio=4, weight_decay=0.1)),
     "dora": (Dora(rank=4, alpha=8), Optimizer()),
     "pissa": (Pissa(rank=4, alpha=8), Optimizer()),
-    "adalora": (Adalora(rank=2, alpha=8, initial_rank=4, prune_after=0.3, prune_until=0.9), Optimizer()),
+    "adalora": (Adalora(rank=2, alpha=8, initial_rank=5, prune_after=0.3, prune_until=0.9), Optimizer()),
 }
 STRATEGIES = ("ddp", "zero2", "zero3")
 
