@@ -33,7 +33,7 @@ def crowd(act_together: Submit) -> dict[str, Acted]:
         "killed": act_together("40 0.05 kill@25", nodes=2, name="killed"),
         "stopped": act_together("40 0.05 hang@25", nodes=2, name="stopped", hang_after=5),
         "twice": act_together("40 0.05 kill@25!", nodes=2, name="twice"),
-        "limited": act_together("300 0.3 none", nodes=2, name="limited", time_limit="0:01:30", signal_lead=30),
+        "limited": act_together("3000 0.3 none", nodes=2, name="limited", time_limit="0:01:30", signal_lead=30),
     }
 
 
@@ -68,10 +68,10 @@ def test_the_same_failure_twice_is_final(crowd: dict[str, Acted]) -> None:
 
 def test_it_saves_and_goes_on_when_the_time_limit_is_near(crowd: dict[str, Acted]) -> None:
     acted = crowd["limited"]
-    acted.wait(lambda status: status.stages[0].attempts == 2, 180)
+    acted.wait(lambda status: status.stages[0].attempts > 1, 180)
     first = acted.ended()[0]
     assert (first["cause"], first["restarted"]) == ("preempted", True)
-    assert first["checkpoint"] == f"step-{first['step']:08d}"
+    assert Path(first["checkpoint"]).name == f"step-{first['step']:08d}"
     acted.wait_for_step(first["step"] + 1)
     assert control.cancel(acted.run)
 

@@ -1,7 +1,8 @@
 """The real trainer on a real SLURM cluster."""
 
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ completion = "{{answer}}"
 [[stage]]
 kind = "sft"
 data = "q"
-steps = 16
+steps = 80
 batch_size = 4
 save_every = 4
 [[stage]]
@@ -46,10 +47,14 @@ def test_runs_that_are_disturbed_end_with_the_weights_of_a_calm_one(
         recipe.write_text(RECIPE.format(name=name, model=tiny_model, rows=rows_file))
         launch("run", recipe, "--cluster", "dev", "--run-dir", tmp_path / name)
         runs[name] = Acted(RunDir(tmp_path / name), dev)
-    runs["requeued"].wait_for_step(5, seconds=300)
-    slurm("scontrol", "requeue", runs["requeued"].job)
-    runs["moved"].wait_for_step(5, seconds=300)
-    launch("stop", tmp_path / "moved", "--wait", "120")
+    disturb = {
+        "requeued": lambda: slurm("scontrol", "requeue", runs["requeued"].job),
+        "moved": lambda: launch("stop", tmp_path / "moved"),
+    }
+    for _ in disturb.copy():
+        name = next(name for name in _in_turn(disturb) if (runs[name].status.stages[0].step or 0) >= 5)
+        disturb.pop(name)()
+    assert runs["moved"].wait_for_end().state == "stopped"
     refused = launch("resume", tmp_path / "moved", "--nodes", "3", check=False)
     assert (refused.returncode, "4 rows cannot be shared out evenly over 3 processes" in refused.stderr) == (2, True)
     launch("resume", tmp_path / "moved", "--nodes", "1")
@@ -61,3 +66,11 @@ def test_runs_that_are_disturbed_end_with_the_weights_of_a_calm_one(
     calm, requeued, moved = (load_file(tmp_path / name / "01-sft/artifact/adapter_model.safetensors") for name in runs)
     assert all(torch.equal(requeued[name], calm[name]) for name in calm)
     assert all(torch.allclose(moved[name], calm[name], atol=1e-6) for name in calm)
+
+
+def _in_turn(names: Collection[str], seconds: float = 300.0) -> Iterator[str]:
+    """These, again and again, until the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield from names
+        time.sleep(0.1)
