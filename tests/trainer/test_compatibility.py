@@ -20,7 +20,7 @@ from ftlaunch.recipe import Recipe
 from ftlaunch.rules import judge
 from ftlaunch.rundir import StepDir, read_jsonl
 
-IN_CI = 16
+IN_CI = 10
 """Three in four of all pairs meet in these."""
 KILLED_AT = 4
 CLOSE = 1e-4
