@@ -2,7 +2,7 @@
 # make test   the tests
 # make check  lint, format and types
 # make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; an hour or so
-# make chains whole chains, killed in every stage, here and on a SLURM cluster of its own; ten minutes (as root)
+# make chains whole chains, killed in every stage, here and on a SLURM cluster of its own; twenty minutes (as root)
 # make compatibility  every two features together, and every method × stage × strategy × quantization, of which `make test`
 #             tries a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); an hour or so
 # make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)

@@ -31,18 +31,20 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
 def take(run: RunDir, source: Path, recipe: Recipe) -> None:
     """Copy packages and project into a run's folder, in place of what is there. UserError where they are too large."""
-    _copy(dict(_package_files()), run.packages)
     copies = _project_copies(source.absolute(), recipe)
+    _copy(dict(_package_files()), run.packages)
     _copy(copies, run.code)
     files = {str(original): f"{run.code.name}/{copy}" for original, copy in copies.items()}
     write_json(run.code_index, Snapshot(files=files))
 
 
 def retake(run: RunDir, recipe: Recipe) -> None:
-    """Copy them anew for a run that is submitted again, where they are still there. UserError as above."""
+    """Copy them anew for a run that is submitted again, the project where it is still there. UserError as above."""
     recorded = msgspec.json.decode(run.provenance.read_bytes(), type=Provenance).recipe
     if (source := Path(recorded)).exists():
         take(run, source, recipe)
+    else:
+        _copy(dict(_package_files()), run.packages)
 
 
 def _copy(copies: Mapping[Path, Path], folder: Path) -> None:

@@ -2,18 +2,19 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 
 
-def answer(work: Callable[[], str]) -> int:
-    """Print what comes of some work and return the exit code. What libraries print meanwhile goes to stderr."""
+def answer(parts: Iterable[str]) -> int:
+    """Print the parts of an answer as they are made; the exit code. What libraries print meanwhile goes to stderr."""
+    stdout = sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            said = work()
+            for part in parts:
+                print(part, file=stdout, flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    print(said)
     return DONE

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,14 @@ def main() -> int:
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     options = parser.parse_args()
-    return answer(lambda: _replies(options))
+    return answer(_replies(options))
 
 
-def _replies(options: argparse.Namespace) -> str:
-    said = [f"prompt: {options.prompt}"]
+def _replies(options: argparse.Namespace) -> Iterator[str]:
+    yield f"prompt: {options.prompt}"
     for path in options.models:
         model, tokenizer = load(path)
-        said.append(f"\n{path}:\n  {reply(model, tokenizer, options.prompt, options.max_new_tokens)}")
-    return "\n".join(said)
+        yield f"\n{path}:\n  {reply(model, tokenizer, options.prompt, options.max_new_tokens)}"
 
 
 if __name__ == "__main__":

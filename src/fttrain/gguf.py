@@ -5,6 +5,7 @@ import shutil
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     options = parser.parse_args()
-    return answer(lambda: _converted(options))
+    return answer(_converted(options))
 
 
-def _converted(options: argparse.Namespace) -> str:
+def _converted(options: argparse.Namespace) -> Iterator[str]:
     convert(options.source, options.out, DTYPES[options.dtype])
-    return f"{options.out}: ready for model.path"
+    yield f"{options.out}: ready for model.path"
 
 
 if __name__ == "__main__":

@@ -270,12 +270,12 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", choices=list(DTYPES))
     options = parser.parse_args()
-    return answer(lambda: _merged(options))
+    return answer(_merged(options))
 
 
-def _merged(options: argparse.Namespace) -> str:
+def _merged(options: argparse.Namespace) -> Iterator[str]:
     merged = merge(find_source(options.source), options.out, Merge(dtype=options.dtype))
-    return f"{options.out}: {merged.method} merge, {merged.likeness}"
+    yield f"{options.out}: {merged.method} merge, {merged.likeness}"
 
 
 def as_result(merged: Merged) -> dict[str, Any]:

@@ -6,7 +6,7 @@ For each data set: what became of its rows, and some of them as the model gets t
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -55,14 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     options = parser.parse_args(argv)
     mark = green if sys.stdout.isatty() else bracketed
-    return answer(lambda: _previewed(options, mark))
+    return answer(_previewed(options, mark))
 
 
-def _previewed(options: argparse.Namespace, mark: Callable[[str], str]) -> str:
+def _previewed(options: argparse.Namespace, mark: Callable[[str], str]) -> Iterator[str]:
     previews = look_at(_read(options.recipe), options.rows)
     if options.json:
-        return json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2)
-    return "\n\n".join(as_text(preview, mark) for preview in previews)
+        yield json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2)
+    else:
+        yield "\n\n".join(as_text(preview, mark) for preview in previews)
 
 
 def look_at(recipe: Recipe, rows: int) -> list[Preview]:

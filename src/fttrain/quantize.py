@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,17 @@ class Measured:
 
 def main() -> int:
     options = _options()
-    return answer(lambda: _unpacked(options) if options.unpack else _quantized(options))
+    return answer(_unpacked(options) if options.unpack else _quantized(options))
 
 
-def _unpacked(options: argparse.Namespace) -> str:
+def _unpacked(options: argparse.Namespace) -> Iterator[str]:
     unpack(Path(options.model), options.out)
-    return f"{options.out}: ready for model.path"
+    yield f"{options.out}: ready for model.path"
 
 
-def _quantized(options: argparse.Namespace) -> str:
+def _quantized(options: argparse.Namespace) -> Iterator[str]:
     report = quantize(options)
-    return json.dumps(report, indent=2) if options.json else _text(report)
+    yield json.dumps(report, indent=2) if options.json else _text(report)
 
 
 def _options() -> argparse.Namespace:

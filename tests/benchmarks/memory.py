@@ -1,9 +1,10 @@
 """Peak memory of a DPO and of a PPO stage with LoRA, against the sum of what must be in it: one copy of the base.
 
-    python tests/benchmarks/memory.py --model .cache/SmolLM2-135M-Instruct --data ../shared/data
+    PYTHONPATH=. python tests/benchmarks/memory.py --model .cache/SmolLM2-135M-Instruct --data ../shared/data
 
-The parts: what the process holds before it has read a model, one base, the adapters with gradients and moments, and the
-most that forward passes kept for backward ones, counted as autograd keeps it. A second base would be one part too many.
+The parts: what the process holds before it has read a model, one base, the adapters with gradients and moments, one
+chunk of logits, and the most that forward passes kept for backward ones, counted as autograd keeps it. A second base
+would be one part too many.
 """
 
 import argparse
@@ -142,7 +143,7 @@ def measure(kind: str, model: str, data: Path) -> float:
 
 
 def main() -> None:
-    if sys.argv[1] == "--rank":
+    if sys.argv[1:2] == ["--rank"]:
         rank(sys.argv[2])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -2,7 +2,7 @@
 
 Also what only reading its weights, a third of it, costs through DeepSpeed's fragment API, where we take views.
 
-    python tests/benchmarks/saves.py --model .cache/SmolLM2-135M-Instruct
+    PYTHONPATH=. python tests/benchmarks/saves.py --model .cache/SmolLM2-135M-Instruct
 
 LoRA: one process of ZeRO-2, a save at every step; the stall is the time that a step spends in `save` and `advance`.
 Full: every weight of the model; each of our saves is let finish, then DeepSpeed and DCP save the same state in turn.

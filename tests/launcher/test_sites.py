@@ -143,7 +143,7 @@ def test_a_task_runs_in_the_container_that_the_profile_names() -> None:
     image = "'--container-image=reg#ft' --container-mounts=/runs/r:/runs/r,/data:/data,/a:/b "
     assert image in task
     assert " /opt/bin/python -u -m submitit" in task
-    assert f"{image}/opt/bin/python -P -m ftlaunch.backend.cut_off" in afterwards
+    assert f'{image}--nodelist="$SLURMD_NODENAME" /opt/bin/python -P -m ftlaunch.backend.cut_off' in afterwards
     assert "apptainer" not in text
 
 

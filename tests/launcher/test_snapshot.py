@@ -1,6 +1,7 @@
 """What is edited while jobs wait changes nothing: packages and project lie in the run's folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,8 +88,10 @@ def test_a_run_that_is_submitted_again_takes_what_has_been_edited(project: Path,
     snapshot.retake(run, plan.recipe)
     assert (run.code / "rewards/length.py").read_text() == "mended"
     project.rename(tmp_path / "gone")
+    shutil.rmtree(run.packages)
     snapshot.retake(run, plan.recipe)
     assert (run.code / "rewards/length.py").read_text() == "mended"
+    assert (run.packages / "ftlaunch/__init__.py").exists()
 
 
 def test_packages_are_imported_from_the_copy(project: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_controller_that_is_away_for_a_while_is_waited_for(act: Submit) -> Non
     os.kill(controller, signal.SIGTERM)
     while Path(f"/proc/{controller}").exists():
         time.sleep(0.1)
-    time.sleep(8)  # until a rank has been killed, and longer than a question takes
+    time.sleep(8)  # until a rank has been killed, and the job wants to go back into the queue
     assert acted.ended() == [{}]
     devcluster("up")
     assert acted.wait_for_end().state == "done"

@@ -39,7 +39,9 @@ def test_losses_and_gradients_are_trls(number: int):
     losses = policy.losses_N.mean(), value.losses_N.mean()
     for loss, name in zip(losses, ("pg_loss", "vf_loss"), strict=True):
         torch.testing.assert_close(loss, of(step, name), atol=1e-5, rtol=1e-6)
-    (losses[0] + SETTINGS["vf_coef"] * losses[1]).backward()
+    whole = losses[0] + SETTINGS["vf_coef"] * losses[1]
+    torch.testing.assert_close(whole, of(step, "loss"), atol=1e-5, rtol=1e-6)
+    whole.backward()
     torch.testing.assert_close(logps.grad, of(step, "gradient of new_logprobs"), atol=1e-5, rtol=0)
     torch.testing.assert_close(values.grad, of(step, "gradient of vpred"), atol=1e-5, rtol=0)
 

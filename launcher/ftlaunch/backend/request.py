@@ -128,7 +128,8 @@ def _last_words(run: RunDir, planned: PlannedStep, cluster: Cluster) -> list[str
     folder = shlex.quote(str(run.step_dir(planned.name).path))
     look = f"{_python(run, planned, cluster)} -P -m ftlaunch.backend.cut_off {folder} $code"
     if inside := _pyxis(run, cluster):
-        look = f'srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" --export=ALL {shlex.join(inside)} {look}'
+        options = shlex.join([*cluster.srun, "--nodes=1", "--ntasks=1", "--export=ALL", *inside])
+        look = f'srun {options} --nodelist="$SLURMD_NODENAME" {look}'
     return ["code=$?", f"[ $code = 0 ] || {look}", "exit $code"]
 
 

@@ -9,8 +9,6 @@ from ftlaunch.noise import MLP, Multiplicative, Saturated
 from ftlaunch.recipe import Sft
 from ftlaunch.rules.stage import TrainedStage
 
-UNMERGED = "ship base and adapter unmerged, without the merge"
-
 
 def factors_keep_the_signal(training: TrainedStage) -> Iterator[Problem]:
     noise = training.resolved.noise

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ COLUMNS = ("layer", "row", "column", "weight", "input", "output", "share")
 
 def main() -> int:
     options = _options()
-    return answer(lambda: _found(options))
+    return answer(_found(options))
 
 
-def _found(options: argparse.Namespace) -> str:
+def _found(options: argparse.Namespace) -> Iterator[str]:
     report = _report(options)
-    return json.dumps(report, indent=2) if options.json else _text(report)
+    yield json.dumps(report, indent=2) if options.json else _text(report)
 
 
 def _options() -> argparse.Namespace:
