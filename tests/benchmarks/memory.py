@@ -19,10 +19,12 @@ from typing import Any
 
 GIB = 1 << 30
 MOMENTS = 2
-LOGIT_BYTES = 12
-"""Of each logit of a chunk: in bf16 and in fp32, and its gradient in both."""
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "4194304"}
-"""Has the C library give back what is freed, which it would keep to save time, and which would count as used."""
+LOGIT_BYTES = {"dpo": 12, "ppo": 24}
+"""Of each logit of a chunk at most, as torch's profiler counts them: in bf16 and in fp32, and its gradient in both; the
+entropy that PPO asks for takes as much again: the probabilities, their products with the logits, and gradients."""
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Has the C library give back what is freed, which it would keep to save time, and which would count as used. Hidden
+states take about 3 MB; with a threshold above them a third of the peak is holes between them."""
 
 
 class Kept:
@@ -88,7 +90,7 @@ def write_run(kind: str, model: str, data: Path, folder: Path) -> Path:
     return write_run(recipe, folder / "run").step_dir(f"01-{kind}").path
 
 
-def rank(step: str) -> None:
+def rank(kind: str, step: str) -> None:
     """Run the stage in this process and print its parts and its peak, in bytes."""
     import torch
 
@@ -110,7 +112,7 @@ def rank(step: str) -> None:
         parts["base"] = sum(one.nbytes for one in scorer.parameters() if not one.requires_grad)
         trained = sum(one.nbytes for one in scorer.parameters() if one.requires_grad)
         parts["trained, with gradients and moments"] = trained * (2 + MOMENTS)
-        parts["logits of a chunk"] = LOGIT_BYTES * CHUNK * scorer.model.config.vocab_size
+        parts["logits of a chunk"] = LOGIT_BYTES[kind] * CHUNK * scorer.model.config.vocab_size
         kept.parameters |= {one.untyped_storage().data_ptr() for one in scorer.parameters()}
 
     training.load_base, Engine.prepare = noted, weighed
@@ -132,7 +134,7 @@ def measure(kind: str, model: str, data: Path) -> float:
         environment = (
             os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])} | GIVE_BACK
         )
-        command = [sys.executable, __file__, "--rank", str(step)]
+        command = [sys.executable, __file__, "--rank", kind, str(step)]
         done = subprocess.run(command, cwd=step.parent, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found = next(line for line in done.stdout.splitlines() if line.startswith("PARTS "))
     told = json.loads(found.removeprefix("PARTS "))
@@ -144,7 +146,7 @@ def measure(kind: str, model: str, data: Path) -> float:
 
 def main() -> None:
     if sys.argv[1:2] == ["--rank"]:
-        rank(sys.argv[2])
+        rank(*sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
