@@ -2,7 +2,7 @@
 
     python tests/benchmarks/learning.py --model .cache/SmolLM2-135M-Instruct --data ../shared/data
 
-DPO, ORPO and a reward model on the first 800 GSM8K pairs, of which 160 are held out; PPO with a reward that can be
+DPO, ORPO and a reward model on the first 800 GSM8K pairs, of which 120 are held out; PPO with a reward that can be
 checked: 1 for an answer of at most 12 words that ends its sentence, else 0. The start is measured by a step that moves
 nothing; the margin of DPO is 0 there, so half its pairs are right by chance. There is no opponent, so no ratio.
 """
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PAIRS, HELD_OUT = 800, 160
+PAIRS, HELD_OUT = 800, 120
 HEAD = """
 name = "learning"
 [model]
@@ -68,7 +68,7 @@ def brief(prompt, answer, row):
     return float(0 < len(answer.split()) <= 12 and answer.endswith((".", "!", "?")))
 '''
 RATES = {"dpo": 1e-4, "orpo": 2e-4, "reward": 2e-4, "ppo": 1e-4}
-STEPS = {"dpo": 60, "orpo": 60, "reward": 60, "ppo": 80}
+STEPS = {"dpo": 40, "orpo": 40, "reward": 40, "ppo": 80}
 SHOWN = ("loss", "reward", "rewards/accuracy", "rewards/margin")
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--kind", choices=sorted(RATES))
-    parser.add_argument("--steps", type=int, help="instead of enough to learn: 60 of pairs, 80 of PPO")
+    parser.add_argument("--steps", type=int, help="instead of enough to learn: 40 of pairs, 80 of PPO")
     options = parser.parse_args()
     for kind in [options.kind] if options.kind else RATES:
         steps = options.steps or STEPS[kind]
