@@ -1,6 +1,8 @@
 """Variants of recipes, how they are run, their spread and paired differences, and the table."""
 
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -184,16 +186,19 @@ def test_a_trial_that_fails_does_not_stop_the_others_and_what_is_done_is_not_run
         conduct(acted("train", seed=2), said.append)
 
 
-def test_a_stop_ends_the_comparison(acted: Callable[..., list[Trial]], tmp_path: Path) -> None:
-    trials = acted("take_long_to_stop", "train")
-    asking = threading.Thread(target=ask_to_stop, args=(tmp_path / "take_long_to_stop" / "01-sft",))
+@pytest.mark.parametrize("act", ["take_long_to_stop", "finish_when_stopped"])
+def test_a_stop_ends_the_comparison_also_where_it_comes_with_the_end_of_a_trial(
+    act: str, acted: Callable[..., list[Trial]], tmp_path: Path
+) -> None:
+    attempt = tmp_path / act / "01-sft/attempts/1"
+    asking = threading.Thread(target=terminate_once_there_is, args=(attempt / "process.json",))
     asking.start()
-    assert conduct(trials, lambda _: None) == STOPPED
+    assert conduct(acted(act, "train"), lambda _: None) == STOPPED
     asking.join()
     assert not RunDir(tmp_path / "train").step_dir("01-sft").attempts.exists()
 
 
-def ask_to_stop(step: Path) -> None:
-    while not (step / "metrics.jsonl").exists():
+def terminate_once_there_is(path: Path) -> None:
+    while not path.exists():
         time.sleep(0.01)
-    (step / "stop").touch()
+    os.kill(os.getpid(), signal.SIGTERM)

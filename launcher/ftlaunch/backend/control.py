@@ -11,6 +11,7 @@ from ftlaunch import processes, trust
 from ftlaunch.backend import local, scheduled
 from ftlaunch.errors import DONE, UserError
 from ftlaunch.processes import Identity, lock
+from ftlaunch.processes.interrupt import Interrupts
 from ftlaunch.rundir import RunDir, StepDir
 from ftlaunch.watch import made
 from ftlaunch.watch.display import open_display
@@ -22,14 +23,14 @@ QUEUE_SECONDS = 2.0
 """Between two questions to a SLURM controller, which others need too."""
 
 
-def drive_here(run: RunDir, held: int | None = None) -> int:
+def drive_here(run: RunDir, held: int | None = None, interrupts: Interrupts | None = None) -> int:
     """Drive a run in this process and return the exit code; `held` is its lock where this process was born with it.
 
-    UserError where it cannot be taken over.
+    `interrupts` is the caller's where it listens to signals already. UserError where the run cannot be taken over.
     """
     held = _take_over(run) if held is None else held
     try:
-        code = local.drive(run, display := open_display())
+        code = local.drive(run, display := open_display(), interrupts)
     finally:
         lock.release(held)
     if code == DONE and (told := made.describe(run)):

@@ -3,6 +3,7 @@
 import math
 import socket
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,15 +30,16 @@ def refuse_several_nodes(plan: Plan) -> None:
         )
 
 
-def drive(run: RunDir, display: Display) -> int:
+def drive(run: RunDir, display: Display, interrupts: Interrupts | None = None) -> int:
     """Run the unfinished stages and return the exit code. The caller holds the run's lock.
 
-    UserError where something to be mended keeps a stage from starting.
+    `interrupts` is the caller's where it listens already. UserError where something to be mended keeps a stage from
+    starting.
     """
     plan = runs.read_plan(run)
     unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
-    with Interrupts() as interrupts:
-        driver = _Driver(run, display, interrupts)
+    with nullcontext(interrupts) if interrupts else Interrupts() as heard:
+        driver = _Driver(run, display, heard)
         for planned in unfinished:
             if (code := driver.run_stage(planned)) != DONE:
                 return code

@@ -9,26 +9,36 @@ from ftlaunch.backend.local import refuse_several_nodes
 from ftlaunch.backend.prepare import first_changed, prepare
 from ftlaunch.compare.variants import Trial
 from ftlaunch.errors import DONE, STAGE_FAILED, UserError
+from ftlaunch.processes.interrupt import Interrupts
 from ftlaunch.rundir import RunDir
 from ftlaunch.watch import runs
 
 
 def conduct(trials: Sequence[Trial], say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> int:
-    """Run what has not finished; the exit code. A trial that fails does not keep the others from running.
+    """Run what has not finished; the exit code. A failing trial does not keep the others from running; a signal does.
 
     UserError where a trial's folder holds something else.
     """
-    code = DONE
     for trial in trials:
         refuse_several_nodes(trial.plan)
     folders = [_folder(trial) for trial in trials]
+    with Interrupts() as interrupts:
+        return _conduct(trials, folders, interrupts, say)
+
+
+def _conduct(
+    trials: Sequence[Trial], folders: Sequence[RunDir], interrupts: Interrupts, say: Callable[[str], None]
+) -> int:
+    code = DONE
     for number, (trial, folder) in enumerate(zip(trials, folders, strict=True), start=1):
         told = f"trial {number} of {len(trials)}: {trial.variant.label}, seed {trial.seed}"
         if runs.finished(folder):
             say(f"{told}: finished")
             continue
+        if interrupts.wish != "go on":
+            return interrupts.exit_code
         say(told)
-        ended = control.drive_here(folder)
+        ended = control.drive_here(folder, interrupts=interrupts)
         if ended not in (DONE, STAGE_FAILED):
             return ended
         code = max(code, ended)
