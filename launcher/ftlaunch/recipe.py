@@ -298,6 +298,11 @@ class Ppo(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     """Passes over the answers of a rollout, in mini-batches of `batch_size`."""
     max_new_tokens: Positive = 128
     """Longest answer in tokens."""
+    rollout_engine: Literal["torch", "vllm"] = "torch"
+    """What answers: the model that is trained, or vLLM, which is faster on a GPU, with a copy of the base in a process
+    beside each rank. A resumed run then has other answers than it would have had."""
+    vllm_memory: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Share of a GPU's memory that vLLM takes. None: 0.3."""
     generation_batch_size: Positive = 32
     """Answers that one process generates side by side."""
     temperature: Above0 = 1.0

@@ -77,13 +77,18 @@ def worn(step: Step, origin: Origin) -> tuple[Noise, ...]:
     return (*origin.worn, own) if replaces(own) and own not in origin.worn[-1:] else origin.worn
 
 
+def trained_weights(engine: Engine) -> dict[str, Tensor]:
+    """What an artifact holds, whole and in fp32: on the CPU of rank 0, empty elsewhere. Collective."""
+    return {name: tensor for name, tensor in engine.full_tensors() if not name.startswith(VALUE_HEAD)}
+
+
 def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Path) -> None:
     """Gather the model's trained weights and write them, with the tokenizer, as plain transformers or peft loads them.
 
     The head of a reward model goes to a file of its own; with a model trained in full it makes a sequence classifier
     too. A value head stays behind. Collective. The folder appears by rename, on rank 0.
     """
-    weights = {name: tensor for name, tensor in engine.full_tensors() if not name.startswith(VALUE_HEAD)}
+    weights = trained_weights(engine)
     if engine.world.is_main:
         empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
         assert not empty, f"weights were not gathered: {empty}"

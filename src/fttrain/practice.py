@@ -21,7 +21,7 @@ from fttrain.metrics import MetricsLog
 from fttrain.objectives import ppo
 from fttrain.objectives.ppo import Moments
 from fttrain.rewards import Reward, Said
-from fttrain.rollout import Answer, Sampling, roll_out
+from fttrain.rollout import Answer, RollOut, Sampling
 
 SAMPLES = 8
 """Answers of a rollout that are logged."""
@@ -60,6 +60,7 @@ class Practice:
         tokenizer: Any,
         engine: Engine,
         reward: Reward,
+        roll_out: RollOut,
         samples: Path,
     ) -> None:
         self._step = step
@@ -72,6 +73,7 @@ class Practice:
         assert isinstance(engine.scorer, Actor)
         self._actor = engine.scorer
         self._reward = reward
+        self._roll_out = roll_out
         self._samples_file = samples
         self._samples: MetricsLog | None = None
         self._size = stage.rollout_size or stage.batch_size
@@ -180,7 +182,7 @@ class Practice:
             stop_ids=self._end_ids,
             seed=(self._step.seed, *key),
         )
-        return roll_out(self._engine, self._actor, [prompt.ids_T for prompt in prompts], sampling)
+        return self._roll_out([prompt.ids_T for prompt in prompts], sampling)
 
     def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Tensor:
         said = [Said(prompt, self._text(answer)) for prompt, answer in zip(prompts, answers, strict=True)]

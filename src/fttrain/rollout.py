@@ -3,7 +3,7 @@
 What is drawn for an answer depends on the seed and the answer's place alone, so a resumed run draws the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fttrain.actor import Actor, Decode
 from fttrain.engine import Engine
+from fttrain.world import World
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,12 @@ class Answer:
     """Whether it came to a stop token, rather than to `max_new_tokens`."""
 
 
+RollOut = Callable[[Sequence[np.ndarray], Sampling], list[Answer]]
+"""What gives an answer to each prompt (int ids), in order, the same on every rank. Collective."""
+
+
 def roll_out(engine: Engine, actor: Actor, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Answer]:
-    """An answer to each prompt (int ids), in order, the same on every rank. Collective."""
+    """A `RollOut` by the actor itself."""
     rank, size = engine.world.rank, engine.world.size
     mine: dict[int, Answer] = {}
     with engine.evaluating(), actor.generating():
@@ -47,8 +52,13 @@ def roll_out(engine: Engine, actor: Actor, prompts: Sequence[np.ndarray], sampli
             rows = batch[rank]
             answers = _generate(engine, [prompts[row] for row in rows], rows, sampling)
             mine |= dict(zip(rows, answers, strict=True))
-    every = {row: answer for part in engine.world.gather(mine) for row, answer in part.items()}
-    return [every[row] for row in range(len(prompts))]
+    return collect(engine.world, mine, len(prompts))
+
+
+def collect(world: World, mine: Mapping[int, Answer], count: int) -> list[Answer]:
+    """All `count` answers in order, of which each rank has given some, by their places. Collective."""
+    every = {row: answer for part in world.gather(mine) for row, answer in part.items()}
+    return [every[row] for row in range(count)]
 
 
 def rounds(lengths: Sequence[int], batch_size: int, world_size: int) -> list[list[list[int]]]:

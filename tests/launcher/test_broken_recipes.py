@@ -435,6 +435,17 @@ STAGE_RULES = {
         '"sft"\n',
         '"ppo"\nreward_function = "gsm8k"\nkl_horizon = 12 #! stage[0].kl_horizon | no kl_target | remove it\n',
     ),
+    "vLLM for what it cannot serve": (
+        *('kind = "lora"', 'kind = "dora"'),
+        *(DEVICE, 'device = "cuda"'),
+        '"sft"\n',
+        '"ppo"\nreward_function = "gsm8k"\n'
+        'rollout_engine = "vllm" #! stage[0].rollout_engine | plain LoRA adapters | remove it\n',
+    ),
+    "a share of memory for nobody": (
+        '"sft"\n',
+        '"ppo"\nreward_function = "gsm8k"\nvllm_memory = 0.5 #! stage[0].vllm_memory | does not answer | add rollout\n',
+    ),
     "text to be answered": (
         *(f"{PROMPT}\n{COMPLETION}", "format = 'text'"),
         *('"sft"\ndata = "qa"', '"ppo"\nreward_function = "gsm8k"\ndata = "qa" #! stage[0].data | have none | prompts'),

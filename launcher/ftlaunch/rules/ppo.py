@@ -13,10 +13,12 @@ from ftlaunch import resolve
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.wording import choice, did_you_mean, literal
+from ftlaunch.noise import replaces
 from ftlaunch.recipe import SHIPPED_REWARDS, Ppo
 from ftlaunch.rules.data import DataTable
 from ftlaunch.rules.stage import TrainedStage, trainings
 
+VLLM_TAKES = ("lora", "rslora")
 FORM = '"FILE.py:NAME" or "package.module:NAME"'
 
 
@@ -163,6 +165,26 @@ def prompts_are_known_beforehand(ppo: PpoStage) -> Iterator[Problem]:
             yield table.problem("streaming", "PPO reads its prompts before the first step", "remove it, or set limit")
 
 
+def vllm_can_answer(ppo: PpoStage) -> Iterator[Problem]:
+    if ppo.stage.rollout_engine != "vllm":
+        if ppo.stage.vllm_memory is not None:
+            yield ppo.problem("vllm_memory", "is about vLLM, which does not answer here", 'add rollout_engine = "vllm"')
+        return
+    tables = ppo.training.resolved
+    kind = str(tables.adapter.__struct_config__.tag)
+    if ppo.training.loaded.where.given(("stage", ppo.training.index, "generation_batch_size")):
+        message = "is of the model that answers itself, and vLLM finds its own"
+        yield ppo.problem("generation_batch_size", message, "remove it")
+    reasons = {
+        f"vLLM takes plain LoRA adapters, and kind is {literal(kind)}": kind not in VLLM_TAKES,
+        "vLLM needs a GPU, and parallel.device is cpu": tables.parallel.device == "cpu",
+        "vLLM would answer with a base that is not quantized": tables.model.quantization != "none",
+        "vLLM would answer with the base's own activation function": replaces(tables.noise),
+    }
+    for message in (reason for reason, holds in reasons.items() if holds):
+        yield ppo.problem("rollout_engine", message, "remove it: the model that is trained answers itself")
+
+
 RULES: tuple[Callable[[PpoStage], Iterator[Problem]], ...] = (
     there_is_one_reward,
     reward_stage_is_used,
@@ -171,4 +193,5 @@ RULES: tuple[Callable[[PpoStage], Iterator[Problem]], ...] = (
     rollout_is_whole_batches,
     horizon_needs_a_target,
     prompts_are_known_beforehand,
+    vllm_can_answer,
 )

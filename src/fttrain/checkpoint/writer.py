@@ -4,30 +4,25 @@ It is told what to do by lines of JSON on stdin and answers each with one on std
 that it shares with the rank. It ends with its rank, whatever ends that. Standard library only.
 """
 
-import ctypes
 import hashlib
 import json
 import mmap
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from fttrain import beside
 from fttrain.checkpoint import manifest
 
 NICENESS = 10
 """Training goes first; a rank that waits for its save leaves the processor to it."""
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     image, rank_pid = int(sys.argv[1]), int(sys.argv[2])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # meant for the rank, which decides what is still saved
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != rank_pid:
+    if not beside.keep_to(rank_pid):
         return
     os.nice(NICENESS)
     good: set[str] = set()

@@ -1,5 +1,6 @@
 """Proximal policy optimization: answers are sampled, scored, and trained on for a few steps, again and again."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -7,12 +8,12 @@ from torch import Tensor, nn
 from ftlaunch.adapter import Full
 from ftlaunch.recipe import Ppo
 from ftlaunch.rundir import Step, StepDir
-from fttrain import adapters, artifact, training
+from fttrain import adapters, artifact, rollout, training, vllm_rollout
 from fttrain.actor import REFERENCE, Acted, Actor
 from fttrain.artifact import Origin
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed
-from fttrain.data.prompts import load_prompts
+from fttrain.data.prompts import Prompts, load_prompts
 from fttrain.engine import Engine
 from fttrain.experience import PpoMicro
 from fttrain.leave import StopRequest
@@ -21,6 +22,8 @@ from fttrain.noise import activations
 from fttrain.objectives import ppo
 from fttrain.practice import Practice
 from fttrain.rewards import FunctionReward, ModelReward, Reward, load_judge
+from fttrain.rollout import RollOut
+from fttrain.vllm_rollout import VllmRollout
 from fttrain.world import World
 
 SUMS = ("tokens", "policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "policy_change")
@@ -66,15 +69,28 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     stage = step.stage
     assert isinstance(stage, Ppo)
     origin = artifact.origin(step, folder)
+    if stage.rollout_engine == "vllm":
+        vllm_rollout.refuse_what_cannot_be(world, artifact.worn(step, origin))
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     prompts = load_prompts(list(step.data.values()), tokenizer, step.seed)
     judge = None if step.reward is None else str(folder.path.parent / step.reward)
     judge = judge or stage.reward_model
     reward = _reward(step, stage, judge)
     engine = training.build(step, stage, world, origin, lambda model, _: _actor(step, stage, model, origin, judge))
-    practice = Practice(step, stage, prompts, tokenizer, engine, reward, folder.samples)
+    roll_out = _roll_out(step, stage, prompts, engine, origin, folder)
+    practice = Practice(step, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
     objective = Clipped(stage, practice)
     return training.complete(step, folder, stop, origin, tokenizer, engine, practice, objective, practice)
+
+
+def _roll_out(
+    step: Step, stage: Ppo, prompts: list[Prompts], engine: Engine, origin: Origin, folder: StepDir
+) -> RollOut:
+    if stage.rollout_engine == "torch":
+        assert isinstance(engine.scorer, Actor)
+        return partial(rollout.roll_out, engine, engine.scorer)
+    longest = max(len(prompt.ids_T) for one in prompts for prompt in [*one.train, *one.test])
+    return VllmRollout(step, engine, origin, longest, folder.path / "policy")
 
 
 def _reward(step: Step, stage: Ppo, judge: str | None) -> Reward:
