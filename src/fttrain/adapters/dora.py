@@ -60,11 +60,12 @@ class Magnitude(nn.Module):
     def forward(self, x: Tensor, base: Tensor, base_layer: nn.Module) -> Tensor:
         """m/n · (Wx + sBAx) + bias, where `base` is what the frozen layer says, and `x` is given to A."""
         ratio_O = self.weight.float() / self._norm(base_layer, x.dtype)
-        y = _Stretch.apply(base, ratio_O - 1)
+        y_NO: Any = _Stretch.apply(base.flatten(0, -2), ratio_O - 1)
         if self.bias is not None:
-            y = y - (self.bias * (ratio_O - 1)).to(y.dtype)
+            y_NO = y_NO - (self.bias * (ratio_O - 1)).to(y_NO.dtype)
         b_OR = (self._scale * ratio_O)[:, None] * self.b
-        return y + F.linear(F.linear(x, self.a), b_OR.to(self.b.dtype))
+        low_NR = F.linear(x, self.a).flatten(0, -2)
+        return y_NO.addmm_(low_NR.to(y_NO.dtype), b_OR.T.to(y_NO.dtype)).view(base.shape)
 
     @torch.no_grad()
     def _norm(self, base_layer: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -81,20 +82,28 @@ class Magnitude(nn.Module):
         return squares_O.clamp(min=TINY).sqrt().to(self.weight.dtype).float()
 
 
+ROWS = 64
+"""Rows of a gradient that a CPU multiplies at once: few enough to stay in its cache. Fresh memory costs more than
+arithmetic there."""
+
+
 class _Stretch(torch.autograd.Function):
     """base·(1 + delta) by column, in one pass over `base` each way, and in its own format."""
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, delta_O: Tensor) -> Tensor:
-        ctx.save_for_backward(base, delta_O)
-        return torch.addcmul(base, base, delta_O.to(base.dtype))
+    def forward(ctx: Any, base_NO: Tensor, delta_O: Tensor) -> Tensor:
+        ctx.save_for_backward(base_NO, delta_O)
+        return torch.addcmul(base_NO, base_NO, delta_O.to(base_NO.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        base, delta_O = ctx.saved_tensors
-        (grad,) = grads
-        towards_delta_O = (grad * base).flatten(0, -2).sum(0, dtype=torch.float32)
-        return torch.addcmul(grad, grad, delta_O.to(grad.dtype)), towards_delta_O
+        base_NO, delta_O = ctx.saved_tensors
+        (grad_NO,) = grads
+        rows = ROWS if grad_NO.device.type == "cpu" else len(grad_NO)
+        pairs = zip(grad_NO.split(rows), base_NO.split(rows), strict=True)
+        towards_delta_O = sum((one * other).sum(0, dtype=torch.float32) for one, other in pairs)
+        assert isinstance(towards_delta_O, Tensor)
+        return torch.addcmul(grad_NO, grad_NO, delta_O.to(grad_NO.dtype)), towards_delta_O
 
 
 class _Variant(DoraLinearVariant):
