@@ -19,9 +19,9 @@ from typing import Any
 
 GIB = 1 << 30
 MOMENTS = 2
-LOGIT_BYTES = {"dpo": 12, "ppo": 24}
-"""Of each logit of a chunk at most, as torch's profiler counts them: in bf16 and in fp32, and its gradient in both; the
-entropy that PPO asks for takes as much again: the probabilities, their products with the logits, and gradients."""
+LOGIT_BYTES = {"dpo": 3, "ppo": 24}
+"""Of each logit of a chunk at most, as torch's profiler counts them: in bf16, and an eighth of them in fp32 with their
+gradient. The entropy that PPO asks for takes all in fp32, with probabilities, products and gradients."""
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Has the C library give back what is freed, which it would keep to save time, and which would count as used. Hidden
 states take about 3 MB; with a threshold above them a third of the peak is holes between them."""

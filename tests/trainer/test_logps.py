@@ -167,8 +167,9 @@ def test_chunks_change_nothing(trained_head: bool, monkeypatch: pytest.MonkeyPat
     head = torch.nn.Linear(8, 50).requires_grad_(trained_head)
     weights = torch.randn(23)  # a different upstream gradient for every token, as DPO has
     found = []
-    for size, chunks in ((1024, 1), (5, 1), (5, 9)):
+    for size, rows, chunks in ((1024, 128, 1), (1024, 4, 1), (5, 2, 1), (5, 128, 9)):
         monkeypatch.setattr(logps, "CHUNK", size)
+        monkeypatch.setattr(logps, "ROWS", rows)
         scores = logps.score(hidden, targets, head, trained_head=trained_head, chunks=chunks, smoothing=0.2)
         wanted = [hidden, *(head.parameters() if trained_head else [])]
         found.append((scores, torch.autograd.grad((scores.smoothed_N * weights).sum(), wanted)))

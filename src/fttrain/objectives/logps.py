@@ -12,6 +12,8 @@ from fttrain.objectives.ppo import entropy
 
 CHUNK = 1024
 """Tokens whose logits exist at once."""
+ROWS = 128
+"""Tokens whose logits exist at once in fp32 too, where the head is frozen."""
 
 Head = Callable[[Tensor], Tensor]
 """[N, D] → logits [N, V]."""
@@ -93,7 +95,7 @@ class _FrozenHead(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if wanted else None
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, ...]] = []
         for here in slices(chunks):
             part, gradient = _score_and_grad(head, hidden_ND[here], targets_N[here], smoothing, wanted=wanted)
             parts.append(part)
@@ -113,18 +115,29 @@ class _FrozenHead(torch.autograd.Function):
 
 def _score_and_grad(
     head: Head, hidden_ND: Tensor, targets_N: Tensor, smoothing: float, *, wanted: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """The scores of one chunk and, if wanted, their gradient by row: (target - p)·W."""
     with torch.set_grad_enabled(wanted):
         hidden_ND = hidden_ND.detach().requires_grad_(wanted)
         raw_NV = head(hidden_ND)
-    logits_NV = raw_NV.detach().float()
-    smoothed_N, logps_N, correct_N, lse_N = _from_logits(logits_NV, targets_N, smoothing)
+    held_NV = raw_NV.detach()
+    pairs = zip(held_NV.split(ROWS), targets_N.split(ROWS), strict=True)
+    parts = [_score_rows(held, targets, smoothing, wanted=wanted) for held, targets in pairs]
+    scores = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     if not wanted:
-        return (smoothed_N, logps_N, correct_N), None
-    grad_NV = (logits_NV - lse_N[:, None]).exp_().neg_()
-    if smoothing:
-        grad_NV += smoothing / grad_NV.shape[-1]
-    grad_NV.scatter_add_(1, targets_N[:, None], torch.full_like(lse_N, 1 - smoothing)[:, None])
-    (gradient,) = torch.autograd.grad(raw_NV, hidden_ND, grad_NV.to(raw_NV.dtype))
-    return (smoothed_N, logps_N, correct_N), gradient
+        return scores, None
+    (gradient,) = torch.autograd.grad(raw_NV, hidden_ND, held_NV)
+    return scores, gradient
+
+
+def _score_rows(raw_NV: Tensor, targets_N: Tensor, smoothing: float, *, wanted: bool) -> tuple[Tensor, ...]:
+    """The scores of some rows; if wanted, their gradient towards the logits takes the logits' place."""
+    logits_NV = raw_NV.float()
+    *scores, lse_N = _from_logits(logits_NV, targets_N, smoothing)
+    if wanted:
+        grad_NV = (logits_NV - lse_N[:, None]).exp_().neg_()
+        if smoothing:
+            grad_NV += smoothing / grad_NV.shape[-1]
+        grad_NV.scatter_add_(1, targets_N[:, None], torch.full_like(lse_N, 1 - smoothing)[:, None])
+        raw_NV.copy_(grad_NV)
+    return tuple(scores)
