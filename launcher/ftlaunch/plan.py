@@ -15,7 +15,7 @@ from ftlaunch.rundir import Step
 LORA_RATE: dict[type[Training], float] = {Sft: 2e-4, Reward: 1e-4, Dpo: 1e-5, Orpo: 8e-5, Ppo: 3e-5}
 """Peak learning rates that suit each kind of stage with LoRA when the recipe names none."""
 TIMES_LORA: dict[type[Adapter], float] = {
-    **{Lora: 1, Rslora: 0.5, Dora: 1, Pissa: 0.5, Adalora: 5},
+    **{Lora: 1, Rslora: 0.5, Dora: 1, Pissa: 0.5, Adalora: 15},
     **{Prefix: 25, Prompt: 5, PTuning: 5, Full: 0.1},
 }
 """What suits other adapters, in relation to LoRA: a larger scale or a start away from zero asks for smaller steps."""

@@ -68,9 +68,9 @@ def brief(prompt, answer, row):
     """1 for at most 12 words that end their sentence, else 0."""
     return float(0 < len(answer.split()) <= 12 and answer.endswith((".", "!", "?")))
 '''
-RATES = {"dpo": 1e-4, "orpo": 5e-4, "reward": 2e-4, "ppo": 1e-4}
-STEPS = {"dpo": 40, "orpo": 60, "reward": 40, "ppo": 80}
-MORE = {"orpo": "beta = 1.0"}
+RATES = {"dpo": 1e-4, "orpo": 2e-3, "reward": 2e-4, "ppo": 1e-4}
+STEPS = {"dpo": 40, "orpo": 40, "reward": 40, "ppo": 80}
+MORE = {"orpo": "beta = 10.0"}
 """At 0.1, the default, cross-entropy is nearly all that is learnt in so few steps."""
 SHOWN = ("loss", "reward", "rewards/accuracy", "rewards/margin")
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--kind", choices=sorted(RATES))
-    parser.add_argument("--steps", type=int, help="instead of enough to learn: 40 of pairs (60 of ORPO), 80 of PPO")
+    parser.add_argument("--steps", type=int, help="instead of enough to learn: 40 of pairs, 80 of PPO")
     options = parser.parse_args()
     for kind in [options.kind] if options.kind else RATES:
         steps = options.steps or STEPS[kind]
