@@ -17,7 +17,7 @@ def main() -> None:
         return
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    from vllm import LLM
+    from vllm import LLM  # pyright: ignore[reportMissingImports] the user installs it
 
     engine = LLM(**json.loads(sys.stdin.readline()))
     for line in sys.stdin:
@@ -26,8 +26,8 @@ def main() -> None:
 
 def answer(engine: Any, order: dict[str, Any]) -> list[tuple[list[int], list[float], bool]]:
     """Of each prompt's answer: its tokens, the log-probability of each as it was drawn, whether it has ended."""
-    from vllm import SamplingParams
-    from vllm.lora.request import LoRARequest
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
     ways = [SamplingParams(seed=seed, logprobs=0, detokenize=False, **order["sampling"]) for seed in order["seeds"]]
     policy = LoRARequest("policy", order["number"], order["adapter"])
