@@ -89,7 +89,8 @@ class VllmRollout:
             "stop_token_ids": sorted(sampling.stop_ids),
         }
         ids = [prompts[row].tolist() for row in rows]
-        said = self._ask(adapter=str(policy), number=self._number, prompts=ids, seeds=seeds, sampling=how)
+        order = {"adapter": str(policy), "number": self._number, "prompts": ids, "seeds": seeds, "sampling": how}
+        said = self._ask(order) if ids else []  # of fewer prompts than ranks some have none
         answers = [Answer(np.array(i, dtype=np.int32), np.array(p, dtype=np.float32), bool(end)) for i, p, end in said]
         return collect(world, dict(zip(rows, answers, strict=True)), len(prompts))
 
@@ -103,7 +104,7 @@ class VllmRollout:
         self._engine.world.barrier()
         return policy
 
-    def _ask(self, **order: Any) -> list[tuple[list[int], list[float], bool]]:
+    def _ask(self, order: dict[str, Any]) -> list[tuple[list[int], list[float], bool]]:
         self._process = process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
