@@ -58,14 +58,15 @@ class Magnitude(nn.Module):
         self._squares_O = squares_O  # no buffer: DeepSpeed would round it to 16 bits
 
     def forward(self, x: Tensor, base: Tensor, base_layer: nn.Module) -> Tensor:
-        """m/n · (Wx + sBAx) + bias, where `base` is what the frozen layer says, and `x` is given to A."""
+        """m/n · (Wx + sBAx) + bias, where `base` is what the frozen layer says, and `x` is given to A.
+
+        The answer takes the place of `base`, or of a copy where `base` is a view: autograd lets some of them alone.
+        """
+        if base._is_view():
+            base = base.clone()
         ratio_O = self.weight.float() / self._norm(base_layer, x.dtype)
-        y_NO: Any = _Stretch.apply(base.flatten(0, -2), ratio_O - 1)
-        if self.bias is not None:
-            y_NO = y_NO - (self.bias * (ratio_O - 1)).to(y_NO.dtype)
-        b_OR = (self._scale * ratio_O)[:, None] * self.b
-        low_NR = F.linear(x, self.a).flatten(0, -2)
-        return y_NO.addmm_(low_NR.to(y_NO.dtype), b_OR.T.to(y_NO.dtype)).view(base.shape)
+        low = F.linear(x, self.a)
+        return _Turned.apply(base, low, ratio_O, self._scale * self.b, self.bias, self._squares_O == 0)
 
     @torch.no_grad()
     def _norm(self, base_layer: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -87,23 +88,48 @@ ROWS = 64
 arithmetic there."""
 
 
-class _Stretch(torch.autograd.Function):
-    """base·(1 + delta) by column, in one pass over `base` each way, and in its own format."""
+class _Turned(torch.autograd.Function):
+    """ratio·(base + low·Bᵀ) by column, in the place of `base` and in its format; a bias within `base` stays as it is.
+
+    Of outputs [N, out] no other than the answer is kept for the way back: what the ratio is multiplied by is the answer
+    over the ratio. Where W's row is zero, as `lone_O` tells, that is low·Bᵀ, which needs no division.
+    """
 
     @staticmethod
-    def forward(ctx: Any, base_NO: Tensor, delta_O: Tensor) -> Tensor:
-        ctx.save_for_backward(base_NO, delta_O)
-        return torch.addcmul(base_NO, base_NO, delta_O.to(base_NO.dtype))
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        base, low, ratio_O, b_OR, bias_O, lone_O = given
+        low = low.to(base.dtype)
+        ratio_b_RO = (ratio_O * b_OR.T).to(base.dtype)
+        base.addcmul_(base, (ratio_O - 1).to(base.dtype))
+        if bias_O is not None:
+            base.sub_((bias_O * (ratio_O - 1)).to(base.dtype))
+        base.view(-1, base.shape[-1]).addmm_(low.flatten(0, -2), ratio_b_RO)
+        ctx.mark_dirty(base)
+        ctx.save_for_backward(base, low, ratio_O, b_OR, bias_O, lone_O)
+        return base
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        base_NO, delta_O = ctx.saved_tensors
-        (grad_NO,) = grads
-        rows = ROWS if grad_NO.device.type == "cpu" else len(grad_NO)
-        pairs = zip(grad_NO.split(rows), base_NO.split(rows), strict=True)
-        towards_delta_O = sum((one * other).sum(0, dtype=torch.float32) for one, other in pairs)
-        assert isinstance(towards_delta_O, Tensor)
-        return torch.addcmul(grad_NO, grad_NO, delta_O.to(grad_NO.dtype)), towards_delta_O
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        y, low, ratio_O, b_OR, bias_O, lone_O = ctx.saved_tensors
+        grad_NO, y_NO = grads[0].flatten(0, -2), y.flatten(0, -2)
+        towards_base_NO, towards_ratio_O = _turned_back(grad_NO, y_NO, ratio_O, bias_O)
+        grad_low_OR = (grad_NO.T @ low.flatten(0, -2)).float()
+        lone_O = lone_O | (ratio_O == 0)
+        towards_ratio_O = torch.where(lone_O, (grad_low_OR * b_OR).sum(1), towards_ratio_O / ratio_O)
+        towards_low_NR = grad_NO @ (ratio_O[:, None] * b_OR).to(y.dtype)
+        towards_b_OR = ratio_O[:, None] * grad_low_OR
+        return towards_base_NO.view_as(y), towards_low_NR.view_as(low), towards_ratio_O, towards_b_OR, None, None
+
+
+def _turned_back(grad_NO: Tensor, y_NO: Tensor, ratio_O: Tensor, bias_O: Tensor | None) -> tuple[Tensor, Tensor]:
+    """[N, out]: ratio·gradient; [out], in fp32: the sum of gradient·(y - bias)."""
+    delta_O = (ratio_O - 1).to(y_NO.dtype)
+    turned_NO, sum_O = torch.empty_like(grad_NO), torch.zeros_like(ratio_O)
+    rows = ROWS if y_NO.device.type == "cpu" else len(y_NO)
+    for grad, y, turned in zip(grad_NO.split(rows), y_NO.split(rows), turned_NO.split(rows), strict=True):
+        torch.addcmul(grad, grad, delta_O, out=turned)
+        sum_O += (grad * (y if bias_O is None else y - bias_O)).sum(0, dtype=torch.float32)
+    return turned_NO, sum_O
 
 
 class _Variant(DoraLinearVariant):

@@ -146,8 +146,16 @@ def test_a_row_of_zeros_is_trained_under_dora_and_plain_peft_agrees(
     torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
     found = gradients(model)
     assert all(gradient.isfinite().all() for gradient in found.values())
-    lengths = next(value for name, value in found.items() if "layers.0.mlp.down_proj.lora_magnitude" in name)
-    assert lengths[3].abs() > 0
+    name, lengths = next(
+        item for item in model.named_parameters() if "layers.0.mlp.down_proj.lora_magnitude" in item[0]
+    )
+    losses = []
+    for length in (0.01, -0.01, 0.0):
+        with torch.no_grad():
+            lengths[3] = length
+        losses.append(model(IDS, labels=IDS).loss.item())
+    assert found[name][3].item() == pytest.approx((losses[0] - losses[1]) / 0.02, rel=0.01)
+    assert found[name][3].abs() > 1e-4
     adapters.save(
         model, LOW_RANK["dora"], {k: v.data for k, v in model.named_parameters() if v.requires_grad}, tmp_path
     )
