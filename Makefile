@@ -8,7 +8,8 @@
 # make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
 # make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
 # make learning  what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
-# make bench  speed against TRL (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
+# make bench  speed against TRL, saves, memory, training through rounding
+#             (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,6 +57,7 @@ bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/adapters.py --model $(MODEL) --data $(BENCH_DATA)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/memory.py --model $(MODEL) --data $(BENCH_DATA)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/twins.py --model $(MODEL) --data $(BENCH_DATA)
 
 learning: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/learning.py --model $(MODEL) --data $(BENCH_DATA)

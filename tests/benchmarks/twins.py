@@ -44,7 +44,7 @@ def adapted(model: Path, rows: Path, steps: int, quantization: Any, folder: Path
         **{"steps": steps, "batch_size": BATCH, "save_every": steps, "learning_rate": LEARNING_RATE},
     )
     artifact = train(step, folder).artifact
-    merge(find_source(artifact), folder / "merged", Merge())
+    merge(find_source(artifact), folder / "merged", Merge(dtype="fp32"))
     return folder / "merged"
 
 
