@@ -92,8 +92,8 @@ class _Turned(torch.autograd.Function):
     """ratio·(base + low·Bᵀ) by column, in the place of `base` and in its format; a bias within `base` stays as it is.
 
     Of outputs [N, out] no other than the answer is kept for the way back: what the ratio is multiplied by is the answer
-    over the ratio. Where W's row is zero, as `lone_O` tells, that is low·Bᵀ, which needs no division; where only the ratio
-    is, which training does not reach, it is all that is left.
+    over the ratio. Where W's row is zero, as `lone_O` tells, that is low·Bᵀ, which needs no division; it is all that is
+    left, too, of a row whose ratio alone is zero, which training does not reach.
     """
 
     @staticmethod
