@@ -22,7 +22,7 @@ from fttrain.engine import Engine
 from fttrain.leave import StopRequest
 from fttrain.loop import Habits, Objective, fit
 from fttrain.metrics import MetricsLog
-from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
+from fttrain.model import DTYPES, RewardHead, Scorer, load_base, load_tokenizer
 from fttrain.noise import activations, sites, start
 from fttrain.optim import Schedule
 from fttrain.progress import Progress
@@ -122,11 +122,20 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     if stage.activation_checkpointing:
         checkpoint_activations(base)
     scorer = make_scorer(model, origin)
+    if engine.zero_stage:
+        hold_heads_in(dtype, scorer)
     scorer.disturbance = start.disturbance(base, disturbed, step.noise, scorer.places)
     scorer.train()
     engine.prepare(scorer, optim.build(step.optimizer, scorer.named_parameters()))
     random_states.begin(step.seed, 0, world.rank)
     return engine
+
+
+def hold_heads_in(dtype: torch.dtype, scorer: nn.Module) -> None:
+    """Give heads the model's format: DeepSpeed wants one, and casts none beside weights that were loaded in shards."""
+    for module in scorer.modules():
+        if isinstance(module, RewardHead):
+            module.to(dtype)
 
 
 def checkpoint_activations(base: Any) -> None:

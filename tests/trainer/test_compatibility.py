@@ -15,6 +15,7 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
 from tests.specimens import Specimens, covering
 
+from ftlaunch.compatibility import complete
 from ftlaunch.compatibility.axes import Combination
 from ftlaunch.recipe import Recipe
 from ftlaunch.rules import judge
@@ -22,6 +23,8 @@ from ftlaunch.rundir import StepDir, read_jsonl
 
 IN_CI = 10
 """Three in four of all pairs meet in these."""
+HEADS = [{"device": "cpu", "strategy": "zero3", "dtype": "bf16", "stage": stage} for stage in ("reward", "ppo")]
+"""Weights made beside a model that is loaded in shards, in another format than it was stored in."""
 KILLED_AT = 4
 CLOSE = 1e-4
 
@@ -106,7 +109,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sample = covering({"device": "cpu"})
     tried = sample if metafunc.config.getoption("--all-trials") else islice(sample, IN_CI)
     cases = [pytest.param(number, combination, id=str(number)) for number, combination in enumerate(tried)]
-    metafunc.parametrize(("number", "combination"), cases)
+    heads = [pytest.param(number, complete(head), id=f"head of {head['stage']}") for number, head in enumerate(HEADS)]
+    metafunc.parametrize(("number", "combination"), [*heads, *cases])
 
 
 def test_what_works_is_trained_killed_resumed_evaluated_and_merged(
