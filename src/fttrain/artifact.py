@@ -94,7 +94,7 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
         assert not empty, f"weights were not gathered: {empty}"
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        _write(step, engine, weights, tokenizer, aside)
+        _write(step, source.base.revision, engine, weights, tokenizer, aside)
         base = source.base if has_adapter(step) else msgspec.structs.replace(source.base, path=str(folder))
         adapter = step.adapter if has_adapter(step) else None
         card = {"format": 1, "base": base, "adapter": adapter, "activations": worn(step, source)}
@@ -105,11 +105,14 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
     engine.world.barrier()
 
 
-def _write(step: Step, engine: Engine, weights: dict[str, Tensor], tokenizer: Any, folder: Path) -> None:
+def _write(
+    step: Step, revision: str | None, engine: Engine, weights: dict[str, Tensor], tokenizer: Any, folder: Path
+) -> None:
     model: Any = engine.scorer.model
     head = {name: weights.pop(name) for name in list(weights) if name.startswith("score.")}
     steps = aware.take_steps(weights)
     if has_adapter(step):
+        model.peft_config[adapters.TRAINED].revision = revision  # else plain peft would take the base's newest
         adapters.save(model, step.adapter, weights, folder)
     else:
         dtype = DTYPES[step.model.dtype]

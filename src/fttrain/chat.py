@@ -1,7 +1,6 @@
 """`python -m fttrain.chat MODEL… --prompt TEXT`: what models answer, side by side, greedily."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +10,18 @@ import torch
 
 from ftlaunch.errors import UserError
 from ftlaunch.intake import ADAPTER_CONFIG
+from ftlaunch.recipe import Model
 from ftlaunch.rundir import CARD, REWARD_HEAD
 from fttrain import artifact, intake
 from fttrain.answer import answer
+from fttrain.merge import find_source
 from fttrain.model import load_tokenizer
 from fttrain.noise import activations
 from fttrain.quant import aware
 
 
 def load(path: str) -> tuple[Any, Any]:
-    """A model and its tokenizer: a hub id, a model folder, an artifact, or a plain PEFT adapter's folder.
+    """A model and its tokenizer: ID or ID@REVISION of the hub, a model folder, an artifact, or a PEFT adapter's folder.
 
     Raises UserError where they cannot be had or trusted.
     """
@@ -28,21 +29,30 @@ def load(path: str) -> tuple[Any, Any]:
 
     if (Path(path) / REWARD_HEAD).exists():
         raise UserError(f"{path} is a reward model: it rates answers and gives none", "name a model that answers")
-    config = Path(path) / ADAPTER_CONFIG
-    base = json.loads(config.read_text())["base_model_name_or_path"] if config.exists() else path
+    base = _base(path)
     try:
-        folder = intake.model_folder(base)
+        folder = intake.model_folder(base.path, base.revision)
         activations.make_known()
         model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         activations.wear(model, activations.read(Path(path)))
-        beside = base == path or (Path(path) / "tokenizer_config.json").exists()
-        tokenizer = load_tokenizer(path if beside else base)
+        beside = (Path(path) / "tokenizer_config.json").exists()
+        tokenizer = load_tokenizer(path) if beside else load_tokenizer(base.path, base.revision)
         aware.follow_card(model, folder)
-        if config.exists():
+        if (Path(path) / ADAPTER_CONFIG).exists():
             model = _with_adapter(model, Path(path), len(tokenizer))
     except (OSError, ValueError) as error:
         raise UserError(f"no model could be loaded from {path}: {error}", "name a model folder or a hub id") from error
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def _base(path: str) -> Model:
+    """An adapter's base, at the revision that it was trained on; else the model itself."""
+    if (Path(path) / ADAPTER_CONFIG).exists():
+        return find_source(Path(path)).base
+    if Path(path).exists():
+        return Model(path=path)
+    name, _, revision = path.partition("@")
+    return Model(path=name, revision=revision or None)
 
 
 def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:

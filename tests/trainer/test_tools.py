@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -115,6 +116,12 @@ def test_chat_answers_greedily_with_each_model(run: RunDir, merged: Path, tiny_m
     assert expected[0] != expected[1]
 
 
+def test_a_run_is_evaluated_beside_its_base(run: RunDir, tiny_model: Path, launch: Launch):
+    told = json.loads(launch("eval", run.path, "--max-new-tokens", "8", "--json").stdout)
+    assert (told["data"], told["prompts"], told["references"]) == ("rows", 8, 8)
+    assert list(told["models"]) == [str(tiny_model), str(run.step_dir("01-sft").artifact)]
+
+
 def test_a_model_is_asked_in_its_template(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     model, tokenizer = chat.load(str(tiny_model))
     asked: list[str] = []
@@ -135,6 +142,47 @@ def test_a_folder_without_a_model_is_a_users_mistake(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no model could be loaded from"):
         chat.load(str(tmp_path))
+
+
+PINNED, MAIN = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Logits of the two revisions of owner/model in a hub cache, offline: the pinned one, and main."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--owner--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(MAIN)
+    for revision in (PINNED, MAIN):
+        shutil.copytree(tiny_model, repository / "snapshots" / revision)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    pinned = logits(model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(3)
+    model.save_pretrained(repository / "snapshots" / MAIN)
+    return {PINNED: pinned, MAIN: logits(model)}
+
+
+def test_a_model_of_the_hub_is_asked_at_its_revision(hub: dict[str, torch.Tensor], run: RunDir, tmp_path: Path):
+    assert torch.equal(logits(chat.load("owner/model")[0]), hub[MAIN])
+    assert torch.equal(logits(chat.load(f"owner/model@{PINNED}")[0]), hub[PINNED])
+    plain = tmp_path / "plain"  # an adapter of peft's own, and one of a run: both know the base's revision
+    shutil.copytree(run.step_dir("01-sft").artifact, plain)
+    (plain / "artifact.json").unlink()
+    config = json.loads((plain / "adapter_config.json").read_text())
+    there = {"base_model_name_or_path": "owner/model"}
+    (plain / "adapter_config.json").write_text(json.dumps(config | there | {"revision": PINNED}))
+    ours = tmp_path / "ours"
+    shutil.copytree(run.step_dir("01-sft").artifact, ours)
+    (ours / "adapter_config.json").write_text(json.dumps(config | there))
+    card = json.loads((ours / "artifact.json").read_text())
+    card["base"] |= {"path": "owner/model", "revision": PINNED}
+    (ours / "artifact.json").write_text(json.dumps(card))
+    expected = logits(chat.load(str(run.step_dir("01-sft").artifact))[0])
+    assert torch.equal(logits(chat.load(str(plain))[0]), expected)
+    assert torch.equal(logits(chat.load(str(ours))[0]), expected)
 
 
 def test_preview_shows_what_is_trained(run: RunDir, rows_file: Path, launch: Launch):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tests.trainer import in_process
 from tests.trainer.adapters.conftest import FAMILIES, IDS, base_of, logits
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftlaunch.adapter import Adalora, Adapter, Dora, Lora, Pissa, Rslora
+from ftlaunch.adapter import Adalora, Adapter, Dora, Lora, Pissa, Prompt, Rslora
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Dpo, Merge, Model
 from ftlaunch.rundir import read_jsonl
@@ -46,6 +46,13 @@ def test_an_artifact_is_plain_peft_on_the_untouched_base_and_merges(
     merged = merge(find_source(made.artifact), tmp_path / "merged", Merge())
     assert merged.likeness.kl < 1e-7
     torch.testing.assert_close(logits(base_of(tmp_path / "merged")), made.logits, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("adapter", [Lora(rank=4), Pissa(rank=4), Prompt(virtual_tokens=5)], ids=lambda one: type(one))
+def test_plain_peft_is_told_the_bases_revision(adapter: Adapter, family: Callable[[str], Path], trained: Callable):
+    packing = not isinstance(adapter, Prompt)
+    made = trained(family("llama"), adapter, packing=packing, model_fields={"revision": "v1"})
+    assert PeftConfig.from_pretrained(made.artifact).revision == "v1"
 
 
 @pytest.mark.parametrize("kind", LOW_RANK)
