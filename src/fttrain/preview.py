@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _previewed(options: argparse.Namespace, mark: Callable[[str], str]) -> Iterator[str]:
-    previews = look_at(_read(options.recipe), options.rows)
+    previews = look_at(read_recipe(options.recipe), options.rows)
     if options.json:
         yield json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2)
     else:
@@ -182,7 +182,8 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
     return load(path, revision)
 
 
-def _read(path: Path) -> Recipe:
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a resolved.json; UserError where there is none."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Recipe)
     except (OSError, msgspec.DecodeError) as error:

@@ -440,6 +440,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
         ("superweights", "model", "--relative", "8", "--ablate"),
         ("quantize", "model", "out", "--bits", "3", "--asymmetric", "--activation-bits", "8", "--protect"),
         ("import", recipe.parent, "model"),
+        ("eval", recipe, "model", "--prompts", "3", "--answers", "said.jsonl", "--json"),
     )
     assert [call(*line)[0] for line in lines] == [3] * len(lines)
     assert called[4] == [
@@ -458,6 +459,8 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
         ["fttrain.chat", "one", "two", "--prompt", "hi there", "--max-new-tokens", "64"],
     ]
     assert (called[3][0], called[3][2:]) == ("fttrain.preview", ["--rows", "5"])
+    given = ["model", "--max-new-tokens", "128", "--json", "--prompts", "3", "--answers", "said.jsonl"]
+    assert (called[7][0], called[7][2:]) == ("fttrain.evaluate", given)
     assert read[0].name == "other"
     assert not Path(called[3][1]).exists()
 
@@ -474,6 +477,22 @@ def test_a_run_stands_for_what_it_made(call: Call, tmp_path: Path, monkeypatch: 
     call("chat", run.path, "--prompt", "hi")
     call("merge", run.path, tmp_path / "out")
     assert called == [[f"{run.path}/02-sft/model"], [f"{run.path}/01-sft/artifact"]]
+
+
+@pytest.mark.usefixtures("torch_is_there")
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ((), "is a recipe, and has made no model"),
+        (("model", "--answers", "none/a.jsonl"), "there is no such folder"),
+        (("model", "--answers", "q.jsonl"), "the file exists"),
+    ],
+)
+def test_eval_needs_models_and_a_place_for_answers(
+    call: Call, recipe: Path, more: tuple[str, ...], problem: str
+) -> None:
+    code, _, said = call("eval", recipe, *more)
+    assert (code, problem in said) == (BAD_INPUT, True)
 
 
 def made(run: RunDir, what: str) -> None:
@@ -507,7 +526,7 @@ def test_the_help_is_what_typer_would_say(call: Call, monkeypatch: pytest.Monkey
 def test_every_verb_shows_an_example(call: Call) -> None:
     group = typer.main.get_command(cli.app)
     verbs = [name for name, command in group.commands.items() if not command.hidden]
-    assert len(verbs) == 18
+    assert len(verbs) == 19
     for verb in verbs:
         assert f"Example: ftlaunch {verb}" in call(verb, "--help")[1]
 

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ftlaunch import __version__, trust
-from ftlaunch.cli import compare_verb, model_verbs, recipe_verbs, run_verbs, site_verbs
+from ftlaunch.cli import compare_verb, eval_verb, model_verbs, recipe_verbs, run_verbs, site_verbs
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.redact import redact_output
 
@@ -24,9 +24,11 @@ for verb in (recipe_verbs.recipes, recipe_verbs.schema):
     app.command()(verb)
 for verb in (run_verbs.status, run_verbs.logs, run_verbs.stop, run_verbs.cancel, run_verbs.resume):
     app.command()(verb)
-for verb in (model_verbs.merge, model_verbs.chat, model_verbs.quantize, model_verbs.superweights):
+for verb in (model_verbs.merge, model_verbs.chat):
     app.command()(verb)
-app.command()(site_verbs.doctor)
+app.command("eval")(eval_verb.evaluate)
+for verb in (model_verbs.quantize, model_verbs.superweights, site_verbs.doctor):
+    app.command()(verb)
 app.command("import")(model_verbs.import_model)
 app.command(hidden=True)(run_verbs.drive)
 

@@ -10,7 +10,7 @@ from ftlaunch.cli.options import Json
 from ftlaunch.errors import UserError
 
 
-def _made_by(source: str, *, merged: bool) -> str:
+def made_by(source: str, *, merged: bool) -> str:
     """The folder of what a run has made last, where `source` names a run; else `source` itself. UserError if none."""
     from ftlaunch.watch import made, runs
 
@@ -36,7 +36,7 @@ def merge(
     Example: ftlaunch merge my-run merged
     """
     options = ["--dtype", dtype] if dtype else []
-    raise typer.Exit(trainer.call("fttrain.merge", _made_by(source, merged=False), str(out), *options))
+    raise typer.Exit(trainer.call("fttrain.merge", made_by(source, merged=False), str(out), *options))
 
 
 def import_model(
@@ -55,7 +55,9 @@ def import_model(
 
 
 def chat(
-    model: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders, hub ids.")],
+    model: Annotated[
+        list[str], typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders, hub ids (ID or ID@REVISION).")
+    ],
     prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to ask.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 64,
 ) -> None:
@@ -63,7 +65,7 @@ def chat(
 
     Example: ftlaunch chat smollm2 my-run --prompt "Who are you?"
     """
-    asked = [_made_by(each, merged=True) for each in model]
+    asked = [made_by(each, merged=True) for each in model]
     options = ["--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]
     raise typer.Exit(trainer.call("fttrain.chat", *asked, *options))
 

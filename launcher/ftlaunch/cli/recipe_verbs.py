@@ -191,10 +191,5 @@ def preview(
 
     Example: ftlaunch preview my.toml --rows 3
     """
-    import tempfile
-
     loaded = _load(recipe, settings or [])
-    with tempfile.NamedTemporaryFile("w", prefix="ftlaunch-", suffix=".json") as file:
-        file.write(text.as_json(loaded.recipe))
-        file.flush()
-        raise typer.Exit(trainer.call("fttrain.preview", file.name, "--rows", str(rows)))
+    raise typer.Exit(trainer.call_on(loaded.recipe, "fttrain.preview", "--rows", str(rows)))

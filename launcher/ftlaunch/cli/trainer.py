@@ -2,9 +2,15 @@
 
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+from ftlaunch.cli import text
 from ftlaunch.errors import UserError
+
+if TYPE_CHECKING:
+    from ftlaunch.recipe import Recipe
 
 
 def require() -> None:
@@ -17,3 +23,11 @@ def call(module: str, *arguments: str) -> int:
     """Run `python -m MODULE ARGUMENTS` with this interpreter and return its exit code. UserError without torch."""
     require()
     return subprocess.call([sys.executable, "-P", "-m", module, *arguments])
+
+
+def call_on(recipe: "Recipe", module: str, *arguments: str) -> int:
+    """`call` with a file that holds the recipe as the first argument."""
+    with tempfile.NamedTemporaryFile("w", prefix="ftlaunch-", suffix=".json") as file:
+        file.write(text.as_json(recipe))
+        file.flush()
+        return call(module, file.name, *arguments)
