@@ -47,11 +47,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def up(wanted: argparse.Namespace) -> None:
-    """Start what does not run yet, as it was where nothing else is asked for. Another layout is taken down first."""
+    """Start what does not run yet, as it was where nothing else is asked for.
+
+    Another layout is taken down first, and what is left of a cluster that died as a whole, as when a machine restarts.
+    """
     before = read_layout()
     layout = _layout(wanted, before)
     packages.require(accounting=layout.accounting)
-    if before not in (None, layout):
+    if before is not None and (before != layout or not daemons.running()):
         down(wanted)
     write_configuration(layout)
     if layout.network:
@@ -102,9 +105,10 @@ def down(_: argparse.Namespace) -> None:
 def status(_: argparse.Namespace) -> None:
     """Print what runs as JSON, with the variable that leads SLURM's commands to it."""
     layout = read_layout()
-    told = {"up": layout is not None, "daemons": daemons.running(), "environment": {"SLURM_CONF": str(CONF)}}
+    states = node_states() if layout else []
+    told = {"up": bool(states), "daemons": daemons.running(), "environment": {"SLURM_CONF": str(CONF)}}
     if layout is not None:
-        told |= {"nodes": dict(zip(layout.node_names(), node_states(), strict=False)), "accounting": layout.accounting}
+        told |= {"nodes": dict(zip(layout.node_names(), states, strict=False)), "accounting": layout.accounting}
         told["addresses"] = "a network namespace a node" if layout.network else "ports of this host"
     print(json.dumps(told, indent=2))
 
