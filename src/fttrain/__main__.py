@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ftlaunch import snapshot, trust
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
-from ftlaunch.redact import redact, redact_output
-from ftlaunch.rundir import Attempt, RunDir, Step, StepDir, aside_of, write_json
+from ftlaunch.run import snapshot
+from ftlaunch.run.files import aside_of, write_json
+from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.spec import Step
+from ftlaunch.safety import trust
+from ftlaunch.safety.redact import redact, redact_output
 
 DYING_SECONDS = 2.0
 
@@ -53,8 +56,8 @@ def _run(folder: StepDir, attempt: Attempt | None) -> int:
     trust.require(folder.path.parent)
     trust.require(folder.path)
     step = snapshot.redirect(folder.read_step(), RunDir(folder.path.parent))
-    from fttrain import world as worlds  # torch and accelerate, after the output is where it belongs
-    from fttrain.leave import Stopped, StopRequest
+    from fttrain.distributed import world as worlds  # torch and accelerate, after the output is where it belongs
+    from fttrain.distributed.stop_request import Stopped, StopRequest
 
     world = worlds.start(step)
     stop = StopRequest(folder.stop, world.dead_peers, attempt.beat(world.rank) if attempt else None)

@@ -10,16 +10,17 @@ import msgspec
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ftlaunch.adapter import Full
 from ftlaunch.errors import UserError
-from ftlaunch.noise import Noise, NoNoise, Saturated, replaces
-from ftlaunch.recipe import Model
-from ftlaunch.rundir import CARD, REWARD_HEAD, Step, StepDir, sync_folder, write_json
-from fttrain import adapters, classifier
+from ftlaunch.recipe import Full, Model, Noise, NoNoise, Saturated, replaces
+from ftlaunch.run.files import sync_folder, write_json
+from ftlaunch.run.layout import CARD, REWARD_HEAD, StepDir
+from ftlaunch.run.spec import Step
+from fttrain import adapters
 from fttrain.engine import Engine
-from fttrain.model import DTYPES
-from fttrain.noise import activations
-from fttrain.quant import aware
+from fttrain.model import classifier
+from fttrain.model.scorer import DTYPES
+from fttrain.noise import replace_activations
+from fttrain.quant import qat
 
 VALUE_HEAD = "value_head."
 """What the weights of PPO's value head begin with. It foresees one policy's rewards, and no later stage needs it."""
@@ -53,9 +54,9 @@ def origin(step: Step, folder: StepDir) -> Origin:
     head = start / REWARD_HEAD if (start / REWARD_HEAD).exists() else None
     if adapter is None:
         whole = msgspec.structs.replace(step.model, path=str(start), revision=None)
-        return Origin(whole, None, str(start), head, activations.read(start))
+        return Origin(whole, None, str(start), head, replace_activations.read(start))
     model = msgspec.structs.replace(step.model, path=base.path, revision=base.revision)
-    return Origin(model, adapter, str(start), head, activations.read(start))
+    return Origin(model, adapter, str(start), head, replace_activations.read(start))
 
 
 def read(folder: Path) -> tuple[Model, Path | None]:
@@ -110,21 +111,21 @@ def _write(
 ) -> None:
     model: Any = engine.scorer.model
     head = {name: weights.pop(name) for name in list(weights) if name.startswith("score.")}
-    steps = aware.take_steps(weights)
+    steps = qat.take_steps(weights)
     if has_adapter(step):
         model.peft_config[adapters.TRAINED].revision = revision  # else plain peft would take the base's newest
         adapters.save(model, step.adapter, weights, folder)
     else:
         dtype = DTYPES[step.model.dtype]
-        for name, (rounding, _) in aware.roundings(model).items():
+        for name, (rounding, _) in qat.roundings(model).items():
             weights[name] = rounding.stored(weights[name], steps.get(name))
         model.config.dtype = dtype
         model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
         if step.model.rounding:
-            aware.leave_card(folder, step.model.rounding)
+            qat.leave_card(folder, step.model.rounding)
     tokenizer.save_pretrained(folder)
     if steps and has_adapter(step):
-        save_file(steps, folder / aware.STEPS_FILE, metadata={"format": "pt"})
+        save_file(steps, folder / qat.STEPS_FILE, metadata={"format": "pt"})
     if head:
         save_file(head, folder / REWARD_HEAD, metadata={"format": "pt"})
         if not has_adapter(step):

@@ -12,11 +12,11 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Training
-from ftlaunch.rundir import Step
+from ftlaunch.run.spec import Step
 from fttrain.data.batches import Micro
-from fttrain.model import Scorer
+from fttrain.distributed.world import World
+from fttrain.model.scorer import Scorer
 from fttrain.objectives.logps import Scores
-from fttrain.world import World
 
 
 class Allocator(Protocol):

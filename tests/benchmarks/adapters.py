@@ -25,8 +25,7 @@ CONTENDERS = ("LoRA", "DoRA", "PEFT's DoRA", "top 8", "LoRA, checkpointed", "top
 
 def plan(name: str, model: str) -> Any:
     """What a contender's process would be told."""
-    from ftlaunch.adapter import Dora, Lora
-    from ftlaunch.recipe import Sft
+    from ftlaunch.recipe import Dora, Lora, Sft
 
     adapter = Dora() if "DoRA" in name else Lora(layers="top:8" if "top 8" in name else None)
     return duel.bench_step(Sft(data="rows", batch_size=BATCH), model, adapter, micro_batch_size=BATCH)
@@ -36,9 +35,10 @@ def make(name: str, step: Any, me: Any) -> Any:
     """An engine with the contender in it."""
     import torch
 
-    from fttrain import adapters, optim, training
+    from fttrain import adapters
     from fttrain.engine import Engine
-    from fttrain.model import DTYPES, Scorer, load_base
+    from fttrain.model.scorer import DTYPES, Scorer, load_base
+    from fttrain.training import optim, session
 
     torch.manual_seed(0)
     engine = Engine(step, me)
@@ -46,7 +46,7 @@ def make(name: str, step: Any, me: Any) -> Any:
     attach = adapters._with_lora if name.startswith("PEFT") else adapters.attach
     wrapped = attach(base.requires_grad_(False), step.adapter, None, in_fp32=True)
     if "checkpointed" in name:
-        training.checkpoint_activations(base)
+        session.checkpoint_activations(base)
     scorer = Scorer(wrapped)
     engine.prepare(scorer.train(), optim.build(step.optimizer, scorer.named_parameters()))
     engine.set_learning_rate(LEARNING_RATE)
@@ -61,7 +61,7 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
     from fttrain.data.batches import lay_out
     from fttrain.data.chat import Encoder
     from fttrain.data.token_set import token_set
-    from fttrain.model import load_tokenizer
+    from fttrain.model.scorer import load_tokenizer
 
     spec = Data(path="rows", prompt="{prompt}", completion="{completion}", max_length=MAX_LENGTH)
     rows = rows_of("e2e", data, BATCH * steps)
@@ -74,9 +74,9 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
 
 def race(model: str, data: Path, steps: int) -> dict[str, list[float]]:
     """Seconds of every step of each contender; prints losses and norms."""
-    from fttrain import world
-    from fttrain.loop import _take
+    from fttrain.distributed import world
     from fttrain.stages.sft import CrossEntropy
+    from fttrain.training.loop import _take
 
     steps_of = {name: plan(name, model) for name in CONTENDERS}
     me = world.start(steps_of[CONTENDERS[0]])

@@ -51,9 +51,8 @@ def compete(
 
 def bench_step(stage: Any, model: str, adapter: Any = None, *, micro_batch_size: int | None = None) -> Any:
     """A step of ours as a run folder would hold it: one process, an adapter (LoRA if none is given), a CPU."""
-    from ftlaunch.adapter import Lora
-    from ftlaunch.recipe import Model, Optimizer, Parallel
-    from ftlaunch.rundir import Step
+    from ftlaunch.recipe import Lora, Model, Optimizer, Parallel
+    from ftlaunch.run.spec import Step
 
     return Step(
         name="bench",
@@ -73,7 +72,7 @@ def bench_step(stage: Any, model: str, adapter: Any = None, *, micro_batch_size:
 
 def take_steps(engine: Any, objective: Any, micros_of: Callable[[int], list[Any]], steps: int, unit: str) -> Lines:
     """Steps of ours, each on the micro-batches that `micros_of` lays out for it."""
-    from fttrain.loop import _take
+    from fttrain.training.loop import _take
 
     lines = []
     for number in range(steps):

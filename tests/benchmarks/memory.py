@@ -56,8 +56,7 @@ def write_run(kind: str, model: str, data: Path, folder: Path) -> Path:
     """A run folder with one stage over GSM8K's pairs or questions; returns the stage's folder."""
     from tests.faults.ranks import write_run
 
-    from ftlaunch.adapter import Lora
-    from ftlaunch.recipe import Data, Dpo, Model, Parallel, Ppo, Recipe
+    from ftlaunch.recipe import Data, Dpo, Lora, Model, Parallel, Ppo, Recipe
 
     pairs = (data / "gsm8k_pairs.jsonl").read_text().splitlines()[:64]
     (folder / "rows.jsonl").write_text("\n".join(pairs))
@@ -95,13 +94,13 @@ def rank(kind: str, step: str) -> None:
     import torch
 
     from fttrain import __main__ as trainer
-    from fttrain import training
     from fttrain.engine import Engine
     from fttrain.objectives.logps import CHUNK
+    from fttrain.training import session
 
     parts: dict[str, int] = {}
     kept = Kept()
-    prepare, load_base = Engine.prepare, training.load_base
+    prepare, load_base = Engine.prepare, session.load_base
 
     def noted(*arguments: Any, **named: Any) -> Any:
         parts["before a model is read"] = _peak()
@@ -115,7 +114,7 @@ def rank(kind: str, step: str) -> None:
         parts["logits of a chunk"] = LOGIT_BYTES[kind] * CHUNK * scorer.model.config.vocab_size
         kept.parameters |= {one.untyped_storage().data_ptr() for one in scorer.parameters()}
 
-    training.load_base, Engine.prepare = noted, weighed
+    session.load_base, Engine.prepare = noted, weighed
     sys.argv = ["fttrain", step]
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
         assert trainer.main() == 0

@@ -37,14 +37,16 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     import torch
 
     from ftlaunch.recipe import Data, Dpo
-    from fttrain import optim, references, world
     from fttrain.adapters import add_frozen, attach
-    from fttrain.comparison import Compared, Comparison, answer_logps
     from fttrain.data.batches import Micro, lay_out
     from fttrain.data.tokens import tokenize
+    from fttrain.distributed import world
     from fttrain.engine import Engine
-    from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
+    from fttrain.model.scorer import DTYPES, Scorer, load_base, load_tokenizer
+    from fttrain.preference import reference
+    from fttrain.preference.objective import Compared, Comparison, answer_logps
     from fttrain.stages import dpo
+    from fttrain.training import optim
 
     stage = Dpo(data="pairs", batch_size=BATCH)
     step = duel.bench_step(stage, model, micro_batch_size=BATCH)
@@ -57,13 +59,13 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     engine = Engine(step, me)
     base = load_base(step.model, dtype=DTYPES["bf16"], packing=True)
     policy = attach(base, step.adapter, adapter, in_fp32=True)
-    add_frozen(policy, adapter, references.REFERENCE, in_fp32=True)
+    add_frozen(policy, adapter, reference.REFERENCE, in_fp32=True)
     scorer = Scorer(policy)
     engine.prepare(scorer.train(), optim.build(step.optimizer, scorer.named_parameters()))
     engine.set_learning_rate(LEARNING_RATE)
 
     def compare(engine: Engine, micro: Micro) -> Compared:
-        reference_G2 = references.live(engine, micro)
+        reference_G2 = reference.live(engine, micro)
         logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
         ratios_G2 = logps_G2 - reference_G2
         return Compared(dpo.loss(stage, ratios_G2, lengths_G2), ratios_G2.detach())

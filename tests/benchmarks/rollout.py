@@ -18,11 +18,11 @@ import torch
 from accelerate import PartialState
 
 from ftlaunch.recipe import Ppo
-from fttrain.actor import Actor
+from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.model import DTYPES, load_base, load_tokenizer
-from fttrain.rollout import Sampling, roll_out
-from fttrain.world import World
+from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
+from fttrain.ppo.actor import Actor
+from fttrain.ppo.rollout import Sampling, roll_out
 
 ALMOST_GREEDY = 0.01
 

@@ -29,8 +29,7 @@ def write_run(kind: str, model: str, folder: Path) -> Path:
     """A run folder with one stage of full or LoRA training; returns the stage's folder."""
     from tests.faults.ranks import write_run
 
-    from ftlaunch.adapter import Full, Lora
-    from ftlaunch.recipe import Data, Model, Parallel, Recipe, Sft
+    from ftlaunch.recipe import Data, Full, Lora, Model, Parallel, Recipe, Sft
 
     rows = folder / "rows.jsonl"
     texts = [f"{number} " + "the quick brown fox jumps over the lazy dog " * 12 for number in range(200)]

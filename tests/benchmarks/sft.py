@@ -41,14 +41,15 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     import torch
 
     from ftlaunch.recipe import Data, Sft
-    from fttrain import optim, world
     from fttrain.adapters import attach
     from fttrain.data.batches import Micro, lay_out
     from fttrain.data.chat import Encoder
     from fttrain.data.token_set import token_set
+    from fttrain.distributed import world
     from fttrain.engine import Engine
-    from fttrain.model import DTYPES, Scorer, load_base, load_tokenizer
+    from fttrain.model.scorer import DTYPES, Scorer, load_base, load_tokenizer
     from fttrain.stages.sft import CrossEntropy
+    from fttrain.training import optim
 
     step = duel.bench_step(Sft(data="rows", batch_size=BATCH), model, micro_batch_size=BATCH)
     me = world.start(step)

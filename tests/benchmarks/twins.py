@@ -32,9 +32,8 @@ def adapted(model: Path, rows: Path, steps: int, quantization: Any, folder: Path
     """The folder of the model with an adapter trained under `quantization`, merged."""
     from tests.trainer.in_process import make_step, train
 
-    from ftlaunch.adapter import Lora
-    from ftlaunch.recipe import Data, Merge
-    from fttrain.merge import find_source, merge
+    from ftlaunch.recipe import Data, Lora, Merge
+    from fttrain.merging.merge import find_source, merge
 
     step = make_step(
         model,
@@ -57,8 +56,8 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ftlaunch.recipe import BitLinear, Qat
-    from fttrain import texts
-    from fttrain.quant import aware
+    from fttrain.evaluation import perplexity as texts
+    from fttrain.quant import qat
 
     def load(path: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
@@ -76,8 +75,8 @@ def main() -> None:
             ("BitNet b1.58", BitLinear()),
         ):
             through = load(merged := adapted(options.model, rows, options.steps, spec, folder / name))
-            aware.follow_card(through, merged)
-            aware.install(afterwards := load(plain), spec)
+            qat.follow_card(through, merged)
+            qat.install(afterwards := load(plain), spec)
             told = [texts.perplexity(one, windows) for one in (through, afterwards)]
             print(f"{name}: trained through {told[0]:.4g}, rounded afterwards {told[1]:.4g}", flush=True)
 

@@ -47,14 +47,6 @@ def test_the_recipe_that_the_readme_explains_is_the_one_that_is_shipped():
     assert shown == tomllib.loads((ROOT / "recipes" / "quickstart.toml").read_text())
 
 
-def test_the_tree_in_the_readme_names_every_module():
-    tree = README.partition("## The tree")[2]
-    for folder in ("launcher/ftlaunch", "src/fttrain"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if path.name != "__init__.py":
-                assert re.search(rf"\b{re.escape(path.stem)}\b", tree), path
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_says_how_it_is_run(path: Path):
     head = path.read_text().partition("\n\n")[0]

@@ -10,8 +10,9 @@ import torch
 from tests.conftest import Launch
 from transformers import AutoModelForCausalLM
 
-from ftlaunch.rundir import RunDir, read_jsonl
-from fttrain import chat
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import RunDir
+from fttrain.tools import chat
 
 MODEL = os.environ.get("FTLAUNCH_TEST_MODEL")
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.toml"

@@ -22,7 +22,7 @@ from tests.faults.strikes import DEVCLUSTER
 from tests.trainer.conftest import make_pairs
 
 from ftlaunch import processes
-from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StepDir
 from ftlaunch.watch.status import is_over, newest_checkpoint, read_status
 
 PATIENCE_SECONDS = 300.0

@@ -31,7 +31,7 @@ def install(faults: list[Fault], rank: int) -> None:
 def _call_at(point: str, faults: list[Fault]) -> None:
     from fttrain.checkpoint.store import Checkpoints
     from fttrain.data.feed import TableFeed
-    from fttrain.practice import Practice
+    from fttrain.ppo.feed import Practice
 
     acts = {fault.step: ACTS[fault.do] for fault in faults}
     if point == "begin":

@@ -15,9 +15,9 @@ import msgspec
 from tests.faults.orders import Fault
 
 from ftlaunch.backend.prepare import write_files
-from ftlaunch.plan import make_plan
+from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Recipe
-from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StepDir
 
 
 class Ranks:

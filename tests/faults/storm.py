@@ -24,7 +24,8 @@ from msgspec import Struct
 from tests.conftest import save_tiny_model, write_rows
 from tests.faults.strikes import CONF, DEVCLUSTER, STRIKES, find_target
 
-from ftlaunch.rundir import Attempt, RunDir, StepDir, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import Attempt, RunDir, StepDir
 from ftlaunch.watch import progress
 from ftlaunch.watch.status import newest_checkpoint
 

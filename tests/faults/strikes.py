@@ -13,8 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from ftlaunch import processes
-from ftlaunch.rundir import Attempt, StepDir
-from ftlaunch.watch import queue
+from ftlaunch.cluster import queue
+from ftlaunch.run.layout import Attempt, StepDir
 
 DEVCLUSTER = Path(__file__).parent.parent.parent / "slurm/devcluster"
 STATE = Path("/tmp/ftlaunch-devcluster")

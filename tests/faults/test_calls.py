@@ -11,13 +11,15 @@ from tests.trainer.in_process import ALONE, make_data, make_step, start_afresh, 
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Sft
-from ftlaunch.rundir import Step, StepDir
-from fttrain import artifact, training
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain import artifact
 from fttrain.checkpoint.manifest import newest_first, verify
 from fttrain.checkpoint.store import Checkpoints
 from fttrain.engine import Engine
-from fttrain.model import Scorer
-from fttrain.progress import Progress
+from fttrain.model.scorer import Scorer
+from fttrain.training import session
+from fttrain.training.counters import Progress
 
 BEFORE, STEP = 2, 4
 
@@ -38,7 +40,7 @@ def engine(spec: Step, before: Path) -> Engine:
     assert isinstance(spec.stage, Sft)
     start_afresh()
     origin = artifact.origin(spec, StepDir(before.parent))
-    return training.build(spec, spec.stage, ALONE, origin, lambda model, _: Scorer(model))
+    return session.build(spec, spec.stage, ALONE, origin, lambda model, _: Scorer(model))
 
 
 def save(folder: Path, spec: Step, engine: Engine) -> None:

@@ -15,7 +15,9 @@ from tests.trainer.in_process import make_data, make_step, train
 
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.processes import lock
-from ftlaunch.rundir import RunDir, Step, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import RunDir
+from ftlaunch.run.spec import Step
 from fttrain.checkpoint import store
 from fttrain.checkpoint.manifest import newest_first, verify
 

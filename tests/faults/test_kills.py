@@ -13,7 +13,8 @@ from tests.faults.orders import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
 from ftlaunch.recipe import Recipe
-from ftlaunch.rundir import StepDir, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import StepDir
 
 SHAPES = (("ddp", 1), ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2))
 KINDS = ("sft", "reward", "dpo", "orpo", "ppo")

@@ -13,7 +13,7 @@ from tests.trainer.conftest import RECIPE, make_pairs
 
 from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Recipe
-from ftlaunch.rundir import RunDir
+from ftlaunch.run.layout import RunDir
 
 SECOND = """
 [data.pairs]

@@ -11,7 +11,7 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
 
 from ftlaunch.recipe import Recipe
-from ftlaunch.rundir import StepDir
+from ftlaunch.run.layout import StepDir
 
 NOISES = {
     "ddp": ["noise.kind=adversarial", "noise.activation=golu", "stage.0.neftune_alpha=5"],

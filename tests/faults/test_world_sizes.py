@@ -10,7 +10,8 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
 from ftlaunch.errors import STOPPED
 from ftlaunch.recipe import Recipe
-from ftlaunch.rundir import StepDir, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import StepDir
 
 SETTINGS = ("stage.sft.steps=20", "stage.sft.batch_size=12")
 SHAPES = [(strategy, size) for strategy in ("ddp", "zero1", "zero2", "zero3") for size in (1, 2, 3, 4)]

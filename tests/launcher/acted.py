@@ -7,9 +7,10 @@ from unittest.mock import patch
 import msgspec
 
 from ftlaunch.backend.prepare import prepare
-from ftlaunch.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStep
 from ftlaunch.recipe import Merge, Model, Optimizer, Parallel, Recipe
-from ftlaunch.rundir import RunDir, Step
+from ftlaunch.run.layout import RunDir
+from ftlaunch.run.spec import Step
 
 ACTOR = Path(__file__).with_name("actor.py")
 
@@ -50,5 +51,5 @@ def _planned(recipe: Recipe, name: str, act: str) -> PlannedStep:
 def write_run(run_dir: Path, *acts: str) -> RunDir:
     """A written run, ready to be driven."""
     # Two calls of git and nine packages' metadata, for a file that no test of acted runs reads.
-    with patch("ftlaunch.provenance.collect", return_value={}):
+    with patch("ftlaunch.run.provenance.collect", return_value={}):
         return prepare(make_plan(run_dir, *acts), Text(run_dir.parent / "recipe.toml"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftlaunch.backend import submit
+from ftlaunch.backend.slurm import submit
 
 
 def test_variables_that_matter_travel_and_secrets_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

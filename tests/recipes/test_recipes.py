@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ftlaunch.adapter import Full, Virtual
-from ftlaunch.plan import make_plan
+from ftlaunch.plan.plan import make_plan
+from ftlaunch.recipe import Full, Virtual
 from ftlaunch.rules import check
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))

@@ -15,7 +15,7 @@ from tests.scoreboard import tiny
 from tests.scoreboard.trial import Verdict
 from tests.scoreboard.two_ranks import SEEN_WITHIN, SETTLE, wait
 
-from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StepDir
 from fttrain.checkpoint import manifest
 
 RECIPE = """
@@ -146,7 +146,7 @@ PROFILE_KEYS = ("partition", "account", "qos", "constraint", "sbatch.comment")
 
 def newline(saver: OurSaver, work: Path) -> Verdict:
     """Every text of a site profile, and the run's name and folder, with a command behind a line break."""
-    if importlib.util.find_spec("ftlaunch.backend.submit") is None:
+    if importlib.util.find_spec("ftlaunch.backend.slurm.submit") is None:
         return Verdict("not built yet", "there is no SLURM backend")
     canary = "touch CANARY #"
     recipe, profile = saver.recipe(work), work / "site.toml"

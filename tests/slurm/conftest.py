@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from scheduled import ROOT, Acted, devcluster, slurm, submit_acted
 
-from ftlaunch.cluster import Cluster
-from ftlaunch.sites import load_cluster
+from ftlaunch.cluster.profiles import load_cluster
+from ftlaunch.cluster.vocabulary import Cluster
 
 
 @pytest.fixture(scope="session")

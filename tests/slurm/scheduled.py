@@ -17,15 +17,17 @@ from unittest.mock import patch
 import msgspec
 
 from ftlaunch import processes
-from ftlaunch.backend import submit
 from ftlaunch.backend.prepare import prepare
-from ftlaunch.cluster import Cluster
-from ftlaunch.plan import Plan, PlannedStep
-from ftlaunch.provenance import Provenance
+from ftlaunch.backend.slurm import submit
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.queue import Entry, read_job
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.plan.plan import Plan, PlannedStep
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
-from ftlaunch.rundir import RunDir, Step
-from ftlaunch.watch import queue, runs
-from ftlaunch.watch.queue import Entry, read_job
+from ftlaunch.run.layout import RunDir
+from ftlaunch.run.provenance import Provenance
+from ftlaunch.run.spec import Step
+from ftlaunch.watch import runs
 from ftlaunch.watch.status import RunStatus, is_over, read_status
 
 NOWHERE = Provenance(
@@ -124,7 +126,7 @@ class Acted:
 
 def submit_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> Acted:
     """Write and submit a run with a stage for each text, such as "40 0.1 kill@3": worker.py's arguments."""
-    with patch("ftlaunch.provenance.collect", return_value=NOWHERE):
+    with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE):
         run = prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), cluster)
     submit.submit(run, runs.read_plan(run))
     return Acted(run, cluster)

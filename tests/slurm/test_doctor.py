@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ftlaunch.backend.doctor import Check, examine
-from ftlaunch.cluster import Cluster
-from ftlaunch.sites import load_cluster
+from ftlaunch.backend.slurm.doctor import Check, examine
+from ftlaunch.cluster.profiles import load_cluster
+from ftlaunch.cluster.vocabulary import Cluster
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import pytest
 from scheduled import Acted, slurm
 
-from ftlaunch.backend import control, submit
-from ftlaunch.backend.request import request
-from ftlaunch.rundir import write_json
+from ftlaunch.backend import control
+from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.slurm.request import request
+from ftlaunch.cluster.queue import Job
+from ftlaunch.run.files import write_json
 from ftlaunch.watch import runs
-from ftlaunch.watch.queue import Job
 
 Submit = Callable[..., Acted]
 

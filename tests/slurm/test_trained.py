@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from scheduled import Acted, slurm
 
-from ftlaunch.cluster import Cluster
-from ftlaunch.rundir import RunDir
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.run.layout import RunDir
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 

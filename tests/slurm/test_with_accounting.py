@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from scheduled import Acted, devcluster, slurm
 
-from ftlaunch.backend.doctor import examine
-from ftlaunch.cluster import Cluster
-from ftlaunch.watch import queue
+from ftlaunch.backend.slurm.doctor import examine
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.vocabulary import Cluster
 
 Submit = Callable[..., Acted]
 CANARY = "canary-in-a-coal-mine"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ftlaunch.recipe import Data
-from ftlaunch.rundir import StepDir, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import StepDir
 
 RECIPE = """
 name = "tiny"

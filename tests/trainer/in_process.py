@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ftlaunch.adapter import Adapter, Lora
-from ftlaunch.noise import Noise, NoNoise
-from ftlaunch.recipe import Data, Model, Optimizer, Pairwise, Parallel, Ppo, Sft
-from ftlaunch.rundir import Step, StepDir, write_json
-from fttrain.leave import StopRequest
-from fttrain.world import World
+from ftlaunch.recipe import Adapter, Data, Lora, Model, Noise, NoNoise, Optimizer, Pairwise, Parallel, Ppo, Sft
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"), peers=())
 ADAPTER = Lora(rank=4, alpha=8)

@@ -20,11 +20,11 @@ from tests.trainer.in_process import make_data, make_step, train
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
-from ftlaunch.rundir import StepDir
-from fttrain.chat import load as load_for_chat
+from ftlaunch.run.layout import StepDir
 from fttrain.data.sources import _open
-from fttrain.merge import find_source, merge
-from fttrain.model import load_base, load_tokenizer
+from fttrain.merging.merge import find_source, merge
+from fttrain.model.scorer import load_base, load_tokenizer
+from fttrain.tools.chat import load as load_for_chat
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

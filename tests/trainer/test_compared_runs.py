@@ -11,7 +11,8 @@ from tests.trainer.in_process import train
 
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.compare.variants import trials, variants
-from ftlaunch.rundir import RunDir, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import RunDir
 
 SWEEP = """
 [sweep.variants]

@@ -19,7 +19,8 @@ from ftlaunch.compatibility import complete
 from ftlaunch.compatibility.axes import Combination
 from ftlaunch.recipe import Recipe
 from ftlaunch.rules import judge
-from ftlaunch.rundir import StepDir, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import StepDir
 
 IN_CI = 10
 """Three in four of all pairs meet in these."""

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 from tests.conftest import Launch
 
-from ftlaunch.redact import HIDDEN
-from ftlaunch.rundir import RunDir
+from ftlaunch.run.layout import RunDir
+from ftlaunch.safety.redact import HIDDEN
 
 SECRETS = {
     "HF_TOKEN": "hf_CanaryCanaryCanary0123456789abcd",

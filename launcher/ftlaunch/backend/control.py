@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 
-from ftlaunch import processes, trust
-from ftlaunch.backend import local, scheduled
+from ftlaunch import processes
+from ftlaunch.backend.local import driver as local_driver
+from ftlaunch.backend.slurm import control
 from ftlaunch.errors import DONE, UserError
 from ftlaunch.processes import Identity, lock
-from ftlaunch.processes.interrupt import Interrupts
-from ftlaunch.rundir import RunDir, StepDir
-from ftlaunch.watch import made
+from ftlaunch.processes.signals import Interrupts
+from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.safety import trust
+from ftlaunch.watch import outputs
 from ftlaunch.watch.display import open_display
 from ftlaunch.watch.status import is_over
 
@@ -30,10 +32,10 @@ def drive_here(run: RunDir, held: int | None = None, interrupts: Interrupts | No
     """
     held = _take_over(run) if held is None else held
     try:
-        code = local.drive(run, display := open_display(), interrupts)
+        code = local_driver.drive(run, display := open_display(), interrupts)
     finally:
         lock.release(held)
-    if code == DONE and (told := made.describe(run)):
+    if code == DONE and (told := outputs.describe(run)):
         display.say(told)
     return code
 
@@ -81,7 +83,7 @@ def ask_to_stop(run: RunDir, wait: float) -> bool:
     if step is None or is_over(run):
         raise UserError(f"{run.path.name} is not running", f"see how it stands: ftlaunch status {run.path}")
     if run.cluster.exists():
-        scheduled.ask_to_stop(run)
+        control.ask_to_stop(run)
     else:
         step.stop.touch()
     deadline = time.monotonic() + wait
@@ -102,7 +104,7 @@ def cancel(run: RunDir) -> bool:
     if is_over(run):
         return False
     if run.cluster.exists():
-        scheduled.cancel(run)
+        control.cancel(run)
         return True
     if driver := lock.holder(run):
         _end_driver(driver)

@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlaunch import provenance, snapshot, trust
-from ftlaunch.cluster import Cluster
+from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStep
 from ftlaunch.processes import lock
-from ftlaunch.redact import has_secret
-from ftlaunch.rundir import RunDir, aside_of, sync_folder, write_atomic, write_json
+from ftlaunch.run import provenance, snapshot
+from ftlaunch.run.files import aside_of, sync_folder, write_atomic, write_json
+from ftlaunch.run.layout import RunDir
+from ftlaunch.safety import trust
+from ftlaunch.safety.redact import has_secret
 from ftlaunch.watch import runs
 
 if TYPE_CHECKING:

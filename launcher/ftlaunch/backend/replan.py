@@ -6,10 +6,11 @@ import msgspec
 
 from ftlaunch import rules
 from ftlaunch.errors import UserError
-from ftlaunch.load.wording import choice
-from ftlaunch.plan import ON_THE_WAY, Plan, make_plan
+from ftlaunch.load.messages import choice
+from ftlaunch.plan.plan import ON_THE_WAY, Plan, make_plan
 from ftlaunch.processes import lock
-from ftlaunch.rundir import RunDir, write_json
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import runs
 
 

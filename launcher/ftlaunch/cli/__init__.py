@@ -4,10 +4,11 @@ import sys
 
 import typer
 
-from ftlaunch import __version__, trust
-from ftlaunch.cli import compare_verb, eval_verb, model_verbs, recipe_verbs, run_verbs, site_verbs
+from ftlaunch import __version__
+from ftlaunch.cli import cluster, compare, evaluate, model, recipe, run
 from ftlaunch.errors import BAD_INPUT, UserError
-from ftlaunch.redact import redact_output
+from ftlaunch.safety import trust
+from ftlaunch.safety.redact import redact_output
 
 app = typer.Typer(
     add_completion=False,
@@ -17,20 +18,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verb in (recipe_verbs.run, recipe_verbs.plan, recipe_verbs.validate, recipe_verbs.preview):
+for verb in (recipe.run, recipe.plan, recipe.validate, recipe.preview):
     app.command()(verb)
-app.command()(compare_verb.compare)
-for verb in (recipe_verbs.recipes, recipe_verbs.schema):
+app.command()(compare.compare)
+for verb in (recipe.recipes, recipe.schema):
     app.command()(verb)
-for verb in (run_verbs.status, run_verbs.logs, run_verbs.stop, run_verbs.cancel, run_verbs.resume):
+for verb in (run.status, run.logs, run.stop, run.cancel, run.resume):
     app.command()(verb)
-for verb in (model_verbs.merge, model_verbs.chat):
+for verb in (model.merge, model.chat):
     app.command()(verb)
-app.command("eval")(eval_verb.evaluate)
-for verb in (model_verbs.quantize, model_verbs.superweights, site_verbs.doctor):
+app.command("eval")(evaluate.evaluate)
+for verb in (model.quantize, model.superweights, cluster.doctor):
     app.command()(verb)
-app.command("import")(model_verbs.import_model)
-app.command(hidden=True)(run_verbs.drive)
+app.command("import")(model.import_model)
+app.command(hidden=True)(run.drive)
 
 
 def _print_version(wanted: bool) -> None:

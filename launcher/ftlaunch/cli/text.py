@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftlaunch.backend.request import Request
-    from ftlaunch.plan import Plan, PlannedStep
+    from ftlaunch.backend.slurm.request import Request
+    from ftlaunch.plan.plan import Plan, PlannedStep
     from ftlaunch.watch.status import RunStatus, StageStatus
 
 
@@ -83,11 +83,11 @@ def run_status(status: "RunStatus") -> str:
 
 def _next(status: "RunStatus") -> Iterator[str]:
     """What the user of a run that does not work any more may want to do."""
-    from ftlaunch.rundir import RunDir
-    from ftlaunch.watch import made
+    from ftlaunch.run.layout import RunDir
+    from ftlaunch.watch import outputs
 
     path = shlex.quote(status.path)
-    if status.state == "done" and (told := made.describe(RunDir(Path(status.path)))):
+    if status.state == "done" and (told := outputs.describe(RunDir(Path(status.path)))):
         yield told
     if status.state == "failed":
         yield f"  → what went wrong: ftlaunch logs {path} --first-error"

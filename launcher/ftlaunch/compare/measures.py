@@ -7,7 +7,8 @@ from typing import Any
 from msgspec import Struct
 
 from ftlaunch.recipe import Training
-from ftlaunch.rundir import RunDir, StepDir, read_jsonl
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import RunDir, StepDir
 
 WARM_UP_STEPS = 3
 """Steps at a stage's beginning whose time does not count, where there are more than twice as many."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from ftlaunch.compare.measures import Measures
-from ftlaunch.compare.spread import Difference, Spread, paired, spread
+from ftlaunch.compare.statistics import Difference, Spread, paired, spread
 
 
 class Row(Struct, frozen=True, kw_only=True):

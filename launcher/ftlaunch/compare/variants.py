@@ -12,9 +12,9 @@ import msgspec
 from ftlaunch import rules
 from ftlaunch.errors import UserError
 from ftlaunch.load import Loaded
-from ftlaunch.plan import Plan, make_plan
+from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.recipe import Sweep, Training
-from ftlaunch.rundir import Step
+from ftlaunch.run.spec import Step
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._=,-]+")
 

@@ -3,10 +3,23 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ftlaunch.adapter import LowRank, PTuning
-from ftlaunch.noise import HIDDEN_ACT, MLP, Adversarial, NoNoise, Saturated, replaces
-from ftlaunch.recipe import Dpo, Pairwise, Ppo, Qat, Sft, Training
-from ftlaunch.resolve import Resolved
+from ftlaunch.plan.resolve import Resolved
+from ftlaunch.recipe import (
+    HIDDEN_ACT,
+    MLP,
+    Adversarial,
+    Dpo,
+    LowRank,
+    NoNoise,
+    Pairwise,
+    Ppo,
+    PTuning,
+    Qat,
+    Saturated,
+    Sft,
+    Training,
+    replaces,
+)
 
 METHODS = ("lora", "rslora", "dora", "pissa", "adalora", "prefix", "prompt", "p_tuning", "full")
 VIRTUAL = ("prefix", "prompt", "p_tuning")

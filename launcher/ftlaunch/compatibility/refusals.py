@@ -13,7 +13,7 @@ from ftlaunch.compatibility.axes import (
     ZERO,
     Combination,
 )
-from ftlaunch.load.wording import choice, literal
+from ftlaunch.load.messages import choice, literal
 
 UNMERGED = "ship base and adapter unmerged, without the merge"
 SHIP = "ship base and adapter: `ftlaunch chat` and plain peft load the artifact as it is"

@@ -6,7 +6,7 @@ from itertools import combinations
 from ftlaunch.compatibility import MAIN, reasons
 from ftlaunch.compatibility.axes import AXES, BY_NAME
 from ftlaunch.compatibility.refusals import REFUSALS, Refusal
-from ftlaunch.load.wording import choice, literal
+from ftlaunch.load.messages import choice, literal
 
 Named = tuple[str, str]
 """An axis and a value on it."""

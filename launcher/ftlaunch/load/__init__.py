@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.errors import Problem, RecipeError
-from ftlaunch.load import decode, layers, places
+from ftlaunch.load import decode, layers, paths
 from ftlaunch.load.layers import BASE, Layer
-from ftlaunch.load.where import KeyPath, Origin, Where, dotted
+from ftlaunch.load.origins import KeyPath, Origin, Where, dotted
 from ftlaunch.recipe import Recipe
 
 
@@ -45,7 +45,7 @@ def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> L
     layer, problems = layers.override(written, overrides)
     where = Where(Origin(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Recipe, layer.values, where)
-    values, misplaced = places.settle(layer.values, where, {problem.key for problem in problems})
+    values, misplaced = paths.settle(layer.values, where, {problem.key for problem in problems})
     problems += misplaced
     if problems:
         raise RecipeError(problems)

@@ -12,10 +12,10 @@ import msgspec.inspect as types
 from msgspec import NODEFAULT, Struct
 
 from ftlaunch.errors import Problem
-from ftlaunch.load.suits import meant, suits
-from ftlaunch.load.vocabulary import Vocabulary, names, structs
-from ftlaunch.load.where import KeyPath, Toml, Where, dotted, quoted_key
-from ftlaunch.load.wording import choice, closest, did_you_mean, expected, got, literal
+from ftlaunch.load.key_advice import Vocabulary, names, structs
+from ftlaunch.load.messages import choice, closest, did_you_mean, expected, got, literal
+from ftlaunch.load.origins import KeyPath, Toml, Where, dotted, quoted_key
+from ftlaunch.load.type_check import meant, suits
 
 MANY_LINES = frozenset({"prompt", "completion", "system", "chosen", "rejected"})
 """Keys whose text may have line breaks and tabs."""

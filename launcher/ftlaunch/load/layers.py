@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ftlaunch.errors import Problem, RecipeError, UserError
-from ftlaunch.load.lines import key_lines, split_key
-from ftlaunch.load.where import KeyPath, Origin, Toml, dotted
-from ftlaunch.load.wording import choice, literal
+from ftlaunch.load.messages import choice, literal
+from ftlaunch.load.origins import KeyPath, Origin, Toml, dotted
+from ftlaunch.load.toml_lines import key_lines, split_key
 
 KIND = "kind"
 """The key that says what a table is. A table of another kind replaces one whole, as its keys would make no sense."""

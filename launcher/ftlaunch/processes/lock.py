@@ -7,7 +7,7 @@ import msgspec
 
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity, identify
-from ftlaunch.rundir import RunDir
+from ftlaunch.run.layout import RunDir
 
 
 def take(run: RunDir) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.rundir import Attempt, StepDir
+from ftlaunch.run.layout import Attempt, StepDir
 
 TAIL_LINES = 20
 SHOWN_LINES = 8

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.fill import DataError, Row
+from ftlaunch.rows.conversations import row_format, text_of, turns_of
 from ftlaunch.rows.pairs import Unfit, pair_of
 from ftlaunch.rows.prompts import prompt_of
-from ftlaunch.rows.reading import Lines, data_files, is_local, read_rows, rows_of
-from ftlaunch.rows.turns import row_format, text_of, turns_of
+from ftlaunch.rows.readers import Lines, data_files, is_local, read_rows, rows_of
+from ftlaunch.rows.template import DataError, Row
 
 __all__ = ["check_rows", "data_files", "is_local", "is_paired", "read_rows"]
 

@@ -7,8 +7,8 @@ from itertools import takewhile
 from typing import Literal, cast
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.fill import DataError, Row, fill, kind_of, shown, template_fields, text_at, value_at
-from ftlaunch.rows.turns import Turn, entries_of, finished, message_turns, row_format
+from ftlaunch.rows.conversations import Turn, entries_of, finished, message_turns, row_format
+from ftlaunch.rows.template import DataError, Row, fill, kind_of, shown, template_fields, text_at, value_at
 
 Unfit = Literal["empty", "identical", "tied", "unmatched"]
 """Why a row makes no pair: an answer is empty, both are the same, all are rated alike, or their prompts differ."""

@@ -1,9 +1,9 @@
 """A row → what is to be answered: its conversation without the last answer, which it need not have."""
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.fill import Row
+from ftlaunch.rows.conversations import Turn, finished, read_turns, row_format
 from ftlaunch.rows.pairs import Unfit, pair_of
-from ftlaunch.rows.turns import Turn, finished, read_turns, row_format
+from ftlaunch.rows.template import Row
 
 ANSWER: Turn = {"role": "assistant", "content": ""}
 

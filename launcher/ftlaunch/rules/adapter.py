@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ftlaunch.adapter import SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.errors import Problem
-from ftlaunch.load.wording import literal
+from ftlaunch.load.messages import literal
+from ftlaunch.recipe import SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.rules.stage import TrainedStage
 
 

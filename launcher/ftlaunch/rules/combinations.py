@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
-from ftlaunch import compatibility, resolve
+from ftlaunch import compatibility
 from ftlaunch.compatibility.axes import Combination, describe
 from ftlaunch.compatibility.refusals import Refusal
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.noise import no_config_says
-from ftlaunch.recipe import Merge, Training
-from ftlaunch.resolve import Resolved
+from ftlaunch.plan import resolve
+from ftlaunch.plan.resolve import Resolved
+from ftlaunch.recipe import Merge, Training, no_config_says
 from ftlaunch.rules.stage import TableName, TrainedStage, trainings
 
 

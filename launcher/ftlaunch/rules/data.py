@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftlaunch import trust
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
-from ftlaunch.load.wording import choice, literal
+from ftlaunch.load.messages import choice, literal
 from ftlaunch.recipe import Data
 from ftlaunch.rows import PAIRED
-from ftlaunch.rows.fill import template_fields
-from ftlaunch.rows.turns import row_format
+from ftlaunch.rows.conversations import row_format
+from ftlaunch.rows.template import template_fields
+from ftlaunch.safety import trust
 
 CONVERSATIONS = ("messages", "sharegpt")
 """Formats whose rows hold whole conversations."""

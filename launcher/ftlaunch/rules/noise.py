@@ -4,9 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from ftlaunch.errors import Problem
-from ftlaunch.load.wording import literal
-from ftlaunch.noise import MLP, Multiplicative, Saturated
-from ftlaunch.recipe import Sft
+from ftlaunch.load.messages import literal
+from ftlaunch.recipe import MLP, Multiplicative, Saturated, Sft
 from ftlaunch.rules.stage import TrainedStage
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-from ftlaunch import resolve
-from ftlaunch.chain import needs_merge
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.load.wording import choice, literal
+from ftlaunch.load.messages import choice, literal
+from ftlaunch.plan import resolve
+from ftlaunch.plan.chain import needs_merge
 from ftlaunch.recipe import Merge, Reward, Training
 from ftlaunch.rules.stage import trainings
 

@@ -9,12 +9,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from ftlaunch import resolve
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.load.wording import choice, did_you_mean, literal
-from ftlaunch.noise import replaces
-from ftlaunch.recipe import SHIPPED_REWARDS, Ppo
+from ftlaunch.load.messages import choice, did_you_mean, literal
+from ftlaunch.plan import resolve
+from ftlaunch.recipe import SHIPPED_REWARDS, Ppo, replaces
 from ftlaunch.rules.data import DataTable
 from ftlaunch.rules.stage import TrainedStage, trainings
 

@@ -6,8 +6,8 @@ import msgspec
 
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.load.where import KeyPath, Toml
-from ftlaunch.redact import has_secret
+from ftlaunch.load.origins import KeyPath, Toml
+from ftlaunch.safety.redact import has_secret
 
 MESSAGE = "holds what looks like a secret (a token, or the value of an environment variable named like one)"
 REMEDY = "take it out: no key needs one. The hub's token comes from `hf auth login` or the environment"

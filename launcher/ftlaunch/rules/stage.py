@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ftlaunch import intake, resolve, trust
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
-from ftlaunch.load.where import KeyPath
-from ftlaunch.load.wording import choice, did_you_mean, literal
+from ftlaunch.load.messages import choice, did_you_mean, literal
+from ftlaunch.load.origins import KeyPath
+from ftlaunch.plan import resolve
+from ftlaunch.plan.resolve import Resolved
 from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Qat, Training
-from ftlaunch.resolve import Resolved
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
+from ftlaunch.safety import model_files, trust
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ZERO = ("zero1", "zero2", "zero3")
@@ -173,7 +174,7 @@ def model_is_plain(training: TrainedStage) -> Iterator[Problem]:
         return
     try:
         trust.require(folder)
-        intake.require_plain(folder)
+        model_files.require_plain(folder)
     except UserError as error:
         yield training.table_problem("model", "path", error.message, error.remedy)
 

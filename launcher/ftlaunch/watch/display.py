@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
-from ftlaunch.processes.interrupt import talk_to_nobody
+from ftlaunch.processes.signals import talk_to_nobody
 from ftlaunch.watch.progress import WINDOW, Entry, describe, is_evaluation, seconds_left
 
 EVERY_STEPS = 10

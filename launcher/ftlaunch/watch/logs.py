@@ -10,7 +10,7 @@ import msgspec
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity
 from ftlaunch.processes.outcome import Failure, read_failure
-from ftlaunch.rundir import Attempt, RunDir, StepDir
+from ftlaunch.run.layout import Attempt, RunDir, StepDir
 from ftlaunch.watch.runs import find_stage
 from ftlaunch.watch.status import is_over
 from ftlaunch.watch.tail import Tail

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.errors import UserError
-from ftlaunch.plan import Plan
-from ftlaunch.rundir import RunDir, StepDir
+from ftlaunch.plan.plan import Plan
+from ftlaunch.run.layout import RunDir, StepDir
 
 HOME = Path("runs")
 """Where runs are, below the working directory."""

@@ -7,11 +7,12 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch import processes
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.queue import Entry
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
-from ftlaunch.rundir import Attempt, RunDir, StepDir
-from ftlaunch.watch import progress, queue
-from ftlaunch.watch.queue import Entry
+from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.watch import progress
 
 State = Literal["waiting", "queued", "running", "done", "stopped", "failed", "interrupted", "unknown"]
 """queued: SLURM has not started its job yet, or not again.

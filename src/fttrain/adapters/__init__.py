@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.adapter import Adalora, Adapter, Dora, Full, LowRank, Pissa, Rslora, Virtual
+from ftlaunch.recipe import Adalora, Adapter, Dora, Full, LowRank, Pissa, Rslora, Virtual
 from fttrain.adapters import targets
-from fttrain.intake import adapter_folder
+from fttrain.hub import adapter_folder
 
 TRAINED = "default"
 """PEFT's name for the adapter that is trained; frozen ones beside it have others."""
@@ -30,9 +30,9 @@ def attach(
     model.requires_grad_(False)
     start = None if start is None else adapter_folder(start)
     if isinstance(adapter, Virtual):
-        from fttrain.adapters import prompts
+        from fttrain.adapters import virtual_tokens
 
-        return prompts.attach(model, adapter, start, name=TRAINED, in_fp32=in_fp32)
+        return virtual_tokens.attach(model, adapter, start, name=TRAINED, in_fp32=in_fp32)
     continued = None if isinstance(adapter, Pissa) else start  # whose saved form has another rank
     wrapped = _with_lora(model, adapter, continued, in_fp32=in_fp32)
     match adapter:
@@ -112,9 +112,9 @@ def speaking_as(model: nn.Module, name: str) -> Iterator[None]:
 def save(model: Any, adapter: Adapter, weights: dict[str, Tensor], folder: Path) -> None:
     """Write the trained weights, whole and by their names, as plain PEFT loads them on the unchanged base."""
     if isinstance(adapter, Virtual):
-        from fttrain.adapters import prompts
+        from fttrain.adapters import virtual_tokens
 
-        prompts.save(model, TRAINED, weights, folder)
+        virtual_tokens.save(model, TRAINED, weights, folder)
         return
     if isinstance(adapter, Pissa):
         from fttrain.adapters import pissa

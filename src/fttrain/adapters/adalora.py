@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
-from ftlaunch.adapter import Adalora
+from ftlaunch.recipe import Adalora
 
 
 class Triplets(nn.Module):

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
-from fttrain.adapters.weights import weight_of, whole
+from fttrain.adapters.frozen_weights import weight_of, whole
 
 TINY = 1e-30
 """Least square of a norm: a row that is all zero stays finite."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
-from fttrain.adapters.weights import weight_of, whole
+from fttrain.adapters.frozen_weights import weight_of, whole
 
 
 def install(model: nn.Module, adapter: str, *, iterations: int | None, start: Path | None) -> None:

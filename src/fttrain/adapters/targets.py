@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ftlaunch.adapter import Adalora, Dora, LowRank, Pissa
 from ftlaunch.errors import UserError
+from ftlaunch.recipe import Adalora, Dora, LowRank, Pissa
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)

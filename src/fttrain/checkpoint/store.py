@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Training
-from ftlaunch.rundir import Step
+from ftlaunch.run.spec import Step
 from fttrain.checkpoint import manifest, random_states, shards
-from fttrain.checkpoint.background import Background
-from fttrain.checkpoint.image import Image
+from fttrain.checkpoint.shared_memory import Image
+from fttrain.checkpoint.writer_process import Background
 from fttrain.engine import Engine
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fttrain import beside
 from fttrain.checkpoint import manifest
+from fttrain.distributed import sidecar
 
 NICENESS = 10
 """Training goes first; a rank that waits for its save leaves the processor to it."""
@@ -22,7 +22,7 @@ NICENESS = 10
 
 def main() -> None:
     image, rank_pid = int(sys.argv[1]), int(sys.argv[2])
-    if not beside.keep_to(rank_pid):
+    if not sidecar.keep_to(rank_pid):
         return
     os.nice(NICENESS)
     good: set[str] = set()

@@ -12,12 +12,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ftlaunch import trust
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.fill import DataError, Row
+from ftlaunch.rows.conversations import Turn, row_format, text_of, turns_of
 from ftlaunch.rows.pairs import Pair, Unfit, pair_of
-from ftlaunch.rows.turns import Turn, row_format, text_of, turns_of
+from ftlaunch.rows.template import DataError, Row
+from ftlaunch.safety import trust
 
 Span = tuple[int, int]
 """First character and the one after the last."""

@@ -10,12 +10,12 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Sft
-from ftlaunch.rundir import Step
+from ftlaunch.run.spec import Step
 from fttrain.data import tokens
 from fttrain.data.batches import Micro, lay_out
 from fttrain.data.order import Order
 from fttrain.data.token_set import Group, PairSet
-from fttrain.world import World
+from fttrain.distributed.world import World
 
 EXCERPT = 60
 """Characters of a row's text that name it."""

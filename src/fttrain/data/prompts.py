@@ -9,9 +9,9 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.fill import Row
+from ftlaunch.rows.conversations import Turn
 from ftlaunch.rows.prompts import prompt_of
-from ftlaunch.rows.turns import Turn
+from ftlaunch.rows.template import Row
 from fttrain.data.chat import Encoder
 from fttrain.data.sources import load_rows
 from fttrain.data.tokens import split

@@ -12,7 +12,7 @@ import numpy as np
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows import data_files, is_local, read_rows
-from ftlaunch.rows.fill import DataError, Row
+from ftlaunch.rows.template import DataError, Row
 
 Rows = Iterator[tuple[str, Row]]
 """(place of the row, such as "facts.jsonl:17"; the row)."""

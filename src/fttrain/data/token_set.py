@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct, field
 
 from ftlaunch.errors import UserError
-from ftlaunch.rundir import write_json
+from ftlaunch.run.files import write_json
 from fttrain.data.chat import Encoded, EncodedPair
 
 log = logging.getLogger(__name__)

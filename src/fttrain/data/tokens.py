@@ -16,8 +16,8 @@ import numpy as np
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows import is_paired
-from ftlaunch.rows.fill import Row
 from ftlaunch.rows.pairs import Unfit
+from ftlaunch.rows.template import Row
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
 from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervised, token_set, write_set

@@ -4,20 +4,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch import resolve
+from ftlaunch.plan import resolve
 from ftlaunch.recipe import Dpo
-from ftlaunch.rundir import Step, StepDir
-from fttrain import adapters, references
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain import adapters
 from fttrain.artifact import Origin
-from fttrain.comparison import Compared, Comparison, answer_logps
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed, TableFeed
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.leave import StopRequest
-from fttrain.model import Scorer
-from fttrain.objectives import pairwise
-from fttrain.training import train
-from fttrain.world import World
+from fttrain.model.scorer import Scorer
+from fttrain.objectives import preference
+from fttrain.preference import reference
+from fttrain.preference.objective import Compared, Comparison, answer_logps
+from fttrain.training.session import train
 
 
 def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
@@ -28,17 +30,17 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
 
     def scorer(model: nn.Module, origin: Origin) -> Scorer:
         if is_live and origin.adapter is not None:
-            adapters.add_frozen(model, origin.adapter, references.REFERENCE, in_fp32=not step.parallel.zero_stage)
+            adapters.add_frozen(model, origin.adapter, reference.REFERENCE, in_fp32=not step.parallel.zero_stage)
         return Scorer(model)
 
     def objective(engine: Engine, feed: Feed, origin: Origin) -> Comparison:
         if not is_live:
             assert isinstance(feed, TableFeed)
-            references.precompute(feed, engine, origin, step)
+            reference.precompute(feed, engine, origin, step)
         return Comparison(compare)
 
     def compare(engine: Engine, micro: Micro) -> Compared:
-        reference_G2 = references.live(engine, micro) if is_live else references.precomputed(micro)
+        reference_G2 = reference.live(engine, micro) if is_live else reference.precomputed(micro)
         logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
         ratios_G2 = logps_G2 - reference_G2
         losses_G = loss(stage, ratios_G2, lengths_G2)
@@ -53,10 +55,10 @@ def loss(stage: Dpo, ratios_G2: Tensor, lengths_G2: Tensor) -> Tensor:
     """[G]: the loss that the recipe names, of log-ratios policy / reference of answers with so many tokens."""
     match stage.loss:
         case "sigmoid":
-            return pairwise.dpo(ratios_G2, beta=stage.beta, label_smoothing=stage.label_smoothing)
+            return preference.dpo(ratios_G2, beta=stage.beta, label_smoothing=stage.label_smoothing)
         case "robust":
-            return pairwise.robust_dpo(ratios_G2, beta=stage.beta, label_smoothing=stage.label_smoothing)
+            return preference.robust_dpo(ratios_G2, beta=stage.beta, label_smoothing=stage.label_smoothing)
         case "ipo":
-            return pairwise.ipo(ratios_G2 / lengths_G2, beta=stage.beta)
+            return preference.ipo(ratios_G2 / lengths_G2, beta=stage.beta)
         case "hinge":
-            return pairwise.hinge(ratios_G2, beta=stage.beta)
+            return preference.hinge(ratios_G2, beta=stage.beta)

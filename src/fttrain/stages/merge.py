@@ -4,10 +4,11 @@ import shutil
 from typing import Any
 
 from ftlaunch.recipe import Merge
-from ftlaunch.rundir import Step, StepDir
-from fttrain.leave import StopRequest
-from fttrain.merge import as_result, find_source, merge
-from fttrain.world import World
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
+from fttrain.merging.merge import as_result, find_source, merge
 
 
 def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:  # noqa: ARG001 every stage's

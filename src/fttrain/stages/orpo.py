@@ -3,15 +3,16 @@
 from typing import Any
 
 from ftlaunch.recipe import Orpo
-from ftlaunch.rundir import Step, StepDir
-from fttrain.comparison import Compared, Comparison, answer_logps
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
 from fttrain.data.batches import Micro
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.leave import StopRequest
-from fttrain.model import Scorer
-from fttrain.objectives import pairwise
-from fttrain.training import train
-from fttrain.world import World
+from fttrain.model.scorer import Scorer
+from fttrain.objectives import preference
+from fttrain.preference.objective import Compared, Comparison, answer_logps
+from fttrain.training.session import train
 
 
 def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
@@ -22,6 +23,6 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     def compare(engine: Engine, micro: Micro) -> Compared:
         logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
         mean_logps_G2 = logps_G2 / lengths_G2
-        return Compared(pairwise.orpo(mean_logps_G2, beta=stage.beta), stage.beta * mean_logps_G2.detach())
+        return Compared(preference.orpo(mean_logps_G2, beta=stage.beta), stage.beta * mean_logps_G2.detach())
 
     return train(step, folder, world, stop, lambda model, _: Scorer(model), lambda *_: Comparison(compare))

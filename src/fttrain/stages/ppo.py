@@ -5,26 +5,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.adapter import Full
-from ftlaunch.recipe import Ppo
-from ftlaunch.rundir import Step, StepDir
-from fttrain import adapters, artifact, rollout, training, vllm_rollout
-from fttrain.actor import REFERENCE, Acted, Actor
+from ftlaunch.recipe import Full, Ppo
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain import adapters, artifact
 from fttrain.artifact import Origin
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed
 from fttrain.data.prompts import Prompts, load_prompts
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.experience import PpoMicro
-from fttrain.leave import StopRequest
-from fttrain.model import DTYPES, load_base, load_tokenizer
-from fttrain.noise import activations
+from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
+from fttrain.noise import replace_activations
 from fttrain.objectives import ppo
-from fttrain.practice import Practice
-from fttrain.rewards import FunctionReward, ModelReward, Reward, load_judge
-from fttrain.rollout import RollOut
-from fttrain.vllm_rollout import VllmRollout
-from fttrain.world import World
+from fttrain.ppo import rollout, vllm_rollout
+from fttrain.ppo.actor import REFERENCE, Acted, Actor
+from fttrain.ppo.experience import PpoMicro
+from fttrain.ppo.feed import Practice
+from fttrain.ppo.rewards import FunctionReward, ModelReward, Reward, load_judge
+from fttrain.ppo.rollout import RollOut
+from fttrain.ppo.vllm_rollout import VllmRollout
+from fttrain.training import session
 
 SUMS = ("tokens", "policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "policy_change")
 
@@ -76,11 +78,11 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     judge = None if step.reward is None else str(folder.path.parent / step.reward)
     judge = judge or stage.reward_model
     reward = _reward(step, stage, judge)
-    engine = training.build(step, stage, world, origin, lambda model, _: _actor(step, stage, model, origin, judge))
+    engine = session.build(step, stage, world, origin, lambda model, _: _actor(step, stage, model, origin, judge))
     roll_out = _roll_out(step, stage, prompts, engine, origin, folder)
     practice = Practice(step, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
     objective = Clipped(stage, practice)
-    return training.complete(step, folder, stop, origin, tokenizer, engine, practice, objective, practice)
+    return session.complete(step, folder, stop, origin, tokenizer, engine, practice, objective, practice)
 
 
 def _roll_out(
@@ -107,7 +109,7 @@ def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin, judge: str
     frozen, worn = None, artifact.worn(step, origin)
     if isinstance(step.adapter, Full):
         frozen = load_base(origin.base, dtype=dtype, packing=stage.packing).requires_grad_(False)
-        activations.wear(frozen, worn)
+        replace_activations.wear(frozen, worn)
     elif origin.adapter is not None:
         adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=in_fp32)
     head = None if judge is None else load_judge(judge, policy, origin.base, worn, dtype=dtype, in_fp32=in_fp32)

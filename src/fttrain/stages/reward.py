@@ -7,16 +7,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ftlaunch.recipe import Reward
-from ftlaunch.rundir import Step, StepDir
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
 from fttrain.artifact import Origin
-from fttrain.comparison import Compared, Comparison
 from fttrain.data.batches import Micro
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.leave import StopRequest
-from fttrain.model import Rewarder
-from fttrain.objectives.pairwise import bradley_terry
-from fttrain.training import train
-from fttrain.world import World
+from fttrain.model.scorer import Rewarder
+from fttrain.objectives.preference import bradley_terry
+from fttrain.preference.objective import Compared, Comparison
+from fttrain.training.session import train
 
 
 def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from ftlaunch.recipe import Sft
-from ftlaunch.rundir import Step, StepDir, write_json
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
 from fttrain.artifact import Origin
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.leave import StopRequest
-from fttrain.model import Repeater, Scorer
-from fttrain.noise import embeddings
-from fttrain.objectives.consistency import Twice
-from fttrain.training import train
-from fttrain.world import World
+from fttrain.model.scorer import Repeater, Scorer
+from fttrain.noise import neftune
+from fttrain.objectives.r_drop import Twice
+from fttrain.training.session import train
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
         )
         if stage.neftune_alpha:
             embedding = model.get_input_embeddings()
-            embeddings.add(embedding, made.places, alpha=stage.neftune_alpha, kind=stage.neftune_noise)
+            neftune.add(embedding, made.places, alpha=stage.neftune_alpha, kind=stage.neftune_noise)
         return made
 
     def objective(*_: Any) -> CrossEntropy:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fttrain import texts
+from fttrain.evaluation import perplexity
 from fttrain.superweights.projections import Place, Projection, scaled
 
 SCALES = (0.0, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
@@ -19,7 +19,7 @@ NEIGHBOURS = 10
 def without(model: Any, down: dict[int, Projection], places: Sequence[Place], windows: list[Tensor]) -> float:
     """Perplexity with these weights zeroed."""
     with scaled(down, places, 0.0):
-        return texts.perplexity(model, windows)
+        return perplexity.perplexity(model, windows)
 
 
 def by_scale(
@@ -29,7 +29,7 @@ def by_scale(
     curve: dict[float, float] = {}
     for factor in SCALES:
         with scaled(down, places, factor):
-            curve[factor] = texts.perplexity(model, windows)
+            curve[factor] = perplexity.perplexity(model, windows)
     return curve
 
 
@@ -72,9 +72,9 @@ def restored(model: Any, down: dict[int, Projection], places: Sequence[Place], w
         for window in windows:
             held = _activations(model, down, places, window)
             with scaled(down, places, 0.0), _put_back(down, held):
-                yield texts.token_losses(model, window)
+                yield perplexity.token_losses(model, window)
 
-    return texts.perplexity_of(losses())
+    return perplexity.perplexity_of(losses())
 
 
 Activation = tuple[Place, int, float]
@@ -96,7 +96,7 @@ def _activations(model: Any, down: dict[int, Projection], places: Sequence[Place
         for place in places
     ]
     try:
-        texts.token_losses(model, window)
+        perplexity.token_losses(model, window)
     finally:
         for handle in handles:
             handle.remove()

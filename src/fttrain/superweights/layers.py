@@ -5,12 +5,11 @@ import gc
 import msgspec
 import torch
 
-from ftlaunch.adapter import SUPER_WEIGHTS, Adapter, LowRank
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model
-from fttrain.model import DTYPES, load_base, load_tokenizer
+from ftlaunch.recipe import SUPER_WEIGHTS, Adapter, LowRank, Model
+from fttrain.distributed.world import World
+from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.superweights.find import PROMPT, Limits, find
-from fttrain.world import World
 
 
 def resolved(adapter: Adapter, base: Model, world: World) -> Adapter:

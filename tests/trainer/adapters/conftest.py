@@ -11,15 +11,15 @@ from tests.conftest import _byte_tokenizer
 from tests.trainer import in_process
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.adapter import Adapter
-from ftlaunch.recipe import Data, Sft
-from fttrain import artifact, training
+from ftlaunch.recipe import Adapter, Data, Sft
+from fttrain import artifact
 from fttrain.artifact import Origin
 from fttrain.data.batches import Micro, collate
 from fttrain.data.token_set import Group
-from fttrain.loop import _take
-from fttrain.model import Scorer
+from fttrain.model.scorer import Scorer
 from fttrain.stages.sft import CrossEntropy
+from fttrain.training import session
+from fttrain.training.loop import _take
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 32,
@@ -106,7 +106,7 @@ def trained(tmp_path: Path) -> Callable[..., Trained]:
         in_process.start_afresh()
         source = Origin(step.model, None, str(model))
         assert isinstance(step.stage, Sft)
-        engine = training.build(step, step.stage, in_process.ALONE, source, lambda wrapped, _: Scorer(wrapped))
+        engine = session.build(step, step.stage, in_process.ALONE, source, lambda wrapped, _: Scorer(wrapped))
         micros, objective = [some_rows(packing=step.stage.packing)], CrossEntropy()
         engine.set_learning_rate(1e-2)
         losses = [_take(objective, engine, micros, objective.weight(micros[0])).loss for _ in range(3)]

@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 from tests.trainer import in_process
 from tests.trainer.adapters.conftest import IDS, base_of, logits
 
-from ftlaunch.adapter import Adalora
-from ftlaunch.recipe import Data
-from ftlaunch.rundir import read_jsonl
+from ftlaunch.recipe import Adalora, Data
+from ftlaunch.run.files import read_jsonl
 from fttrain import adapters
 from fttrain.adapters.adalora import Allocator
-from fttrain.leave import Stopped
+from fttrain.distributed.stop_request import Stopped
 
 STEPS = 20
 SPEC = Adalora(rank=2, alpha=8, initial_rank=4, prune_after=0.1, prune_until=0.7, prune_every=2)

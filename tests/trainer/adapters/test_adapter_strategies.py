@@ -10,9 +10,21 @@ from safetensors.torch import load_file
 from tests.faults.ranks import Ranks, with_parallel, write_run
 from tests.trainer.conftest import RECIPE
 
-from ftlaunch.adapter import Adalora, Adapter, Dora, Lora, Pissa, Prefix, Prompt, PTuning, Rslora, Virtual
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Optimizer, Recipe
+from ftlaunch.recipe import (
+    Adalora,
+    Adapter,
+    Dora,
+    Lora,
+    Optimizer,
+    Pissa,
+    Prefix,
+    Prompt,
+    PTuning,
+    Recipe,
+    Rslora,
+    Virtual,
+)
 
 ADAPTERS: dict[str, tuple[Adapter, Optimizer]] = {
     "rslora": (Rslora(rank=4, alpha=8, layers="top:1"), Optimizer()),

@@ -12,14 +12,13 @@ from tests.trainer import in_process
 from tests.trainer.adapters.conftest import FAMILIES, IDS, base_of, logits
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftlaunch.adapter import Adalora, Adapter, Dora, Lora, Pissa, Prompt, Rslora
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Dpo, Merge, Model
-from ftlaunch.rundir import read_jsonl
+from ftlaunch.recipe import Adalora, Adapter, Data, Dora, Dpo, Lora, Merge, Model, Pissa, Prompt, Rslora
+from ftlaunch.run.files import read_jsonl
 from fttrain import adapters
 from fttrain.adapters import dora, targets
-from fttrain.merge import find_source, merge
-from fttrain.model import load_base
+from fttrain.merging.merge import find_source, merge
+from fttrain.model.scorer import load_base
 
 LOW_RANK: dict[str, Adapter] = {
     "lora": Lora(rank=4, alpha=8),

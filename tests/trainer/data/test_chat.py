@@ -7,7 +7,7 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.fill import DataError
+from ftlaunch.rows.template import DataError
 from fttrain.data.chat import Encoded, Encoder, chat_template
 from fttrain.data.tokens import supervised
 

@@ -9,9 +9,9 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from fttrain import preview
 from fttrain.data.token_set import PairSet
 from fttrain.data.tokens import tokenize
+from fttrain.tools import preview
 
 Writer = Callable[[Any], str]
 ROWS = [

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from ftlaunch.recipe import Data, Model, Recipe, Sft
-from fttrain import preview
+from fttrain.tools import preview
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)]
 FIELDS: dict[str, Any] = {"prompt": "{question}", "completion": "{answer}", "template": "chatml"}

@@ -9,7 +9,7 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.fill import DataError
+from ftlaunch.rows.template import DataError
 from fttrain.data import sources
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
 

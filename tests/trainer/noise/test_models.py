@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from ftlaunch.errors import UserError
-from ftlaunch.noise import Adversarial, Gaussian, NoNoise, Saturated
-from fttrain.noise import activations, sites
-from fttrain.noise.adversary import Adversary
-from fttrain.noise.functions import Golu, NoisyWhereSaturated
-from fttrain.noise.places import Places
+from ftlaunch.recipe import Adversarial, Gaussian, NoNoise, Saturated
+from fttrain.noise import modules, replace_activations
+from fttrain.noise.activation_functions import Golu, NoisyWhereSaturated
+from fttrain.noise.adversarial import Adversary
+from fttrain.noise.row_index import Places
 
 SMALL = {
     "vocab_size": 50,
@@ -45,16 +45,16 @@ def test_every_mlp_s_activation_is_found_and_replaced(family: str):
     config, attribute, key = FAMILIES[family]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    found = sites.find(model, "mlp-activation")
+    found = modules.find(model, "mlp-activation")
     assert len(found) == 2
-    assert found == sites.find(model, [attribute])
-    assert found == sites.find(model, rf".*\.{attribute}")
+    assert found == modules.find(model, [attribute])
+    assert found == modules.find(model, rf".*\.{attribute}")
     before = model(IDS).logits
-    activations.wear(model, [NoNoise(activation="golu")])
+    replace_activations.wear(model, [NoNoise(activation="golu")])
     assert all(isinstance(model.get_submodule(name), Golu) for name in found)
-    assert sites.find(model, "mlp-activation") == found
+    assert modules.find(model, "mlp-activation") == found
     assert not torch.equal(model(IDS).logits, before)
-    activations.wear(model, [NoNoise(activation="relu")])
+    replace_activations.wear(model, [NoNoise(activation="relu")])
     assert getattr(model.config, key) == "relu"
     as_named = AutoModelForCausalLM.from_config(model.config).eval()
     as_named.load_state_dict(model.state_dict())
@@ -70,18 +70,18 @@ def model() -> torch.nn.Module:
 def test_what_matches_nothing_is_refused_with_what_there_is(model: torch.nn.Module):
     for words in ("actfn", ["act_fn", "actfn"]):
         with pytest.raises(UserError, match="actfn") as caught:
-            sites.find(model, words)
+            modules.find(model, words)
         assert caught.value.remedy.startswith("activation functions are called: act_fn; other modules: ")
         assert "mlp" in caught.value.remedy
 
 
 def test_saturated_noise_is_one_site_and_no_config_can_hold_it(model: torch.nn.Module):
     table = Saturated()
-    activations.wear(model, [table])
-    found = sites.find(model, "mlp-activation")
+    replace_activations.wear(model, [table])
+    found = modules.find(model, "mlp-activation")
     assert [type(model.get_submodule(name)) for name in found] == [NoisyWhereSaturated] * 2
     with pytest.raises(UserError, match="Gulcehre"):
-        activations.write_into({"hidden_act": "silu"}, [table])
+        replace_activations.write_into({"hidden_act": "silu"}, [table])
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_saturated_noise_is_one_site_and_no_config_can_hold_it(model: torch.nn.M
 )
 def test_what_no_config_says_is_not_merged(table: NoNoise, reason: str):
     with pytest.raises(UserError, match=reason):
-        activations.write_into({"hidden_act": "silu"}, [table])
+        replace_activations.write_into({"hidden_act": "silu"}, [table])
 
 
 def test_a_config_says_what_the_last_table_left():
     config = {"hidden_act": "silu", "model_type": "llama"}
-    activations.write_into(config, [NoNoise(activation="relu"), Gaussian(), NoNoise(activation="gelu_tanh")])
+    replace_activations.write_into(config, [NoNoise(activation="relu"), Gaussian(), NoNoise(activation="gelu_tanh")])
     assert config == {"hidden_act": "gelu_pytorch_tanh", "model_type": "llama"}
 
 
@@ -110,7 +110,7 @@ def adversary(model: torch.nn.Module) -> Callable[..., tuple[Adversary, Ask, lis
         model.train()
         places = Places()
         places.take(torch.tensor([[5] * 5 + [7] * 7]), torch.tensor([[*range(5), *range(7)]]))
-        found = [model.get_submodule(name) for name in sites.find(model, "mlp-activation")]
+        found = [model.get_submodule(name) for name in modules.find(model, "mlp-activation")]
         made = Adversary(Adversarial(**fields), found, places)  # type: ignore[arg-type]
         seen: list[torch.Tensor] = []
         found[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))

@@ -11,28 +11,36 @@ from safetensors.torch import load_file
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM
 
-from ftlaunch.adapter import Full, Lora
 from ftlaunch.errors import UserError
-from ftlaunch.noise import (
+from ftlaunch.recipe import (
     Adversarial,
     AlphaDropout,
+    Data,
+    Dpo,
     Dropout,
     DropPath,
+    Full,
     Gaussian,
     LockedDropout,
+    Lora,
+    Merge,
     Multiplicative,
     Noise,
     NoNoise,
+    Orpo,
     Poisson,
+    Ppo,
     Saturated,
     Uniform,
 )
-from ftlaunch.recipe import Data, Dpo, Merge, Orpo, Ppo
-from ftlaunch.rundir import Step, StepDir, read_jsonl
-from fttrain import chat, references
-from fttrain.leave import Stopped
-from fttrain.merge import find_source, merge
-from fttrain.noise import activations
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain.distributed.stop_request import Stopped
+from fttrain.merging.merge import find_source, merge
+from fttrain.noise import replace_activations
+from fttrain.preference import reference
+from fttrain.tools import chat
 
 VOLATILE = {"time", "tokens_per_second", "peak_memory_bytes"}
 STILL = 1e-12
@@ -160,13 +168,13 @@ def by_hand(folder: Path, base: Path, activation: str) -> torch.Tensor:
 
 def test_the_activation_function_goes_with_the_artifact(make: Make, tiny_model: Path, tmp_path: Path):
     first = train(make(noise=GOLU, steps=2), tmp_path)
-    assert activations.read(first.artifact) == (NoNoise(activation="golu"),)
+    assert replace_activations.read(first.artifact) == (NoNoise(activation="golu"),)
     torch.testing.assert_close(logits(chat.load(str(first.artifact))[0]), by_hand(first.artifact, tiny_model, "golu"))
     ended = values(first, "eval/loss")[-1]
 
     second = make(start="01-sft/artifact", steps=1, learning_rate=STILL)
     assert values(train(second, tmp_path), "eval/loss") == [pytest.approx(ended, abs=1e-5)]
-    assert activations.read(tmp_path / "02-sft" / "artifact") == (NoNoise(activation="golu"),)
+    assert replace_activations.read(tmp_path / "02-sft" / "artifact") == (NoNoise(activation="golu"),)
 
     with pytest.raises(UserError, match="no activation function golu") as caught:
         merge(find_source(first.artifact), tmp_path / "out", Merge())
@@ -196,7 +204,7 @@ def test_a_model_trained_in_full_names_its_activation_function(make: Make, tmp_p
 
 def test_dpo_s_reference_hears_no_noise(tiny_model: Path, pairs: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     said: dict[str, list[torch.Tensor]] = {}
-    live = references.live
+    live = reference.live
 
     def run(name: str, noise: Noise, kind: type = Dpo, **fields: Any) -> StepDir:
         said[name] = []
@@ -205,7 +213,7 @@ def test_dpo_s_reference_hears_no_noise(tiny_model: Path, pairs: Data, tmp_path:
             said[name].append(live(engine, micro))
             return said[name][-1]
 
-        monkeypatch.setattr(references, "live", listening)
+        monkeypatch.setattr(reference, "live", listening)
         spec = make_step(tiny_model, pairs, kind=kind, noise=noise, steps=2, learning_rate=STILL, **fields)
         return train(spec, tmp_path / name)
 

@@ -9,7 +9,7 @@ import torch
 from torch.ao.quantization.observer import MinMaxObserver, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
 from ftlaunch.errors import UserError
-from fttrain.quant import activations, calibrate, grid, stored, weights
+from fttrain.quant import activations, calibrate, grid, packing, weights
 from fttrain.quant.grid import Grid
 from fttrain.quant.ternary import absmean, ternary
 from fttrain.quant.weights import DOUBLE_QUANTIZATION, Scheme, quantized, through, through_blocks_of_64
@@ -197,9 +197,9 @@ def test_what_is_kept_stays_and_stretches_nothing(kind: str):
 def test_codes_take_exactly_their_bits_and_come_back(bits: int):
     on = Grid(bits)
     codes = torch.randint(on.lowest, on.highest + 1, (7, 11), generator=torch.Generator().manual_seed(0))
-    packed = stored.pack(codes, on)
+    packed = packing.pack(codes, on)
     assert packed.numel() == -(-7 * 11 * bits // 8)
-    assert torch.equal(stored.unpack(packed, on, 77).reshape(7, 11).long(), codes)
+    assert torch.equal(packing.unpack(packed, on, 77).reshape(7, 11).long(), codes)
 
 
 def test_stored_matrices_come_back_to_the_last_bit(tmp_path: Path):
@@ -210,14 +210,14 @@ def test_stored_matrices_come_back_to_the_last_bit(tmp_path: Path):
     }
     made = {key: quantized(normal(8, 64, seed=n), *told) for n, (key, told) in enumerate(schemes.items())}
     rest = {"norm.weight": normal(8)}
-    stored.save(tmp_path, made, rest, transposed={"b.weight"})
-    state = stored.load(tmp_path, torch.float32)
+    packing.save(tmp_path, made, rest, transposed={"b.weight"})
+    state = packing.load(tmp_path, torch.float32)
     assert set(state) == {*made, "norm.weight"}
     for key, one in made.items():
         expected = one.dequantized()
         assert torch.equal(state[key], expected.T if key == "b.weight" else expected), key
     size = sum(one.num_bits for one in made.values()) / 8
-    assert (tmp_path / stored.FILE).stat().st_size < size + 8 * 4 + 2000
+    assert (tmp_path / packing.FILE).stat().st_size < size + 8 * 4 + 2000
 
 
 def test_activations_by_token_and_by_observed_range():

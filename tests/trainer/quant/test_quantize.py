@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from ftlaunch.errors import BAD_INPUT, DONE
-from fttrain import quantize, texts
+from fttrain.evaluation import perplexity
 from fttrain.quant.grid import Grid
 from fttrain.quant.weights import Scheme, through
 from fttrain.superweights.find import Limits
+from fttrain.tools import quantize
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,10 @@ def test_what_is_stored_is_what_was_measured(name: str, request: pytest.FixtureR
     assert code == DONE
     report = json.loads(said)
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
-    windows = texts.windows(tokenizer, None, length=64, count=8)[4:]
-    assert texts.perplexity(loaded.float(), windows) == pytest.approx(report["quantized"]["perplexity"], rel=1e-5)
+    windows = perplexity.windows(tokenizer, None, length=64, count=8)[4:]
+    assert perplexity.perplexity(loaded.float(), windows) == pytest.approx(report["quantized"]["perplexity"], rel=1e-5)
     original = AutoModelForCausalLM.from_pretrained(model)
-    assert texts.perplexity(original.float(), windows) == pytest.approx(report["original"]["perplexity"], rel=1e-5)
+    assert perplexity.perplexity(original.float(), windows) == pytest.approx(report["original"]["perplexity"], rel=1e-5)
     theirs = original.state_dict()
     key = "model.layers.1.mlp.down_proj.weight" if name == "tiny_model" else "transformer.h.1.mlp.c_proj.weight"
     matrix = theirs[key] if name == "tiny_model" else theirs[key].T

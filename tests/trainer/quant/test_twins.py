@@ -9,11 +9,10 @@ import pytest
 from tests.trainer.in_process import make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.adapter import Full, Lora
-from ftlaunch.recipe import BitLinear, Data, Merge, Qat
-from fttrain import texts
-from fttrain.merge import find_source, merge
-from fttrain.quant import aware
+from ftlaunch.recipe import BitLinear, Data, Full, Lora, Merge, Qat
+from fttrain.evaluation import perplexity
+from fttrain.merging.merge import find_source, merge
+from fttrain.quant import qat
 
 WORDS = ["red", "green", "blue", "salt", "pepper", "kettle", "lamp"]
 ADAPTER = Lora(rank=16, alpha=32)
@@ -68,13 +67,13 @@ def test_training_through_rounding_beats_rounding_afterwards(
     spec: Any, base: Path, rounded_afterwards: Path, rows: Data, tmp_path: Path
 ):
     trained = adapted(base, rows, tmp_path, spec)
-    windows = texts.windows(
+    windows = perplexity.windows(
         AutoTokenizer.from_pretrained(base), write(tmp_path / "held-out.jsonl", 40, seed=1), length=64, count=20
     )
     ours, plain = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (trained, rounded_afterwards))
-    aware.follow_card(ours, trained)
-    in_full = texts.perplexity(plain, windows)
-    aware.install(plain, spec)
-    through, afterwards = texts.perplexity(ours, windows), texts.perplexity(plain, windows)
+    qat.follow_card(ours, trained)
+    in_full = perplexity.perplexity(plain, windows)
+    qat.install(plain, spec)
+    through, afterwards = perplexity.perplexity(ours, windows), perplexity.perplexity(plain, windows)
     print(f"\n{spec}: in full {in_full:.3f}, trained through {through:.3f}, rounded afterwards {afterwards:.3f}")
     assert in_full < through < afterwards

@@ -10,13 +10,13 @@ from tests.trainer.in_process import make_data, make_step, train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
-from ftlaunch.adapter import Lora
 from ftlaunch.errors import BAD_INPUT, UserError
-from fttrain import texts
-from fttrain.superweights import __main__ as tool
+from ftlaunch.recipe import Lora
+from fttrain.evaluation import perplexity as texts
 from fttrain.superweights import ablate, known
 from fttrain.superweights.find import Limits, attention_spikes, find, spikes
 from fttrain.superweights.projections import Place, down_projections, scaled
+from fttrain.tools import superweights as tool
 
 LAYER, ROW, COLUMN = 1, 5, 17
 IDS = torch.arange(12)[None] + 40

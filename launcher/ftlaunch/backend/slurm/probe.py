@@ -1,0 +1,146 @@
+"""What `ftlaunch doctor` looks at on each node, as one srun task a node.
+
+Started as `python -m ftlaunch.backend.slurm.probe FOLDER`.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.backend.slurm import rendezvous
+from ftlaunch.errors import UserError
+from ftlaunch.run.files import write_json
+from ftlaunch.run.provenance import PACKAGES
+
+TOKEN = "token"
+HEAD = "head.json"
+MEET_SECONDS = 10.0
+REDUCE_SECONDS = 120.0
+"""torch may take a while to be read from a shared folder."""
+TRAINER = "fttrain"
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """What one node sees."""
+
+    node: str
+    python: str
+    packages: dict[str, str]
+    """Version of each package that training needs; empty text where it is missing."""
+    shared: bool
+    """Whether what the login node wrote is there."""
+    time: float
+    """Unix time in seconds, as this was written."""
+    free_bytes: int
+    """In the shared folder."""
+    scontrol: bool
+    gpus: list[str]
+    """Name and driver of each, as nvidia-smi tells them."""
+    meets: str | None
+    """Why the first node cannot be reached; None where it can."""
+    reduced: str
+    """What the all-reduce over all nodes said: how it went, or what went wrong."""
+    reduces: bool
+    """Whether its sums were right."""
+
+
+def main() -> None:
+    """Leave a finding in the folder."""
+    folder, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
+    meets = _meet(folder, rank, sys.argv[2:])
+    reduces, reduced = (False, "not tried") if meets else _reduce(folder, rank, sys.argv[2:])
+    finding = Finding(
+        node=os.environ["SLURMD_NODENAME"],
+        python=sys.version.split()[0],
+        packages={name: _version(name) for name in PACKAGES},
+        shared=(folder / TOKEN).exists(),
+        free_bytes=shutil.disk_usage(folder).free,
+        scontrol=shutil.which("scontrol") is not None,
+        gpus=_gpus(),
+        meets=meets,
+        reduced=reduced,
+        reduces=reduces,
+        time=time.time(),
+    )
+    write_json(folder / f"node{rank}.json", finding)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def _meet(folder: Path, rank: int, interface: list[str]) -> str | None:
+    """Why this node and the first one cannot meet as the ranks of a stage would; None where they do."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    names = list(SlurmJobEnvironment().hostnames)
+    try:
+        if len(names) == 1:
+            write_json(folder / HEAD, ["127.0.0.1", rendezvous.free_port(int(os.environ["SLURM_JOB_ID"]), 0)])
+            return None
+        return _listen(folder, names, interface) if rank == 0 else _knock(folder)
+    except (UserError, OSError) as error:
+        return str(error).partition("\n")[0]
+
+
+def _listen(folder: Path, names: list[str], interface: list[str]) -> None:
+    address = rendezvous.own_address(names[1:], interface[0] if interface else None)
+    port = rendezvous.free_port(int(os.environ["SLURM_JOB_ID"]), 0)
+    with socket.create_server((address, port)) as server:
+        server.settimeout(MEET_SECONDS)
+        write_json(folder / HEAD, [address, port])
+        for _ in names[1:]:
+            server.accept()[0].close()
+
+
+def _knock(folder: Path) -> None:
+    deadline = time.monotonic() + MEET_SECONDS
+    while not (folder / HEAD).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    address, port = msgspec.json.decode((folder / HEAD).read_bytes(), type=tuple[str, int])
+    socket.create_connection((address, port), timeout=MEET_SECONDS).close()
+
+
+def _reduce(folder: Path, rank: int, interface: list[str]) -> tuple[bool, str]:
+    """Whether an all-reduce over all nodes, in ranks such as a stage has, gave the right sums; and its words."""
+    address, port = msgspec.json.decode((folder / HEAD).read_bytes(), type=tuple[str, int])
+    variables = os.environ | {"RANK": str(rank), "WORLD_SIZE": os.environ["SLURM_NTASKS"]}
+    variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "FTLAUNCH_REDUCE_GPU": str(int(bool(_gpus())))}
+    own = rendezvous.own_address([address], interface[0] if interface else None)
+    if name := rendezvous.interface_of(own):
+        variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    command = [sys.executable, "-P", "-m", f"{TRAINER}.distributed.all_reduce"]
+    try:
+        done = subprocess.run(
+            command, env=variables, capture_output=True, text=True, timeout=REDUCE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer for {REDUCE_SECONDS:g} s"
+    if done.returncode:
+        return False, (done.stderr.strip().splitlines() or ["no word"])[-1]
+    told = json.loads(done.stdout.splitlines()[-1])
+    nccl = f" {told['nccl']}" if told["nccl"] else ""
+    return True, f"{told['backend']}{nccl}, {told['seconds'] * 1000:.0f} ms for a million floats"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What SLURM is asked for on behalf of a stage: its batch script, written by submitit, and what it may use up."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from submitit.slurm.slurm import SlurmExecutor
+
+from ftlaunch.backend.slurm.save_budget import longest_step
+from ftlaunch.cluster.vocabulary import Cluster, Resources, seconds
+from ftlaunch.errors import UserError
+from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.recipe import Merge, Training
+from ftlaunch.run.layout import RunDir
+
+EXPORTED = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "SLURM_CONF")
+"""What a job has of the submitting shell. SLURM keeps and shows it, so nothing that may be secret is among it."""
+
+
+class Batch(SlurmExecutor):
+    """submitit's executor, which can also write its script where there is no SLURM."""
+
+    after: str | None = None
+    """What must have come of other jobs first, as sbatch --dependency takes it."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self) -> str:
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        dependency = [f"--dependency={self.after}"] if self.after else []
+        return ["sbatch", *dependency, str(submission_file_path)]
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What SLURM is asked for on behalf of a stage."""
+
+    script: str
+    """The batch script, to the byte as it is submitted."""
+    price: str
+    """What it may use up at most."""
+    saving: str | None
+    """How long it has to save, where it trains."""
+
+
+def request(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Request:
+    """What SLURM will be asked for. Nothing is looked up but what an earlier attempt took, so no SLURM need be here."""
+    return Request(
+        script=executor(plan, planned, cluster).text(),
+        price=_price(planned, cluster),
+        saving=_saving(plan, planned, cluster) if isinstance(planned.step.stage, Training) else None,
+    )
+
+
+def _saving(plan: Plan, planned: PlannedStep, cluster: Cluster) -> str:
+    longest = longest_step(RunDir(Path(plan.run_dir)).step_dir(planned.name))
+    known = "must fit into" if longest is None else f"have taken {longest:.0f} s of so far"
+    return f"{cluster.signal_lead} s ahead of the time limit, which a step and a save {known}"
+
+
+def _price(planned: PlannedStep, cluster: Cluster) -> str:
+    """nodes × GPUs × time limit, of one start and of all that there may be."""
+    parallel = planned.step.parallel
+    limit = _resources(planned, cluster).time_limit or cluster.time_limit
+    gpus = parallel.procs_per_node if _gpus(planned, cluster) else 0
+    hours = parallel.nodes * (gpus or 1) * seconds(limit) / 3600
+    unit = "GPU" if gpus else "node"
+    size = f"{parallel.nodes} node{'s' if parallel.nodes > 1 else ''}{f' × {gpus} GPUs' if gpus else ''} × {limit}"
+    starts = cluster.most_restarts + 1
+    return f"{size} = {hours:.3g} {unit}-hours a start; at most {hours * starts:.3g} in {starts} starts"
+
+
+def executor(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Batch:
+    """What submits a stage. Its folder of jobs is made as soon as it does."""
+    run = RunDir(Path(plan.run_dir))
+    made = Batch(run.step_dir(planned.name).jobs, python=_python(run, planned, cluster))
+    made.update_parameters(**_parameters(run, plan, planned, cluster))
+    return made
+
+
+def _python(run: RunDir, planned: PlannedStep, cluster: Cluster) -> str:
+    """The words of the shell that start Python on a node, in a container where the profile names one."""
+    python = cluster.python or sys.executable
+    kind, _, image = cluster.container.partition(":")
+    if kind != "apptainer":
+        return shlex.quote(python)
+    folders = _mounts(run, cluster)
+    gpu = ["--nv"] if _gpus(planned, cluster) else []
+    return shlex.join(["apptainer", "exec", *gpu, *(f"--bind={folder}" for folder in folders), image, python])
+
+
+def _parameters(run: RunDir, plan: Plan, planned: PlannedStep, cluster: Cluster) -> dict[str, Any]:
+    resources = _resources(planned, cluster)
+    code = shlex.quote(str(run.packages))
+    is_last = planned is plan.steps[-1]
+    options: dict[str, Any] = {
+        "job_name": f"{planned.step.name}/{planned.name}",
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": ",".join(cluster.exclude) or None,
+        "nodes": planned.step.parallel.nodes,
+        "ntasks_per_node": 1,
+        "cpus_per_task": resources.cpus_per_node,
+        "mail_user": cluster.mail,
+        "mail_type": ("END,FAIL" if is_last else "FAIL") if cluster.mail else None,
+        "wckey": None,
+        "signal_delay_s": cluster.signal_lead,
+        "stderr_to_stdout": True,
+        "setup": [*cluster.setup, f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        "teardown": _last_words(run, planned, cluster),
+        "srun_args": _srun(run, resources, cluster),
+        "additional_parameters": _flags(run, planned, resources, cluster),
+    }
+    return {key: value for key, value in options.items() if value is not None or key == "wckey"}
+
+
+def _last_words(run: RunDir, planned: PlannedStep, cluster: Cluster) -> list[str] | None:
+    """What follows srun: a look whether it has killed tasks that could not see to the job any more."""
+    if cluster.restart == "successor":
+        return None
+    folder = shlex.quote(str(run.step_dir(planned.name).path))
+    look = f"{_python(run, planned, cluster)} -P -m ftlaunch.backend.slurm.epilogue {folder} $code"
+    if inside := _pyxis(run, cluster):
+        options = shlex.join([*cluster.srun, "--nodes=1", "--ntasks=1", "--export=ALL", *inside])
+        look = f'srun {options} --nodelist="$SLURMD_NODENAME" {look}'
+    return ["code=$?", f"[ $code = 0 ] || {look}", "exit $code"]
+
+
+def _resources(planned: PlannedStep, cluster: Cluster) -> Resources:
+    return cluster.resources(planned.name.partition("-")[2])
+
+
+def _srun(run: RunDir, resources: Resources, cluster: Cluster) -> list[str]:
+    """One failed task ends the others; the CPUs are handed on, which srun does not do by itself since 22.05."""
+    handed_on = [f"--cpus-per-task={resources.cpus_per_node}"] if resources.cpus_per_node else []
+    options = ["--kill-on-bad-exit=1", "--wait=60", "--export=ALL", *handed_on, *_pyxis(run, cluster)]
+    return [*options, *cluster.srun]
+
+
+def _pyxis(run: RunDir, cluster: Cluster) -> list[str]:
+    """Flags with which srun starts tasks in the profile's container; none where it names no image for Pyxis."""
+    kind, _, image = cluster.container.partition(":")
+    mounts = ",".join(_mounts(run, cluster))
+    return [f"--container-image={image}", f"--container-mounts={mounts}"] if kind == "pyxis" else []
+
+
+def _mounts(run: RunDir, cluster: Cluster) -> list[str]:
+    """Folders that a container sees, each as HOST:INSIDE."""
+    if cluster.container != "none" and {*str(run.path)} & {*":,"}:
+        raise UserError(f"{run.path} cannot be mounted: it holds a colon or a comma", "choose another --run-dir")
+    return [folder if ":" in folder else f"{folder}:{folder}" for folder in (str(run.path), *cluster.mounts)]
+
+
+def _flags(run: RunDir, planned: PlannedStep, resources: Resources, cluster: Cluster) -> dict[str, Any]:
+    flags: dict[str, Any] = {
+        "chdir": str(run.path),
+        "export": ",".join(EXPORTED),
+        "kill-on-invalid-dep": "yes",
+        "requeue" if cluster.restart == "requeue" else "no-requeue": True,
+        "time": resources.time_limit,
+    }
+    if resources.memory_per_node:
+        flags["mem"] = resources.memory_per_node
+    flags |= _gpus(planned, cluster)
+    return flags | {key: value for key, value in cluster.sbatch.items() if value is not False}
+
+
+def _gpus(planned: PlannedStep, cluster: Cluster) -> dict[str, str]:
+    style, _, kind = cluster.gpus.partition(":")
+    if style == "none" or planned.step.parallel.device == "cpu" or isinstance(planned.step.stage, Merge):
+        return {}
+    count = f"{f'{kind}:' if kind else ''}{planned.step.parallel.procs_per_node}"
+    return {"gres": f"gpu:{count}"} if style == "gres" else {"gpus-per-node": count}

@@ -1,0 +1,58 @@
+"""Putting a job back into SLURM's queue from one of its own tasks, also while the controller is being restarted."""
+
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.processes.signals import Warnings
+from ftlaunch.run.layout import RunDir
+
+T = TypeVar("T")
+
+LEAVE_SECONDS = 60.0
+"""SLURM may take so long to end the tasks of a job that was requeued."""
+PATIENCE_SECONDS, ASK_AGAIN_SECONDS = 60.0, 3.0
+
+
+def job_state(run: RunDir, job: str) -> str:
+    """SLURM's word for a job. UserError where the controller stays away."""
+    entry = _patiently(lambda: queue.read_queue([run])).get(job)
+    return entry.state if entry else "UNKNOWN"
+
+
+def requeue(job: str, lost: list[str], cluster: Cluster) -> None:
+    """Put this job back into the queue, without the nodes that are lost. SLURM then ends its tasks, this one too.
+
+    UserError where it cannot be done.
+    """
+    steps = [["scontrol", "requeue", job]]
+    if lost:
+        steps.append(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*cluster.exclude, *lost])}"])
+    for command in steps:
+        _patiently(partial(_control, command, cluster))
+    for number in Warnings.NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(LEAVE_SECONDS)
+
+
+def _control(command: list[str], cluster: Cluster) -> None:
+    done = queue.call(command, cluster)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)}: {done.stderr.strip()}", "go on with `ftlaunch resume`")
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """The answer of a controller that may be about to be started again. UserError where it stays away."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(ASK_AGAIN_SECONDS)

@@ -1,0 +1,173 @@
+"""One attempt at a stage on this machine: its processes are started, watched, and none of them is left behind."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ftlaunch import processes
+from ftlaunch.errors import UserError
+from ftlaunch.plan.plan import PlannedStep
+from ftlaunch.processes.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.safety.redact import redact_file
+
+POLL_SECONDS = 0.1
+LEAVE_SECONDS = 3.0
+"""What is left of an attempt may take so long to go once its launching process has ended."""
+PEER_SECONDS = 15.0
+"""Ranks may take so long to leave once one of them has failed; they could wait half an hour for the dead one."""
+TELL_SECONDS = 10.0
+"""The launching process may take so long to tell, once no rank is left."""
+
+Order = Literal["go on", "kill"]
+
+
+def environment(planned: PlannedStep) -> dict[str, str]:
+    """The environment of a stage's processes. UserError where the program that starts them is not installed."""
+    variables = os.environ | planned.env
+    # The trainer belongs to the interpreter that drives it, also where its virtual environment is not activated.
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
+    # A save must fit in here when someone else ends the launching process; peers of a dead rank are given less.
+    variables.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    if shutil.which(planned.command[0], path=variables["PATH"]) is None:
+        raise UserError(f"{planned.command[0]} is not installed", "pip install 'ftlaunch[train]'")
+    return variables
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the processes of an attempt ended on this machine."""
+
+    exit_code: int
+    """Of the launching process."""
+    killed: bool
+    """Whether `poll` had them killed."""
+    forced: bool
+    """Whether ranks were killed that did not leave after a failure."""
+
+
+def run_attempt(
+    planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dict[str, str], poll: Callable[[], Order]
+) -> Outcome | None:
+    """Start the processes and return how the attempt ended; None where `poll`, called all along, had them killed."""
+    ended = attend(planned, step, attempt, variables, poll)
+    said = read_outcome(step, attempt)
+    if said is None and ended.killed:
+        return None
+    outcome = said or tell_death(attempt, ended.exit_code)
+    if isinstance(outcome, Failure):
+        outcome = name_cause(outcome, attempt)
+        write_json(attempt.error, outcome)  # where `status` and `logs` look for it
+    return outcome
+
+
+def attend(
+    planned: PlannedStep,
+    step: StepDir,
+    attempt: Attempt,
+    variables: dict[str, str],
+    poll: Callable[[], Order],
+    deaf_to: Collection[signal.Signals] = (),
+) -> Ended:
+    """Start the processes of one node and stay with them to their end; they ignore `deaf_to` until they say otherwise.
+
+    Those signals come to every process of a SLURM job, also to launching ones that would die of them.
+    """
+    process = _start(planned, step, attempt, variables, deaf_to)
+    failure = _FailureWatch(process.pid, attempt)
+    try:
+        write_json(attempt.process, processes.identify(process.pid))
+        killed = _watch(process, failure, poll)
+    finally:
+        _leave_nothing(process, attempt)
+    for log in _logs_of_this_machine(planned, attempt):
+        redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
+    return Ended(process.returncode, killed, failure.forced)
+
+
+def _logs_of_this_machine(planned: PlannedStep, attempt: Attempt) -> list[Path]:
+    parallel = planned.step.parallel
+    mine = range(attempt.node * parallel.procs_per_node, (attempt.node + 1) * parallel.procs_per_node)
+    ranks = [log for rank, log in attempt.rank_logs().items() if parallel.nodes == 1 or rank in mine]
+    return [attempt.launch_log, *ranks]
+
+
+def _start(
+    planned: PlannedStep,
+    step: StepDir,
+    attempt: Attempt,
+    variables: dict[str, str],
+    deaf_to: Collection[signal.Signals],
+) -> subprocess.Popen[bytes]:
+    def ignore() -> None:
+        for number in deaf_to:
+            signal.signal(number, signal.SIG_IGN)
+
+    with attempt.launch_log.open("wb") as log:
+        return subprocess.Popen(
+            planned.command,
+            cwd=step.path.parent,
+            env=variables | {processes.ATTEMPT: str(attempt.path.resolve())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C in the terminal is the driver's to answer
+            preexec_fn=ignore if deaf_to else None,
+        )
+
+
+def _watch(process: subprocess.Popen[bytes], failure: "_FailureWatch", poll: Callable[[], Order]) -> bool:
+    """Wait for the launching process, ending ranks that outlive a failure; True where `poll` gave up on it."""
+    while process.poll() is None:
+        if not failure.attempt.path.is_dir():
+            message = f"{failure.attempt.path.parent.parent} is gone, and its processes have been ended"
+            raise UserError(message, "a run cannot go on without its folder: start it anew, and leave the folder alone")
+        if failure.has_hung():
+            break
+        if poll() == "kill":
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+class _FailureWatch:
+    """Ends the peers of a failed rank when they do not leave, so that the launching process can tell what happened."""
+
+    def __init__(self, launcher: int, attempt: Attempt) -> None:
+        self._launcher = launcher
+        self.attempt = attempt
+        self._since: float | None = None
+        self._log_size = 0
+        self.forced = False
+
+    def has_hung(self) -> bool:
+        """Whether even the launching process stays on, though no rank is left."""
+        if self._since is None:
+            self._since = time.monotonic() if self._has_failed() else None
+            return False
+        waited = time.monotonic() - self._since
+        if waited > PEER_SECONDS:
+            self.forced = True
+            processes.end(self.attempt.path, spare=self._launcher)
+        return waited > PEER_SECONDS + TELL_SECONDS
+
+    def _has_failed(self) -> bool:
+        if self.attempt.error.exists():
+            return True
+        before, self._log_size = self._log_size, self.attempt.launch_log.stat().st_size
+        return self._log_size != before and peers_are_being_ended(self.attempt)
+
+
+def _leave_nothing(process: subprocess.Popen[bytes], attempt: Attempt) -> None:
+    """End every process of the attempt, in whatever session; they have a moment to go if the launching one has gone."""
+    processes.end(attempt.path, grace=LEAVE_SECONDS if process.poll() is not None else 0.0)
+    process.kill()  # it may not have come as far as its environment
+    process.wait()

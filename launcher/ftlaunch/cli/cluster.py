@@ -1,0 +1,34 @@
+"""Verbs that take a cluster."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ftlaunch.cli import text
+from ftlaunch.cli.options import Json
+from ftlaunch.errors import BAD_INPUT, DONE
+
+
+def doctor(
+    cluster: Annotated[str, typer.Option("--cluster", metavar="NAME", help="A profile's file, or its name.")],
+    nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Look at so many nodes.")] = 2,
+    exclude_failing: Annotated[
+        bool, typer.Option("--exclude-failing", help="Add nodes that fail to the profile's `exclude`.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check whether a SLURM cluster is fit for runs.
+
+    Example: ftlaunch doctor --cluster dev
+    """
+    from ftlaunch.backend.slurm.doctor import examine
+    from ftlaunch.cluster.profiles import exclude, load_cluster
+
+    checks = list(examine(load_cluster(cluster), nodes))
+    rows = [("pass" if each.passed else "FAIL", each.what, each.found, each.remedy) for each in checks]
+    print(text.as_json(checks) if json else text.table(("", "check", "found", "remedy"), rows))
+    failing = sorted({each.node for each in checks if each.node and not each.passed})
+    if failing and exclude_failing:
+        print(f"{exclude(cluster, failing)} now excludes {', '.join(failing)}", file=sys.stderr)
+    raise typer.Exit(DONE if all(each.passed for each in checks) else BAD_INPUT)

@@ -1,0 +1,72 @@
+"""The verb that asks models what is held out, and compares their answers with the references."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftlaunch.cli import trainer
+from ftlaunch.cli.model import made_by
+from ftlaunch.cli.options import Json, Settings
+from ftlaunch.errors import UserError
+
+if TYPE_CHECKING:
+    from ftlaunch.recipe import Recipe
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="What names the data.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL…", help="As those of chat. Default: a run's base, and what the run has made of it."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits.")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask the first N of the prompts.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 128,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", metavar="FILE", help="Write prompts, references and answers (.jsonl).")
+    ] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Ask models what is held out, and score their answers.
+
+    Example: ftlaunch eval my-run --prompts 50
+    """
+    recipe, models = _asked(source, model or [], settings or [])
+    if answers is not None:
+        _require_room(answers)
+    options = ["--max-new-tokens", str(max_new_tokens), *(["--json"] if as_json else [])]
+    given = {"--data": data, "--prompts": prompts, "--answers": answers}
+    options += [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+    raise typer.Exit(trainer.call_on(recipe, "fttrain.tools.evaluate", *models, *options))
+
+
+def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe, list[str]]":
+    """The recipe, and what is to be evaluated. UserError where either is wanting."""
+    from ftlaunch import rules
+    from ftlaunch.load import catalog
+    from ftlaunch.watch import runs
+
+    if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
+        recipe = rules.check(catalog.find_recipe(source), settings).recipe
+        if not models:
+            raise UserError(
+                f"{source} is a recipe, and has made no model", "name models after it, or a run in its place"
+            )
+        return recipe, [made_by(each, merged=True) for each in models]
+    recipe = rules.check_again(runs.find(source).resolved, settings).recipe
+    revision = f"@{recipe.model.revision}" if recipe.model.revision else ""
+    asked = models or [recipe.model.path + revision, source]
+    return recipe, [made_by(each, merged=True) for each in asked]
+
+
+def _require_room(answers: Path) -> None:
+    if answers.exists():
+        raise UserError(f"--answers {answers}: the file exists", "name another, or remove it")
+    if not answers.absolute().parent.is_dir():
+        raise UserError(f"--answers {answers}: there is no such folder", f"mkdir -p {answers.parent}")

@@ -1,0 +1,196 @@
+"""Verbs that take a recipe. What they need is imported when they are called: startup time is a feature."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftlaunch.cli import text, trainer
+from ftlaunch.cli.options import (
+    ClusterName,
+    Detach,
+    Json,
+    Nodes,
+    ProcsPerNode,
+    RecipeName,
+    RunFolder,
+    Settings,
+    all_settings,
+)
+from ftlaunch.errors import UserError
+
+if TYPE_CHECKING:
+    from ftlaunch.cluster.vocabulary import Cluster
+    from ftlaunch.plan.plan import Plan
+    from ftlaunch.rules import Loaded
+    from ftlaunch.run.layout import RunDir
+
+
+def _load(recipe: str, settings: list[str]) -> "Loaded":
+    from ftlaunch import rules
+    from ftlaunch.load import catalog
+
+    return rules.check(catalog.find_recipe(recipe), settings)
+
+
+def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
+    from ftlaunch.plan.plan import make_plan
+    from ftlaunch.watch import runs
+
+    if loaded.recipe.sweep is not None:
+        message = f"{loaded.source.name} has a [sweep] table: it is several runs, not one"
+        raise UserError(message, f"run them all: ftlaunch compare {loaded.source}")
+    folder = (run_dir or runs.HOME / loaded.recipe.name).absolute()
+    if not str(folder).isprintable():  # a line break would end a line of a batch script, and begin a command
+        raise UserError(f"{str(folder)!r} holds control characters", "choose another folder with --run-dir")
+    return make_plan(loaded.recipe, folder)
+
+
+def _cluster(name: str | None) -> "Cluster | None":
+    if name is None:
+        return None
+    from ftlaunch.cluster.profiles import load_cluster
+
+    return load_cluster(name)
+
+
+def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str:
+    """A plan in full, with what SLURM is asked for where it is for a cluster."""
+    if cluster is None:
+        return text.as_json(plan) if json else text.full(plan)
+    from ftlaunch.backend.slurm.request import request
+
+    requests = {step.name: request(plan, step, cluster) for step in plan.steps}
+    return text.as_json({"plan": plan, "requests": requests}) if json else text.full(plan, requests)
+
+
+def run(
+    recipe: RecipeName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+    cluster: ClusterName = None,
+    run_dir: RunFolder = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
+    begin_from: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Begin an existing run anew at this stage.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what --from makes obsolete without asking.")] = False,
+    detach: Detach = False,
+) -> None:
+    """Run a recipe; Ctrl-C saves and stops.
+
+    Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
+    """
+    from ftlaunch.backend.prepare import prepare
+    from ftlaunch.cli.run import start
+
+    loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
+    planned, site = _plan(loaded, run_dir), _cluster(cluster)
+    if dry_run:
+        print(_show(planned, site))
+        return
+    if site is None:
+        from ftlaunch.backend.local.driver import refuse_several_nodes
+
+        refuse_several_nodes(planned)
+        trainer.require()
+    print(text.summary(planned), file=sys.stderr)
+    if begin_from is None:
+        folder = prepare(planned, loaded, site)
+    else:
+        folder = _begin_anew(planned, loaded, site, begin_from, yes=yes)
+    raise typer.Exit(start(folder, detach=detach))
+
+
+def _begin_anew(planned: "Plan", loaded: "Loaded", cluster: "Cluster | None", stage: str, *, yes: bool) -> "RunDir":
+    """The run's folder without the stages that are done anew, once the user agrees."""
+    from ftlaunch.backend import rerun
+    from ftlaunch.watch import runs
+
+    run = runs.find(planned.run_dir)
+    removed = rerun.removed_from(run, planned, stage)
+    what = f"{', '.join(removed)} of {run.path}"
+    if removed and not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"--from removes {what}", "add --yes if that is meant")
+        typer.confirm(f"This removes {what}. Go on?", abort=True, err=True)
+    rerun.begin_anew(run, planned, loaded, cluster, removed)
+    return run
+
+
+def plan(
+    recipe: RecipeName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+    cluster: ClusterName = None,
+    run_dir: RunFolder = None,
+    json: Json = False,
+) -> None:
+    """Show what a run would do, in full.
+
+    Example: ftlaunch plan my.toml --procs-per-node 2
+    """
+    planned = _plan(_load(recipe, all_settings(settings, nodes, procs_per_node)), run_dir)
+    print(_show(planned, _cluster(cluster), json=json))
+
+
+def validate(
+    recipe: RecipeName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+) -> None:
+    """Check a recipe and the data it names.
+
+    Example: ftlaunch validate my.toml
+    """
+    asked = all_settings(settings, nodes, procs_per_node)
+    loaded = _load(recipe, asked)
+    if loaded.recipe.sweep is not None:
+        from ftlaunch.compare import variants
+
+        found = variants.variants([loaded.source], asked)
+        variants.trials(found, 1, Path())
+        print(f"{loaded.source.name}: ok — {', '.join(variant.label for variant in found)}")
+        return
+    steps = _plan(loaded, None).steps
+    stages = ", ".join(step.name.partition("-")[2] for step in steps)
+    count = max(step.step.world_size for step in steps)
+    print(f"{loaded.source.name}: ok — {stages} on {text.processes(count)}")
+
+
+def recipes(json: Json = False) -> None:
+    """List the recipes that come with ftlaunch.
+
+    Example: ftlaunch recipes
+    """
+    from ftlaunch.load import catalog
+
+    found = {name: catalog.description(path) for name, path in catalog.shipped_recipes().items()}
+    print(text.as_json(found) if json else text.table(("recipe", "what it does"), list(found.items())))
+
+
+def schema() -> None:
+    """Print the JSON Schema of a recipe.
+
+    Example: ftlaunch schema > recipe.schema.json
+    """
+    from ftlaunch.recipe.schema import json_schema
+
+    print(text.as_json(json_schema()))
+
+
+def preview(
+    recipe: RecipeName,
+    rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="Rows of each data set.")] = 2,
+    settings: Settings = None,
+) -> None:
+    """Show data as the model will see it.
+
+    Example: ftlaunch preview my.toml --rows 3
+    """
+    loaded = _load(recipe, settings or [])
+    raise typer.Exit(trainer.call_on(loaded.recipe, "fttrain.tools.preview", "--rows", str(rows)))

@@ -1,0 +1,202 @@
+"""Verbs that take a run. What they need is imported when they are called: startup time is a feature."""
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftlaunch.cli import text, trainer
+from ftlaunch.cli.options import (
+    AttemptNumber,
+    ClusterName,
+    Detach,
+    Json,
+    Nodes,
+    ProcsPerNode,
+    RunName,
+    Settings,
+    StageName,
+    all_settings,
+)
+from ftlaunch.errors import DONE
+
+if TYPE_CHECKING:
+    from ftlaunch.run.layout import RunDir
+
+
+def start(folder: "RunDir", *, detach: bool) -> int:
+    """Drive a written run here, or in the background; the exit code."""
+    from ftlaunch.watch import outputs, runs
+
+    where = folder.path
+    if runs.finished(folder):
+        print(f"{where.name} is already finished: {where}\n{outputs.describe(folder)}".rstrip(), file=sys.stderr)
+        return DONE
+    if folder.cluster.exists():
+        return _submit(folder)
+    from ftlaunch.backend import control
+
+    if not detach:
+        return control.drive_here(folder)
+    control.drive_detached(folder)
+    print(f"{where.name} runs in the background. Come back with", file=sys.stderr)
+    print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
+    return DONE
+
+
+def _refuse_twice(folder: "RunDir") -> None:
+    from ftlaunch.backend.slurm.submit import refuse_twice
+
+    refuse_twice(folder)
+
+
+def _submit(folder: "RunDir") -> int:
+    from ftlaunch.backend.slurm import submit
+    from ftlaunch.watch import runs
+
+    jobs = submit.submit(folder, runs.read_plan(folder))
+    where = folder.path
+    print(f"{where.name} is submitted: {', '.join(f'job {job.id}' for job in jobs)}. Come back with", file=sys.stderr)
+    print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
+    return DONE
+
+
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's folder or name. Default: all runs.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how a run stands, or list all runs below ./runs.
+
+    Example: ftlaunch status my-run
+    """
+    from ftlaunch.watch import runs
+    from ftlaunch.watch.status import read_all, read_status
+
+    if run is not None:
+        found = read_status(runs.find(run))
+        print(text.as_json(found) if json else text.run_status(found))
+        return
+    every = read_all(runs.all_runs())
+    if not every and not json:
+        print(f"there are no runs below {runs.HOME.absolute()}", file=sys.stderr)
+        return
+    print(text.as_json(every) if json else text.run_list(every))
+
+
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is said, until the run ends.")] = False,
+    stage: StageName = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="K", help="Only rank K.")] = None,
+    node: Annotated[str | None, typer.Option("--node", metavar="NAME", help="Only ranks on that node.")] = None,
+    first_error: Annotated[bool, typer.Option("--first-error", help="Show what went wrong first, in full.")] = False,
+    attempt: AttemptNumber = None,
+) -> None:
+    """Print what the processes of a run said.
+
+    Example: ftlaunch logs -f my-run --rank 0
+    """
+    from ftlaunch.processes.outcome import describe_in_full
+    from ftlaunch.watch import logs, runs
+
+    folder = runs.find(run)
+    if first_error:
+        print(describe_in_full(logs.first_error(folder, stage, attempt)))
+    elif follow:
+        with contextlib.suppress(KeyboardInterrupt):  # it stops the following, not the run
+            _print(logs.follow(folder, stage, attempt, rank, node))
+    else:
+        _print(logs.read(folder, stage, attempt, rank, node))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def stop(
+    run: RunName,
+    wait: Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for its end.")] = 0,
+) -> None:
+    """Have a run save and leave; it can be resumed.
+
+    Example: ftlaunch stop my-run --wait 60
+    """
+    from ftlaunch.backend import control
+    from ftlaunch.watch import runs
+
+    folder = runs.find(run)
+    over = control.ask_to_stop(folder, wait)
+    print(f"{folder.path.name} has {'stopped' if over else 'been asked to save and stop'}", file=sys.stderr)
+
+
+def cancel(run: RunName) -> None:
+    """End a run at once, without saving.
+
+    Example: ftlaunch cancel my-run
+    """
+    from ftlaunch.backend import control
+    from ftlaunch.watch import runs
+
+    folder = runs.find(run)
+    ended = control.cancel(folder)
+    print(f"{folder.path.name} {'has been ended' if ended else 'was not running'}", file=sys.stderr)
+
+
+def resume(
+    run: RunName,
+    settings: Settings = None,
+    nodes: Nodes = None,
+    procs_per_node: ProcsPerNode = None,
+    cluster: ClusterName = None,
+    detach: Detach = False,
+) -> None:
+    """Go on with a run from its newest checkpoint, also with other processes.
+
+    Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
+    """
+    from ftlaunch.backend.local.driver import refuse_several_nodes
+    from ftlaunch.backend.replan import adopt, replan
+    from ftlaunch.watch import runs
+
+    folder = runs.find(run)
+    here = cluster is None and not folder.cluster.exists()
+    if here:
+        trainer.require()
+    else:
+        _refuse_twice(folder)
+    if cluster is not None:
+        _move(folder, cluster)
+    if asked := all_settings(settings, nodes, procs_per_node):
+        planned = replan(folder, asked)
+        if here:
+            refuse_several_nodes(planned)
+        adopt(folder, planned)
+        print(text.summary(planned), file=sys.stderr)
+    raise typer.Exit(start(folder, detach=detach))
+
+
+def _move(folder: "RunDir", cluster: str) -> None:
+    """Have a run that is at rest go on by a cluster's profile as it is now."""
+    from ftlaunch.cluster.profiles import load_cluster
+    from ftlaunch.processes import lock
+    from ftlaunch.run.files import write_json
+
+    profile = load_cluster(cluster)
+    held = lock.take(folder)
+    try:
+        write_json(folder.cluster, profile)
+    finally:
+        lock.release(held)
+
+
+def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:
+    """Drive a written run whose lock this process has inherited: what --detach starts."""
+    from ftlaunch.backend import control
+    from ftlaunch.watch import runs
+
+    raise typer.Exit(control.drive_here(runs.find(run), lock))

@@ -1,0 +1,1 @@
+"""What is known of a SLURM cluster: its profile, and its queue."""

@@ -1,0 +1,57 @@
+"""Running trials on this machine, one after another; what has finished is not run again."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ftlaunch.backend import control
+from ftlaunch.backend.local.driver import refuse_several_nodes
+from ftlaunch.backend.prepare import first_changed, prepare
+from ftlaunch.compare.variants import Trial
+from ftlaunch.errors import DONE, STAGE_FAILED, UserError
+from ftlaunch.processes.signals import Interrupts
+from ftlaunch.run.layout import RunDir
+from ftlaunch.watch import runs
+
+
+def conduct(trials: Sequence[Trial], say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> int:
+    """Run what has not finished; the exit code. A failing trial does not keep the others from running; a signal does.
+
+    UserError where a trial's folder holds something else.
+    """
+    for trial in trials:
+        refuse_several_nodes(trial.plan)
+    folders = [_folder(trial) for trial in trials]
+    with Interrupts() as interrupts:
+        return _conduct(trials, folders, interrupts, say)
+
+
+def _conduct(
+    trials: Sequence[Trial], folders: Sequence[RunDir], interrupts: Interrupts, say: Callable[[str], None]
+) -> int:
+    code = DONE
+    for number, (trial, folder) in enumerate(zip(trials, folders, strict=True), start=1):
+        told = f"trial {number} of {len(trials)}: {trial.variant.label}, seed {trial.seed}"
+        if runs.finished(folder):
+            say(f"{told}: finished")
+            continue
+        if interrupts.wish != "go on":
+            return interrupts.exit_code
+        say(told)
+        ended = control.drive_here(folder, interrupts=interrupts)
+        if ended not in (DONE, STAGE_FAILED):
+            return ended
+        code = max(code, ended)
+    return code
+
+
+def _folder(trial: Trial) -> RunDir:
+    """The trial's run folder, written where it is not there yet."""
+    path = Path(trial.plan.run_dir)
+    if not runs.is_run(path):
+        return prepare(trial.plan, trial.loaded)
+    folder = RunDir(path)
+    if first_changed(runs.read_plan(folder), trial.plan) is not None:
+        remedy = "name another folder with --dir, or remove this one"
+        raise UserError(f"{path} holds a run of another recipe or other settings", remedy)
+    return folder

@@ -1,0 +1,37 @@
+"""The recipes that come with ftlaunch."""
+
+from pathlib import Path
+
+from ftlaunch.errors import UserError
+from ftlaunch.load.messages import did_you_mean, literal
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name → file of every shipped recipe, by name. What stands in base/ is for recipes to extend, not to run."""
+    installed = PACKAGE / "recipes"
+    folder = installed if installed.is_dir() else PACKAGE.parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file at the path, else the shipped recipe of that name. Raises UserError where there is neither."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    name = name_or_path.removesuffix(".toml")
+    if name in shipped:
+        return shipped[name]
+    otherwise = "correct the path, or see the shipped recipes with `ftlaunch recipes`"
+    guess = did_you_mean(Path(name).name, shipped, "")
+    remedy = f"{guess} `ftlaunch recipes` shows all" if guess else otherwise
+    raise UserError(f"there is no recipe {literal(name_or_path)}, neither a file nor a shipped one", remedy)
+
+
+def description(path: Path) -> str:
+    """The first comment of a recipe, which says in a line what it does; empty where it has none."""
+    with path.open(encoding="utf-8") as file:
+        lines = (line.strip() for line in file)
+        return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")

@@ -1,0 +1,108 @@
+"""Which tables a recipe may have and which keys stand in which: it explains a key that is out of place."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec.inspect as types
+
+from ftlaunch.load.messages import choice, closest, literal
+
+
+@dataclass(frozen=True)
+class Table:
+    """A place in a recipe where keys may stand."""
+
+    label: str
+    """`[model]`, `[[stage]]`, `[data.NAME]` or `the top of the file`."""
+    kinds: tuple[types.StructType, ...]
+    """What it can hold: one struct, or one for each `kind`."""
+
+    def home_of(self, key: str) -> str | None:
+        """The table, with the kinds that know the key; None where none does."""
+        tags = [literal(kind.tag) for kind in self.kinds if key in names(kind)]
+        if len(tags) in (0, len(self.kinds)):
+            return self.label if tags else None
+        return f"{self.label} of kind {choice(tags)}"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to say about a key that its table does not know."""
+
+    message: str
+    remedy: str
+    meant: str | None = None
+    """The key of the same table that was probably meant."""
+
+
+class Vocabulary:
+    """Every table of a recipe, nearest to the top first."""
+
+    def __init__(self, top: types.StructType) -> None:
+        self.tables = tuple(_tables(top))
+
+    def advise(self, key: str, kind: types.StructType, kinds: Sequence[types.StructType]) -> Advice:
+        """Explain an unknown key of a table that is of `kind` out of `kinds`."""
+        tags = [literal(other.tag) for other in kinds if key in names(other)]
+        if tags:
+            message = f"belongs to kind {choice(tags)}, and this table's kind is {literal(kind.tag)}"
+            return Advice(message, f"remove it, or write {kind.tag_field} = {tags[0]}")
+        homes = [home for table in self.tables if (home := table.home_of(key))]
+        if homes:
+            return Advice(f"is not known here: it belongs to {choice(homes)}", f"move it to {choice(homes)}")
+        return self._guess(key, kind)
+
+    def _guess(self, key: str, kind: types.StructType) -> Advice:
+        message = "is not a known key"
+        known = names(kind)
+        if meant := closest(key, known):
+            return Advice(message, f"did you mean {literal(meant)}?", meant)
+        for table in self.tables:
+            if key in (tags := {struct.tag: struct.tag_field for struct in table.kinds}):
+                return Advice(message, f"write {table.label} with {tags[key]} = {literal(key)}")
+        for table in self.tables:
+            if meant := closest(key, [name for struct in table.kinds for name in names(struct)], likeness=0.75):
+                return Advice(message, f"did you mean {literal(meant)}, which belongs to {table.home_of(meant)}?")
+        return Advice(message, f"remove it; this table knows {', '.join(known)}" if known else "remove it")
+
+
+def names(kind: types.StructType) -> list[str]:
+    """The keys that a table of this kind knows, its `kind` first."""
+    tag = [kind.tag_field] if kind.tag_field else []
+    return [*tag, *(field.encode_name for field in kind.fields)]
+
+
+def structs(kind: types.Type) -> tuple[types.StructType, ...]:
+    """The structs that a table of this type can hold; for a list or dict of tables, those of its elements."""
+    match kind:
+        case types.StructType():
+            return (kind,)
+        case types.UnionType():
+            return tuple(struct for member in kind.types for struct in structs(member))
+        case types.ListType():
+            return structs(kind.item_type)
+        case types.DictType():
+            return structs(kind.value_type)
+        case _:
+            return ()
+
+
+def _tables(top: types.StructType) -> Iterator[Table]:
+    yield Table("the top of the file", (top,))
+    seen = {top.cls}
+    waiting = [("", top)]
+    while waiting:
+        prefix, struct = waiting.pop(0)
+        for field in struct.fields:
+            name = f"{prefix}{field.encode_name}"
+            kinds = tuple(kind for kind in structs(field.type) if kind.cls not in seen)
+            if kinds:
+                seen.update(kind.cls for kind in kinds)
+                waiting.extend((f"{name}.", kind) for kind in kinds)
+                yield Table(_label(name, field.type), kinds)
+
+
+def _label(name: str, kind: types.Type) -> str:
+    if isinstance(kind, types.ListType):
+        return f"[[{name}]]"
+    return f"[{name}.NAME]" if isinstance(kind, types.DictType) else f"[{name}]"

@@ -1,0 +1,116 @@
+"""A recipe's types and values in a user's words."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from datetime import date, time
+
+import msgspec.inspect as types
+
+from ftlaunch.load.origins import Toml
+
+PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    r"^((top|every):[1-9][0-9]*|super-weights)$": '"super-weights", "top:8" or "every:4", with any number of layers',
+    r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$": 'a time as in "4:00:00" (hours, minutes, seconds) or "2-12:00:00" (with days)',
+    r"^\d+[KMGT]$": 'an amount of memory as in "64G"',
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of a variable",
+    r"^[a-z][a-z0-9-]*$": "a flag without its dashes",
+    r"^(none|gpus-per-node|gres)(:[A-Za-z0-9._-]+)?$": '"none", "gpus-per-node", "gres" or, with a type, "gres:a100"',
+}
+"""What a pattern in recipe.py or cluster.py asks for."""
+
+
+def expected(kind: types.Type) -> str:
+    """What a value of this type looks like: "a number above 0"."""
+    match kind:
+        case types.BoolType():
+            return "true or false"
+        case types.LiteralType():
+            return choice(literal(value) for value in kind.values)
+        case types.IntType() | types.FloatType():
+            return _number(kind)
+        case types.StrType():
+            return _text(kind)
+        case types.TupleType():
+            return f"a list of {len(kind.item_types)}: {', '.join(map(expected, kind.item_types))}"
+        case types.ListType():
+            return f"a list, each {expected(kind.item_type)}"
+        case types.UnionType():
+            return choice(dict.fromkeys(expected(member) for member in kind.types if not _is_none(member)))
+        case _:
+            return "a table"
+
+
+def _is_none(kind: types.Type) -> bool:
+    return isinstance(kind, types.NoneType)
+
+
+def _number(kind: types.IntType | types.FloatType) -> str:
+    noun = "a whole number" if isinstance(kind, types.IntType) else "a number"
+    least, below = kind.ge, kind.lt
+    if kind.gt is not None:
+        return f"{noun} above {kind.gt:g}"
+    if isinstance(kind, types.IntType) and least == 1:
+        return f"{noun} above 0"
+    bounds = f" from {least:g}" if least is not None else ""
+    if below is not None:
+        return f"{noun}{bounds} to below {below:g}"
+    return f"{noun}{bounds} up" if bounds else noun
+
+
+def _text(kind: types.StrType) -> str:
+    words = "text" if kind.pattern is None else PATTERNS.get(kind.pattern, f"text like {kind.pattern}")
+    if kind.max_length is not None:
+        words += f", of at most {kind.max_length} characters"
+    return words
+
+
+def got(value: Toml) -> str:
+    """The value as a message quotes it, short and on one line."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return repr(value if len(value) <= 60 else f"{value[:57]}...")
+        case dict():
+            return "a table"
+        case list():
+            return f"a list of {len(value)}" if value else "an empty list"
+        case date() | time():
+            return f"the date or time {value}"
+        case _:
+            return literal(value)
+
+
+def literal(value: object) -> str:
+    """The value as TOML writes it."""
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, date | time):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def choice(options: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *rest, last = options
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def closest(word: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The known word that was probably meant; initials count, as `lr` for `learning_rate`."""
+    options = {option.lower().replace("-", "_"): option for option in known}
+    plain = re.sub(r"[\s-]+", "_", word.lower())
+    for simple, option in options.items():
+        if len(plain) > 1 and plain == "".join(part[:1] for part in simple.split("_")):
+            return option
+    found = difflib.get_close_matches(plain, options, n=1, cutoff=likeness)
+    return options[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A remedy: the word that was probably meant, else `otherwise`."""
+    meant = closest(word, known)
+    return f"did you mean {literal(meant)}?" if meant else otherwise

@@ -1,0 +1,117 @@
+"""What a `path` of a recipe names: something on this machine, made absolute, or a name on the hub."""
+
+import re
+from collections.abc import Iterator, Set
+from copy import deepcopy
+from pathlib import Path
+
+from ftlaunch.errors import Problem, UserError
+from ftlaunch.load.messages import choice, closest, literal
+from ftlaunch.load.origins import KeyPath, Toml, Where, dotted
+
+ANY = "*"
+MODELS = (("model", "path"), ("stage", ANY, "model", "path"), ("stage", ANY, "reward_model"))
+FUNCTIONS = (("stage", ANY, "reward_function"),)
+DATA = (("data", ANY, "path"),)
+TEMPLATES = (("data", ANY, "template"),)
+
+TEMPLATE_WORDS = ("tokenizer", "llama2", "chatml", "none")
+LOCAL_STARTS = ("./", "../", "/", "~")
+LOCAL_ENDINGS = (".csv", ".json", ".jsonl", ".parquet", ".gguf", ".jinja", ".safetensors")
+HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def settle(values: dict[str, Toml], where: Where, judged: Set[str]) -> tuple[dict[str, Toml], list[Problem]]:
+    """The tables with absolute local paths, and what is wrong with those that name nothing; `judged` keys are left."""
+    settled = deepcopy(values)
+    problems: list[Problem] = []
+    for patterns, settle_one in ((MODELS, _model), (DATA, _data), (TEMPLATES, _template), (FUNCTIONS, _function)):
+        for path, table, text in _texts(settled, patterns):
+            if dotted(path) in judged:
+                continue
+            try:
+                table[str(path[-1])] = settle_one(text, where.origin(path).folder)
+            except UserError as error:
+                problems.append(Problem(where(path), dotted(path), error.message, error.remedy))
+    return settled, problems
+
+
+def _texts(values: dict[str, Toml], patterns: tuple[KeyPath, ...]) -> Iterator[tuple[KeyPath, dict[str, Toml], str]]:
+    """Each text that a pattern leads to, with its path and the table that holds it."""
+    for pattern in patterns:
+        for path, table in _tables(values, pattern[:-1], ()):
+            text = table.get(str(pattern[-1]))
+            if isinstance(text, str):
+                yield (*path, pattern[-1]), table, text
+
+
+def _tables(node: Toml, pattern: KeyPath, path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, Toml]]]:
+    if not pattern:
+        if isinstance(node, dict):
+            yield path, node
+        return
+    children = node if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
+    for key, child in children.items():
+        if pattern[0] in (ANY, key):
+            yield from _tables(child, pattern[1:], (*path, key))
+
+
+def _model(text: str, folder: Path) -> str:
+    if text.endswith(".gguf"):
+        message = f"{literal(text)} is a GGUF file, which cannot be trained"
+        raise UserError(message, f"turn it into a folder with `ftlaunch import {text} DIR` and name DIR here")
+    found = _local_or_hub(text, folder, "a folder with safetensors")
+    if Path(found).is_file():
+        raise UserError(f"expected a folder or a hub id, but {found} is a file", "name the folder that holds it")
+    return found
+
+
+def _data(text: str, folder: Path) -> str:
+    return _local_or_hub(text, folder, "a file or folder")
+
+
+def _function(text: str, folder: Path) -> str:
+    """FILE.py:NAME with the file's absolute path; whatever names no file as it is."""
+    place, _, name = text.rpartition(":")
+    if not place.endswith(".py"):
+        return text
+    if (path := _existing(place, folder)) is None:
+        raise UserError(f"there is no {_absolute(place, folder)}", "correct the path: FILE.py:NAME")
+    return f"{path}:{name}"
+
+
+def _template(text: str, folder: Path) -> str:
+    if text in TEMPLATE_WORDS:
+        return text
+    if (path := _existing(text, folder)) is not None:
+        return str(path)
+    words = choice(map(literal, TEMPLATE_WORDS))
+    meant = closest(text, TEMPLATE_WORDS)
+    remedy = f"did you mean {literal(meant)}?" if meant else "correct the path or write one of the words"
+    raise UserError(f"expected {words} or a Jinja file, and there is no file {_absolute(text, folder)}", remedy)
+
+
+def _local_or_hub(text: str, folder: Path, noun: str) -> str:
+    if (path := _existing(text, folder)) is not None:
+        return str(path)
+    if text.startswith(LOCAL_STARTS) or text.endswith(LOCAL_ENDINGS) or text.count("/") > 1:
+        raise UserError(f"there is no {_absolute(text, folder)}", f"correct the path, or name {noun} that exists")
+    if not HUB_ID.fullmatch(text):
+        message = f"{literal(text)} names nothing in {folder} and cannot be a hub id, which is owner/name or name"
+        raise UserError(message, f"correct the hub id, or begin the path to {noun} with ./")
+    return text
+
+
+def _existing(text: str, folder: Path) -> Path | None:
+    """The absolute path of what the text names on this machine. A link keeps its name, as that tells the format."""
+    path = _absolute(text, folder)
+    try:
+        if not path.exists():
+            return None
+        return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "correct the path or its permissions") from None
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    return Path.home() / text[2:] if text.startswith("~/") else folder / text

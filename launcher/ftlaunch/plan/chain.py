@@ -1,0 +1,59 @@
+"""Which stage starts from what another has made, and where adapters are merged on the way."""
+
+from dataclasses import dataclass
+
+from ftlaunch.plan import resolve
+from ftlaunch.plan.resolve import Resolved
+from ftlaunch.recipe import Merge, Ppo, Recipe, Stage, Training
+
+
+@dataclass(frozen=True)
+class Link:
+    """A stage of a run, with what it starts from; paths are relative to the run folder."""
+
+    name: str
+    """Name of its folder: `01-sft`."""
+    stage: Stage
+    resolved: Resolved
+    start: str | None = None
+    """The artifact or merged model that it starts from. None: the plain base."""
+    reward: str | None = None
+    """The reward model that a PPO stage asks."""
+
+
+def links(recipe: Recipe) -> list[Link]:
+    """Every stage in order. A stage with another adapter than that it starts from begins on a merge of the two."""
+    made: list[Link] = []
+    for stage in recipe.stage:
+        trained = resolve.trained_before(recipe, stage)
+        resolved = resolve.for_stage(recipe, stage)
+        start = _artifact(made, trained)
+        if isinstance(stage, Training) and trained is not None and needs_merge(recipe, trained, resolved):
+            start = _merged(made, trained, recipe)
+        reward = _artifact(made, resolve.reward_before(recipe, stage)) if isinstance(stage, Ppo) else None
+        made.append(Link(_name(made, stage), stage, resolved, start, reward))
+    return made
+
+
+def needs_merge(recipe: Recipe, trained: Training, after: Resolved) -> bool:
+    """Whether a stage with these tables begins on a merge of what it starts from: only the same adapter goes on."""
+    return resolve.merges(resolve.for_stage(recipe, trained).adapter, after.adapter)
+
+
+def _merged(made: list[Link], trained: Training, recipe: Recipe) -> str:
+    """Where the merge of a training is: an earlier one, or one that is put in here."""
+    artifact = _artifact(made, trained)
+    there = next((link for link in made if isinstance(link.stage, Merge) and link.start == artifact), None)
+    if there is None:
+        merge = Merge()
+        there = Link(_name(made, merge), merge, resolve.for_merge_of(recipe, trained), artifact)
+        made.append(there)
+    return f"{there.name}/model"
+
+
+def _artifact(made: list[Link], trained: Training | None) -> str | None:
+    return next((f"{link.name}/artifact" for link in made if link.stage is trained), None)
+
+
+def _name(made: list[Link], stage: Stage) -> str:
+    return f"{len(made) + 1:02d}-{stage.__struct_config__.tag}"

@@ -1,0 +1,205 @@
+"""What a plan tells of its steps: a line for each thing that the recipe left open or that a user may want to know."""
+
+import msgspec
+
+from ftlaunch.plan import resolve
+from ftlaunch.recipe import (
+    Adalora,
+    BitLinear,
+    Dora,
+    Dpo,
+    Full,
+    Lora,
+    LowRank,
+    Merge,
+    Model,
+    NoNoise,
+    Orpo,
+    Pairwise,
+    Pissa,
+    Ppo,
+    Prefix,
+    Prompt,
+    PTuning,
+    Qat,
+    Reward,
+    Rslora,
+    Training,
+    replaces,
+)
+from ftlaunch.run.spec import Step
+
+NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
+
+
+def of_step(step: Step) -> dict[str, str]:
+    """Notes under labels such as "learning rate"."""
+    return _merge_notes(step) if isinstance(step.stage, Merge) else _training_notes(step, step.stage)
+
+
+def _merge_notes(step: Step) -> dict[str, str]:
+    return {"merge": f"folds {step.start} into its base and compares the result with the adapter model"}
+
+
+def _training_notes(step: Step, stage: Training) -> dict[str, str]:
+    rows = "pairs" if isinstance(stage, Pairwise) else "rows"
+    return {
+        "model": _model_note(step),
+        "adapter": _adapter_note(step),
+        "data": ", ".join(f"{name} ({data.path})" for name, data in step.data.items()),
+        **_noise_notes(step),
+        **_objective_notes(step, stage),
+        "length": _length_note(stage),
+        "batch": f"{stage.batch_size} {rows} = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
+        f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
+        "learning rate": _learning_rate_note(step, stage),
+    }
+
+
+def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
+    match stage:
+        case Reward():
+            goes_on = (step.start or "").startswith("reward/", 3)
+            return {
+                "head": f"one number at an answer's last token, {f'going on from {step.start}' if goes_on else 'new'}"
+            }
+        case Dpo():
+            rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
+            return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(step, stage)}
+        case Ppo():
+            return _ppo_notes(step, stage)
+        case Orpo():
+            return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
+        case _:
+            return {}
+
+
+def _noise_notes(step: Step) -> dict[str, str]:
+    noise = step.noise
+    where = noise.sites if isinstance(noise.sites, str) else ", ".join(noise.sites)
+    notes: dict[str, str] = {}
+    if not isinstance(noise, NoNoise):
+        beside = {"sites", "activation"}
+        settings = {name: value for name, value in msgspec.structs.asdict(noise).items() if name not in beside}
+        told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+        notes["noise"] = f"{noise.__struct_config__.tag} on {where} ({told}), in training only"
+    if replaces(noise):
+        notes["activation"] = f"{noise.activation} takes the place of {where}, in the artifact too"
+    return notes
+
+
+def _ppo_notes(step: Step, stage: Ppo) -> dict[str, str]:
+    size = stage.rollout_size or stage.batch_size
+    batches, reward = size // stage.batch_size, stage.reward_function or stage.reward_model or step.reward
+    inner = f"{stage.ppo_epochs} times over them in {batches} mini-batch{'es' if batches > 1 else ''}"
+    steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats an answer"
+    start = step.start or "the base"
+    is_full = isinstance(step.adapter, Full)
+    copy = "a frozen copy of all weights, beside them in memory" if is_full else "no second model is loaded"
+    return {
+        "rollout": f"{size} answers of at most {stage.max_new_tokens} tokens at temperature {stage.temperature:g}, then"
+        f" {inner}: {batches * stage.ppo_epochs} optimizer steps",
+        "reward": f"{'function' if stage.reward_function else 'model'} {reward}",
+        "KL": f"{stage.kl_estimator}, coefficient {stage.kl_coefficient:g}{steered}",
+        "reference": f"{start} as it is at the start; {copy}",
+        "value": "a new head on the policy's own hidden states; dropout is off",
+    }
+
+
+def _reference_note(step: Step, stage: Dpo) -> str:
+    start = step.start or "the base"
+    if resolve.reference(stage, step.adapter) == "precomputed":
+        return f"{start}, asked for all pairs before the first step; its answers are kept on disk"
+    return f"{start} as it is at the start, asked at each step; no second model is loaded"
+
+
+def _model_note(step: Step) -> str:
+    note = f"{step.model.path} in {step.model.dtype}{_quantization_note(step.model)}"
+    if step.start is None:
+        return note
+    if starts_from_merge(step):
+        return f"{note}, with the adapter of the stage before merged into it: {step.start}"
+    return f"{note}, going on from {step.start}"
+
+
+def _quantization_note(model: Model) -> str:
+    match model.quantization:
+        case Qat() as qat:
+            scale = "learned" if qat.learned_step else "by range"
+            whole = "" if qat.symmetric else "un"
+            per = f"group of {qat.group_size}" if qat.granularity == "group" else qat.granularity
+            return f", trained through weights of {qat.bits} bits ({whole}signed, a scale a {per}, {scale})"
+        case BitLinear() as bits:
+            normed = ", normed first" if bits.rms_norm else ""
+            return f", trained through weights of -1, 0 and 1 and inputs of 8 bits{normed}"
+        case "none":
+            return ""
+        case held:
+            return f", weights held in {held}"
+
+
+def starts_from_merge(step: Step) -> bool:
+    """Whether the stage starts from a merged model, as its adapter is another than that of the stage before."""
+    return step.start is not None and step.start.endswith("/model")
+
+
+def _adapter_note(step: Step) -> str:
+    adapter = step.adapter
+    match adapter:
+        case Full():
+            return "none: every weight is trained"
+        case Prefix():
+            made = ", made by two layers" if adapter.projection else ""
+            return f"prefix tuning: keys and values of {adapter.virtual_tokens} virtual tokens in every layer{made}"
+        case Prompt():
+            begun = {"text": "the text", "random": "noise"}.get(adapter.init, "words of the vocabulary")
+            return f"prompt tuning: embeddings of {adapter.virtual_tokens} virtual tokens, which begin as {begun}"
+        case PTuning():
+            made = adapter.encoder.upper()
+            return f"P-tuning: embeddings of {adapter.virtual_tokens} virtual tokens, made by an {made}"
+        case _:
+            return _low_rank_note(adapter)
+
+
+def _low_rank_note(adapter: LowRank) -> str:
+    targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
+    ratio = "alpha / √rank" if isinstance(adapter, Rslora) else "alpha / rank"
+    rank = str(adapter.rank)
+    if isinstance(adapter, Adalora):
+        rank, ratio = f"{adapter.begins_with}, pruned to {rank} on average,", "alpha / first rank"
+    return (
+        f"{NAMES[type(adapter)]} of rank {rank} on {targets}{_layers_note(adapter.layers)},"
+        f" scale {ratio} = {adapter.scale:.4g}"
+    )
+
+
+def _layers_note(layers: list[int] | str | None) -> str:
+    match layers:
+        case None:
+            return ""
+        case "super-weights":
+            return " of the layers with super weights, which are looked for when the stage begins"
+        case str():
+            word, _, number = layers.partition(":")
+            return f" of the top {number} layers" if word == "top" else f" of the last of every {number} layers"
+        case list():
+            return f" of layers {', '.join(map(str, layers))}"
+
+
+def _length_note(stage: Training) -> str:
+    if stage.steps is not None:
+        return f"{stage.steps} optimizer step{'s' if stage.steps > 1 else ''}"
+    if stage.epochs is None:
+        return "1 epoch, as neither epochs nor steps is given"
+    return f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}"
+
+
+def _learning_rate_note(step: Step, stage: Training) -> str:
+    note = f"{step.learning_rate:g}"
+    if stage.learning_rate is None:
+        note += f" (none is given; this suits {stage.__struct_config__.tag} with {step.adapter.__struct_config__.tag})"
+    ratio = step.optimizer.lora_plus_ratio
+    if ratio is not None:
+        note += f", of B matrices {step.learning_rate * ratio:g} (LoRA+)"
+    warmup = f"{stage.warmup} steps" if isinstance(stage.warmup, int) else f"{stage.warmup:.3g} of all steps"
+    return f"{note}, {stage.schedule}{f' after a warm-up of {warmup}' if stage.warmup else ''}"

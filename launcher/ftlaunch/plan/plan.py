@@ -1,0 +1,155 @@
+"""Recipe → Plan: what will be started, with which files, in which order. Pure: nothing is written or looked up."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.plan import describe, launch_config
+from ftlaunch.plan.chain import Link, links
+from ftlaunch.recipe import (
+    Adalora,
+    Adapter,
+    Dora,
+    Dpo,
+    Full,
+    Lora,
+    Orpo,
+    Pissa,
+    Ppo,
+    Prefix,
+    Prompt,
+    PTuning,
+    Recipe,
+    Reward,
+    Rslora,
+    Sft,
+    Training,
+)
+from ftlaunch.run.spec import Step
+
+LORA_RATE: dict[type[Training], float] = {Sft: 2e-4, Reward: 1e-4, Dpo: 1e-5, Orpo: 8e-5, Ppo: 3e-5}
+"""Peak learning rates that suit each kind of stage with LoRA when the recipe names none."""
+TIMES_LORA: dict[type[Adapter], float] = {
+    **{Lora: 1, Rslora: 0.5, Dora: 1, Pissa: 0.5, Adalora: 15},
+    **{Prefix: 25, Prompt: 5, PTuning: 5, Full: 0.1},
+}
+"""What suits other adapters, in relation to LoRA: a larger scale or a start away from zero asks for smaller steps."""
+
+
+ON_THE_WAY = (
+    "parallel",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "save_every",
+    "keep",
+    "on_save_failure",
+    "on_nonfinite",
+    "generation_batch_size",
+    "samples_every",
+)
+"""Keys that a stage may change on its way: how the work is shared out, and what is done beside or in trouble."""
+BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation")
+"""What does not decide the course of a stage, of all that its step says."""
+TOLD_BY_THE_STEP = ("model", "adapter", "noise", "optimizer", "learning_rate", "start", "reward")
+"""Keys of a stage that count as they stand in its step, wherever they came from."""
+
+
+class PlannedStep(Struct, frozen=True, kw_only=True):
+    """One stage, ready to start."""
+
+    name: str
+    """Name of its folder: `01-sft`."""
+    step: Step
+    files: dict[str, str]
+    """File name → exact content, in the step folder."""
+    command: list[str]
+    """Argument vector; the working directory is the run folder."""
+    env: dict[str, str]
+    """Set on top of the caller's environment."""
+    notes: dict[str, str]
+    """What the stage does, derived values included: a line each, under a label such as "learning rate"."""
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """A whole run, ready to start. What is printed is what is submitted."""
+
+    name: str
+    run_dir: str
+    recipe: Recipe
+    steps: list[PlannedStep]
+
+
+def make_plan(recipe: Recipe, run_dir: Path) -> Plan:
+    """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute."""
+    steps: list[PlannedStep] = []
+    for link in links(recipe):
+        hashes = {planned.name: planned.step.training_hash for planned in steps}
+        needed = [hashes[Path(path).parts[0]] for path in (link.start, link.reward) if path]
+        steps.append(_plan_step(link.name, _make_step(recipe, link, needed)))
+    return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, steps=steps)
+
+
+def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
+    stage, resolved = link.stage, link.resolved
+    micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
+    if isinstance(stage, Training):
+        micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
+        accumulation = stage.batch_size // (micro * resolved.world_size)
+        learning_rate = stage.learning_rate or suitable_rate(stage, resolved.adapter)
+        tables = [stage.data] if isinstance(stage.data, str) else stage.data
+        data = {table: recipe.data[table] for table in tables}
+    step = Step(
+        name=recipe.name,
+        stage=stage,
+        model=resolved.model,
+        adapter=resolved.adapter,
+        noise=resolved.noise,
+        optimizer=resolved.optimizer,
+        parallel=resolved.parallel,
+        data=data,
+        seed=recipe.seed,
+        deterministic=recipe.deterministic,
+        world_size=resolved.world_size,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        start=link.start,
+        reward=link.reward,
+        training_hash="",
+    )
+    return msgspec.structs.replace(step, training_hash=_training_hash(step, needed))
+
+
+def suitable_rate(stage: Training, adapter: Adapter) -> float:
+    """The peak learning rate of a stage whose recipe names none."""
+    return float(f"{LORA_RATE[type(stage)] * TIMES_LORA[type(adapter)]:.3g}")
+
+
+def _training_hash(step: Step, needed: list[str]) -> str:
+    """SHA-256 of what decides the course of a stage: all that its step says but BESIDE, with that of what it needs."""
+    read_back = msgspec.json.decode(msgspec.json.encode(step), type=Step)  # in which 16 is 16.0 where floats are due
+    course = msgspec.to_builtins(read_back)
+    for table in (course, course["stage"]):
+        for key in BESIDE:
+            table.pop(key, None)
+    for key in TOLD_BY_THE_STEP:
+        course["stage"].pop(key, None)
+    return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
+
+
+def _plan_step(name: str, step: Step) -> PlannedStep:
+    files = {"step.json": msgspec.json.format(msgspec.json.encode(step), indent=2).decode() + "\n"}
+    files["accelerate.yaml"] = launch_config.accelerate_yaml(step, name)
+    deepspeed = launch_config.deepspeed_json(step)
+    if deepspeed is not None:
+        files["deepspeed.json"] = deepspeed
+    return PlannedStep(
+        name=name,
+        step=step,
+        files=files,
+        command=launch_config.command(name),
+        env=launch_config.environment(step.parallel),
+        notes=describe.of_step(step),
+    )

@@ -1,0 +1,108 @@
+"""What counts for one stage: its own tables where it has them, else the recipe's."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ftlaunch.recipe import (
+    Adapter,
+    Dpo,
+    Full,
+    Merge,
+    Model,
+    Noise,
+    Optimizer,
+    Parallel,
+    Ppo,
+    Recipe,
+    Reward,
+    Training,
+    Virtual,
+    replaces,
+)
+
+BASE = "base"
+"""What `start` calls the plain model."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The tables that a stage runs with."""
+
+    model: Model
+    adapter: Adapter
+    noise: Noise
+    optimizer: Optimizer
+    parallel: Parallel
+    world_size: int
+    """Processes on all nodes together."""
+
+
+def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
+    """The tables of a stage of this recipe. A merge has those of what it folds, and runs in one process."""
+    if isinstance(stage, Merge):
+        return for_merge_of(recipe, trained_before(recipe, stage))
+    parallel = stage.parallel or recipe.parallel
+    return Resolved(
+        model=stage.model or recipe.model,
+        adapter=stage.adapter or recipe.adapter,
+        noise=stage.noise or recipe.noise,
+        optimizer=stage.optimizer or recipe.optimizer,
+        parallel=parallel,
+        world_size=parallel.nodes * parallel.procs_per_node,
+    )
+
+
+def for_merge_of(recipe: Recipe, trained: Training | None) -> Resolved:
+    """The tables of a merge of what a stage has trained."""
+    before: Recipe | Resolved = recipe if trained is None else for_stage(recipe, trained)
+    device = before.parallel.device
+    return Resolved(before.model, before.adapter, before.noise, before.optimizer, Parallel(device=device), world_size=1)
+
+
+def trained_before(recipe: Recipe, stage: Training | Merge) -> Training | None:
+    """The training stage that this one, which must be the recipe's own object, goes on from; None where there is none.
+
+    It is the one that `start` names, else the last one ahead. PPO passes over reward stages: it asks them for scores,
+    and goes on with the policy.
+    """
+    if stage.start is not None:
+        found = named_by_start(recipe, stage)
+        return found[0] if len(found) == 1 else None
+    passed_over = Reward if isinstance(stage, Ppo) else ()
+    return next((other for other in reversed(_ahead(recipe, stage)) if not isinstance(other, passed_over)), None)
+
+
+def named_by_start(recipe: Recipe, stage: Training | Merge) -> list[Training]:
+    """The training stages ahead that a stage's `start` may mean; none for "base"."""
+    ahead = _ahead(recipe, stage)
+    if isinstance(stage.start, int):
+        return [other for other in ahead if stage.start < len(recipe.stage) and recipe.stage[stage.start] is other]
+    return [other for other in ahead if other.__struct_config__.tag == stage.start]
+
+
+def worn(recipe: Recipe, stage: Training) -> list[Noise]:
+    """The [noise] tables that have replaced an activation function since the last base or merge, this stage's last."""
+    before, own = trained_before(recipe, stage), for_stage(recipe, stage)
+    merged = before is not None and merges(for_stage(recipe, before).adapter, own.adapter)
+    earlier = [] if before is None or merged else worn(recipe, before)
+    return earlier + [own.noise] * replaces(own.noise)
+
+
+def merges(before: Adapter, after: Adapter) -> bool:
+    """Whether a stage with the one adapter begins on a merge of the other: only the same adapter goes on."""
+    return not isinstance(before, Full) and before != after
+
+
+def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:
+    """The last reward stage ahead of this one."""
+    return next((other for other in reversed(_ahead(recipe, stage)) if isinstance(other, Reward)), None)
+
+
+def _ahead(recipe: Recipe, stage: Training | Merge) -> list[Training]:
+    place = next(index for index, other in enumerate(recipe.stage) if other is stage)
+    return [other for other in recipe.stage[:place] if isinstance(other, Training)]
+
+
+def reference(stage: Dpo, adapter: Adapter) -> Literal["live", "precomputed"]:
+    """How a DPO stage learns what its reference says."""
+    return stage.reference or ("precomputed" if isinstance(adapter, Full | Virtual) else "live")

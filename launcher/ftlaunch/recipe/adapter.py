@@ -1,0 +1,134 @@
+"""The vocabulary of [adapter]: one struct a kind, each with the keys that it alone understands."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, NonNegative, Positive, Text
+
+SUPER_WEIGHTS = "super-weights"
+LAYERS = r"^((top|every):[1-9][0-9]*|super-weights)$"
+
+
+class LowRank(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all adapters have that add a product of two narrow matrices to frozen weights."""
+
+    rank: Positive = 8
+    """Inner width of the adapter."""
+    alpha: Above0 = 16
+    """Numerator of the scale: alpha / rank, with "rslora" alpha / √rank."""
+    dropout: Fraction = 0.0
+    """Probability of zeroing an element of the adapter's input, in training only."""
+    targets: Text | list[Text] = "all-linear"
+    """"all-linear" (every linear layer but the output head), a list of module names, or one regular expression, which
+    must match a module's whole name."""
+    layers: list[NonNegative] | Annotated[str, Meta(pattern=LAYERS)] | None = None
+    """Layers that are adapted: their numbers from 0, "top:8" for the eight next to the output, "every:4" for the last
+    of every four, or "super-weights" for those in which `ftlaunch superweights` finds one. None: all. Nothing is
+    computed backwards below the lowest of them, so "top" saves time."""
+
+    @property
+    def scale(self) -> float:
+        """What the product B·A counts with."""
+        return self.alpha / self.rank
+
+
+class Lora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="lora"):
+    """Low-rank adapters beside frozen weights: y = Wx + (alpha / rank)·B(A(x)) (arXiv 2106.09685)."""
+
+
+class Rslora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="rslora"):
+    """LoRA with the scale alpha / √rank, under which large ranks learn as fast as small ones (arXiv 2312.03732)."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank**0.5
+
+
+class Dora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dora"):
+    """LoRA that trains length and direction of each row of a weight apart: W' = m·(W + BA) / ‖W + BA‖
+    (arXiv 2402.09353)."""
+
+
+class Pissa(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="pissa"):
+    """LoRA that starts from the principal part of each weight instead of zero, with the rest of it frozen
+    (arXiv 2404.02948). The artifact is a plain LoRA adapter of twice the rank, on the unchanged base."""
+
+    svd_iterations: Positive | None = None
+    """Power iterations of a randomized decomposition, much quicker on large weights; 16 is plenty. None: the exact
+    one."""
+
+
+class Adalora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="adalora"):
+    """LoRA that begins with more than `rank` in every layer and takes rank away where it matters least, until layers
+    have `rank` on average (arXiv 2303.10512). The artifact is a plain LoRA adapter with a rank for each layer."""
+
+    initial_rank: Positive | None = None
+    """Rank of every layer at first. None: half as much again as `rank`."""
+    prune_after: Fraction = 0.1
+    """Share of the stage's steps before the first rank is taken away."""
+    prune_until: Fraction = 0.7
+    """Share of the steps after which ranks stay."""
+    prune_every: Positive | None = None
+    """Steps from one choice of what stays to the next. None: as makes about 50 of them."""
+    beta1: Fraction = 0.85
+    """Decay of the running mean of a weight's importance."""
+    beta2: Fraction = 0.85
+    """Decay of the running mean of how uncertain that is."""
+    orthogonality: AtLeast0 = 0.5
+    """Weight of the loss that keeps the directions of a layer apart from each other."""
+
+    @property
+    def begins_with(self) -> int:
+        """Rank of every layer at first."""
+        return self.initial_rank or -(-3 * self.rank // 2)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.begins_with
+
+
+class Virtual(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all adapters have that put trained tokens ahead of every row and leave the model's weights alone."""
+
+    virtual_tokens: Positive = 20
+    """How many there are. They count towards the model's longest row."""
+
+
+class Prefix(Virtual, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prefix"):
+    """Prefix tuning: keys and values of the virtual tokens are trained, in every layer (arXiv 2101.00190)."""
+
+    projection: bool = False
+    """Make them from narrower ones by two layers that are trained along and dropped afterwards; steadier, slower."""
+    hidden_size: Positive | None = None
+    """Width between those two layers. None: the model's."""
+
+
+class Prompt(Virtual, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prompt"):
+    """Prompt tuning: embeddings of the virtual tokens are trained (arXiv 2104.08691)."""
+
+    init: Literal["vocabulary", "text", "random"] = "vocabulary"
+    """What they begin as: embeddings of tokens drawn from the vocabulary, of `text`, or noise of the same size."""
+    text: Text | None = None
+    """The text for init = "text", repeated or cut to `virtual_tokens`."""
+
+
+class PTuning(Virtual, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="p_tuning"):
+    """P-tuning: embeddings of the virtual tokens come from an encoder that is trained and dropped afterwards
+    (arXiv 2103.10385)."""
+
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """Three linear layers, or a bidirectional LSTM and two of them."""
+    hidden_size: Positive | None = None
+    """Width of the encoder. None: the model's."""
+    encoder_layers: Positive = 2
+    """Layers of the LSTM."""
+    encoder_dropout: Fraction = 0.0
+    """Dropout between layers of the LSTM."""
+
+
+class Full(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="full"):
+    """Full fine-tuning: no adapter, every weight of the model is trained."""
+
+
+Adapter = Lora | Rslora | Dora | Pissa | Adalora | Prefix | Prompt | PTuning | Full

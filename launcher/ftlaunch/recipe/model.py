@@ -1,0 +1,59 @@
+"""The vocabulary of [model]: the base, and how its weights are held."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from ftlaunch.recipe.types import Positive, Text
+
+
+class Qat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="qat"):
+    """Quantization-aware training: layers compute with weights rounded to integers, and gradients pass straight through
+    (arXiv 1712.05877). With an adapter it is W + scale·BA that is rounded. What is left is the rounded model."""
+
+    bits: Annotated[int, Meta(ge=2, le=8)] = 4
+    """Of an integer."""
+    symmetric: bool = True
+    """Signed integers around 0; else unsigned ones with a zero point."""
+    granularity: Literal["tensor", "channel", "group"] = "channel"
+    """What shares one scale: a matrix, an output channel of it, or `group_size` weights of a channel."""
+    group_size: Positive = 64
+    """Weights in a group; it divides the inputs of every layer."""
+    learned_step: bool = False
+    """Train the scales, too (LSQ, arXiv 1902.08153), instead of spanning the weights' range. Symmetric only."""
+
+
+class BitLinear(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="bitlinear"):
+    """BitNet b1.58: weights of -1, 0 and 1 times their mean magnitude, inputs in 8 bits by each token's largest
+    (arXiv 2402.17764). A model that was not trained so loses much and needs many steps to recover."""
+
+    rms_norm: bool = False
+    """Norm the inputs of each layer first, as BitNet does; for models trained so from the start."""
+
+
+class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base model and the number format it is held in."""
+
+    path: Text
+    """Hub id or folder with safetensors. Turn a .gguf file into such a folder with `ftlaunch import`."""
+    revision: Text | None = None
+    """Commit, tag or branch of a hub id. None is the hub's main branch."""
+    allow_pickle: bool = False
+    """Load pickled weights (pytorch_model.bin) where there are no others. Only for a hub id with `revision` = a full
+    commit: a pickle can run code, and a branch can change."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy."""
+    quantization: Literal["none", "nf4", "fp4", "int8"] | Qat | BitLinear = "none"
+    """"nf4" holds the frozen weights in 4 bits with double quantization (QLoRA, arXiv 2305.14314); "fp4" has another
+    table of levels; "int8" is LLM.int8, with inputs in 8 bits but for the largest (arXiv 2208.07339). A table of kind
+    "qat" or "bitlinear" trains through rounded weights instead."""
+
+    @property
+    def held_in_few_bits(self) -> bool:
+        """Whether the weights are frozen in few bits; those that are trained through rounding are not."""
+        return isinstance(self.quantization, str) and self.quantization != "none"
+
+    @property
+    def rounding(self) -> Qat | BitLinear | None:
+        """How layers round their weights in training, if they do."""
+        return None if isinstance(self.quantization, str) else self.quantization

@@ -1,0 +1,50 @@
+"""Writing files of a run so that a reader sees them whole or not at all, and reading those that grow."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+
+def aside_of(path: Path) -> Path:
+    """A hidden name beside a path that nobody else takes, on another node or in another container either."""
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file that a reader sees whole or not at all, and that survives a crash once this returns."""
+    data = content.encode() if isinstance(content, str) else content
+    aside = aside_of(path)
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value, structs included, as readable JSON by rename."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that renames in it survive a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a file with one a line; a last line still being written is left out."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,154 @@
+"""A run on disk: every path of it, the step that a trainer is started with, and writing by rename."""
+
+from pathlib import Path
+
+import msgspec
+
+from ftlaunch.run.spec import Step
+
+REWARD_HEAD = "head.safetensors"
+"""A file in each folder with a reward model, artifact or merged: `score.weight` [1, D]."""
+
+
+CARD = "artifact.json"
+"""A file in each artifact: what base it belongs to, and what was made of it."""
+
+
+class Attempt:
+    """One start of a step's processes, as one of its nodes sees it; the first node is 0."""
+
+    def __init__(self, path: Path, node: int = 0) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.node = node
+        self.launch_log = path / f"launch{node or ''}.log"
+        """What `accelerate launch` itself said on this node."""
+        self.process = path / f"process{node or ''}.json"
+        """Host, pid and start time of the launching process on this node."""
+        self.error = path / "error.json"
+        """The first error of any rank: rank, type, message, traceback, log."""
+        self.stopped = path / "stopped.json"
+        """Written when all ranks saved and left on request: the reason and the step."""
+        self.hung = path / "hung.json"
+        """Under SLURM: seconds without a step, written where the attempt was found to hang."""
+        self.ended = path / "ended.json"
+        """Under SLURM: how the attempt ended, on which nodes, and what was done about it."""
+
+    def rank_log(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.log"
+
+    def on_node(self, node: int) -> "Attempt":
+        """The same attempt as another node sees it."""
+        return Attempt(self.path, node)
+
+    def verdict(self, node: int) -> Path:
+        """Where a node says how its processes ended."""
+        return self.path / f"node{node}.json"
+
+    def launch_logs(self) -> dict[str, Path]:
+        """What `accelerate launch` said on each node so far, the first node's as "launch"."""
+        others = sorted(self.path.glob("launch[1-9]*.log"), key=lambda path: int(path.stem.removeprefix("launch")))
+        return {"launch": self.path / "launch.log"} | {f"launch, node {path.stem[6:]}": path for path in others}
+
+    def beat(self, rank: int) -> Path:
+        """Touched by a rank whenever it begins a step."""
+        return self.path / f"rank{rank}.beat"
+
+    def rank_logs(self) -> dict[int, Path]:
+        """Logs by rank, in order."""
+        found = {int(path.stem.removeprefix("rank")): path for path in self.path.glob("rank*.log")}
+        return dict(sorted(found.items()))
+
+
+REQUEUE, CANCEL = "requeue", "cancel"
+"""What a stop file may say: the stage goes on later by itself; nothing is saved. Anything else: somebody stopped it."""
+
+
+class StepDir:
+    """The folder of one stage of one run, such as `01-sft`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.kind = path.name.partition("-")[2]
+        self.step = path / "step.json"
+        self.accelerate = path / "accelerate.yaml"
+        self.deepspeed = path / "deepspeed.json"
+        self.attempts = path / "attempts"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        """Answers with their scores, of a PPO stage."""
+        self.evaluation = path / "evaluation.json"
+        """`rows`: of each row held out its cross-entropy and trained tokens, as the newest evaluation found them."""
+        self.checkpoints = path / "checkpoints"
+        self.artifact = path / "artifact"
+        self.model = path / "model"
+        """Where a merge stage puts the merged model."""
+        self.result = path / "result.json"
+        """Written last: without it the stage has not finished."""
+        self.stop = path / "stop"
+        """While this file exists, ranks save at the next optimizer step and leave."""
+        self.jobs = path / "jobs"
+        """What submitit keeps for each SLURM job of the stage: script, call and output."""
+        self.job = path / "job.json"
+        """The newest SLURM job of the stage."""
+
+    def stop_reason(self) -> str | None:
+        """What the stop file says; None where there is none."""
+        try:
+            return self.stop.read_text()
+        except FileNotFoundError:
+            return None
+
+    def read_step(self) -> Step:
+        return msgspec.json.decode(self.step.read_bytes(), type=Step)
+
+    def all_attempts(self) -> list[Attempt]:
+        """Attempts so far, oldest first."""
+        if not self.attempts.is_dir():
+            return []
+        numbers = sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
+        return [Attempt(self.attempts / str(number)) for number in numbers]
+
+    def new_attempt(self) -> Attempt:
+        """Make the folder of the next attempt and point `latest` to it."""
+        number = len(self.all_attempts()) + 1
+        attempt = Attempt(self.attempts / str(number))
+        attempt.path.mkdir(mode=0o700, parents=True)
+        aside = self.attempts / ".latest"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(str(number))
+        aside.replace(self.attempts / "latest")
+        return attempt
+
+
+class RunDir:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.toml"
+        self.resolved = path / "resolved.json"
+        self.plan = path / "plan.json"
+        self.provenance = path / "provenance.json"
+        self.lock = path / "lock"
+        """Locked by the process that drives the run, and names it."""
+        self.driver_log = path / "driver.log"
+        """What the driver of a detached run said."""
+        self.cluster = path / "cluster.json"
+        """The profile of the SLURM cluster that the run was submitted to; a run of this machine has none."""
+        self.packages = path / "packages"
+        """ftlaunch and fttrain as they were when the run was submitted to SLURM: what its jobs import."""
+        self.code = path / "code"
+        """The project as it was then."""
+        self.code_index = path / "code.json"
+        """Which file of the project lies where in `code`."""
+        self.environment = path / "environment.json"
+        """Variables of the submitting shell that the stages' processes are given on the nodes."""
+
+    def step_dir(self, name: str) -> StepDir:
+        return StepDir(self.path / name)
+
+    def step_dirs(self) -> list[StepDir]:
+        """Step folders in the order in which they run."""
+        return [StepDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]

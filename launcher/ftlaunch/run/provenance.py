@@ -1,0 +1,94 @@
+"""Where a run came from: code, versions, machine and data. No environment and no command line: they hold secrets."""
+
+import hashlib
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from msgspec import Struct
+
+from ftlaunch.recipe import Recipe
+from ftlaunch.safety.redact import redact
+
+PACKAGES = (
+    *("torch", "deepspeed", "accelerate", "transformers", "peft"),
+    *("bitsandbytes", "datasets", "safetensors", "ftlaunch"),
+)
+
+# Nothing that a checkout's own configuration names may run: no external diff, no text conversion, no monitor.
+GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+DIFF = ("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
+
+DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """What provenance.json holds."""
+
+    recipe: str
+    """The file that was run."""
+    commit: str | None
+    """Of the checkout that the recipe lies in; None where it lies in none."""
+    diff_sha256: str | None
+    """Of the uncommitted changes to tracked files; None where there are none."""
+    packages: dict[str, str]
+    """Installed versions."""
+    python: str
+    platform: str
+    host: str
+    data: dict[str, str]
+    """Local data files and the SHA-256 of each."""
+
+
+def collect(recipe: Recipe, source: Path) -> Provenance:
+    """The provenance of a run of a recipe, read from `source`, on this machine as it is now."""
+    folder = source.absolute().parent
+    diff = git(folder, *DIFF)
+    return Provenance(
+        recipe=redact(str(source.absolute())),
+        commit=(git(folder, "rev-parse", "HEAD") or b"").decode().strip() or None,
+        diff_sha256=hashlib.sha256(diff).hexdigest() if diff else None,
+        packages=_versions(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        host=socket.gethostname(),
+        data={str(path): _sha256(path) for path in _data_files(recipe)},
+    )
+
+
+def git(folder: Path, *arguments: str) -> bytes | None:
+    """What git says in a folder; None where there is no git, no checkout or no commit."""
+    try:
+        done = subprocess.run([*GIT, "-C", str(folder), *arguments], capture_output=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # a login node has no torch
+    return versions
+
+
+def _data_files(recipe: Recipe) -> list[Path]:
+    """The files that the recipe's data tables name on this machine, folders opened.
+
+    A checked recipe has absolute paths for them; a relative one is a hub id, whatever folder may be called like it.
+    """
+    files: set[Path] = set()
+    for path in (Path(table.path) for table in recipe.data.values() if Path(table.path).is_absolute()):
+        inside = path.rglob("*") if path.is_dir() else [path]
+        files.update(file for file in inside if file.suffix in DATA_SUFFIXES and file.is_file())
+    return sorted(files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,130 @@
+"""The code of a run as it was when the run was submitted: what is edited while its jobs wait changes nothing.
+
+Two things are copied into the run's folder: the packages that the jobs import, and the project, which is the git
+checkout that the recipe lies in, uncommitted files included. Files that a recipe names are then read there.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Ppo, Recipe
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
+from ftlaunch.run.provenance import Provenance, git
+from ftlaunch.run.spec import Step
+
+FILE_BYTES, ALL_BYTES = 4 << 20, 64 << 20
+"""A file that is larger is no code, and is left where it is; more than so much in all is refused."""
+PACKAGES = ("ftlaunch", "fttrain")
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What code.json holds."""
+
+    files: dict[str, str]
+    """Absolute path of a file → path of its copy, relative to the run's folder."""
+
+
+def take(run: RunDir, source: Path, recipe: Recipe) -> None:
+    """Copy packages and project into a run's folder, in place of what is there. UserError where they are too large."""
+    copies = _project_copies(source.absolute(), recipe)
+    _copy(dict(_package_files()), run.packages)
+    _copy(copies, run.code)
+    files = {str(original): f"{run.code.name}/{copy}" for original, copy in copies.items()}
+    write_json(run.code_index, Snapshot(files=files))
+
+
+def retake(run: RunDir, recipe: Recipe) -> None:
+    """Copy them anew for a run that is submitted again, the project where it is still there. UserError as above."""
+    recorded = msgspec.json.decode(run.provenance.read_bytes(), type=Provenance).recipe
+    if (source := Path(recorded)).exists():
+        take(run, source, recipe)
+    else:
+        _copy(dict(_package_files()), run.packages)
+
+
+def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
+    """Fill a folder, aside first, with files that nobody else may write."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700)
+    for below in sorted({copy.parent for copy in copies.values()}):
+        (aside / below).mkdir(parents=True, exist_ok=True)
+    for original, copy in copies.items():
+        shutil.copyfile(original, aside / copy)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def _package_files() -> Iterator[tuple[Path, Path]]:
+    for package in PACKAGES:
+        if (spec := importlib.util.find_spec(package)) and spec.origin:
+            root = Path(spec.origin).parent
+            files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+            yield from ((path, path.relative_to(root.parent)) for path in files)
+
+
+def _project_copies(source: Path, recipe: Recipe) -> dict[Path, Path]:
+    """Each file to be copied, and where to below the folder of copies."""
+    project = _project(source.parent)
+    found = {path: path.relative_to(project) for path in _project_files(project)} if project else {}
+    named = [path for path in _named(recipe) if path not in found and path.is_file()]
+    found |= {path: Path(f".named/{number}/{path.name}") for number, path in enumerate(named)}
+    size = sum(path.stat().st_size for path in found)
+    if size > ALL_BYTES:
+        message = (
+            f"{project} holds {size >> 20} MiB in {len(found)} files that git does not ignore, which jobs would copy"
+        )
+        raise UserError(message, f"list what is not code in {project}/.gitignore, to stay below {ALL_BYTES >> 20} MiB")
+    return found
+
+
+def _project(folder: Path) -> Path | None:
+    top = git(folder, "rev-parse", "--show-toplevel")
+    return Path(top.decode().removesuffix("\n")) if top else None
+
+
+def _project_files(project: Path) -> Iterator[Path]:
+    """Tracked and uncommitted files, without hidden ones, links, and those too large for code."""
+    listed = git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
+    for name in sorted({*listed.decode(errors="surrogateescape").split("\0")} - {""}):
+        path = project / name
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        if not hidden and path.is_file() and not path.is_symlink() and path.stat().st_size <= FILE_BYTES:
+            yield path
+
+
+def _named(recipe: Recipe) -> Iterator[Path]:
+    """Files of code that a recipe names."""
+    for stage in recipe.stage:
+        if isinstance(stage, Ppo) and stage.reward_function:
+            yield Path(stage.reward_function.rpartition(":")[0])
+    yield from (Path(data.template) for data in recipe.data.values() if Path(data.template).is_absolute())
+
+
+def _read(run: RunDir) -> Snapshot:
+    return msgspec.json.decode(run.code_index.read_bytes(), type=Snapshot)
+
+
+def redirect(step: Step, run: RunDir) -> Step:
+    """The step with the copies of the files that it names, where there are any."""
+    if not run.code_index.exists():
+        return step
+    copies = {original: str(run.path / copy) for original, copy in _read(run).files.items()}
+    data = {
+        name: msgspec.structs.replace(
+            table, path=copies.get(table.path, table.path), template=copies.get(table.template, table.template)
+        )
+        for name, table in step.data.items()
+    }
+    stage = step.stage
+    if isinstance(stage, Ppo) and stage.reward_function:
+        place, colon, name = stage.reward_function.rpartition(":")
+        stage = msgspec.structs.replace(stage, reward_function=f"{copies.get(place, place)}{colon}{name}")
+    return msgspec.structs.replace(step, data=data, stage=stage)

@@ -1,0 +1,1 @@
+"""What may be loaded, run and shown: whose files, which models, and no secrets."""

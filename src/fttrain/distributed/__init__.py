@@ -1,0 +1,1 @@
+"""The processes of a stage: how they meet, agree, stop, and have helpers of their own."""

@@ -1,0 +1,73 @@
+"""Prompts with all that the rows have for an answer: what a model is asked, and what its answer is compared with."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data, Recipe
+from ftlaunch.rows import is_paired
+from ftlaunch.rows.conversations import row_format
+from fttrain.data.token_set import TokenSet
+from fttrain.data.tokens import Tokenized
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt with what it may be answered by."""
+
+    ids_T: tuple[int, ...]
+    """Up to where the answer begins."""
+    prompt: str
+    references: list[str]
+    is_trained: bool
+    """Whether rows to train on have the same prompt."""
+
+
+def data_of(recipe: Recipe, name: str | None) -> tuple[str, Data]:
+    """The data table that is asked for, or the only one whose rows have an answer to a prompt.
+
+    Raises UserError where there is none or no only one, and where it could not be told what the answers are.
+    """
+    fit = [each for each, data in recipe.data.items() if not is_paired(data) and row_format(data) != "text"]
+    if name is None and len(fit) != 1:
+        message = f"the recipe has {len(fit)} data sets of prompts and answers: {', '.join(fit) or 'only others'}"
+        raise UserError(message, "name one: --data NAME")
+    name = name or fit[0]
+    if name not in fit:
+        message = f"--data {name} is no data set of prompts and answers of this recipe"
+        raise UserError(message, f"name one of these: {', '.join(fit) or 'none is left'}")
+    data = recipe.data[name]
+    if row_format(data) == "prompt" and data.completion is None:
+        raise UserError(f"the rows of {name} have no answer to compare with", f"set data.{name}.completion")
+    if data.train_on != "answer" or data.streaming:
+        remedy = f"--set data.{name}.train_on=answer --set data.{name}.streaming=false"
+        raise UserError(f"of {name} only a last answer of rows read at once can be compared with", remedy)
+    return name, data
+
+
+def asked_of(rows: Tokenized, tokenizer: Any) -> list[Asked]:
+    """The prompts held out, each once and in their order, or all of them where none is held out."""
+    assert isinstance(rows.train, TokenSet)
+    assert isinstance(rows.test, TokenSet)
+    parts = [list(_rows(part)) for part in (rows.test, rows.train)]
+    trained = {prompt for prompt, _ in parts[1]} if parts[0] else set()
+    wanted = dict.fromkeys(prompt for prompt, _ in parts[0] or parts[1])
+    found: dict[tuple[int, ...], list[str]] = {prompt: [] for prompt in wanted}
+    for prompt, ids in [*parts[0], *parts[1]]:
+        if prompt in found:
+            found[prompt].append(text_of(tokenizer, ids))
+    return [Asked(ids, text_of(tokenizer, ids), references, ids in trained) for ids, references in found.items()]
+
+
+def _rows(part: TokenSet) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(prompt, answer) of each row."""
+    for index in range(len(part)):
+        ids_T, trained_T = part.row(index)
+        start = int(trained_T.argmax())
+        yield tuple(ids_T[:start].tolist()), tuple(ids_T[start:].tolist())
+
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as a text without the special ones."""
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()

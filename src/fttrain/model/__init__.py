@@ -1,0 +1,1 @@
+"""Models as they are trained: loaded, scored token by token, and turned into reward models."""

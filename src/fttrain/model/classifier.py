@@ -1,0 +1,72 @@
+"""A folder with a causal language model → the sequence classifier with one label that a reward model is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ftlaunch.errors import UserError
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import REWARD_HEAD
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+
+
+def architecture(model_type: str) -> str:
+    """transformers' class of a sequence classifier on this kind of body. Raises UserError where there is none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES
+
+    if model_type not in NAMES:
+        remedy = "use a base of another family, such as llama, qwen2, mistral or gemma"
+        raise UserError(f"transformers has no sequence classifier on a {model_type} model", remedy)
+    names = NAMES[model_type]
+    return names if isinstance(names, str) else names[0]
+
+
+def make(folder: Path, tokenizer: Any) -> None:
+    """Make the body in `folder`, a model saved without its head of tokens, and the reward head beside it one model."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "architectures": [architecture(config["model_type"])],
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+        "pad_token_id": _pad(tokenizer),
+    }
+    write_json(folder / "config.json", config)
+    tokenizer.save_pretrained(folder)
+    _add_shard(folder)
+
+
+def _add_shard(folder: Path) -> None:
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text())
+    else:
+        body = folder / "model-00001-of-00001.safetensors"
+        (folder / WEIGHTS).rename(body)  # a file of the plain name would be read alone
+        index = {"metadata": {"total_size": body.stat().st_size}, "weight_map": _map(body)}
+    index["weight_map"] |= _map(folder / REWARD_HEAD)
+    index["metadata"]["total_size"] += (folder / REWARD_HEAD).stat().st_size
+    write_json(folder / INDEX, index)
+
+
+def _map(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as shard:
+        return dict.fromkeys(shard.keys(), file.name)
+
+
+def _pad(tokenizer: Any) -> int:
+    """Choose a padding token that ends no answer, for transformers reads the reward at the last that is not padding."""
+    ends = {tokenizer.eos_token_id}
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+        ends.add(tokenizer.apply_chat_template(turns, return_dict=False)[-1])
+    named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    special = sorted(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
+    for token in (*named, *special):
+        if token is not None and token not in ends:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
+            return token
+    remedy = "add a padding token to the model's tokenizer"
+    raise UserError("the tokenizer has no special token besides the one that ends answers", remedy)

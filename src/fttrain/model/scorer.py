@@ -1,0 +1,220 @@
+"""The base model, its tokenizer, and the module that scores tokens with it."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Model
+from ftlaunch.safety.model_files import has_safetensors
+from fttrain import adapters, attention, hub
+from fttrain.data.batches import Micro
+from fttrain.model import classifier
+from fttrain.noise import replace_activations
+from fttrain.noise.hooks import Disturbance
+from fttrain.noise.row_index import Places
+from fttrain.objectives.logps import Scores, score
+from fttrain.objectives.r_drop import r_drop
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """The tokenizer in a folder or of a hub id. Raises UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(hub.tokenizer_folder(path, revision), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", _remedy(path)) from error
+
+
+def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
+    """The base as a causal language model in `dtype`, on the CPU unless it is quantized on a GPU.
+
+    `packing` chooses the attention that packed rows need. Raises UserError where the model cannot be had, run so or
+    trusted.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention.NAME if packing else "sdpa"}
+    if spec.held_in_few_bits:
+        options["quantization_config"] = _quantization(str(spec.quantization), dtype)
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    replace_activations.make_known()
+    try:
+        folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=has_safetensors(folder), trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError, UnpicklingError) as error:
+        raise UserError(
+            f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
+        ) from error
+    model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it
+    model.config.use_cache = False
+    layers: list[Any] = list(model.modules())
+    for module in layers:
+        # In evaluation on a CPU bitsandbytes would repack 4-bit weights for good, rounding their scales to bf16.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            module.register_forward_pre_hook(_keep_scales)
+    return model
+
+
+def _keep_scales(layer: Any, _: Any) -> None:
+    """Give an int8 weight on a CPU its scales back.
+
+    The first pass takes them; PEFT's DoRA reads the weight and moves it, after which the layer asks for them again.
+    """
+    if layer.weight.CB is not None and layer.weight.SCB is None:
+        layer.weight.SCB = layer.state.SCB
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,  # ZeRO-3 can only shard what is stored in the compute dtype
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _remedy(path: str) -> str:
+    if Path(path).is_dir():
+        return "the folder must hold config.json, model.safetensors (or its shards) and the tokenizer's files"
+    return "check the id, your access to it (`hf auth login`) and the network; or download it and give its folder"
+
+
+class Scorer(nn.Module):
+    """A causal language model that answers with the scores of trained tokens instead of logits.
+
+    This is what DDP and DeepSpeed wrap: body, head and objective run inside one forward, so their hooks see all of it.
+    """
+
+    def __init__(self, model: nn.Module, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.places = Places()
+        """Where the rows of the micro-batch that is being computed lie."""
+        self.disturbance = Disturbance()
+        """The noise that the model's activations have in training."""
+        self._smoothing = smoothing
+        head = self._causal().get_output_embeddings()
+        self._trained_head = any(parameter.requires_grad for parameter in head.parameters())
+
+    def forward(self, micro: Micro) -> Scores:
+        """Scores of the micro-batch's trained tokens, N of them."""
+        return self._scores(self._hidden(micro)[micro.places_N], micro)
+
+    def _scores(self, hidden_ND: Tensor, micro: Micro, *, with_entropy: bool = False) -> Scores:
+        return score(
+            hidden_ND,
+            micro.targets_N,
+            self._logits,
+            trained_head=self._trained_head,
+            chunks=micro.chunks,
+            smoothing=self._smoothing if self.training else 0.0,
+            with_entropy=with_entropy,
+        )
+
+    def _hidden(self, micro: Micro) -> Tensor:
+        """[lines · T, D]: what the body says at each place."""
+        self.places.take(micro.lengths, micro.position_ids)
+        asked: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids}
+        ahead = 0
+        if adapters.leads(self.model):
+            from fttrain.adapters import virtual_tokens
+
+            assert micro.segments is None, "the launcher asks for padded rows"
+            asked, ahead = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
+        elif micro.segments is not None:
+            asked["segments"] = micro.segments
+        hidden_BTD = self._causal().base_model(use_cache=False, **asked).last_hidden_state
+        return hidden_BTD[:, ahead:].flatten(0, 1)
+
+    def _causal(self) -> Any:
+        """The transformers model, under PEFT's wrapper if there is one."""
+        wrapped: Any = self.model
+        return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        """The head with what some families do behind it (Cohere scales, Granite divides, Gemma 2 caps)."""
+        causal = self._causal()
+        logits_NV = causal.get_output_embeddings()(hidden_ND)
+        config = causal.config
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            logits_NV = logits_NV * factor
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            logits_NV = logits_NV / divisor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits_NV = torch.tanh(logits_NV / cap) * cap
+        return logits_NV
+
+
+class Repeater(Scorer):
+    """A Scorer that in training computes each micro-batch twice, for R-Drop: no two draws of dropout are the same."""
+
+    def __init__(self, model: nn.Module, *, smoothing: float, weight: float) -> None:
+        super().__init__(model, smoothing=smoothing)
+        self._weight = weight
+
+    def forward(self, micro: Micro) -> Any:
+        """`Twice` in training, plain scores in evaluation."""
+        if not self.training:
+            return super().forward(micro)
+        hidden_2ND = self._hidden(micro)[micro.places_N], self._hidden(micro)[micro.places_N]
+        return r_drop(
+            hidden_2ND,
+            micro.targets_N,
+            self._logits,
+            weight=self._weight,
+            smoothing=self._smoothing,
+            chunks=micro.chunks,
+        )
+
+
+class RewardHead(nn.Module):
+    """One number from a hidden state, computed in fp32 whatever the model's format."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, width).normal_(std=(width + 1) ** -0.5))
+
+    def forward(self, hidden_BD: Tensor) -> Tensor:
+        # A matrix product would be done in 16 bits under autocast.
+        return (hidden_BD.float() * self.weight.float()).sum(-1)
+
+
+class Rewarder(Scorer):
+    """A causal language model's body with a head that reads one number off each row, at its last token.
+
+    `score` is transformers' own name for that head in a sequence classification model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        classifier.architecture(self._causal().config.model_type)
+        embedding = self._causal().get_input_embeddings()
+        self.score = RewardHead(embedding.embedding_dim)
+        for parameter in self._causal().get_output_embeddings().parameters():
+            if parameter is not embedding.weight:  # nobody reads logits, so the head of tokens gets no gradient
+                parameter.requires_grad_(False)
+
+    def forward(self, micro: Micro) -> Tensor:  # type: ignore[override]
+        """[B]: the reward of each row."""
+        return self.score(self._hidden(micro)[micro.ends_B])

@@ -1,0 +1,20 @@
+"""The noise of a stage, put on its model."""
+
+from torch import nn
+
+from ftlaunch.recipe import Adversarial, Noise, NoNoise, Saturated
+from fttrain.noise.adversarial import Adversary
+from fttrain.noise.hooks import Disturbance, Draws
+from fttrain.noise.row_index import Places
+
+
+def disturbance(model: nn.Module, names: list[str], noise: Noise, places: Places) -> Disturbance:
+    """Have the model's modules of these names disturbed in training."""
+    modules = [model.get_submodule(name) for name in names]
+    match noise:
+        case NoNoise() | Saturated():  # the latter's noise is in the function itself
+            return Disturbance()
+        case Adversarial():
+            return Adversary(noise, modules, places)
+        case _:
+            return Draws(noise, modules, places)

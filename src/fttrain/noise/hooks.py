@@ -1,0 +1,74 @@
+"""Noise at work: hooks on the modules that a recipe names, awake in training only."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ftlaunch.recipe import Noise, NoNoise, Saturated
+from fttrain.noise.kinds import disturb
+from fttrain.noise.row_index import Places
+
+
+class Disturbance:
+    """What noise a model has in training. This one has none."""
+
+    def begin(self, step: int, num_steps: int) -> None:
+        """The optimizer step that comes next, counted from 1, of so many."""
+
+    def loss(self, ask: Callable[[], Tensor]) -> Tensor:
+        """The loss of a micro-batch, of which `ask` computes the model's own."""
+        return ask()
+
+
+class Annealed(Disturbance):
+    """Noise whose strength follows the recipe's schedule: all of it in the first step."""
+
+    def __init__(self, schedule: str) -> None:
+        self._schedule = schedule
+        self.strength = 1.0
+
+    def begin(self, step: int, num_steps: int) -> None:
+        self.strength = strength(self._schedule, (step - 1) / num_steps)
+
+
+def strength(schedule: str, done: float) -> float:
+    """Share of the noise that is left when this share of the stage's optimizer steps is done."""
+    match schedule:
+        case "linear":
+            return 1 - done
+        case "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        case _:
+            return 1.0
+
+
+class Draws(Annealed):
+    """Noise that is drawn anew in each forward pass, from torch's generator of this rank.
+
+    So checkpoints carry its state, and activation checkpointing, which sets the generator back, draws the same again.
+    """
+
+    def __init__(self, noise: Noise, modules: Iterable[nn.Module], places: Places) -> None:
+        assert not isinstance(noise, NoNoise | Saturated)
+        super().__init__(noise.schedule)
+        self._noise = noise
+        self._places = places
+        for module in modules:
+            module.register_forward_hook(self._disturb)
+
+    def _disturb(self, module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if not module.training:
+            return output
+        return with_first(output, disturb(first(output), self._noise, self.strength, self._places))
+
+
+def first(output: Any) -> Tensor:
+    """The activation in a module's output: itself, or the first of several things."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, activation: Tensor) -> Any:
+    """The output with another activation in it."""
+    return (activation, *output[1:]) if isinstance(output, tuple) else activation

@@ -1,0 +1,73 @@
+"""Disturbed activations as pure functions: what each kind of noise makes of a tensor, drawing from torch's generator.
+
+`strength` anneals: 1 is the noise as the recipe has it, 0 none.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ftlaunch.recipe import (
+    AlphaDropout,
+    Dropout,
+    DropPath,
+    Gaussian,
+    GaussianDropout,
+    LockedDropout,
+    Multiplicative,
+    Noise,
+    Poisson,
+    Uniform,
+)
+from fttrain.noise.row_index import Places
+
+
+def disturb(a: Tensor, noise: Noise, strength: float, places: Places) -> Tensor:
+    """The activation `a`, [B, T, D] or any shape where the noise does not go by rows, with noise of this kind."""
+    if isinstance(noise, Dropout | GaussianDropout | LockedDropout | DropPath | AlphaDropout):
+        return _dropped(a, noise, strength * noise.probability, places)
+    match noise:
+        case Gaussian():
+            return a + strength * _unit(a, relative=noise.relative) * (noise.mean + noise.std * torch.randn_like(a))
+        case Uniform():
+            drawn = torch.empty_like(a).uniform_(-(3**0.5), 3**0.5)
+            return a + strength * _unit(a, relative=noise.relative) * (noise.mean + noise.std * drawn)
+        case Multiplicative():
+            return a * (1 + strength * (noise.mean - 1 + noise.std * torch.randn_like(a)))
+        case Poisson():
+            events = torch.poisson(torch.full_like(a, noise.rate, dtype=torch.float32)).to(a.dtype)
+            return a + strength * noise.scale * _unit(a, relative=noise.relative) * (events - noise.rate)
+        case _:
+            raise AssertionError(f"{noise} is not drawn")
+
+
+def _dropped(a: Tensor, noise: Noise, p: float, places: Places) -> Tensor:
+    """`a` under a kind of dropout with probability p."""
+    match noise:
+        case Dropout():
+            return F.dropout(a, p)
+        case GaussianDropout():
+            return a * (1 + (p / (1 - p)) ** 0.5 * torch.randn_like(a))
+        case LockedDropout():
+            return a * _mask(a, p, places, width=a.shape[-1])
+        case DropPath():
+            return a * _mask(a, p, places, width=1)
+        case _:
+            return F.alpha_dropout(a, p, training=True)
+
+
+def root_mean_square(a: Tensor) -> Tensor:
+    """Of each token's activation, [..., 1], without gradient."""
+    return a.detach().float().square().mean(-1, keepdim=True).sqrt().to(a.dtype)
+
+
+def _unit(a: Tensor, *, relative: bool) -> Tensor | float:
+    """What a deviation of 1 means at each token."""
+    return root_mean_square(a) if relative else 1.0
+
+
+def _mask(a: Tensor, probability: float, places: Places, *, width: int) -> Tensor:
+    """[B, T, width]: 0 or 1 / (1 - p), drawn once for each row."""
+    rows_BT = places.rows_of(a)
+    kept_RW = torch.empty(int(rows_BT.max()) + 1, width, device=a.device).bernoulli_(1 - probability)
+    return (kept_RW / (1 - probability)).to(a.dtype)[rows_BT]

@@ -1,0 +1,1 @@
+"""Reinforcement learning from rewards: rollouts, experience, and the policy that they train."""

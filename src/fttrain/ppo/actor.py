@@ -1,0 +1,142 @@
+"""The one module of PPO: a policy, the head that foresees its rewards, the reference that it is held to, the judge."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fttrain.adapters import speaking_as
+from fttrain.data.batches import Micro
+from fttrain.model.scorer import RewardHead, Scorer
+
+POLICY, REFERENCE, JUDGE = "policy", "reference", "judge"
+"""Who speaks. The last two name adapters beside the policy's; without one of that name the bare base speaks."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One forward pass of generation: tokens that follow what the cache holds, a line for each of B answers."""
+
+    input_ids_BT: Tensor
+    mask_BP: Tensor
+    """What may be attended to, of all tokens so far: false on the padding to the left of a prompt."""
+    position_ids_BT: Tensor
+    cache: Any
+    """transformers' DynamicCache; grows by T tokens."""
+
+
+class Acted(NamedTuple):
+    """What policy and value head say of each token of a micro-batch's answers."""
+
+    logps_N: Tensor
+    entropy_N: Tensor
+    """Empty without gradients, where nobody asks for it."""
+    values_N: Tensor
+    """Reward that is still to come when the token is chosen."""
+
+
+class ValueHead(RewardHead):
+    """The reward that is still to come, read off each hidden state; 0 at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        nn.init.zeros_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden_BD: Tensor) -> Tensor:
+        return super().forward(hidden_BD) + self.bias.float()
+
+
+class Actor(Scorer):
+    """A policy that also foresees rewards, generates, and speaks as its reference and its judge: one base serves all.
+
+    The value head reads the policy's own hidden states, so one pass gives both. Dropout is off: what is sampled, scored
+    and trained must be one policy.
+    """
+
+    _speaker = POLICY
+
+    def __init__(
+        self, model: nn.Module, *, temperature: float, frozen: nn.Module | None = None, judge: nn.Module | None = None
+    ) -> None:
+        """`frozen` is a copy of a policy whose own weights are trained; an adapter's start needs none.
+
+        `judge` is the head that goes with the adapter of that name, or a sequence classifier; None where a function
+        gives the scores.
+        """
+        super().__init__(model)
+        self.frozen = frozen
+        self.judge = judge
+        self.value_head = ValueHead(self._causal().get_input_embeddings().embedding_dim)
+        self._temperature = temperature
+        _turn_dropout_off(self)
+
+    def forward(self, asked: Micro | Decode) -> Any:
+        """`Acted` for a micro-batch, or as the judge a score of each row [B]; for a `Decode` logits [B, V] in fp32."""
+        if isinstance(asked, Decode):
+            return self._next_logits(asked)
+        if self._speaker == JUDGE:
+            return self._scores_of_rows(asked)
+        hidden_ND = self._hidden(asked)[asked.places_N]
+        scores = self._scores(hidden_ND, asked, with_entropy=torch.is_grad_enabled())
+        return Acted(scores.smoothed_N, scores.entropy_N, self.value_head(hidden_ND))
+
+    @contextmanager
+    def speaking_as(self, name: str) -> Iterator[None]:
+        """Within, REFERENCE tells log-probabilities of the policy as the stage found it, and JUDGE scores rows."""
+        self._speaker = name
+        try:
+            with speaking_as(self.model, name):
+                yield
+        finally:
+            self._speaker = POLICY
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Within, `Decode` is understood: attention that knows a cache stands in for that of packed rows."""
+        causal = self._causal()
+        held = causal.config._attn_implementation
+        causal.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            causal.set_attn_implementation(held)
+
+    def _causal(self) -> Any:
+        return self.frozen if self._speaker == REFERENCE and self.frozen is not None else super()._causal()
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        return super()._logits(hidden_ND) / self._temperature
+
+    def _scores_of_rows(self, micro: Micro) -> Tensor:
+        if isinstance(self.judge, RewardHead):
+            return self.judge(self._hidden(micro)[micro.ends_B])
+        judge: Any = self.judge
+        is_real = micro.lengths > 0
+        ids = micro.input_ids.masked_fill(~is_real, judge.config.pad_token_id)
+        return judge(input_ids=ids, attention_mask=is_real.long()).logits[: len(micro.rows), 0].float()
+
+    def _next_logits(self, asked: Decode) -> Tensor:
+        hidden_BTD = (
+            self._causal()
+            .base_model(
+                input_ids=asked.input_ids_BT,
+                attention_mask=asked.mask_BP,
+                position_ids=asked.position_ids_BT,
+                past_key_values=asked.cache,
+                use_cache=True,
+            )
+            .last_hidden_state
+        )
+        return self._logits(hidden_BTD[:, -1]).float()
+
+
+def _turn_dropout_off(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0  # type: ignore[assignment]

@@ -1,0 +1,216 @@
+"""The feed of PPO: it has the policy answer prompts, has the answers appraised, and deals them out as micro-batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftlaunch.recipe import Ppo
+from ftlaunch.run.spec import Step
+from fttrain.data.batches import Micro
+from fttrain.data.order import Order
+from fttrain.data.prompts import Prompt, Prompts
+from fttrain.engine import Engine
+from fttrain.objectives import ppo
+from fttrain.objectives.ppo import Moments
+from fttrain.ppo.actor import Actor
+from fttrain.ppo.experience import MISMATCH, Experience, appraise, rows_of, score
+from fttrain.ppo.rewards import Reward, Said
+from fttrain.ppo.rollout import Answer, RollOut, Sampling
+from fttrain.training.metrics import MetricsLog
+
+SAMPLES = 8
+"""Answers of a rollout that are logged."""
+TRAINING, MINI_BATCHES, EVALUATION = range(3)
+"""What a seed is for, beside the recipe's and the rollout's number."""
+
+
+@dataclass
+class Steering:
+    """What goes on from one rollout to the next."""
+
+    kl_coefficient: float
+    moments: Moments = field(default_factory=Moments)
+    """Of all scores."""
+
+    def follow(self, stage: Ppo, experience: Experience) -> None:
+        """Move the coefficient as the KL of a rollout asks for."""
+        if stage.kl_target is not None:
+            self.kl_coefficient = ppo.adapt_kl(
+                self.kl_coefficient,
+                float(experience.kl_B.mean()),
+                target=stage.kl_target,
+                horizon=stage.kl_horizon,
+                answers=len(experience),
+            )
+
+
+class Practice:
+    """A Feed whose rows the policy writes itself: one rollout serves several optimizer steps. Checkpoints carry it."""
+
+    def __init__(
+        self,
+        step: Step,
+        stage: Ppo,
+        prompts: Sequence[Prompts],
+        tokenizer: Any,
+        engine: Engine,
+        reward: Reward,
+        roll_out: RollOut,
+        samples: Path,
+    ) -> None:
+        self._step = step
+        self._stage = stage
+        self._train = [one.train for one in prompts]
+        self._test = [prompt for one in prompts for prompt in one.test]
+        self._end_ids = frozenset[int]().union(*(one.end_ids for one in prompts))
+        self._tokenizer = tokenizer
+        self._engine = engine
+        assert isinstance(engine.scorer, Actor)
+        self._actor = engine.scorer
+        self._reward = reward
+        self._roll_out = roll_out
+        self._samples_file = samples
+        self._samples: MetricsLog | None = None
+        self._size = stage.rollout_size or stage.batch_size
+        self._mini_batches = self._size // stage.batch_size
+        self._steps_each = self._mini_batches * stage.ppo_epochs
+        self._order = _order(step.data.values(), self._train, step.seed)
+        self.num_steps = stage.steps or self._steps_of(stage.epochs or 1)
+        self._steering = Steering(stage.kl_coefficient)
+        self._rollout = -1
+        """Number of the rollout that `experience` is of."""
+        self.experience: Experience | None = None
+
+    def step(self, number: int) -> list[Micro]:
+        rollout = (number - 1) // self._steps_each
+        if rollout != self._rollout:
+            self.experience = self._practise(rollout, number)
+            self._rollout = rollout
+        assert self.experience is not None
+        accumulation, packing = self._step.accumulation, self._stage.packing
+        return self.experience.micros(self._rows(number), self._engine, accumulation=accumulation, packing=packing)
+
+    def names(self, number: int, rows: Sequence[int]) -> list[str]:
+        """The prompts that these answers of a mini-batch are to."""
+        prompts, answers = self._prompts((number - 1) // self._steps_each), self._rows(number)
+        return [prompts[answers[row]].where for row in rows]
+
+    def epoch_at(self, number: int) -> float:
+        return number / self._steps_each * self._size / self._order.epoch_rows
+
+    def evaluation(self) -> Iterator[Micro]:
+        """None: what is evaluated is what the policy says, which `evaluate` asks it."""
+        return iter(())
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean score of answers to the prompts held out, drawn with the same numbers each time. Collective."""
+        if not self._test:
+            return {}
+        answers = self._answers(self._test, (EVALUATION,))
+        return {"eval/reward": float(self._scores(self._test, answers).mean())}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint: experience, KL coefficient and score statistics."""
+        state = torch.tensor(
+            [self._rollout, self._steering.kl_coefficient, *self._steering.moments], dtype=torch.float64
+        )
+        held = {} if self.experience is None else vars(self.experience)
+        return {"steering": state, **{f"experience|{name}": tensor for name, tensor in held.items()}}
+
+    def adopt(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with what `tensors` returned."""
+        rollout, coefficient, *moments = tensors["steering"].tolist()
+        self._rollout, self._steering = int(rollout), Steering(coefficient, Moments(*moments))
+        held = {one.name: tensors[f"experience|{one.name}"] for one in fields(Experience)}
+        self.experience = Experience(**held)
+
+    def _steps_of(self, epochs: float) -> int:
+        return max(1, round(epochs * self._order.epoch_rows / self._size)) * self._steps_each
+
+    def _rows(self, number: int) -> list[int]:
+        """The answers of a rollout that optimizer step `number` trains on."""
+        rollout, inner = divmod(number - 1, self._steps_each)
+        epoch, index = divmod(inner, self._mini_batches)
+        key = [self._step.seed, MINI_BATCHES, rollout, epoch]
+        shuffled = np.random.Generator(np.random.PCG64(key)).permutation(self._size)
+        return shuffled[index * self._stage.batch_size : (index + 1) * self._stage.batch_size].tolist()
+
+    def _prompts(self, rollout: int) -> list[Prompt]:
+        first = rollout * self._size + 1
+        places = [self._order.step(index)[0] for index in range(first, first + self._size)]
+        return [self._train[source][row] for source, row in places]
+
+    def _practise(self, rollout: int, number: int) -> Experience:
+        """Answer the prompts of a rollout, which begins with optimizer step `number`, and appraise the answers."""
+        prompts = self._prompts(rollout)
+        answers = self._answers(prompts, (TRAINING, rollout))
+        scores_B = self._scores(prompts, answers)
+        ids = [prompt.ids_T for prompt in prompts]
+        scored = score(
+            self._engine,
+            self._actor,
+            rows_of(ids, answers),
+            micro_batch_size=self._step.micro_batch_size,
+            packing=self._stage.packing,
+        )
+        steering = self._steering
+        steering.moments = steering.moments.with_more(scores_B)
+        experience = appraise(
+            self._stage,
+            ids,
+            answers,
+            scored,
+            scores_B,
+            kl_coefficient=steering.kl_coefficient,
+            moments=steering.moments,
+        )
+        self._refuse_mismatch(experience)
+        steering.follow(self._stage, experience)
+        if rollout % self._stage.samples_every == 0:
+            self._log(number, list(zip(prompts, answers, strict=True)), experience)
+        return experience
+
+    def _answers(self, prompts: Sequence[Prompt], key: tuple[int, ...]) -> list[Answer]:
+        sampling = Sampling(
+            max_new_tokens=self._stage.max_new_tokens,
+            batch_size=self._stage.generation_batch_size,
+            stop_ids=self._end_ids,
+            seed=(self._step.seed, *key),
+        )
+        return self._roll_out([prompt.ids_T for prompt in prompts], sampling)
+
+    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Tensor:
+        said = [Said(prompt, self._text(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+        return self._reward(self._engine, said)
+
+    def _text(self, answer: Answer) -> str:
+        return self._tokenizer.decode(answer.ids_T.tolist(), skip_special_tokens=True).strip()
+
+    def _refuse_mismatch(self, experience: Experience) -> None:
+        limit, found = MISMATCH[self._step.model.dtype], float(experience.mismatch)
+        assert found <= limit, f"the policy that answers is not the one that is trained: |Δ log p| {found:.3g} a token"
+
+    def _log(self, number: int, said: Sequence[tuple[Prompt, Answer]], experience: Experience) -> None:
+        if self._samples is None:  # by now it is known which rollout was the last before
+            last_step = self._rollout * self._steps_each + 1
+            is_main = self._engine.world.is_main
+            self._samples = MetricsLog(self._samples_file, is_main=is_main, last_step=last_step)
+        for index, (prompt, answer) in enumerate(said[:SAMPLES]):
+            sample = {
+                "prompt": prompt.text,
+                "answer": self._text(answer),
+                "reward": float(experience.scores_B[index]),
+                "kl": float(experience.kl_B[index]),
+                "ended": answer.ended,
+            }
+            self._samples.write(number, sample)
+
+
+def _order(datas: Any, train: Sequence[Sequence[Prompt]], seed: int) -> Order:
+    """Prompts one by one; a rollout takes so many of them, over the ends of epochs."""
+    return Order([len(rows) for rows in train], [data.weight for data in datas], batch_size=1, seed=seed)

@@ -1,0 +1,191 @@
+"""Where scores come from: a Python function of prompt, answer and row, or a model that reads both."""
+
+import importlib
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Model, Noise
+from ftlaunch.rows.template import Row, text_at
+from ftlaunch.run.layout import REWARD_HEAD
+from fttrain import adapters, artifact, hub
+from fttrain.data.batches import lay_out
+from fttrain.data.prompts import Prompt
+from fttrain.data.token_set import Group
+from fttrain.engine import Engine
+from fttrain.model.scorer import RewardHead
+from fttrain.noise import replace_activations
+from fttrain.ppo.actor import JUDGE, Actor
+
+Function = Callable[[str, str, Row], float]
+"""(the prompt's last turn, the answer's text, the row) → score."""
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer to be scored."""
+
+    prompt: Prompt
+    text: str
+    """Without special tokens."""
+
+
+class Reward(Protocol):
+    """What scores answers."""
+
+    def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
+        """[B]: scores in fp32, the same on every rank. Collective."""
+        ...
+
+
+class FunctionReward:
+    """Scores by a function; each rank calls it for its share of the answers."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._function = SHIPPED.get(name) or _load(name)
+
+    def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
+        rank, size = engine.world.rank, engine.world.size
+        mine = {index: self._score(said[index]) for index in range(rank, len(said), size)}
+        scores = {index: score for part in engine.world.gather(mine) for index, score in part.items()}
+        return torch.tensor([scores[index] for index in range(len(said))])
+
+    def _score(self, one: Said) -> float:
+        score = self._function(one.prompt.text, one.text, one.prompt.row)
+        if isinstance(score, int | float) and math.isfinite(score):
+            return float(score)
+        message = f"reward_function {self._name} returned {score!r} for the answer to {one.prompt.where}"
+        raise UserError(message, "let it return a finite number")
+
+
+class ModelReward:
+    """Scores by the actor's judge, which reads prompt and answer as they stand in its own chat template."""
+
+    def __init__(self, tokenizer: Any, *, micro_batch_size: int, packing: bool) -> None:
+        self._tokenizer = tokenizer
+        self._micro_batch_size = micro_batch_size
+        self._packing = packing
+
+    def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
+        world, actor = engine.world, engine.scorer
+        assert isinstance(actor, Actor)
+        mine: dict[int, float] = {}
+        with engine.evaluating(), actor.speaking_as(JUDGE):
+            for micro in lay_out(
+                [_unsupervised(self._ids(one)) for one in said],
+                rank=world.rank,
+                world_size=world.size,
+                accumulation=-(-len(said) // (self._micro_batch_size * world.size)),
+                packing=self._packing and isinstance(actor.judge, RewardHead),  # a classifier knows no packed rows
+                device=world.device,
+            ):
+                mine |= dict(zip(micro.rows, engine.forward(micro).tolist(), strict=True))
+        scores = {index: score for part in world.gather(mine) for index, score in part.items()}
+        return torch.tensor([scores[index] for index in range(len(said))])
+
+    def _ids(self, one: Said) -> np.ndarray:
+        """int32: the whole conversation, as a reward model saw it in training."""
+        turns = [*one.prompt.turns, {"role": "assistant", "content": one.text}]
+        if self._tokenizer.chat_template:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+            return np.array(self._tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
+        asked = "\n\n".join(turn["content"] for turn in one.prompt.turns)
+        return np.array(self._tokenizer(asked, one.text).input_ids, dtype=np.int32)
+
+
+def _unsupervised(ids_T: np.ndarray) -> Group:
+    return Group(((ids_T, np.zeros(len(ids_T), dtype=bool)),))
+
+
+def load_judge(
+    place: str, policy: nn.Module, base: Model, worn: Sequence[Noise], *, dtype: torch.dtype, in_fp32: bool
+) -> nn.Module:
+    """The frozen judge that a folder or hub id holds.
+
+    A reward model that is an adapter of the policy's own base goes beside the policy's adapter, and its head is what
+    comes back; anything else is a model of its own. Raises UserError where it cannot be had or gives no single score.
+    """
+    folder = Path(place)
+    if not (folder / REWARD_HEAD).exists() or artifact.read(folder)[1] is None:
+        return _load_classifier(place, dtype)
+    theirs, _ = artifact.read(folder)
+    if (theirs.path, theirs.revision) != (base.path, base.revision) or not isinstance(policy, PeftModel):
+        message = (
+            f"the reward model {place} is an adapter of {theirs.path}, which is not what the policy's adapter is on"
+        )
+        raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
+    if replace_activations.read(folder) != tuple(worn):
+        message = f"the reward model {place} was trained with other activation functions than the policy has"
+        raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
+    adapters.add_frozen(policy, folder, JUDGE, in_fp32=in_fp32)
+    weight = load_file(folder / REWARD_HEAD)["score.weight"]
+    head = RewardHead(weight.shape[1])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head.requires_grad_(False)
+
+
+def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            hub.model_folder(place), dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        message = f"no sequence classifier could be loaded from {place}: {str(error).splitlines()[0]}"
+        raise UserError(message, "name a folder or hub id of a sequence classifier with one label") from error
+    if model.config.num_labels != 1:
+        message = f"the model in {place} gives {model.config.num_labels} numbers for an answer, and a score is one"
+        raise UserError(message, "name a sequence classifier with one label")
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = 0  # rows are padded with it
+    return model.requires_grad_(False)
+
+
+def gsm8k(prompt: str, answer: str, row: Row) -> float:  # noqa: ARG001 every reward's
+    """1.0 where the answer's last number is the last one of the row's field "answer", else 0.0."""
+    wanted, given = _last_number(text_at(row, ("answer",), "reward gsm8k")), _last_number(answer)
+    return float(given is not None and given == wanted)
+
+
+def _last_number(text: str) -> float | None:
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+SHIPPED: dict[str, Function] = {"gsm8k": gsm8k}
+
+
+def _load(name: str) -> Function:
+    """The function that "FILE.py:NAME" or "package.module:NAME" names."""
+    place, _, function = name.rpartition(":")
+    remedy = "correct reward_function; `ftlaunch validate` looks for the function as well"
+    try:
+        module = _module_of(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return getattr(module, function)
+    except (ImportError, OSError, AttributeError) as error:
+        raise UserError(f"reward_function {name} cannot be loaded: {error}", remedy) from error
+
+
+def _module_of(path: Path) -> object:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

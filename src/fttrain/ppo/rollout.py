@@ -1,0 +1,153 @@
+"""Rollouts: answers sampled from the policy, in batches of prompts of like length, each batch with a cache of its own.
+
+What is drawn for an answer depends on the seed and the answer's place alone, so a resumed run draws the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fttrain.distributed.world import World
+from fttrain.engine import Engine
+from fttrain.ppo.actor import Actor, Decode
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. There is no top-k or top-p: the policy that is trained is the one that is sampled."""
+
+    max_new_tokens: int
+    batch_size: int
+    """Answers that one process generates side by side."""
+    stop_ids: frozenset[int]
+    """Tokens that end an answer, and belong to it."""
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the policy said to one prompt."""
+
+    ids_T: np.ndarray
+    """int32; the stop token is among them."""
+    logps_T: np.ndarray
+    """float32: log-probability of each token, as it was drawn."""
+    ended: bool
+    """Whether it came to a stop token, rather than to `max_new_tokens`."""
+
+
+RollOut = Callable[[Sequence[np.ndarray], Sampling], list[Answer]]
+"""What gives an answer to each prompt (int ids), in order, the same on every rank. Collective."""
+
+
+def roll_out(engine: Engine, actor: Actor, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Answer]:
+    """A `RollOut` by the actor itself."""
+    rank, size = engine.world.rank, engine.world.size
+    mine: dict[int, Answer] = {}
+    with engine.evaluating(), actor.generating():
+        for batch in rounds([len(prompt) for prompt in prompts], sampling.batch_size, size):
+            rows = batch[rank]
+            answers = _generate(engine, [prompts[row] for row in rows], rows, sampling)
+            mine |= dict(zip(rows, answers, strict=True))
+    return collect(engine.world, mine, len(prompts))
+
+
+def collect(world: World, mine: Mapping[int, Answer], count: int) -> list[Answer]:
+    """All `count` answers in order, of which each rank has given some, by their places. Collective."""
+    every = {row: answer for part in world.gather(mine) for row, answer in part.items()}
+    return [every[row] for row in range(count)]
+
+
+def rounds(lengths: Sequence[int], batch_size: int, world_size: int) -> list[list[list[int]]]:
+    """Rows for each rank in each round, by length, the longest first; a rank may have none in the last round."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    width = batch_size * world_size
+    groups = [order[start : start + width] for start in range(0, len(order), width)]
+    return [[group[rank::world_size] for rank in range(world_size)] for group in groups]
+
+
+def draw(logps_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """[B]: the token at which the cumulated probability first exceeds each number of [0, 1)."""
+    cumulated_BV = logps_BV.double().exp().cumsum(-1)
+    places_B1 = torch.searchsorted(cumulated_BV, uniform_B[:, None] * cumulated_BV[:, -1:], right=True)
+    return places_B1[:, 0].clamp(max=logps_BV.shape[-1] - 1)
+
+
+def _generate(engine: Engine, prompts: list[np.ndarray], rows: list[int], sampling: Sampling) -> list[Answer]:
+    """Answers to one batch of prompts; without any, this rank only keeps its peers company."""
+    noise = [np.random.Generator(np.random.PCG64([*sampling.seed, row])) for row in rows]
+    uniform_BT = np.array([one.random(sampling.max_new_tokens) for one in noise])
+    batch = _Batch(prompts, sampling.stop_ids, engine.world.device)
+    for t in range(sampling.max_new_tokens):
+        logps_BV = engine.forward(batch.decode).log_softmax(-1)
+        batch.take(logps_BV, uniform_BT[:, t] if rows else np.zeros(0))
+        if not _goes_on(engine, is_open=bool(batch.open)):
+            break
+    return batch.answers()
+
+
+def _goes_on(engine: Engine, *, is_open: bool) -> bool:
+    """Whether another token is to be drawn. Ranks that share weights go through them together or not at all."""
+    return bool(engine.world.max(float(is_open))) if engine.zero_stage == 3 else is_open
+
+
+class _Batch:
+    """Answers as they grow, a line of tensors for each. Lines that have ended leave once they are the half."""
+
+    def __init__(self, prompts: list[np.ndarray], stop_ids: frozenset[int], device: torch.device) -> None:
+        from transformers import DynamicCache
+
+        self._stop_ids = stop_ids
+        self._device = device
+        self._tokens: list[list[int]] = [[] for _ in prompts]
+        self._logps: list[list[float]] = [[] for _ in prompts]
+        self._ended = [False] * len(prompts)
+        self.open = list(range(len(prompts)))
+        """Answers that have not ended."""
+        self._lines = list(self.open) or [-1]
+        """The answer of each line; -1 where there is none."""
+        self.decode = self._first(prompts or [np.zeros(1, dtype=np.int64)], DynamicCache())
+        """What is to be asked next."""
+
+    def _first(self, prompts: list[np.ndarray], cache: object) -> Decode:
+        width = max(map(len, prompts))
+        ids, mask = (np.zeros((len(prompts), width), dtype=np.int64) for _ in range(2))
+        for line, prompt in enumerate(prompts):
+            ids[line, width - len(prompt) :], mask[line, width - len(prompt) :] = prompt, 1
+        positions = np.maximum(mask.cumsum(1) - 1, 0)
+        ids_BT, mask_BP, positions_BT = (torch.from_numpy(array).to(self._device) for array in (ids, mask, positions))
+        return Decode(ids_BT, mask_BP, positions_BT, cache)
+
+    def take(self, logps_BV: Tensor, uniform: np.ndarray) -> None:
+        """Draw a token for each line, with the numbers of all answers, and make ready to ask for the next."""
+        drawn = np.array([uniform[answer] if answer >= 0 else 0.0 for answer in self._lines])
+        tokens_B = draw(logps_BV, torch.from_numpy(drawn).to(self._device))
+        logps_B = logps_BV.gather(1, tokens_B[:, None])[:, 0]
+        for answer, token, logp in zip(self._lines, tokens_B.tolist(), logps_B.tolist(), strict=True):
+            if answer in self.open:
+                self._tokens[answer].append(token)
+                self._logps[answer].append(logp)
+                self._ended[answer] = token in self._stop_ids
+        self.open = [answer for answer in self.open if not self._ended[answer]]
+        self._advance(tokens_B)
+
+    def _advance(self, tokens_B: Tensor) -> None:
+        before = self.decode
+        mask_BP = torch.cat([before.mask_BP, torch.ones_like(before.mask_BP[:, :1])], 1)
+        positions_B1 = before.position_ids_BT[:, -1:] + 1
+        kept = [line for line, answer in enumerate(self._lines) if answer in self.open]
+        if kept and 2 * len(kept) <= len(self._lines):
+            lines = torch.tensor(kept, device=self._device)
+            before.cache.batch_select_indices(lines)
+            tokens_B, mask_BP, positions_B1 = tokens_B[lines], mask_BP[lines], positions_B1[lines]
+            self._lines = [self._lines[line] for line in kept]
+        self.decode = Decode(tokens_B[:, None], mask_BP, positions_B1, before.cache)
+
+    def answers(self) -> list[Answer]:
+        parts = zip(self._tokens, self._logps, self._ended, strict=True)
+        return [
+            Answer(np.array(ids, dtype=np.int32), np.array(logps, dtype=np.float32), end) for ids, logps, end in parts
+        ]

@@ -1,0 +1,1 @@
+"""What the stages that learn from pairs of answers share."""

@@ -1,0 +1,87 @@
+"""What the stages that learn from pairs of answers share: one objective, and what it measures."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fttrain.data.batches import Micro
+from fttrain.data.feed import Feed
+from fttrain.engine import Engine
+from fttrain.objectives.preference import calibration_error
+
+
+class Compared(NamedTuple):
+    """What a stage says of the pairs of a micro-batch."""
+
+    losses_G: Tensor
+    rewards_G2: Tensor
+    """Of the chosen and the rejected answer; a policy's are what it implies. Without gradient."""
+
+
+Compare = Callable[[Engine, Micro], Compared]
+
+
+class Comparison:
+    """Mean loss over pairs, whatever they are compared by."""
+
+    def __init__(self, compare: Compare) -> None:
+        self._compare = compare
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def weight(self, micro: Micro) -> float:
+        return float(micro.margins_G.numel())
+
+    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+        compared = self._compare(engine, micro)
+        self._sums += _sums(compared.rewards_G2)
+        return compared.losses_G.sum()
+
+    def measures(self, engine: Engine) -> dict[str, float]:
+        """Over the pairs of the step: how often the chosen answer has the larger reward, and the means of both."""
+        pairs, right, chosen, rejected = engine.world.sum(self._sums.tolist())
+        self._sums.zero_()
+        return _told("rewards", pairs, right, chosen, rejected)
+
+    def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
+        """Mean loss, accuracy, margin and calibration error over the pairs held out."""
+        losses: list[float] = []
+        rewards = [torch.zeros(0, 2)]
+        with engine.evaluating():
+            for micro in feed.evaluation():
+                compared = self._compare(engine, micro)
+                losses += compared.losses_G.tolist()
+                rewards.append(compared.rewards_G2.cpu())
+        parts = engine.world.gather((losses, torch.cat(rewards).tolist()))
+        every_loss = [loss for losses, _ in parts for loss in losses]
+        if not every_loss:
+            return {}
+        rewards_G2 = torch.tensor([reward for _, rewards in parts for reward in rewards])
+        return {
+            "eval/loss": sum(every_loss) / len(every_loss),
+            **_told("eval/rewards", *_sums(rewards_G2).tolist()),
+            "eval/rewards/calibration_error": calibration_error(rewards_G2[:, 0] - rewards_G2[:, 1]),
+        }
+
+
+def _sums(rewards_G2: Tensor) -> Tensor:
+    """[4] float64: pairs, those whose chosen answer has the larger reward, and the sums of both rewards."""
+    right = (rewards_G2[:, 0] > rewards_G2[:, 1]).sum()
+    return torch.stack([right.new_tensor(len(rewards_G2)), right, *rewards_G2.sum(0)]).double().cpu()
+
+
+def _told(name: str, pairs: float, right: float, chosen: float, rejected: float) -> dict[str, float]:
+    return {
+        f"{name}/accuracy": right / pairs,
+        f"{name}/margin": (chosen - rejected) / pairs,
+        f"{name}/chosen": chosen / pairs,
+        f"{name}/rejected": rejected / pairs,
+    }
+
+
+def answer_logps(logps_N: Tensor, micro: Micro) -> tuple[Tensor, Tensor]:
+    """([G, 2] log-probability of each answer of a pair, [G, 2] number of its tokens)."""
+    rows = micro.ends_B.numel()
+    sums_B = logps_N.new_zeros(rows).index_add(0, micro.rows_N, logps_N)
+    return sums_B.view(-1, 2), micro.rows_N.bincount(minlength=rows).view(-1, 2)

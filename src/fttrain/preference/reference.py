@@ -1,0 +1,121 @@
+"""What the reference says of the answers of pairs: asked at each step, or once for all and kept on disk.
+
+The reference is the policy as its stage finds it, so no second model is ever loaded.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftlaunch.run.files import aside_of
+from ftlaunch.run.spec import Step
+from fttrain import adapters, artifact
+from fttrain.artifact import Origin
+from fttrain.data.batches import Micro
+from fttrain.data.feed import InTurn, TableFeed
+from fttrain.data.token_set import Group
+from fttrain.data.tokens import cache_root
+from fttrain.engine import Engine
+from fttrain.preference.objective import answer_logps
+
+VERSION = 1
+"""Of the files: raise it when the same model and tokens would give other numbers."""
+REFERENCE = "reference"
+"""Name of the frozen adapter that the policy started from. Without one the bare base is the start."""
+log = logging.getLogger(__name__)
+
+
+def live(engine: Engine, micro: Micro) -> Tensor:
+    """[G, 2]: log-probabilities under the frozen adapter, or with the adapter off; a forward pass without gradient."""
+    with engine.evaluating(), adapters.speaking_as(engine.scorer.model, REFERENCE):
+        return answer_logps(engine.scores(micro).logps_N, micro)[0]
+
+
+def precompute(feed: TableFeed, engine: Engine, origin: Origin, step: Step) -> None:
+    """Give the feed's pairs their log-probabilities under the model as it now is, from disk where they were kept.
+
+    Collective; the files are rank 0's.
+    """
+    world = engine.world
+    start = world.from_main(_fingerprint(engine, origin, step) if world.is_main else "")
+
+    def ask(key: str, groups: Sequence[Group], in_turn: InTurn) -> np.ndarray:
+        name = hashlib.sha256(f"{VERSION} {start} {key}".encode()).hexdigest()
+        path = cache_root().with_name("references") / f"{name}.npy"
+        found = world.from_main(_read(path, len(groups)) if world.is_main else None)
+        if found is None:
+            found = _compute(engine, groups, in_turn)
+            if world.is_main:
+                _write(path, found)
+        return found
+
+    feed.refer(ask)
+
+
+def _compute(engine: Engine, groups: Sequence[Group], in_turn: InTurn) -> np.ndarray:
+    """[groups, 2] float32, the same on every rank."""
+    mine: list[tuple[list[int], list[list[float]]]] = []
+    with engine.evaluating():
+        for places, micro in in_turn(groups):
+            mine.append((places, answer_logps(engine.scores(micro).logps_N, micro)[0].tolist()))
+    found = np.full((len(groups), 2), np.nan, dtype=np.float32)
+    for places, values in (part for parts in engine.world.gather(mine) for part in parts):
+        found[places] = np.array(values, dtype=np.float32).reshape(-1, 2)
+    assert not np.isnan(found).any(), "a pair has no reference"
+    return found
+
+
+def _fingerprint(engine: Engine, origin: Origin, step: Step) -> str:
+    """All of the model that log-probabilities depend on: the contents of a folder, or a hub id with its commit."""
+    base = Path(origin.base.path)
+    commit = getattr(engine.scorer.model.config, "_commit_hash", None)
+    of_base = _contents(base) if base.is_dir() else [origin.base.path, commit or origin.base.revision]
+    of_adapter = _contents(origin.adapter) if origin.adapter else None
+    tables = msgspec.to_builtins([step.adapter, artifact.worn(step, origin)])
+    held_in = [step.model.dtype, msgspec.to_builtins(step.model.quantization)]
+    return json.dumps([of_base, of_adapter, tables, *held_in])
+
+
+def _contents(folder: Path) -> list[str]:
+    """SHA-256 of every weight file and of the configs, by name."""
+    files = sorted(path for path in folder.iterdir() if path.name.endswith((".safetensors", "config.json")))
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return digests
+
+
+def _read(path: Path, pairs: int) -> np.ndarray | None:
+    """The array in a file; None where there is none, or one that is broken, which is logged."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("the reference's answers in %s are not read: %s", path, error)
+        return None
+    return found if found.shape == (pairs, 2) else None
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = aside_of(path)
+    with aside.open("wb") as file:
+        np.save(file, values)
+    aside.replace(path)
+
+
+def precomputed(micro: Micro) -> Tensor:
+    """[G, 2]: what `precompute` found for the pairs of a micro-batch."""
+    if micro.margins_G.numel() == 0:  # a slot without a pair
+        return torch.zeros(0, 2, device=micro.margins_G.device)
+    assert micro.references_B is not None
+    return micro.references_B.view(-1, 2)

@@ -1,0 +1,1 @@
+"""Entry points of the command line's tools that need torch: one module for each verb."""

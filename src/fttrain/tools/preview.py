@@ -1,0 +1,209 @@
+"""What training will see: `python -m fttrain.tools.preview RESOLVED.json [--rows N] [--json]`.
+
+For each data set: what became of its rows, and some of them as the model gets them, trained tokens marked.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data, Model, Recipe, Training
+from ftlaunch.rows.conversations import row_format
+from fttrain.data.prompts import load_prompts
+from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
+from fttrain.data.tokens import cache_root, stream, tokenize
+from fttrain.tools.output import answer
+
+STREAMED_ROWS = 200
+"""Rows of streamed data that are looked at."""
+
+Piece = tuple[str, bool]
+"""A stretch of a row's text, and whether it is trained."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One data set as training will see it."""
+
+    name: str
+    counts: Counts
+    paired: bool
+    """Rows are pairs of answers: lengths are of both, and samples come by twos, the chosen one first."""
+    streamed: bool
+    """Only the first rows were looked at."""
+    held_out: int
+    longest: int
+    """Tokens of the longest row."""
+    mean_length: float
+    samples: list[list[Piece]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the preview to stdout and return the exit code; what is wrong goes to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m fttrain.tools.preview", description="Show what training will see.")
+    parser.add_argument("recipe", type=Path, help="resolved.json of a run")
+    parser.add_argument("--rows", type=int, default=3, help="samples of each data set")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    options = parser.parse_args(argv)
+    mark = green if sys.stdout.isatty() else bracketed
+    return answer(_previewed(options, mark))
+
+
+def _previewed(options: argparse.Namespace, mark: Callable[[str], str]) -> Iterator[str]:
+    previews = look_at(read_recipe(options.recipe), options.rows)
+    if options.json:
+        yield json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2)
+    else:
+        yield "\n\n".join(as_text(preview, mark) for preview in previews)
+
+
+def look_at(recipe: Recipe, rows: int) -> list[Preview]:
+    """A preview of each data set that a stage trains on. Raises UserError as `tokenize` does."""
+    tokenizers: dict[tuple[str, str | None], Any] = {}
+    previews: list[Preview] = []
+    for name, model in _trained_on(recipe):
+        key = (model.path, model.revision)
+        tokenizers[key] = tokenizers.get(key) or load_tokenizer(*key)
+        previews.append(preview(name, recipe.data[name], tokenizers[key], recipe.seed, rows))
+    return previews
+
+
+def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
+    """One data set's, with up to `rows` samples of the part that is trained on."""
+    if row_format(data) == "prompt" and data.completion is None:
+        return _of_prompts(name, data, tokenizer, seed, rows)
+    if data.streaming:
+        train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
+        counts, held_out, lengths = _counts(train), int(data.test), train.lengths
+    else:
+        tokenized = tokenize(data, tokenizer, seed, cache_root())
+        train, counts, held_out = tokenized.train, tokenized.counts, len(tokenized.test)
+        lengths = np.concatenate([train.lengths, tokenized.test.lengths])
+    shown = [train.group(index).rows for index in range(min(rows, len(train)))]
+    samples = [pieces(*row, tokenizer) for group in shown for row in group]
+    return Preview(
+        name=name,
+        counts=counts,
+        paired=isinstance(train, PairSet),
+        streamed=data.streaming,
+        held_out=held_out,
+        longest=int(lengths.max()),
+        mean_length=float(lengths.mean()),
+        samples=samples,
+    )
+
+
+def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
+    """Of rows that are answered in training; nothing of them is trained."""
+    (prompts,) = load_prompts([data], tokenizer, seed)
+    every = [*prompts.train, *prompts.test]
+    lengths = np.array([len(prompt.ids_T) for prompt in every])
+    left_out = prompts.left_out
+    counts = Counts(rows=len(every) + left_out, kept=len(every), tokens=int(lengths.sum()), dropped_overlong=left_out)
+    return Preview(
+        name=name,
+        counts=counts,
+        paired=False,
+        streamed=False,
+        held_out=len(prompts.test),
+        longest=int(lengths.max()),
+        mean_length=float(lengths.mean()),
+        samples=[pieces(one.ids_T, np.zeros(len(one.ids_T), dtype=bool), tokenizer) for one in prompts.train[:rows]],
+    )
+
+
+def pieces(ids_T: np.ndarray, trained_T: np.ndarray, tokenizer: Any) -> list[Piece]:
+    """The row's text, special tokens included, cut where training begins and ends."""
+    runs = groupby(zip(ids_T.tolist(), trained_T.tolist(), strict=True), key=lambda token: token[1])
+    return [(tokenizer.decode([token for token, _ in run]), trained) for trained, run in runs]
+
+
+def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
+    """A few lines of numbers, then the samples."""
+    counts = preview.counts
+    first = f" (the first {counts.kept} of a stream)" if preview.streamed else ""
+    unfit = "".join(f", {count} {reason}" for reason, count in counts.dropped_pairs.items())
+    dropped = f"{counts.dropped_overlong} too long, {counts.dropped_untrained} with nothing to train{unfit}"
+    kind = "pairs" if preview.paired else "rows"
+    lines = [
+        f"{preview.name}: {counts.kept} of {counts.rows} rows{first}, {preview.held_out} held out",
+        f"  tokens     {counts.tokens}, {counts.trained} of them trained",
+        f"  length     {preview.mean_length:.1f} tokens on average, {preview.longest} the longest",
+        f"  truncated  {counts.truncated} {kind}",
+        f"  dropped    {dropped}",
+    ]
+    for number, sample in enumerate(preview.samples, start=1):
+        text = "".join(mark(part) if trained else part for part, trained in sample)
+        lines += [f"  {_title(number, preview)}", text.rstrip("\n")]
+    return "\n".join(lines)
+
+
+def _title(number: int, preview: Preview) -> str:
+    if not preview.paired:
+        return f"row {number}"
+    return f"pair {(number + 1) // 2}, {'chosen' if number % 2 else 'rejected'}"
+
+
+def as_json(preview: Preview) -> dict[str, Any]:
+    """The same as plain values."""
+    return {
+        "name": preview.name,
+        **msgspec.to_builtins(preview.counts),
+        "paired": preview.paired,
+        "streamed": preview.streamed,
+        "held_out": preview.held_out,
+        "longest": preview.longest,
+        "mean_length": preview.mean_length,
+        "samples": [[{"text": text, "trained": trained} for text, trained in sample] for sample in preview.samples],
+    }
+
+
+def green(text: str) -> str:
+    return "\n".join(f"\033[30;42m{line}\033[0m" if line else "" for line in text.split("\n"))
+
+
+def bracketed(text: str) -> str:
+    return f"⟦{text}⟧"
+
+
+def load_tokenizer(path: str, revision: str | None) -> Any:
+    """Raises UserError where there is none."""
+    from fttrain.model.scorer import load_tokenizer as load  # torch takes seconds to import
+
+    return load(path, revision)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a resolved.json; UserError where there is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Recipe)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{path} is no resolved recipe: {error}", "name the resolved.json of a run's folder") from error
+
+
+def _trained_on(recipe: Recipe) -> list[tuple[str, Model]]:
+    """Each data set with the model whose tokenizer it gets, without repeats."""
+    found: list[tuple[str, Model]] = []
+    for stage in recipe.stage:
+        if isinstance(stage, Training):
+            names = [stage.data] if isinstance(stage.data, str) else stage.data
+            found += [(name, stage.model or recipe.model) for name in names]
+    return list(dict.fromkeys(found))
+
+
+def _counts(train: TokenSet) -> Counts:
+    tokens, trained = int(train.lengths.sum()), int(train.supervised.sum())
+    return Counts(rows=len(train), kept=len(train), tokens=tokens, trained=trained)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""`ftlaunch quantize`, as `python -m fttrain.tools.quantize MODEL OUT`.
+
+Post-training quantization, and what it costs in perplexity, size and logits.
+
+`python -m fttrain.tools.quantize --unpack FOLDER OUT` turns what `--packed` has written into a plain model folder.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Model
+from ftlaunch.run.files import sync_folder, write_json
+from fttrain import hub
+from fttrain.evaluation import perplexity
+from fttrain.merging import verify
+from fttrain.model.scorer import load_base, load_tokenizer
+from fttrain.quant import activations, packing, weights
+from fttrain.quant.activations import Activations
+from fttrain.quant.calibrate import CALIBRATORS
+from fttrain.quant.grid import Grid
+from fttrain.quant.weights import Scheme
+from fttrain.superweights.find import PROMPT, Limits, find
+from fttrain.superweights.projections import Projection
+from fttrain.tools.output import answer
+
+LENGTH, WINDOWS = 256, 4
+"""Tokens in a window of text, and how many windows each of calibration and measurement."""
+REPORT = "quantization.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in fp32 with what quantization asks of it."""
+
+    model: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    """The format that its weights are stored in."""
+    layers: dict[str, Projection]
+    """Every linear layer but the output head, by name."""
+    keep: dict[str, list[tuple[int, int]]]
+    """Super weights by layer: rows and columns."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is compared: perplexity, and logits of the windows."""
+
+    perplexity: float
+    logits: list[Tensor]
+
+
+def main() -> int:
+    options = _options()
+    return answer(_unpacked(options) if options.unpack else _quantized(options))
+
+
+def _unpacked(options: argparse.Namespace) -> Iterator[str]:
+    unpack(Path(options.model), options.out)
+    yield f"{options.out}: ready for model.path"
+
+
+def _quantized(options: argparse.Namespace) -> Iterator[str]:
+    report = quantize(options)
+    yield json.dumps(report, indent=2) if options.json else _text(report)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ftlaunch quantize")
+    parser.add_argument("model")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--format", choices=["int", "ternary", "nf4", "fp4"], default="int")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--asymmetric", action="store_true")
+    parser.add_argument("--granularity", choices=["tensor", "channel", "group"], default="group")
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--calibrator", choices=list(CALIBRATORS), default="min-max")
+    parser.add_argument("--activation-bits", type=int)
+    parser.add_argument("--activation-granularity", choices=["tensor", "token"], default="token")
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--protect", action="store_true")
+    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--unpack", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def quantize(options: argparse.Namespace) -> dict[str, Any]:
+    """Write the quantized model to `options.out`, which appears when it is whole; returns the report as plain values.
+
+    Raises UserError for a model or text that cannot be had, groups that do not fit, or an `out` that is not empty.
+    """
+    _require_sense(options)
+    loaded = _load(options.model, protect=options.protect)
+    calibration, windows = _windows(options, loaded.tokenizer)
+    before = _measure(loaded.model, windows)
+    how = _activations(options, loaded, calibration)
+    grid = Grid(options.bits, not options.asymmetric)
+    scheme = Scheme(options.format, grid, options.granularity, options.group_size, options.calibrator)
+    aside = options.out.with_name(f".{options.out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700, parents=True)
+    bits = _write(loaded, scheme, aside, packed=options.packed)
+    after = _measure(loaded.model, windows)
+    report: dict[str, Any] = {
+        "model": options.model,
+        "weights": asdict(scheme),
+        "protected": {name: places for name, places in loaded.keep.items() if places},
+        "original": {"perplexity": before.perplexity, "bytes": _bytes(loaded, None)},
+        "quantized": _compared(before, after) | {"bytes": _bytes(loaded, bits), "bytes_on_disk": _on_disk(aside)},
+        "bits_per_weight": bits / sum(layer.matrix.numel() for layer in loaded.layers.values()),
+    }
+    if how:
+        columns = {name: [column for _, column in places] for name, places in loaded.keep.items() if places}
+        activations.install({name: layer.module for name, layer in loaded.layers.items()}, how, columns)
+        report["activations"] = {"bits": how.grid.bits, "granularity": options.activation_granularity}
+        report["with_activations"] = _compared(before, _measure(loaded.model, windows))
+    write_json(aside / REPORT, report)
+    aside.replace(options.out)
+    sync_folder(options.out.parent)
+    return report
+
+
+def _require_sense(options: argparse.Namespace) -> None:
+    if options.out.exists() and any(options.out.iterdir()):
+        raise UserError(f"{options.out} exists and is not empty", "name another folder, or remove it")
+    if options.packed and options.format in ("nf4", "fp4"):
+        raise UserError(f"{options.format} is not stored in packed form", "leave --packed out: transformers packs it")
+    if options.format != "int" and (options.calibrator != "min-max" or options.asymmetric):
+        remedy = "leave --calibrator and --asymmetric out, or take --format int"
+        raise UserError(f"{options.format} has a scale of its own kind, which nothing calibrates", remedy)
+    if options.activation_bits is None and options.calibration is not None:
+        remedy = "ask for --activation-bits with --activation-granularity tensor, or leave --calibration out"
+        raise UserError("weights are calibrated on themselves: the text would not be used", remedy)
+
+
+def _load(path: str, *, protect: bool) -> Loaded:
+    tokenizer = load_tokenizer(path)
+    model: Any = load_base(Model(path=path), dtype=torch.float32, packing=False).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    head = model.get_output_embeddings()
+    layers = {
+        name: Projection(0, name, module)
+        for name, module in model.named_modules()
+        if module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+    }
+    keep: dict[str, list[tuple[int, int]]] = {name: [] for name in layers}
+    if protect:
+        for one in find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), Limits()).weights:
+            keep[one.module].append((one.row, one.column))
+    return Loaded(model, tokenizer, _dtype(Path(hub.model_folder(path))), layers, keep)
+
+
+def _dtype(folder: Path) -> torch.dtype:
+    config = json.loads((folder / "config.json").read_text())
+    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _windows(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Text to calibrate on and other text to measure on: of one source, what comes first and what comes then."""
+    if options.calibration is not None:
+        sources = options.calibration, options.text
+        first, second = (perplexity.windows(tokenizer, one, length=LENGTH, count=WINDOWS) for one in sources)
+        return first, second
+    both = perplexity.windows(tokenizer, options.text, length=LENGTH, count=2 * WINDOWS)
+    half = max(1, len(both) // 2)
+    return both[:half], both[half:] or both
+
+
+@torch.no_grad()
+def _measure(model: Any, windows: list[Tensor]) -> Measured:
+    return Measured(
+        perplexity.perplexity(model, windows),
+        [model(one.to(model.device)).logits[0].float().cpu() for one in windows[:1]],
+    )
+
+
+def _compared(before: Measured, after: Measured) -> dict[str, Any]:
+    like = verify.distance(before.logits, after.logits)
+    return {
+        "perplexity": after.perplexity,
+        "kl": like.kl,
+        "max_logit_difference": like.max_logit_difference,
+        "top1_agreement": like.top1_agreement,
+    }
+
+
+def _activations(options: argparse.Namespace, loaded: Loaded, calibration: list[Tensor]) -> Activations | None:
+    if options.activation_bits is None:
+        return None
+    grid = Grid(options.activation_bits, not options.asymmetric)
+    if options.activation_granularity == "token":
+        return Activations(grid, {})
+    modules = {name: layer.module for name, layer in loaded.layers.items()}
+    columns = {name: [column for _, column in places] for name, places in loaded.keep.items() if places}
+    return activations.observe(loaded.model, modules, calibration, grid, options.calibrator, columns)
+
+
+@torch.no_grad()
+def _write(loaded: Loaded, scheme: Scheme, folder: Path, *, packed: bool) -> float:
+    """Quantize the model in memory and write it; returns the bits that its quantized matrices take."""
+    bits, matrices = 0.0, {}
+    for name, layer in loaded.layers.items():
+        if packed:
+            matrices[name] = weights.quantized(layer.matrix.cpu(), scheme, loaded.keep[name])
+            made, taken = matrices[name].dequantized(), float(matrices[name].num_bits)
+        else:
+            made, taken = weights.through(layer.matrix.cpu(), scheme, loaded.keep[name])
+        layer.matrix.copy_(made.to(loaded.dtype))  # what is measured is what is stored
+        bits += taken
+    model = loaded.model
+    model.config.dtype = loaded.dtype
+    loaded.tokenizer.save_pretrained(folder)
+    if not packed:
+        tied = set(model.all_tied_weights_keys)  # converted they would not be seen to be the same
+        state = {key: tensor.to(loaded.dtype) for key, tensor in model.state_dict().items() if key not in tied}
+        model.save_pretrained(folder, state_dict=state)
+        return bits
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    packing.save(folder, *_parts(loaded, matrices))
+    return bits
+
+
+def _parts(loaded: Loaded, matrices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
+    """What goes to packed.safetensors: matrices, the rest (a tied head left out), and those stored transposed."""
+    model = loaded.model
+    tied = set(model.all_tied_weights_keys)
+    rest = {
+        key: tensor.to(loaded.dtype)
+        for key, tensor in model.state_dict().items()
+        if key.removesuffix(".weight") not in matrices and key not in tied
+    }
+    transposed = {f"{name}.weight" for name in matrices if not isinstance(loaded.layers[name].module, nn.Linear)}
+    return {f"{name}.weight": one for name, one in matrices.items()}, rest, transposed
+
+
+def _bytes(loaded: Loaded, bits: float | None) -> int:
+    """Of the model's weights as stored, with the matrices' own size or, if it is given, in `bits`."""
+    width = loaded.dtype.itemsize
+    matrices = sum(layer.matrix.numel() for layer in loaded.layers.values())
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return int(parameters * width if bits is None else (parameters - matrices) * width + bits / 8)
+
+
+def _on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def unpack(folder: Path, out: Path) -> None:
+    """Write a plain model folder from a packed one: the very weights that were measured. Raises UserError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (folder / packing.CARD).exists():
+        raise UserError(f"{folder} holds no {packing.CARD}", "name a folder that `ftlaunch quantize --packed` has made")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
+    tokenizer = load_tokenizer(str(folder))
+    dtype = _dtype(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    missing, unexpected = model.load_state_dict(packing.load(folder, dtype), strict=False)
+    assert not unexpected, unexpected
+    assert set(missing) <= set(model.all_tied_weights_keys), missing
+    model.tie_weights()
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    aside.replace(out)
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines = [_row("", "perplexity", "MB", "KL", "same first choice", "max |Δlogit|")]
+    lines += [_line(name, report[name]) for name in ("original", "quantized", "with_activations") if name in report]
+    kept = sum(map(len, report["protected"].values()))
+    lines += ["", f"{report['bits_per_weight']:.4g} bits a quantized weight, scales included"]
+    lines += [f"on disk {report['quantized']['bytes_on_disk'] / 1e6:.1f} MB"]
+    lines += [f"{kept} super weights kept in float: {', '.join(report['protected'])}"] * bool(kept)
+    return "\n".join(lines)
+
+
+def _line(name: str, told: dict[str, Any]) -> str:
+    size = f"{told['bytes'] / 1e6:.1f}" if "bytes" in told else ""
+    cells = [f"{told['perplexity']:.4g}", size]
+    if "kl" in told:
+        cells += [f"{told['kl']:.3g}", f"{told['top1_agreement']:.1%}", f"{told['max_logit_difference']:.3g}"]
+    return _row(name.replace("_", " "), *cells)
+
+
+def _row(name: str, *cells: str) -> str:
+    return "  ".join([f"{name:<16}", *(f"{cell:>17}" for cell in cells)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The training loop, once, for every training stage."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fttrain.checkpoint.store import Checkpoints
+from fttrain.data.batches import Micro
+from fttrain.data.feed import Feed
+from fttrain.distributed.stop_request import Stopped, StopRequest
+from fttrain.engine import Engine
+from fttrain.training.counters import Progress
+from fttrain.training.metrics import MetricsLog
+from fttrain.training.nonfinite import Guard, Outcome
+from fttrain.training.optim import Schedule
+
+
+class Objective(Protocol):
+    """What a stage is made of besides the loop."""
+
+    def weight(self, micro: Micro) -> float:
+        """What this micro-batch's summed loss is divided by, before it is added up over the whole step."""
+        ...
+
+    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+        """The micro-batch's loss as a sum, a scalar with gradient."""
+        ...
+
+    def measures(self, engine: Engine) -> dict[str, float]:
+        """What there is to say of the optimizer step just taken besides its loss, the same on every rank."""
+        ...
+
+    def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
+        """Metrics of the rows held out, the same on every rank; empty if there are none. "eval/loss" ranks them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Habits:
+    """When the loop does what besides training."""
+
+    evaluate_every: int | None
+    save_every: int
+    keep: int
+    on_nonfinite: str
+
+
+def fit(
+    objective: Objective,
+    engine: Engine,
+    feed: Feed,
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    metrics: MetricsLog,
+    stop: StopRequest,
+    habits: Habits,
+    progress: Progress,
+) -> Progress:
+    """Train from where `progress` is to the feed's last step. Raises Stopped after a save that was asked for."""
+    guard = Guard(habits.on_nonfinite, engine, feed, checkpoints)
+    for step in range(progress.step + 1, feed.num_steps + 1):
+        started = time.perf_counter()
+        micros = feed.step(step)
+        mine = [sum(map(objective.weight, micros)), sum(micro.tokens for micro in micros), float(bool(stop.asked()))]
+        weight, tokens, asked = engine.world.sum(mine)
+        engine.set_learning_rate(schedule(step))
+        engine.scorer.disturbance.begin(step, feed.num_steps)
+        outcome = _take(objective, engine, micros, weight)
+        progress.step, progress.tokens = step, progress.tokens + int(tokens)
+        progress.updates += outcome.is_finite
+        trouble = guard.judge(outcome, micros, progress)
+        metrics.write(
+            step,
+            {
+                "steps": feed.num_steps,
+                "loss": _or_none(outcome.loss),
+                **{name: _or_none(value) for name, value in objective.measures(engine).items()},
+                **engine.measures(),
+                "learning_rate": schedule(step),
+                "grad_norm": _or_none(outcome.grad_norm),
+                "tokens": progress.tokens,
+                "tokens_per_second": tokens / (time.perf_counter() - started),
+                "epoch": feed.epoch_at(step),
+                "peak_memory_bytes": _peak_memory(engine),
+                **trouble,
+            },
+        )
+        last = step == feed.num_steps
+        improved = False
+        if last or (habits.evaluate_every and step % habits.evaluate_every == 0):
+            evaluation = objective.evaluate(engine, feed)
+            improved = progress.note(step, evaluation)
+            if evaluation:
+                metrics.write(step, evaluation)
+        checkpoints.advance()
+        if last or asked or improved or step % habits.save_every == 0:
+            state = vars(progress).copy()
+            checkpoints.save(step, state, keep=habits.keep, best=progress.best_step, is_last=last or bool(asked))
+        if asked and not last:
+            raise Stopped(_reason(engine, stop), step)
+    return progress
+
+
+def _take(objective: Objective, engine: Engine, micros: list[Micro], weight: float) -> Outcome:
+    """One optimizer step: gradients of every micro-batch, then the update."""
+    parts = []
+    for index, micro in enumerate(micros):
+        last = index == len(micros) - 1
+        with engine.accumulating(last=last):
+            part = objective.loss(engine, micro) / weight
+            engine.backward(part, last=last)
+        parts.append(part.detach())
+    losses = torch.stack(parts).tolist()
+    (loss,) = engine.world.sum([sum(losses)])
+    grad_norm = engine.step(discard=not math.isfinite(loss))
+    return Outcome(loss, grad_norm, [m for m, part in zip(micros, losses, strict=True) if not math.isfinite(part)])
+
+
+def _or_none(value: float) -> float | None:
+    """The value as JSON has it, which knows no nan."""
+    return value if math.isfinite(value) else None
+
+
+def _peak_memory(engine: Engine) -> int:
+    """Peak memory in bytes of the process that used most: of the GPU, or of the process itself on a CPU."""
+    if engine.world.device.type == "cuda":
+        return int(engine.world.max(torch.cuda.max_memory_allocated()))
+    import resource
+
+    return int(engine.world.max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def _reason(engine: Engine, stop: StopRequest) -> str:
+    reasons: list[Any] = engine.world.gather(stop.asked())
+    return next(reason for reason in reasons if reason)

@@ -1,0 +1,59 @@
+"""metrics.jsonl: one object an optimizer step, each step exactly once, however often the run was resumed."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from ftlaunch.errors import UserError
+from ftlaunch.run.files import read_jsonl, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Appends to a step's metrics file; only the main rank writes."""
+
+    def __init__(self, path: Path, *, is_main: bool, last_step: int) -> None:
+        """Keep the lines up to `last_step`, the step of the checkpoint that training goes on from.
+
+        Raises UserError where the disk does not let it.
+        """
+        self._path = path
+        self._is_main = is_main
+        self._unwritten = ""
+        if is_main and path.exists():
+            kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= last_step]
+            try:
+                write_atomic(path, "".join(kept))
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}", "make room or mend the disk") from error
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Add one line and flush it, so that readers see it at once. What a full disk refuses is written later.
+
+        Raises UserError where the folder is gone.
+        """
+        if not self._is_main:
+            return
+        if not self._path.parent.is_dir():
+            raise UserError(f"{self._path.parent} is gone", "a run cannot go on without its folder; start it anew")
+        self._unwritten += json.dumps({"step": step, **values, "time": time.time()}) + "\n"
+        try:
+            self._append()
+        except OSError as error:
+            log.warning("metrics of step %d are kept for later: %s", step, error)
+
+    def _append(self) -> None:
+        """Write all that is not yet written, or nothing of it."""
+        with self._path.open("ab", buffering=0) as file:
+            before = file.tell()
+            lines = self._unwritten.encode()
+            try:
+                if file.write(lines) != len(lines):
+                    raise OSError("the disk took only a part")
+            except OSError:
+                file.truncate(before)
+                raise
+        self._unwritten = ""

@@ -1,0 +1,148 @@
+"""What every training stage does around the loop: from its start, through its newest checkpoint, to its artifact."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftlaunch.recipe import Adalora, NoNoise, Pairwise, Ppo, Sft, Training
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain import adapters, artifact
+from fttrain.artifact import Origin
+from fttrain.checkpoint import random_states
+from fttrain.checkpoint.store import Carried, Checkpoints, together
+from fttrain.data import feed as feeds
+from fttrain.data.chat import chat_template
+from fttrain.data.feed import Feed
+from fttrain.distributed.stop_request import StopRequest
+from fttrain.distributed.world import World
+from fttrain.engine import Engine
+from fttrain.model.scorer import DTYPES, RewardHead, Scorer, load_base, load_tokenizer
+from fttrain.noise import build as noise_builder
+from fttrain.noise import modules, replace_activations
+from fttrain.quant import qat
+from fttrain.superweights import layers
+from fttrain.training import optim
+from fttrain.training.counters import Progress
+from fttrain.training.loop import Habits, Objective, fit
+from fttrain.training.metrics import MetricsLog
+from fttrain.training.optim import Schedule
+
+MakeScorer = Callable[[nn.Module, Origin], Scorer]
+"""The module to train, around the model with its trainable weights chosen."""
+MakeObjective = Callable[[Engine, Feed, Origin], Objective]
+"""What is trained on; called while the weights are still those that the stage starts from."""
+
+
+def train(
+    step: Step,
+    folder: StepDir,
+    world: World,
+    stop: StopRequest,
+    make_scorer: MakeScorer,
+    make_objective: MakeObjective,
+) -> dict[str, Any]:
+    """Train a stage whose rows are there beforehand; returns the content of result.json."""
+    stage = step.stage
+    assert isinstance(stage, Sft | Pairwise)
+    origin = artifact.origin(step, folder)
+    tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
+    feed = feeds.build(step, stage, tokenizer, world)
+    engine = build(step, stage, world, origin, make_scorer)
+    return complete(step, folder, stop, origin, tokenizer, engine, feed, make_objective(engine, feed, origin))
+
+
+def complete(
+    step: Step,
+    folder: StepDir,
+    stop: StopRequest,
+    origin: Origin,
+    tokenizer: Any,
+    engine: Engine,
+    feed: Feed,
+    objective: Objective,
+    carried: Carried | None = None,
+) -> dict[str, Any]:
+    """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
+    stage, world = step.stage, engine.world
+    assert isinstance(stage, Training)
+    of_adapter = adapters.carried(engine.scorer.model, step.adapter, feed.num_steps)
+    engine.allocator = of_adapter if isinstance(step.adapter, Adalora) else None
+    besides = {"stage": carried, "adapter": of_adapter}
+    checkpoints = Checkpoints(folder.checkpoints, step, engine, together(besides))
+    loaded = checkpoints.load()
+    progress = Progress(**loaded.state) if loaded else Progress()
+    metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
+    fit(
+        objective,
+        engine,
+        feed,
+        Schedule(stage, peak=step.learning_rate, num_steps=feed.num_steps),
+        checkpoints,
+        metrics,
+        stop,
+        Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
+        progress,
+    )
+    tokenizer.chat_template = _template(step, tokenizer)
+    artifact.save(step, origin, engine, tokenizer, folder.artifact)
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "trained_parameters": engine.num_trained,
+        "artifact": Path(folder.artifact).name,
+    }
+
+
+def _template(step: Step, tokenizer: Any) -> str | None:
+    """The chat template that the model is trained with, which its artifact must carry; else the tokenizer's own."""
+    templates = [chat_template(tokenizer, data) for data in step.data.values()]
+    return next((template for template in templates if template), tokenizer.chat_template)
+
+
+def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin, make_scorer: MakeScorer) -> Engine:
+    """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
+    # Before the engine is there, as under ZeRO-3 models then load in shards; what goes on has its layers already.
+    adapter = step.adapter if origin.adapter else layers.resolved(step.adapter, origin.base, world)
+    torch.manual_seed(step.seed)
+    engine = Engine(step, world)
+    dtype = DTYPES[step.model.dtype]
+    trained_in_full = origin.adapter is None and not artifact.has_adapter(step)
+    held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
+    base = load_base(origin.base, dtype=held_in, packing=stage.packing)
+    replace_activations.wear(base, artifact.worn(step, origin))
+    disturbed = (
+        [] if isinstance(step.noise, NoNoise) else modules.find(base, step.noise.sites)
+    )  # as adapters add modules
+    model = adapters.attach(
+        base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=step.accumulation
+    )
+    if step.model.rounding:
+        qat.install(model, step.model.rounding, origin.adapter)
+    if stage.activation_checkpointing:
+        checkpoint_activations(base)
+    scorer = make_scorer(model, origin)
+    if engine.zero_stage:
+        hold_heads_in(dtype, scorer)
+    scorer.disturbance = noise_builder.disturbance(base, disturbed, step.noise, scorer.places)
+    scorer.train()
+    engine.prepare(scorer, optim.build(step.optimizer, scorer.named_parameters()))
+    random_states.begin(step.seed, 0, world.rank)
+    return engine
+
+
+def hold_heads_in(dtype: torch.dtype, scorer: nn.Module) -> None:
+    """Give heads the model's format: DeepSpeed wants one, and casts none beside weights that were loaded in shards."""
+    for module in scorer.modules():
+        if isinstance(module, RewardHead):
+            module.to(dtype)
+
+
+def checkpoint_activations(base: Any) -> None:
+    """Have each layer keep its input only, and compute the rest again in the backward pass."""
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers means well, but with it frozen layers below the lowest trained one are computed backwards, too.
+    base.disable_input_require_grads()

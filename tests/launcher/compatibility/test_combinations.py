@@ -1,0 +1,75 @@
+"""What goes together: validate speaks from the table, recipes are read as they were meant, the page is current."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from tests.specimens import Specimens, covering
+
+from ftlaunch.compatibility import complete, reasons, refusals
+from ftlaunch.compatibility.axes import AXES, describe
+from ftlaunch.compatibility.refusals import REFUSALS, Refusal
+from ftlaunch.compatibility.table import page
+from ftlaunch.errors import Problem, RecipeError
+from ftlaunch.plan.resolve import for_stage
+from ftlaunch.recipe import Training
+from ftlaunch.rules import judge
+
+PAGE = Path(__file__).parents[3] / "recipes" / "COMPATIBILITY.md"
+
+
+@pytest.fixture(scope="module")
+def specimens(tmp_path_factory: pytest.TempPathFactory) -> Specimens:
+    return Specimens("owner/model", tmp_path_factory.mktemp("specimens"))
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text() == page(), "python -m ftlaunch.compatibility > recipes/COMPATIBILITY.md"
+
+
+def test_validate_accepts_what_works_and_reads_it_as_it_was_meant(specimens: Specimens) -> None:
+    for number, combination in enumerate(covering({}, cells=False)):
+        loaded = specimens.load(combination, number)
+        assert judge(loaded) == [], combination
+        stage = loaded.recipe.stage[0]
+        assert isinstance(stage, Training)
+        assert describe(stage, for_stage(loaded.recipe, stage)).items() <= combination.items()
+
+
+def with_one_more(values: dict[str, str]) -> dict[str, str]:
+    """A combination that has these values and would work, as far as can be, but for one of them."""
+    without = [{other: value for other, value in values.items() if other != axis} for axis in values]
+    found = [rest | values for rest in map(complete, without) if rest]
+    return min(found, key=lambda combination: len(list(refusals(combination))))
+
+
+def problems(specimens: Specimens, combination: dict[str, str]) -> list[Problem]:
+    try:
+        return judge(specimens.load(combination))
+    except RecipeError as error:
+        return error.problems
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: "-".join(refusal.of))
+def test_validate_refuses_every_combination_of_a_refusal(refusal: Refusal, specimens: Specimens) -> None:
+    for values in product(*refusal.of.values()):
+        combination = with_one_more(dict(zip(refusal.of, values, strict=True)))
+        told = problems(specimens, combination)
+        index = 1 if "after" in refusal.of else 0
+        key = refusal.key.replace("stage", f"stage[{index}]", 1) if refusal.key.startswith("stage") else refusal.key
+        ours = [problem for problem in told if problem.key == key and refusal.said(combination) in problem.message]
+        assert ours, (combination, told)
+        if not refusal.at_load:  # else the loader, which says what is nearest, has the remedy
+            assert ours[0].remedy == refusal.remedy
+            assert {problem.remedy for problem in told} <= {other.remedy for other in refusals(combination)}
+
+
+def test_what_no_single_refusal_tells_has_its_reasons() -> None:
+    """Virtual tokens and a shared prompt: one wants padded rows, the other packed ones."""
+    values = {"method": "prompt", "share_prompt": "on"}
+    assert not list(refusals(values))
+    assert complete(values) is None
+    assert {tuple(reason.of) for reason in reasons(values)} >= {("share_prompt", "packing")}
+    for axis in AXES:
+        for value in axis.values:
+            assert complete({axis.name: value}), f"nothing works with {axis.name} {value}"

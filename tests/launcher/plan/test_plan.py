@@ -1,0 +1,92 @@
+"""What a plan says of stages that learn from pairs."""
+
+from pathlib import Path
+
+import pytest
+
+from ftlaunch.load import load_recipe
+from ftlaunch.plan.plan import PlannedStep, make_plan
+
+RECIPE = """
+name = "chain"
+model.path = "owner/model"
+{adapter}
+[data.rows]
+path = "owner/rows"
+prompt = "{{q}}"
+completion = "{{a}}"
+[data.pairs]
+path = "owner/pairs"
+format = "preference"
+[[stage]]
+kind = "sft"
+data = "rows"
+[[stage]]
+kind = "{kind}"
+data = "pairs"
+"""
+
+
+def planned(tmp_path: Path, kind: str, *, adapter: str = 'adapter.kind = "lora"', more: str = "") -> PlannedStep:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(adapter=adapter, kind=kind) + more)
+    return make_plan(load_recipe(path).recipe, tmp_path).steps[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "rate"),
+    [
+        ("dpo", 'adapter.kind = "lora"', 1e-5),
+        ("dpo", "", 1e-6),
+        ("orpo", 'adapter.kind = "lora"', 8e-5),
+        ("reward", "", 1e-5),
+        ("orpo", 'adapter.kind = "rslora"', 4e-5),
+        ("dpo", 'adapter.kind = "dora"', 1e-5),
+        ("dpo", 'adapter.kind = "pissa"', 5e-6),
+    ],
+)
+def test_the_learning_rate_suits_stage_and_adapter(kind: str, adapter: str, rate: float, tmp_path: Path) -> None:
+    step = planned(tmp_path, kind, adapter=adapter)
+    assert step.step.learning_rate == rate
+    assert f"this suits {kind} with {step.step.adapter.__struct_config__.tag})" in step.notes["learning rate"]
+    assert step.notes["batch"].startswith("8 pairs = 8 a micro-batch")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "note"),
+    [
+        ('kind = "rslora"', "rsLoRA of rank 8 on all-linear, scale alpha / √rank = 5.657"),
+        ('kind = "dora"\nlayers = "top:8"', "DoRA of rank 8 on all-linear of the top 8 layers, scale alpha / rank = 2"),
+        ('kind = "pissa"\nlayers = [0, 3]', "PiSSA of rank 8 on all-linear of layers 0, 3, scale alpha / rank = 2"),
+        ('kind = "adalora"', "AdaLoRA of rank 12, pruned to 8 on average, on all-linear, scale alpha / first rank ="),
+        ('kind = "prefix"', "prefix tuning: keys and values of 20 virtual tokens in every layer"),
+        ('kind = "prompt"\ninit = "random"', "prompt tuning: embeddings of 20 virtual tokens, which begin as noise"),
+        ('kind = "p_tuning"\nencoder = "lstm"', "P-tuning: embeddings of 20 virtual tokens, made by an LSTM"),
+        ('kind = "lora"\nlayers = "every:4"\ntargets = ["q"]', "on q of the last of every 4 layers, scale"),
+    ],
+)
+def test_the_adapter_and_its_scale_are_told(adapter: str, note: str, tmp_path: Path) -> None:
+    assert note in planned(tmp_path, "dpo", adapter=f"adapter.{adapter}".replace("\n", "\nadapter.")).notes["adapter"]
+
+
+def test_lora_plus_tells_both_rates(tmp_path: Path) -> None:
+    plus = 'adapter.kind = "lora"\noptimizer.lora_plus_ratio = 16'
+    assert ", of B matrices 0.00016 (LoRA+)" in planned(tmp_path, "dpo", adapter=plus).notes["learning rate"]
+
+
+def test_dpo_says_what_its_reference_is(tmp_path: Path) -> None:
+    live = planned(tmp_path, "dpo", more="sft_weight = 0.5")
+    assert live.notes["loss"] == "sigmoid, beta 0.1, 0.5 × SFT"
+    assert live.notes["reference"] == (
+        "01-sft/artifact as it is at the start, asked at each step; no second model is loaded"
+    )
+    kept = planned(tmp_path, "dpo", more='reference = "precomputed"').notes["reference"]
+    assert kept == "01-sft/artifact, asked for all pairs before the first step; its answers are kept on disk"
+    assert planned(tmp_path, "dpo", adapter="").notes["reference"] == kept
+
+
+def test_orpo_and_reward_say_what_they_train(tmp_path: Path) -> None:
+    assert (
+        planned(tmp_path, "orpo").notes["loss"] == "cross-entropy of the chosen answer, 0.1 × odds ratio; no reference"
+    )
+    assert planned(tmp_path, "reward").notes["head"] == "one number at an answer's last token, new"

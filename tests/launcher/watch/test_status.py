@@ -1,0 +1,176 @@
+"""How runs stand, read from folders that say so."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.launcher.acted import write_run
+
+from ftlaunch import processes
+from ftlaunch.errors import UserError
+from ftlaunch.processes import Identity, lock
+from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.watch import runs
+from ftlaunch.watch.status import StageStatus, is_over, read_status
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return write_run(tmp_path / "r", "train", "train")
+
+
+def first(run: RunDir) -> StepDir:
+    return run.step_dir("01-sft")
+
+
+def launched(run: RunDir, **changes: object) -> Attempt:
+    """An attempt that this very process is said to have launched."""
+    attempt = first(run).new_attempt()
+    who = msgspec.structs.replace(processes.identify(os.getpid()), **changes)
+    attempt.process.write_bytes(msgspec.json.encode(who))
+    return attempt
+
+
+def stage(run: RunDir) -> StageStatus:
+    return read_status(run).stages[0]
+
+
+def measure(run: RunDir, *entries: dict[str, object]) -> None:
+    first(run).metrics.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def test_nothing_has_started(run: RunDir) -> None:
+    status = read_status(run)
+    assert (status.name, status.state) == ("r", "waiting")
+    assert [(each.name, each.state, each.attempts) for each in status.stages] == [
+        ("01-sft", "waiting", 0),
+        ("02-sft", "waiting", 0),
+    ]
+
+
+def test_running_while_its_process_lives(run: RunDir) -> None:
+    launched(run)
+    assert (stage(run).state, read_status(run).state) == ("running", "running")
+
+
+@pytest.mark.parametrize("changes", [{"start_time": 1}, {"boot_id": "another"}, {"pid": 2**22 + 1}])
+def test_interrupted_when_that_very_process_is_gone(run: RunDir, changes: dict[str, object]) -> None:
+    launched(run, **changes)
+    assert stage(run).state == "interrupted"
+
+
+def test_another_hosts_processes_cannot_be_seen(run: RunDir) -> None:
+    launched(run, host="elsewhere")
+    assert (stage(run).state, stage(run).note) == ("unknown", "started on elsewhere")
+
+
+def test_an_attempt_that_is_about_to_start_runs_as_long_as_its_driver(run: RunDir) -> None:
+    first(run).new_attempt()
+    assert stage(run).state == "interrupted"
+    held = lock.take(run)
+    assert stage(run).state == "running"
+    lock.release(held)
+
+
+def test_between_two_stages_a_driven_run_is_running(run: RunDir) -> None:
+    first(run).result.write_text("{}")
+    held = lock.take(run)
+    assert (read_status(run).state, is_over(run)) == ("running", False)
+    lock.release(held)
+    assert (read_status(run).state, is_over(run)) == ("waiting", True)
+
+
+def test_a_driver_on_another_host_is_not_taken_for_dead(run: RunDir) -> None:
+    who = Identity(host="elsewhere", pid=1, start_time=1, boot_id="b")
+    run.lock.write_bytes(msgspec.json.encode(who))
+    assert (read_status(run).state, is_over(run)) == ("unknown", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "state"),
+    [
+        ("stopped.json", {"reason": "stop file", "step": 3}, "stopped"),
+        ("error.json", {"rank": 1, "type": "E", "message": "boom\nmore", "log": "l"}, "failed"),
+        ("../../result.json", {}, "done"),
+    ],
+)
+def test_what_an_attempt_left_counts_more_than_its_process(run: RunDir, name: str, content: object, state: str) -> None:
+    (launched(run).path / name).write_text(json.dumps(content))
+    assert stage(run).state == state
+    assert stage(run).note == ("rank 1: boom" if state == "failed" else None)
+
+
+def test_an_error_may_have_no_words(run: RunDir) -> None:
+    (launched(run).path / "error.json").write_text('{"rank": null, "type": "E", "message": "", "log": "l"}')
+    assert (stage(run).state, stage(run).note) == ("failed", "")
+
+
+def test_only_the_newest_attempt_counts(run: RunDir) -> None:
+    (launched(run).path / "stopped.json").write_text('{"reason": "", "step": 1}')
+    launched(run)
+    assert (stage(run).state, stage(run).attempts) == ("running", 2)
+
+
+def test_progress_is_that_of_the_newest_step(run: RunDir) -> None:
+    launched(run)
+    measure(
+        run,
+        *({"step": step, "steps": 10, "loss": 1 / step, "time": 100.0 + 2 * step} for step in (1, 2, 3, 4)),
+        {"step": 4, "eval/loss": 0.5, "time": 200.0},
+    )
+    now = stage(run)
+    assert (now.step, now.steps, now.loss, now.seconds_left) == (4, 10, 0.25, 12.0)
+
+
+def test_a_pause_between_attempts_does_not_count_as_pace(run: RunDir) -> None:
+    launched(run)
+    times = (100.0, 101.0, 102.0, 9000.0, 9001.0)
+    measure(run, *({"step": step, "steps": 15, "loss": 1.0, "time": at} for step, at in enumerate(times, start=1)))
+    assert stage(run).seconds_left == 10.0
+
+
+def test_lines_that_a_crash_garbled_are_passed_over(run: RunDir) -> None:
+    launched(run)
+    good = {"step": 7, "steps": 10, "loss": 1.0, "time": 1.0}
+    first(run).metrics.write_text('{"step": 6, "lo{"step": 6}\n' + json.dumps(good) + '\n{"step": 8, ')
+    assert stage(run).step == 7
+
+
+def test_a_long_history_is_read_from_its_end(run: RunDir) -> None:
+    launched(run)
+    steps = range(1, 20001)
+    measure(run, *({"step": step, "steps": 30000, "loss": 1.0, "time": float(step)} for step in steps))
+    began = time.perf_counter()
+    assert (stage(run).step, stage(run).seconds_left) == (20000, 10000.0)
+    assert time.perf_counter() - began < 0.1
+
+
+def test_only_complete_checkpoints_count(run: RunDir) -> None:
+    for number, complete in ((100, True), (200, True), (300, False)):
+        folder = first(run).checkpoints / f"step-{number:08d}"
+        folder.mkdir(parents=True)
+        (folder / "rank0.safetensors").touch()
+        if complete:
+            (folder / "manifest.json").write_text("{}")
+    assert stage(run).checkpoint == str(first(run).checkpoints / "step-00000200")
+
+
+def test_runs_are_found_by_folder_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/a", "train")
+    write_run(tmp_path / "elsewhere/b", "train")
+    assert runs.find("a").path == runs.find("runs/a").path == tmp_path / "runs/a"
+    assert runs.find(str(tmp_path / "elsewhere/b")).path.name == "b"
+    assert [run.path.name for run in runs.all_runs()] == ["a"]
+    with pytest.raises(UserError) as caught:
+        runs.find("b")
+    assert caught.value.remedy == "there are: a"
+
+
+def test_a_plan_of_another_version_is_said(run: RunDir) -> None:
+    run.plan.write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        runs.read_plan(run)
