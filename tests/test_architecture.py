@@ -24,6 +24,7 @@ FLOORS = {
         "rules",
         "backend",
         "compare",
+        "report",
         "cli",
         "__main__",
     ),
@@ -45,7 +46,7 @@ FLOORS = {
     "ftlaunch.cli": (
         "options text",
         "cluster trainer",
-        "compare model run",
+        "compare model report run",
         "evaluate recipe",
         "__init__",
     ),
@@ -75,6 +76,14 @@ FLOORS = {
         "__init__ launch_config resolve",
         "chain describe",
         "plan",
+    ),
+    "ftlaunch.report": (
+        "__init__ facts markup",
+        "curves",
+        "plots svg trace",
+        "run_page",
+        "overlay_page",
+        "write",
     ),
     "ftlaunch.processes": (
         "__init__ outcome signals",
@@ -192,8 +201,12 @@ TRAINER_MAY_IMPORT = {
     "plan.resolve",
 }
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
+MATPLOTLIB_ONLY_IN = {"plots"}
 SUBMITIT_ONLY_IN = {"submit", "request", "node_task", "probe"}
-HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "submitit", "rich", "accelerate", "deepspeed"}
+HEAVY = {
+    *("torch", "transformers", "datasets", "numpy", "accelerate", "deepspeed"),
+    *("pydantic", "submitit", "rich", "matplotlib"),
+}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
@@ -289,6 +302,7 @@ def test_packages_meet_where_they_may(path: Path) -> None:
     for other, target in imports(path):
         if package == "ftlaunch":
             more = {"submitit"} if path.stem in SUBMITIT_ONLY_IN and path.parent.name == "slurm" else set[str]()
+            more |= {"matplotlib"} if path.stem in MATPLOTLIB_ONLY_IN and path.parent.name == "report" else set[str]()
             assert other in LAUNCHER_MAY_IMPORT | more | {"ftlaunch"}, f"the launcher imports {other}"
         elif other == "ftlaunch":
             assert {target[0], ".".join(target[:2])} & TRAINER_MAY_IMPORT, f"the trainer imports ftlaunch.{target[0]}"

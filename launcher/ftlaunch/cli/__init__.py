@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ftlaunch import __version__
-from ftlaunch.cli import cluster, compare, evaluate, model, recipe, run
+from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
@@ -25,6 +25,7 @@ for verb in (recipe.recipes, recipe.schema):
     app.command()(verb)
 for verb in (run.status, run.logs, run.stop, run.cancel, run.resume):
     app.command()(verb)
+app.command()(report.report)
 for verb in (model.merge, model.chat):
     app.command()(verb)
 app.command("eval")(evaluate.evaluate)

@@ -20,7 +20,7 @@ from ftlaunch.cli.options import (
     StageName,
     all_settings,
 )
-from ftlaunch.errors import DONE
+from ftlaunch.errors import DONE, UserError
 
 if TYPE_CHECKING:
     from ftlaunch.run.layout import RunDir
@@ -36,14 +36,29 @@ def start(folder: "RunDir", *, detach: bool) -> int:
         return DONE
     if folder.cluster.exists():
         return _submit(folder)
+    if not detach:
+        return _drive(folder)
     from ftlaunch.backend import control
 
-    if not detach:
-        return control.drive_here(folder)
     control.drive_detached(folder)
     print(f"{where.name} runs in the background. Come back with", file=sys.stderr)
     print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
     return DONE
+
+
+def _drive(folder: "RunDir", lock: int | None = None) -> int:
+    """Drive a written run to its end, and leave a report of it, however it ended; the exit code."""
+    from ftlaunch.backend import control
+    from ftlaunch.report.write import write_report
+
+    code = control.drive_here(folder, lock)
+    try:
+        page = write_report(folder, with_plots=False)
+    except (OSError, UserError) as error:
+        print(f"there is no report of {folder.path.name}: {error}", file=sys.stderr)
+    else:
+        print(f"report: {page}", file=sys.stderr)
+    return code
 
 
 def _refuse_twice(folder: "RunDir") -> None:
@@ -196,7 +211,6 @@ def _move(folder: "RunDir", cluster: str) -> None:
 
 def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:
     """Drive a written run whose lock this process has inherited: what --detach starts."""
-    from ftlaunch.backend import control
     from ftlaunch.watch import runs
 
-    raise typer.Exit(control.drive_here(runs.find(run), lock))
+    raise typer.Exit(_drive(runs.find(run), lock))

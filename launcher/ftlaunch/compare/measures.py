@@ -13,7 +13,10 @@ from ftlaunch.run.layout import RunDir, StepDir
 WARM_UP_STEPS = 3
 """Steps at a stage's beginning whose time does not count, where there are more than twice as many."""
 NOT_QUALITY = frozenset(
-    ["step", "steps", "time", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "epoch", "peak_memory_bytes"]
+    [
+        *("step", "steps", "time", "learning_rate", "grad_norm", "noise/scale"),
+        *("tokens", "tokens_per_second", "epoch", "peak_memory_bytes"),
+    ]
 )
 
 
@@ -39,7 +42,7 @@ def measure(run: RunDir) -> Measures:
     trained = [line for line in lines if "loss" in line]
     return Measures(
         quality=_quality(lines),
-        seconds_a_step=median(_seconds(trained)),
+        seconds_a_step=median(seconds_a_step(trained)),
         peak_memory_bytes=max(line["peak_memory_bytes"] for line in trained),
         trained_parameters=json.loads(step.result.read_text())["trained_parameters"],
         artifact_bytes=sum(path.stat().st_size for path in step.artifact.glob("*.safetensors")),
@@ -56,11 +59,13 @@ def _quality(lines: list[dict[str, Any]]) -> dict[str, float]:
     return dict(sorted(kept.items(), key=lambda item: not item[0].startswith("eval/")))
 
 
-def _seconds(trained: list[dict[str, Any]]) -> list[float]:
-    tokens = [0, *(line["tokens"] for line in trained)]
+def seconds_a_step(trained: list[dict[str, Any]]) -> list[float]:
+    """Seconds of each optimizer step after the warm-up, without evaluations and saves."""
+    timed = [line for line in trained if line.get("tokens_per_second") and "tokens" in line]
+    tokens = [0, *(line["tokens"] for line in timed)]
     taken = [
         (after - before) / line["tokens_per_second"]
-        for before, after, line in zip(tokens, tokens[1:], trained, strict=False)
+        for before, after, line in zip(tokens, tokens[1:], timed, strict=False)
     ]
     return taken[WARM_UP_STEPS:] if len(taken) > 2 * WARM_UP_STEPS else taken
 

@@ -131,6 +131,8 @@ class RunDir:
         self.resolved = path / "resolved.json"
         self.plan = path / "plan.json"
         self.provenance = path / "provenance.json"
+        self.report = path / "report"
+        """The page that `ftlaunch report` makes of the run, and what belongs to it."""
         self.lock = path / "lock"
         """Locked by the process that drives the run, and names it."""
         self.driver_log = path / "driver.log"

@@ -57,9 +57,14 @@ def describe(run: RunDir) -> str:
     return "\n".join([f"{what}: {path}", *merged, *try_it])
 
 
-def _read_merged(step: StepDir) -> Merged | None:
-    """The comparison in a merge's result; None where another version of ftlaunch has written it."""
+def _read_merged(step: StepDir) -> str | None:
+    """The comparison in a merge's result, in words."""
+    return describe_merge(msgspec.json.decode(step.result.read_bytes()))
+
+
+def describe_merge(result: object) -> str | None:
+    """What a merge's result.json says in words; None where another version of ftlaunch has written it."""
     try:
-        return msgspec.json.decode(step.result.read_bytes(), type=Merged)
-    except msgspec.DecodeError:
+        return str(msgspec.convert(result, type=Merged))
+    except msgspec.ValidationError:
         return None

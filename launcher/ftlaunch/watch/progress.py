@@ -61,6 +61,18 @@ def seconds_left(entries: Sequence[Entry]) -> float | None:
     return median(paces) * (steps[-1]["steps"] - steps[-1]["step"])
 
 
+def all_entries(path: Path) -> list[Entry]:
+    """Every entry of a metrics.jsonl in order, torn lines left out; of a step that is there twice, the later counts.
+
+    An evaluation of a step is another entry than the step itself.
+    """
+    if not path.exists():
+        return []
+    with path.open(errors="replace") as file:
+        entries = [entry for line in file if (entry := _parse(line)) is not None and "step" in entry]
+    return list({(entry["step"], is_evaluation(entry)): entry for entry in entries}.values())
+
+
 def newest(path: Path) -> list[Entry]:
     """The last entries of a metrics.jsonl, enough to judge the pace; empty where there are none."""
     if not path.exists():

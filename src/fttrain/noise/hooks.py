@@ -21,6 +21,10 @@ class Disturbance:
         """The loss of a micro-batch, of which `ask` computes the model's own."""
         return ask()
 
+    def measures(self) -> dict[str, float]:
+        """What there is to say of it in the step at hand."""
+        return {}
+
 
 class Annealed(Disturbance):
     """Noise whose strength follows the recipe's schedule: all of it in the first step."""
@@ -31,6 +35,9 @@ class Annealed(Disturbance):
 
     def begin(self, step: int, num_steps: int) -> None:
         self.strength = strength(self._schedule, (step - 1) / num_steps)
+
+    def measures(self) -> dict[str, float]:
+        return {"noise/scale": self.strength}
 
 
 def strength(schedule: str, done: float) -> float:

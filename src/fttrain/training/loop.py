@@ -80,6 +80,7 @@ def fit(
                 "loss": _or_none(outcome.loss),
                 **{name: _or_none(value) for name, value in objective.measures(engine).items()},
                 **engine.measures(),
+                **engine.scorer.disturbance.measures(),
                 "learning_rate": schedule(step),
                 "grad_norm": _or_none(outcome.grad_norm),
                 "tokens": progress.tokens,

@@ -182,7 +182,9 @@ def test_a_run_that_is_done_says_what_it_made_and_how_to_try_it(call: Call, tmp_
     artifact = run.step_dir("01-sft").artifact
     artifact.mkdir()
     closing = f'model: {artifact}\n  try it: ftlaunch chat {artifact} --prompt "…"\n'
-    assert call("resume", run.path)[2].endswith(f"01-sft  done in 0:00\n{closing}")
+    page = run.path / "report" / "index.html"
+    assert call("resume", run.path)[2].endswith(f"01-sft  done in 0:00\n{closing}report: {page}\n")
+    assert page.exists()
     assert call("resume", run.path)[2] == f"r is already finished: {run.path}\n{closing}"
     assert call("status", run.path)[1].endswith(closing)
 
@@ -190,7 +192,9 @@ def test_a_run_that_is_done_says_what_it_made_and_how_to_try_it(call: Call, tmp_
 @pytest.mark.usefixtures("torch_is_there")
 def test_a_run_that_failed_says_how_to_look_into_it_and_go_on(call: Call, tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "fail")
-    assert call("resume", run.path)[2].endswith(f"  in full: ftlaunch logs {run.path} --first-error\n")
+    closing = f"  in full: ftlaunch logs {run.path} --first-error\nreport: {run.report / 'index.html'}\n"
+    assert call("resume", run.path)[2].endswith(closing)
+    assert "rank 1: boom" in (run.report / "index.html").read_text()
     said = call("status", run.path)[1]
     assert f"ftlaunch logs {run.path} --first-error" in said
     assert said.endswith(f"ftlaunch resume {run.path}\n")
@@ -526,7 +530,7 @@ def test_the_help_is_what_typer_would_say(call: Call, monkeypatch: pytest.Monkey
 def test_every_verb_shows_an_example(call: Call) -> None:
     group = typer.main.get_command(cli.app)
     verbs = [name for name, command in group.commands.items() if not command.hidden]
-    assert len(verbs) == 19
+    assert len(verbs) == 20
     for verb in verbs:
         assert f"Example: ftlaunch {verb}" in call(verb, "--help")[1]
 

@@ -1,0 +1,122 @@
+"""The metrics of a stage → the charts that show them: titles, units and points, not yet how they are drawn."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from ftlaunch.report.facts import RunFacts, StageFacts
+from ftlaunch.watch.progress import Entry
+
+Point = tuple[float, float]
+
+
+class Series(Struct, frozen=True):
+    """One line of a chart, or one dot with its name."""
+
+    name: str
+    points: list[Point]
+
+
+class Chart(Struct, frozen=True, kw_only=True):
+    """Several series over one axis."""
+
+    title: str
+    unit: str = ""
+    x_label: str = "optimizer step"
+    series: list[Series]
+    dots: bool = False
+    """Points that stand for themselves, rather than lines."""
+
+
+class Curve(Struct, frozen=True):
+    """A chart of known metrics: its title and, for each key, the name of its series and what it is multiplied by."""
+
+    title: str
+    keys: dict[str, str]
+    unit: str = ""
+    factor: float = 1.0
+
+
+KNOWN = (
+    Curve("Loss", {"loss": "trained", "eval/loss": "held out"}),
+    Curve("Perplexity", {"perplexity": "trained", "eval/perplexity": "held out"}),
+    Curve("Token accuracy", {"eval/token_accuracy": "held out"}),
+    Curve("Reward accuracy", {"rewards/accuracy": "trained", "eval/rewards/accuracy": "held out"}),
+    Curve("Reward margin", {"rewards/margin": "trained", "eval/rewards/margin": "held out"}),
+    Curve("Rewards", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
+    Curve("Rewards held out", {"eval/rewards/chosen": "chosen", "eval/rewards/rejected": "rejected"}),
+    Curve("Calibration error", {"eval/rewards/calibration_error": "held out"}),
+    Curve("Reward", {"reward": "sampled", "eval/reward": "held out"}),
+    Curve("KL from the reference", {"kl": "sampled", "eval/kl": "held out"}, "nats an answer"),
+    Curve("Learning rate", {"learning_rate": "peak of all groups"}),
+    Curve("Gradient norm", {"grad_norm": "before clipping"}),
+    Curve("Throughput", {"tokens_per_second": "all ranks"}, "tokens/s"),
+    Curve("Peak memory", {"peak_memory_bytes": "the fullest rank"}, "GB", 1e-9),
+    Curve("AdaLoRA's ranks", {"rank/most": "largest", "rank/mean": "mean", "rank/least": "smallest"}),
+    Curve("Noise scale", {"noise/scale": "share of the recipe's"}),
+)
+COUNTERS = frozenset(["step", "steps", "tokens", "epoch", "time", "skipped", "rewound_to"])
+"""Keys of metrics.jsonl that are no curve."""
+
+
+def of_stage(stage: StageFacts) -> list[Chart]:
+    """A chart for everything that a stage has measured, known metrics first."""
+    lines = _with_perplexity(stage)
+    charts = [_known(curve, lines) for curve in _curves(lines)]
+    return [chart for chart in charts if chart.series]
+
+
+def _curves(lines: Sequence[Entry]) -> list[Curve]:
+    """The known curves, and one for each key that is none of theirs, with that of its evaluation."""
+    shown = {key for curve in KNOWN for key in curve.keys} | COUNTERS
+    others = dict.fromkeys(key for line in lines for key, value in line.items() if _is_number(value))
+    own: dict[str, dict[str, str]] = {}
+    for key in (key for key in others if key not in shown):
+        held_out = key.startswith("eval/")
+        own.setdefault(key.removeprefix("eval/"), {})[key] = "held out" if held_out else "trained"
+    return [*KNOWN, *(Curve(title, keys) for title, keys in own.items())]
+
+
+def _with_perplexity(stage: StageFacts) -> list[Entry]:
+    lines = [*stage.trained, *stage.evaluated]
+    if stage.kind != "sft":
+        return lines
+    return [{**line, **_perplexity(line)} for line in lines]
+
+
+def _perplexity(line: Entry) -> Entry:
+    loss: float | None = line.get("loss")
+    return {} if loss is None or not loss < 700 else {"perplexity": math.exp(loss)}
+
+
+def _known(curve: Curve, lines: Sequence[Entry]) -> Chart:
+    series = [Series(name, points(lines, key, curve.factor)) for key, name in curve.keys.items()]
+    return Chart(title=curve.title, unit=curve.unit, series=[one for one in series if one.points])
+
+
+def points(lines: Iterable[Entry], key: str, factor: float = 1.0) -> list[Point]:
+    """(step, value) of every line that has the metric as a finite number."""
+    return [(line["step"], line[key] * factor) for line in lines if _is_number(line.get(key))]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def overlaid(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, list[Chart]]:
+    """For each stage that runs have in common by name, a chart for every series of it, with a line for each run."""
+    found: dict[str, list[Chart]] = {}
+    for stage in dict.fromkeys(stage.status.name for run in runs for stage in run.stages):
+        charts: dict[tuple[str, str, str], list[Series]] = {}
+        for run, name in zip(runs, names, strict=True):
+            of_run = [chart for one in run.stages if one.status.name == stage for chart in of_stage(one)]
+            for chart in of_run:
+                for series in chart.series:
+                    title = (chart.title, series.name, chart.unit)
+                    charts.setdefault(title, []).append(Series(name, series.points))
+        found[stage] = [
+            Chart(title=f"{title}, {series}", unit=unit, series=lines)
+            for (title, series, unit), lines in charts.items()
+        ]
+    return {stage: charts for stage, charts in found.items() if charts}

@@ -1,0 +1,225 @@
+"""A run folder → the facts that a report shows, whatever state the run is in."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.errors import UserError
+from ftlaunch.plan.plan import Plan
+from ftlaunch.processes.outcome import Stopped, read_failure
+from ftlaunch.recipe import Recipe, Training
+from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.spec import Step
+from ftlaunch.watch import runs
+from ftlaunch.watch.progress import Entry, all_entries, is_evaluation
+from ftlaunch.watch.status import StageStatus, read_status
+
+UNSET = object()
+
+
+class AttemptFacts(Struct, frozen=True, kw_only=True):
+    """One start of a stage's processes."""
+
+    number: int
+    began: float | None
+    """Unix seconds, as are the others. None: it has not been started."""
+    ended: float | None
+    """While it runs, when it was last heard of."""
+    outcome: str
+    """done, stopped, failed, interrupted, preempted, running or unknown."""
+    cause: str
+    """Why it ended; empty where there is nothing to add."""
+
+
+class StageFacts(Struct, frozen=True, kw_only=True):
+    """One stage, from its folder."""
+
+    status: StageStatus
+    step: Step
+    notes: dict[str, str]
+    """What the plan says of it."""
+    trained: list[Entry]
+    """A line for each optimizer step, each step once."""
+    evaluated: list[Entry]
+    attempts: list[AttemptFacts]
+    result: dict[str, Any]
+    """Content of result.json; empty while there is none."""
+    model_bytes: int
+    """Weights in the artifact, or in the merged model."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.step.stage.__struct_config__.tag)
+
+    @property
+    def is_training(self) -> bool:
+        return isinstance(self.step.stage, Training)
+
+    @property
+    def seconds(self) -> float:
+        """Time that its attempts have taken, without the pauses between them."""
+        return sum(one.ended - one.began for one in self.attempts if one.began and one.ended)
+
+
+class RunFacts(Struct, frozen=True, kw_only=True):
+    """A whole run."""
+
+    name: str
+    path: Path
+    state: str
+    recipe: Recipe
+    stages: list[StageFacts]
+    provenance: dict[str, Any]
+
+    @property
+    def last_training(self) -> StageFacts | None:
+        """The last training stage that has taken a step."""
+        return next((stage for stage in reversed(self.stages) if stage.is_training and stage.trained), None)
+
+
+def last_shared_training(runs: Sequence[RunFacts]) -> list[StageFacts]:
+    """Each run's stage of the last training that all of them have begun; empty where there is none."""
+    begun = [{(one.status.name): one for one in run.stages if one.is_training and one.trained} for run in runs]
+    shared = [name for name in begun[0] if all(name in stages for stages in begun)]
+    return [stages[shared[-1]] for stages in begun] if shared else []
+
+
+def read_run(run: RunDir) -> RunFacts:
+    """The facts of a run as they are now. UserError where its folder is of another version of ftlaunch."""
+    status = read_status(run)
+    plan = runs.read_plan(run)
+    stages = [_stage(run.step_dir(one.name), one, plan) for one in status.stages]
+    return RunFacts(
+        name=run.path.name,
+        path=run.path,
+        state=status.state,
+        recipe=plan.recipe,
+        stages=stages,
+        provenance=_json(run.provenance),
+    )
+
+
+def _stage(folder: StepDir, status: StageStatus, plan: Plan) -> StageFacts:
+    planned = next((one for one in plan.steps if one.name == folder.name), None)
+    if planned is None:
+        raise UserError(f"{folder.path} is no stage of the run's plan", "remove the folder, or restore plan.json")
+    entries = all_entries(folder.metrics)
+    weights = [*folder.artifact.glob("*.safetensors"), *folder.model.glob("*.safetensors")]
+    return StageFacts(
+        status=status,
+        step=planned.step,
+        notes=planned.notes,
+        trained=[entry for entry in entries if not is_evaluation(entry)],
+        evaluated=[entry for entry in entries if is_evaluation(entry)],
+        attempts=list(_attempts(folder, status, entries)),
+        result=_json(folder.result),
+        model_bytes=sum(path.stat().st_size for path in weights),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+
+
+def _attempts(folder: StepDir, status: StageStatus, entries: list[Entry]) -> Iterator[AttemptFacts]:
+    attempts = folder.all_attempts()
+    for attempt in attempts:
+        is_last = attempt is attempts[-1]
+        outcome, cause = _end(attempt, status if is_last else None)
+        times = [_modified(attempt.path / name) for name in ("process.json", "process1.json", "launch.log")]
+        began = next((time for time in times if time is not None), None)
+        yield AttemptFacts(
+            number=attempt.number,
+            began=began,
+            ended=_last_sign(folder, attempt, entries, is_last=is_last),
+            outcome=outcome,
+            cause=cause,
+        )
+
+
+def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
+    """How an attempt ended, and why; `status` is the stage's where the attempt is the newest."""
+    if status is not None and status.state in ("done", "running", "queued"):
+        return ("running" if status.state == "queued" else status.state), ""
+    if attempt.ended.exists():
+        ended = msgspec.json.decode(attempt.ended.read_bytes(), type=Ended)
+        return ended.cause, ended.reason
+    if attempt.stopped.exists():
+        stopped = msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)
+        return "stopped", stopped.reason + (f", saved at step {stopped.step}" if stopped.step is not None else "")
+    if failure := read_failure(attempt):
+        who = "" if failure.rank is None else f"rank {failure.rank}: "
+        remedy = f" → {failure.remedy}" if failure.remedy else ""
+        return "failed", f"{who}{failure.message.strip()}{remedy}"
+    if status is not None and status.state == "unknown":
+        return "unknown", status.note or ""
+    return "interrupted", "its processes have gone without a word"
+
+
+def _last_sign(folder: StepDir, attempt: Attempt, entries: list[Entry], *, is_last: bool) -> float | None:
+    """When an attempt was last heard of."""
+    times = [_modified(path) for path in attempt.path.glob("*.*")]
+    if is_last:
+        times += [_modified(folder.result), entries[-1].get("time") if entries else None]
+    return max((time for time in times if time is not None), default=None)
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of a nested one under its key path: `stage.0.epochs`, `model.path`."""
+    parts = _parts(value)
+    if not parts:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, child in parts:
+        found |= flattened(child, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def _parts(value: object) -> list[tuple[str, Any]]:
+    """The children of a table, or of a list that holds tables, by their keys; none of anything else."""
+    match value:
+        case dict():
+            return list(cast("dict[str, Any]", value).items())
+        case list() if any(isinstance(each, dict | Struct) for each in cast("list[Any]", value)):
+            return [(str(index), each) for index, each in enumerate(cast("list[Any]", value))]
+        case _:
+            return []
+
+
+def changed_keys(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Keys of a recipe that are not at their default → (value, default); None for keys that have no default."""
+    return dict(_changed(recipe, ""))
+
+
+def _changed(table: Struct, prefix: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for field in msgspec.structs.fields(table):
+        own, default, path = getattr(table, field.name), _default(field), f"{prefix}{field.encode_name}"
+        children = [(path, own)] if isinstance(own, Struct) else [(f"{path}.{key}", one) for key, one in _parts(own)]
+        if not any(isinstance(child, Struct) for _, child in children):
+            if own != default:
+                yield path, (msgspec.to_builtins(own), None if default is UNSET else msgspec.to_builtins(default))
+            continue
+        for name, child in children:
+            tag = child.__struct_config__.tag
+            if tag and type(child) is not type(default):
+                yield f"{name}.kind", (tag, None)
+            yield from _changed(child, f"{name}.")
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default is not msgspec.NODEFAULT:
+        return field.default
+    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else UNSET

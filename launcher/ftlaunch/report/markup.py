@@ -1,0 +1,59 @@
+"""Pieces of a page: text made harmless, tables, sections, and the page around them."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from ftlaunch.safety.redact import redact
+
+STYLE = Path(__file__).with_name("style.css")
+
+
+def escape(text: object) -> str:
+    """Text as a page shows it and never reads it: no markup, no secret."""
+    return html.escape(redact(str(text)))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, wide: bool = False) -> str:
+    """A table of texts; empty without rows. A `wide` one keeps its columns, and is moved sideways on a phone."""
+    if not rows:
+        return ""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    kind = ' class="wide"' if wide else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: object) -> str:
+    return f"<td>{'–' if value is None or value == '' else escape(value)}</td>"
+
+
+def pairs(rows: Sequence[tuple[str, object]]) -> str:
+    """A list of names with their values."""
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in rows)}</dl>"
+
+
+def section(title: str, *parts: str, level: int = 2, anchor: str = "") -> str:
+    """A part of the page under its heading; empty where nothing is in it."""
+    content = "".join(parts)
+    if not content:
+        return ""
+    name = f' id="{escape(anchor)}"' if anchor else ""
+    return f"<section{name}><h{level}>{escape(title)}</h{level}>{content}</section>"
+
+
+def folded(title: str, content: str) -> str:
+    """A part that is opened with a click."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
+
+
+def page(title: str, body: str) -> str:
+    """A whole document that asks nothing of any network: a browser is told to allow it none."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>'
+        f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}</style></head>\n<body>{body}</body></html>\n'
+    )

@@ -1,0 +1,152 @@
+"""The page of one run."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+from ftlaunch.report import curves
+from ftlaunch.report.facts import AttemptFacts, RunFacts, StageFacts, changed_keys, flattened
+from ftlaunch.report.markup import escape, folded, page, pairs, section, table
+from ftlaunch.report.svg import draw, number
+from ftlaunch.watch.outputs import describe_merge
+from ftlaunch.watch.progress import duration
+
+
+def run_page(run: RunFacts) -> str:
+    """The whole page, complete in itself."""
+    body = [
+        f"<header><h1>{escape(run.name)} {state(run.state)}</h1>"
+        f'<p class="soft">{escape(run.path)}<br>as of {_clock(time.time())}</p></header>',
+        _cards(run),
+        *(_stage(stage) for stage in run.stages),
+        section("What differs from the defaults", _changes(run)),
+        section("Where it comes from", _provenance(run)),
+    ]
+    return page(f"{run.name} – ftlaunch", "".join(body))
+
+
+def state(name: str) -> str:
+    """A state as a small label."""
+    return f'<span class="state {escape(name)}">{escape(name)}</span>'
+
+
+def _cards(run: RunFacts) -> str:
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(run))
+    return f'<div class="cards">{cells}</div>'
+
+
+def _facts(run: RunFacts) -> list[tuple[str, str]]:
+    return [*_quality(run), *_cost(run)]
+
+
+def _quality(run: RunFacts) -> Iterator[tuple[str, str]]:
+    last = run.last_training
+    if last is None:
+        return
+    yield "optimizer steps", f"{last.trained[-1]['step']} of {last.trained[-1].get('steps', '?')}"
+    newest = {key: value for line in [*last.trained, *last.evaluated] for key, value in line.items()}
+    for key, label in (
+        ("loss", "loss in the last step"),
+        ("eval/loss", "loss held out"),
+        ("eval/perplexity", "perplexity held out"),
+        ("eval/rewards/accuracy", "reward accuracy held out"),
+        ("reward", "mean reward"),
+    ):
+        if isinstance(newest.get(key), int | float):
+            yield label, number(newest[key])
+
+
+def _cost(run: RunFacts) -> Iterator[tuple[str, str]]:
+    yield "time in attempts", duration(sum(stage.seconds for stage in run.stages))
+    steps = [line for stage in run.stages for line in stage.trained]
+    memory = [line["peak_memory_bytes"] for line in steps if "peak_memory_bytes" in line]
+    if memory:
+        yield "peak memory", f"{max(memory) / 1e9:.2f} GB"
+    tokens = sum(stage.trained[-1].get("tokens", 0) for stage in run.stages if stage.trained)
+    if tokens:
+        yield "tokens trained on", f"{tokens:,}"
+
+
+def _stage(stage: StageFacts) -> str:
+    status = stage.status
+    note = f'<p class="failed">{escape(status.note)}</p>' if status.note else ""
+    drawn = "".join(draw(chart) for chart in curves.of_stage(stage))
+    charts = f'<div class="charts">{drawn}</div>' if drawn else ""
+    return (
+        f'<section id="{escape(status.name)}"><h2>{escape(status.name)} {state(status.state)}</h2>{note}'
+        + pairs(list(stage.notes.items()))
+        + charts
+        + section("Attempts", _attempts(stage.attempts), level=3)
+        + section("Against the adapter model", _merge_check(stage), level=3)
+        + section("Steps left out", _skipped(stage), level=3)
+        + folded("What the stage left in result.json", pairs(_result(stage)) if stage.result else "")
+        + "</section>"
+    )
+
+
+def _attempts(attempts: list[AttemptFacts]) -> str:
+    rows = [
+        (
+            one.number,
+            _clock(one.began) if one.began else None,
+            duration(one.ended - one.began) if one.began and one.ended else None,
+            one.outcome,
+            one.cause,
+        )
+        for one in attempts
+    ]
+    return table(("attempt", "began", "took", "ended as", "because"), rows)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _merge_check(stage: StageFacts) -> str:
+    told = describe_merge(stage.result) if stage.kind == "merge" else None
+    return f"<p>{escape(told)}</p>" if told else ""
+
+
+def _skipped(stage: StageFacts) -> str:
+    rows = [(line["step"], line.get("rewound_to")) for line in stage.trained if line.get("skipped")]
+    return table(("step", "went back to the checkpoint of step"), rows)
+
+
+def _result(stage: StageFacts) -> list[tuple[str, object]]:
+    return [(key, _plain(value)) for key, value in flattened(stage.result).items()]
+
+
+def _plain(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case int():
+            return f"{value:,}"
+        case float():
+            return number(value)
+        case list():
+            return ", ".join(_plain(each) for each in cast("list[Any]", value))
+        case _:
+            return str(value)
+
+
+def _changes(run: RunFacts) -> str:
+    rows = [
+        (key, _plain(value), "" if default is None else _plain(default))
+        for key, (value, default) in changed_keys(run.recipe).items()
+    ]
+    return table(("key", "value", "default"), rows)
+
+
+def _provenance(run: RunFacts) -> str:
+    facts = flattened(run.provenance)
+    plain = [(key, _plain(value)) for key, value in facts.items() if not key.startswith(("packages.", "data."))]
+    packages = [(key.removeprefix("packages."), value) for key, value in facts.items() if key.startswith("packages.")]
+    data = [(key.removeprefix("data."), value) for key, value in facts.items() if key.startswith("data.")]
+    return (
+        (pairs(plain) if plain else "")
+        + folded("Packages", pairs(packages) if packages else "")
+        + folded("Data files, with their SHA-256", pairs(data) if data else "")
+    )

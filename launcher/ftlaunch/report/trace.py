@@ -1,0 +1,53 @@
+"""`opt_trace.json`: the curves of a run's last SFT stage in a few lists, and what was measured after training."""
+
+import math
+from typing import Any
+
+from ftlaunch.report.facts import RunFacts, StageFacts
+
+AFTER = {
+    "post_train_token_position_match": "token_position_match",
+    "post_train_rouge_1": "rouge/rouge1",
+    "post_train_rouge_2": "rouge/rouge2",
+    "post_train_rouge_L": "rouge/rougeL",
+    "post_train_rouge_Lsum": "rouge/rougeLsum",
+    "post_train_answer_tokens": "answer_tokens",
+}
+"""Keys of the trace → those of an evaluate stage's scores."""
+
+
+def trace(run: RunFacts) -> dict[str, Any] | None:
+    """The trace; None where nothing was trained. Times are in minutes, scores are null where nothing was evaluated.
+
+    A point is an evaluation, or every optimizer step where rows were never evaluated.
+    """
+    stage = next((one for one in reversed(run.stages) if one.kind == "sft" and one.trained), None)
+    if stage is None:
+        return None
+    evaluation = next((one for one in reversed(run.stages) if one.kind == "evaluate"), None)
+    scores: dict[str, float] = evaluation.result.get("scores", {}) if evaluation else {}
+    return {
+        "logging_strategy": "steps",
+        **_curves(stage),
+        **{key: scores.get(name) for key, name in AFTER.items()},
+        "train_time": stage.seconds / 60,
+        "test_time": evaluation.seconds / 60 if evaluation else None,
+    }
+
+
+def _curves(stage: StageFacts) -> dict[str, list[Any]]:
+    tested = {line["step"]: line["eval/loss"] for line in stage.evaluated if "eval/loss" in line}
+    trained = {line["step"]: line["loss"] for line in stage.trained}
+    steps = sorted(tested) or sorted(trained)
+    train, test = [trained.get(step) for step in steps], [tested.get(step) for step in steps]
+    return {
+        "steps_or_epochs": steps,
+        "train_loss": train,
+        "test_loss": test,
+        "train_perplexity": list(map(_perplexity, train)),
+        "test_perplexity": list(map(_perplexity, test)),
+    }
+
+
+def _perplexity(loss: float | None) -> float | None:
+    return None if loss is None or loss > 700 else math.exp(loss)
