@@ -14,6 +14,10 @@ CARD = "artifact.json"
 """A file in each artifact: what base it belongs to, and what was made of it."""
 
 
+NODE_FOLDER = "FTLAUNCH_NODE_FOLDER"
+"""Variable that names a folder of this node, in memory or on a local disk, for as long as an attempt lives."""
+
+
 class Attempt:
     """One start of a step's processes, as one of its nodes sees it; the first node is 0."""
 

@@ -1,5 +1,6 @@
 """Rows → micro-batches: who computes which rows of a step, and how they lie in memory."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fttrain.attention import Segments
+from fttrain.data.drawn import Drawn
 from fttrain.data.token_set import Group, Tokens
 from fttrain.objectives.logps import num_chunks
 
@@ -55,12 +57,14 @@ def share_out(lengths: Sequence[int], slots: int) -> list[list[int]]:
     Every slot gets at most ceil(rows / slots) rows. Which rank computes a row changes nothing but the time.
     """
     limit = -(-len(lengths) // slots)
-    loads = [0] * slots
     members: list[list[int]] = [[] for _ in range(slots)]
-    for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        slot = min((s for s in range(slots) if len(members[s]) < limit), key=lambda s: (loads[s], s))
+    open_slots = [(0, slot) for slot in range(slots)]
+    """A heap of (tokens so far, slot) with those that are not full."""
+    for row in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        load, slot = heapq.heappop(open_slots)
         members[slot].append(row)
-        loads[slot] += lengths[row]
+        if len(members[slot]) < limit:
+            heapq.heappush(open_slots, (load + lengths[row], slot))
     return members
 
 
@@ -78,25 +82,28 @@ def lay_out(
 
     Micro-batch j of rank r is slot j·world_size + r. A slot without a group computes one token and trains nothing.
     """
-    slots = share_out([_size(group, share=share) for group in groups], world_size * accumulation)
+    slots = share_out(_sizes(groups, share=share), world_size * accumulation)
+    predicted = groups.supervised if isinstance(groups, Drawn) else [_predicted(group) for group in groups]
     micros = []
     for index in range(accumulation):
         of_all = slots[index * world_size : (index + 1) * world_size]
-        chunks = max(head_calls([groups[place] for place in slot]) for slot in of_all)
+        chunks = max(num_chunks(sum(predicted[place] for place in slot)) for slot in of_all)
         mine = [groups[place] for place in of_all[rank]]
         micro = collate(mine, packing=packing, share=share, chunks=chunks, device=device)
         micros.append(replace(micro, rows=tuple(of_all[rank])))
     return micros
 
 
-def head_calls(groups: Sequence[Group]) -> int:
-    """Calls of the head that these groups need together."""
-    return num_chunks(sum(supervised(row) for group in groups for row in group.rows))
+def _predicted(group: Group) -> int:
+    """Trained tokens of a group that something predicts."""
+    return sum(map(supervised, group.rows))
 
 
-def _size(group: Group, *, share: bool) -> int:
-    """Tokens that are computed for a group."""
-    return sum(len(ids) for ids, _ in group.rows) - sum(_shared(group, share=share))
+def _sizes(groups: Sequence[Group], *, share: bool) -> list[int]:
+    """Tokens that are computed for each group."""
+    if isinstance(groups, Drawn) and not share:
+        return groups.lengths
+    return [sum(len(ids) for ids, _ in group.rows) - sum(_shared(group, share=share)) for group in groups]
 
 
 def _shared(group: Group, *, share: bool) -> list[int]:

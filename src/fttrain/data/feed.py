@@ -13,6 +13,8 @@ from ftlaunch.recipe import Data, Pairwise, Sft
 from ftlaunch.run.spec import Step
 from fttrain.data import tokens
 from fttrain.data.batches import Micro, lay_out
+from fttrain.data.drawn import all_of, drawn
+from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
 from fttrain.data.token_set import Group, PairSet
 from fttrain.distributed.world import World
@@ -61,7 +63,7 @@ def build(step: Step, stage: Sft | Pairwise, tokenizer: Any, world: World) -> Fe
 
 
 def _tokenize(datas: Sequence[Data], tokenizer: Any, seed: int, cache: Any) -> list[tokens.Tokenized]:
-    return [tokens.tokenize(data, tokenizer, seed, cache) for data in datas]
+    return [tokens.tokenize(data, tokenizer, seed, cache, NodeArrays.of_attempt()) for data in datas]
 
 
 class _Layout:
@@ -116,15 +118,17 @@ class TableFeed:
         self._keys = [one.key for one in tokenized]
         self._layout = _Layout(step, stage, world)
         weights = [data.weight for data in datas]
-        self._order = Order([len(rows) for rows in self._train], weights, batch_size=stage.batch_size, seed=step.seed)
+        sizes = [len(rows) for rows in self._train]
+        arrays = NodeArrays.of_attempt()
+        self._order = Order(sizes, weights, batch_size=stage.batch_size, seed=step.seed, arrays=arrays)
         self.num_steps = self._order.num_steps(epochs=stage.epochs, steps=stage.steps)
 
     def step(self, number: int) -> list[Micro]:
-        return self._layout.lay_out([self._train[source].group(row) for source, row in self._order.step(number)])
+        return self._layout.lay_out(drawn(self._train, self._order.step(number)))
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
-        drawn = self._order.step(number)
-        return [self._name(*drawn[row]) for row in rows]
+        of_step = self._order.step(number)
+        return [self._name(*of_step[row]) for row in rows]
 
     def _name(self, source: int, row: int) -> str:
         """The data set and how the row's trained text begins: after the split a number tells little."""
@@ -136,9 +140,7 @@ class TableFeed:
         return self._order.epoch_at(number)
 
     def evaluation(self) -> Iterator[Micro]:
-        groups = [table.group(row) for table in self._test for row in range(len(table))]
-        groups.sort(key=lambda group: sum(len(ids) for ids, _ in group.rows))
-        return self._layout.evaluation(groups)
+        return self._layout.evaluation(all_of(self._test))
 
     def refer(self, ask: Ask) -> None:
         """Give every pair the log-probabilities that `ask` returns for it."""
@@ -147,7 +149,7 @@ class TableFeed:
                 if len(table) == 0:
                     continue
                 assert isinstance(table, PairSet)
-                groups = [table.group(row) for row in range(len(table))]
+                groups = drawn([table], [(0, row) for row in range(len(table))])
                 references = ask(f"{key} {name}", groups, self._layout.in_turn)
                 tables[place] = replace(table, references=references)
 

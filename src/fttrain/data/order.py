@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
+
 Row = tuple[int, int]
 """(index of the data set, index of the row in it)."""
+
+BLOCK = 4096
+"""Draws of an epoch between two counts of how often each data set has been drawn."""
 
 
 class Order:
@@ -16,17 +22,28 @@ class Order:
     One data set is visited in a new permutation each epoch, its last step taking the rows that are left. In a mixture
     an epoch has as many draws as there are rows, shared out by weight; each set is walked through in permutations of
     its own, so none of its rows comes twice before all have come once.
+
+    A row takes 4 bytes of a permutation and, in a mixture, 1 or 2 of the draws, held once by all ranks of a node.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        *,
+        batch_size: int,
+        seed: int,
+        arrays: NodeArrays | None = None,
+    ) -> None:
         self._sizes = list(sizes)
         self._batch = batch_size
         self._seed = seed
+        self._arrays = arrays or NodeArrays()
         self._draws = _share_out(sum(sizes), weights) if len(sizes) > 1 else list(sizes)
         self.epoch_rows = sum(self._draws)
         self.steps_per_epoch = math.ceil(self.epoch_rows / batch_size)
-        self._epoch_rows_of = lru_cache(maxsize=2)(self._epoch)
-        self._permutation_of = lru_cache(maxsize=2 * len(sizes))(self._permutation)
+        self._mixture_of = lru_cache(maxsize=1)(self._mixture)
+        self._permutation_of = lru_cache(maxsize=2 * len(sizes) - 1)(self._permutation)
 
     def num_steps(self, *, epochs: float | None, steps: int | None) -> int:
         """Optimizer steps of a stage: `steps`, or `epochs` (1 if neither is given), at least one."""
@@ -35,29 +52,75 @@ class Order:
     def step(self, number: int) -> list[Row]:
         """Rows of optimizer step 1, 2, …"""
         epoch, index = divmod(number - 1, self.steps_per_epoch)
-        return self._epoch_rows_of(epoch)[index * self._batch : (index + 1) * self._batch]
+        start, end = index * self._batch, min((index + 1) * self._batch, self.epoch_rows)
+        if len(self._sizes) == 1:
+            return [(0, row) for row in self._permutation_of(0, epoch)[start:end].tolist()]
+        mixture = self._mixture_of(epoch)
+        sources = mixture.sources[start:end]
+        rows = np.empty(end - start, dtype=np.int64)
+        for source, before in enumerate(mixture.drawn_before(start)):
+            here = np.flatnonzero(sources == source)
+            rows[here] = self._walk(source, epoch * self._draws[source] + before, len(here))
+        return list(zip(sources.tolist(), rows.tolist(), strict=True))
 
     def epoch_at(self, number: int) -> float:
         """Epochs done after optimizer step `number`."""
         return number / self.steps_per_epoch
 
-    def _epoch(self, epoch: int) -> list[Row]:
-        sources = np.repeat(np.arange(len(self._draws)), self._draws)
-        if len(self._draws) > 1:
-            sources = self._generator(epoch, 0).permutation(sources)
-        taken = [epoch * draws for draws in self._draws]
-        rows: list[Row] = []
-        for source in sources.tolist():
-            cycle, place = divmod(taken[source], self._sizes[source])
-            rows.append((source, int(self._permutation_of(source, cycle)[place])))
-            taken[source] += 1
-        return rows
+    def _walk(self, source: int, start: int, count: int) -> np.ndarray:
+        """[count] rows of a data set, from the `start`-th that was ever drawn of it."""
+        found: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+        while count:
+            cycle, place = divmod(start, self._sizes[source])
+            found.append(self._permutation_of(source, cycle)[place : place + count])
+            start, count = start + len(found[-1]), count - len(found[-1])
+        return np.concatenate(found)
+
+    def _mixture(self, epoch: int) -> "_Mixture":
+        def fill(sources: np.ndarray) -> None:
+            start = 0
+            for source, draws in enumerate(self._draws):
+                sources[start : start + draws] = source
+                start += draws
+            self._generator(epoch, 0).shuffle(sources)
+
+        kind = smallest_unsigned(len(self._sizes))
+        sources = self._arrays.get("mixture", epoch, self.epoch_rows, kind, fill)
+        counts = [np.bincount(sources[at : at + BLOCK], minlength=len(self._sizes)) for at in _blocks(self.epoch_rows)]
+        return _Mixture(sources, np.cumsum([np.zeros_like(counts[0]), *counts], axis=0))
 
     def _permutation(self, source: int, cycle: int) -> np.ndarray:
-        return self._generator(cycle, source + 1).permutation(self._sizes[source])
+        """The rows of a data set in the order of its `cycle`-th walk: what numpy's `permutation(size)` draws."""
+
+        def fill(rows: np.ndarray) -> None:
+            rows[:] = np.arange(len(rows), dtype=rows.dtype)
+            self._generator(cycle, source + 1).shuffle(rows)
+
+        size = self._sizes[source]
+        return self._arrays.get(f"permutation-{source}", cycle, size, smallest_unsigned(size), fill)
 
     def _generator(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self._seed, *key]))
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """Which data set each draw of one epoch is from."""
+
+    sources: np.ndarray
+    """[draws]"""
+    counts: np.ndarray
+    """[blocks + 1, data sets]: draws of each data set before each block."""
+
+    def drawn_before(self, draw: int) -> list[int]:
+        """How often each data set is drawn before draw number `draw`."""
+        block = draw // BLOCK
+        rest = np.bincount(self.sources[block * BLOCK : draw], minlength=self.counts.shape[1])
+        return (self.counts[block] + rest).tolist()
+
+
+def _blocks(draws: int) -> range:
+    return range(0, draws, BLOCK)
 
 
 def _share_out(total: int, weights: Sequence[float]) -> list[int]:

@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _FILES = {"ids": np.int32, "trained": np.bool_, "lengths": np.int64, "supervised": np.int64}
 MARGINS = "margins"
 """A further file, of sets of pairs only."""
+OFFSETS = "offsets"
+"""Where each row begins in `ids`; sets that were made by earlier versions have no file of it."""
 PLACES = 9
 """Where a set is looked for: as many but one may be broken."""
 
@@ -46,30 +48,43 @@ class TokenSet:
     """Rows as tokens, laid end to end; the arrays may be mapped from disk, and several sets may share them."""
 
     ids: np.ndarray
-    """int32, all rows' token ids."""
+    """int32, the token ids of all rows in the arrays."""
     trained: np.ndarray
     """bool, beside `ids`: whether the token is trained."""
     offsets: np.ndarray
-    """[N] int64: where each row begins in `ids`."""
-    lengths: np.ndarray
-    """[N] int64: tokens of each row."""
-    supervised: np.ndarray
-    """[N] int64: trained tokens of each row that something predicts, so without its first token."""
+    """int64: where each row of the arrays begins in `ids`."""
+    sizes: np.ndarray
+    """int64: tokens of each row of the arrays."""
+    counts: np.ndarray
+    """int64: trained tokens of each row of the arrays that something predicts, so without its first token."""
+    rows: np.ndarray | None = None
+    """[N] Which rows of the arrays are the set's, in its order; None: all of them, as they lie."""
 
     def __len__(self) -> int:
-        return len(self.offsets)
-
-    def row(self, index: int) -> Tokens:
-        """(ids [T], trained [T]) of one row, as views."""
-        here = slice(self.offsets[index], self.offsets[index] + self.lengths[index])
-        return self.ids[here], self.trained[here]
+        return len(self.sizes if self.rows is None else self.rows)
 
     def group(self, index: int) -> Group:
         return Group((self.row(index),))
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] int64: tokens of each row."""
+        return self.sizes if self.rows is None else self.sizes[self.rows]
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """[N] int64: trained tokens of each row that something predicts."""
+        return self.counts if self.rows is None else self.counts[self.rows]
+
+    def row(self, index: int) -> Tokens:
+        """(ids [T], trained [T]) of one row, as views."""
+        place = index if self.rows is None else self.rows[index]
+        here = slice(self.offsets[place], self.offsets[place] + self.sizes[place])
+        return self.ids[here], self.trained[here]
+
     def take(self, rows: np.ndarray) -> "TokenSet":
         """The set of these rows, in this order, over the same arrays."""
-        return TokenSet(self.ids, self.trained, self.offsets[rows], self.lengths[rows], self.supervised[rows])
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
 
 @dataclass(frozen=True)
@@ -77,30 +92,46 @@ class PairSet:
     """Pairs of rows. N: pairs."""
 
     answers: TokenSet
-    """2N rows: the chosen and the rejected one of the first pair, of the second, …"""
-    margins: np.ndarray
-    """[N] float32."""
+    """The chosen and the rejected row of the first pair of the arrays, of the second, …"""
+    margin_of: np.ndarray
+    """float32: of each pair of the arrays."""
+    pairs: np.ndarray | None = None
+    """[N] Which pairs of the arrays are the set's, in its order; None: all of them, as they lie."""
     references: np.ndarray | None = None
     """[N, 2] float32: log-probabilities of the chosen and the rejected answer under the reference."""
 
     def __len__(self) -> int:
-        return len(self.margins)
+        return len(self.margin_of if self.pairs is None else self.pairs)
+
+    def group(self, index: int) -> Group:
+        pair = index if self.pairs is None else int(self.pairs[index])
+        rows = (self.answers.row(2 * pair), self.answers.row(2 * pair + 1))
+        reference = None if self.references is None else tuple(self.references[index].tolist())
+        return Group(rows, float(self.margin_of[pair]), reference)
+
+    @property
+    def margins(self) -> np.ndarray:
+        """[N] float32."""
+        return self.margin_of if self.pairs is None else self.margin_of[self.pairs]
 
     @property
     def lengths(self) -> np.ndarray:
         """[N] int64: tokens of both rows of each pair."""
-        return self.answers.lengths.reshape(-1, 2).sum(axis=1)
+        return self._of_both(self.answers.lengths)
 
-    def group(self, index: int) -> Group:
-        rows = (self.answers.row(2 * index), self.answers.row(2 * index + 1))
-        reference = None if self.references is None else tuple(self.references[index].tolist())
-        return Group(rows, float(self.margins[index]), reference)
+    @property
+    def supervised(self) -> np.ndarray:
+        """[N] int64: trained tokens of both rows of each pair that something predicts."""
+        return self._of_both(self.answers.supervised)
+
+    def _of_both(self, values: np.ndarray) -> np.ndarray:
+        of_pairs = values.reshape(-1, 2)
+        return (of_pairs if self.pairs is None else of_pairs[self.pairs]).sum(axis=1)
 
     def take(self, pairs: np.ndarray) -> "PairSet":
         """The set of these pairs, in this order, over the same arrays."""
-        rows = (2 * pairs[:, None] + np.arange(2)).reshape(-1)
         references = None if self.references is None else self.references[pairs]
-        return PairSet(self.answers.take(rows), self.margins[pairs], references)
+        return replace(self, pairs=pairs if self.pairs is None else self.pairs[pairs], references=references)
 
 
 class Counts(Struct, frozen=True, kw_only=True):
@@ -138,8 +169,8 @@ def token_set(rows: Iterable[Encoded]) -> TokenSet:
         ids=np.array([token for row in rows for token in row.ids_T], dtype=np.int32),
         trained=np.array([trained for row in rows for trained in row.trained_T], dtype=np.bool_),
         offsets=_offsets(lengths),
-        lengths=lengths,
-        supervised=np.array([supervised(row) for row in rows], dtype=np.int64),
+        sizes=lengths,
+        counts=np.array([supervised(row) for row in rows], dtype=np.int64),
     )
 
 
@@ -178,11 +209,14 @@ def _open(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     if sizes != meta.sizes:
         log.warning("the cached tokens in %s are not read: files have changed size", folder)
         return None
-    ids, trained, lengths, counts = (np.asarray(np.memmap(folder / name, kind, "r")) for name, kind in _FILES.items())
-    rows = TokenSet(ids, trained, _offsets(lengths), lengths, counts)
-    if MARGINS not in sizes:
-        return rows, meta.counts
-    return PairSet(rows, np.fromfile(folder / MARGINS, dtype=np.float32)), meta.counts
+    ids, trained, lengths, counts = (_mapped(folder / name, kind) for name, kind in _FILES.items())
+    offsets = _mapped(folder / OFFSETS, np.int64) if OFFSETS in sizes else _offsets(lengths)
+    rows = TokenSet(ids, trained, offsets, lengths, counts)
+    return (PairSet(rows, _mapped(folder / MARGINS, np.float32)) if MARGINS in sizes else rows), meta.counts
+
+
+def _mapped(path: Path, kind: type) -> np.ndarray:
+    return np.asarray(np.memmap(path, kind, "r"))
 
 
 def write_set(
@@ -216,6 +250,7 @@ def _write_rows(folder: Path, rows: Iterable[Encoded | EncodedPair]) -> None:
                 sizes.append((len(row.ids_T), supervised(row)))
     lengths, counts = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
     lengths.tofile(folder / "lengths")
+    _offsets(lengths).tofile(folder / OFFSETS)
     counts.tofile(folder / "supervised")
     if margins:
         np.array(margins, dtype=np.float32).tofile(folder / MARGINS)

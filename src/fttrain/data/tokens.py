@@ -19,6 +19,7 @@ from ftlaunch.rows import is_paired
 from ftlaunch.rows.pairs import Unfit
 from ftlaunch.rows.template import Row
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
+from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
 from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervised, token_set, write_set
 
@@ -64,7 +65,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ftlaunch" / "tokens"
 
 
-def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path) -> Tokenized:
+def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path, arrays: NodeArrays | None = None) -> Tokenized:
     """The data set as tokens, from the cache where the same rows were made with the same tokenizer before.
 
     `data.test` rows are drawn with the seed. Raises UserError where rows cannot be read or encoded, where none or
@@ -74,7 +75,7 @@ def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path) -> Tokenized:
     key = _key(data, tokenizer, encoder)
     folder = cache / key
     everything, counts = open_set(folder) or _make(folder, data, encoder)
-    train, test = split(len(everything), data, seed)
+    train, test = split(len(everything), data, seed, arrays or NodeArrays(), key)
     return Tokenized(everything.take(train), everything.take(test), counts, f"{key} {data.test} {seed}")
 
 
@@ -128,14 +129,26 @@ def _encoded(
         yield from encode(batch)
 
 
-def split(count: int, data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on, in the data's own order, and rows held out, as drawn. UserError where none would be left."""
+def split(
+    count: int, data: Data, seed: int, arrays: NodeArrays | None = None, name: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, in the data's own order, and rows held out, as drawn. UserError where none would be left.
+
+    `arrays` may hold them for all ranks of a node, under a name that tells the data set.
+    """
     size = data.test if isinstance(data.test, int) else max(1, round(data.test * count))
     if size >= count:
         message = f"{data.path}: test = {data.test} takes all of the {count} rows and leaves none to train on"
         raise UserError(message, "hold out fewer rows")
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(count)
-    return np.sort(order[size:]), order[:size]
+
+    def fill(rows: np.ndarray) -> None:
+        rows[:] = np.arange(count, dtype=rows.dtype)
+        if size:
+            np.random.Generator(np.random.PCG64(seed)).shuffle(rows)
+            rows[size:].sort()
+
+    order = (arrays or NodeArrays()).get(f"split-{name}-{size}", 0, count, smallest_unsigned(count), fill)
+    return order[size:], order[:size]
 
 
 class _Tally:
