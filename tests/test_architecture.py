@@ -130,9 +130,10 @@ FLOORS = {
         "store writer",
     ),
     "fttrain.data": (
-        "__init__ chat order sources",
-        "token_set",
-        "batches tokens",
+        "__init__ chat node_arrays sources",
+        "order token_set",
+        "drawn tokens",
+        "batches",
         "feed prompts",
     ),
     "fttrain.merging": (
