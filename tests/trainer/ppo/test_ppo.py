@@ -89,26 +89,48 @@ def adapter(step: StepDir) -> dict[str, torch.Tensor]:
     return load_file(step.artifact / "adapter_model.safetensors")
 
 
-def test_it_raises_a_reward_that_can_be_checked(make: Callable[..., Step], tmp_path: Path):
-    each = 4
-    bulk = {"rollout_size": 64, "batch_size": 64, "micro_batch_size": 64, "generation_batch_size": 64}
-    step = train(make(**bulk, ppo_epochs=each, steps=80, kl_coefficient=0.005, save_every=100), tmp_path)
-    lines = metrics(step)
-    assert lines[-1]["eval/reward"] > 0.6
-    first_inner = [line for line in lines if "loss" in line][::each]
+EACH = 4
+"""Passes over the answers of a rollout, each one optimizer step."""
+
+
+@pytest.fixture(scope="module")
+def learn(make: Callable[..., Step], tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], list[dict]]:
+    """Metrics of a run of 12 large rollouts whose KL costs so much a nat."""
+
+    def call(kl_coefficient: float) -> list[dict]:
+        bulk = {"rollout_size": 64, "batch_size": 64, "micro_batch_size": 64, "generation_batch_size": 64}
+        step = make(**bulk, ppo_epochs=EACH, steps=12 * EACH, kl_coefficient=kl_coefficient, save_every=100)
+        return metrics(train(step, tmp_path_factory.mktemp("learn")))
+
+    return call
+
+
+def of_rollouts(lines: list[dict]) -> list[dict]:
+    """The first optimizer step of each rollout."""
+    return [line for line in lines if "loss" in line][::EACH]
+
+
+def last_mean(lines: list[dict], key: str) -> float:
+    return sum(line[key] for line in of_rollouts(lines)[-3:]) / 3
+
+
+def test_it_raises_a_reward_that_can_be_checked(learn: Callable[[float], list[dict]]):
+    """Where a run ends depends on how a machine rounds, so bounds are half of what any seed or kernel set gave."""
+    lines = learn(0.005)
+    first_inner = of_rollouts(lines)
     for line in first_inner:  # what is trained is what was sampled
         assert line["clip_fraction"] == 0
         assert line["policy_change"] == pytest.approx(0, abs=1e-6)
         assert line["rollout_mismatch"] < 1e-5
     assert any(line["clip_fraction"] > 0.1 for line in lines[1:-1])
-    before, after = (sum(line["reward"] for line in part) / 3 for part in (first_inner[:3], first_inner[-3:]))
-    assert after - before > 0.5 * (1 - before)
-    kls = [line["kl"] for line in first_inner]
-    assert kls[0] == pytest.approx(0, abs=1e-5)
-    assert kls[-1] > 3
-    assert max(kls) < 12
-    assert first_inner[-1]["entropy"] < first_inner[0]["entropy"]
+    assert first_inner[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert last_mean(lines, "reward") - first_inner[0]["reward"] > 0.12
+    assert lines[-1]["eval/reward"] - first_inner[0]["reward"] > 0.15
+    assert last_mean(lines, "entropy") < first_inner[0]["entropy"]
     assert {"value_loss", "policy_loss", "explained_variance", "answer_tokens", "answers_ended"} <= lines[0].keys()
+
+    dear = learn(1.0)
+    assert last_mean(lines, "kl") > 1.5 * last_mean(dear, "kl") > 0, "a dear KL keeps the policy near its reference"
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 7])
