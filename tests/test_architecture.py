@@ -126,7 +126,7 @@ FLOORS = {
         "__init__",
     ),
     "fttrain.checkpoint": (
-        "__init__ manifest random_states shards shared_memory writer_process",
+        "__init__ manifest pieces random_states shards shared_memory writer_process",
         "store writer",
     ),
     "fttrain.data": (

@@ -25,21 +25,33 @@ class Piece:
     def __len__(self) -> int:
         return self.tensor.numel()
 
+    @property
+    def end(self) -> int:
+        """The element after the last."""
+        return self.offset + len(self)
+
 
 def owned(engine: Engine) -> list[Piece]:
     """What this rank saves. All ranks' pieces together cover every element of the trained state exactly once.
 
-    Without ZeRO every rank holds everything, and saves its share of it.
+    Without ZeRO every rank holds everything, and saves its share of the bytes: a few whole tensors and parts of two.
     """
+    pieces = held(engine)
     if engine.zero_stage:
-        return held(engine)
-    rank, size = engine.world.rank, engine.world.size
-    pieces = []
-    for piece in held(engine):
-        start, end = len(piece) * rank // size, len(piece) * (rank + 1) // size
-        if start < end:
-            pieces.append(Piece(piece.key, start, piece.tensor[start:end]))
-    return pieces
+        return pieces
+    return list(_share(pieces, engine.world.rank, engine.world.size))
+
+
+def _share(pieces: list[Piece], rank: int, size: int) -> Iterator[Piece]:
+    total = sum(piece.tensor.nbytes for piece in pieces)
+    first, end = total * rank // size, total * (rank + 1) // size
+    begun = 0
+    for piece in pieces:
+        width = piece.tensor.element_size()
+        inside = range(*(min(len(piece), max(0, -(-(edge - begun) // width))) for edge in (first, end)))
+        if inside:
+            yield Piece(piece.key, inside.start, piece.tensor[inside.start : inside.stop])
+        begun += piece.tensor.nbytes
 
 
 def held(engine: Engine) -> list[Piece]:

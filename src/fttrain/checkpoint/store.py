@@ -3,6 +3,7 @@
     step-00000100/
       rank0.safetensors  pieces of weights and moments, random states; which elements they are, in the header;
                          in rank 0's also what the stage carries besides
+      pieces.json        which shard holds which elements
       manifest.json      optimizer step, world size, SHA-256 and size of every file; written last
 
 Any number of ranks under any strategy can read it: a rank takes the pieces that overlap its own.
@@ -23,7 +24,7 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Training
 from ftlaunch.run.spec import Step
-from fttrain.checkpoint import manifest, random_states, shards
+from fttrain.checkpoint import manifest, pieces, random_states, shards
 from fttrain.checkpoint.shared_memory import Image
 from fttrain.checkpoint.writer_process import Background
 from fttrain.engine import Engine
@@ -35,7 +36,6 @@ PATIENCE_SECONDS = 30.0
 RETRY_SECONDS = 10.0
 RANDOM = "rng|"
 CARRIED = "carried|"
-PIECES = "pieces"
 log = logging.getLogger(__name__)
 
 
@@ -113,6 +113,8 @@ class Checkpoints:
         self._image = Image()
         self._background = Background(self._image.descriptor)
         self._flight: _Flight | None = None
+        self._good: list[str] = []
+        """Checkpoints that were found good when training went on from them."""
 
     def save(self, step: int, state: dict[str, Any], *, keep: int, best: int | None, is_last: bool = False) -> None:
         """Copy the state of training in memory and have it written behind it; `advance` sees to the rest.
@@ -150,7 +152,9 @@ class Checkpoints:
         tensors |= {f"{RANDOM}{name}": state for name, state in random_states.take().items()}
         if self._carried is not None and self._world.is_main:
             tensors |= {f"{CARRIED}{name}": tensor for name, tensor in self._carried.tensors().items()}
-        self._image.fill(tensors, {PIECES: json.dumps({piece.key: [piece.offset, len(piece)] for piece in own})})
+        self._image.fill(
+            tensors, {pieces.METADATA: json.dumps({piece.key: [piece.offset, len(piece)] for piece in own})}
+        )
 
     def advance(self) -> None:
         """Take a save on its way one stage further, where all ranks have come so far; to be called every step."""
@@ -176,7 +180,7 @@ class Checkpoints:
             if unpruned := answers[0]["unpruned"]:
                 self._warn(f"an old checkpoint could not be deleted: {unpruned}")
         else:
-            self._order_commit(flight, {_file(rank): seal for rank, seal in enumerate(answers)})
+            self._order_commit(flight, answers)
 
     def settle(self) -> None:
         """Wait for the save on its way, ahead of an end that nothing can be saved behind."""
@@ -198,12 +202,19 @@ class Checkpoints:
         final = str(self._folder / manifest.folder_name(step))
         self._background.order("write", folder=final, file=_file(self._world.rank), bytes=self._image.size)
 
-    def _order_commit(self, flight: _Flight, files: dict[str, Any]) -> None:
+    def _order_commit(self, flight: _Flight, written: list[dict[str, Any]]) -> None:
         flight.committing, flight.answer = True, None
-        flight.content["files"] = files
         if self._world.is_main:
-            final = str(self._folder / manifest.folder_name(flight.step))
-            self._background.order("commit", folder=final, manifest=flight.content, keep=flight.keep, best=flight.best)
+            files = {_file(rank): shard["seal"] for rank, shard in enumerate(written)}
+            self._background.order(
+                "commit",
+                folder=str(self._folder / manifest.folder_name(flight.step)),
+                manifest=flight.content | {"files": files},
+                layouts=[shard["layout"] for shard in written],
+                keep=flight.keep,
+                best=flight.best,
+                good=self._good,
+            )
 
     def _failed(self, flight: _Flight, causes: str, *, is_copied: bool) -> None:
         """All ranks know that a save has failed: clear it away, and do as the policy says.
@@ -263,6 +274,7 @@ class Checkpoints:
             found = manifest.verify(self._folder / name, share=self._world.rank, of=self._world.size)
             problem = next((problem for problem in self._world.gather(found) if problem), None)
             if problem is None:
+                self._good = [name]
                 return self._folder / name
             self._warn(f"checkpoint {name} is passed over: {problem}")
             problems.append(f"{name}: {problem}")
@@ -288,37 +300,39 @@ class Checkpoints:
 
     def _read(self, folder: Path, content: dict[str, Any]) -> None:
         writers = content["world_size"]
-        files = [safe_open(folder / _file(rank), "pt") for rank in range(writers)]
-        indices = [json.loads(file.metadata()[PIECES]) for file in files]
-        for piece in shards.held(self._engine):
-            _fill(piece, indices, files)
+        index = pieces.read(folder) or pieces.index_of(pieces.of_shard(folder / _file(rank)) for rank in range(writers))
+        _fill(shards.held(self._engine), index, folder)
         if self._carried is not None:
-            self._carried.adopt(_named(files[0], CARRIED))
+            self._carried.adopt(_named(folder / _file(0), CARRIED))
         if writers != self._world.size:
             random_states.begin(self._spec.seed, content["step"], self._world.rank)
             return
-        random_states.restore(_named(files[self._world.rank], RANDOM))
+        random_states.restore(_named(folder / _file(self._world.rank), RANDOM))
 
 
 def _file(rank: int) -> str:
     return f"rank{rank}.safetensors"
 
 
-def _named(file: Any, prefix: str) -> dict[str, Tensor]:
-    """The tensors of a file whose names begin so, by what follows."""
-    names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 it is no dict
-    return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+def _named(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a shard whose names begin so, by what follows."""
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 it is no dict
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
-def _fill(piece: shards.Piece, indices: list[dict[str, list[int]]], files: list[Any]) -> None:
-    """Copy into a live piece whatever parts of it the files hold."""
-    filled = 0
-    for index, file in zip(indices, files, strict=True):
-        offset, length = index.get(piece.key, (0, 0))
-        start, end = max(piece.offset, offset), min(piece.offset + len(piece), offset + length)
-        if start >= end:
-            continue
-        stored = file.get_slice(piece.key)[start - offset : end - offset]
-        piece.tensor[start - piece.offset : end - piece.offset].copy_(stored)
-        filled += end - start
-    assert filled == len(piece), f"{piece.key}: {filled} of {len(piece)} elements are in the checkpoint"
+def _fill(held: list[shards.Piece], index: pieces.Index, folder: Path) -> None:
+    """Copy the parts of live pieces from the shards that have them, one shard open at a time."""
+    wanted: dict[int, list[tuple[shards.Piece, int, int]]] = {}
+    for piece in held:
+        filled = 0
+        for rank, offset, length in index.parts(piece.key, piece.offset, piece.end):
+            wanted.setdefault(rank, []).append((piece, offset, length))
+            filled += min(piece.end, offset + length) - max(piece.offset, offset)
+        assert filled == len(piece), f"{piece.key}: {filled} of {len(piece)} elements are in the checkpoint"
+    for rank, parts in sorted(wanted.items()):
+        with safe_open(folder / _file(rank), "pt") as file:
+            for piece, offset, length in parts:
+                start, end = max(piece.offset, offset), min(piece.end, offset + length)
+                stored = file.get_slice(piece.key)[start - offset : end - offset]
+                piece.tensor[start - piece.offset : end - piece.offset].copy_(stored)

@@ -10,14 +10,26 @@ import mmap
 import os
 import shutil
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fttrain.checkpoint import manifest
+from fttrain.checkpoint import manifest, pieces
 from fttrain.distributed import sidecar
 
 NICENESS = 10
 """Training goes first; a rank that waits for its save leaves the processor to it."""
+
+
+@dataclass
+class Known:
+    """What need not be found out twice."""
+
+    good: set[str] = field(default_factory=set[str])
+    """Checkpoints that have verified."""
+    layout: str = ""
+    """Of the shards that `index` is of: a digest of their headers."""
+    index: bytes = b""
 
 
 def main() -> None:
@@ -25,10 +37,10 @@ def main() -> None:
     if not sidecar.keep_to(rank_pid):
         return
     os.nice(NICENESS)
-    good: set[str] = set()
+    known = Known()
     for line in sys.stdin:
         try:
-            answer = _obey(json.loads(line), image, good)
+            answer = _obey(json.loads(line), image, known)
         except OSError as error:
             answer = {"error": _describe(error)}
         print(json.dumps(answer), flush=True)
@@ -38,21 +50,39 @@ def _describe(error: OSError) -> str:
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
-def _obey(order: dict[str, Any], image: int, good: set[str]) -> dict[str, Any]:
+def _obey(order: dict[str, Any], image: int, known: Known) -> dict[str, Any]:
     final = Path(order["folder"])
     match order["do"]:
         case "write":
             return write(manifest.aside_of(final) / order["file"], image, order["bytes"])
         case "commit":
+            known.good |= {final.name, *order["good"]}
+            _add_index(manifest.aside_of(final), order["manifest"]["files"], order["layouts"], known)
             commit(final, order["manifest"])
-            good.add(final.name)
-            return {"unpruned": prune(final.parent, order["keep"], order["best"], good)}
+            return {"unpruned": prune(final.parent, order["keep"], order["best"], known.good)}
         case other:
             raise AssertionError(other)
 
 
-def write(path: Path, image: int, size: int) -> manifest.Seal:
-    """Put the image's first `size` bytes into a file, flush it and read it back; returns its seal."""
+def _add_index(folder: Path, files: dict[str, manifest.Seal], layouts: list[str], known: Known) -> None:
+    """Write the index of the shards, which are in order of rank, and add it to the manifest's files.
+
+    It is made from the shards' headers, once for all saves of an attempt: their layout stays the same.
+    """
+    layout = " ".join(layouts)
+    if layout != known.layout:
+        known.index = pieces.index_of(pieces.of_shard(folder / name) for name in files).render()
+        known.layout = layout
+    path = folder / pieces.FILE
+    with path.open("wb") as file:
+        file.write(known.index)
+        file.flush()
+        os.fsync(file.fileno())
+    files[pieces.FILE] = manifest.seal(path)
+
+
+def write(path: Path, image: int, size: int) -> dict[str, Any]:
+    """Put the image's first `size` bytes into a file, flush it and read it back; returns its seal and its layout."""
     for folder in (path.parent.parent, path.parent):  # but not the step's own: it is gone if somebody removed it
         if not folder.is_dir():
             _make(folder)
@@ -60,6 +90,7 @@ def write(path: Path, image: int, size: int) -> manifest.Seal:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with mmap.mmap(image, size, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
+            layout = _layout(view)
             for start in range(0, size, manifest.BLOCK):
                 with view[start : start + manifest.BLOCK] as block:
                     digest.update(block)
@@ -70,7 +101,13 @@ def write(path: Path, image: int, size: int) -> manifest.Seal:
     meant = {"bytes": size, "sha256": digest.hexdigest()}
     if manifest.seal(path) != meant:
         raise OSError(f"{path.name} does not read back as it was written")
-    return meant
+    return {"seal": meant, "layout": layout}
+
+
+def _layout(shard: memoryview) -> str:
+    """A digest of a shard's header."""
+    end = 8 + int.from_bytes(shard[:8], "little")
+    return hashlib.sha256(shard[:end]).hexdigest()
 
 
 def _make(folder: Path) -> None:

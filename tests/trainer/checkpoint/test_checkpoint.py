@@ -159,6 +159,14 @@ def test_a_foreign_checkpoint_is_refused(
     assert names(step) == before
 
 
+def test_a_checkpoint_of_an_earlier_version_has_no_index_and_is_read(spec: Step, stopped: StepDir, calm: StepDir):
+    folder = stopped.checkpoints / "step-00000004"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "pieces.json").unlink()
+    change_manifest(folder, files={name: seal for name, seal in manifest["files"].items() if name != "pieces.json"})
+    assert_same_end(train(spec, stopped.path.parent), calm)
+
+
 @pytest.mark.parametrize("policy", ["go-on", "wait"])
 def test_what_could_not_be_copied_is_never_written_from_an_older_copy(
     policy: str, tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
