@@ -29,7 +29,8 @@ FLOORS = {
         "__main__",
     ),
     "fttrain": (
-        "attention distributed hub noise objectives quant",
+        "distributed hub noise objectives quant segments",
+        "attention",
         "__main__ adapters data",
         "evaluation model",
         "engine superweights",

@@ -1,113 +1,130 @@
 """Attention of rows laid end to end: each attends to itself and, if it has one, to its prefix, a part of another row.
 
-No mask of the whole line is ever made: where two answers share a prompt, the second is laid without it and sees the
-keys and values of the first one's.
+Registered with transformers under the name "segments", so no model code is touched. Where a model asks transformers for
+a mask, it gets a `RowMask`, which says where the rows lie and which keys of its row a query sees, and hands it to its
+layers; they hand it to `attend`. A model that reads the mask itself, makes one of its own or asks for what `attend`
+does not compute raises `Unpackable`, as nothing that a model asks for may be dropped in silence.
 
-Registered with transformers under the name "segments", so no model code is touched. On a GPU in half precision it is
-one variable-length kernel. Elsewhere rows of like length are set side by side, padded on the right: under a causal
-kernel a real token never sees the padding behind it, so plain causal SDPA is exact.
+On a GPU in half precision it is one variable-length kernel. Elsewhere pieces of like length are set side by side,
+padded on the right: under a causal kernel a real token never sees the padding behind it, so plain causal SDPA is exact.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from fttrain.segments import Block, Reach, Segments
+
 NAME = "segments"
-WASTE = 1.3
-"""Rows share a call while the longest is at most so many times the shortest."""
+WIDEST = 256
+"""Largest width of a head that variable-length kernels take."""
+HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict"})
+"""What models hand to every attention function, and no plain one computes with."""
+OF_ROWS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
+"""Borders of rows, for kernels that take them; here the `RowMask` has them."""
 
 
-Prefix = tuple[int, int]
-"""(first token, number of tokens) of the part of an earlier row that a row goes on from; (0, 0) for none."""
+class Unpackable(Exception):
+    """A model does something that rows laid end to end do not allow for. The text says what, after the model's name."""
+
+
+class Pass:
+    """One pass of a body over packed rows."""
+
+    def __init__(self, segments: Segments) -> None:
+        self.segments = segments
+        self.calls = 0
+        """Calls of `attend` so far."""
+
+
+_passes: list[Pass] = []
+"""The pass that is being made, for the masks that the model asks transformers for."""
+
+
+@contextmanager
+def over(segments: Segments) -> Iterator[Pass]:
+    """Within, a model with this attention computes rows that lie so."""
+    made = Pass(segments)
+    _passes.append(made)
+    try:
+        yield made
+    finally:
+        _passes.pop()
+
+
+@dataclass(frozen=True, eq=False)
+class RowMask:
+    """What a model has for a mask: layers may hand it to `attend`, and do nothing else with it."""
+
+    made: Pass
+    reach: Reach
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise Unpackable("reads the attention mask itself")
+
+    @classmethod
+    def __torch_function__(cls, *_: object, **__: object) -> NoReturn:
+        raise Unpackable("computes with the attention mask itself")
+
+    def __getitem__(self, _: object) -> NoReturn:
+        raise Unpackable("reads the attention mask itself")
+
+
+MASKS = {
+    "causal_mask_function": None,
+    "and_masks.<locals>.and_mask": None,
+    "packed_sequence_mask_function.<locals>.inner_mask": None,
+    "remap_positions_for_packed_sequence.<locals>.inner_mask": None,
+    "sliding_window_overlay.<locals>.inner_mask": "window",
+    "chunked_overlay.<locals>.inner_mask": "chunk",
+}
+"""transformers' mask functions that packed rows allow for, by name, and the limit of `Reach` that they stand for."""
+
+
+def _row_mask(*, mask_function: Any, local_size: int | None = None, **_: object) -> RowMask:
+    """The mask of "segments". Raises Unpackable where the model wants one that is not built of known parts."""
+    assert _passes, "packed attention outside of a pass over packed rows"
+    limits: dict[str, int | None] = {}
+    for part in _parts(mask_function):
+        if part.__qualname__ not in MASKS:
+            raise Unpackable(f"masks attention by {part.__qualname__.split('.')[0]}")
+        if (limit := MASKS[part.__qualname__]) is not None:
+            limits[limit] = local_size
+    return RowMask(_passes[-1], Reach(**limits))
+
+
+def _parts(function: FunctionType) -> Iterator[FunctionType]:
+    """A mask function and those that it is composed of."""
+    yield function
+    for cell in function.__closure__ or ():
+        held = cell.cell_contents
+        for inner in held if isinstance(held, tuple) else (held,):
+            if isinstance(inner, FunctionType):
+                yield from _parts(inner)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows of like length, attended to in one call. Short rows are padded by repeating token 0."""
+class _Extras:
+    """What some families add to attention scores [pieces, heads, Tq, Tk] before or in the softmax."""
 
-    queries: Tensor
-    """[rows, Tq]: token index of every place."""
-    keys: Tensor
-    """[rows, Tk]: of the prefix, then of the row itself."""
-    mask: Tensor | None
-    """[rows, 1, Tq, Tk], True where a query sees a key; None where no row has a prefix: plainly causal."""
+    softcap: float | None
+    """Scores are capped smoothly at ± this (Gemma 2)."""
+    sinks_H: Tensor | None
+    """A score for each head that takes its share of the softmax and stands for no key (gpt-oss)."""
+    bias_HTT: Tensor | None
+    """Added to scores, by token index of query and key."""
 
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the rows of a packed micro-batch lie. T: tokens of all rows, K: keys that they see."""
-
-    bounds: Tensor
-    """Cumulative lengths, int32, [rows + 1]."""
-    longest: int
-    keys_K: Tensor
-    """Token index of every row's keys, its prefix's first, end to end."""
-    key_bounds: Tensor
-    """Cumulative numbers of keys, int32, [rows + 1]."""
-    most_keys: int
-    blocks: tuple[Block, ...]
-    scatter_T: Tensor
-    """For each token its place in the blocks' outputs laid end to end."""
-
-    @staticmethod
-    def of(lengths: list[int], device: torch.device, prefixes: list[Prefix] | None = None) -> "Segments":
-        """The layout of rows of these lengths, in this order. A row sees its prefix whole, and itself causally."""
-        prefixes = prefixes or [(0, 0)] * len(lengths)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        blocks, scatter, used = [], np.empty(starts[-1], dtype=np.int64), 0
-        for members in _like_lengths(lengths, [length for _, length in prefixes]):
-            own = [(int(starts[row]), lengths[row]) for row in members]
-            blocks.append(_block([prefixes[row] for row in members], own, device))
-            width = blocks[-1].queries.shape[1]
-            for line, (start, length) in enumerate(own):
-                scatter[start : start + length] = np.arange(length) + used + line * width
-            used += len(members) * width
-        keys = [_ranges(prefixes[row], (int(starts[row]), lengths[row])) for row in range(len(lengths))]
-        return Segments(
-            bounds=torch.tensor(starts, dtype=torch.int32, device=device),
-            longest=max(lengths),
-            keys_K=torch.from_numpy(np.concatenate(keys)).to(device),
-            key_bounds=torch.tensor(np.cumsum([0, *map(len, keys)]), dtype=torch.int32, device=device),
-            most_keys=max(map(len, keys)),
-            blocks=tuple(blocks),
-            scatter_T=torch.from_numpy(scatter).to(device),
-        )
-
-
-def _ranges(*ranges: Prefix) -> np.ndarray:
-    return np.concatenate([np.arange(start, start + length) for start, length in ranges])
-
-
-def _block(prefixes: list[Prefix], own: list[Prefix], device: torch.device) -> Block:
-    wide, long = max(length for _, length in prefixes), max(length for _, length in own)
-    queries = np.zeros((len(own), long), dtype=np.int64)
-    keys = np.zeros((len(own), wide + long), dtype=np.int64)
-    mask = np.zeros((len(own), 1, long, wide + long), dtype=bool)
-    mask[..., wide:] = np.tri(long, dtype=bool)
-    for line, (prefix, (start, length)) in enumerate(zip(prefixes, own, strict=True)):
-        queries[line, :length] = keys[line, wide : wide + length] = np.arange(start, start + length)
-        keys[line, : prefix[1]] = _ranges(prefix)
-        mask[line, ..., : prefix[1]] = True
-    seen = torch.from_numpy(mask).to(device) if wide else None
-    return Block(torch.from_numpy(queries).to(device), torch.from_numpy(keys).to(device), seen)
-
-
-def _like_lengths(lengths: list[int], prefixes: list[int]) -> list[list[int]]:
-    """Rows grouped by length, and by the length of their prefix; the longest of each group first."""
-    order = sorted(range(len(lengths)), key=lambda row: (-prefixes[row], -lengths[row]))
-    groups: list[list[int]] = []
-    for row in order:
-        first = groups[-1][0] if groups else row
-        alike = lengths[row] <= lengths[first] <= WASTE * lengths[row] and prefixes[first] <= WASTE * prefixes[row]
-        if groups and alike:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+    def __bool__(self) -> bool:
+        return any(extra is not None for extra in (self.softcap, self.sinks_H, self.bias_HTT))
 
 
 def attend(
@@ -115,55 +132,102 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 the interface's; always None here
+    attention_mask: Any,
     *,
-    segments: Segments,
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: object,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,  # noqa: ARG001 the mask has it
+    **others: object,
 ) -> tuple[Tensor, None]:
-    """Attention to the own row, causally, and its prefix: [1, heads, T, width] each → [1, T, heads, width]."""
-    if softcap is not None or (sliding_window is not None and sliding_window < segments.most_keys):
-        raise ValueError("packing does not cover soft-capped scores or a sliding window shorter than the rows")
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
-        return _varlen(query, key, value, segments, scaling), None
+    """Attention to the own row and its prefix: [1, heads, T, width] each → [1, T, heads, width of values].
+
+    Raises Unpackable for anything that is asked for and not computed here.
+    """
+    if not isinstance(attention_mask, RowMask):
+        raise Unpackable("does not hand its layers the mask that transformers made for it")
+    segments = attention_mask.made.segments
+    asked = sorted(name for name, said in others.items() if said is not None and name not in HARMLESS | OF_ROWS)
+    if asked or is_causal is False:
+        raise Unpackable(f"asks its attention for {', '.join(asked) or 'keys that come later'}")
+    if not query.shape[2] == key.shape[2] == segments.tokens:
+        raise Unpackable("attends to keys that are not the tokens of its rows")
+    if position_bias is not None and segments.has_prefixes:
+        raise Unpackable("adds a bias to attention scores, which answers with a shared prompt do not allow for")
+    attention_mask.made.calls += 1
+    reach = segments.within(attention_mask.reach)
+    extras = _Extras(softcap, s_aux, None if position_bias is None else position_bias[0])
+    if not extras and dropout == 0.0 and _has_kernel(query, value):
+        return _varlen(query, key, value, segments, reach, scaling), None
     outputs = []
     q_THD, k_THD, v_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    for block in segments.blocks:
+    laid = segments.blocks(reach)
+    for block in laid.blocks:
         q = q_THD[block.queries].transpose(1, 2)
         k, v = (tensor[block.keys].transpose(1, 2) for tensor in (k_THD, v_THD))
-        gqa, causal = q.shape[1] != k.shape[1], block.mask is None
-        out = F.scaled_dot_product_attention(q, k, v, block.mask, dropout, causal, scale=scaling, enable_gqa=gqa)
+        if extras:
+            out = _in_full(q, k, v, block, extras, scaling, dropout)
+        else:
+            gqa, causal = q.shape[1] != k.shape[1], block.mask is None
+            out = F.scaled_dot_product_attention(q, k, v, block.mask, dropout, causal, scale=scaling, enable_gqa=gqa)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[segments.scatter_T].unsqueeze(0), None
+    return torch.cat(outputs)[laid.scatter_T].unsqueeze(0), None
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+def _in_full(
+    q: Tensor, k: Tensor, v: Tensor, block: Block, extras: _Extras, scaling: float | None, dropout: float
+) -> Tensor:
+    """Attention written out, for what no kernel computes: [pieces, heads, T, width] → the same."""
+    repeats = q.shape[1] // k.shape[1]
+    k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v)) if repeats > 1 else (k, v)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if extras.softcap is not None:
+        scores = torch.tanh(scores / extras.softcap) * extras.softcap
+    if extras.bias_HTT is not None:
+        scores = scores + extras.bias_HTT[:, block.queries[:, :, None], block.keys[:, None, :]].transpose(0, 1)
+    seen = block.mask
+    if seen is None:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    if extras.sinks_H is not None:
+        sinks = extras.sinks_H.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1).to(scores.dtype)
+        scores = torch.cat([scores, sinks], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)[..., : k.shape[2]]
+    return F.dropout(weights, dropout) @ v
+
+
+def _has_kernel(query: Tensor, value: Tensor) -> bool:
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and is_half and value.shape[-1] <= query.shape[-1] <= WIDEST
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: Reach, scaling: float | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    bounds, width = segments.bounds(reach), value.shape[-1]
+    value = F.pad(value, (0, query.shape[-1] - width))  # kernels want one width; the scale stays that of the queries
     q = query[0].transpose(0, 1).contiguous()
-    k, v = (tensor[0].transpose(0, 1)[segments.keys_K] for tensor in (key, value))
+    k, v = (tensor[0].transpose(0, 1)[bounds.keys_K] for tensor in (key, value))
     out = varlen_attn(
         q,
         k,
         v,
-        segments.bounds,
-        segments.key_bounds,
-        segments.longest,
-        segments.most_keys,
+        bounds.queries,
+        bounds.keys,
+        bounds.most_queries,
+        bounds.most_keys,
         scale=scaling,
-        window_size=(-1, 0),
+        window_size=(-1 if reach.window is None else reach.window - 1, 0),  # keys before the query's own
         enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(out, Tensor)
-    return out.unsqueeze(0)
-
-
-def _no_mask(*_args: object, **_kwargs: object) -> None:
-    """The mask of "segments": none, whatever the model asks for."""
+    return out[..., :width].unsqueeze(0)
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, _no_mask)
+AttentionMaskInterface.register(NAME, _row_mask)

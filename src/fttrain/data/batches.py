@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fttrain.attention import Segments
 from fttrain.data.drawn import Drawn
 from fttrain.data.token_set import Group, Tokens
 from fttrain.objectives.logps import num_chunks
+from fttrain.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Micro:
     input_ids: Tensor
     """[lines, T]"""
     position_ids: Tensor
-    """[lines, T], starting anew with each row."""
+    """[lines, T], starting anew with each row; on padding they go on, so that a line counts as one row."""
     lengths: Tensor
     """[lines, T]: for each token the length of its row; 0 on padding."""
     segments: Segments | None
@@ -127,7 +127,8 @@ def collate(groups: Sequence[Group], *, packing: bool, chunks: int, device: torc
     """
     rows = [row for group in groups for row in group.rows]
     laid = _packed(groups or [EMPTY], device, share=share) if packing else _padded(rows or EMPTY.rows)
-    ids, positions, lengths = (np.zeros(laid.shape, dtype=np.int64) for _ in range(3))
+    ids, lengths = (np.zeros(laid.shape, dtype=np.int64) for _ in range(2))
+    positions = np.tile(np.arange(laid.shape[1]), (laid.shape[0], 1))
     for (row_ids, _), places in zip(rows, laid.places, strict=False):
         ids.flat[places], positions.flat[places], lengths.flat[places] = row_ids, np.arange(len(places)), len(places)
     predicted = [np.flatnonzero(trained[1:]) for _, trained in rows]

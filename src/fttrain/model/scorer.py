@@ -1,5 +1,6 @@
 """The base model, its tokenizer, and the module that scores tokens with it."""
 
+import inspect
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,7 +13,8 @@ from ftlaunch.recipe import Model
 from ftlaunch.safety.model_files import has_safetensors
 from fttrain import adapters, attention, hub
 from fttrain.data.batches import Micro
-from fttrain.model import classifier
+from fttrain.model import classifier, packing
+from fttrain.model.halves import Halves
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import Disturbance
 from fttrain.noise.row_index import Places
@@ -40,7 +42,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention.NAME if packing else "sdpa"}
+    options: dict[str, Any] = {"dtype": dtype}
     if spec.held_in_few_bits:
         options["quantization_config"] = _quantization(str(spec.quantization), dtype)
         if torch.cuda.is_available():
@@ -49,7 +51,11 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     try:
         folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=has_safetensors(folder), trust_remote_code=False, **options
+            folder,
+            use_safetensors=has_safetensors(folder),
+            trust_remote_code=False,
+            attn_implementation=attention.NAME if packing and _attends_as_told(folder) else None,
+            **options,
         )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
         raise UserError(
@@ -65,6 +71,15 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         if type(module).__name__ == "Linear8bitLt":
             module.register_forward_pre_hook(_keep_scales)
     return model
+
+
+def _attends_as_told(folder: str) -> bool:
+    """Whether the family's layers call the attention function that is registered, rather than code of their own."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    family = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return hasattr(inspect.getmodule(family), "ALL_ATTENTION_FUNCTIONS")
 
 
 def _keep_scales(layer: Any, _: Any) -> None:
@@ -114,8 +129,8 @@ class Scorer(nn.Module):
         self.disturbance = Disturbance()
         """The noise that the model's activations have in training."""
         self._smoothing = smoothing
-        head = self._causal().get_output_embeddings()
-        self._trained_head = any(parameter.requires_grad for parameter in head.parameters())
+        self._halves: dict[int, Halves] = {}
+        self._trained_head = any(p.requires_grad for p in self._of(self._causal()).head_parameters())
 
     def forward(self, micro: Micro) -> Scores:
         """Scores of the micro-batch's trained tokens, N of them."""
@@ -142,10 +157,20 @@ class Scorer(nn.Module):
 
             assert micro.segments is None, "the launcher asks for padded rows"
             asked, ahead = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
-        elif micro.segments is not None:
-            asked["segments"] = micro.segments
-        hidden_BTD = self._causal().base_model(use_cache=False, **asked).last_hidden_state
+        halves = self._of(self._causal())
+        if micro.segments is None:
+            hidden_BTD = halves.body(use_cache=False, **asked).last_hidden_state
+        else:
+            if not halves.packs:
+                packing.require(halves.causal)
+                halves.packs = True
+            hidden_BTD = packing.pass_over(halves, asked, micro.segments)
         return hidden_BTD[:, ahead:].flatten(0, 1)
+
+    def _of(self, causal: Any) -> Halves:
+        if id(causal) not in self._halves:
+            self._halves[id(causal)] = Halves(causal)
+        return self._halves[id(causal)]
 
     def _causal(self) -> Any:
         """The transformers model, under PEFT's wrapper if there is one."""
@@ -153,17 +178,7 @@ class Scorer(nn.Module):
         return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
-        """The head with what some families do behind it (Cohere scales, Granite divides, Gemma 2 caps)."""
-        causal = self._causal()
-        logits_NV = causal.get_output_embeddings()(hidden_ND)
-        config = causal.config
-        if (factor := getattr(config, "logit_scale", None)) is not None:
-            logits_NV = logits_NV * factor
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            logits_NV = logits_NV / divisor
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-            logits_NV = torch.tanh(logits_NV / cap) * cap
-        return logits_NV
+        return self._of(self._causal()).logits(hidden_ND)
 
 
 class Repeater(Scorer):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from fttrain.attention import Segments
 from fttrain.data.batches import lay_out, share_out
 from fttrain.data.chat import Encoded
 from fttrain.data.drawn import drawn
 from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
 from fttrain.data.token_set import Group, Tokens, token_set
+from fttrain.segments import Segments
 
 CPU = torch.device("cpu")
 
@@ -179,6 +179,6 @@ def test_segments_scatter_undoes_the_grouping():
     lengths = [3, 50, 4, 48, 1]
     segments = Segments.of(lengths, CPU)
     values = torch.arange(sum(lengths))
-    laid = torch.cat([values[block.queries].flatten() for block in segments.blocks])
-    assert torch.equal(laid[segments.scatter_T], values)
+    laid = torch.cat([values[block.queries].flatten() for block in segments.blocks().blocks])
+    assert torch.equal(laid[segments.blocks().scatter_T], values)
     assert laid.numel() < 5 * 50

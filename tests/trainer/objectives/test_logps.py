@@ -6,15 +6,22 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     CohereConfig,
     Gemma2Config,
     GPT2Config,
+    GptOssConfig,
     GraniteConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
     Qwen2Config,
 )
 
-from fttrain import attention
+from ftlaunch.errors import UserError
+from fttrain import attention, segments
 from fttrain.data.batches import Micro, collate
 from fttrain.data.token_set import Group
 from fttrain.model.scorer import Scorer
@@ -49,6 +56,18 @@ FAMILIES = {
     ),
     "cohere": CohereConfig(**SHAPE, logit_scale=0.3),
     "granite": GraniteConfig(**SHAPE, logits_scaling=3.0),
+}
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+WITHIN_LIMITS = {
+    "window": MistralConfig(**SHAPE, sliding_window=7),
+    "window, caps": Gemma2Config(
+        **SHAPE, head_dim=8, sliding_window=5, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
+    ),
+    "window, sinks": GptOssConfig(**SHAPE, **EXPERTS, head_dim=8, sliding_window=6),
+    "chunks": Llama4TextConfig(
+        **SHAPE, num_local_experts=2, head_dim=8, attention_chunk_size=9, layer_types=["chunked_attention"] * 2
+    ),
 }
 
 
@@ -136,10 +155,55 @@ def test_answers_that_share_their_prompt_score_as_if_they_did_not(family: str, t
     assert micro.input_ids.numel() == micro.tokens - 30 - 3 - 30 - 1 - 31
 
 
-def test_packing_is_refused_where_a_model_caps_its_attention_scores(rows: list):
-    config = Gemma2Config(**SHAPE, head_dim=8, attn_logit_softcapping=50.0)
-    scorer = Scorer(AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME))
-    with pytest.raises(ValueError, match="packing does not cover soft-capped scores"):
+@pytest.mark.parametrize("family", WITHIN_LIMITS)
+def test_what_limits_or_changes_attention_is_computed_in_packed_rows(
+    family: str, rows: list, pairs: list[Group], monkeypatch: pytest.MonkeyPatch
+):
+    """Windows, chunks, caps and sinks, over rows and prompts that are longer than the limits, in value and gradient."""
+    monkeypatch.setattr(segments, "TILE", 6)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(WITHIN_LIMITS[family], attn_implementation="eager").train()
+    for name, parameter in model.named_parameters():
+        if "sinks" in name:
+            torch.nn.init.normal_(parameter)
+    of_pairs = [row for group in pairs for row in group.rows]
+    for expected_rows, groups in ((rows, [Group((row,)) for row in rows]), (of_pairs, pairs)):
+        model.set_attn_implementation("eager")
+        expected = by_hand(model, expected_rows)
+        expected_grads = torch.autograd.grad(expected, list(model.parameters()))
+        model.set_attn_implementation(attention.NAME)
+        loss = -Scorer(model)(collate(groups, packing=True, share=True, chunks=1, device=CPU)).smoothed_N.sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert all(torch.allclose(ours, theirs, atol=2e-5) for ours, theirs in zip(grads, expected_grads, strict=True))
+
+
+def test_what_attention_is_asked_for_and_does_not_compute_is_refused_by_name(rows: list):
+    model = AutoModelForCausalLM.from_config(FAMILIES["llama"], attn_implementation=attention.NAME)
+    of_rows = laid(rows, packing=True).segments
+    assert of_rows is not None
+    heads = torch.zeros(1, 4, of_rows.tokens, 8)
+    with attention.over(of_rows) as made:
+        mask = attention.RowMask(made, segments.WHOLE)
+        with pytest.raises(attention.Unpackable, match="asks its attention for block_indices"):
+            attention.attend(model, heads, heads, heads, mask, block_indices=torch.zeros(1))
+        with pytest.raises(attention.Unpackable, match="does not hand its layers the mask"):
+            attention.attend(model, heads, heads, heads, None)
+        with pytest.raises(attention.Unpackable, match="computes with the attention mask itself"):
+            heads + mask
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (BloomConfig(vocab_size=90, hidden_size=32, n_layer=2, n_head=4), "attends by code of its own"),
+        (Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]), "carries a state from token to token"),
+    ],
+)
+def test_packed_rows_are_refused_by_a_model_that_would_mix_them(config: PreTrainedConfig, why: str, rows: list):
+    told = attention.NAME if config.model_type == "lfm2" else None
+    scorer = Scorer(AutoModelForCausalLM.from_config(config, attn_implementation=told))
+    with pytest.raises(UserError, match=f"{config.model_type} cannot be trained on packed rows: it {why}"):
         scorer(laid(rows, packing=True))
 
 
@@ -183,7 +247,7 @@ def test_chunks_change_nothing(trained_head: bool, monkeypatch: pytest.MonkeyPat
 def test_logits_of_untrained_tokens_are_never_made(rows: list):
     model = AutoModelForCausalLM.from_config(FAMILIES["llama"], attn_implementation=attention.NAME)
     seen: list[int] = []
-    model.get_output_embeddings().register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[0]))
+    model.get_output_embeddings().register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[-2]))
     micro = laid(rows, packing=True)
     Scorer(model)(micro)
     assert sum(seen) == micro.targets_N.numel() < micro.tokens

@@ -1,0 +1,101 @@
+"""The two halves of a causal language model: the body, up to the last hidden states, and the head that reads them.
+
+What stands between hidden states and logits (caps, scales, layers of its own) is computed by the model's own code: its
+`forward` is called with a stand-in for the body, which says the hidden states that are given.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftlaunch.errors import UserError
+
+
+class Halves:
+    """How the body of one causal language model is reached, and its head called without it."""
+
+    def __init__(self, causal: Any) -> None:
+        """Raises UserError where the model has no part that holds all but the head."""
+        self.causal = causal
+        self.name = _body_name(causal)
+        self.packs = False
+        """Whether it has been found that rows may lie end to end."""
+        takes = inspect.signature(causal.forward).parameters
+        self._options = {
+            name: value
+            for name, value in {"use_cache": False, "output_router_logits": False, "return_dict": True}.items()
+            if name in takes
+        }
+        self._takes_ids = "input_ids" in takes
+
+    @property
+    def body(self) -> Any:
+        return self.causal.get_submodule(self.name)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those that logits are made with from hidden states, tied ones included."""
+        in_body = {id(parameter) for parameter in self.body.parameters()}
+        beside = [parameter for parameter in self.causal.parameters() if id(parameter) not in in_body]
+        return [*beside, *self.causal.get_output_embeddings().parameters()]
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """[N, D] → [N, V]. Only one thread may call a model at a time."""
+        body = self.body
+        ids_1N = torch.zeros(1, len(hidden_ND), dtype=torch.long, device=hidden_ND.device)
+        asked = {"input_ids": ids_1N} if self._takes_ids else {}
+        self.causal._modules[self.name] = _StandIn(body, hidden_ND[None])
+        try:
+            # Not by __call__: hooks of the whole model (PEFT's, DeepSpeed's) are for whole passes.
+            return self.causal.forward(**asked, **self._options).logits[0]
+        finally:
+            self.causal._modules[self.name] = body
+
+
+class _StandIn:
+    """Answers any call with hidden states; what else is asked of it, the body answers."""
+
+    def __init__(self, body: nn.Module, hidden_1ND: Tensor) -> None:
+        self._body = body
+        self._said = _Said(hidden_1ND)
+
+    def __call__(self, *_: object, **__: object) -> "_Said":
+        return self._said
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._body, name)
+        if isinstance(found, nn.Module) and _holds_layers(found):
+            return self  # OPT's model holds the decoder, and its causal model calls that
+        return found
+
+
+class _Said:
+    """An output of a body that has hidden states and nothing else."""
+
+    def __init__(self, hidden_1ND: Tensor) -> None:
+        self.last_hidden_state = hidden_1ND
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.last_hidden_state,)[place]
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    """Whether the decoder's layers are somewhere in it."""
+    return any(isinstance(part, nn.ModuleList) for part in module.children()) or any(
+        _holds_layers(part) for part in module.children() if not isinstance(part, nn.ModuleList)
+    )
+
+
+def _body_name(causal: Any) -> str:
+    """The child that has the embedding of tokens in it."""
+    embedding = causal.get_input_embeddings()
+    for name, child in causal.named_children():
+        if child is not embedding and any(part is embedding for part in child.modules()):
+            return name
+    message = f"{causal.config.model_type} models have no part that holds all but the head"
+    raise UserError(message, "use a base of another family, such as llama, qwen3 or mistral")

@@ -1,0 +1,59 @@
+"""Whether rows may lie end to end in a model, and one pass of its body over rows that do."""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from ftlaunch.errors import UserError
+from fttrain import attention
+from fttrain.attention import Unpackable
+from fttrain.model.halves import Halves
+from fttrain.segments import Segments
+
+STATEFUL = re.compile(
+    "Mamba|Recurrent|Rglru|GatedDelta|DeltaNet|DeltaAttention|LinearAttention|LightningAttention|Rwkv|xLSTM|mLSTM|sLSTM"
+    "|ShortConv|Conv1d"
+)
+"""Classes of mixers with a state of their own, which runs on from row to row."""
+ELSEWHERE = re.compile("vision|visual|image|audio|speech|projector")
+"""Parts of multimodal models that text does not go through."""
+REMEDY = "write packing = false (and share_prompt = false) in the stage: its rows are then padded"
+
+
+def refusal(causal: Any) -> str | None:
+    """Why rows may not lie end to end in this model, after its name; None where nothing is known against it."""
+    if causal.config._attn_implementation != attention.NAME:
+        return "attends by code of its own"
+    for name, module in causal.named_modules():
+        if STATEFUL.search(type(module).__name__) and not ELSEWHERE.search(name.lower()):
+            return f"carries a state from token to token ({type(module).__name__}), which runs on into the next row"
+    return None
+
+
+def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Tensor:
+    """[1, T, D]: what the body says of packed rows. Raises UserError where it does not keep them apart."""
+    try:
+        with attention.over(segments) as made:
+            hidden_1TD = halves.body(use_cache=False, **asked).last_hidden_state
+    except Unpackable as error:
+        raise _refused(halves.causal, str(error)) from error
+    if made.calls < (layers := _layers(halves.causal)):
+        raise _refused(halves.causal, f"attends as it is told in only {made.calls} of {layers} layers")
+    return hidden_1TD
+
+
+def require(causal: Any) -> None:
+    """Raise UserError where `refusal` knows a reason."""
+    if (why := refusal(causal)) is not None:
+        raise _refused(causal, why)
+
+
+def _refused(causal: Any, why: str) -> UserError:
+    return UserError(f"{causal.config.model_type} cannot be trained on packed rows: it {why}", REMEDY)
+
+
+def _layers(causal: Any) -> int:
+    """Layers that must attend in every pass; 1 where the model skips some at random."""
+    config = causal.config.get_text_config()
+    return 1 if getattr(config, "layerdrop", 0) else getattr(config, "num_hidden_layers", 1)
