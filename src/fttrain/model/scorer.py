@@ -73,7 +73,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     return model
 
 
-def _attends_as_told(folder: str) -> bool:
+def _attends_as_told(folder: Path) -> bool:
     """Whether the family's layers call the attention function that is registered, rather than code of their own."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
