@@ -142,7 +142,8 @@ FLOORS = {
         "merge",
     ),
     "fttrain.model": (
-        "__init__ classifier",
+        "__init__ classifier halves",
+        "packing",
         "scorer",
     ),
     "fttrain.noise": (
