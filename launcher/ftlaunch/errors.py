@@ -14,6 +14,8 @@ INTERRUPTED: Final = 130
 class UserError(Exception):
     """A mistake that the user can mend: what is wrong, and what to do about it."""
 
+    exit_code: int = BAD_INPUT
+
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
         self.message = message
@@ -21,6 +23,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.remedy}"
+
+
+class Interrupted(UserError):
+    """What was being done was undone, because a signal asked for it."""
+
+    def __init__(self, message: str, remedy: str, exit_code: int) -> None:
+        super().__init__(message, remedy)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)

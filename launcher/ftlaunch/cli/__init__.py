@@ -6,7 +6,7 @@ import typer
 
 from ftlaunch import __version__
 from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run
-from ftlaunch.errors import BAD_INPUT, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
 
@@ -54,11 +54,11 @@ def ftlaunch(
 
 
 def main() -> None:
-    """Run the command line; a UserError is printed to stderr and ends it with exit code 2. No secret is printed."""
+    """Run the command line; a UserError is printed to stderr and ends it with its exit code, mostly 2. No secret is printed."""
     redact_output()
     trust.write_for_ourselves()
     try:
         app(prog_name="ftlaunch")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(error.exit_code)

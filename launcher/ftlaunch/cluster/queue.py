@@ -1,8 +1,15 @@
-"""SLURM's own word on the jobs of runs: one question to the controller, and one to the accounting if need be."""
+"""SLURM's own word on the jobs of runs: one question to the controller, and one to the accounting if need be.
+
+A job is a run's if it works in the run's folder and is named for one of its stages. The id alone proves nothing: SLURM
+gives ids again, and another cluster gives the same ones.
+"""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -13,7 +20,18 @@ from ftlaunch.run.layout import RunDir, StepDir
 
 TIMEOUT = 20.0
 """Seconds that a question to SLURM may take."""
-FIELDS = "%i|%T|%r|%N|%S|%L"
+FIELDS = "%i|%T|%r|%N|%S|%L|%j|%Z"
+"""Id, state, reason, nodes, start, time left, name and folder. Only the last two may hold a bar."""
+SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,Start,JobName,WorkDir"
+CONFIGURATIONS = (Path("/etc/slurm/slurm.conf"), Path("/etc/slurm-llnl/slurm.conf"), Path("/run/slurm/conf/slurm.conf"))
+"""Where SLURM's commands look for their configuration."""
+CLUSTER_NAME = re.compile(r"^\s*ClusterName\s*=\s*(\S+)", re.IGNORECASE | re.MULTILINE)
+AWAY = re.compile(
+    r"unable to contact|socket timed out|connection (?:refused|timed out|failure)|zero bytes|has not answered"
+    r"|not responding|no route to host|address already in use|backup controller in standby",
+    re.IGNORECASE,
+)
+"""What SLURM's commands say where the controller does not answer, rather than refuses."""
 ALIVE = {
     "PENDING",
     "RUNNING",
@@ -43,13 +61,6 @@ class Job(Struct, frozen=True, kw_only=True):
         """It and those that may take over."""
         return [self.id, *self.successors]
 
-    def entry(self, entries: Mapping[str, "Entry"]) -> "Entry | None":
-        """What SLURM says of the one whose turn it is: the first that waits or runs, else the last that began."""
-        known = [entries[id] for id in self.ids if id in entries]
-        alive = [entry for entry in known if entry.alive]
-        begun = [entry for entry in known if entry.start is not None]
-        return next(iter([*alive, *reversed(begun), *known]), None)
-
 
 class Entry(Struct, frozen=True, kw_only=True):
     """What SLURM says of a job."""
@@ -65,10 +76,43 @@ class Entry(Struct, frozen=True, kw_only=True):
     """When it started or, while it waits, SLURM's guess of when it will."""
     left: str | None = None
     """Until its time limit, while it runs."""
+    name: str = ""
+    """RUN/STAGE, where it is a run's."""
+    folder: str = ""
+    """Where it works."""
 
     @property
     def alive(self) -> bool:
         return self.state in ALIVE
+
+
+class Submission(Struct, frozen=True, kw_only=True):
+    """submission.json: written before the jobs of a run are handed over, and again once all of them were taken."""
+
+    cluster: str | None
+    """Its name; None where nothing told it."""
+    complete: bool
+    """Whether every job was taken. Jobs of a submission that was cut short leave as soon as they start."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What SLURM says of one run's jobs."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict[str, Entry])
+    """By id: those on record, and others that the run must have submitted."""
+    silent: str | None = None
+    """Why nothing is known; None where SLURM has answered."""
+    remedy: str = ""
+
+    def of(self, step: StepDir) -> Entry | None:
+        """That of a stage's job whose turn it is: the first that waits or runs, else the last that began."""
+        job = read_job(step)
+        own = [entry for entry in self.entries.values() if entry.name.endswith(f"/{step.name}")]
+        recorded = [entry for id in (job.ids if job else []) for entry in own if entry.id == id]
+        alive = [entry for entry in [*recorded, *own] if entry.alive]
+        begun = [entry for entry in recorded if entry.start is not None]
+        return next(iter([*alive, *reversed(begun), *recorded]), None)
 
 
 def read_cluster(run: RunDir) -> Cluster:
@@ -85,40 +129,129 @@ def read_job(step: StepDir) -> Job | None:
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
-    """What SLURM's commands find the cluster by, on top of the caller's environment."""
-    return {"SLURM_CONF": cluster.slurm_conf} if cluster.slurm_conf else {}
+    """What SLURM's commands find the cluster by: what the caller's environment says, and over that the profile."""
+    given = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
+    return given | ({"SLURM_CONF": cluster.slurm_conf} if cluster.slurm_conf else {})
 
 
-def read_queue(runs: Sequence[RunDir]) -> dict[str, Entry]:
-    """What SLURM says of every job of these runs, by id; jobs that it has forgotten are left out.
+def read_submission(run: RunDir) -> Submission | None:
+    """What is on record of a run's newest submission; None where there was none, or it was taken back."""
+    try:
+        return msgspec.json.decode(run.submission.read_bytes(), type=Submission)
+    except FileNotFoundError:
+        return None
 
-    One question a cluster, whatever the number of runs. UserError where the controller does not answer.
+
+def cluster_name(cluster: Cluster) -> str | None:
+    """The name of the cluster that SLURM's commands lead to from here; None where nothing tells it."""
+    given = environment(cluster)
+    if several := given.get("SLURM_CLUSTERS"):
+        return several
+    for file in [Path(given["SLURM_CONF"])] if "SLURM_CONF" in given else CONFIGURATIONS:
+        if file.is_file() and (found := CLUSTER_NAME.search(file.read_text(errors="replace"))):
+            return found[1]
+    try:
+        found = CLUSTER_NAME.search(call(["scontrol", "show", "config"], cluster).stdout)
+    except UserError:
+        return None
+    return found[1] if found else None
+
+
+def read_queue(run: RunDir) -> dict[str, Entry]:
+    """What SLURM says of a run's jobs, by id; jobs that it has forgotten are left out.
+
+    UserError where it does not answer, or where the run was submitted on another cluster than this.
     """
-    found: dict[str, Entry] = {}
-    wanted: dict[str | None, tuple[Cluster, set[str]]] = {}
+    answer = ask([run])[0]
+    if answer.silent is not None:
+        raise UserError(answer.silent, answer.remedy)
+    return dict(answer.entries)
+
+
+def ask(runs: Sequence[RunDir]) -> list[Answer]:
+    """What SLURM says of the jobs of each of these runs, in their order: one question a cluster, however many runs."""
+    clusters: dict[str | None, list[RunDir]] = {}
+    answers: dict[Path, Answer] = {}
     for run in runs:
-        if run.cluster.exists():
-            cluster = read_cluster(run)
-            jobs = {id for step in run.step_dirs() if (job := read_job(step)) for id in job.ids}
-            wanted.setdefault(cluster.slurm_conf, (cluster, set()))[1].update(jobs)
-    for cluster, ids in wanted.values():
-        if ids:
-            known = _squeue(ids, cluster)
-            found |= known | _sacct(ids - {*known}, cluster)
-    return found
+        try:
+            clusters.setdefault(read_cluster(run).slurm_conf if run.cluster.exists() else "", []).append(run)
+        except UserError as error:
+            answers[run.path] = Answer(silent=error.message, remedy=error.remedy)
+    for conf, its in clusters.items():
+        answers |= {run.path: Answer() for run in its} if conf == "" else _ask_cluster(its)
+    return [answers[run.path] for run in runs]
 
 
-def _squeue(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
+def _ask_cluster(runs: Sequence[RunDir]) -> dict[Path, Answer]:
+    cluster = read_cluster(runs[0])
+    recorded = {run.path: _recorded(run) for run in runs}
+    if not any(recorded.values()) and not any(run.submission.exists() for run in runs):
+        return {run.path: Answer() for run in runs}
+    try:
+        listed = _squeue(cluster)
+    except UserError as error:
+        return {run.path: Answer(silent=f"SLURM does not answer: {error.message}", remedy=error.remedy) for run in runs}
+    found = {run.path: {one.id: one for one in listed if belongs(one, run)} for run in runs}
+    missing = {id for run in runs for id in recorded[run.path] - {*found[run.path]}}
+    forgotten = _sacct(missing, cluster)
+    answers: dict[Path, Answer] = {}
+    for run in runs:
+        mine = {id: forgotten[id] for id in recorded[run.path] if id in forgotten and belongs(forgotten[id], run)}
+        entries = mine | found[run.path]
+        all_known = recorded[run.path] <= {*entries}
+        answers[run.path] = Answer(entries=entries) if all_known else _unless_elsewhere(run, cluster, entries)
+    return answers
+
+
+def _recorded(run: RunDir) -> set[str]:
+    return {id for step in run.step_dirs() if (job := read_job(step)) for id in job.ids}
+
+
+def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) -> Answer:
+    """The answer, unless jobs are missing from it because they are another cluster's."""
+    submission = read_submission(run)
+    theirs = submission.cluster if submission else None
+    here = cluster_name(cluster) if theirs else None
+    if theirs is None or here is None or theirs == here:
+        return Answer(entries=entries)
+    remedy = f"call this on a login node of {theirs}; where {theirs} is no more, remove {run.submission}"
+    return Answer(silent=f"it was submitted on cluster {theirs}, and this is {here}", remedy=remedy)
+
+
+def belongs(entry: Entry, run: RunDir) -> bool:
+    """Whether a job is one of a run's stages."""
+    stage = entry.name.rpartition("/")[2]
+    return entry.folder == folder_of_jobs(run) and "/" in entry.name and run.step_dir(stage).path.is_dir()
+
+
+def folder_of_jobs(run: RunDir) -> str:
+    """Where a run's jobs work: its folder, called as it was when it was planned."""
+    try:
+        return msgspec.json.decode(run.plan.read_bytes(), type=_Place).run_dir
+    except (OSError, msgspec.DecodeError):
+        return str(run.path)
+
+
+class _Place(Struct, frozen=True):
+    """As much of a plan as tells where it runs."""
+
+    run_dir: str
+
+
+def _squeue(cluster: Cluster) -> list[Entry]:
     done = call(["squeue", "--noheader", "--states=all", f"--user={os.geteuid()}", f"--format={FIELDS}"], cluster)
     if done.returncode:
         raise UserError(f"squeue failed: {done.stderr.strip()}", "try again when the controller answers")
-    entries = (_entry(line.split("|")) for line in done.stdout.splitlines())
-    return {entry.id: entry for entry in entries if entry.id in ids}
+    return [entry for line in done.stdout.splitlines() if (entry := _entry(line.split("|", 7)))]
 
 
-def _entry(fields: list[str]) -> Entry:
-    job, state, reason, nodes, start, left = fields
-    return Entry(id=job, state=state, reason=_said(reason), nodes=_said(nodes), start=_said(start), left=_said(left))
+def _entry(fields: list[str]) -> Entry | None:
+    """A row of SLURM's; None for a line that is none, as a site may print some of its own."""
+    if len(fields) != 8 or not fields[0].isdigit():
+        return None
+    job, state, reason, nodes, start, left, name, folder = fields
+    said = {"reason": _said(reason), "nodes": _said(nodes), "start": _said(start), "left": _said(left)}
+    return Entry(id=job, state=state, name=name, folder=folder, **said)
 
 
 def _said(text: str) -> str | None:
@@ -129,14 +262,22 @@ def _sacct(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
     """Of jobs that the controller has forgotten; empty where the site keeps no accounts, which is no error."""
     if not ids:
         return {}
-    options = ["--noheader", "--allocations", "--parsable2", "--format=JobIDRaw,State,Reason,NodeList,Start"]
-    done = call(["sacct", *options, f"--jobs={','.join(sorted(ids))}"], cluster)
+    options = ["--noheader", "--allocations", "--parsable2", f"--format={SACCT_FIELDS}"]
+    try:
+        done = call(["sacct", *options, f"--jobs={','.join(sorted(ids))}"], cluster)
+    except UserError:
+        return {}
     if done.returncode:
         return {}
-    rows = (line.split("|") for line in done.stdout.splitlines())
-    # A state may have an explanation: "CANCELLED by 1000".
-    entries = (_entry([job, state.partition(" ")[0], *others, ""]) for job, state, *others in rows)
-    return {entry.id: entry for entry in entries if entry.id in ids}
+    found: dict[str, Entry] = {}
+    for line in done.stdout.splitlines():
+        if line.count("|") < 6:
+            continue
+        job, state, reason, nodes, start, name, folder = line.split("|", 6)
+        # A state may have an explanation: "CANCELLED by 1000".
+        if entry := _entry([job, state.partition(" ")[0], reason, nodes, start, "", name, folder]):
+            found[entry.id] = entry
+    return {id: entry for id, entry in found.items() if id in ids}
 
 
 def cancel(ids: Iterable[str], cluster: Cluster, *options: str) -> None:

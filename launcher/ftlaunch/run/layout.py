@@ -1,9 +1,13 @@
 """A run on disk: every path of it, the step that a trainer is started with, and writing by rename."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
+from ftlaunch.run.files import aside_of, write_json
 from ftlaunch.run.spec import Step
 
 REWARD_HEAD = "head.safetensors"
@@ -37,6 +41,8 @@ class Attempt:
         """Under SLURM: seconds without a step, written where the attempt was found to hang."""
         self.ended = path / "ended.json"
         """Under SLURM: how the attempt ended, on which nodes, and what was done about it."""
+        self.made_by = path / "made_by.json"
+        """Under SLURM: the job, and its restart, that made the attempt."""
 
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank{rank}.log"
@@ -114,11 +120,17 @@ class StepDir:
         numbers = sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
         return [Attempt(self.attempts / str(number)) for number in numbers]
 
-    def new_attempt(self) -> Attempt:
-        """Make the folder of the next attempt and point `latest` to it."""
+    def new_attempt(self, made_by: Struct | None = None) -> Attempt:
+        """Make the folder of the next attempt, which says from the first who made it, and point `latest` to it."""
         number = len(self.all_attempts()) + 1
         attempt = Attempt(self.attempts / str(number))
-        attempt.path.mkdir(mode=0o700, parents=True)
+        if made_by is None:
+            attempt.path.mkdir(mode=0o700, parents=True)
+        else:
+            making = aside_of(attempt.path)
+            making.mkdir(mode=0o700, parents=True)
+            write_json(making / attempt.made_by.name, made_by)
+            making.rename(attempt.path)
         aside = self.attempts / ".latest"
         aside.unlink(missing_ok=True)
         aside.symlink_to(str(number))
@@ -143,6 +155,8 @@ class RunDir:
         """What the driver of a detached run said."""
         self.cluster = path / "cluster.json"
         """The profile of the SLURM cluster that the run was submitted to; a run of this machine has none."""
+        self.submission = path / "submission.json"
+        """On which cluster the run was submitted last, and whether all of its jobs were taken."""
         self.packages = path / "packages"
         """ftlaunch and fttrain as they were when the run was submitted to SLURM: what its jobs import."""
         self.code = path / "code"
@@ -158,3 +172,15 @@ class RunDir:
     def step_dirs(self) -> list[StepDir]:
         """Step folders in the order in which they run."""
         return [StepDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]
+
+
+def write_first(path: Path, value: Any) -> None:
+    """`write_json`, unless somebody else has written the file already."""
+    aside = aside_of(path)
+    aside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    finally:
+        aside.unlink()

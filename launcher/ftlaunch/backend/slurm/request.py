@@ -1,11 +1,13 @@
 """What SLURM is asked for on behalf of a stage: its batch script, written by submitit, and what it may use up."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from submitit.core.utils import FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from ftlaunch.backend.slurm.save_budget import longest_step
@@ -15,6 +17,9 @@ from ftlaunch.plan.plan import Plan, PlannedStep
 from ftlaunch.recipe import Merge, Training
 from ftlaunch.run.layout import RunDir
 
+ALONE = re.compile(r"^(\d+)(?:;\S+)?\s*$", re.MULTILINE)
+IN_WORDS = re.compile(r"^Submitted batch job (\d+)", re.MULTILINE)
+"""How sbatch tells the id of a job: as asked, or where a site's own sbatch drops that wish."""
 EXPORTED = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "SLURM_CONF")
 """What a job has of the submitting shell. SLURM keeps and shows it, so nothing that may be secret is among it."""
 
@@ -34,7 +39,15 @@ class Batch(SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         dependency = [f"--dependency={self.after}"] if self.after else []
-        return ["sbatch", *dependency, str(submission_file_path)]
+        return ["sbatch", "--parsable", *dependency, str(submission_file_path)]
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string: str | bytes) -> str:
+        """The id in what sbatch has printed, whatever a site prints around it."""
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        if not (found := ALONE.findall(text) or IN_WORDS.findall(text)):
+            raise FailedSubmissionError(f"sbatch: error: it has told no job id, but {text.strip()[:500]!r}")
+        return found[-1]
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -72,7 +85,11 @@ def _price(planned: PlannedStep, cluster: Cluster) -> str:
     unit = "GPU" if gpus else "node"
     size = f"{parallel.nodes} node{'s' if parallel.nodes > 1 else ''}{f' × {gpus} GPUs' if gpus else ''} × {limit}"
     starts = cluster.most_restarts + 1
-    return f"{size} = {hours:.3g} {unit}-hours a start; at most {hours * starts:.3g} in {starts} starts"
+    return f"{size} = {_number(hours)} {unit}-hours a start; at most {_number(hours * starts)} in {starts} starts"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def executor(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Batch:

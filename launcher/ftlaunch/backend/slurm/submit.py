@@ -1,11 +1,16 @@
 """Stages as SLURM jobs: submitit hands each over with its batch script, to start when the one before has succeeded."""
 
+import io
 import os
 import re
+import shlex
+import shutil
+import signal
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
+import msgspec
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
@@ -14,54 +19,86 @@ from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.request import Batch, executor
 from ftlaunch.backend.slurm.save_budget import require_time_to_save
 from ftlaunch.cluster import queue
-from ftlaunch.cluster.queue import Job
+from ftlaunch.cluster.queue import Job, Submission
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import Plan
+from ftlaunch.errors import Interrupted, UserError
+from ftlaunch.plan.plan import Plan, PlannedStep
 from ftlaunch.processes import lock
+from ftlaunch.processes.signals import Interrupts
 from ftlaunch.run import snapshot
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StepDir
 from ftlaunch.safety.redact import names_secret
 
 CARRIED = re.compile(
-    r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|TRITON|NCCL|GLOO|OMP|MKL|CUDA|DS|ACCELERATE|XDG)_[A-Z0-9_]+"
-    r"|LD_LIBRARY_PATH|(https?|no)_proxy|(HTTPS?|NO)_PROXY"
+    r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|FI|OMP|MKL|CUDA|DS|ACCELERATE|XDG"
+    r"|WANDB)_[A-Z0-9_]+|LD_LIBRARY_PATH|(https?|no)_proxy|(HTTPS?|NO)_PROXY|SSL_CERT_(FILE|DIR)"
 )
 """Variables that matter to the stages' processes, but for secrets. They travel in a file of the run's folder."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+GONE_SECONDS, GONE_POLL_SECONDS = 40.0, 0.5
+"""Jobs that were taken back may take so long to be gone."""
 REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
+
+
+def require_sbatch() -> None:
+    """UserError where jobs cannot be submitted from here at all."""
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch is not installed here", "call this on a login node of the cluster")
 
 
 def submit(run: RunDir, plan: Plan) -> list[Job]:
     """Submit the unfinished stages, each to start when the one before has succeeded, and return their jobs in order.
 
     A run that was submitted before takes its code anew. UserError where the run still has jobs, where its steps take
-    too long to save in time, or where sbatch refuses one: then none of them is left in the queue.
+    too long to save in time, or where sbatch refuses one. Whatever ends a submission, none of its jobs stays in the
+    queue: they are taken back or, where this process is killed, leave by themselves as soon as they start.
     """
     held = lock.take(run)
     try:
-        refuse_twice(run)
-        require_time_to_save(run, plan, cluster := queue.read_cluster(run))
-        if not run.code_index.exists() or any(step.job.exists() for step in run.step_dirs()):
-            snapshot.retake(run, plan.recipe)
-        return _submit_all(run, plan, cluster)
+        require_sbatch()
+        cluster = queue.read_cluster(run)
+        with Interrupts() as interrupts:
+            clear_cut_short(run, cluster)
+            refuse_twice(run)
+            require_time_to_save(run, plan, cluster)
+            if not run.code_index.exists() or any(step.job.exists() for step in run.step_dirs()):
+                snapshot.retake(run, plan.recipe)
+            return _all_or_nothing(run, plan, cluster, interrupts)
     finally:
         lock.release(held)
 
 
-def _submit_all(run: RunDir, plan: Plan, cluster: Cluster) -> list[Job]:
+def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Interrupts) -> list[Job]:
+    record = Submission(cluster=queue.cluster_name(cluster), complete=False)
+    write_json(run.submission, record)
+    unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
+    try:
+        for planned in unfinished:
+            run.step_dir(planned.name).job.unlink(missing_ok=True)
+        jobs = _submit_all(run, plan, unfinished, cluster, interrupts)
+        write_json(run.submission, msgspec.structs.replace(record, complete=True))
+    except BaseException as error:
+        left = _take_back(run, cluster)
+        if left is not None and isinstance(error, UserError):
+            raise UserError(f"{error.message}; and its jobs could not be taken back: {left}", error.remedy) from error
+        raise
+    return jobs
+
+
+def _submit_all(
+    run: RunDir, plan: Plan, unfinished: list[PlannedStep], cluster: Cluster, interrupts: Interrupts
+) -> list[Job]:
     jobs: list[Job] = []
     with _private(), _leading_to(cluster):
         write_json(run.environment, _carried())
-        for planned in plan.steps:
+        for planned in unfinished:
             step = run.step_dir(planned.name)
-            if step.result.exists():
-                continue
             step.stop.unlink(missing_ok=True)
             write_files(run, planned)
             batch = executor(plan, planned, cluster)
             batch.after = "?".join(f"afterok:{job}" for job in jobs[-1].ids) if jobs else None
-            jobs.append(_submit_stage(step, batch, jobs, cluster))
+            jobs.append(_submit_stage(step, batch, jobs, cluster, interrupts))
     return jobs
 
 
@@ -71,33 +108,93 @@ def _carried() -> dict[str, str]:
 
 def refuse_twice(run: RunDir) -> None:
     """UserError where jobs of the run wait or work."""
-    alive = [entry for entry in queue.read_queue([run]).values() if entry.alive]
+    alive = [entry for entry in queue.read_queue(run).values() if entry.alive]
     if alive:
         ids = ", ".join(entry.id for entry in alive)
+        where = shlex.quote(str(run.path))
         raise UserError(
             f"{run.path.name} is in the queue already (job {ids})",
-            f"watch it with `ftlaunch status {run.path}`, end it with `ftlaunch cancel {run.path}`",
+            f"watch it with `ftlaunch status {where}`, end it with `ftlaunch cancel {where}`",
         )
 
 
-def _submit_stage(step: StepDir, batch: Batch, before: Sequence[Job], cluster: Cluster) -> Job:
+def clear_cut_short(run: RunDir, cluster: Cluster) -> None:
+    """Take back the jobs of a submission whose process was killed, and wait until they are gone.
+
+    The caller holds the run's lock, so nobody is submitting any more.
+    """
+    if (submission := queue.read_submission(run)) is None or submission.complete:
+        return
+    deadline = time.monotonic() + GONE_SECONDS
+    while alive := [entry.id for entry in queue.read_queue(run).values() if entry.alive]:
+        if time.monotonic() > deadline:
+            return
+        queue.cancel(alive, cluster)
+        time.sleep(GONE_POLL_SECONDS)
+
+
+def _take_back(run: RunDir, cluster: Cluster) -> str | None:
+    """Take every job of a submission out of the queue, and its record away. Says why where that cannot be done.
+
+    They are those that SLURM knows as the run's: of the last one no id, or a wrong one, may have come back.
+    """
+    try:
+        queue.cancel([entry.id for entry in queue.read_queue(run).values() if entry.alive], cluster)
+    except UserError as error:
+        return f"{error.message}; they leave as soon as they start"
+    for step in run.step_dirs():
+        if not step.result.exists():
+            step.job.unlink(missing_ok=True)
+    run.submission.unlink(missing_ok=True)
+    return None
+
+
+def _submit_stage(step: StepDir, batch: Batch, before: Sequence[Job], cluster: Cluster, interrupts: Interrupts) -> Job:
     """Submit a stage's job, and those that wait to take over from it. UserError where sbatch refuses one."""
     after = before[-1].id if before else None
     ids: list[str] = []
-    try:
-        for _ in range(1 + (cluster.successors if cluster.restart == "successor" else 0)):
-            batch.after = ",".join(f"afternotok:{id}" for id in ids) or batch.after
-            ids.append(batch.submit(job_entry.run_stage, str(step.path)).job_id)
-    except (FailedJobError, FailedSubmissionError, OSError) as error:
-        queue.cancel([*(job for one in before for job in one.ids), *ids], cluster)
-        said = REASON.findall(str(error)) or [str(error)]
-        raise UserError(
-            f"{step.name} cannot be submitted: {said[0]}",
-            "mend the cluster's profile or the recipe; remove the run folder and run again",
-        ) from error
-    job = Job(id=ids[0], submitted=time.time(), after=after, successors=ids[1:])
-    write_json(step.job, job)
+    for _ in range(1 + (cluster.successors if cluster.restart == "successor" else 0)):
+        batch.after = ",".join(f"afternotok:{id}" for id in ids) or batch.after
+        ids.append(_hand_over(step, batch))
+        job = Job(id=ids[0], submitted=time.time(), after=after, successors=ids[1:])
+        write_json(step.job, job)
+        if interrupts.wish != "go on":
+            run = RunDir(step.path.parent)
+            message = f"{run.path.name} is not submitted: what had been was taken back"
+            remedy = f"submit it: ftlaunch resume {shlex.quote(str(run.path))}"
+            raise Interrupted(message, remedy, interrupts.exit_code)
     return job
+
+
+def _hand_over(step: StepDir, batch: Batch) -> str:
+    """The id of the job that sbatch has made of a batch. UserError, in sbatch's words, where it makes none."""
+    talk = io.StringIO()
+    try:
+        with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below
+            return batch.submit(job_entry.run_stage, str(step.path)).job_id
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = (REASON.findall(str(error)) or [str(error)])[0]
+        run = shlex.quote(str(step.path.parent))
+        if queue.AWAY.search(str(error)):
+            raise UserError(
+                f"{step.name} cannot be submitted: {said}", "try again when the controller answers"
+            ) from error
+        remedy = f"mend the profile or the recipe; then `ftlaunch resume {run} --cluster NAME` takes the profile anew"
+        raise UserError(f"{step.name} cannot be submitted: {said}", remedy) from error
+    except OSError as error:
+        raise UserError(
+            f"{step.name} cannot be submitted: {error.strerror or error}", "make room, or mend the disk"
+        ) from error
+
+
+@contextmanager
+def _held_back() -> Generator[None]:
+    """Signals that would end sbatch half-way wait, for it too: whether it has made a job must be known."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -113,9 +210,10 @@ def _private() -> Generator[None]:
 @contextmanager
 def _leading_to(cluster: Cluster) -> Generator[None]:
     """With SLURM's commands led to a cluster, and not taken for a step of the job that this may itself run in."""
+    led = queue.environment(cluster)
     with clean_env():
         before = dict(os.environ)
-        os.environ.update(queue.environment(cluster))
+        os.environ.update(led)
         try:
             yield
         finally:
