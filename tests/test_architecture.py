@@ -52,7 +52,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.cluster": (
-        "__init__ vocabulary",
+        "__init__ reasons vocabulary",
         "profiles queue",
     ),
     "ftlaunch.compare": (
@@ -116,7 +116,7 @@ FLOORS = {
         "snapshot",
     ),
     "ftlaunch.watch": (
-        "__init__ outputs runs tail",
+        "__init__ jobs outputs runs tail",
         "progress",
         "display status",
         "logs",

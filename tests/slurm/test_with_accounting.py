@@ -39,4 +39,4 @@ def test_a_run_is_known_to_the_accounts_and_its_secrets_are_not(
     assert CANARY not in "".join(shown)
     (accounting,) = [check for check in examine(accounts, nodes=1) if check.what == "accounting"]
     assert accounting.found == "on"
-    assert queue.read_queue([acted.run]).keys() == acted.jobs
+    assert queue.read_queue(acted.run).keys() == acted.jobs

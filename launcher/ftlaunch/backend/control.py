@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,19 +78,25 @@ def drive_detached(run: RunDir) -> None:
 def ask_to_stop(run: RunDir, wait: float) -> bool:
     """Ask the stage that runs to save and leave; True once nothing works any more, False where it does after `wait`.
 
-    UserError where nothing runs.
+    UserError where nothing runs, or where SLURM could not be told to let go of jobs that wait.
     """
     step = _unfinished(run)
     if step is None or is_over(run):
-        raise UserError(f"{run.path.name} is not running", f"see how it stands: ftlaunch status {run.path}")
-    if run.cluster.exists():
-        control.ask_to_stop(run)
-    else:
-        step.stop.touch()
+        raise UserError(f"{run.path.name} is not running", f"see how it stands: ftlaunch status {_quoted(run)}")
+    silent = control.ask_to_stop(run) if run.cluster.exists() else step.stop.touch()
     deadline = time.monotonic() + wait
     while not (over := is_over(run)) and time.monotonic() < deadline:
         time.sleep(QUEUE_SECONDS if run.cluster.exists() else POLL_SECONDS)
+    if silent is not None and not over:
+        raise UserError(f"{run.path.name} saves and leaves if it runs, but {silent}", _WHERE_IT_WAITS)
     return over
+
+
+_WHERE_IT_WAITS = "jobs that wait leave as soon as they start; call this again when SLURM answers to have them go now"
+
+
+def _quoted(run: RunDir) -> str:
+    return shlex.quote(str(run.path))
 
 
 def _unfinished(run: RunDir) -> StepDir | None:
@@ -99,12 +106,13 @@ def _unfinished(run: RunDir) -> StepDir | None:
 def cancel(run: RunDir) -> bool:
     """End every process of a run at once, its driver included; False where there was none.
 
-    UserError where its driver is on another host, or a process cannot be ended.
+    UserError where its driver is on another host, a process cannot be ended, or SLURM could not be told.
     """
     if is_over(run):
         return False
     if run.cluster.exists():
-        control.cancel(run)
+        if silent := control.cancel(run):
+            raise UserError(f"{run.path.name} is ended where it runs, but {silent}", _WHERE_IT_WAITS)
         return True
     if driver := lock.holder(run):
         _end_driver(driver)

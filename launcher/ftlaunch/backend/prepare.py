@@ -1,5 +1,6 @@
 """Plan → run folder, all of it or nothing."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from ftlaunch.run.layout import RunDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import has_secret
 from ftlaunch.watch import runs
+from ftlaunch.watch.status import is_over
 
 if TYPE_CHECKING:
     from ftlaunch.rules import Loaded
@@ -47,6 +49,12 @@ def prepare(plan: Plan, loaded: "Loaded", cluster: Cluster | None = None) -> Run
     return RunDir(target)
 
 
+def discard(run: RunDir) -> None:
+    """Remove a run of which nothing has begun."""
+    assert not any(step.attempts.exists() or step.result.exists() for step in run.step_dirs())
+    shutil.rmtree(run.path)
+
+
 def _existing(target: Path, plan: Plan) -> RunDir:
     run = RunDir(target)
     remedy = "give this run another name (--set name=…) or folder (--run-dir), or remove that one"
@@ -59,7 +67,12 @@ def _existing(target: Path, plan: Plan) -> RunDir:
         raise UserError(f"{target} exists and holds another recipe", remedy)
     if not runs.finished(run):
         lock.release(lock.take(run))
-        raise UserError(f"{target} exists and has not finished", f"go on with it: ftlaunch resume {target}")
+        if not is_over(run):
+            where = shlex.quote(str(target))
+            raise UserError(f"{target} is in the queue already, or runs", f"watch it: ftlaunch status {where}")
+        raise UserError(
+            f"{target} exists and has not finished", f"go on with it: ftlaunch resume {shlex.quote(str(target))}"
+        )
     return run
 
 

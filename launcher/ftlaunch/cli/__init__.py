@@ -54,7 +54,7 @@ def ftlaunch(
 
 
 def main() -> None:
-    """Run the command line; a UserError is printed to stderr and ends it with its exit code, mostly 2. No secret is printed."""
+    """Run the command line; a UserError is printed to stderr and ends it with its exit code. No secret is printed."""
     redact_output()
     trust.write_for_ourselves()
     try:

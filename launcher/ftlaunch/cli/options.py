@@ -21,6 +21,10 @@ ClusterName = Annotated[
     str | None,
     typer.Option("--cluster", metavar="NAME", help="Run on a SLURM cluster: a profile's file, or its name."),
 ]
+Site = Annotated[
+    list[str] | None,
+    typer.Option("--site", metavar="KEY=VALUE", help="Set a key of the cluster's profile for once. May be repeated."),
+]
 RunFolder = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="The run's folder. Default: ./runs/NAME.")
 ]

@@ -16,6 +16,7 @@ from ftlaunch.cli.options import (
     RecipeName,
     RunFolder,
     Settings,
+    Site,
     all_settings,
 )
 from ftlaunch.errors import UserError
@@ -47,12 +48,17 @@ def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
     return make_plan(loaded.recipe, folder)
 
 
-def _cluster(name: str | None) -> "Cluster | None":
+def _cluster(name: str | None, site: list[str] | None) -> "Cluster | None":
+    """The profile of that name with what is set for once, and a word on which file it is; None for this machine."""
     if name is None:
+        if site:
+            raise UserError("--site sets keys of a cluster's profile, and none is named", "add --cluster NAME")
         return None
-    from ftlaunch.cluster.profiles import load_cluster
+    from ftlaunch.cluster.profiles import find_profile, load_cluster
 
-    return load_cluster(name)
+    cluster = load_cluster(name, site or [])
+    print(f"cluster {name}: {find_profile(name)}", file=sys.stderr)
+    return cluster
 
 
 def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str:
@@ -71,6 +77,7 @@ def run(
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
     cluster: ClusterName = None,
+    site: Site = None,
     run_dir: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
     begin_from: Annotated[
@@ -87,21 +94,25 @@ def run(
     from ftlaunch.cli.run import start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    planned, site = _plan(loaded, run_dir), _cluster(cluster)
+    planned, profile = _plan(loaded, run_dir), _cluster(cluster, site)
     if dry_run:
-        print(_show(planned, site))
+        print(_show(planned, profile))
         return
-    if site is None:
+    if profile is None:
         from ftlaunch.backend.local.driver import refuse_several_nodes
 
         refuse_several_nodes(planned)
         trainer.require()
+    else:
+        from ftlaunch.backend.slurm import submit
+
+        submit.require_fit(planned, profile)
     print(text.summary(planned), file=sys.stderr)
     if begin_from is None:
-        folder = prepare(planned, loaded, site)
+        folder = prepare(planned, loaded, profile)
     else:
-        folder = _begin_anew(planned, loaded, site, begin_from, yes=yes)
-    raise typer.Exit(start(folder, detach=detach))
+        folder = _begin_anew(planned, loaded, profile, begin_from, yes=yes)
+    raise typer.Exit(start(folder, detach=detach, fresh=begin_from is None))
 
 
 def _begin_anew(planned: "Plan", loaded: "Loaded", cluster: "Cluster | None", stage: str, *, yes: bool) -> "RunDir":
@@ -126,6 +137,7 @@ def plan(
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
     cluster: ClusterName = None,
+    site: Site = None,
     run_dir: RunFolder = None,
     json: Json = False,
 ) -> None:
@@ -134,7 +146,7 @@ def plan(
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
     planned = _plan(_load(recipe, all_settings(settings, nodes, procs_per_node)), run_dir)
-    print(_show(planned, _cluster(cluster), json=json))
+    print(_show(planned, _cluster(cluster, site), json=json))
 
 
 def validate(

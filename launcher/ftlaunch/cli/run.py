@@ -1,6 +1,7 @@
 """Verbs that take a run. What they need is imported when they are called: startup time is a feature."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from ftlaunch.cli.options import (
     ProcsPerNode,
     RunName,
     Settings,
+    Site,
     StageName,
     all_settings,
 )
@@ -26,23 +28,27 @@ if TYPE_CHECKING:
     from ftlaunch.run.layout import RunDir
 
 
-def start(folder: "RunDir", *, detach: bool) -> int:
-    """Drive a written run here, or in the background; the exit code."""
+def start(folder: "RunDir", *, detach: bool, fresh: bool = False) -> int:
+    """Drive a written run here, in the background or on its cluster; the exit code.
+
+    `fresh`: the folder was written just now, and goes away where its jobs cannot be submitted.
+    """
     from ftlaunch.watch import outputs, runs
 
     where = folder.path
+    quoted = shlex.quote(str(where))
     if runs.finished(folder):
         print(f"{where.name} is already finished: {where}\n{outputs.describe(folder)}".rstrip(), file=sys.stderr)
         return DONE
     if folder.cluster.exists():
-        return _submit(folder)
+        return _submit(folder, fresh=fresh)
     if not detach:
         return _drive(folder)
     from ftlaunch.backend import control
 
     control.drive_detached(folder)
     print(f"{where.name} runs in the background. Come back with", file=sys.stderr)
-    print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
+    print(f"  ftlaunch status {quoted}\n  ftlaunch logs -f {quoted}\n  ftlaunch stop {quoted}")
     return DONE
 
 
@@ -67,15 +73,34 @@ def _refuse_twice(folder: "RunDir") -> None:
     refuse_twice(folder)
 
 
-def _submit(folder: "RunDir") -> int:
+def _submit(folder: "RunDir", *, fresh: bool) -> int:
+    from ftlaunch.backend.prepare import discard
     from ftlaunch.backend.slurm import submit
     from ftlaunch.watch import runs
 
-    jobs = submit.submit(folder, runs.read_plan(folder))
-    where = folder.path
-    print(f"{where.name} is submitted: {', '.join(f'job {job.id}' for job in jobs)}. Come back with", file=sys.stderr)
+    try:
+        jobs = submit.submit(folder, runs.read_plan(folder))
+    except UserError as error:
+        if fresh and not folder.submission.exists():
+            discard(folder)
+            error.remedy = error.remedy.partition(submit.OR_RESUME)[0] + "; run it again then: nothing is left of it"
+        raise
+    where = shlex.quote(str(folder.path))
+    ids = ", ".join(f"job {job.id}" for job in jobs)
+    print(f"{folder.path.name} is submitted: {ids}. Come back with", file=sys.stderr)
     print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
+    _warn_of_waiting(folder)
     return DONE
+
+
+def _warn_of_waiting(folder: "RunDir") -> None:
+    """Say so at once where SLURM will not start a job as it is."""
+    from ftlaunch.cluster import queue, reasons
+
+    answer = queue.ask([folder])[0]
+    for step in folder.step_dirs():
+        if (entry := answer.of(step)) and entry.state == "PENDING" and reasons.never_starts(entry.reason):
+            print(f"warning: {step.name} {reasons.why_waiting(entry.reason)}", file=sys.stderr)
 
 
 def status(
@@ -168,6 +193,7 @@ def resume(
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
     cluster: ClusterName = None,
+    site: Site = None,
     detach: Detach = False,
 ) -> None:
     """Go on with a run from its newest checkpoint, also with other processes.
@@ -185,7 +211,9 @@ def resume(
     else:
         _refuse_twice(folder)
     if cluster is not None:
-        _move(folder, cluster)
+        _move(folder, cluster, site or [])
+    elif site:
+        raise UserError("--site sets keys of a cluster's profile, and none is named", "add --cluster NAME")
     if asked := all_settings(settings, nodes, procs_per_node):
         planned = replan(folder, asked)
         if here:
@@ -195,13 +223,13 @@ def resume(
     raise typer.Exit(start(folder, detach=detach))
 
 
-def _move(folder: "RunDir", cluster: str) -> None:
+def _move(folder: "RunDir", cluster: str, site: list[str]) -> None:
     """Have a run that is at rest go on by a cluster's profile as it is now."""
     from ftlaunch.cluster.profiles import load_cluster
     from ftlaunch.processes import lock
     from ftlaunch.run.files import write_json
 
-    profile = load_cluster(cluster)
+    profile = load_cluster(cluster, site)
     held = lock.take(folder)
     try:
         write_json(folder.cluster, profile)

@@ -1,8 +1,10 @@
 """Finding and reading site profiles."""
 
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -10,15 +12,19 @@ from ftlaunch.cluster.vocabulary import Cluster, seconds
 from ftlaunch.errors import Problem, RecipeError, UserError
 from ftlaunch.load import decode, layers
 from ftlaunch.load.messages import did_you_mean, literal
-from ftlaunch.load.origins import Origin, Where
+from ftlaunch.load.origins import Origin, Toml, Where
+from ftlaunch.recipe import Stage
+from ftlaunch.safety import trust
 
 PACKAGE = Path(__file__).parents[1]
 START_SECONDS = 60
 """A start that may not even take so long ahead of its signal can take no step."""
+KINDS = {str(kind.__struct_config__.tag) for kind in get_args(Stage)}
 EXCLUDE = re.compile(r"^exclude *= *\[[^\]\n]*\]", re.MULTILINE)
 SET_BY_FTLAUNCH = (
     "nodes ntasks-per-node dependency output error signal requeue no-requeue kill-on-invalid-dep array export"
-    " job-name wrap chdir partition account qos constraint cpus-per-task mem time exclude gres gpus-per-node"
+    " parsable quiet wait test-only job-name wrap chdir partition account qos constraint cpus-per-task mem time exclude"
+    " gres gpus-per-node"
 )
 """Flags of sbatch that a job would not work without, or that a key of the profile stands for."""
 
@@ -26,8 +32,10 @@ SET_BY_FTLAUNCH = (
 def find_profile(name_or_path: str) -> Path:
     """The file at the path, else the profile of that name. UserError, saying where it was looked for, if none."""
     path = Path(name_or_path).expanduser()
-    if path.suffix == ".toml" and path.is_file():
-        return path
+    if "/" in name_or_path or path.suffix == ".toml":
+        if found := next((one for one in (path, path.with_name(f"{path.name}.toml")) if one.is_file()), None):
+            return found
+        raise UserError(f"there is no profile {path}", "correct the path, or name a profile without a folder")
     for folder in _folders():
         if (path := folder / f"{name_or_path}.toml").is_file():
             return path
@@ -46,18 +54,42 @@ def _folders() -> list[Path]:
     return [Path("slurm/profiles"), Path("~/.config/ftlaunch").expanduser(), examples]
 
 
-def load_cluster(name_or_path: str) -> Cluster:
-    """Read and judge a profile. RecipeError with everything that is wrong in it."""
+def load_cluster(name_or_path: str, settings: Sequence[str] = ()) -> Cluster:
+    """Read and judge a profile, with `key=value` settings put in. RecipeError with everything that is wrong in it.
+
+    UserError where others may write the file: its lines are run.
+    """
     path = find_profile(name_or_path)
-    layer = layers.parse(layers.read_text(path), path)
+    layer, problems = layers.override(_with_base(path), settings, "--site")
     where = Where(Origin(f"{path}:1", path.absolute().parent), layer.origins)
-    problems = decode.find_problems(Cluster, layer.values, where)
-    if not problems:
-        cluster = msgspec.convert(layer.values, Cluster)
-        problems = list(_contradictions(cluster, where))
-        if not problems:
-            return cluster
-    raise RecipeError(problems)
+    problems += decode.find_problems(Cluster, layer.values, where)
+    problems += _strangers(layer.values, where)
+    if problems:
+        raise RecipeError(problems)
+    cluster = msgspec.convert(layer.values, Cluster)
+    if problems := [*_contradictions(cluster, where)]:
+        raise RecipeError(problems)
+    return cluster
+
+
+def _with_base(path: Path) -> layers.Layer:
+    """A profile's tables, over those of the profile that it extends."""
+    trust.require(path.absolute())
+    layer = layers.parse(layers.read_text(path), path)
+    named = layer.values.pop(layers.BASE, None)
+    if named is None:
+        return layer
+    place = layer.origins[(layers.BASE,)].place
+    if not isinstance(named, str):
+        raise RecipeError([Problem(place, layers.BASE, "is not a profile's name or path", 'write extends = "NAME"')])
+    base_path = path.parent / Path(named).expanduser()
+    base_path = base_path if base_path.is_file() else find_profile(named)
+    trust.require(base_path.absolute())
+    base = layers.parse(layers.read_text(base_path), base_path)
+    if layers.BASE in base.values:
+        message = f"{base_path} extends another profile itself"
+        raise RecipeError([Problem(place, layers.BASE, message, "put both bases into one file")])
+    return layers.merge(base, layer)
 
 
 def exclude(name_or_path: str, nodes: Sequence[str]) -> Path:
@@ -78,10 +110,20 @@ def exclude(name_or_path: str, nodes: Sequence[str]) -> Path:
     return path
 
 
+def _strangers(values: dict[str, Toml], where: Where) -> Iterator[Problem]:
+    """Names in the profile's own tables that nothing heeds, or that would undo what a job needs."""
+    flags, stages = values.get("sbatch"), values.get("stage")
+    for key in [*flags] if isinstance(flags, dict) else ():
+        if key in SET_BY_FTLAUNCH.split():
+            place = where(("sbatch", key))
+            yield Problem(place, f"sbatch.{key}", "is ftlaunch's own to set", "remove it; see the profile's other keys")
+    for kind in [*stages] if isinstance(stages, dict) else ():
+        if kind not in KINDS:
+            remedy = did_you_mean(kind, KINDS, f"stages are {', '.join(sorted(KINDS))}")
+            yield Problem(where(("stage", kind)), f"stage.{kind}", "is no kind of stage", remedy)
+
+
 def _contradictions(cluster: Cluster, where: Where) -> Iterator[Problem]:
-    for key in {*SET_BY_FTLAUNCH.split()} & {*cluster.sbatch}:
-        place = where(("sbatch", key))
-        yield Problem(place, f"sbatch.{key}", "is ftlaunch's own to set", "remove it; see the profile's other keys")
     for kind in ("", *cluster.stage):
         limit = cluster.resources(kind).time_limit
         path = ("stage", kind, "time_limit") if kind else ("time_limit",)
@@ -92,3 +134,13 @@ def _contradictions(cluster: Cluster, where: Where) -> Iterator[Problem]:
                 f"leaves no time to train: {limit}, of which the last {cluster.signal_lead} s are for saving",
                 f"allow more than {cluster.signal_lead + START_SECONDS} s, or a shorter signal_lead",
             )
+    for key, lines in (("setup", cluster.setup), ("notify", [cluster.notify] if cluster.notify else [])):
+        if lines and (mistake := _syntax_error(lines)):
+            yield Problem(where((key,)), key, f"is no bash: {mistake}", "mend it; bash -n tells more")
+
+
+def _syntax_error(lines: Sequence[str]) -> str | None:
+    """What bash has against lines that it only reads."""
+    done = subprocess.run(["bash", "-n"], input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
+    said = done.stderr.strip().partition("\n")[0].removeprefix("bash: ")
+    return None if done.returncode == 0 else said or "it cannot be read"

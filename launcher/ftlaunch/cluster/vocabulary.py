@@ -10,8 +10,8 @@ from msgspec import Meta, Struct, field
 from ftlaunch.recipe.types import Name, NonNegative, Positive
 
 Line = Annotated[str, Meta(min_length=1, max_length=1024)]
-TimeLimit = Annotated[str, Meta(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")]
-Memory = Annotated[str, Meta(pattern=r"^\d+[KMGT]$")]
+TimeLimit = Annotated[str, Meta(pattern=r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$")]
+Memory = Annotated[str, Meta(pattern=r"^\d+[KMGT]?$")]
 Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Flag = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$")]
 ContainerImage = Annotated[str, Meta(pattern=r"^(none|(apptainer|pyxis):[^\s].*)$", max_length=1024)]
@@ -33,7 +33,7 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cpus_per_node: Positive | None = None
     """CPUs on each node, for all of its processes together."""
     memory_per_node: Memory | None = None
-    """Memory on each node, such as "64G"."""
+    """Memory on each node, such as "64G"; "0" is all that it has."""
     time_limit: TimeLimit | None = None
     """Of one start, as [days-]hours:minutes:seconds. A run that needs longer is restarted from its checkpoint."""
 
@@ -103,7 +103,10 @@ class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def seconds(limit: str) -> int:
-    """Of a time limit."""
-    days, _, clock = limit.rpartition("-")
-    hours, minutes, rest = map(int, clock.split(":"))
+    """Of a time limit in any of SLURM's forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours, …."""
+    days, dash, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if not dash and len(parts) < 3:
+        parts.insert(0, 0)  # minutes come first
+    hours, minutes, rest = (*parts, 0, 0)[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest

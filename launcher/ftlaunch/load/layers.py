@@ -16,6 +16,7 @@ from ftlaunch.load.toml_lines import key_lines, split_key
 KIND = "kind"
 """The key that says what a table is. A table of another kind replaces one whole, as its keys would make no sense."""
 BASE = "extends"
+EXAMPLES = {"--set": "--set stage.0.learning_rate=1e-4", "--site": "--site time_limit=1:00:00"}
 
 POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 SYNTAX_REMEDIES = {
@@ -103,15 +104,15 @@ def _forget(path: KeyPath, origins: dict[KeyPath, Origin]) -> None:
         del origins[key]
 
 
-def override(layer: Layer, settings: Sequence[str]) -> tuple[Layer, list[Problem]]:
-    """The layer with each `key.path=value` put in, and what is wrong with those that cannot be."""
+def override(layer: Layer, settings: Sequence[str], option: str = "--set") -> tuple[Layer, list[Problem]]:
+    """The layer with each `key.path=value` of an option put in, and what is wrong with those that cannot be."""
     changed = Layer(deepcopy(layer.values), dict(layer.origins))
     problems: list[Problem] = []
     for setting in sorted(settings, key=lambda setting: not _sets_kind(setting)):
         try:
-            _set(changed, setting)
+            _set(changed, setting, option)
         except UserError as error:
-            problems.append(Problem(f"--set {setting}", "", error.message, error.remedy))
+            problems.append(Problem(f"{option} {setting}", "", error.message, error.remedy))
     return changed, problems
 
 
@@ -120,16 +121,16 @@ def _sets_kind(setting: str) -> bool:
     return setting.partition("=")[0].strip().endswith(f".{KIND}")
 
 
-def _set(layer: Layer, setting: str) -> None:
+def _set(layer: Layer, setting: str, option: str) -> None:
     name, equals, text = setting.partition("=")
     try:
         keys = split_key(name if equals else "")
     except ValueError:
-        remedy = "write for example --set stage.0.learning_rate=1e-4"
+        remedy = f"write for example {EXAMPLES[option]}"
         raise UserError("is not of the form key.path=value", remedy) from None
     if keys[0] == BASE:
         raise UserError(f"{BASE} counts only where it stands in a recipe", f"write {BASE} = … in the file")
-    _put(layer, _find(layer.values, keys), _value(text), Origin(f"--set {setting}", Path.cwd()))
+    _put(layer, _find(layer.values, keys), _value(text), Origin(f"{option} {setting}", Path.cwd()))
 
 
 def _value(text: str) -> Toml:

@@ -13,7 +13,8 @@ from ftlaunch.load.origins import Toml
 PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit",
     r"^((top|every):[1-9][0-9]*|super-weights)$": '"super-weights", "top:8" or "every:4", with any number of layers',
-    r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$": 'a time as in "4:00:00" (hours, minutes, seconds) or "2-12:00:00" (with days)',
+    r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$": 'a time as in "4:00:00" (hours, minutes, seconds) '
+    'or "2-12:00:00" (with days)',
     r"^\d+[KMGT]$": 'an amount of memory as in "64G"',
     r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of a variable",
     r"^[a-z][a-z0-9-]*$": "a flag without its dashes",

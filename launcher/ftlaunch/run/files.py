@@ -31,6 +31,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
+def write_first(path: Path, value: Any) -> None:
+    """`write_json`, unless somebody else has written the file already."""
+    aside = aside_of(path)
+    aside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    finally:
+        aside.unlink()
+
+
 def sync_folder(path: Path) -> None:
     """Flush a folder's entries, so that renames in it survive a crash."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -38,6 +50,16 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def last_lines(path: Path, count: int = 20) -> str:
+    """The last lines of a text, which may be long; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 200 * count))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
+    except OSError:
+        return ""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

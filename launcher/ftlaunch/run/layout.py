@@ -1,8 +1,6 @@
 """A run on disk: every path of it, the step that a trainer is started with, and writing by rename."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -70,7 +68,7 @@ class Attempt:
         return dict(sorted(found.items()))
 
 
-REQUEUE, CANCEL = "requeue", "cancel"
+REQUEUE, CANCEL, STOP = "requeue", "cancel", "asked"
 """What a stop file may say: the stage goes on later by itself; nothing is saved. Anything else: somebody stopped it."""
 
 
@@ -102,6 +100,10 @@ class StepDir:
         """What submitit keeps for each SLURM job of the stage: script, call and output."""
         self.job = path / "job.json"
         """The newest SLURM job of the stage."""
+
+    def job_output(self, job: str) -> Path:
+        """What the batch script of a job said, and its first task."""
+        return self.jobs / f"{job}_0_log.out"
 
     def stop_reason(self) -> str | None:
         """What the stop file says; None where there is none."""
@@ -172,15 +174,3 @@ class RunDir:
     def step_dirs(self) -> list[StepDir]:
         """Step folders in the order in which they run."""
         return [StepDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]
-
-
-def write_first(path: Path, value: Any) -> None:
-    """`write_json`, unless somebody else has written the file already."""
-    aside = aside_of(path)
-    aside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return
-    finally:
-        aside.unlink()

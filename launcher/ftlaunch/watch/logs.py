@@ -7,12 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from ftlaunch.cluster import queue
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity
 from ftlaunch.processes.outcome import Failure, read_failure
 from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.watch import jobs
 from ftlaunch.watch.runs import find_stage
-from ftlaunch.watch.status import is_over
+from ftlaunch.watch.status import is_over, read_status
 from ftlaunch.watch.tail import Tail
 
 FOLLOW_SECONDS = 0.2
@@ -39,7 +41,13 @@ def choose(run: RunDir, stage: str | None, number: int | None) -> Attempt | None
 def read(
     run: RunDir, stage: str | None, number: int | None, rank: int | None, node: str | None = None
 ) -> Iterator[str]:
-    """Every line of an attempt so far, one rank after the other. UserError where there is no such log or node."""
+    """Every line of an attempt so far, one rank after the other. UserError where there is no such log or node.
+
+    Where a job died before it could make an attempt: what that job said.
+    """
+    if number is None and rank is None and (said := [*_words_of_job(run, stage)]):
+        yield from said
+        return
     attempt = choose(run, stage, number)
     if attempt is None:
         raise UserError(f"{stage or run.path.name} has not started yet", "wait for it with -f")
@@ -65,13 +73,9 @@ def follow(
 ) -> Iterator[str]:
     """Lines as they are written, over all stages that are still to come (or of the one asked for), to the run's end."""
     voices: _Voices | None = None
-    asked = 0.0
-    pause = QUEUE_SECONDS if run.cluster.exists() else 0.0
-    over = False
+    queue_watch = _QueueWatch(run)
     while True:
-        if time.monotonic() - asked >= pause:
-            # Looked up first, so that what was said until then is still heard.
-            over, asked = is_over(run), time.monotonic()
+        over = queue_watch.is_over(nothing_said=voices is None)  # first, so that what was said until then is heard
         attempt = choose(run, stage, number)
         if attempt and (voices is None or attempt.path != voices.attempt.path):
             if voices:
@@ -82,9 +86,40 @@ def follow(
         if voices:
             yield from voices.hear()
         if over:
-            yield from voices.last_words() if voices else ()
+            yield from voices.last_words() if voices else _words_of_job(run, stage)
             return
         time.sleep(FOLLOW_SECONDS)
+
+
+class _QueueWatch:
+    """Asked all along whether a run is over, which it looks up now and then; says on stderr what the run waits for."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._asked = float("-inf")
+        self._over = False
+        self._told: str | None = None
+
+    def is_over(self, *, nothing_said: bool) -> bool:
+        pause = QUEUE_SECONDS if self._run.cluster.exists() else 0.0
+        if time.monotonic() - self._asked >= pause:
+            self._over, self._asked = is_over(self._run), time.monotonic()
+            if nothing_said and pause and (told := _why_not_yet(self._run)) != self._told:
+                self._told = told
+                print(f"── {told}", file=sys.stderr, flush=True)
+        return self._over
+
+
+def _words_of_job(run: RunDir, stage: str | None) -> Iterator[str]:
+    """What a job said that died before any process could."""
+    early = _died_early(run, stage)
+    yield from (f"[job] {line}" for line in early.traceback.splitlines()) if early else ()
+
+
+def _why_not_yet(run: RunDir) -> str | None:
+    """What a run waits for that has said nothing yet; None where nothing is known of that."""
+    stage = next((stage for stage in read_status(run).stages if stage.state != "done"), None)
+    return f"{stage.name} is {stage.state}{f': {stage.note}' if stage.note else ''}" if stage else None
 
 
 def _announce(attempt: Attempt) -> None:
@@ -125,13 +160,28 @@ class _Voices:
 
 
 def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
-    """The error of the newest attempt that failed, among those asked for. UserError where none did."""
+    """The error of the newest attempt that failed, among those asked for. UserError where none did.
+
+    What a job died of before it could make an attempt comes first.
+    """
     steps = run.step_dirs() if stage is None else [find_stage(run, stage)]
+    if number is None and (early := _died_early(run, stage)):
+        return early
     for attempt in _newest_first(steps):
         failure = read_failure(attempt) if number in {None, attempt.number} else None
         if failure:
             return failure
     raise UserError(f"{run.path.name} has no error on record", f"see how it stands: ftlaunch status {run.path}")
+
+
+def _died_early(run: RunDir, stage: str | None) -> Failure | None:
+    """What ended the job of the stage asked for, or of the one whose turn it is, before its processes started."""
+    steps = run.step_dirs() if stage is None else [find_stage(run, stage)]
+    step = next((step for step in steps if not step.result.exists()), None)
+    if step is None or not run.cluster.exists():
+        return None
+    answer = queue.ask([run])[0]
+    return None if answer.silent is not None else jobs.died_early(step, answer.of(step))
 
 
 def _newest_first(steps: list[StepDir]) -> Iterator[Attempt]:

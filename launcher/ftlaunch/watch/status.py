@@ -1,22 +1,18 @@
 """How runs stand, read from their folders and the process table of this machine."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.cluster import queue
-from ftlaunch.cluster.queue import Entry
+from ftlaunch.cluster.queue import Answer
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
 from ftlaunch.run.layout import Attempt, RunDir, StepDir
-from ftlaunch.watch import progress
-
-State = Literal["waiting", "queued", "running", "done", "stopped", "failed", "interrupted", "unknown"]
-"""queued: SLURM has not started its job yet, or not again.
-interrupted: its processes have gone without a word. unknown: they are, or were, on another host."""
+from ftlaunch.watch import jobs, progress, runs
+from ftlaunch.watch.jobs import State
 
 
 class StageStatus(Struct, frozen=True, kw_only=True):
@@ -59,14 +55,15 @@ _DRIVEN: dict[bool | None, State] = {True: "running", False: "waiting", None: "u
 
 
 def read_all(every: Sequence[RunDir]) -> list[RunStatus]:
-    """How runs stand, in their order; SLURM is asked once for all of them."""
-    entries = queue.read_queue(every)
-    return [_scheduled(run, entries) if run.cluster.exists() else _local(run) for run in every]
+    """How runs stand, in their order; SLURM is asked once for all of those that are not finished."""
+    asked = [run for run in every if run.cluster.exists() and not runs.finished(run)]
+    answers = {run.path: answer for run, answer in zip(asked, queue.ask(asked), strict=True)}
+    return [_scheduled(run, answers.get(run.path, Answer())) if run.cluster.exists() else _local(run) for run in every]
 
 
 def read_status(run: RunDir) -> RunStatus:
     """How a run and its stages stand now."""
-    return read_all([run])[0]
+    return _scheduled(run, queue.ask([run])[0]) if run.cluster.exists() else _local(run)
 
 
 def _local(run: RunDir) -> RunStatus:
@@ -125,18 +122,18 @@ def _state(step: StepDir, attempts: list[Attempt], driver: Identity | None) -> t
             return "interrupted", None
 
 
-def _scheduled(run: RunDir, entries: Mapping[str, Entry]) -> RunStatus:
+def _scheduled(run: RunDir, answer: Answer) -> RunStatus:
     """How a run stands whose stages are SLURM jobs."""
-    stages = [_scheduled_stage(step, entries) for step in run.step_dirs()]
+    steps = run.step_dirs()
+    first = next((step for step in steps if not step.result.exists()), None)
+    stages = [_scheduled_stage(step, answer, first) for step in steps]
     states: list[State] = [*(stage.state for stage in stages if stage.state != "done"), "done"]
     return RunStatus(name=run.path.name, path=str(run.path), state=states[0], stages=stages)
 
 
-def _scheduled_stage(step: StepDir, entries: Mapping[str, Entry]) -> StageStatus:
-    job = queue.read_job(step)
-    entry = job.entry(entries) if job else None
-    attempts = step.all_attempts()
-    stage = _measured(step, len(attempts), *_job_state(step, attempts, entry))
+def _scheduled_stage(step: StepDir, answer: Answer, first: StepDir | None) -> StageStatus:
+    job, entry = queue.read_job(step), answer.of(step)
+    stage = _measured(step, len(step.all_attempts()), *jobs.stage_state(step, answer, first))
     waits = entry is not None and entry.state == "PENDING"
     return msgspec.structs.replace(
         stage,
@@ -144,34 +141,6 @@ def _scheduled_stage(step: StepDir, entries: Mapping[str, Entry]) -> StageStatus
         nodes=entry.nodes if entry else None,
         start=entry.start if entry and waits else None,
     )
-
-
-def _job_state(step: StepDir, attempts: list[Attempt], entry: Entry | None) -> tuple[State, str | None]:
-    if step.result.exists():
-        return "done", None
-    if entry and entry.alive:
-        waits_for_another = entry.reason == "Dependency"
-        return _ALIVE.get(entry.state, "waiting" if waits_for_another else "queued"), _waiting_for(entry)
-    word = None if entry is None else f"SLURM ended its job {entry.id}: {entry.state}"
-    if entry and entry.reason:
-        word = f"{word} ({entry.reason})"
-    match read_outcome(step, attempts[-1]) if attempts else None:
-        case Stopped():
-            return "stopped", None
-        case Failure(rank=rank, message=message):
-            first_line = message.partition("\n")[0]
-            return "failed", first_line if rank is None else f"rank {rank}: {first_line}"
-        case _:
-            started = attempts or entry is not None
-            return ("interrupted" if started else "waiting"), word
-
-
-_ALIVE: dict[str, State] = {"RUNNING": "running", "COMPLETING": "running", "CONFIGURING": "queued"}
-
-
-def _waiting_for(entry: Entry) -> str | None:
-    """Why a job waits, as SLURM says it."""
-    return f"waits in the queue: {entry.reason}" if entry.state == "PENDING" and entry.reason != "Dependency" else None
 
 
 def _launcher(attempt: Attempt) -> Identity | None:
@@ -188,8 +157,9 @@ def newest_checkpoint(step: StepDir) -> str | None:
 
 
 def is_over(run: RunDir) -> bool:
-    """Whether nothing of a run works any more. False where its driver is on another host and has not signed off."""
+    """Whether nothing of a run works any more. False where that cannot be seen from here, unless it has signed off."""
     if run.cluster.exists():
-        return not any(entry.alive for entry in queue.read_queue([run]).values())
+        answer = queue.ask([run])[0]
+        return answer.silent is None and not any(entry.alive for entry in answer.entries.values())
     driver = lock.holder(run)
     return (driver is None or processes.is_alive(driver) is False) and not processes.of_attempts(run.path)

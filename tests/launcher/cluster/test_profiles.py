@@ -49,11 +49,11 @@ def test_an_unknown_cluster_is_named_with_the_known_ones(tmp_path: Path, monkeyp
 
 
 def test_every_mistake_is_named_with_its_line(tmp_path: Path) -> None:
-    text = 'partition = "a\\nb"\ntime_limit = "5"\ngpu = "gres"\n[sbatch]\n"A b" = 1\n[stage.merge]\nqoss = "q"\n'
+    text = 'partition = "a\\nb"\ntime_limit = "5h"\ngpu = "gres"\n[sbatch]\n"A b" = 1\n[stage.merge]\nqoss = "q"\n'
     assert problems(tmp_path, text) == {
         "partition": "1: has the control character '\\n' in 'a\\nb'",
         "time_limit": '2: expected a time as in "4:00:00" (hours, minutes, seconds) or "2-12:00:00" (with days), '
-        "got '5'",
+        "got '5h'",
         "gpu": "3: is not a known key",
         'sbatch."A b"': "5: expected a name that is a flag without its dashes, got 'A b'",
         "stage.merge.qoss": "7: is not a known key",
@@ -67,12 +67,90 @@ def test_what_ftlaunch_sets_itself_is_not_to_be_set(tmp_path: Path) -> None:
     }
 
 
+def test_names_that_nothing_heeds_are_told_with_everything_else(tmp_path: Path) -> None:
+    text = 'gpu = "none"\n[stage.sfft]\nqos = "q"\n[sbatch]\nparsable = true\nwait = true\n'
+    with pytest.raises(RecipeError) as raised:
+        load_cluster(str(write(tmp_path, text)))
+    told = {problem.key: problem.remedy for problem in raised.value.problems}
+    assert {*told} == {"gpu", "stage.sfft", "sbatch.parsable", "sbatch.wait"}
+    assert told["stage.sfft"] == 'did you mean "sft"?'
+
+
+@pytest.mark.parametrize("key", ["setup", "notify"])
+def test_lines_that_are_no_bash_are_refused(key: str, tmp_path: Path) -> None:
+    line = """["echo 'open"]""" if key == "setup" else """"echo 'open\""""
+    assert "is no bash" in problems(tmp_path, f"{key} = {line}")[key]
+
+
+def test_a_profile_that_others_may_write_is_not_run(tmp_path: Path) -> None:
+    path = write(tmp_path, 'setup = ["true"]')
+    path.chmod(0o666)
+    with pytest.raises(UserError, match="can be written by"):
+        load_cluster(str(path))
+
+
+def test_a_profile_extends_another_and_is_set_for_once(tmp_path: Path) -> None:
+    write(tmp_path, 'partition = "gpu"\nqos = "q"\n[stage.merge]\nqos = "m"\n', "base")
+    path = write(tmp_path, 'extends = "base.toml"\npartition = "debug"\n[stage.merge]\npartition = "cpu"\n')
+    cluster = load_cluster(str(path), ["time_limit=0:20:00", "stage.merge.qos=other"])
+    assert (cluster.partition, cluster.qos, cluster.time_limit) == ("debug", "q", "0:20:00")
+    assert (cluster.stage["merge"].partition, cluster.stage["merge"].qos) == ("cpu", "other")
+    with pytest.raises(RecipeError) as raised:
+        load_cluster(str(path), ["partitoin=x"])
+    assert str(raised.value).startswith("--site partitoin=x: partitoin: is not a known key")
+
+
+def test_the_first_line_of_setup_that_fails_ends_the_job_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sourced.sh").write_text("false\nexport FOUND=1\n")
+    lines = {
+        "nosuch load cuda": "127 at: nosuch load cuda",
+        "source /no/such": "1 at: source /no/such",
+        "exit 0": "0 at: exit 0",
+        f"source {tmp_path}/sourced.sh": None,
+        "grep -q x /dev/null || true": None,
+    }
+    for line, told in lines.items():
+        batch = tmp_path / "batch.sh"
+        batch.write_text(script(Cluster(setup=[line])).replace("\nsrun ", "\necho started; exit 0; srun "))
+        done = subprocess.run(["bash", str(batch)], capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) is (told is None), done.stderr
+        assert ("started" in done.stdout) is (told is None)
+        assert told is None or f"ftlaunch: setup ended the job with exit code {told}" in done.stderr
+
+
+BANNER = "sbatch: warning: job 4711 is what the site says\n*** your batch job 12 hours limit ***\n"
+
+
+@pytest.mark.parametrize(
+    "printed", ["38", f"{BANNER}38", f"{BANNER}38;alpha\n*** bye 99 ***", f"{BANNER}Submitted batch job 38 on alpha"]
+)
+def test_the_id_of_a_job_is_not_what_a_site_prints_around_it(printed: str) -> None:
+    assert request.Batch._get_job_id_from_submission_command(printed) == "38"
+
+
+def test_a_run_folder_that_slurm_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "perc%j_%x", "train")
+    with pytest.raises(UserError, match="a % or a backslash"):
+        request.request(plan, plan.steps[0], Cluster())
+
+
+def test_a_path_that_leads_nowhere_is_no_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no profile") as raised:
+        load_cluster(str(tmp_path / "nothere.toml"))
+    assert "nothere.toml.toml" not in str(raised.value)
+    write(tmp_path, 'partition = "p"')
+    assert load_cluster(str(tmp_path / "site")).partition == "p"
+
+
 def test_a_time_limit_leaves_time_to_train(tmp_path: Path) -> None:
     found = problems(tmp_path, 'signal_lead = 300\n[stage.merge]\ntime_limit = "0:05:30"')
     assert found["stage.merge.time_limit"].startswith("3: leaves no time to train")
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("0:01:30", 90), ("4:00:00", 14400), ("1-00:00:01", 86401)])
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("0:01:30", 90), ("4:00:00", 14400), ("1-00:00:01", 86401), ("90", 5400), ("2-0", 172800), ("1:30", 90)],
+)
 def test_seconds_of_a_time_limit(limit: str, expected: int) -> None:
     assert seconds(limit) == expected
 

@@ -1,28 +1,36 @@
 """Stopping and ending a run whose stages are SLURM jobs."""
 
+from collections.abc import Callable
+
 from ftlaunch.cluster import queue
+from ftlaunch.cluster.queue import Entry
+from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_atomic
-from ftlaunch.run.layout import CANCEL, RunDir
+from ftlaunch.run.layout import CANCEL, STOP, RunDir
 
 
-def ask_to_stop(run: RunDir) -> None:
-    """Have the stage that runs save and leave; jobs that wait leave the queue."""
-    jobs = _alive(run)
-    waiting = [job for job, state in jobs.items() if state == "PENDING"]
-    if len(waiting) < len(jobs):
-        step = next(step for step in run.step_dirs() if not step.result.exists())
-        write_atomic(step.stop, "asked")
-    queue.cancel(waiting, queue.read_cluster(run))
+def ask_to_stop(run: RunDir) -> str | None:
+    """Have the stage that runs save and leave; jobs that wait leave the queue.
+
+    Says why where the queue cannot be reached: then they leave as soon as they start.
+    """
+    step = next(step for step in run.step_dirs() if not step.result.exists())
+    write_atomic(step.stop, STOP)
+    return _end(run, lambda entry: entry.state == "PENDING")
 
 
-def cancel(run: RunDir) -> None:
-    """End the run's jobs at once, those that wait behind included."""
+def cancel(run: RunDir) -> str | None:
+    """End the run's jobs at once, those that wait behind included. Says why where the queue cannot be reached."""
     for step in run.step_dirs():
         if not step.result.exists():
             write_atomic(step.stop, CANCEL)
-    queue.cancel(_alive(run), queue.read_cluster(run))
+    return _end(run, lambda entry: entry.alive)
 
 
-def _alive(run: RunDir) -> dict[str, str]:
-    """SLURM's word for each job of a run that waits or runs."""
-    return {entry.id: entry.state for entry in queue.read_queue([run]).values() if entry.alive}
+def _end(run: RunDir, wanted: Callable[[Entry], bool]) -> str | None:
+    try:
+        jobs = [entry.id for entry in queue.read_queue(run).values() if wanted(entry)]
+        queue.cancel(jobs, queue.read_cluster(run))
+    except UserError as error:
+        return error.message
+    return None

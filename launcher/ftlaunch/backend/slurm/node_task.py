@@ -4,7 +4,8 @@ The first node leads: it makes the attempt, tells the others where to meet, and 
 """
 
 import os
-import subprocess
+import shlex
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 from submitit.core.job_environment import JobEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend import supervisor, watchdog
-from ftlaunch.backend.slurm import rendezvous, requeue, restart_policy
+from ftlaunch.backend.slurm import messages, record, rendezvous, requeue, restart_policy
+from ftlaunch.backend.slurm.messages import MadeBy, Start, Verdict, read_verdict
+from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.restart_policy import Ended
 from ftlaunch.backend.watchdog import HangWatch, RankState
 from ftlaunch.cluster import queue
@@ -38,7 +40,7 @@ from ftlaunch.processes.outcome import (
 )
 from ftlaunch.processes.signals import Warnings
 from ftlaunch.recipe import Training
-from ftlaunch.run.files import write_atomic, write_json
+from ftlaunch.run.files import last_lines, write_atomic, write_first, write_json
 from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StepDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
@@ -46,32 +48,12 @@ from ftlaunch.watch import progress, runs
 from ftlaunch.watch.status import newest_checkpoint
 
 MEET_SECONDS = 120.0
-"""The other nodes wait so long for the first one's word."""
+"""The other nodes wait so long for the first one's first word."""
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
-NOTIFY_SECONDS = 60.0
-POLL_SECONDS = 0.2
+POLL_SECONDS, MOST_POLL_SECONDS = 0.2, 1.0
 SIGNALLED = 128
 """srun's exit code is this and the number of the signal that has ended a task."""
-
-
-class Start(Struct, frozen=True, kw_only=True):
-    """The first node's word to the others."""
-
-    attempt: int | None
-    """None: there is nothing to do."""
-    address: str | None
-    port: int | None
-
-
-class Verdict(Struct, frozen=True, kw_only=True):
-    """How the processes of one node ended."""
-
-    exit_code: int
-    killed: Failure | None
-    """What ended a rank from outside, if anything did."""
-    ranks: list[RankState] = []
-    """What its ranks were at, where the attempt was found to hang."""
 
 
 def run_stage(folder: str) -> None:
@@ -98,11 +80,15 @@ def conclude_cut_off(step: StepDir, code: int) -> None:
     task = _Task(step, Warnings())
     if step.result.exists() or (attempt := task.cut_off(code)) is None:
         return
+    output = step.job_output(task.slurm.job_id)
     said = "its tasks were killed; what srun says of it is at the end of its job's output"
     stopped = step.stop_reason() not in (None, REQUEUE)
-    outcome = Failure(rank=None, type="SIGKILL", message=said, log=str(step.jobs))
+    outcome = Failure(rank=None, type="SIGKILL", message=said, traceback=last_lines(output), log=str(output))
     task.warnings.heard = next((number for number in Warnings.NUMBERS if code == SIGNALLED + number), None)
-    task.conclude(attempt, Stopped(reason="asked") if stopped else outcome)
+    try:
+        task.conclude(attempt, Stopped(reason="asked") if stopped else outcome, in_place=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
 
 
 @dataclass
@@ -111,6 +97,8 @@ class _Task:
     warnings: Warnings
     lost: list[str] = field(default_factory=list[str])
     """Nodes of an attempt that failed which are not heard of any more."""
+    starts: int = 0
+    """How often the first node has spoken to the others inside this job."""
     states: list[RankState] = field(default_factory=list[RankState])
     """What the ranks here were at, where they were found to hang."""
     slurm: JobEnvironment = field(default_factory=SlurmJobEnvironment)
@@ -137,10 +125,20 @@ class _Task:
     def rank(self) -> int:
         return self.slurm.node
 
+    @property
+    def here(self) -> str:
+        """This node's name."""
+        return self.nodes[self.rank]
+
     @cached_property
+    def made_by(self) -> MadeBy:
+        return MadeBy(job=self.slurm.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+
+    @property
     def restart(self) -> int:
-        """How often the stage was started before since it was submitted."""
-        return int(os.environ.get("SLURM_RESTART_COUNT", "0")) + self.jobs.index(self.slurm.job_id)
+        """How often the stage was started before since it was submitted, in this job or by another start of it."""
+        queued = self.made_by.restart + self.jobs.index(self.slurm.job_id)
+        return queued + sum(one.in_place for one in self._before())
 
     @cached_property
     def nodes(self) -> list[str]:
@@ -150,37 +148,64 @@ class _Task:
         assert len(names) == planned, f"SLURM gave the nodes {names}, and {planned} were asked for"
         return names
 
-    @cached_property
+    @property
     def start_file(self) -> Path:
-        return self.step.jobs / f"{self.slurm.job_id}.{self.restart}.json"
+        return messages.start_file(self.step, self.made_by, self.starts)
 
     # The first node
 
     def lead(self) -> int:
-        if (code := self._refusal()) is not None:
-            write_json(self.start_file, Start(attempt=None, address=None, port=None))
-            return code
-        self.step.stop.unlink(missing_ok=True)
-        attempt = self.step.new_attempt()
+        """Start the stage, again inside the job while that is worth it, and say the code that SLURM is to see."""
+        try:
+            if (code := self._refusal()) is not None:
+                return code
+            self.step.stop.unlink(missing_ok=True)
+            while (ended := self._attempt()).in_place:
+                self.starts += 1
+            return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Have the other nodes leave, which wait for what comes next."""
+        if self.start_file.exists():
+            self.starts += 1
+        messages.tell(self.start_file, Start(attempt=None))
+
+    def _attempt(self) -> Ended:
+        """One start of the stage's processes on all nodes, concluded."""
+        self.lost, self.states = [], []
+        attempt = self.step.new_attempt(self.made_by)
         try:
             start = self._start(attempt)
-            write_json(self.start_file, start)
+            messages.tell(self.start_file, start)
             outcome = self._run(attempt, start)
         except UserError as error:
             outcome = _failure(error, attempt)
         return self.conclude(attempt, outcome)
 
     def cut_off(self, code: int) -> Attempt | None:
-        """The attempt that nobody has concluded, made where no task came so far; None if there is none."""
-        attempts = self.step.all_attempts()
-        if attempts and not attempts[-1].ended.exists():
-            return attempts[-1]
-        return self.step.new_attempt() if code > SIGNALLED and not self.start_file.exists() else None
+        """The attempt of this start of the job that nobody has concluded, made where no task came so far.
+
+        None where there is none, and where the job is not the run's: another job's attempts are none of its business.
+        """
+        mine = [one for one in self.step.all_attempts() if messages.read_made_by(one) == self.made_by]
+        if mine:
+            return None if mine[-1].ended.exists() else mine[-1]
+        if code <= SIGNALLED or self.start_file.exists() or not record.is_on_record(self.step, self.slurm.job_id):
+            return None
+        return self.step.new_attempt(self.made_by)
 
     def _refusal(self) -> int | None:
         """The code to leave with where there is nothing to start; None where there is."""
         if self.step.result.exists():
             return DONE  # requeued after its end
+        if not record.is_on_record(self.step, self.slurm.job_id, lambda: self.warnings.heard is not None):
+            where = f"ftlaunch resume {shlex.quote(str(self.run.path))}"
+            raise UserError(
+                f"job {self.slurm.job_id} is not on record: its submission was cut short, or another took its place",
+                f"where nothing else of the run is in the queue: {where}",
+            )
         if self.step.stop_reason() not in (None, REQUEUE):
             return STOPPED
         ahead = [step for step in self.run.step_dirs() if step.name < self.step.name and not step.result.exists()]
@@ -226,49 +251,47 @@ class _Task:
         found: dict[int, Verdict] = {}
         deadline = time.monotonic() + VERDICT_SECONDS
         while waiting - {*found} and time.monotonic() < deadline and not self.warnings.heard:
-            for number in waiting - {*found}:
-                if attempt.verdict(number).exists():
-                    found[number] = msgspec.json.decode(attempt.verdict(number).read_bytes(), type=Verdict)
+            found |= {number: told for number in waiting - {*found} if (told := read_verdict(attempt, number))}
             time.sleep(POLL_SECONDS)
         return found
 
-    def conclude(self, attempt: Attempt, outcome: Outcome) -> int:
-        """Write down how the attempt ended, put the job back into the queue where it is to go on, and say the code."""
+    def conclude(self, attempt: Attempt, outcome: Outcome, *, in_place: bool = True) -> Ended:
+        """Write down how the attempt ended, then see that the stage goes on where it is to.
+
+        `in_place`: whether it may go on inside this job, for which neither queue nor controller is needed.
+        """
         ended = self._judge(outcome)
-        if overruled := self._overruled(attempt, ended):
-            ended = msgspec.structs.replace(ended, restarted=False, reason=f"{ended.reason}; {overruled}")
         if isinstance(outcome, Failure):
             write_json(attempt.error, outcome)
             print(describe_failure(outcome), file=sys.stderr)
+        all_answer = isinstance(outcome, Failure) and not self.lost and not self.warnings.heard
+        if not self._is_newest(attempt):
+            ended = _given_up(ended, "a later attempt goes on without this one")
+        elif ended.restarted and in_place and all_answer:
+            ended = msgspec.structs.replace(ended, in_place=True)
+        write_json(attempt.ended, ended)  # first of all: the controller may be away for longer than this lives
+        print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
+        if ended.restarted and not ended.in_place and self.cluster.restart == "requeue":
+            ended = self._requeue(attempt, ended)
+        elif not ended.restarted and self._is_newest(attempt):
+            is_last = self.planned.name == runs.read_plan(self.run).steps[-1].name
+            notify(self.cluster, self.step, ended, is_last=is_last)
+        return ended
+
+    def _requeue(self, attempt: Attempt, ended: Ended) -> Ended:
+        """Put the job back into the queue, which ends this process; come back, with the reason, where it cannot be."""
+        try:
+            state = requeue.job_state(self.run, self.slurm.job_id)
+            if state == "RUNNING":
+                requeue.requeue(self.slurm.job_id, self.lost, self.cluster)
+                return ended
+            ended = _given_up(ended, f"SLURM sees to the job itself, which is {state}")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            ended = _given_up(ended, f"it could not be put back into the queue: {error.message}")
         write_json(attempt.ended, ended)
         print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
-        if ended.restarted and self.cluster.restart == "requeue":
-            requeue.requeue(self.slurm.job_id, self.lost, self.cluster)
-        if not ended.restarted and not overruled:
-            self._notify(ended)
-        return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
-
-    def _overruled(self, attempt: Attempt, ended: Ended) -> str | None:
-        """Why it is not for this task to say what becomes of the job; None where it is."""
-        if not self._is_newest(attempt):
-            return "a later attempt goes on without this one"
-        if not ended.restarted or self.cluster.restart == "successor":
-            return None
-        state = requeue.job_state(self.run, self.slurm.job_id)
-        return None if state == "RUNNING" else f"SLURM sees to the job itself, which is {state}"
-
-    def _notify(self, ended: Ended) -> None:
-        """Run the profile's line for the end of a run, whatever comes of it."""
-        is_last = self.planned.name == runs.read_plan(self.run).steps[-1].name
-        if self.cluster.notify is None or (ended.cause == "done" and not is_last):
-            return
-        state = "stopped" if ended.cause == "preempted" else ended.cause
-        told = {"RUN": str(self.run.path), "STAGE": self.step.name, "STATE": state, "REASON": ended.reason}
-        variables = os.environ | {f"FTLAUNCH_{name}": value for name, value in told.items()}
-        try:
-            subprocess.run(["bash", "-c", self.cluster.notify], env=variables, timeout=NOTIFY_SECONDS, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            print(f"notify: {error}", file=sys.stderr)
+        return ended
 
     def _is_newest(self, attempt: Attempt) -> bool:
         """Whether the stage has not been started again. A node that was cut off may come back to find that it has."""
@@ -308,24 +331,36 @@ class _Task:
         """Do as the first node says. Whatever becomes of the processes here, that one decides what it means."""
         if self.step.result.exists():
             return DONE
-        start = self._hear_start()
-        if start.attempt is None:
-            return DONE
-        attempt = Attempt(self.step.attempts / str(start.attempt), self.rank)
-        ended = self._attend(attempt, start)
-        write_json(attempt.verdict(self.rank), self._verdict(attempt, ended))
+        while (start := self._hear_start()).attempt is not None:
+            attempt = Attempt(self.step.attempts / str(start.attempt), self.rank)
+            self.states = []
+            try:
+                verdict = self._verdict(attempt, self._attend(attempt, start))
+            except UserError as error:
+                failure = _failure(error, attempt)
+                write_first(attempt.error, msgspec.structs.replace(failure, message=f"{self.here}: {failure.message}"))
+                verdict = Verdict(exit_code=BAD_INPUT, killed=None)
+            write_json(attempt.verdict(self.rank), verdict)
+            self.starts += 1
         return DONE
 
     def _hear_start(self) -> Start:
+        """The first node's next word. That one may take its time once it has spoken; srun ends this if it dies."""
         deadline = time.monotonic() + MEET_SECONDS
+        pause = POLL_SECONDS
         while not self.start_file.exists():
-            if time.monotonic() > deadline:
+            if self.warnings.heard == signal.SIGTERM:
+                return Start(attempt=None)
+            self.warnings.heard = None  # of a time limit that is near the first node makes what is to be made
+            submission = queue.read_submission(self.run)
+            if self.starts == 0 and time.monotonic() > deadline and (submission is None or submission.complete):
                 raise UserError(
                     f"{self.nodes[0]} has not been heard of for {MEET_SECONDS:g} s",
                     f"look whether {self.step.jobs} is the same folder on all nodes",
                 )
-            time.sleep(POLL_SECONDS)
-        return msgspec.json.decode(self.start_file.read_bytes(), type=Start)
+            time.sleep(pause)
+            pause = min(MOST_POLL_SECONDS, 1.2 * pause)
+        return messages.read_start(self.start_file)
 
     # All of them
 
@@ -363,7 +398,7 @@ class _Task:
         if attempt.hung.exists():
             per_node = self.planned.step.parallel.procs_per_node
             mine = range(self.rank * per_node, (self.rank + 1) * per_node)
-            self.states = watchdog.interrogate(attempt, self.nodes[self.rank], mine)
+            self.states = watchdog.interrogate(attempt, self.here, mine)
             return "kill"
         if self.warnings.heard and not self.step.stop.exists() and self._is_newest(attempt):
             write_atomic(self.step.stop, REQUEUE)
@@ -374,6 +409,12 @@ def _network(address: str, interface: str | None) -> dict[str, str]:
     """Which interface the ranks talk over. gloo would otherwise take whatever the host's own name leads to."""
     name = interface or rendezvous.interface_of(address)
     return {f"{library}_SOCKET_IFNAME": name for library in ("GLOO", "NCCL", "TP")} if name else {}
+
+
+def _given_up(ended: Ended, why: str) -> Ended:
+    """How an attempt ended that this job does not go on from after all."""
+    what = ended.reason.partition(";")[0]
+    return msgspec.structs.replace(ended, restarted=False, in_place=False, reason=f"{what}; {why}")
 
 
 def _failure(error: UserError, attempt: Attempt) -> Failure:

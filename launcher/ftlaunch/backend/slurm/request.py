@@ -95,6 +95,8 @@ def _number(value: float) -> str:
 def executor(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Batch:
     """What submits a stage. Its folder of jobs is made as soon as it does."""
     run = RunDir(Path(plan.run_dir))
+    if {*plan.run_dir} & {*"%\\"}:
+        raise UserError(f"{run.path} holds a % or a backslash, which SLURM reads otherwise", "choose another --run-dir")
     made = Batch(run.step_dir(planned.name).jobs, python=_python(run, planned, cluster))
     made.update_parameters(**_parameters(run, plan, planned, cluster))
     return made
@@ -130,12 +132,22 @@ def _parameters(run: RunDir, plan: Plan, planned: PlannedStep, cluster: Cluster)
         "wckey": None,
         "signal_delay_s": cluster.signal_lead,
         "stderr_to_stdout": True,
-        "setup": [*cluster.setup, f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        "setup": [*_guarded(cluster.setup), f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"],
         "teardown": _last_words(run, planned, cluster),
         "srun_args": _srun(run, resources, cluster),
         "additional_parameters": _flags(run, planned, resources, cluster),
     }
     return {key: value for key, value in options.items() if value is not None or key == "wckey"}
+
+
+def _guarded(setup: list[str]) -> list[str]:
+    """The profile's lines, the first of which that fails ends the job and is named; not what runs inside of them."""
+    if not setup:
+        return []
+    on_error = 'code=$?; [ -n "$ftlaunch_ready" ] || [ ${#BASH_SOURCE[@]} -gt 1 ] || exit $code'
+    told = 'echo "ftlaunch: setup ended the job with exit code $code at: $BASH_COMMAND" >&2'
+    on_exit = f'code=$?; [ -n "$ftlaunch_ready" ] || {{ {told}; [ $code != 0 ] || exit 1; }}'
+    return [f"trap {shlex.quote(on_error)} ERR", f"trap {shlex.quote(on_exit)} EXIT", *setup, "ftlaunch_ready=1"]
 
 
 def _last_words(run: RunDir, planned: PlannedStep, cluster: Cluster) -> list[str] | None:

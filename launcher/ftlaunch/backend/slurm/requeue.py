@@ -17,11 +17,12 @@ T = TypeVar("T")
 LEAVE_SECONDS = 60.0
 """SLURM may take so long to end the tasks of a job that was requeued."""
 PATIENCE_SECONDS, ASK_AGAIN_SECONDS = 60.0, 3.0
+"""What SLURM refuses is asked for so long; where it does not answer at all, as long as the job lives."""
 
 
 def job_state(run: RunDir, job: str) -> str:
-    """SLURM's word for a job. UserError where the controller stays away."""
-    entry = _patiently(lambda: queue.read_queue([run])).get(job)
+    """SLURM's word for a job. UserError where that cannot be told, though the controller answers."""
+    entry = _patiently(lambda: queue.read_queue(run)).get(job)
     return entry.state if entry else "UNKNOWN"
 
 
@@ -47,12 +48,13 @@ def _control(command: list[str], cluster: Cluster) -> None:
 
 
 def _patiently(ask: Callable[[], T]) -> T:
-    """The answer of a controller that may be about to be started again. UserError where it stays away."""
+    """The answer of a controller that may be away for a while. UserError where it is there and goes on refusing."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return ask()
-        except UserError:
-            if time.monotonic() > deadline:
+        except UserError as error:
+            is_away = queue.AWAY.search(error.message)
+            if not is_away and time.monotonic() > deadline:
                 raise
             time.sleep(ASK_AGAIN_SECONDS)

@@ -37,9 +37,11 @@ class Ended(Struct, frozen=True, kw_only=True):
     lost: list[str]
     """Nodes that have not said how their processes ended."""
     restarted: bool
-    """Whether the job went back into the queue."""
+    """Whether the stage was started again."""
     reason: str
     """What was decided, and why."""
+    in_place: bool = False
+    """Whether that was inside the job, on its nodes; otherwise the job went back into the queue."""
 
 
 def judge(outcome: Outcome, now: Ended, before: list[Ended], most: int, *, warned: bool, asked: bool) -> Ended:

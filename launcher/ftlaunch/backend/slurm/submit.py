@@ -38,6 +38,7 @@ CARRIED = re.compile(
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 GONE_SECONDS, GONE_POLL_SECONDS = 40.0, 0.5
 """Jobs that were taken back may take so long to be gone."""
+OR_RESUME = "; then: ftlaunch resume"
 REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
 
 
@@ -45,6 +46,13 @@ def require_sbatch() -> None:
     """UserError where jobs cannot be submitted from here at all."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not installed here", "call this on a login node of the cluster")
+
+
+def require_fit(plan: Plan, cluster: Cluster) -> None:
+    """UserError where a plan's jobs cannot be submitted from here, or not for a run in its folder."""
+    require_sbatch()
+    for planned in plan.steps:
+        executor(plan, planned, cluster)
 
 
 def submit(run: RunDir, plan: Plan) -> list[Job]:
@@ -77,6 +85,7 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Inter
         for planned in unfinished:
             run.step_dir(planned.name).job.unlink(missing_ok=True)
         jobs = _submit_all(run, plan, unfinished, cluster, interrupts)
+        _require_known(run, jobs)
         write_json(run.submission, msgspec.structs.replace(record, complete=True))
     except BaseException as error:
         left = _take_back(run, cluster)
@@ -100,6 +109,17 @@ def _submit_all(
             batch.after = "?".join(f"afterok:{job}" for job in jobs[-1].ids) if jobs else None
             jobs.append(_submit_stage(step, batch, jobs, cluster, interrupts))
     return jobs
+
+
+def _require_known(run: RunDir, jobs: list[Job]) -> None:
+    """UserError where SLURM answers, and does not have every job under the id that sbatch told."""
+    answer = queue.ask([run])[0]
+    strange = [id for job in jobs for id in job.ids if answer.silent is None and id not in answer.entries]
+    if strange:
+        raise UserError(
+            f"SLURM does not know job {', '.join(strange)} as the run's, though sbatch has told so",
+            "look at what `sbatch --parsable` prints here: the last line of a number alone is taken for the job",
+        )
 
 
 def _carried() -> dict[str, str]:
@@ -152,39 +172,47 @@ def _take_back(run: RunDir, cluster: Cluster) -> str | None:
 def _submit_stage(step: StepDir, batch: Batch, before: Sequence[Job], cluster: Cluster, interrupts: Interrupts) -> Job:
     """Submit a stage's job, and those that wait to take over from it. UserError where sbatch refuses one."""
     after = before[-1].id if before else None
-    ids: list[str] = []
-    for _ in range(1 + (cluster.successors if cluster.restart == "successor" else 0)):
-        batch.after = ",".join(f"afternotok:{id}" for id in ids) or batch.after
-        ids.append(_hand_over(step, batch))
-        job = Job(id=ids[0], submitted=time.time(), after=after, successors=ids[1:])
+    job = Job(id=_hand_over(step, batch, interrupts), submitted=time.time(), after=after)
+    write_json(step.job, job)
+    for _ in range(cluster.successors if cluster.restart == "successor" else 0):
+        batch.after = ",".join(f"afternotok:{id}" for id in job.ids)
+        another = _hand_over(step, batch, interrupts)
+        job = msgspec.structs.replace(job, successors=[*job.successors, another])
         write_json(step.job, job)
-        if interrupts.wish != "go on":
-            run = RunDir(step.path.parent)
-            message = f"{run.path.name} is not submitted: what had been was taken back"
-            remedy = f"submit it: ftlaunch resume {shlex.quote(str(run.path))}"
-            raise Interrupted(message, remedy, interrupts.exit_code)
     return job
 
 
-def _hand_over(step: StepDir, batch: Batch) -> str:
-    """The id of the job that sbatch has made of a batch. UserError, in sbatch's words, where it makes none."""
+def _hand_over(step: StepDir, batch: Batch, interrupts: Interrupts) -> str:
+    """The id of the job that sbatch has made of a batch.
+
+    UserError, in sbatch's words, where it makes none; Interrupted where a signal asks for an end.
+    """
+    if interrupts.wish != "go on":
+        message = f"{step.path.parent.name} is not submitted: what had been was taken back"
+        raise Interrupted(message, f"when you want it{OR_RESUME} {_quoted(step)}", interrupts.exit_code)
     talk = io.StringIO()
     try:
         with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below
             return batch.submit(job_entry.run_stage, str(step.path)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         said = (REASON.findall(str(error)) or [str(error)])[0]
-        run = shlex.quote(str(step.path.parent))
         if queue.AWAY.search(str(error)):
             raise UserError(
                 f"{step.name} cannot be submitted: {said}", "try again when the controller answers"
             ) from error
-        remedy = f"mend the profile or the recipe; then `ftlaunch resume {run} --cluster NAME` takes the profile anew"
+        remedy = (
+            f"mend the profile or the recipe{OR_RESUME} {_quoted(step)} --cluster NAME, which takes the profile anew"
+        )
         raise UserError(f"{step.name} cannot be submitted: {said}", remedy) from error
     except OSError as error:
         raise UserError(
             f"{step.name} cannot be submitted: {error.strerror or error}", "make room, or mend the disk"
         ) from error
+
+
+def _quoted(step: StepDir) -> str:
+    """The stage's run as a word of the shell."""
+    return shlex.quote(str(step.path.parent))
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from ftlaunch.run.layout import RunDir
 SQUEUE = """\
 #!/bin/sh
 echo asked >> {notes}
-[ $(wc -l < {notes}) -gt {failures} ] || {{ echo "Unable to contact slurm controller" >&2; exit 1; }}
-echo "7|RUNNING|None|n1|N/A|1:00"
+[ $(wc -l < {notes}) -gt {failures} ] || {{ echo "{words}" >&2; exit 1; }}
+echo "*** the site says hello ***"
+echo "7|RUNNING|None|n1|N/A|1:00|r/01-sft|{folder}"
 """
 
 
@@ -31,10 +32,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     return run
 
 
-def speak(folder: Path, failures: int) -> None:
-    """Have `squeue` fail so often before it answers."""
+def speak(folder: Path, failures: int, words: str = "Unable to contact slurm controller (connect failure)") -> None:
+    """Have `squeue` fail so often, with such words, before it answers; a site's own line comes before the answer."""
     squeue = folder / "squeue"
-    squeue.write_text(SQUEUE.format(notes=folder / "notes", failures=failures))
+    squeue.write_text(SQUEUE.format(notes=folder / "notes", failures=failures, words=words, folder=folder / "r"))
     squeue.chmod(0o700)
 
 
@@ -43,8 +44,16 @@ def test_a_controller_that_comes_back_is_asked_until_it_answers(run: RunDir, tmp
     assert requeue.job_state(run, "7") == "RUNNING"
 
 
-def test_a_controller_that_stays_away_is_given_up(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_is_waited_for_as_long_as_the_job_lives(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requeue, "PATIENCE_SECONDS", 0.0)
+    speak(tmp_path, failures=5)
+    assert requeue.job_state(run, "7") == "RUNNING"
+
+
+def test_a_controller_that_refuses_is_given_up(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requeue, "PATIENCE_SECONDS", 0.2)
-    speak(tmp_path, failures=10**6)
-    with pytest.raises(UserError, match="Unable to contact"):
+    speak(tmp_path, failures=10**6, words="Access denied")
+    with pytest.raises(UserError, match="Access denied"):
         requeue.job_state(run, "7")

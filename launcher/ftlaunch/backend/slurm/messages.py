@@ -1,0 +1,64 @@
+"""What the tasks of a job tell each other, by files in the stage's folder: nodes share nothing else for certain."""
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.backend.watchdog import RankState
+from ftlaunch.processes.outcome import Failure
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import Attempt, StepDir
+
+
+class MadeBy(Struct, frozen=True, kw_only=True):
+    """made_by.json: the start of a job that an attempt belongs to. Nobody else may conclude it."""
+
+    job: str
+    restart: int
+    """SLURM's own count of how often the job was put back into the queue."""
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """The first node's word to the others."""
+
+    attempt: int | None
+    """None: there is nothing to do any more."""
+    address: str | None = None
+    port: int | None = None
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """How the processes of one node ended."""
+
+    exit_code: int
+    killed: Failure | None
+    """What ended a rank from outside, if anything did."""
+    ranks: list[RankState] = []
+    """What its ranks were at, where the attempt was found to hang."""
+
+
+def start_file(step: StepDir, made_by: MadeBy, number: int) -> Path:
+    """Where a job's first node says what the others are to do, counted from 0 over the starts inside the job."""
+    return step.jobs / f"{made_by.job}.{made_by.restart}.{number}.json"
+
+
+def tell(file: Path, start: Start) -> None:
+    write_json(file, start)
+
+
+def read_start(file: Path) -> Start:
+    return msgspec.json.decode(file.read_bytes(), type=Start)
+
+
+def read_made_by(attempt: Attempt) -> MadeBy | None:
+    """None where an attempt does not say so, as those of this machine do not."""
+    if not attempt.made_by.exists():
+        return None
+    return msgspec.json.decode(attempt.made_by.read_bytes(), type=MadeBy)
+
+
+def read_verdict(attempt: Attempt, node: int) -> Verdict | None:
+    """None where the node has not said how its processes ended."""
+    file = attempt.verdict(node)
+    return msgspec.json.decode(file.read_bytes(), type=Verdict) if file.exists() else None

@@ -1,0 +1,24 @@
+"""Telling the user that a run has ended, by the profile's own line of bash."""
+
+import os
+import subprocess
+import sys
+
+from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.run.layout import StepDir
+
+NOTIFY_SECONDS = 60.0
+
+
+def notify(cluster: Cluster, step: StepDir, ended: Ended, *, is_last: bool) -> None:
+    """Run the profile's line for the end of a run, whatever comes of it."""
+    if cluster.notify is None or (ended.cause == "done" and not is_last):
+        return
+    state = "stopped" if ended.cause == "preempted" else ended.cause
+    told = {"RUN": str(step.path.parent), "STAGE": step.name, "STATE": state, "REASON": ended.reason}
+    variables = os.environ | {f"FTLAUNCH_{name}": value for name, value in told.items()}
+    try:
+        subprocess.run(["bash", "-c", cluster.notify], env=variables, timeout=NOTIFY_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"notify: {error}", file=sys.stderr)

@@ -1,0 +1,37 @@
+"""Whether a job that has started is one that its run knows of: a submission that was cut short leaves others behind."""
+
+import time
+from collections.abc import Callable
+
+from ftlaunch.cluster import queue
+from ftlaunch.run.layout import RunDir, StepDir
+
+RECORD_SECONDS = 20.0
+"""A record may take so long to be seen on a node, whose file system may remember how things were."""
+SUBMISSION_SECONDS = 60.0
+"""A submission that goes on hands over one more job at least so often."""
+POLL_SECONDS = 0.5
+
+
+def is_on_record(step: StepDir, job: str, is_over: Callable[[], bool] = lambda: False) -> bool:
+    """Whether the run's newest submission is complete and holds a job of this stage; `is_over` ends the waiting."""
+    run = RunDir(step.path.parent)
+    seen, since = _taken(run), time.monotonic()
+    while not is_over():
+        submission = queue.read_submission(run)
+        record = queue.read_job(step)
+        listed = record is not None and job in record.ids
+        if listed and submission is not None and submission.complete:
+            return True
+        if (now := _taken(run)) != seen:
+            seen, since = now, time.monotonic()
+        going_on = submission is not None and not submission.complete
+        if time.monotonic() - since > (SUBMISSION_SECONDS if going_on else RECORD_SECONDS):
+            return False
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def _taken(run: RunDir) -> list[str]:
+    """Jobs on record so far."""
+    return [id for step in run.step_dirs() if (job := queue.read_job(step)) for id in job.ids]

@@ -1,0 +1,66 @@
+"""What SLURM's words for why a job waits, or has ended, mean to whoever wants it to run."""
+
+import re
+
+NEVER = (
+    (r"PartitionTimeLimit", "its time_limit is beyond that of the partition"),
+    (r"PartitionNodeLimit", "the partition has fewer nodes than it asks for, or they are down"),
+    (r"PartitionConfig", "no nodes of the partition are what it asks for"),
+    (r"PartitionDown|PartitionInactive", "the partition takes no jobs"),
+    (r"BadConstraints", "no node is what it asks for: constraint, CPUs, memory or GPUs"),
+    (
+        r"AccountingPolicy|AccountNotAllowed|QOSNotAllowed|InvalidAccount|InvalidQOS",
+        "account or qos may not be used so",
+    ),
+    (r"ReqNodeNotAvail.*", "nodes that it asks for are down, drained or reserved"),
+    (r"JobHeldUser", "somebody holds it back: scontrol release"),
+    (r"JobHeldAdmin", "the site holds it back"),
+    (r"DependencyNeverSatisfied", "a job that it waits for has failed"),
+    (
+        r"(Assoc|QOS)M(ax|in)\w*PerJob\w*|QOSMax\w*PerNode|(Assoc|QOS)MaxWallDurationPerJobLimit",
+        "it asks for more than one job is allowed",
+    ),
+)
+"""Reasons for which a job waits for ever, unless somebody changes something."""
+PERHAPS = (
+    (
+        r"(Assoc|QOS)\w*",
+        "a limit of the account or qos; it starts when others leave room, if it asks for no more than that",
+    ),
+)
+ENDED = {
+    "JobLaunchFailure": "its batch script could not be started: is the run's folder there, at this path, on the nodes?",
+    "TIMEOUT": "its time limit ran out",
+    "OUT_OF_MEMORY": "it was given too little memory: see memory_per_node",
+    "NODE_FAIL": "a node has died, and it was not put back into the queue",
+    "BOOT_FAIL": "its nodes did not start",
+    "DEADLINE": "its deadline has passed",
+    "PREEMPTED": "a more urgent job took its nodes, and it was not put back into the queue",
+}
+
+
+def why_waiting(reason: str | None) -> str:
+    """Of a job that waits, in a few words, SLURM's own among them."""
+    if reason is None:
+        return "waits in the queue"
+    if (told := _told(NEVER, reason)) is not None:
+        return f"will not start as it is: {reason}: {told}"
+    told = _told(PERHAPS, reason)
+    return f"waits in the queue: {reason}{f': {told}' if told else ''}"
+
+
+def never_starts(reason: str | None) -> bool:
+    return reason is not None and _told(NEVER, reason) is not None
+
+
+def why_ended(state: str, reason: str | None) -> str:
+    """Of a job that has ended without doing its work. A reason that is left over from its waiting says nothing."""
+    words = [state]
+    if reason in ENDED or reason in ("NonZeroExitCode", "RaisedSignal"):
+        words = [f"{state} ({reason})"]
+    told = ENDED.get(reason or "") or ENDED.get(state)
+    return ": ".join([*words, *([told] if told else [])])
+
+
+def _told(table: tuple[tuple[str, str], ...], reason: str) -> str | None:
+    return next((told for pattern, told in table if re.fullmatch(pattern, reason)), None)

@@ -1,0 +1,148 @@
+"""How stages stand that are SLURM jobs: told by the run's folder, and by SLURM where it answers."""
+
+import re
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch import processes
+from ftlaunch.cluster import queue, reasons
+from ftlaunch.cluster.queue import Answer, Entry
+from ftlaunch.processes import lock
+from ftlaunch.processes.outcome import Failure, Stopped, read_outcome
+from ftlaunch.run.files import last_lines
+from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StepDir
+
+State = Literal[
+    "waiting", "queued", "running", "suspended", "done", "stopped", "cancelled", "failed", "interrupted", "unknown"
+]
+"""queued: SLURM has not started its job yet, or not again. cancelled: its job was ended, as asked or with another.
+interrupted: its processes have gone without a word. unknown: they are, or were, where they cannot be seen from here."""
+ALIVE: dict[str, State] = {"RUNNING": "running", "COMPLETING": "running", "SUSPENDED": "suspended"}
+BROKEN = {"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"}
+NOISE = re.compile(r"^(srun|slurmstepd|submitit)\b|^\s*$|^\d+ submitit|^    |^Traceback")
+"""Lines of a job's output that say that something failed, and not what."""
+
+
+def stage_state(step: StepDir, answer: Answer, first_unfinished: StepDir | None) -> tuple[State, str | None]:
+    """The state of a stage, and what there is to say of it."""
+    if step.result.exists():
+        return "done", None
+    is_first = first_unfinished is not None and step.name == first_unfinished.name
+    if answer.silent is not None:
+        return _unseen(step, answer.silent) if is_first else ("waiting", None)
+    entry = answer.of(step)
+    if entry and entry.alive:
+        return _alive(entry)
+    if (asked := step.stop_reason()) not in (None, REQUEUE):
+        return _as_asked(step, asked)
+    if told := _told(step, entry):
+        return told
+    if is_first or entry:
+        return _ended(step, entry, None if is_first else first_unfinished)
+    return "waiting", None
+
+
+def _alive(entry: Entry) -> tuple[State, str | None]:
+    if entry.state == "SUSPENDED":
+        return "suspended", "SLURM has suspended its job, and lets it go on later"
+    if entry.state in ALIVE:
+        return ALIVE[entry.state], None
+    if entry.reason == "Dependency":
+        return "waiting", None
+    return "queued", reasons.why_waiting(entry.reason) if entry.state == "PENDING" else None
+
+
+def _as_asked(step: StepDir, asked: str | None) -> tuple[State, str | None]:
+    if asked == CANCEL:
+        return "cancelled", "as asked"
+    outcome = _outcome(step)
+    if isinstance(outcome, Failure):
+        return "failed", _first_line(outcome)
+    return "stopped", None if outcome else "before it started, as asked"
+
+
+def _told(step: StepDir, entry: Entry | None) -> tuple[State, str | None] | None:
+    """What the newest attempt says; None where there is none, or where a later job died before it could make one."""
+    if died_early(step, entry) is not None:
+        return None
+    match _outcome(step):
+        case Stopped():
+            return "stopped", None
+        case Failure() as failure:
+            return "failed", _first_line(failure)
+        case _:
+            return None
+
+
+def _outcome(step: StepDir) -> Failure | Stopped | None:
+    attempts = step.all_attempts()
+    outcome = read_outcome(step, attempts[-1]) if attempts else None
+    return outcome if isinstance(outcome, Failure | Stopped) else None
+
+
+def _first_line(failure: Failure) -> str:
+    line = failure.message.partition("\n")[0]
+    return line if failure.rank is None else f"rank {failure.rank}: {line}"
+
+
+def _ended(step: StepDir, entry: Entry | None, earlier: StepDir | None) -> tuple[State, str | None]:
+    """Of a stage whose job is gone, or never was, and that has left no word itself."""
+    if earlier is not None and entry:
+        return "cancelled", f"with {earlier.name}"
+    early = died_early(step, entry)
+    if entry is not None:
+        word = f"SLURM ended its job {entry.id}: {reasons.why_ended(entry.state, entry.reason)}"
+        cancelled = entry.state.startswith("CANCELLED")
+        state: State = "failed" if entry.state in BROKEN else "cancelled" if cancelled else "interrupted"
+        return state, f"{word}: {early.message}" if early and not cancelled else word
+    run = RunDir(step.path.parent)
+    if (driver := lock.holder(run)) and processes.is_alive(driver) is not False:
+        return "waiting", "is being submitted"
+    if (job := queue.read_job(step)) is None:
+        submission = queue.read_submission(run)
+        cut_short = submission is not None and not submission.complete
+        return "interrupted", "its submission was cut short" if cut_short else "not submitted"
+    return "interrupted", early.message if early else f"SLURM does not know job {job.id} any more"
+
+
+def _unseen(step: StepDir, silent: str) -> tuple[State, str | None]:
+    """Of the stage whose turn it is, where SLURM does not answer."""
+    attempts = step.all_attempts()
+    if attempts and is_final(attempts[-1]) and (outcome := _outcome(step)):
+        return ("failed", _first_line(outcome)) if isinstance(outcome, Failure) else ("stopped", silent)
+    return "unknown", silent
+
+
+class _Decided(Struct, frozen=True):
+    restarted: bool
+
+
+def is_final(attempt: Attempt) -> bool:
+    """Whether an attempt was concluded, and the stage not started again after it."""
+    return attempt.ended.exists() and not msgspec.json.decode(attempt.ended.read_bytes(), type=_Decided).restarted
+
+
+class _MadeBy(Struct, frozen=True):
+    job: str
+
+
+def died_early(step: StepDir, entry: Entry | None) -> Failure | None:
+    """What a stage's newest job said before its death, where that came before it could make an attempt."""
+    job = queue.read_job(step)
+    if job is None or (entry is not None and entry.alive):
+        return None
+    made = [one.made_by for one in step.all_attempts() if one.made_by.exists()]
+    makers = {msgspec.json.decode(file.read_bytes(), type=_MadeBy).job for file in made}
+    outputs = [(id, step.job_output(id)) for id in job.ids if step.job_output(id).exists()]
+    known = entry is not None and (entry.state in BROKEN or entry.reason == "JobLaunchFailure")
+    if makers & {*job.ids} or not (outputs or known):
+        return None
+    id, output = outputs[-1] if outputs else (job.id, step.job_output(job.id))
+    said = last_lines(output)
+    telling = [line for line in said.splitlines() if not NOISE.search(line)] or said.splitlines()
+    slurm = reasons.why_ended(entry.state, entry.reason) if entry else "SLURM does not know it any more"
+    message = telling[-1].strip() if telling else f"job {id} left no word: {slurm}"
+    remedy = f"job {id} died before the stage could start ({slurm}): look at the profile's setup, python, container"
+    return Failure(rank=None, type="JobDied", message=message, remedy=remedy, traceback=said, log=str(output))
