@@ -126,10 +126,15 @@ class Acted:
 
 def submit_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> Acted:
     """Write and submit a run with a stage for each text, such as "40 0.1 kill@3": worker.py's arguments."""
-    with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE):
-        run = prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), cluster)
+    run = write_acted(folder, stages, nodes, cluster)
     submit.submit(run, runs.read_plan(run))
     return Acted(run, cluster)
+
+
+def write_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> RunDir:
+    """Write such a run, which `ftlaunch resume` would submit."""
+    with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE):
+        return prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), cluster)
 
 
 class _Text(msgspec.Struct):

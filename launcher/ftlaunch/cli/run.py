@@ -67,12 +67,6 @@ def _drive(folder: "RunDir", lock: int | None = None) -> int:
     return code
 
 
-def _refuse_twice(folder: "RunDir") -> None:
-    from ftlaunch.backend.slurm.submit import refuse_twice
-
-    refuse_twice(folder)
-
-
 def _submit(folder: "RunDir", *, fresh: bool) -> int:
     from ftlaunch.backend.prepare import discard
     from ftlaunch.backend.slurm import submit
@@ -209,7 +203,10 @@ def resume(
     if here:
         trainer.require()
     else:
-        _refuse_twice(folder)
+        from ftlaunch.backend.slurm.submit import require_rest
+
+        if folder.cluster.exists():
+            require_rest(folder)
     if cluster is not None:
         _move(folder, cluster, site or [])
     elif site:

@@ -39,7 +39,8 @@ class Batch(SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         dependency = [f"--dependency={self.after}"] if self.after else []
-        return ["sbatch", "--parsable", *dependency, str(submission_file_path)]
+        # In a session of its own: a Ctrl-C in the terminal must not end it half-way.
+        return ["setsid", "sbatch", "--parsable", *dependency, str(submission_file_path)]
 
     @staticmethod
     def _get_job_id_from_submission_command(string: str | bytes) -> str:

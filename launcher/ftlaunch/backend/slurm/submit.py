@@ -126,6 +126,16 @@ def _carried() -> dict[str, str]:
     return {name: os.environ[name] for name in os.environ if CARRIED.fullmatch(name) and not names_secret(name)}
 
 
+def require_rest(run: RunDir) -> None:
+    """UserError where a run cannot be submitted again, as jobs of it wait or work or are being submitted."""
+    held = lock.take(run)
+    try:
+        clear_cut_short(run, queue.read_cluster(run))
+        refuse_twice(run)
+    finally:
+        lock.release(held)
+
+
 def refuse_twice(run: RunDir) -> None:
     """UserError where jobs of the run wait or work."""
     alive = [entry for entry in queue.read_queue(run).values() if entry.alive]
@@ -146,11 +156,13 @@ def clear_cut_short(run: RunDir, cluster: Cluster) -> None:
     if (submission := queue.read_submission(run)) is None or submission.complete:
         return
     deadline = time.monotonic() + GONE_SECONDS
-    while alive := [entry.id for entry in queue.read_queue(run).values() if entry.alive]:
-        if time.monotonic() > deadline:
-            return
+    looks = 0
+    while looks < 2 and time.monotonic() < deadline:  # an sbatch that outlives its caller may hand over another
+        alive = [entry.id for entry in queue.read_queue(run).values() if entry.alive]
         queue.cancel(alive, cluster)
+        looks = 0 if alive else looks + 1
         time.sleep(GONE_POLL_SECONDS)
+    run.submission.unlink()
 
 
 def _take_back(run: RunDir, cluster: Cluster) -> str | None:
@@ -217,7 +229,7 @@ def _quoted(step: StepDir) -> str:
 
 @contextmanager
 def _held_back() -> Generator[None]:
-    """Signals that would end sbatch half-way wait, for it too: whether it has made a job must be known."""
+    """Signals wait while sbatch is asked: whether it has made a job must be known."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield

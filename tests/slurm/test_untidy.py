@@ -1,0 +1,271 @@
+"""Sites as they are: what is odd, slow, silent or cut short loses nothing, orphans nothing, and has a cause."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from scheduled import Acted, devcluster, slurm, write_acted
+
+from ftlaunch.backend import control
+from ftlaunch.backend.slurm import submit
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.queue import Job
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.run.files import write_json
+from ftlaunch.watch import logs, runs
+
+Submit = Callable[..., Acted]
+
+
+def ftlaunch(*words: str | Path, path: Path | None = None) -> subprocess.Popen[str]:
+    """The command line, in a session of its own, with a folder of other programs in front."""
+    variables = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"} if path else os.environ
+    command = [sys.executable, "-m", "ftlaunch", *map(str, words)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def call(*words: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    process = ftlaunch(*words, path=path)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def site_sbatch(folder: Path, before: str, after: str = "") -> Path:
+    """A site's own sbatch in a folder: lines of a shell around the real one."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "sbatch"
+    file.write_text(f'#!/bin/sh\n{before}\n{shutil.which("sbatch")} "$@"; code=$?\n{after}\nexit $code\n')
+    file.chmod(0o700)
+    return folder
+
+
+def in_queue(run_dir: Path) -> set[str]:
+    """Ids of jobs that wait or run in a run's folder, asked without ftlaunch."""
+    rows = slurm("squeue", "--noheader", "--format=%i %Z").splitlines()
+    return {row.split(" ", 1)[0] for row in rows if row.split(" ", 1)[1] == str(run_dir)}
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+@pytest.fixture
+def cleared() -> Iterator[list[Path]]:
+    """Folders of runs whose jobs are ended afterwards."""
+    folders: list[Path] = []
+    yield folders
+    for folder in folders:
+        slurm("scancel", "--signal=KILL", "--full", *in_queue(folder))
+        slurm("scancel", *in_queue(folder))
+
+
+@pytest.fixture(scope="module")
+def crowd(act_together: Submit) -> dict[str, Acted]:
+    """Runs that fail for reasons of their site, side by side."""
+    two = {"nodes": 2}
+    return {
+        "interface": act_together("5 0.1 none", "3 0.1 none", name="interface", interface="ib0", **two),
+        "exit": act_together("5 0.1 none", name="exit", setup=["exit 3"]),
+        "module": act_together("5 0.1 none", name="module", setup=["nosuch load cuda"]),
+        "python": act_together("5 0.1 none", name="python", python="/opt/none/bin/python"),
+        "never": act_together("5 0.1 none", name="never", time_limit="3-00:00:00"),
+        "in place": act_together("30 0.05 kill@15", name="in-place", **two),
+    }
+
+
+def test_a_rank_that_dies_is_started_again_inside_the_job(crowd: dict[str, Acted]) -> None:
+    acted = crowd["in place"]
+    assert acted.wait_for_end().state == "done"
+    first, second = acted.ended()
+    assert (first["restarted"], first["in_place"], second["restart"]) == (True, True, 1)
+    assert (first["job"], first["nodes"]) == (second["job"], second["nodes"])
+    assert slurm("scontrol", "show", "job", acted.job).partition("Restarts=")[2].startswith("0 ")
+    assert acted.is_calm()
+
+
+def test_what_keeps_nodes_from_meeting_is_told(crowd: dict[str, Acted]) -> None:
+    acted = crowd["interface"]
+    status = acted.wait_for_end()
+    assert (status.state, status.stages[0].note) == ("failed", "there is no interface ib0 with an address here")
+    assert status.stages[0].attempts == 1
+    assert logs.first_error(acted.run, None, None).remedy == "correct `interface`"
+    assert (status.stages[1].state, status.stages[1].note) == ("cancelled", "with 01-sft")
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("exit", "ftlaunch: setup ended the job with exit code 3 at: exit 3"),
+        ("module", "ftlaunch: setup ended the job with exit code 127 at: nosuch load cuda"),
+        ("python", "No such file or directory"),
+    ],
+)
+def test_what_ends_a_job_before_python_starts_is_told(crowd: dict[str, Acted], name: str, cause: str) -> None:
+    acted = crowd[name]
+    status = acted.wait_for_end()
+    assert status.state == "failed"
+    assert cause in (status.stages[0].note or "")
+    error = logs.first_error(acted.run, None, None)
+    assert cause in error.message
+    assert cause in Path(error.log).read_text()
+    assert any(cause in line for line in logs.read(acted.run, None, None, None))
+
+
+def test_a_job_that_never_starts_is_told(crowd: dict[str, Acted]) -> None:
+    status = crowd["never"].wait(lambda status: status.stages[0].note is not None)
+    assert (status.stages[0].note or "").startswith("will not start as it is: PartitionTimeLimit")
+    assert control.cancel(crowd["never"].run)
+    assert crowd["never"].wait_for_end().stages[0].note == "as asked"
+    assert crowd["never"].status.state == "cancelled"
+
+
+def test_an_interface_that_one_node_lacks_is_told_with_the_node(act: Submit, tmp_path: Path) -> None:
+    python = tmp_path / "python"  # stands for a node whose network is called otherwise
+    code = "import ftlaunch.backend.slurm.rendezvous as r; r._interfaces = lambda: {}; "
+    code += "import runpy, sys; sys.argv = sys.argv[3:]; runpy.run_module('submitit.core._submit', run_name='__main__')"
+    script = f'case "$SLURM_NODEID $*" in "1 "*submitit*) exec {sys.executable} -c "{code}" "$@" ;; esac'
+    python.write_text(f'#!/bin/sh\n{script}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    acted = act("40 0.1 none", nodes=2, interface="eth0", python=str(python))
+    status = acted.wait_for_end()
+    assert (status.state, status.stages[0].note) == ("failed", "n2: there is no interface eth0 with an address here")
+    assert status.stages[0].attempts == 1
+
+
+def test_a_job_that_is_not_on_record_leaves_the_others_alone(act: Submit) -> None:
+    """As one whose sbatch was believed to have failed: it starts while the run's own job trains."""
+    acted = act("80 0.1 none", nodes=2)
+    acted.wait_for_step(3)
+    (script,) = acted.run.step_dir("01-sft").jobs.glob("*_submission.sh")
+    stray = slurm("sbatch", "--parsable", str(script)).strip()
+    pickle = next(acted.run.step_dir("01-sft").jobs.glob(f"{acted.job}_submitted.pkl"))
+    shutil.copy(pickle, pickle.with_name(f"{stray}_submitted.pkl"))
+    assert stray in queue.read_queue(acted.run)
+    wait_until(lambda: stray not in in_queue(acted.run.path))
+    assert f"job {stray} is not on record" in acted.run.step_dir("01-sft").job_output(stray).read_text()
+    assert acted.wait_for_end().state == "done"
+    assert len(acted.ended()) == 1
+    assert acted.is_calm()
+
+
+def test_a_strangers_job_of_the_same_id_is_left_alone(act: Submit, tmp_path: Path) -> None:
+    acted = act("3 0.1 none", nodes=1, sbatch={"hold": True})
+    assert control.cancel(acted.run)
+    mine = slurm(
+        "sbatch", "--parsable", "--hold", "--job-name=mywork", f"--chdir={tmp_path}", "--wrap=sleep 60"
+    ).strip()
+    write_json(acted.run.step_dir("01-sft").job, Job(id=mine, submitted=0.0))
+    assert acted.status.stages[0].state == "cancelled"
+    assert not control.cancel(acted.run)
+    assert mine in {*slurm("squeue", "--noheader", "--format=%i").split()}
+    slurm("scancel", mine)
+
+
+def test_a_run_of_another_cluster_is_not_judged_by_this_one(act: Submit) -> None:
+    acted = act("3 0.1 none", sbatch={"hold": True})
+    slurm("scancel", acted.job)
+    write_json(acted.run.step_dir("01-sft").job, Job(id="9999999", submitted=0.0))
+    record = queue.read_submission(acted.run)
+    assert record is not None
+    write_json(acted.run.submission, msgspec.structs.replace(record, cluster="alpha"))
+    wait_until(lambda: not in_queue(acted.run.path))
+    stage = acted.status.stages[0]
+    assert (stage.state, stage.note) == ("unknown", "it was submitted on cluster alpha, and this is dev")
+    with pytest.raises(UserError, match="alpha"):
+        submit.submit(acted.run, runs.read_plan(acted.run))
+
+
+def test_the_id_is_found_among_a_sites_own_lines(dev: Cluster, tmp_path: Path, cleared: list[Path]) -> None:
+    banner = "echo 'sbatch: warning: job 4711 is what the site says'\necho '*** batch job 12 hours limit ***'"
+    site = site_sbatch(tmp_path / "bin", banner, "echo '*** bye ***'")
+    run = write_acted(tmp_path / "banner", ("3 0.1 none", "3 0.1 none"), 1, dev)
+    cleared.append(run.path)
+    done = call("resume", run.path, path=site)
+    assert done.returncode == 0, done.stderr
+    acted = Acted(run, dev)
+    assert acted.jobs == in_queue(run.path)
+    assert acted.wait_for_end().state == "done"
+
+
+def test_a_refused_run_leaves_nothing_and_says_what_works(dev: Cluster, tmp_path: Path) -> None:
+    run = write_acted(tmp_path / "refused", ("3 0.1 none",), 1, msgspec.structs.replace(dev, partition="none-such"))
+    done = call("resume", run.path)
+    assert done.returncode == 2
+    assert done.stderr.count("invalid partition specified") == 1
+    assert "--cluster NAME" in done.stderr
+    assert not run.submission.exists()
+    silent = site_sbatch(tmp_path / "bin", "exit 0")  # says nothing, and does nothing
+    done = call("resume", run.path, path=silent)
+    assert (done.returncode, "it has told no job id" in done.stderr) == (2, True)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+
+
+def test_a_submission_is_all_or_nothing_whatever_ends_it(
+    dev: Cluster, tmp_path: Path, cleared: list[Path], request: pytest.FixtureRequest
+) -> None:
+    trials = 20 if request.config.getoption("--all-trials") else 4
+    site = site_sbatch(tmp_path / "bin", "sleep 0.3", "sleep 0.3")
+    draw = random.Random(16)
+    for trial in range(trials):
+        run = write_acted(tmp_path / f"cut{trial}", ("3 0.05 none", "3 0.05 none"), 1, dev)
+        cleared.append(run.path)
+        _cut_short(Acted(run, dev), site, SIGNALS[trial % len(SIGNALS)], draw.uniform(0.5, 2.5))
+
+
+def _cut_short(acted: Acted, site: Path, number: signal.Signals, seconds: float) -> None:
+    """Submit a run, interrupt that, and have the run finished by whoever asks for it next."""
+    process = ftlaunch("resume", acted.run.path, path=site)
+    time.sleep(seconds)
+    (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != 0:
+        assert process.returncode in (130, 4, -number), err
+        if number != signal.SIGKILL:
+            wait_until(lambda: not in_queue(acted.run.path), 20)
+        if call("resume", acted.run.path).returncode:  # a job that was never on record was still about to leave
+            wait_until(lambda: not in_queue(acted.run.path), 60)
+            assert call("resume", acted.run.path).returncode == 0
+    assert acted.wait_for_end().state == "done", acted.told()
+    assert [len(acted.ended(stage)) for stage in ("01-sft", "02-sft")] == [1, 1]
+
+
+@pytest.fixture
+def heal() -> Iterator[None]:
+    yield
+    assert devcluster("up").returncode == 0
+
+
+@pytest.mark.usefixtures("heal")
+def test_nothing_waits_for_a_controller_that_is_away(act: Submit) -> None:
+    """Status tells what the folder knows, a rank that dies is started again, and stop is heard."""
+    acted = act("400 0.1 kill@25", "3 0.1 none", nodes=2)
+    acted.wait_for_step(12)
+    slurm("scontrol", "shutdown", "slurmctld")
+    wait_until(lambda: "slurmctld" not in devcluster("status").stdout)
+    wait_until(lambda: len(acted.ended()) == 2)
+    assert acted.ended()[0]["in_place"]
+    stage = acted.status.stages[0]
+    assert (stage.state, stage.step is not None, stage.checkpoint is not None) == ("unknown", True, True)
+    assert (stage.note or "").startswith("SLURM does not answer: squeue failed")
+    with pytest.raises(UserError, match="saves and leaves if it runs, but SLURM does not answer"):
+        control.ask_to_stop(acted.run, wait=0)
+    wait_until(lambda: bool(acted.ended()[-1]), 30)
+    assert acted.ended()[-1]["cause"] == "stopped"
+    devcluster("up")
+    assert acted.wait_for_end().state == "stopped"
+    assert acted.status.stages[1].state == "cancelled"
