@@ -121,15 +121,14 @@ def test_a_short_job_preempted_five_times_still_finishes(act: Submit) -> None:
 
 @pytest.mark.usefixtures("heal")
 def test_a_controller_that_is_away_for_a_while_is_waited_for(act: Submit) -> None:
-    """By a job that wants to go back into the queue meanwhile, as one of its nodes does not answer any more."""
-    acted = act("60 0.1 none", "3 0.1 none", nodes=2)
+    """By a job that wants to go back into the queue meanwhile, as it was warned of its end."""
+    acted = act("40 0.1 none", "3 0.1 none", nodes=2)
     acted.wait_for_step(12)
-    acted.signal_task(1, signal.SIGSTOP)
-    acted.kill_rank(1)
     controller = _daemon("slurmctld")
     os.kill(controller, signal.SIGTERM)
     while Path(f"/proc/{controller}").exists():
         time.sleep(0.1)
+    acted.signal_task(0, signal.SIGUSR2)
     while not acted.ended()[0]:  # written first of all, whether or not the controller is there
         time.sleep(0.5)
     time.sleep(3)
