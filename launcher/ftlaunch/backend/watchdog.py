@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import pairwise
 
 from msgspec import Struct
 
@@ -47,7 +46,10 @@ class HangWatch:
         self.floor = floor
         self._holds_up = holds_up
         self._metrics = MetricsTail(step.metrics, since=time.time())
-        self._times: list[float] = []
+        self._newest: float | None = None
+        """When the newest step was taken."""
+        self._pause: float | None = None
+        """The longest time between two steps so far."""
         self._silent = 0.0
         self._checked = time.monotonic()
 
@@ -59,18 +61,19 @@ class HangWatch:
         self._checked = time.monotonic()
         # Where more has passed it was this process, or the whole machine, that stood still.
         self._silent += min(passed, 2 * CHECK_SECONDS)
-        if new := [entry["time"] for entry in self._metrics.read() if "time" in entry]:
-            self._times += new
+        for time_of_step in [entry["time"] for entry in self._metrics.read() if "time" in entry]:
+            if self._newest is not None:
+                self._pause = max(self._pause or 0.0, time_of_step - self._newest)
+            self._newest = time_of_step
             self._silent = 0.0
         if self._silent > STOPPED_SECONDS and self._holds_up():
             return self._silent
         return self._silent if self._silent > self._allowed() else None
 
     def _allowed(self) -> float:
-        pauses = [after - before for before, after in pairwise(self._times)]
-        if not pauses:
+        if self._pause is None:
             return max(START_SECONDS, 3 * self.floor)  # the model is loaded, and perhaps the token cache filled
-        return max(self.floor, PATIENCE * max(pauses))
+        return max(self.floor, PATIENCE * self._pause)
 
 
 def one_holds_up_others(attempt: Attempt, ranks: range) -> bool:

@@ -1,6 +1,7 @@
 """What one finished run shows: its quality, its speed, and what it takes."""
 
 import json
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
@@ -38,35 +39,42 @@ class Measures(Struct, frozen=True, kw_only=True):
 def measure(run: RunDir) -> Measures:
     """What a finished run shows."""
     step = [one for one in run.step_dirs() if isinstance(one.read_step().stage, Training)][-1]
-    lines = list(read_jsonl(step.metrics))
-    trained = [line for line in lines if "loss" in line]
+    newest: dict[str, Any] = {}
+    peak = 0.0
+
+    def trained() -> Iterator[dict[str, Any]]:
+        nonlocal peak
+        for line in read_jsonl(step.metrics):
+            newest.update(line)
+            if "loss" in line:
+                peak = max(peak, line["peak_memory_bytes"])
+                yield line
+
+    seconds = median(seconds_a_step(trained()))
     return Measures(
-        quality=_quality(lines),
-        seconds_a_step=median(seconds_a_step(trained)),
-        peak_memory_bytes=max(line["peak_memory_bytes"] for line in trained),
+        quality=_quality(newest),
+        seconds_a_step=seconds,
+        peak_memory_bytes=peak,
         trained_parameters=json.loads(step.result.read_text())["trained_parameters"],
         artifact_bytes=sum(path.stat().st_size for path in step.artifact.glob("*.safetensors")),
         row_losses=_row_losses(step),
     )
 
 
-def _quality(lines: list[dict[str, Any]]) -> dict[str, float]:
+def _quality(newest: dict[str, Any]) -> dict[str, float]:
     """The newest value of everything that is measured, but for what tells of speed and course."""
-    newest: dict[str, Any] = {}
-    for line in lines:
-        newest |= line
     kept = {key: value for key, value in newest.items() if key not in NOT_QUALITY and isinstance(value, int | float)}
     return dict(sorted(kept.items(), key=lambda item: not item[0].startswith("eval/")))
 
 
-def seconds_a_step(trained: list[dict[str, Any]]) -> list[float]:
+def seconds_a_step(trained: Iterable[dict[str, Any]]) -> list[float]:
     """Seconds of each optimizer step after the warm-up, without evaluations and saves."""
-    timed = [line for line in trained if line.get("tokens_per_second") and "tokens" in line]
-    tokens = [0, *(line["tokens"] for line in timed)]
-    taken = [
-        (after - before) / line["tokens_per_second"]
-        for before, after, line in zip(tokens, tokens[1:], timed, strict=False)
-    ]
+    taken: list[float] = []
+    tokens = 0
+    for line in trained:
+        if line.get("tokens_per_second") and "tokens" in line:
+            taken.append((line["tokens"] - tokens) / line["tokens_per_second"])
+            tokens = line["tokens"]
     return taken[WARM_UP_STEPS:] if len(taken) > 2 * WARM_UP_STEPS else taken
 
 

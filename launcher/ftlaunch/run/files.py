@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -66,7 +66,34 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a file with one a line; a last line still being written is left out."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open("rb") as file:
         for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if line.endswith(b"\n"):
+                yield _decoded(line)
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return json.loads(line)  # it reads NaN, and is several times as slow
+
+
+def lines_from_end(file: BinaryIO, block: int = 1 << 16) -> Iterator[tuple[int, bytes]]:
+    """Each line of a file, the last one first, without its end, and the offset where that is.
+
+    What follows the last line end, empty or not, comes first.
+    """
+    start = end = file.seek(0, os.SEEK_END)
+    rest = b""
+    while start:
+        size = min(block, start)
+        start -= size
+        file.seek(start)
+        rest = file.read(size) + rest
+        first, *lines = rest.split(b"\n")
+        for line in reversed(lines):
+            yield end, line
+            end -= len(line) + 1
+        rest = first
+    yield end, rest

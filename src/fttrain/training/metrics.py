@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import read_jsonl, write_atomic
+from ftlaunch.run.files import lines_from_end
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +26,8 @@ class MetricsLog:
         self._is_main = is_main
         self._unwritten = ""
         if is_main and path.exists():
-            kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= last_step]
             try:
-                write_atomic(path, "".join(kept))
+                _cut_behind(path, last_step)
             except OSError as error:
                 raise UserError(f"{path} cannot be written: {error.strerror}", "make room or mend the disk") from error
 
@@ -57,3 +58,21 @@ class MetricsLog:
                 file.truncate(before)
                 raise
         self._unwritten = ""
+
+
+def _cut_behind(path: Path, last_step: int) -> None:
+    """Cut a metrics file off behind the lines of a step, reading only what goes; lines come in the order of steps."""
+    with path.open("r+b") as file:
+        lines = lines_from_end(file)
+        next(lines)  # what follows the last line end was never finished
+        ends = (end + 1 for end, line in lines if _step_of(line) <= last_step)
+        file.truncate(next(ends, 0))
+        os.fsync(file.fileno())
+
+
+def _step_of(line: bytes) -> float:
+    """The step that a line is of; infinite for what is no line of metrics, such as one that a crash cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -13,8 +13,8 @@ from ftlaunch.run.layout import RunDir, StepDir
 def longest_step(step: StepDir) -> float | None:
     """Seconds of the longest step so far, with the save or the evaluation after it; None where none was measured."""
     starts = sorted(one.process.stat().st_mtime for one in step.all_attempts() if one.process.exists())
-    times = [entry["time"] for entry in read_jsonl(step.metrics) if "time" in entry]
-    pauses = [after - before for before, after in pairwise(times) if bisect(starts, before) == bisect(starts, after)]
+    times = (entry["time"] for entry in read_jsonl(step.metrics) if "time" in entry)
+    pauses = (after - before for before, after in pairwise(times) if bisect(starts, before) == bisect(starts, after))
     return max(pauses, default=None)
 
 
