@@ -40,7 +40,8 @@ FLOORS = {
         "stages",
     ),
     "ftlaunch.backend": (
-        "__init__ prepare replan supervisor watchdog",
+        "__init__ node_folder prepare replan watchdog",
+        "supervisor",
         "local rerun slurm",
         "control",
     ),

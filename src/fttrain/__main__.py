@@ -14,7 +14,7 @@ from typing import Any
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.run import snapshot
 from ftlaunch.run.files import aside_of, write_json
-from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.layout import NODE_FOLDER, Attempt, RunDir, StepDir
 from ftlaunch.run.spec import Step
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact, redact_output
@@ -43,6 +43,7 @@ def _attempt(rank: int) -> Attempt | None:
     if path is None:
         return None
     attempt = Attempt(Path(path))
+    attempt.local = Path(local) if (local := os.environ.get(NODE_FOLDER)) else None
     descriptor = os.open(attempt.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -60,7 +61,8 @@ def _run(folder: StepDir, attempt: Attempt | None) -> int:
     from fttrain.distributed.stop_request import Stopped, StopRequest
 
     world = worlds.start(step)
-    stop = StopRequest(folder.stop, world.dead_peers, attempt.beat(world.rank) if attempt else None)
+    beat = attempt.beat(world.rank) if attempt else None
+    stop = StopRequest(folder.stop if world.is_main else None, world.dead_peers, beat)
     try:
         result = _stage(step)(step, folder, world, stop)
     except Stopped as stopped:

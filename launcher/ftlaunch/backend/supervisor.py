@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Literal
 
 from ftlaunch import processes
+from ftlaunch.backend.node_folder import node_folder
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStep
 from ftlaunch.processes.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.run.layout import NODE_FOLDER, Attempt, StepDir
 from ftlaunch.safety.redact import redact_file
 
 POLL_SECONDS = 0.1
+FIRST_LOOKS_SECONDS = 1.0
+"""Between two looks of an attempt's first node at files that several nodes share."""
+OTHERS_LOOK_SECONDS = 5.0
 LEAVE_SECONDS = 3.0
 """What is left of an attempt may take so long to go once its launching process has ended."""
 PEER_SECONDS = 15.0
@@ -81,13 +85,14 @@ def attend(
 
     Those signals come to every process of a SLURM job, also to launching ones that would die of them.
     """
-    process = _start(planned, step, attempt, variables, deaf_to)
-    failure = _FailureWatch(process.pid, attempt)
-    try:
-        write_json(attempt.process, processes.identify(process.pid))
-        killed = _watch(process, failure, poll)
-    finally:
-        _leave_nothing(process, attempt)
+    with node_folder() as attempt.local:
+        process = _start(planned, step, attempt, variables | {NODE_FOLDER: str(attempt.local)}, deaf_to)
+        failure = FailureWatch(process.pid, attempt)
+        try:
+            write_json(attempt.process, processes.identify(process.pid))
+            killed = _watch(process, failure, Looks(planned.step.parallel.nodes, attempt.node), poll)
+        finally:
+            _leave_nothing(process, attempt)
     for log in _logs_of_this_machine(planned, attempt):
         redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
     return Ended(process.returncode, killed, failure.forced)
@@ -124,21 +129,41 @@ def _start(
         )
 
 
-def _watch(process: subprocess.Popen[bytes], failure: "_FailureWatch", poll: Callable[[], Order]) -> bool:
+class Looks:
+    """When a node looks at files that all nodes of an attempt share: the more nodes, the less often each of them."""
+
+    def __init__(self, nodes: int, node: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = POLL_SECONDS if nodes == 1 else FIRST_LOOKS_SECONDS if node == 0 else OTHERS_LOOK_SECONDS
+        self._clock = clock
+        self._next = 0.0
+
+    def are_due(self) -> bool:
+        """Whether it is time to look again; if so, the next time is later."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
+def _watch(process: subprocess.Popen[bytes], failure: "FailureWatch", looks: Looks, poll: Callable[[], Order]) -> bool:
     """Wait for the launching process, ending ranks that outlive a failure; True where `poll` gave up on it."""
     while process.poll() is None:
-        if not failure.attempt.path.is_dir():
-            message = f"{failure.attempt.path.parent.parent} is gone, and its processes have been ended"
-            raise UserError(message, "a run cannot go on without its folder: start it anew, and leave the folder alone")
-        if failure.has_hung():
-            break
-        if poll() == "kill":
-            return True
+        if looks.are_due() and (said := look(failure, poll)) != "go on":
+            return said == "kill"
         time.sleep(POLL_SECONDS)
     return False
 
 
-class _FailureWatch:
+def look(failure: "FailureWatch", poll: Callable[[], Order]) -> Literal["go on", "kill", "leave"]:
+    """Whether the launching process is to go on, is to be killed, or has nothing left to wait for."""
+    if not failure.attempt.path.is_dir():
+        message = f"{failure.attempt.path.parent.parent} is gone, and its processes have been ended"
+        raise UserError(message, "a run cannot go on without its folder: start it anew, and leave the folder alone")
+    return "leave" if failure.has_hung() else poll()
+
+
+class FailureWatch:
     """Ends the peers of a failed rank when they do not leave, so that the launching process can tell what happened."""
 
     def __init__(self, launcher: int, attempt: Attempt) -> None:

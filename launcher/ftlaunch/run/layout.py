@@ -41,6 +41,8 @@ class Attempt:
         """Under SLURM: how the attempt ended, on which nodes, and what was done about it."""
         self.made_by = path / "made_by.json"
         """Under SLURM: the job, and its restart, that made the attempt."""
+        self.local: Path | None = None
+        """A folder of this node alone, while the attempt lives here."""
 
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank{rank}.log"
@@ -59,8 +61,8 @@ class Attempt:
         return {"launch": self.path / "launch.log"} | {f"launch, node {path.stem[6:]}": path for path in others}
 
     def beat(self, rank: int) -> Path:
-        """Touched by a rank whenever it begins a step."""
-        return self.path / f"rank{rank}.beat"
+        """Touched by a rank as it begins steps."""
+        return (self.local or self.path) / f"rank{rank}.beat"
 
     def rank_logs(self) -> dict[int, Path]:
         """Logs by rank, in order."""

@@ -29,7 +29,11 @@ class StopRequest:
     died; no save can succeed then, and a collective may never return, so a thread ends this process instead.
     """
 
-    def __init__(self, stop_file: Path, dead_peers: Callable[[], list[int]], beat: Path | None = None) -> None:
+    def __init__(self, stop_file: Path | None, dead_peers: Callable[[], list[int]], beat: Path | None = None) -> None:
+        """`stop_file` is None on ranks that leave it to another to look, as all agree on what any of them is asked.
+
+        It lies on a file system that all ranks share; `beat` need not.
+        """
         self._stop_file = stop_file
         self._beat = beat
         self._dead_peers = dead_peers
@@ -47,7 +51,7 @@ class StopRequest:
         if self._beat is not None:
             with contextlib.suppress(OSError):  # what a failing disk means is for those to say who write what counts
                 self._beat.touch()
-        if self._signal is None and self._stop_file.exists():
+        if self._signal is None and self._stop_file is not None and self._stop_file.exists():
             return "stop file"
         return self._signal
 

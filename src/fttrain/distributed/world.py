@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,12 @@ from ftlaunch.errors import UserError
 from ftlaunch.run.spec import Step
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""Ranks may wait so long in one collective, such as for the rank that writes a large artifact.
+
+A rank that has died is noticed at once and one that hangs by the launcher, so nobody waits in vain. Unset, it would be
+10 minutes under NCCL and DeepSpeed and 30 under gloo.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def start(step: Step) -> World:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     # DeepSpeed is kept although the device is the CPU only if the state exists before the Accelerator asks for it.
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
     if step.parallel.zero_stage:
         _introduce_deepspeed(device)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -129,7 +136,8 @@ def _introduce_deepspeed(device: str) -> None:
     if device == "cpu":
         # Its shared-memory collective wants a compiler at start, and its ranks spin for ever once a peer has died.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False)
+    backend = "gloo" if device == "cpu" else "nccl"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=PATIENCE)
 
 
 def _is_alive(pid: int) -> bool:
