@@ -98,7 +98,7 @@ FLOORS = {
         "recipe",
         "__init__ schema",
     ),
-    "ftlaunch.rows": (
+    "ftlaunch.rows": ("template", "messages readers unfit", "conversations", "pairs", "prompts", "__init__"),
         "template",
         "conversations readers",
         "pairs",

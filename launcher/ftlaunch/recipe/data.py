@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from ftlaunch.recipe.types import Above0, Positive, Text
 
@@ -11,21 +11,28 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One data set: where its rows are, how a row becomes text, and which tokens are trained."""
 
     path: Text
-    """A .csv, .json, .jsonl or .parquet file, a folder of such files, or a hub id."""
+    """A .csv, .tsv, .json, .jsonl, .txt or .parquet file (.gz or .zst too), a folder of such files, what `datasets`
+    saved, a pattern such as "parts/*.jsonl", or a hub id."""
     config: Text | None = None
     """Configuration (subset) of a hub data set."""
     split: Text = "train"
-    """Split of a hub data set."""
+    """Split that is read, where the hub's data set or the names of a folder's files and subfolders tell splits apart:
+    train, validation or test."""
     revision: Text | None = None
     """Commit, tag or branch of a hub data set."""
-    format: Literal["prompt", "text", "messages", "alpaca", "sharegpt", "preference", "ratings"] | None = None
-    """Shape of a row. None: "prompt" where `prompt` and `completion` are given, "preference" where `chosen` and
-    `rejected` are; otherwise it must be named. "preference" rows hold a better and a worse answer, "ratings" rows
-    several answers with numbers, of which the best and the worst make a pair."""
+    format: Literal["prompt", "text", "messages", "alpaca", "sharegpt", "preference", "ratings", "unpaired"] | None = (
+        None
+    )
+    """Shape of a row. None: the templates tell it, or the names of the rows' fields; the plan says which it is.
+    "prompt" rows hold a prompt and its completion, "preference" rows a better and a worse answer, "ratings" rows
+    several answers with numbers, of which the best and the worst make a pair, "unpaired" rows an answer and whether
+    it is a good one."""
     prompt: Text | None = None
-    """Template of the user's turn over the row's fields: "Question: {question}", "{answer[value]}"."""
+    """Template of the user's turn over the row's fields: "Question: {question}", "{answer[value]}". {context?} is empty
+    where the row has no context, and {?\\n\\nContext: {context}} vanishes then with all that is in it.
+    None: the field "prompt", a text or a list of turns."""
     completion: Text | None = None
-    """Template of the answer over the row's fields."""
+    """Template of the answer over the row's fields. None: the field "completion", as `prompt`."""
     chosen: Text | None = None
     """Template of the better answer, for format "preference". None: the field "chosen", a text or a list of turns.
     A text in which Human: and Assistant: take turns, and turns that begin with the user's, hold their prompt."""
@@ -34,27 +41,46 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     margin_field: Text | None = None
     """Field with a number from 0 up, for format "preference": how much better the chosen answer is.
     None: 1. For "ratings" it is the difference of the two ratings."""
+    preference_field: Text | None = None
+    """Field with a number, for format "preference", that tells which answer is better and by how much: above 0 `chosen`
+    is, below 0 `rejected` is, and they are swapped; a row with 0 is left out."""
+    label_field: Text = "label"
+    """Field that tells whether the answer is a good one, true or false, for format "unpaired"."""
     answers_field: Text = "completions"
     """Field with the list of answers, for format "ratings"."""
     answer_field: Text = "response"
     """Field of such an answer with its text."""
     rating_field: Text = "overall_score"
-    """Field of such an answer with its rating, a number, higher for better."""
+    """Field of such an answer with its rating, a number."""
+    best_rating: Literal["highest", "lowest"] | None = None
+    """Which rating is the best: "lowest" for ranks, whose first is 1. None: the highest, unless the field is a rank."""
     system: Text | None = None
-    """Template of a system turn put before every conversation that has none."""
+    """Template of a system turn put before every conversation that has none; none is put where it comes out empty."""
     text_field: Text = "text"
     """Field with the text, for format "text"."""
     messages_field: Text | None = None
     """Field with the list of turns. None: "messages" for format "messages", "conversations" for "sharegpt"."""
     template: Text = "tokenizer"
-    """Chat template: "tokenizer" (its own), "llama2", "chatml", "none" (prompt and answer as are), or a Jinja file."""
+    """Chat template: "tokenizer" (its own), "llama2", "chatml", "none" (prompt and answer as are), or a Jinja file.
+    Columns that it asks for, such as tools and documents, reach it with the turns."""
+    template_arguments: dict[Text, bool | int | float | Text] = field(
+        default_factory=dict[Text, bool | int | float | Text]
+    )
+    """Variables of the chat template, such as enable_thinking = false; a row's own chat_template_kwargs count first."""
     train_on: Literal["answer", "assistant", "all"] = "answer"
-    """Tokens that are trained: the last answer, every assistant turn, or everything."""
+    """Tokens that are trained: the last answer, every assistant turn, or everything. Turns with weight 0 never are."""
     max_length: Annotated[int, Meta(ge=8)] = 1024
     """Longest row in tokens."""
-    overlong: Literal["truncate", "drop"] = "truncate"
-    """What happens to a longer row: its end is cut off, or it is left out. Either is counted and shown.
-    Of a pair each answer is cut by itself; one that then trains nothing, or is the same, leaves its pair out."""
+    overlong: Literal["truncate", "drop", "split"] | None = None
+    """What happens to a longer row: its end is cut off, it is left out, or it is split into rows, which only "text"
+    is. What is lost is counted and shown. Of a pair each answer is cut by itself; one that then trains nothing, or is
+    the same, leaves its pair out. None: "split" for format "text", else "truncate"."""
+    unfit: Literal["drop", "stop"] = "drop"
+    """What happens where a row cannot be trained on, as it is empty, lacks a field or has no answer: it is left out,
+    counted and shown, or nothing is trained at all."""
+    unfit_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of unfit rows above which nothing is trained all the same. Blank rows of text, pairs without a better
+    answer and rows that are too long do not count."""
     limit: Positive | None = None
     """Take at most so many rows."""
     test: Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, lt=1)] = 0

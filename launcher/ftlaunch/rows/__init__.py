@@ -1,21 +1,20 @@
 """Rows of data: where they are, reading them, and looking them over before a run starts."""
 
-import re
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import row_format, text_of, turns_of
-from ftlaunch.rows.pairs import Unfit, pair_of
+from ftlaunch.rows.conversations import conversation_of, row_format, text_of
+from ftlaunch.rows.pairs import pair_of
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.readers import Lines, data_files, is_local, read_rows, rows_of
-from ftlaunch.rows.template import DataError, Row
+from ftlaunch.rows.template import DataError, Row, Unfit, optional_fields
+from ftlaunch.rows.unfit import UnfitRows, remedy, summary
 
-__all__ = ["check_rows", "data_files", "is_local", "is_paired", "read_rows"]
+__all__ = ["Findings", "check_rows", "data_files", "is_local", "is_paired", "read_rows"]
 
 PAIRED: Final = ("preference", "ratings")
 """Formats whose rows hold a better and a worse answer."""
@@ -30,60 +29,75 @@ def is_paired(data: Data) -> bool:
 
 
 @dataclass
-class _Finding:
-    where: str
-    problem: str
-    remedy: str
-    count: int = 0
+class Findings:
+    """What a look at the rows of a data set shows."""
+
+    problems: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+    """(where, message, remedy) of what would keep the data set from being trained on."""
+    notes: list[str] = field(default_factory=list[str])
+    """What is left out, and the first such rows by name."""
 
 
-def check_rows(data: Data) -> list[tuple[str, str, str]]:
-    """(where, message, remedy) of the first row with each kind of problem, and of what cannot be read; [] if sound.
+def check_rows(data: Data) -> Findings:
+    """What is wrong with the rows, and what of them is left out.
 
-    Reads local files up to `data.limit`, 20,000 rows or 64 MB. Parquet files, larger .json files and the hub's data
-    sets are left to the trainer.
+    Reads local files up to `data.limit`, 20,000 rows or 64 MB. Larger .json files and the hub's data sets are left to
+    the trainer.
     """
     if not is_local(data.path):
-        return []
-    findings: dict[str, _Finding] = {}
-    unreadable: list[tuple[str, str, str]] = []
-    unfit: Counter[Unfit] = Counter()
+        return Findings()
+    found, unfit = Findings(), UnfitRows()
     seen = 0
+    fields: set[str] = set()
     try:
         for where, row in islice(_sample(data), data.limit):
             seen += 1
-            _note(findings, unfit, data, row, where)
+            fields |= row.keys()
+            _note(unfit, data, row, where)
     except DataError as error:
-        unreadable.append((error.where, error.problem, error.remedy))
-    if seen and unfit.total() == seen:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in unfit.items())
-        remedy = "look at the rows: a pair has one prompt, and two answers of which one is better"
-        return [(data.path, f"none of the {seen} rows read makes a pair: {reasons}", remedy)]
-    counted = [(f.where, f"{f.problem} (in {f.count} of {seen} rows read)", f.remedy) for f in findings.values()]
-    return counted + unreadable
+        found.problems.append((error.where, error.problem, error.remedy))
+    if seen:
+        found.problems[:0] = [*_misspelt(data, fields), *_problems(data, unfit, seen)]
+    if not found.problems and unfit.every():
+        found.notes = [summary(seen, unfit.every(), unfit.examples)]
+    return found
 
 
-def _note(findings: dict[str, _Finding], unfit: "Counter[Unfit]", data: Data, row: Row, where: str) -> None:
+def _problems(data: Data, unfit: UnfitRows, seen: int) -> Iterator[tuple[str, str, str]]:
+    if unfit.are_too_many(data, seen):
+        for reason, count in unfit.unfit.most_common():
+            first = unfit.firsts[reason]
+            yield first.where, f"{first.problem} (in {count} of {seen} rows read)", remedy(first, data)
+    elif sum(unfit.every().values()) == seen:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in unfit.every().items())
+        yield data.path, f"none of the {seen} rows read can be trained on: {reasons}", "look at the rows"
+
+
+def _misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
+    """Optional fields that no row has: a missing required one is noticed by itself."""
+    for template in (data.prompt, data.completion, data.chosen, data.rejected, data.system):
+        for name in sorted(optional_fields(template or "") - fields):
+            message = f"no row has the field {name}, which a template names as optional"
+            yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
+
+
+def _note(unfit: UnfitRows, data: Data, row: Row, where: str) -> None:
     try:
-        if (reason := _check_row(data, row, where)) is not None:
-            unfit[reason] += 1
-    except DataError as error:
-        kind = re.sub(r"\[\d+\]", "[]", error.problem)
-        findings.setdefault(kind, _Finding(where, error.problem, error.remedy)).count += 1
+        _check_row(data, row, where)
+    except Unfit as error:
+        unfit.add(error)
 
 
-def _check_row(data: Data, row: Row, where: str) -> Unfit | None:
-    """Raise the DataError that training on this row would raise, the tokenizer aside; why it makes no pair, if so."""
+def _check_row(data: Data, row: Row, where: str) -> None:
+    """Raise the Unfit that training on this row would raise, tokenizer and chat template aside."""
     if is_paired(data):
-        pair = pair_of(data, row, where)
-        return pair if isinstance(pair, str) else None
-    if row_format(data) == "prompt" and data.completion is None:
+        pair_of(data, row, where)
+    elif row_format(data) == "prompt" and data.completion is None and "completion" not in row:
         prompt_of(data, row, where)
     elif row_format(data) == "text":
         text_of(data, row, where)
     else:
-        turns_of(data, row, where)
-    return None
+        conversation_of(data, row, where)
 
 
 def _sample(data: Data) -> Iterator[tuple[str, Row]]:

@@ -1,4 +1,4 @@
-"""A row of preference data → the two conversations that are compared, or why there are none."""
+"""A row of preference data → the two conversations that are compared."""
 
 import math
 import re
@@ -7,88 +7,121 @@ from itertools import takewhile
 from typing import Literal, cast
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import Turn, entries_of, finished, message_turns, row_format
-from ftlaunch.rows.template import DataError, Row, fill, kind_of, shown, template_fields, text_at, value_at
-
-Unfit = Literal["empty", "identical", "tied", "unmatched"]
-"""Why a row makes no pair: an answer is empty, both are the same, all are rated alike, or their prompts differ."""
+from ftlaunch.rows.conversations import answer, finished, row_format, user
+from ftlaunch.rows.messages import Conversation, Turn, entries_of, is_full, message_turns, parsed
+from ftlaunch.rows.template import (
+    DataError,
+    Excused,
+    Row,
+    Unfit,
+    fill,
+    kind_of,
+    shown,
+    template_fields,
+    text_at,
+    value_at,
+)
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 """The form of Anthropic's HH data: "\\n\\nHuman: …\\n\\nAssistant: …"."""
+
+TWO_ANSWERS = "a pair has one prompt, and two answers of which one is better: mend such rows or leave them out"
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two conversations that differ in their last turn, the assistant's."""
 
-    chosen: list[Turn]
-    rejected: list[Turn]
+    chosen: Conversation
+    rejected: Conversation
     margin: float
     """How much better the chosen answer is."""
 
 
-def pair_of(data: Data, row: Row, where: str) -> Pair | Unfit:
-    """The pair of a row of format "preference" or "ratings". Raises DataError naming `where` and what is wrong."""
+def pair_of(data: Data, row: Row, where: str) -> Pair:
+    """The pair of a row of format "preference" or "ratings".
+
+    Raises Unfit naming `where` and what is wrong; that no answer is the better one is no mistake.
+    """
     found = _from_ratings(data, row, where) if row_format(data) == "ratings" else _from_preference(data, row, where)
-    if isinstance(found, str):
-        return found
-    answers = [turns[-1]["content"].strip() for turns in (found.chosen, found.rejected)]
-    if not all(answers):
-        return "empty"
-    if found.chosen[:-1] != found.rejected[:-1]:
-        return "unmatched"
-    if answers[0] == answers[1]:
-        return "identical"
-    chosen, rejected = (finished(turns, data, row, where) for turns in (found.chosen, found.rejected))
+    ends = [found.chosen.turns[-1], found.rejected.turns[-1]]
+    if not all(map(is_full, ends)):
+        raise Unfit(where, "an answer is empty", TWO_ANSWERS)
+    if found.chosen.turns[:-1] != found.rejected.turns[:-1]:
+        raise Unfit(where, "its two answers have different prompts", TWO_ANSWERS)
+    if _stripped(ends[0]) == _stripped(ends[1]):
+        raise Excused(where, "its two answers are the same", TWO_ANSWERS)
+    chosen, rejected = (finished(side, data, row, where) for side in (found.chosen, found.rejected))
     return Pair(chosen, rejected, found.margin)
 
 
-def _from_preference(data: Data, row: Row, where: str) -> Pair | Unfit:
+def _stripped(turn: Turn) -> Turn:
+    return {**turn, "content": turn["content"].strip()}
+
+
+def _from_preference(data: Data, row: Row, where: str) -> Pair:
     margin = 1.0 if data.margin_field is None else _number(row, (data.margin_field,), where)
     if margin < 0:
-        raise DataError(where, f"field {data.margin_field} is below 0", "swap chosen and rejected, or mend the number")
-    chosen, rejected = _side(data, "chosen", row, where), _side(data, "rejected", row, where)
+        remedy = "mend the number, or name the field as preference_field: the answers then swap where it is below 0"
+        raise Unfit(where, f"field {data.margin_field} is below 0", remedy)
+    better: Side = ("chosen", data.chosen)
+    worse: Side = ("rejected", data.rejected)
+    if data.preference_field is not None:
+        margin = _number(row, (data.preference_field,), where)
+        if margin == 0:
+            raise Excused(where, f"field {data.preference_field} is 0: no answer is the better one", TWO_ANSWERS)
+        better, worse = (better, worse) if margin > 0 else (worse, better)
+    chosen, rejected = _side(better, row, where), _side(worse, row, where)
     if not chosen or not rejected:
-        return "empty"
+        raise Unfit(where, "an answer is empty", TWO_ANSWERS)
     prompt = _prompt(data, row, where)
     if prompt is None and data.template == "none" and isinstance(chosen, str) and isinstance(rejected, str):
-        return _plain(chosen, rejected, margin, where)
-    return Pair(_conversation(chosen, prompt, where), _conversation(rejected, prompt, where), margin)
+        return _plain(chosen, rejected, abs(margin), where)
+    return Pair(_conversation(chosen, prompt, where), _conversation(rejected, prompt, where), abs(margin))
 
 
-def _from_ratings(data: Data, row: Row, where: str) -> Pair | Unfit:
+Side = tuple[Literal["chosen", "rejected"], str | None]
+"""A field, and the template that counts instead of it."""
+
+
+def _from_ratings(data: Data, row: Row, where: str) -> Pair:
     """The best and the worst answer, the first of each where several are rated alike."""
-    assert data.prompt is not None
     field = data.answers_field
     paths = [(field, str(index)) for index in range(len(entries_of(row, field, where)))]
     ratings = [_number(row, (*path, data.rating_field), where) for path in paths]
     if min(ratings) == max(ratings):
-        return "tied"
-    best, worst = (paths[ratings.index(rating)] for rating in (max(ratings), min(ratings)))
-    prompt = {"role": "user", "content": fill(data.prompt, row, where)}
-    answers = [_text(row, (*path, data.answer_field), where) for path in (best, worst)]
-    chosen, rejected = ([prompt, _answer(text)] for text in answers)
+        raise Excused(where, "its answers are all rated alike", TWO_ANSWERS)
+    order = (min(ratings), max(ratings)) if data.best_rating == "lowest" else (max(ratings), min(ratings))
+    best, worst = (paths[ratings.index(rating)] for rating in order)
+    texts = [_text(row, (*path, data.answer_field), where) for path in (best, worst)]
+    prompt = _prompt(data, row, where)
+    if prompt is None:
+        raise DataError(where, "the ratings have no prompt", 'name it with prompt = "{…}"')
+    chosen, rejected = (prompt.followed_by(Conversation([answer(text)])) for text in texts)
     return Pair(chosen, rejected, max(ratings) - min(ratings))
 
 
-def _side(data: Data, key: Literal["chosen", "rejected"], row: Row, where: str) -> str | list[Turn]:
+def _side(side: Side, row: Row, where: str) -> str | Conversation:
     """An answer as the row has it: text, or turns; empty where there is nothing in it."""
-    template = data.chosen if key == "chosen" else data.rejected
+    key, template = side
     if template is not None:
         paths = template_fields(template)
-        return "" if any(_is_blank(row, path, where) for path in paths) else fill(template, row, where)
-    if isinstance(value_at(row, (key,), where), list):
+        return "" if any(_is_empty(row, path, where) for path in paths) else fill(template, row, where)
+    value = cast(object, value_at(row, (key,), where))
+    if isinstance(value, list):
         return message_turns(row, key, where, may_be_blank=True)
+    if isinstance(value, dict):
+        return message_turns({**row, key: [value]}, key, where, may_be_blank=True)
     return _text(row, (key,), where)
 
 
-def _is_blank(row: Row, path: tuple[str, ...], where: str) -> bool:
+def _is_empty(row: Row, path: tuple[str, ...], where: str) -> bool:
     value = value_at(row, path, where)
     return isinstance(value, str) and not value.strip()
 
 
-def _prompt(data: Data, row: Row, where: str) -> list[Turn] | None:
+def _prompt(data: Data, row: Row, where: str) -> Conversation | None:
     """The turns before the answer; None where the row holds them in its answers."""
     if data.prompt is not None:
         text = fill(data.prompt, row, where)
@@ -98,19 +131,19 @@ def _prompt(data: Data, row: Row, where: str) -> list[Turn] | None:
         return message_turns(row, "prompt", where)
     else:
         text = text_at(row, ("prompt",), where)
-    turns = _dialogue(text) or [{"role": "user", "content": text}]
-    return turns[:-1] if turns[-1] == _answer("") else turns
+    turns = _dialogue(text) or [user(text)]
+    return Conversation(turns[:-1] if turns[-1] == answer("") else turns)
 
 
-def _conversation(side: str | list[Turn], prompt: list[Turn] | None, where: str) -> list[Turn]:
+def _conversation(side: str | Conversation, prompt: Conversation | None, where: str) -> Conversation:
     """Prompt and answer. What begins with the user's or a system turn is whole by itself."""
-    turns = (_dialogue(side) or [_answer(side)]) if isinstance(side, str) else side
-    if turns[0]["role"] != "assistant":
-        return turns
+    found = Conversation(_dialogue(side) or [answer(side)]) if isinstance(side, str) else side
+    if found.turns[0]["role"] != "assistant":
+        return found
     if prompt is None:
         remedy = 'add a field "prompt", name it with prompt = "{…}", or begin chosen and rejected with the user\'s turn'
-        raise DataError(where, "the pair has no prompt", remedy)
-    return [*prompt, *turns]
+        raise Unfit(where, "the pair has no prompt", remedy)
+    return prompt.followed_by(found)
 
 
 def _dialogue(text: str) -> list[Turn]:
@@ -121,26 +154,22 @@ def _dialogue(text: str) -> list[Turn]:
     return [{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _plain(chosen: str, rejected: str, margin: float, where: str) -> Pair | Unfit:
+def _plain(chosen: str, rejected: str, margin: float, where: str) -> Pair:
     """Texts without turns: their prompt is what both begin with, up to the last space."""
     same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     if chosen == rejected:
-        return "identical"
+        raise Excused(where, "its two answers are the same", TWO_ANSWERS)
     end = chosen.rfind(" ", 0, same)
     if end < 1:
         remedy = 'give the prompt a field of its own, "prompt", or name it with prompt = "{…}"'
-        raise DataError(where, "chosen and rejected have no beginning in common that could be the prompt", remedy)
-    prompt = {"role": "user", "content": chosen[:end]}
-    return Pair([prompt, _answer(chosen[end:])], [prompt, _answer(rejected[end:])], margin)
-
-
-def _answer(text: str) -> Turn:
-    return {"role": "assistant", "content": text}
+        raise Unfit(where, "chosen and rejected have no beginning in common that could be the prompt", remedy)
+    first, second = (Conversation([user(chosen[:end]), answer(text[end:])]) for text in (chosen, rejected))
+    return Pair(first, second, margin)
 
 
 def _text(row: Row, path: tuple[str, ...], where: str) -> str:
     """The text at a path, empty where there is nothing but space."""
-    return "" if _is_blank(row, path, where) else text_at(row, path, where)
+    return "" if _is_empty(row, path, where) else text_at(row, path, where)
 
 
 def _number(row: Row, path: tuple[str, ...], where: str) -> float:
@@ -151,5 +180,15 @@ def _number(row: Row, path: tuple[str, ...], where: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         shown_value = repr(value) if isinstance(value, str | float) else kind_of(value)
-        raise DataError(where, f"field {shown(path)} is {shown_value}, not a number", "mend or leave out such rows")
+        raise Unfit(where, f"field {shown(path)} is {shown_value}, not a number", "mend or leave out such rows")
     return number
+
+
+def is_good(data: Data, row: Row, where: str) -> bool:
+    """Whether the answer of a row of format "unpaired" is a good one. Raises Unfit."""
+    value = cast(object, value_at(row, (data.label_field,), where))
+    value = parsed(value.lower()) if isinstance(value, str) else value
+    if value not in (0, 1):
+        problem = f"field {data.label_field} is {value!r}, neither true nor false"
+        raise Unfit(where, problem, "name the label's field with label_field, and mend such rows")
+    return bool(value)

@@ -1,21 +1,21 @@
 """A row → what is to be answered: its conversation without the last answer, which it need not have."""
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import Turn, finished, read_turns, row_format
-from ftlaunch.rows.pairs import Unfit, pair_of
+from ftlaunch.rows.conversations import answer, finished, read_conversation, row_format
+from ftlaunch.rows.messages import Conversation
+from ftlaunch.rows.pairs import pair_of
 from ftlaunch.rows.template import Row
 
-ANSWER: Turn = {"role": "assistant", "content": ""}
 
+def prompt_of(data: Data, row: Row, where: str) -> Conversation:
+    """The turns up to where an answer begins; of a pair those that its answers share.
 
-def prompt_of(data: Data, row: Row, where: str) -> list[Turn] | Unfit:
-    """The turns up to where an answer begins; of a pair those that its answers share, or why it has none.
-
-    For every format but "text". Raises DataError naming `where` and what is wrong.
+    For every format but "text". Raises Unfit naming `where` and what is wrong.
     """
     if row_format(data) in ("preference", "ratings"):
-        pair = pair_of(data, row, where)
-        return pair if isinstance(pair, str) else pair.chosen[:-1]
-    turns = read_turns(data, row, where)
-    asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    return finished([*asked, ANSWER], data, row, where)[:-1]
+        chosen = pair_of(data, row, where).chosen
+        return chosen.up_to(len(chosen.turns) - 1)
+    found = read_conversation(data, row, where)
+    asked = found.up_to(len(found.turns) - 1) if found.turns[-1]["role"] == "assistant" else found
+    whole = finished(asked.followed_by(Conversation([answer("")])), data, row, where)
+    return whole.up_to(len(whole.turns) - 1)

@@ -1,17 +1,22 @@
 """Templates over a row's fields, such as "Question: {question}" or "{answer[value]}": reading and filling them."""
 
+import datetime
+import decimal
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from string import Formatter
 from typing import Any, cast
 
 from ftlaunch.errors import UserError
 
-FIELD = re.compile(r"(?P<name>[^\[\]{}.]+)(?P<keys>(?:\[[^\[\]]+\])*)")
+FIELD = re.compile(r"(?P<name>[^\[\]{}.!:]+)(?P<keys>(?:\[[^\[\]]+\])*)")
 KEY = re.compile(r"\[([^\[\]]+)\]")
+TOKEN = re.compile(r"\{\{|\}\}|\{\?|\{[^{}]*\}|[{}]")
 BRACES = "write {{ and }} for braces that are meant as they are"
+CONTROL = re.compile("[\x00\x80-\x9f]")
+"""What no text holds, and a file decoded as what it is not does: NUL and the C1 controls."""
 
 Row = dict[str, Any]
 FieldPath = tuple[str, ...]
@@ -26,86 +31,216 @@ class DataError(UserError):
         self.where = where
         self.problem = problem
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.problem, self.remedy)
 
-def template_fields(template: str) -> list[tuple[str, ...]]:
+
+class Unfit(DataError):
+    """A row that cannot be trained on, and is left out: `reason` says why, and is the same in every such row."""
+
+    is_excused = False
+    """Whether it is as it should be that there are such rows, so that their share does not matter."""
+
+    @property
+    def reason(self) -> str:
+        return re.sub(r"\[\d+\]", "[]", self.problem)
+
+
+class Excused(Unfit):
+    """A row that is left out and is no mistake: a blank row of text, a pair without a better answer, one too long."""
+
+    is_excused = True
+
+
+@dataclass(frozen=True)
+class Place:
+    """A field in a template."""
+
+    path: FieldPath
+    is_optional: bool
+    """Written {field?}: empty where the row has nothing there."""
+
+
+Piece = str | Place
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a template; one that is written {?…} vanishes where a field of its is blank."""
+
+    pieces: tuple[Piece, ...]
+    may_vanish: bool
+
+
+def template_fields(template: str) -> list[FieldPath]:
     """The fields of a template in order, each a name and the keys looked up in it: `("answer", "value")`.
 
     A key of digits is an index where the value is a list. Raises UserError where the template is more than fields
     with keys, so that a template can fetch nothing but what stands in the row.
     """
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"is not a template: {error}".lower(), BRACES) from None
-    return [_field(name, spec or "", conversion) for _, name, spec, conversion in parts if name is not None]
+    return [place.path for place in _places(template)]
 
 
-def _field(name: str, spec: str, conversion: str | None) -> tuple[str, ...]:
-    if conversion or spec:
-        written = f"{{{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}}}"
-        message = f"has {written}, and a field takes no conversion and no format"
+def optional_fields(template: str) -> set[str]:
+    """The names of the fields that rows may lack: those of {field?} and in a part {?…}."""
+    return {
+        piece.path[0]
+        for part in parts_of(template)
+        for piece in part.pieces
+        if isinstance(piece, Place) and (part.may_vanish or piece.is_optional)
+    }
+
+
+def _places(template: str) -> list[Place]:
+    return [piece for part in parts_of(template) for piece in part.pieces if isinstance(piece, Place)]
+
+
+@lru_cache(maxsize=256)
+def parts_of(template: str) -> tuple[Part, ...]:
+    """The template read. Raises UserError as `template_fields` does."""
+    parts, pieces, inside = [Part((), may_vanish=False)], list[Piece](), False
+    for token in _tokens(template):
+        if (token == "{?" and not inside) or (token == "}" and inside):
+            parts.append(Part(tuple(pieces), may_vanish=inside))
+            pieces, inside = [], not inside
+        elif token in ("{", "}", "{?"):
+            raise UserError(f"is not a template: a {token} stands alone", BRACES)
+        elif token in ("{{", "}}"):
+            pieces.append(token[0])
+        elif token.startswith("{"):
+            pieces.append(_place(token[1:-1]))
+        else:
+            pieces.append(token)
+    if inside:
+        raise UserError("has a part {?… that is not closed", "write } where the part ends")
+    parts.append(Part(tuple(pieces), may_vanish=False))
+    for part in parts:
+        if part.may_vanish and not any(isinstance(piece, Place) for piece in part.pieces):
+            raise UserError("has a part {?…} without a field", "name the field with which it vanishes, as in {?: {a}}")
+    return tuple(part for part in parts if part.pieces)
+
+
+def _tokens(template: str) -> Iterator[str]:
+    """Braces, fields with their braces, and the text between them."""
+    end = 0
+    for match in TOKEN.finditer(template):
+        if match.start() > end:
+            yield template[end : match.start()]
+        yield match[0]
+        end = match.end()
+    if end < len(template):
+        yield template[end:]
+
+
+def _place(written: str) -> Place:
+    """What stands between the braces of a field."""
+    name = written.removesuffix("?")
+    if "!" in (bare := KEY.sub("", name)) or ":" in bare:
+        message = f"has {{{written}}}, and a field takes no conversion and no format"
         raise UserError(message, f"write {{field}}, or {BRACES}")
     if not name or name.isdecimal():
-        raise UserError(f"has {{{name}}}, which names no field", "write the field's name, as in {question}")
+        raise UserError(f"has {{{written}}}, which names no field", "write the field's name, as in {question}")
     match = FIELD.fullmatch(name)
     if match is None:
-        message = f"has {{{name}}}, which is neither {{field}} nor {{field[key]}}"
+        message = f"has {{{written}}}, which is neither {{field}} nor {{field[key]}}"
         raise UserError(message, "write {field} or {field[key]}")
-    return (match["name"], *KEY.findall(match["keys"]))
+    return Place((match["name"], *KEY.findall(match["keys"])), is_optional=name != written)
 
 
 def fill(template: str, row: Row, where: str) -> str:
     """The template with the row's fields in it: "{answer[value]}" is row["answer"]["value"].
 
-    Only keys and list indices are followed, never attributes. Raises DataError naming `where` and the field that is
-    missing, null, blank, not finite, or neither text nor a number.
+    Only keys and list indices are followed, never attributes. Raises Unfit naming `where` and the field that is
+    missing, null, blank, not finite, or neither text nor a number, unless the field or its part is optional.
     """
-    return "".join(literal + (text_at(row, path, where) if path else "") for literal, path in _pieces(template))
+    return "".join(_filled(part, row, where) for part in parts_of(template))
 
 
-@lru_cache(maxsize=256)
-def _pieces(template: str) -> tuple[tuple[str, FieldPath | None], ...]:
-    """Literal text, each followed by the path of a field or, at the end and after an escaped brace, by none."""
-    paths = iter(template_fields(template))
-    parsed = Formatter().parse(template)
-    return tuple((literal, None if field is None else next(paths)) for literal, field, _, _ in parsed)
+def _filled(part: Part, row: Row, where: str) -> str:
+    if part.may_vanish and any(is_blank(row, piece.path) for piece in part.pieces if isinstance(piece, Place)):
+        return ""
+    return "".join(piece if isinstance(piece, str) else _text_of(piece, row, where) for piece in part.pieces)
+
+
+def _text_of(place: Place, row: Row, where: str) -> str:
+    if not is_blank(row, place.path):
+        return text_at(row, place.path, where)
+    if place.is_optional:
+        return ""
+    try:
+        return text_at(row, place.path, where)
+    except Unfit as unfit:
+        name = shown(place.path)
+        remedy = (
+            f"{unfit.remedy}; where rows may lack it, write {{{name}?}}, or {{?TEXT {{{name}}}}} to leave TEXT out too"
+        )
+        raise Unfit(where, unfit.problem, remedy) from None
+
+
+def is_blank(row: Row, path: FieldPath) -> bool:
+    """Whether the row has nothing there: no such field, null, NaN, blank text or an empty list or object."""
+    value: object = row
+    for key in path:
+        parts = _parts(value)
+        if key not in parts:
+            return True
+        value = parts[key]
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value != value or (isinstance(value, list | dict) and not value)
 
 
 def text_at(row: Row, path: FieldPath, where: str) -> str:
-    """The text or number at a path of the row, as text; raises DataError as `fill` does."""
+    """The text, number, date or truth value at a path of the row, as text; raises Unfit as `fill` does."""
     value: object = value_at(row, path, where)
-    field = shown(path)
     if isinstance(value, str):
-        return _sound(value, field, where)
+        return sound(value, shown(path), where)
+    return _as_text(value, shown(path), where)
+
+
+def _as_text(value: object, field: str, where: str) -> str:
     if value is None:
-        raise DataError(where, f"field {field} is null", "leave such rows out of the file, or give the field a value")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise DataError(where, f"field {field} is {value}", "leave such rows out of the file: this is no value")
+        raise Unfit(where, f"field {field} is null", "leave such rows out of the file, or give the field a value")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float | decimal.Decimal) and not math.isfinite(value):
+        raise Unfit(where, f"field {field} is {value}", "leave such rows out of the file: this is no value")
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     if isinstance(value, int | float):
         return str(value)
-    remedy = f"name a part of it, as in {{{shown(path)}[KEY]}}, or use another field"
-    raise DataError(where, f"field {field} is {kind_of(value)}, not text or a number", remedy)
+    remedy = f"name a part of it, as in {{{field}[KEY]}}, or use another field"
+    raise Unfit(where, f"field {field} is {kind_of(value)}, not text or a number", remedy)
 
 
-def _sound(text: str, field: str, where: str) -> str:
+def sound(text: str, field: str, where: str) -> str:
+    """The text, if it is one that can be trained on. Raises Unfit."""
     if not text.strip():
-        raise DataError(where, f"field {field} is empty", "leave such rows out of the file, or give the field a value")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        remedy = "write the file again as UTF-8; a program cut a character in two (a lone \\ud800-\\udfff)"
-        raise DataError(where, f"field {field} holds half a character", remedy) from error
-    return text
+        raise Unfit(where, f"field {field} is empty", "leave such rows out of the file, or give the field a value")
+    if text.isascii():
+        if "\0" not in text:
+            return text
+    elif not CONTROL.search(text):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            remedy = "write the file again as UTF-8; a program cut a character in two (a lone \\ud800-\\udfff)"
+            raise Unfit(where, f"field {field} holds half a character", remedy) from error
+        return text
+    remedy = "it was decoded as what it is not: write it again from its source, `iconv -f cp1252` or `-f utf-16`"
+    raise Unfit(where, f"field {field} holds control characters (NUL or U+0080 to U+009F)", remedy)
 
 
 def value_at(row: Row, path: FieldPath, where: str) -> Any:
-    """Whatever is at a path of the row; raises DataError, which lists the fields there are, where nothing is."""
+    """Whatever is at a path of the row; raises Unfit, which lists the fields there are, where nothing is."""
     value: object = row
     for depth, key in enumerate(path):
         parts = _parts(value)
         if key not in parts:
             remedy = f"{shown(path[:depth]) or 'the row'} has {_present(value, parts)}"
-            raise DataError(where, f"field {shown(path[: depth + 1])} is missing", remedy)
+            raise Unfit(where, f"field {shown(path[: depth + 1])} is missing", remedy)
         value = parts[key]
     return value
 

@@ -48,5 +48,5 @@ def judge(loaded: Loaded) -> list[Problem]:
 def _row_problems(loaded: Loaded) -> Iterator[Problem]:
     for table in data_rules.data_tables(loaded):
         if Path(table.data.path).is_absolute():
-            for where, message, remedy in check_rows(table.data):
+            for where, message, remedy in check_rows(table.data).problems:
                 yield Problem(where, f"data.{table.name}", message, remedy)

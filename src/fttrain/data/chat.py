@@ -5,44 +5,22 @@ trained follows from where the assistant's turns lie in that text.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
-
-from jinja2 import TemplateError
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import Turn, row_format, text_of, turns_of
-from ftlaunch.rows.pairs import Pair, Unfit, pair_of
-from ftlaunch.rows.template import DataError, Row
-from ftlaunch.safety import trust
+from ftlaunch.rows.conversations import row_format
+from ftlaunch.rows.messages import Conversation
+from ftlaunch.rows.pairs import pair_of
+from ftlaunch.rows.template import Excused, Row, Unfit
+from fttrain.data.render import Rendered, Renderer, Span
+from fttrain.data.templates import added_bos
 
-Span = tuple[int, int]
-"""First character and the one after the last."""
-
-LLAMA2 = r"""{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else none -%}
-{%- for message in messages[(0 if system is none else 1):] -%}
-{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
-{{- raise_exception('user and assistant turns must alternate, with no other roles between') -}}
-{%- endif -%}
-{%- set content = message['content'] | trim -%}
-{%- if loop.first and system is not none -%}
-{%- set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + content -%}
-{%- endif -%}
-{%- if message['role'] == 'user' -%}
-{{- (bos_token or '') + '[INST] ' + content + ' [/INST]' -}}
-{%- else -%}
-{{- ' ' + content + ' ' + eos_token -}}
-{%- endif -%}
-{%- endfor -%}"""
-"""The form that Llama 2 was trained on: github.com/meta-llama/llama, llama/generation.py, chat_completion."""
-
-CHATML = r"""{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + END + '\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
+Offset = tuple[int, int]
+"""First character of a token and the one after its last."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +29,14 @@ class Encoded:
 
     ids_T: list[int]
     trained_T: list[bool]
-    truncated: bool
-    """Whether its end was cut off at `max_length`."""
+    lost: int = 0
+    """Tokens that were cut off at `max_length`."""
+    is_parted: bool = False
+    """Whether a token lay across the border of prompt and answer, and was parted there."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.lost > 0
 
 
 @dataclass(frozen=True)
@@ -63,26 +47,11 @@ class EncodedPair:
     rejected: Encoded
     margin: float
 
-    @staticmethod
-    def of(chosen: Encoded | None, rejected: Encoded | None, margin: float) -> "EncodedPair | Unfit | None":
-        """The pair, unless one of its rows is left out or the cut at `max_length` made them the same."""
-        if chosen is None or rejected is None:
-            return None
-        return "identical" if chosen.ids_T == rejected.ids_T else EncodedPair(chosen, rejected, margin)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One row as text."""
-
-    text: str
-    trained: list[Span]
-
 
 class Encoder:
-    """Turns the rows of one data set into tokens.
+    """Turns the rows of one data set into tokens. A row may make several, and a row that makes none is Unfit.
 
-    Raises UserError where tokenizer and data do not go together, and DataError, naming the row, where a row is unfit.
+    Raises UserError where tokenizer and data do not go together.
     """
 
     def __init__(self, tokenizer: Any, data: Data) -> None:
@@ -90,67 +59,55 @@ class Encoder:
             remedy = "use a model folder with a tokenizer.json"
             raise UserError("the tokenizer cannot tell which characters a token stands for (it is a slow one)", remedy)
         self.data = data
-        self.template = chat_template(tokenizer, data)
+        self._renderer = Renderer(tokenizer, data)
+        self.template = self._renderer.template
         """Jinja text; None where the row's text is taken as it is."""
         self._tokenizer = tokenizer
-        self._bos = _added_bos(tokenizer)
+        self._start = [tokenizer.bos_token_id] if added_bos(tokenizer) else []
         self._end_ids = _end_ids(tokenizer)
         self._blank: dict[int, bool] = {}
+        is_text = row_format(data) == "text"
+        self._overlong = data.overlong or ("split" if is_text else "truncate")
 
-    def encode(self, where: str, row: Row) -> Encoded | None:
-        """The row as tokens; None where it is longer than `max_length` and such rows are dropped."""
-        return self.encode_many([(where, row)])[0]
+    def encode(self, where: str, row: Row) -> list[Encoded]:
+        """The row as tokens. Raises Unfit where it makes none."""
+        (made,) = self.encode_many([(where, row)])
+        if isinstance(made, Unfit):
+            raise made
+        return made
 
-    def encode_many(self, rows: Sequence[tuple[str, Row]]) -> list[Encoded | None]:
-        """`encode` of each row, several times as fast."""
-        return self._encode([(where, self._render_row(row, where)) for where, row in rows])
-
-    def encode_pairs(self, rows: Sequence[tuple[str, Row]]) -> list[EncodedPair | Unfit | None]:
-        """The pair of each row; why it makes none; None where an answer is longer than `max_length` and dropped."""
-        found: list[tuple[str, Pair | Unfit]] = [(where, pair_of(self.data, row, where)) for where, row in rows]
-        sides = [
-            (where, self._render_turns(turns, where))
-            for where, pair in found
-            if isinstance(pair, Pair)
-            for turns in (pair.chosen, pair.rejected)
+    def encode_many(self, rows: Sequence[tuple[str, Row]]) -> list[list[Encoded] | Unfit]:
+        """What each row makes, or why it makes nothing."""
+        rendered = [self._rendered(row, where) for where, row in rows]
+        texts = [
+            (where, one)
+            for (where, _), found in zip(rows, rendered, strict=True)
+            if not isinstance(found, Unfit)
+            for one in found
         ]
-        encoded = iter(self._encode(sides))
-        pairs: list[EncodedPair | Unfit | None] = []
-        for _, pair in found:
-            if isinstance(pair, Pair):
-                pairs.append(EncodedPair.of(next(encoded), next(encoded), pair.margin))
-            else:
-                pairs.append(pair)
-        return pairs
+        encoded = self._encode(texts)
+        return [found if isinstance(found, Unfit) else _gathered(encoded, len(found)) for found in rendered]
 
-    def _encode(self, rendered: Sequence[tuple[str, Rendered]]) -> list[Encoded | None]:
-        """Tokens of each text, which comes with its place; None as `encode` says."""
-        if not rendered:
-            return []
-        batch = self._tokenizer(
-            [row.text for _, row in rendered],
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        encoded: list[Encoded | None] = []
-        for (where, row), ids, offsets in zip(rendered, batch.input_ids, batch.offset_mapping, strict=True):
-            self._refuse_double_bos(ids, where)
-            encoded.append(self._cut(ids, _mark([start for start, _ in offsets], row.trained)))
-        return encoded
+    def encode_pairs(self, rows: Sequence[tuple[str, Row]]) -> list[list[EncodedPair] | Unfit]:
+        """The pair of each row, or why it makes none."""
+        found = [self._rendered_pair(row, where) for where, row in rows]
+        texts = [
+            (where, text)
+            for (where, _), pair in zip(rows, found, strict=True)
+            if not isinstance(pair, Unfit)
+            for text in pair[:2]
+        ]
+        encoded = self._encode(texts)
+        return [
+            pair if isinstance(pair, Unfit) else _paired(next(encoded), next(encoded), pair[2], where)
+            for (where, _), pair in zip(rows, found, strict=True)
+        ]
 
-    def encode_prompt(self, turns: list[Turn], where: str) -> list[int]:
-        """Tokens of the turns as they stand when the model begins its answer."""
-        if self.template is None:
-            text = self._bos + "".join(turn["content"] for turn in turns)
-        else:
-            text = self._render(turns, where, add_generation_prompt=True)
+    def encode_prompt(self, conversation: Conversation, where: str) -> list[int]:
+        """Tokens of the turns as they stand when the model begins its answer. Raises Unfit."""
+        text = self._renderer.prompt(conversation, where)
         ids = self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False).input_ids
-        self._refuse_double_bos(ids, where)
+        self._refuse_doubles(ids, where)
         return ids
 
     @property
@@ -165,70 +122,106 @@ class Encoder:
                 return token in self._end_ids
         return False
 
-    def _render_row(self, row: Row, where: str) -> Rendered:
-        if row_format(self.data) == "text":
-            text = self._bos + text_of(self.data, row, where) + self._tokenizer.eos_token
-            return Rendered(text, [(0, len(text))])
-        return self._render_turns(turns_of(self.data, row, where), where)
-
-    def _render_turns(self, turns: list[Turn], where: str) -> Rendered:
-        if self.template is None:
-            return self._plain(turns)
-        text = self._render(turns, where)
-        return Rendered(text, self._spans(turns, text, where))
-
-    def _plain(self, turns: list[Turn]) -> Rendered:
-        """The turns' texts end to end; EOS follows each answer."""
-        text, spans = self._bos, []
-        for turn in turns:
-            start = len(text)
-            is_answer = turn["role"] == "assistant"
-            text += turn["content"] + (self._tokenizer.eos_token if is_answer else "")
-            if is_answer:
-                spans.append((start, len(text)))
-        return Rendered(text, {"answer": spans[-1:], "assistant": spans, "all": [(0, len(text))]}[self.data.train_on])
-
-    def _spans(self, turns: list[Turn], text: str, where: str) -> list[Span]:
-        """Where the trained turns lie in the text of all turns."""
-        if self.data.train_on == "all":
-            return [(0, len(text))]
-        first = len(turns) - 1 if self.data.train_on == "answer" else 0
-        answers = [index for index in range(first, len(turns)) if turns[index]["role"] == "assistant"]
-        return [self._span(turns, index, text, where) for index in answers]
-
-    def _span(self, turns: list[Turn], index: int, text: str, where: str) -> Span:
-        """All that the template writes for a turn after the generation prompt, its end-of-turn token included."""
-        before = self._render(turns[:index], where, add_generation_prompt=True)
-        through = text if index == len(turns) - 1 else self._render(turns[: index + 1], where)
-        if text.startswith(before) and text.startswith(through) and len(before) < len(through):
-            return len(before), len(through)
-        problem = f"the chat template writes earlier turns differently once turn {index + 1} follows"
-        remedy = 'train_on = "answer" may do, or train_on = "all"; else use template = "chatml" or a template file'
-        raise DataError(where, f"{problem}: it cannot be told which tokens are the assistant's", remedy)
-
-    def _render(self, turns: list[Turn], where: str, *, add_generation_prompt: bool = False) -> str:
+    def _rendered(self, row: Row, where: str) -> list[Rendered] | Unfit:
         try:
-            return self._tokenizer.apply_chat_template(
-                turns, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (TemplateError, TypeError) as error:
-            remedy = 'mend the row, or use another template: "chatml", "llama2", "none" or a file'
-            raise DataError(where, f"the chat template refuses the conversation: {error}", remedy) from error
+            return self._renderer.row(row, where)
+        except Unfit as unfit:
+            return unfit
 
-    def _refuse_double_bos(self, ids: list[int], where: str) -> None:
-        bos = self._tokenizer.bos_token_id
+    def _rendered_pair(self, row: Row, where: str) -> tuple[Rendered, Rendered, float] | Unfit:
+        try:
+            pair = pair_of(self.data, row, where)
+            return (*self._renderer.pair(pair, where), pair.margin)
+        except Unfit as unfit:
+            return unfit
+
+    def _encode(self, rendered: Sequence[tuple[str, Rendered]]) -> Iterator[list[Encoded] | Unfit]:
+        """What each text makes, which comes with its place."""
+        if not rendered:
+            return
+        batch = self._tokenizer(
+            [row.text for _, row in rendered],
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        for (where, row), ids, offsets in zip(rendered, batch.input_ids, batch.offset_mapping, strict=True):
+            try:
+                yield self._finished(row, ids, offsets, where)
+            except Unfit as unfit:
+                yield unfit
+
+    def _finished(self, row: Rendered, ids: list[int], offsets: list[Offset], where: str) -> list[Encoded]:
+        """Tokens and marks of a text, within `max_length`. Raises Unfit."""
+        self._refuse_doubles(ids, where)
+        whole = len(ids), offsets
+        for border in reversed(row.borders):
+            ids, offsets = self._parted(row.text, ids, offsets, border, where)
+        trained = _mark([start for start, _ in offsets], row.trained)
+        return self._fitted(Encoded(ids, trained, is_parted=whole != (len(ids), offsets)), where)
+
+    def _parted(
+        self, text: str, ids: list[int], offsets: list[Offset], border: int, where: str
+    ) -> tuple[list[int], list[Offset]]:
+        """The same with no token across the border: up to there they are those that the model is asked with."""
+        place = bisect_left(offsets, (border, 0)) - 1
+        if place < 0 or offsets[place][1] <= border:
+            return ids, offsets
+        end = max(stop for start, stop in offsets if start < border)
+        after = bisect_left(offsets, (end, 0))
+        head = self._tokens(text[:border])
+        tail = self._continued(text[border:end])
+        if tail is None:
+            problem = "a token lies across the border of prompt and answer and cannot be parted there"
+            raise Unfit(where, problem, "end the prompt without its space, and begin the answer with it")
+        places = [(border + start, border + stop) for start, stop in tail[1]]
+        return [*head[0], *tail[0], *ids[after:]], [*head[1], *places, *offsets[after:]]
+
+    def _tokens(self, text: str) -> tuple[list[int], list[Offset]]:
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return found.input_ids, found.offset_mapping
+
+    def _continued(self, text: str) -> tuple[list[int], list[Offset]] | None:
+        """Tokens of a text that follows another, so without the space that some tokenizers put before a first word."""
+        ids, offsets = self._tokens("\n" + text)
+        start = bisect_left(offsets, (1, 0))
+        if start and offsets[start - 1][1] > 1:
+            return None
+        return ids[start:], [(first - 1, end - 1) for first, end in offsets[start:]]
+
+    def _refuse_doubles(self, ids: list[int], where: str) -> None:
+        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             name = self._tokenizer.bos_token
             remedy = f"take {name} out of the rows or of the template: one of them is enough"
-            raise DataError(where, f"the row begins with {name} twice: the text has one and another is added", remedy)
+            raise Unfit(where, f"the row begins with {name} twice: the text has one and another is added", remedy)
+        ends = [token for token in ids[-6:] if not self._is_blank(token)]
+        if eos is not None and ends[-2:] == [eos, eos]:
+            name = self._tokenizer.eos_token
+            raise Unfit(where, f"the row ends with {name} twice", f"take one {name} out of the chat template")
 
-    def _cut(self, ids: list[int], trained: list[bool]) -> Encoded | None:
-        longest = self.data.max_length
+    def _fitted(self, encoded: Encoded, where: str) -> list[Encoded]:
+        """The row within `max_length`: as it is, cut off, in several rows or, if so told, left out."""
+        longest, ids, trained = self.data.max_length, encoded.ids_T, encoded.trained_T
         if len(ids) <= longest:
-            return Encoded(ids, trained, truncated=False)
-        if self.data.overlong == "drop":
-            return None
-        return Encoded(ids[:longest], trained[:longest], truncated=True)
+            return [encoded]
+        if self._overlong == "drop":
+            raise Excused(where, "it is longer than max_length", "raise max_length")
+        if self._overlong == "truncate":
+            return [Encoded(ids[:longest], trained[:longest], len(ids) - longest, encoded.is_parted)]
+        return [Encoded(ids, [True] * len(ids)) for ids in self._pieces(ids, longest)]
+
+    def _pieces(self, ids: list[int], longest: int) -> Iterator[list[int]]:
+        """Rows of about the same length, each after BOS where the tokenizer puts one first."""
+        start = self._start
+        bare = ids[len(start) :] if ids[: len(start)] == start else ids
+        count = -(-len(bare) // (longest - len(start)))
+        edges = [len(bare) * number // count for number in range(count + 1)]
+        return (start + bare[first:end] for first, end in pairwise(edges))
 
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
@@ -236,63 +229,25 @@ class Encoder:
         return self._blank[token]
 
 
-def chat_template(tokenizer: Any, data: Data) -> str | None:
-    """The Jinja text of `data.template`; None for "none" and for format "text".
-
-    "chatml" ends turns with `<|im_end|>` where that is a token, else with the tokenizer's EOS, and begins with BOS
-    where the tokenizer itself adds one. Raises UserError where the tokenizer lacks what the template needs.
-    """
-    if row_format(data) == "text" or data.template == "none":
-        _require_eos(tokenizer)
-        _refuse_open_end(data)
-        return None
-    if data.template == "tokenizer":
-        return _own_template(tokenizer)
-    if data.template not in ("llama2", "chatml"):
-        return _template_file(Path(data.template).expanduser())
-    _require_eos(tokenizer)
-    return LLAMA2 if data.template == "llama2" else _chatml(tokenizer)
+def _gathered(encoded: Iterator[list[Encoded] | Unfit], count: int) -> list[Encoded] | Unfit:
+    """What the `count` texts of a row make; why, if none of them makes anything."""
+    made = [next(encoded) for _ in range(count)]
+    rows = [row for found in made if not isinstance(found, Unfit) for row in found]
+    return rows or next(found for found in made if isinstance(found, Unfit))
 
 
-def _chatml(tokenizer: Any) -> str:
-    known = tokenizer.backend_tokenizer.token_to_id("<|im_end|>") is not None
-    bos = "{{- bos_token -}}" if _added_bos(tokenizer) else ""
-    return bos + CHATML.replace("END", "'<|im_end|>'" if known else "eos_token")
-
-
-def _own_template(tokenizer: Any) -> str:
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError as error:
-        remedy = 'set template = "chatml", "llama2", "none" or the path of a Jinja file in the data table'
-        raise UserError("the tokenizer has no chat template of its own", remedy) from error
-
-
-def _template_file(path: Path) -> str:
-    trust.require(path)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = 'name a Jinja file, or write template = "tokenizer", "llama2", "chatml" or "none"'
-        raise UserError(f"the chat template {path} cannot be read: {error}", remedy) from error
-
-
-def _require_eos(tokenizer: Any) -> None:
-    if tokenizer.eos_token is None:
-        remedy = "set eos_token in the model's tokenizer_config.json"
-        raise UserError("the tokenizer has no end token: the model could not learn to stop", remedy)
-
-
-def _refuse_open_end(data: Data) -> None:
-    if row_format(data) == "prompt" and data.prompt and data.prompt.endswith(" "):
-        remedy = 'move the space: end `prompt` without it and write `completion = " {…}"`'
-        raise UserError("`prompt` ends with a space, which tokenizers join to the answer's first word", remedy)
-
-
-def _added_bos(tokenizer: Any) -> str:
-    """The BOS token's text if the tokenizer puts it before a text, else ""."""
-    begins = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token if begins else ""
+def _paired(
+    chosen: list[Encoded] | Unfit, rejected: list[Encoded] | Unfit, margin: float, where: str
+) -> list[EncodedPair] | Unfit:
+    """The pair, unless one of its rows is left out or the cut at `max_length` made them the same."""
+    if isinstance(chosen, Unfit):
+        return chosen
+    if isinstance(rejected, Unfit):
+        return rejected
+    (better,), (worse,) = chosen, rejected
+    if better.ids_T == worse.ids_T:
+        return Excused(where, "its two answers are the same once they are cut off", "raise max_length")
+    return [EncodedPair(better, worse, margin)]
 
 
 def _end_ids(tokenizer: Any) -> frozenset[int]:

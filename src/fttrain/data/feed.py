@@ -16,7 +16,7 @@ from fttrain.data.batches import Micro, lay_out
 from fttrain.data.drawn import all_of, drawn
 from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
-from fttrain.data.token_set import Group, PairSet
+from fttrain.data.token_set import Counts, Group, PairSet
 from fttrain.distributed.world import World
 
 EXCERPT = 60
@@ -45,6 +45,10 @@ class Feed(Protocol):
 
     def evaluation(self) -> Iterator[Micro]:
         """This rank's micro-batches of the rows held out; as many on every rank, none if no row is held out."""
+        ...
+
+    def counts(self) -> list[Counts]:
+        """What became of the rows of each data set."""
         ...
 
 
@@ -116,6 +120,7 @@ class TableFeed:
         self._tokenizer = tokenizer
         self._paths = [data.path for data in datas]
         self._keys = [one.key for one in tokenized]
+        self._counts = [one.counts for one in tokenized]
         self._layout = _Layout(step, stage, world)
         weights = [data.weight for data in datas]
         sizes = [len(rows) for rows in self._train]
@@ -141,6 +146,9 @@ class TableFeed:
 
     def evaluation(self) -> Iterator[Micro]:
         return self._layout.evaluation(all_of(self._test))
+
+    def counts(self) -> list[Counts]:
+        return self._counts
 
     def refer(self, ask: Ask) -> None:
         """Give every pair the log-probabilities that `ask` returns for it."""
@@ -168,6 +176,8 @@ class StreamFeed:
         self._rows = self._mixture()
         self._taken = 0
         self._held_out: list[Group] | None = None
+        self._tallies = [tokens.Tally() for _ in datas]
+        """Of each data set's newest pass."""
 
     def step(self, number: int) -> list[Micro]:
         start = (number - 1) * self._batch
@@ -189,19 +199,23 @@ class StreamFeed:
             self._held_out = [table.group(row) for table in tables for row in range(len(table))]
         return self._layout.evaluation(self._held_out)
 
+    def counts(self) -> list[Counts]:
+        return [tally.counts() for tally in self._tallies]
+
     def _mixture(self) -> Iterator[Group]:
         """Rows drawn by weight, for ever."""
         weights = np.array([data.weight for data in self._datas])
         generator = np.random.Generator(np.random.PCG64([self._seed, 0]))
-        sources = [self._endless(data) for data in self._datas]
+        sources = [self._endless(place, data) for place, data in enumerate(self._datas)]
         while True:
             yield next(sources[int(generator.choice(len(sources), p=weights / weights.sum()))])
 
-    def _endless(self, data: Data) -> Iterator[Group]:
+    def _endless(self, place: int, data: Data) -> Iterator[Group]:
         epoch = 0
         while True:
             empty = True
-            for row in tokens.stream(data, self._tokenizer, self._seed + epoch):
+            self._tallies[place] = tokens.Tally()
+            for row in tokens.stream(data, self._tokenizer, self._seed + epoch, self._tallies[place]):
                 empty = False
                 yield Group(((np.array(row.ids_T, dtype=np.int32), np.array(row.trained_T, dtype=bool)),))
             if empty:

@@ -1,6 +1,5 @@
 """Prompts to be answered: rows up to where the answer begins. Whatever else a row holds is there for a reward."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +8,14 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import Turn
+from ftlaunch.rows import unfit
+from ftlaunch.rows.messages import Conversation, Turn
 from ftlaunch.rows.prompts import prompt_of
-from ftlaunch.rows.template import Row
+from ftlaunch.rows.template import Excused, Row, Unfit
 from fttrain.data.chat import Encoder
 from fttrain.data.sources import load_rows
+from fttrain.data.token_set import Counts
 from fttrain.data.tokens import split
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,14 @@ class Prompt:
 
     ids_T: np.ndarray
     """int32, up to and with what the chat template puts before an answer."""
-    turns: list[Turn]
+    conversation: Conversation
     row: Row
     where: str
     """The row's place, such as "facts.jsonl:17"."""
+
+    @property
+    def turns(self) -> list[Turn]:
+        return self.conversation.turns
 
     @property
     def text(self) -> str:
@@ -44,35 +47,47 @@ class Prompts:
     test: list[Prompt]
     end_ids: frozenset[int]
     """Tokens with which an answer ends."""
-    left_out: int
-    """Rows whose prompt is longer than `max_length`, or that are pairs without a common one."""
+    counts: Counts
+    """Of all rows; nothing of them is trained."""
 
 
 def load_prompts(datas: Sequence[Data], tokenizer: Any, seed: int) -> list[Prompts]:
-    """Prompts of each data set; those longer than its `max_length` are left out, and counted in the log.
+    """Prompts of each data set; rows that are unfit or longer than its `max_length` are left out, counted in the log.
 
-    Raises UserError where rows cannot be read or encoded, or none is left.
+    Raises UserError where rows cannot be read, too many are unfit, or none is left.
     """
     return [_load(data, tokenizer, seed) for data in datas]
 
 
 def _load(data: Data, tokenizer: Any, seed: int) -> Prompts:
-    encoder = Encoder(tokenizer, data)
-    read = [_prompt(data, encoder, where, row) for where, row in load_rows(data)]
-    found = [prompt for prompt in read if prompt is not None]
-    kept = [prompt for prompt in found if len(prompt.ids_T) <= data.max_length]
-    counts = (data.path, len(kept), len(found) - len(kept), len(read) - len(found))
-    log.info("%s: %d prompts; %d are longer than max_length, %d rows hold none", *counts)
+    encoder, left_out = Encoder(tokenizer, data), unfit.UnfitRows()
+    kept: list[Prompt] = []
+    rows = 0
+    for where, row in load_rows(data):
+        rows += 1
+        try:
+            kept.append(_prompt(data, encoder, where, row))
+        except Unfit as error:
+            left_out.add(error)
+    left_out.judge(data, rows)
     if not kept:
-        message = f"{data.path}: none of the {len(read)} rows has a prompt of at most {data.max_length} tokens"
+        message = f"{data.path}: none of the {rows} rows has a prompt of at most {data.max_length} tokens"
         raise UserError(message, "raise max_length or mend the rows")
+    counts = Counts(
+        rows=rows,
+        kept=len(kept),
+        tokens=sum(len(prompt.ids_T) for prompt in kept),
+        unfit=dict(left_out.unfit),
+        excused=dict(left_out.excused),
+        examples=left_out.examples,
+    )
     train, test = split(len(kept), data, seed)
-    return Prompts([kept[row] for row in train], [kept[row] for row in test], encoder.end_ids, len(read) - len(kept))
+    return Prompts([kept[row] for row in train], [kept[row] for row in test], encoder.end_ids, counts)
 
 
-def _prompt(data: Data, encoder: Encoder, where: str, row: Row) -> Prompt | None:
-    """None where a row of pairs has no prompt that both answers share."""
-    turns = prompt_of(data, row, where)
-    if isinstance(turns, str):
-        return None
-    return Prompt(np.array(encoder.encode_prompt(turns, where), dtype=np.int32), turns, row, where)
+def _prompt(data: Data, encoder: Encoder, where: str, row: Row) -> Prompt:
+    conversation = prompt_of(data, row, where)
+    ids = encoder.encode_prompt(conversation, where)
+    if len(ids) > data.max_length:
+        raise Excused(where, "its prompt is longer than max_length", "raise max_length")
+    return Prompt(np.array(ids, dtype=np.int32), conversation, row, where)

@@ -140,17 +140,27 @@ class Counts(Struct, frozen=True, kw_only=True):
     rows: int = 0
     """Read."""
     kept: int = 0
+    """Rows or pairs to train on; a row that was split counts as often as it has parts."""
     tokens: int = 0
     """Of the rows kept."""
     trained: int = 0
     """Trained tokens of the rows kept that something predicts."""
     truncated: int = 0
     """Rows kept, or left out as untrained, whose end was cut off."""
-    dropped_overlong: int = 0
+    lost: int = 0
+    """Tokens that were cut off."""
+    split: int = 0
+    """Rows that make several."""
+    parted: int = 0
+    """Rows in which a token lay across the border of prompt and answer, and was parted there."""
     dropped_untrained: int = 0
     """Rows left out because no token of theirs would be trained, such as those whose answer was cut off."""
-    dropped_pairs: dict[str, int] = field(default_factory=dict[str, int])
-    """Rows that make no pair, by the reason: empty, identical, tied, unmatched."""
+    unfit: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows left out because of what they hold, by the reason."""
+    excused: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows left out that are no mistake: blank, too long, or pairs without a better answer, by the reason."""
+    examples: list[str] = field(default_factory=list[str])
+    """The first rows left out, as "facts.jsonl:17: field answer is null"."""
 
 
 class _Meta(Struct, frozen=True, kw_only=True):

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,8 +15,8 @@ import numpy as np
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows import is_paired
-from ftlaunch.rows.pairs import Unfit
-from ftlaunch.rows.template import Row
+from ftlaunch.rows.template import Row, Unfit
+from ftlaunch.rows.unfit import UnfitRows
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
 from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
@@ -26,9 +25,11 @@ from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervis
 T = TypeVar("T")
 Kept = TypeVar("Kept", bound=Encoded | EncodedPair)
 
-Encode = Callable[[list[tuple[str, Row]]], Sequence[Encoded | EncodedPair | Unfit | None]]
+Made = Sequence[Encoded | EncodedPair] | Unfit
+"""What a row makes, or why it makes nothing."""
+Encode = Callable[[list[tuple[str, Row]]], Sequence[Made]]
 
-VERSION = 2
+VERSION = 3
 """Of the files in the cache and of what is written there: raise it when `chat` encodes a row differently."""
 BATCH = 512
 """Rows tokenized together."""
@@ -36,16 +37,18 @@ STREAM_BATCH = 64
 JUDGED_ROWS = 1000
 """Rows of a stream after which it is judged; one that is shorter is judged at its end."""
 
-REASONS = {
-    "overlong": "are longer than max_length",
-    "untrained": "have no trained token",
-    "empty": "have an empty answer",
-    "identical": "have the same answer twice",
-    "tied": "have no best answer",
-    "unmatched": "have two prompts",
-}
-
-_NOT_IN_ROWS = ("path", "config", "split", "revision", "template", "test", "weight", "streaming")
+_NOT_IN_ROWS = (
+    "path",
+    "config",
+    "split",
+    "revision",
+    "template",
+    "test",
+    "weight",
+    "streaming",
+    "unfit",
+    "unfit_share",
+)
 """Fields of `Data` that the fingerprint or the template's text stands for, or that change no row's tokens."""
 
 
@@ -79,16 +82,15 @@ def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path, arrays: NodeArr
     return Tokenized(everything.take(train), everything.take(test), counts, f"{key} {data.test} {seed}")
 
 
-def stream(data: Data, tokenizer: Any, seed: int) -> Iterator[Encoded]:
+def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None) -> Iterator[Encoded]:
     """One pass over the data in a seeded order, encoded as it goes; the first `data.test` rows are not among them.
 
-    Raises UserError as `tokenize` does, what holds for the whole set after 1000 rows or at the end.
+    Rows are counted in `tally`. Raises UserError as `tokenize` does, what holds for the whole set after 1000 rows or
+    at the end.
     """
-    encoder, tally, judged = Encoder(tokenizer, data), _Tally(), False
-    for encoded in _encoded(stream_rows(data, seed, _held_out(data)), encoder.encode_many, STREAM_BATCH):
-        kept = tally.count(encoded, encoder)
-        if kept is not None:
-            yield kept
+    encoder, tally, judged = Encoder(tokenizer, data), tally or Tally(), False
+    for made in _encoded(stream_rows(data, seed, _held_out(data)), encoder.encode_many, STREAM_BATCH):
+        yield from tally.count(made, encoder)
         if not judged and tally.rows == JUDGED_ROWS:
             tally.judge(data)
             judged = True
@@ -98,10 +100,10 @@ def stream(data: Data, tokenizer: Any, seed: int) -> Iterator[Encoded]:
 
 def stream_test(data: Data, tokenizer: Any) -> TokenSet:
     """The first `data.test` rows of a stream, in memory."""
-    encoder, tally = Encoder(tokenizer, data), _Tally()
+    encoder, tally = Encoder(tokenizer, data), Tally()
     rows = islice(load_rows(data), _held_out(data))
-    counted = (tally.count(encoded, encoder) for encoded in _encoded(rows, encoder.encode_many, STREAM_BATCH))
-    return token_set([kept for kept in counted if kept is not None])
+    made = _encoded(rows, encoder.encode_many, STREAM_BATCH)
+    return token_set([kept for one in made for kept in tally.count(one, encoder)])
 
 
 def _held_out(data: Data) -> int:
@@ -111,15 +113,15 @@ def _held_out(data: Data) -> int:
 
 def _make(folder: Path, data: Data, encoder: Encoder) -> tuple[TokenSet | PairSet, Counts]:
     """Read and encode all rows, and keep the set in `folder`."""
-    tally = _Tally()
+    tally = Tally()
     encode: Encode = encoder.encode_pairs if is_paired(data) else encoder.encode_many
-    encoded = (tally.count(row, encoder) for row in _encoded(load_rows(data), encode, BATCH))
+    kept = (row for made in _encoded(load_rows(data), encode, BATCH) for row in tally.count(made, encoder))
 
     def judged() -> Counts:
         tally.judge(data)
         return tally.counts()
 
-    return write_set(folder, (row for row in encoded if row is not None), judged)
+    return write_set(folder, kept, judged)
 
 
 def _encoded(
@@ -151,34 +153,41 @@ def split(
     return order[size:], order[:size]
 
 
-class _Tally:
+class Tally:
     """Counts rows as they come, and judges what is left of them."""
 
     def __init__(self) -> None:
-        self.rows = self.tokens = self.trained = self.truncated = 0
-        self.kept = self.whole = 0
+        self.rows = self.tokens = self.trained = self.truncated = self.lost = self.split = self.parted = 0
+        self.kept = self.whole = self.untrained = 0
         self.ended = False
-        self.dropped: Counter[str] = Counter()
-        """Rows left out, by the reason."""
+        self.unfit = UnfitRows()
 
-    def count(self, encoded: Kept | Unfit | None, encoder: Encoder) -> Kept | None:
-        """The row or pair, if it is one to train on."""
+    def count(self, made: Sequence[Kept] | Unfit, encoder: Encoder) -> list[Kept]:
+        """The rows or pairs to train on that a row has made."""
         self.rows += 1
-        if encoded is None or isinstance(encoded, str):
-            self.dropped[encoded or "overlong"] += 1
-            return None
+        if isinstance(made, Unfit):
+            self.unfit.add(made)
+            return []
+        self.split += len(made) > 1
+        kept = [one for one in made if self._counted(one, encoder)]
+        self.untrained += not kept
+        return kept
+
+    def _counted(self, encoded: Encoded | EncodedPair, encoder: Encoder) -> bool:
+        """Whether there is something to train on; it is counted in either case."""
         rows = (encoded.chosen, encoded.rejected) if isinstance(encoded, EncodedPair) else (encoded,)
         truncated = any(row.truncated for row in rows)
         self.truncated += truncated
+        self.lost += sum(row.lost for row in rows)
         if not all(map(supervised, rows)):
-            self.dropped["untrained"] += 1
-            return None
+            return False
         self.kept += 1
+        self.parted += any(row.is_parted for row in rows)
         self.tokens += sum(len(row.ids_T) for row in rows)
         self.trained += sum(map(supervised, rows))
         self.whole += not truncated
         self.ended = self.ended or (not truncated and all(map(encoder.is_ended, rows)))
-        return encoded
+        return True
 
     def counts(self) -> Counts:
         return Counts(
@@ -187,17 +196,26 @@ class _Tally:
             tokens=self.tokens,
             trained=self.trained,
             truncated=self.truncated,
-            dropped_overlong=self.dropped["overlong"],
-            dropped_untrained=self.dropped["untrained"],
-            dropped_pairs={reason: self.dropped[reason] for reason in get_args(Unfit) if self.dropped[reason]},
+            lost=self.lost,
+            split=self.split,
+            parted=self.parted,
+            dropped_untrained=self.untrained,
+            unfit=dict(self.unfit.unfit),
+            excused=dict(self.unfit.excused),
+            examples=self.unfit.examples,
         )
 
     def judge(self, data: Data) -> None:
-        """Raise UserError where training would be in vain."""
+        """Raise UserError where training would be in vain, or where more rows are unfit than the recipe lets pass."""
+        self.unfit.judge(data, self.rows)
         if self.kept == 0:
             message = f"{data.path}: none of the {self.rows} rows is left to train on"
-            reasons = ", ".join(f"{count} {REASONS[reason]}" for reason, count in self.dropped.items())
-            raise UserError(f"{message} ({reasons})", f"raise max_length (now {data.max_length}) or mend the rows")
+            reasons = [f"{count} × {reason}" for reason, count in self.unfit.every().items()]
+            if self.untrained:
+                reasons.append(f"{self.untrained} × no token to train")
+            raise UserError(
+                f"{message} ({', '.join(reasons)})", f"raise max_length (now {data.max_length}) or mend the rows"
+            )
         if self.whole and not self.ended:
             remedy = 'use a template that ends answers with a special token, or template = "llama2" or "none"'
             raise UserError(f"{data.path}: the end of an answer is never trained: the model would not stop", remedy)

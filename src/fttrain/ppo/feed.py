@@ -14,6 +14,7 @@ from ftlaunch.run.spec import Step
 from fttrain.data.batches import Micro
 from fttrain.data.order import Order
 from fttrain.data.prompts import Prompt, Prompts
+from fttrain.data.token_set import Counts
 from fttrain.engine import Engine
 from fttrain.objectives import ppo
 from fttrain.objectives.ppo import Moments
@@ -66,6 +67,7 @@ class Practice:
         self._step = step
         self._stage = stage
         self._train = [one.train for one in prompts]
+        self._counts = [one.counts for one in prompts]
         self._test = [prompt for one in prompts for prompt in one.test]
         self._end_ids = frozenset[int]().union(*(one.end_ids for one in prompts))
         self._tokenizer = tokenizer
@@ -106,6 +108,9 @@ class Practice:
     def evaluation(self) -> Iterator[Micro]:
         """None: what is evaluated is what the policy says, which `evaluate` asks it."""
         return iter(())
+
+    def counts(self) -> list[Counts]:
+        return self._counts
 
     def evaluate(self) -> dict[str, float]:
         """Mean score of answers to the prompts held out, drawn with the same numbers each time. Collective."""

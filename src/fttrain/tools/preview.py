@@ -107,11 +107,9 @@ def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> 
     (prompts,) = load_prompts([data], tokenizer, seed)
     every = [*prompts.train, *prompts.test]
     lengths = np.array([len(prompt.ids_T) for prompt in every])
-    left_out = prompts.left_out
-    counts = Counts(rows=len(every) + left_out, kept=len(every), tokens=int(lengths.sum()), dropped_overlong=left_out)
     return Preview(
         name=name,
-        counts=counts,
+        counts=prompts.counts,
         paired=False,
         streamed=False,
         held_out=len(prompts.test),
@@ -131,20 +129,31 @@ def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
     """A few lines of numbers, then the samples."""
     counts = preview.counts
     first = f" (the first {counts.kept} of a stream)" if preview.streamed else ""
-    unfit = "".join(f", {count} {reason}" for reason, count in counts.dropped_pairs.items())
-    dropped = f"{counts.dropped_overlong} too long, {counts.dropped_untrained} with nothing to train{unfit}"
     kind = "pairs" if preview.paired else "rows"
     lines = [
         f"{preview.name}: {counts.kept} of {counts.rows} rows{first}, {preview.held_out} held out",
         f"  tokens     {counts.tokens}, {counts.trained} of them trained",
         f"  length     {preview.mean_length:.1f} tokens on average, {preview.longest} the longest",
-        f"  truncated  {counts.truncated} {kind}",
-        f"  dropped    {dropped}",
+        f"  truncated  {counts.truncated} {kind}, by {counts.lost} tokens",
+        *_left_out(counts),
     ]
+    if counts.split:
+        lines.insert(-1, f"  split      {counts.split} rows into several")
+    if counts.parted:
+        parted = f"{counts.parted} {kind} with a token across the border of prompt and answer, parted there"
+        lines.insert(-1, f"  borders    {parted}")
     for number, sample in enumerate(preview.samples, start=1):
         text = "".join(mark(part) if trained else part for part, trained in sample)
         lines += [f"  {_title(number, preview)}", text.rstrip("\n")]
     return "\n".join(lines)
+
+
+def _left_out(counts: Counts) -> list[str]:
+    reasons = {**counts.unfit, **counts.excused}
+    if counts.dropped_untrained:
+        reasons["no token to train"] = counts.dropped_untrained
+    told = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
+    return [f"  left out   {told or 'none'}", *(f"             {example}" for example in counts.examples)]
 
 
 def _title(number: int, preview: Preview) -> str:

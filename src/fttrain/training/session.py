@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -15,8 +16,8 @@ from fttrain.artifact import Origin
 from fttrain.checkpoint import random_states
 from fttrain.checkpoint.store import Carried, Checkpoints, together
 from fttrain.data import feed as feeds
-from fttrain.data.chat import chat_template
 from fttrain.data.feed import Feed
+from fttrain.data.templates import chat_template
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
@@ -93,6 +94,7 @@ def complete(
         "steps": progress.step,
         "tokens": progress.tokens,
         "trained_parameters": engine.num_trained,
+        "data": {name: msgspec.to_builtins(counts) for name, counts in zip(step.data, feed.counts(), strict=True)},
         "artifact": Path(folder.artifact).name,
     }
 

@@ -8,12 +8,18 @@ import pytest
 
 from ftlaunch.recipe import Data
 from ftlaunch.rows import check_rows
+from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import Pair, pair_of
-from ftlaunch.rows.template import DataError
+from ftlaunch.rows.template import DataError, Excused, Unfit
 
 USER = {"role": "user", "content": "2+2?"}
 GOOD, BAD = {"role": "assistant", "content": "4"}, {"role": "assistant", "content": "5"}
-EXPECTED = Pair([USER, GOOD], [USER, BAD], 1.0)
+
+
+def pair(margin: float = 1.0) -> Pair:
+    return Pair(Conversation([USER, GOOD]), Conversation([USER, BAD]), margin)
+
+
 RATED = {"instruction": "2+2?", "completions": [{"response": text, "overall_score": score} for text, score in (
     ("5", 1.5), ("four", 7), ("4", "8.0"), ("6", 1.5)
 )]}  # fmt: skip
@@ -38,59 +44,100 @@ def data(**fields: Any) -> Data:
     ids=["text", "turns", "whole turns", "prompt said twice", "templates", "prompt template", "HH", "HH with prompt"],
 )
 def test_every_shape_says_the_same(row: dict[str, Any], fields: dict[str, Any]) -> None:
-    pair = pair_of(data(**fields), row, "row")
-    assert isinstance(pair, Pair)
-    said = [[{**turn, "content": turn["content"].strip()} for turn in turns] for turns in (pair.chosen, pair.rejected)]
-    assert (said, pair.margin) == ([EXPECTED.chosen, EXPECTED.rejected], 1.0)
+    found = pair_of(data(**fields), row, "row")
+    said = [
+        [{**turn, "content": turn["content"].strip()} for turn in side.turns] for side in (found.chosen, found.rejected)
+    ]
+    assert (said, found.margin) == ([[USER, GOOD], [USER, BAD]], 1.0)
 
 
 def test_dialogues_of_several_turns_keep_their_prompt() -> None:
     talk = "\n\nHuman: Hi.\n\nAssistant: Hello!\nHow are you?\n\nHuman: 2+2?\n\nAssistant: "
-    pair = pair_of(data(), {"chosen": talk + "4", "rejected": talk + "5"}, "row")
-    assert isinstance(pair, Pair)
-    assert [turn["role"] for turn in pair.chosen] == ["user", "assistant", "user", "assistant"]
-    assert pair.chosen[1]["content"] == "Hello!\nHow are you?"
-    assert (pair.chosen[-1], pair.rejected[-1]) == (GOOD, BAD)
+    found = pair_of(data(), {"chosen": talk + "4", "rejected": talk + "5"}, "row")
+    chosen, rejected = found.chosen.turns, found.rejected.turns
+    assert [turn["role"] for turn in chosen] == ["user", "assistant", "user", "assistant"]
+    assert chosen[1]["content"] == "Hello!\nHow are you?"
+    assert (chosen[-1], rejected[-1]) == (GOOD, BAD)
 
 
 def test_plain_texts_share_what_they_begin_with() -> None:
     row = {"chosen": "The sky is blue.", "rejected": "The sky is blurred."}
-    pair = pair_of(data(template="none"), row, "row")
-    assert isinstance(pair, Pair)
-    assert [turn["content"] for turn in pair.chosen] == ["The sky is", " blue."]
-    assert [turn["content"] for turn in pair.rejected] == ["The sky is", " blurred."]
+    found = pair_of(data(template="none"), row, "row")
+    assert [turn["content"] for turn in found.chosen.turns] == ["The sky is", " blue."]
+    assert [turn["content"] for turn in found.rejected.turns] == ["The sky is", " blurred."]
 
 
 def test_ratings_make_a_pair_of_the_best_and_the_worst() -> None:
-    pair = pair_of(data(format="ratings", prompt="{instruction}"), RATED, "row")
-    assert pair == Pair([USER, GOOD], [USER, BAD], 6.5)
+    assert pair_of(data(format="ratings", prompt="{instruction}"), RATED, "row") == pair(6.5)
+
+
+def test_of_ranks_the_lowest_is_the_best() -> None:
+    answers = [{"answer": text, "rank": rank} for text, rank in (("four", 2), ("4", 1.0), ("5", 3))]
+    fields = {"answers_field": "answers", "answer_field": "answer", "rating_field": "rank", "best_rating": "lowest"}
+    row = {"prompt": "\n\nHuman: 2+2?\n\nAssistant: ", "answers": answers}
+    assert pair_of(data(format="ratings", prompt="{prompt}", **fields), row, "row") == pair(2.0)
+
+
+@pytest.mark.parametrize(("number", "sides"), [(3, ("4", "5")), ("-2", ("5", "4"))])
+def test_a_negative_preference_swaps(number: float | str, sides: tuple[str, str]) -> None:
+    row = {"prompt": "2+2?", "a": sides[0], "b": sides[1], "strength": number}
+    fields = {"chosen": "{a}", "rejected": "{b}", "preference_field": "strength"}
+    assert pair_of(data(**fields), row, "row") == pair(abs(float(number)))
+    with pytest.raises(Excused, match="no answer is the better one"):
+        pair_of(data(**fields), {**row, "strength": 0}, "row")
 
 
 def test_a_system_turn_and_a_margin_are_added() -> None:
     row = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "by": 2}
-    pair = pair_of(data(system="Be right.", margin_field="by"), row, "row")
-    assert isinstance(pair, Pair)
-    assert pair.margin == 2.0
-    assert pair.chosen[0] == pair.rejected[0] == {"role": "system", "content": "Be right."}
+    found = pair_of(data(system="Be right.", margin_field="by"), row, "row")
+    assert found.margin == 2.0
+    assert found.chosen.turns[0] == found.rejected.turns[0] == {"role": "system", "content": "Be right."}
+
+
+def test_answers_that_are_calls_are_answers() -> None:
+    sides = [
+        [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {"x": x}}]}]
+        for x in (2, 3)
+    ]
+    row = {"chosen": sides[0], "rejected": sides[1], "tools": [{"name": "add"}]}
+    found = pair_of(data(), row, "row")
+    assert found.chosen.fields["tools"] == [{"name": "add"}]
+    calls = [side.turns[-1]["tool_calls"][0]["function"]["arguments"] for side in (found.chosen, found.rejected)]
+    assert calls == [{"x": 2}, {"x": 3}]
 
 
 @pytest.mark.parametrize(
     ("row", "fields", "reason"),
     [
-        ({"prompt": "p", "chosen": " ", "rejected": "5"}, {}, "empty"),
-        ({"prompt": [USER], "chosen": [GOOD], "rejected": [{"role": "assistant", "content": ""}]}, {}, "empty"),
-        ({"q": "p", "a": "\n", "b": "5"}, {"prompt": "{q}", "chosen": "A: {a}", "rejected": "A: {b}"}, "empty"),
-        ({"prompt": "p", "chosen": "4", "rejected": " 4\n"}, {}, "identical"),
-        ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "3+3?"}, BAD]}, {}, "unmatched"),
+        ({"prompt": "p", "chosen": " ", "rejected": "5"}, {}, "an answer is empty"),
+        (
+            {"prompt": [USER], "chosen": [GOOD], "rejected": [{"role": "assistant", "content": ""}]},
+            {},
+            "an answer is empty",
+        ),
+        (
+            {"q": "p", "a": "\n", "b": "5"},
+            {"prompt": "{q}", "chosen": "A: {a}", "rejected": "A: {b}"},
+            "an answer is empty",
+        ),
+        ({"prompt": "p", "chosen": "4", "rejected": " 4\n"}, {}, "its two answers are the same"),
+        (
+            {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "3+3?"}, BAD]},
+            {},
+            "its two answers have different prompts",
+        ),
         (
             {"instruction": "p", "completions": [{"response": "a", "overall_score": 3}] * 2},
             {"format": "ratings", "prompt": "{instruction}"},
-            "tied",
+            "its answers are all rated alike",
         ),
     ],
 )
 def test_rows_that_make_no_pair_say_why(row: dict[str, Any], fields: dict[str, Any], reason: str) -> None:
-    assert pair_of(data(**fields), row, "row") == reason
+    with pytest.raises(Unfit) as caught:
+        pair_of(data(**fields), row, "row")
+    assert caught.value.reason == reason
+    assert caught.value.is_excused == (reason not in ("an answer is empty", "its two answers have different prompts"))
 
 
 @pytest.mark.parametrize(
@@ -122,10 +169,14 @@ def test_the_row_check_speaks_of_pairs(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "chosen": "a", "rejected": "a"}, {"prompt": "p", "chosen": "", "rejected": "a"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    [(where, message, _)] = check_rows(data(path=str(path)))
-    assert (where, message) == (str(path), "none of the 2 rows read makes a pair: 1 identical, 1 empty")
+    [(where, message, _)] = check_rows(data(path=str(path), unfit_share=0.9)).problems
+    reasons = "1 × an answer is empty, 1 × its two answers are the same"
+    assert (where, message) == (str(path), f"none of the 2 rows read can be trained on: {reasons}")
     path.write_text(path.read_text() + json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
-    assert check_rows(data(path=str(path))) == []
+    found = check_rows(data(path=str(path), unfit_share=0.5))
+    assert (found.problems, len(found.notes)) == ([], 1)
     path.write_text(path.read_text() + json.dumps({"prompt": "p", "chosen": "a"}) + "\n")
-    [(where, message, _)] = check_rows(data(path=str(path)))
-    assert (where, message) == (f"{path}:4", "field rejected is missing (in 1 of 4 rows read)")
+    (empty, missing) = check_rows(data(path=str(path))).problems
+    assert empty[:2] == (f"{path}:2", "an answer is empty (in 1 of 4 rows read)")
+    assert missing[:2] == (f"{path}:4", "field rejected is missing (in 1 of 4 rows read)")
+    assert "unfit_share" in missing[2]

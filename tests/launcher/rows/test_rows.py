@@ -10,7 +10,7 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows import check_rows, data_files, is_local, read_rows
+from ftlaunch.rows import Findings, check_rows, data_files, is_local, read_rows
 from ftlaunch.rows.template import DataError, fill, template_fields
 
 ROW = {"question": "Why?", "answer": "Because."}
@@ -155,7 +155,7 @@ def test_fill_names_what_is_wrong(template: str, problem: str, remedy: str) -> N
 def check(path: Path, rows: list[Any], **fields: Any) -> list[tuple[str, str, str]]:
     """Findings, with the line in place of the path and without the remedy's text."""
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
-    found = check_rows(Data(path=str(path), **fields))
+    found = check_rows(Data(path=str(path), **fields)).problems
     return [(where.rpartition(":")[2], message, "remedy" if remedy else "") for where, message, remedy in found]
 
 
@@ -164,7 +164,7 @@ ASKED: dict[str, Any] = {"prompt": "{question}", "completion": "{answer}"}
 
 def test_sound_rows_have_no_findings(tmp_path: Path) -> None:
     assert check(tmp_path / "a.jsonl", [ROW, ROW], **ASKED) == []
-    assert check_rows(Data(path="owner/name", **ASKED)) == []
+    assert check_rows(Data(path="owner/name", **ASKED)) == Findings()
 
 
 def test_each_kind_of_problem_is_shown_once_and_counted(tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_each_kind_of_problem_is_shown_once_and_counted(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_a_finding_too(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"question": "Why?"}\nno\n')
-    (missing, broken) = check_rows(Data(path=str(path), **ASKED))
+    (missing, broken) = check_rows(Data(path=str(path), **ASKED)).problems
     assert missing[:2] == (f"{path}:1", "field answer is missing (in 1 of 1 rows read)")
     assert broken[:2] == (f"{path}:2", "not JSON: Expecting value")
-    assert check_rows(Data(path=str(tmp_path / "no.csv"), **ASKED))[0][1] == "no such file or folder"
+    assert check_rows(Data(path=str(tmp_path / "no.csv"), **ASKED)).problems[0][1] == "no such file or folder"
 
 
 def test_only_what_is_used_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,11 @@ def said(speaker: str, value: Any = "Hm.") -> dict[str, Any]:
         ({"system": "Be {mood}.", **ASKED}, ROW, "field mood is missing"),
         ({"format": "alpaca"}, {"instruction": "x", "output": "y"}, None),
         ({"format": "alpaca"}, {"instruction": "x", "input": None, "output": "y"}, None),
-        ({"format": "alpaca"}, {"instruction": "x", "input": {}, "output": "y"}, "field input is an object, not text"),
+        (
+            {"format": "alpaca"},
+            {"instruction": "x", "input": {"a": 1}, "output": "y"},
+            "field input is an object, not text",
+        ),
         ({"format": "alpaca"}, {"instruction": "x"}, "field output is missing"),
         ({"format": "messages"}, {"messages": [turn("user"), turn("assistant")]}, None),
         ({"format": "messages"}, {"messages": [turn("system"), turn("user"), turn("tool"), turn("assistant")]}, None),
@@ -221,7 +225,7 @@ def said(speaker: str, value: Any = "Hm.") -> dict[str, Any]:
         ({"format": "messages"}, {"messages": "hello"}, "field messages is text, not a list of turns"),
         ({"format": "messages"}, {"messages": ["hello"]}, "a turn in messages is text, not an object"),
         ({"format": "messages"}, {"messages": [{"content": "x"}]}, "field messages[0][role] is missing"),
-        ({"format": "messages"}, {"messages": [turn("human")]}, "field messages[0][role] is 'human'"),
+        ({"format": "messages"}, {"messages": [turn("narrator")]}, "field messages[0][role] is 'narrator'"),
         ({"format": "messages"}, {"messages": [turn("user"), turn("assistant", None)]}, "messages[1][content] is null"),
         ({"format": "messages"}, {"messages": [turn("user", [])]}, "messages[0][content] is a list, not text"),
         ({"format": "messages"}, {"messages": [turn("user")]}, "the last turn is user, not assistant"),

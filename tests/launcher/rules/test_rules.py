@@ -12,6 +12,7 @@ from ftlaunch.load import load_recipe
 from ftlaunch.plan import resolve
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Data, Lora, Merge, Parallel, Ppo, Sft
+from ftlaunch.rows import Findings
 from ftlaunch.rules import check, judge
 
 SOUND = """\
@@ -229,9 +230,10 @@ class TestCheck:
         """The data tables whose rows are looked into; the look finds one mistake in files called bad.jsonl."""
         asked: list[Data] = []
 
-        def check_rows(data: Data) -> list[tuple[str, str, str]]:
+        def check_rows(data: Data) -> Findings:
             asked.append(data)
-            return [(f"{data.path}:3", "no field {x}", "add it")] if data.path.endswith("bad.jsonl") else []
+            bad = data.path.endswith("bad.jsonl")
+            return Findings([(f"{data.path}:3", "no field {x}", "add it")] if bad else [])
 
         monkeypatch.setattr(rules, "check_rows", check_rows)
         return asked

@@ -7,8 +7,10 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.template import DataError
-from fttrain.data.chat import Encoded, Encoder, chat_template
+from ftlaunch.rows.messages import Conversation
+from ftlaunch.rows.template import DataError, Excused
+from fttrain.data.chat import Encoded, Encoder
+from fttrain.data.templates import chat_template
 from fttrain.data.tokens import supervised
 
 CHAT = [
@@ -52,8 +54,7 @@ def make_data(**fields: Any) -> Data:
 
 
 def encode(tokenizer: Any, row: dict[str, Any], **fields: Any) -> Encoded:
-    encoded = Encoder(tokenizer, make_data(**fields)).encode("rows.jsonl:1", row)
-    assert encoded is not None
+    (encoded,) = Encoder(tokenizer, make_data(**fields)).encode("rows.jsonl:1", row)
     return encoded
 
 
@@ -171,11 +172,14 @@ def test_a_jinja_file_is_a_template(tokenizer: Any, tmp_path: Path) -> None:
     assert runs(encoded, tokenizer) == ["Blue.<|im_end|>", "Paris, bien sûr. 😀<|im_end|>"]
 
 
-def test_a_token_across_the_border_counts_by_its_start(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_token_across_the_border_is_parted_there(tokenizer: Any, tmp_path: Path) -> None:
     path = write_template(tmp_path / "chat.jinja", between=" ")
     encoded = encode(tokenizer, PAIR, template=path, **ASKED)
-    assert tokenizer.convert_ids_to_tokens(encoded.ids_T)[-3:] == ["ĠBlue", ".", "<|im_end|>"]
-    assert encoded.trained_T[-3:] == [False, True, True]
+    assert runs(encoded, tokenizer) == ["Blue.<|im_end|>"]
+    assert encoded.is_parted
+    encoder = Encoder(tokenizer, make_data(template=path, **ASKED))
+    asked = encoder.encode_prompt(Conversation([{"role": "user", "content": "Q: What colour is the sky?"}]), "row")
+    assert encoded.ids_T[: len(asked)] == asked
 
 
 def test_a_long_row_is_cut_or_left_out(tokenizer: Any) -> None:
@@ -185,7 +189,8 @@ def test_a_long_row_is_cut_or_left_out(tokenizer: Any) -> None:
     assert encode(tokenizer, PAIR, max_length=length, **ASKED) == whole
     cut = encode(tokenizer, PAIR, max_length=length - 3, **ASKED)
     assert (cut.ids_T, cut.trained_T, cut.truncated) == (whole.ids_T[:-3], whole.trained_T[:-3], True)
-    assert Encoder(tokenizer, make_data(max_length=length - 1, overlong="drop", **ASKED)).encode("x:1", PAIR) is None
+    with pytest.raises(Excused, match="longer than max_length"):
+        encode(tokenizer, PAIR, max_length=length - 1, overlong="drop", **ASKED)
 
 
 def test_many_rows_are_encoded_as_one_by_one(tokenizer: Any) -> None:
@@ -212,13 +217,13 @@ def refusal(tokenizer: Any, row: dict[str, Any], **fields: Any) -> str:
     return str(caught.value)
 
 
-def test_two_bos_are_refused(make_tokenizer: Any) -> None:
+def test_two_bos_are_refused(make_tokenizer: Any, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(adds_bos=True, eos_token="</s>")
-    row = {"question": "<s>What colour is the sky?", "answer": {"value": "Blue."}}
-    fields = {"prompt": "{question}", "completion": "{answer[value]}"}
-    said = refusal(tokenizer, row, template="none", **fields)
+    (tmp_path / "twice.jinja").write_text(
+        "{{ bos_token + bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    said = refusal(tokenizer, PAIR, template=str(tmp_path / "twice.jinja"), **ASKED)
     assert "rows.jsonl:1: the row begins with <s> twice" in said
-    encode(tokenizer, row, template="chatml", **fields)
 
 
 REWRITES = {
@@ -234,11 +239,14 @@ REWRITES = {
 }
 
 
-@pytest.mark.parametrize("rewritten", REWRITES)
-def test_a_template_that_rewrites_earlier_turns_is_refused(rewritten: str, make_tokenizer: Any) -> None:
-    tokenizer = make_tokenizer(chat_template=REWRITES[rewritten])
-    said = refusal(tokenizer, {"messages": CHAT}, format="messages", train_on="assistant")
-    assert "writes earlier turns differently once turn 2 follows" in said
+def test_where_earlier_turns_are_rewritten_each_answer_is_trained_as_the_newest(make_tokenizer: Any) -> None:
+    for rewritten, ending in (("the prompt", ""), ("the answer", "(last)")):
+        tokenizer = make_tokenizer(chat_template=REWRITES[rewritten])
+        data = make_data(format="messages", train_on="assistant")
+        first, second = Encoder(tokenizer, data).encode("rows.jsonl:1", {"messages": CHAT})
+        assert runs(first, tokenizer) == [f"Blue.{ending}<|im_end|>"]
+        assert runs(second, tokenizer) == [f"Paris, bien sûr. 😀{ending}<|im_end|>"]
+        assert tokenizer.decode(first.ids_T).startswith("user:What colour is the sky?")
 
 
 def test_the_last_answer_may_do_where_earlier_ones_are_rewritten(make_tokenizer: Any) -> None:

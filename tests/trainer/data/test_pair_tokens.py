@@ -69,16 +69,19 @@ def test_every_pair_that_is_left_out_is_counted(write_rows: Writer, tokenizer: A
     ]
     rows = write_rows(ROWS + [{**row, "by": 1} for row in bad])
     counts = tokenize(make_data(rows, max_length=64), tokenizer, 1, tmp_path).counts
+    cut = "its two answers are the same once they are cut off"
     assert (counts.rows, counts.kept, counts.truncated) == (13, 9, 1)
-    assert counts.dropped_pairs == {"empty": 1, "identical": 3}  # two of them only once they are cut
-    assert (counts.dropped_untrained, counts.dropped_overlong) == (0, 0)
+    assert counts.unfit == {"an answer is empty": 1}
+    assert counts.excused == {"its two answers are the same": 1, cut: 2}
+    assert counts.dropped_untrained == 0
     dropped = tokenize(make_data(rows, max_length=64, overlong="drop"), tokenizer, 1, tmp_path).counts
-    assert (dropped.kept, dropped.truncated, dropped.dropped_overlong) == (8, 0, 3)
+    assert (dropped.kept, dropped.truncated) == (8, 0)
+    assert dropped.excused["it is longer than max_length"] == 3
 
 
 def test_no_pair_left_is_an_error(write_rows: Writer, tokenizer: Any, tmp_path: Path) -> None:
     rows = [{"prompt": "p", "chosen": "x", "rejected": "x", "by": 1}] * 3
-    with pytest.raises(UserError, match=r"none of the 3 rows is left to train on \(3 have the same answer twice\)"):
+    with pytest.raises(UserError, match=r"none of the 3 rows is left to train on \(3 × its two answers are the same\)"):
         tokenize(make_data(write_rows(rows)), tokenizer, 1, tmp_path)
 
 
@@ -90,7 +93,7 @@ def test_the_preview_shows_both_answers(
     seen = preview.preview("pairs", make_data(write_rows(rows), test=2), tokenizer, seed=1, rows=1)
     text = preview.as_text(seen, preview.bracketed)
     assert "pairs: 8 of 9 rows, 2 held out" in text
-    assert "0 too long, 0 with nothing to train, 1 identical" in text
+    assert "left out   1 × its two answers are the same" in text
     chosen, rejected = text.split("  pair 1, chosen\n")[1].split("\n  pair 1, rejected\n")
     assert "⟦one " in chosen
     assert "⟦two " in rejected

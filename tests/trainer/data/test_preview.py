@@ -91,6 +91,6 @@ def test_prompts_without_completions_are_shown_with_nothing_trained(show: Show):
     code, out, _ = show("--rows", "1", completion=None, max_length=44, rows=[*ROWS, {"question": "Why? " * 50}], test=3)
     assert code == 0
     assert "20 of 21 rows, 3 held out" in out
-    assert "1 too long" in out
+    assert "left out   1 × its prompt is longer than max_length" in out
     assert "What is 0?" in out
     assert "⟦" not in out

@@ -61,8 +61,7 @@ def test_all_rows_are_kept_in_order_with_their_marks(write_rows: Writer, tokeniz
     assert len(tokenized.test) == 0
     encoder = Encoder(tokenizer, data)
     for index, row in enumerate(ROWS):
-        encoded = encoder.encode("", row)
-        assert encoded is not None
+        (encoded,) = encoder.encode("", row)
         ids, trained = tokenized.train.row(index)
         assert (ids.tolist(), trained.tolist()) == (encoded.ids_T, encoded.trained_T)
         assert tokenized.train.lengths[index] == len(ids)
@@ -104,10 +103,12 @@ def test_what_is_cut_and_left_out_is_counted(write_rows: Writer, tokenizer: Any,
     assert len(cut.train) == 3
     assert cut.train.lengths.max() == 30
     assert (cut.counts.rows, cut.counts.kept, cut.counts.truncated) == (4, 3, 2)
-    assert (cut.counts.dropped_overlong, cut.counts.dropped_untrained) == (0, 1)
+    whole = tokenize(make_data(path), tokenizer, 1, cache)
+    assert cut.counts.lost == sum(max(0, length - 30) for length in whole.train.lengths)
+    assert (cut.counts.excused, cut.counts.dropped_untrained) == ({}, 1)
     dropped = tokenize(make_data(path, max_length=30, overlong="drop"), tokenizer, 1, cache)
     assert texts(dropped.train, tokenizer) == [chatml(short)] * 2
-    assert (dropped.counts.truncated, dropped.counts.dropped_overlong) == (0, 2)
+    assert (dropped.counts.truncated, dropped.counts.excused) == (0, {"it is longer than max_length": 2})
 
 
 def test_a_second_call_tokenizes_nothing(
@@ -187,7 +188,7 @@ def test_a_broken_cache_is_made_again(
 
 def test_nodes_that_make_the_same_set_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     """Each node tokenizes, and they may share a home: whoever comes second must leave what is there alone."""
-    row, together = Encoded([1, 2, 3], [False, True, True], truncated=False), Barrier(4)
+    row, together = Encoded([1, 2, 3], [False, True, True]), Barrier(4)
 
     def write(number: int) -> int:
         def counts() -> Counts:
@@ -206,10 +207,40 @@ def test_the_cache_is_private_and_whole(write_rows: Writer, tokenizer: Any, cach
     tokenize(data, tokenizer, 1, cache)
     assert cached_folder(cache).stat().st_mode & 0o777 == 0o700
     assert cache.stat().st_mode & 0o777 == 0o700
-    bad = make_data(write_rows([*ROWS, {"question": "Why?"}]))
+    bad = make_data(write_rows([*ROWS, {"question": "Why?"}]), unfit="stop")
     with pytest.raises(UserError, match=r"rows\.jsonl:41: field answer is missing"):
         tokenize(bad, tokenizer, 1, cache)
     assert cached_folder(cache).is_dir(), "nothing else is left behind"
+
+
+def test_unfit_rows_are_left_out_up_to_a_share(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    path = write_rows([*ROWS, {"question": "Why?"}, {"question": "Who?", "answer": None}])
+    counts = tokenize(make_data(path), tokenizer, 1, cache).counts
+    assert (counts.rows, counts.kept) == (42, 40)
+    assert counts.unfit == {"field answer is missing": 1, "field answer is null": 1}
+    assert counts.examples == [f"{path}:41: field answer is missing", f"{path}:42: field answer is null"]
+    for fields in ({"unfit_share": 0.04}, {"unfit": "stop"}):
+        with pytest.raises(UserError, match=r"rows\.jsonl:41: field answer is missing \(in 1 of 42 rows; 2 in all\)"):
+            tokenize(make_data(path, **fields), tokenizer, 1, cache / "other")
+
+
+def test_long_texts_are_split_and_nothing_is_lost(write_rows: Writer, make_tokenizer: Any, cache: Path) -> None:
+    texts = ["Blue is the sky. " * 20, "", "Two."]
+    for adds_bos in (False, True):
+        tokenizer = make_tokenizer(adds_bos=adds_bos, eos_token="</s>")
+        data = make_data(write_rows([{"text": text} for text in texts]), max_length=20, format="text")
+        rows = tokenize(data, tokenizer, 1, cache)
+        bos = [tokenizer.bos_token_id] if adds_bos else []
+        whole = [
+            token
+            for text in (texts[0], texts[2])
+            for token in tokenizer(text + "</s>", add_special_tokens=False).input_ids
+        ]
+        parts = [rows.train.row(index)[0].tolist() for index in range(len(rows.train))]
+        assert all(part[: len(bos)] == bos and len(part) <= 20 for part in parts)
+        assert [token for part in parts for token in part[len(bos) :]] == whole
+        assert (rows.counts.rows, rows.counts.split, rows.counts.lost) == (3, 1, 0)
+        assert rows.counts.excused == {"field text is blank": 1}
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,8 +258,8 @@ OTHER_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>\n
 @pytest.mark.parametrize(
     ("rows", "fields", "said"),
     [
-        (ROWS, {"max_length": 8}, "none of the 40 rows is left to train on (40 have no trained token)"),
-        (ROWS, {"max_length": 8, "overlong": "drop"}, "(40 are longer than max_length)"),
+        (ROWS, {"max_length": 8}, "none of the 40 rows is left to train on (40 × no token to train)"),
+        (ROWS, {"max_length": 8, "overlong": "drop"}, "(40 × it is longer than max_length)"),
         (ROWS, {"test": 40}, "takes all of the 40 rows"),
         (ROWS[:1], {"test": 0.5}, "takes all of the 1 rows"),
         (ROWS, {"template": "tokenizer"}, "the end of an answer is never trained"),
@@ -250,7 +281,7 @@ def test_any_special_token_may_end_a_turn(write_rows: Writer, make_tokenizer: An
 
 
 def test_rows_that_are_all_cut_need_no_end(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
-    data = make_data(write_rows([{"text": "Blue " * 40}]), format="text", max_length=20)
+    data = make_data(write_rows([{"text": "Blue " * 40}]), format="text", max_length=20, overlong="truncate")
     assert tokenize(data, tokenizer, 1, cache).counts.truncated == 1
 
 

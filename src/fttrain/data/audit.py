@@ -1,0 +1,66 @@
+"""Whether a rendered conversation holds what its row holds: a template that leaves something out is found here."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ftlaunch.rows.messages import REASONING, Conversation, Turn
+
+
+def left_out_of_answer(turn: Turn, text: str) -> str | None:
+    """What an assistant turn says and the text that is trained for it does not: its words, a thought or a call."""
+    if not stands_in(turn["content"], text):
+        return "what the answer says"
+    if any(not stands_in(str(turn[key]), text) for key in REASONING if turn.get(key)):
+        return "the thought before the answer"
+    for call in turn.get("tool_calls", ()):
+        function = call["function"]
+        if not all(stands_in(value, text) for value in (function["name"], *_values(function["arguments"]))):
+            return "a tool call"
+    return None
+
+
+def left_out_of_prompt(conversation: Conversation, text: str) -> str | None:
+    """Which turn of system, user or tool, or which definition of a tool, the whole text does not hold."""
+    for turn in conversation.turns:
+        if turn["role"] != "assistant" and not stands_in(turn["content"], text):
+            return f"the {turn['role']} turn"
+    if not all(stands_in(name, text) for name in _tool_names(conversation.fields.get("tools", ()))):
+        return "the definitions of tools"
+    return None
+
+
+def stands_in(said: str, text: str) -> bool:
+    """Whether a text holds another, as it is, as JSON writes it, or but for white space, which templates trim."""
+    said = said.strip()
+    if said in text:
+        return True
+    if any(json.dumps(said, ensure_ascii=ascii)[1:-1] in text for ascii in (False, True)):
+        return True
+    return "".join(said.split()) in "".join(text.split())
+
+
+def _values(arguments: object) -> Iterator[str]:
+    """The texts and numbers of a call's arguments."""
+    match arguments:
+        case dict():
+            for key, value in arguments.items():
+                yield str(key)
+                yield from _values(value)
+        case list():
+            for value in arguments:
+                yield from _values(value)
+        case str():
+            yield arguments
+        case bool() | None:
+            return  # templates write true as JSON or as Python does
+        case _:
+            yield str(arguments)
+
+
+def _tool_names(tools: Any) -> Iterator[str]:
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, dict) else tool
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str):
+            yield name
