@@ -98,9 +98,10 @@ FLOORS = {
         "recipe",
         "__init__ schema",
     ),
-    "ftlaunch.rows": ("template", "messages readers unfit", "conversations", "pairs", "prompts", "__init__"),
+    "ftlaunch.rows": (
         "template",
-        "conversations readers",
+        "messages readers unfit",
+        "conversations",
         "pairs",
         "prompts",
         "__init__",
@@ -132,7 +133,9 @@ FLOORS = {
         "store writer",
     ),
     "fttrain.data": (
-        "__init__ chat node_arrays sources",
+        "__init__ audit node_arrays sources templates",
+        "render",
+        "chat",
         "order token_set",
         "drawn tokens",
         "batches",

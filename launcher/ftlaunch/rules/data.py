@@ -21,6 +21,9 @@ TAKERS = {
     "chosen": ("preference",),
     "rejected": ("preference",),
     "margin_field": ("preference",),
+    "preference_field": ("preference",),
+    "label_field": ("unpaired",),
+    "best_rating": ("ratings",),
     "answers_field": ("ratings",),
     "answer_field": ("ratings",),
     "rating_field": ("ratings",),
@@ -65,13 +68,32 @@ def shape_is_known(table: DataTable) -> Iterator[Problem]:
 
 
 def prompt_is_there(table: DataTable) -> Iterator[Problem]:
-    if table.format == "prompt" and table.data.prompt is None:
-        message = 'is missing: the format "prompt" needs prompt and completion'
-        yield table.problem("prompt", message, 'add prompt = "…"')
+    if table.data.format is None and table.format == "prompt" and table.data.prompt is None:
+        yield table.problem("prompt", "is missing beside completion", 'add prompt = "…"')
+
+
+def ranks_say_which_is_best(table: DataTable) -> Iterator[Problem]:
+    data = table.data
+    if table.format == "ratings" and data.best_rating is None and "rank" in data.rating_field.lower():
+        message = (
+            f"is missing: of ranks, such as {data.rating_field}, mostly the lowest is the best, and of ratings not"
+        )
+        yield table.problem("best_rating", message, 'write best_rating = "lowest" or "highest"')
+
+
+def better_is_told_once(table: DataTable) -> Iterator[Problem]:
+    if table.data.margin_field is not None and table.data.preference_field is not None:
+        yield table.problem("margin_field", "is given together with preference_field", "keep the one that is meant")
+
+
+def only_texts_are_split(table: DataTable) -> Iterator[Problem]:
+    if table.data.overlong == "split" and table.format not in (None, "text"):
+        message = f'"split" is for format "text", and this is {literal(table.format or "")}: an answer needs its prompt'
+        yield table.problem("overlong", message, 'write "truncate" or "drop"')
 
 
 def templates_suit_format(table: DataTable) -> Iterator[Problem]:
-    if table.data.format in (None, "prompt"):
+    if table.data.format in (None, "prompt", "unpaired"):
         return
     used = ("prompt",) if table.data.format in PAIRED else ()
     keys = [key for key in ("prompt", "completion") if table.given(key) and key not in used]
@@ -177,6 +199,9 @@ RULES: tuple[Callable[[DataTable], Iterator[Problem]], ...] = (
     shape_is_known,
     prompt_is_there,
     templates_suit_format,
+    ranks_say_which_is_best,
+    better_is_told_once,
+    only_texts_are_split,
     chosen_and_rejected_together,
     ratings_need_a_prompt,
     templates_parse,

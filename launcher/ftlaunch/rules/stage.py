@@ -90,7 +90,8 @@ def answers_are_there(training: TrainedStage) -> Iterator[Problem]:
     """Only PPO, which answers itself, needs no completion."""
     tables = training.loaded.recipe.data
     for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
-        if table.format == "prompt" and table.data.completion is None and not isinstance(training.stage, Ppo):
+        templates = table.data.prompt is not None and table.data.completion is None
+        if table.format == "prompt" and templates and not isinstance(training.stage, Ppo):
             message = 'is missing: the format "prompt" needs prompt and completion'
             yield table.problem("completion", message, 'add completion = "…"')
 

@@ -23,9 +23,11 @@ Span = tuple[int, int]
 OTHER_TEMPLATE = 'use another template: "chatml", "llama2", "none" or a file'
 KEEPING = "use a template that keeps it (template = a Jinja file), or take it out of the rows if it is not to be learnt"
 RESERVED = frozenset(
-    ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
-    + ("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask")
-    + ("tokenizer_kwargs",)
+    (
+        *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        "tokenizer_kwargs",
+    )
 )
 """Names that a column may not take from the renderer; nor may it those of special tokens, such as bos_token."""
 

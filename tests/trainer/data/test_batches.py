@@ -123,9 +123,7 @@ FROM_BEFORE: dict[str, Any] = {
 def test_groups_that_are_opened_late_are_laid_out_alike():
     draw = np.random.default_rng(0)
     ids = [[draw.integers(1, 99, n).tolist() for n in draw.integers(2, 20, 12)] for _ in range(2)]
-    sets = [
-        token_set([Encoded(row, [n > 0 for n in range(len(row))], truncated=False) for row in rows]) for rows in ids
-    ]
+    sets = [token_set([Encoded(row, [n > 0 for n in range(len(row))]) for row in rows]) for rows in ids]
     picked = [(0, 3), (1, 7), (1, 2), (0, 0), (0, 11), (1, 5)]
     late, early = drawn(sets, picked), [sets[source].group(row) for source, row in picked]
     for rank in range(2):
