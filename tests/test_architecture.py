@@ -100,9 +100,10 @@ FLOORS = {
     ),
     "ftlaunch.rows": (
         "template",
-        "messages readers unfit",
-        "conversations",
-        "pairs",
+        "files messages tables unfit",
+        "lines",
+        "conversations readers",
+        "looks pairs",
         "prompts",
         "__init__",
     ),
@@ -208,6 +209,7 @@ TRAINER_MAY_IMPORT = {
     "plan.resolve",
 }
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
+PYARROW_ONLY_IN = {"tables"}
 MATPLOTLIB_ONLY_IN = {"plots"}
 SUBMITIT_ONLY_IN = {"submit", "request", "node_task", "probe"}
 HEAVY = {
@@ -309,6 +311,7 @@ def test_packages_meet_where_they_may(path: Path) -> None:
     for other, target in imports(path):
         if package == "ftlaunch":
             more = {"submitit"} if path.stem in SUBMITIT_ONLY_IN and path.parent.name == "slurm" else set[str]()
+            more |= {"pyarrow"} if path.parent.name == "rows" and path.stem in PYARROW_ONLY_IN else set[str]()
             more |= {"matplotlib"} if path.stem in MATPLOTLIB_ONLY_IN and path.parent.name == "report" else set[str]()
             assert other in LAUNCHER_MAY_IMPORT | more | {"ftlaunch"}, f"the launcher imports {other}"
         elif other == "ftlaunch":

@@ -65,8 +65,8 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
 
     spec = Data(path="rows", prompt="{prompt}", completion="{completion}", max_length=MAX_LENGTH)
     rows = rows_of("e2e", data, BATCH * steps)
-    encoded = Encoder(load_tokenizer(model), spec).encode_many([("row", row) for row in rows])
-    table = token_set([row for row in encoded if row is not None])
+    encoder = Encoder(load_tokenizer(model), spec)
+    table = token_set([one for row in rows for one in encoder.encode("row", row)])
     for number in range(steps):
         groups = [table.group(number * BATCH + index) for index in range(BATCH)]
         yield lay_out(groups, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))

@@ -32,7 +32,10 @@ def _load(recipe: str, settings: list[str]) -> "Loaded":
     from ftlaunch import rules
     from ftlaunch.load import catalog
 
-    return rules.check(catalog.find_recipe(recipe), settings)
+    loaded = rules.check(catalog.find_recipe(recipe), settings)
+    for remark in loaded.remarks:
+        print(remark, file=sys.stderr)
+    return loaded
 
 
 def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":

@@ -23,6 +23,8 @@ class Loaded:
     text: str
     """The file as written."""
     where: Where
+    remarks: tuple[str, ...] = ()
+    """What a look at the data has shown that is no problem."""
 
     def problem(self, path: KeyPath, message: str, remedy: str) -> Problem:
         """A problem with the key at the path."""

@@ -1,5 +1,6 @@
 """What a `path` of a recipe names: something on this machine, made absolute, or a name on the hub."""
 
+import glob
 import re
 from collections.abc import Iterator, Set
 from copy import deepcopy
@@ -17,7 +18,10 @@ TEMPLATES = (("data", ANY, "template"),)
 
 TEMPLATE_WORDS = ("tokenizer", "llama2", "chatml", "none")
 LOCAL_STARTS = ("./", "../", "/", "~")
-LOCAL_ENDINGS = (".csv", ".json", ".jsonl", ".parquet", ".gguf", ".jinja", ".safetensors")
+LOCAL_ENDINGS = (
+    *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow"),
+    *(".gz", ".bz2", ".xz", ".zst", ".gguf", ".jinja", ".safetensors"),
+)
 HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -67,6 +71,11 @@ def _model(text: str, folder: Path) -> str:
 
 
 def _data(text: str, folder: Path) -> str:
+    pattern = str(_absolute(text, folder))
+    if glob.has_magic(text) and not Path(pattern).exists():
+        if next(glob.iglob(pattern, recursive=True), None) is None:  # noqa: PTH207 absolute
+            raise UserError(f"nothing matches {pattern}", "correct the pattern, or name a file or folder")
+        return pattern
     return _local_or_hub(text, folder, "a file or folder")
 
 

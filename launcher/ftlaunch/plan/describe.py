@@ -6,6 +6,7 @@ from ftlaunch.plan import resolve
 from ftlaunch.recipe import (
     Adalora,
     BitLinear,
+    Data,
     Dora,
     Dpo,
     Full,
@@ -27,6 +28,7 @@ from ftlaunch.recipe import (
     Training,
     replaces,
 )
+from ftlaunch.rows import looks
 from ftlaunch.run.spec import Step
 
 NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
@@ -46,7 +48,7 @@ def _training_notes(step: Step, stage: Training) -> dict[str, str]:
     return {
         "model": _model_note(step),
         "adapter": _adapter_note(step),
-        "data": ", ".join(f"{name} ({data.path})" for name, data in step.data.items()),
+        "data": ", ".join(f"{name} ({data.path}){_format_note(data)}" for name, data in step.data.items()),
         **_noise_notes(step),
         **_objective_notes(step, stage),
         "length": _length_note(stage),
@@ -54,6 +56,13 @@ def _training_notes(step: Step, stage: Training) -> dict[str, str]:
         f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
         "learning rate": _learning_rate_note(step, stage),
     }
+
+
+def _format_note(data: Data) -> str:
+    """The format, which the recipe may have left to the rows."""
+    if looks.is_open(data):
+        return ", in the format that its fields tell"
+    return "" if data.format is None else f", format {data.format}"
 
 
 def _objective_notes(step: Step, stage: Training) -> dict[str, str]:

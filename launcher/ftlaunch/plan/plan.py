@@ -52,6 +52,12 @@ ON_THE_WAY = (
 """Keys that a stage may change on its way: how the work is shared out, and what is done beside or in trouble."""
 BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation")
 """What does not decide the course of a stage, of all that its step says."""
+ADDED_TO_DATA: dict[str, object] = {
+    **dict.fromkeys(("preference_field", "best_rating"), None),
+    **{"label_field": "label", "template_arguments": {}, "unfit": "drop", "unfit_share": 0.1},
+}
+"""Keys of a data table that earlier versions did not have, with their defaults: left out of the hash where they hold
+these, so that runs from before can go on."""
 TOLD_BY_THE_STEP = ("model", "adapter", "noise", "optimizer", "learning_rate", "start", "reward")
 """Keys of a stage that count as they stand in its step, wherever they came from."""
 
@@ -136,6 +142,11 @@ def _training_hash(step: Step, needed: list[str]) -> str:
             table.pop(key, None)
     for key in TOLD_BY_THE_STEP:
         course["stage"].pop(key, None)
+    for table in course["data"].values():
+        for key in [key for key, default in ADDED_TO_DATA.items() if table[key] == default]:
+            del table[key]
+        if table["overlong"] is None and table["format"] != "text":
+            table["overlong"] = "truncate"
     return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
 
 

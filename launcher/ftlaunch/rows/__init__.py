@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Final
 
 from ftlaunch.recipe import Data
+from ftlaunch.rows import looks, tables
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
+from ftlaunch.rows.files import data_files, is_local, kind_of_file
 from ftlaunch.rows.pairs import pair_of
 from ftlaunch.rows.prompts import prompt_of
-from ftlaunch.rows.readers import Lines, data_files, is_local, read_rows, rows_of
+from ftlaunch.rows.readers import Lines, read_rows, rows_of
 from ftlaunch.rows.template import DataError, Row, Unfit, optional_fields
 from ftlaunch.rows.unfit import UnfitRows, remedy, summary
 
-__all__ = ["Findings", "check_rows", "data_files", "is_local", "is_paired", "read_rows"]
+__all__ = ["Findings", "check_rows", "data_files", "is_local", "is_paired", "read_rows", "settled"]
 
 PAIRED: Final = ("preference", "ratings")
 """Formats whose rows hold a better and a worse answer."""
@@ -41,8 +43,7 @@ class Findings:
 def check_rows(data: Data) -> Findings:
     """What is wrong with the rows, and what of them is left out.
 
-    Reads local files up to `data.limit`, 20,000 rows or 64 MB. Larger .json files and the hub's data sets are left to
-    the trainer.
+    Reads local files up to `data.limit`, 20,000 rows or 64 MB. The hub's data sets are left to the trainer.
     """
     if not is_local(data.path):
         return Findings()
@@ -61,6 +62,17 @@ def check_rows(data: Data) -> Findings:
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
     return found
+
+
+def settled(data: Data) -> Data:
+    """The data table with its format told by the first rows, where it leaves that open and they can be read here.
+
+    Raises DataError where they cannot be read, or do not tell it.
+    """
+    if not looks.is_open(data) or not is_local(data.path):
+        return data
+    first = list(islice(_sample(data), looks.LOOKED_AT))
+    return looks.looked_at(data, first) if first else data
 
 
 def _problems(data: Data, unfit: UnfitRows, seen: int) -> Iterator[tuple[str, str, str]]:
@@ -101,10 +113,10 @@ def _check_row(data: Data, row: Row, where: str) -> None:
 
 
 def _sample(data: Data) -> Iterator[tuple[str, Row]]:
+    """Rows of files that can be read here: a login node may have no pyarrow."""
     rows, done = 0, 0
-    for path in data_files(Path(data.path)):
-        size = path.stat().st_size
-        if path.suffix == ".parquet" or (path.suffix == ".json" and size > CHECKED_BYTES):
+    for path in data_files(Path(data.path), data.split):
+        if not tables.can_be_read() and (kind_of_file(path) in (".parquet", ".arrow") or path.suffix == ".zst"):
             continue
         lines = Lines(path)
         for row in rows_of(lines):
@@ -112,4 +124,4 @@ def _sample(data: Data) -> Iterator[tuple[str, Row]]:
             rows += 1
             if rows == CHECKED_ROWS or done + lines.position > CHECKED_BYTES:
                 return
-        done += size
+        done += lines.position

@@ -1,46 +1,28 @@
-"""Rows of local .csv, .json and .jsonl files, one by one, each with the place it stands at."""
+"""Rows of local files, one by one, each with the place it stands at; what a file holds is told by its content."""
 
 import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import Any, cast
 
+from ftlaunch.rows.files import data_files, is_local, kind_of_file
+from ftlaunch.rows.lines import LONGEST_LINE, Lines, refuse_pointer
+from ftlaunch.rows.tables import table_rows
 from ftlaunch.rows.template import DataError, Row, kind_of
 
-SUFFIXES: Final = (".csv", ".json", ".jsonl", ".parquet")
-LONGEST_LINE: Final = 8 * 2**20
-"""Bytes. A longer line is a file of another kind, or one whose line ends were lost."""
+__all__ = ["Lines", "data_files", "is_local", "read_rows", "rows_of"]
 
-_SUPPORTED = f"use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-_ENCODING = "write the file again as UTF-8, for example with `iconv -f latin1 -t utf-8`"
-
-
-def is_local(path: str) -> bool:
-    """Whether a `Data.path` names a file or folder here, rather than a data set of the hub."""
-    return path.startswith(("/", "./", "../", "~")) or path.endswith(SUFFIXES) or Path(path).exists()
-
-
-def data_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's data files in the order of their names. Raises DataError where there is none."""
-    path = path.expanduser()
-    if not path.exists():
-        raise DataError(str(path), "no such file or folder", "check the path; relative ones count from where you are")
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise DataError(str(path), f"files of kind {path.suffix!r} are not read", _SUPPORTED)
-        return [path]
-    found = sorted(
-        file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file() and file.name[0] != "."
-    )
-    if not found:
-        raise DataError(str(path), "the folder has no data files", _SUPPORTED)
-    return found
+SAMPLED = 20
+"""Lines of a table by which its delimiter is told."""
+LONGEST_LITERAL = 10
+"""Characters of a value that is broken only because the end of a piece cut it: `-Infinity`."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row of a .csv, .json or .jsonl file with its place, such as "facts.jsonl:17".
+    """Each row of a data file with its place, such as "facts.jsonl:17".
 
     Raises DataError, with the file and line, where the file cannot be read, is not UTF-8, breaks the rules of its
     format, holds something else than objects, or has no rows.
@@ -48,47 +30,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     return rows_of(Lines(path))
 
 
-class Lines:
-    """The decoded lines of a file, line ends kept."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.number = 0
-        self.position = 0
-        """Bytes read so far."""
-
-    def at(self, line: int) -> str:
-        return f"{self.path}:{line}"
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            with self.path.open("rb") as file:
-                while raw := file.readline(LONGEST_LINE + 1):
-                    self.number += 1
-                    self.position += len(raw)
-                    yield self._decoded(raw)
-        except OSError as error:
-            raise DataError(str(self.path), f"cannot be read: {error.strerror}", "check the path") from error
-
-    def _decoded(self, raw: bytes) -> str:
-        if len(raw) > LONGEST_LINE:
-            problem = f"the line is longer than {LONGEST_LINE // 2**20} MiB"
-            raise DataError(self.at(self.number), problem, "put each row on a line of its own, or cut the row down")
-        try:
-            return raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(self.at(self.number), error) from error
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
-    return DataError(where, f"not UTF-8 (byte 0x{error.object[error.start]:02x})", _ENCODING)
-
-
 def rows_of(lines: Lines) -> Iterator[tuple[str, Row]]:
     """`read_rows` of a file whose lines tell how far they have been read."""
-    reader = _READERS.get(lines.path.suffix)
+    kind = kind_of_file(lines.path)
+    if kind in (".parquet", ".arrow"):
+        refuse_pointer(lines.path)
+        yield from table_rows(lines.path, kind)
+        return
+    reader = _READERS.get(kind)
     if reader is None:
-        raise DataError(str(lines.path), f"files of kind {lines.path.suffix!r} are not read", _SUPPORTED)
+        raise DataError(str(lines.path), f"files of kind {lines.path.suffix!r} are not read", "see the README's list")
     empty = True
     for where, row in reader(lines):
         if not isinstance(row, dict):
@@ -100,13 +51,64 @@ def rows_of(lines: Lines) -> Iterator[tuple[str, Row]]:
         raise DataError(str(lines.path), "the file has no rows", "check that it was written to the end")
 
 
-def _jsonl_rows(lines: Lines) -> Iterator[tuple[str, object]]:
+class Written(float):
+    """A number that keeps how it was written: 1.50 stays 1.50 in a template."""
+
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str) -> "Written":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Written, (self.text,)
+
+
+_JSON = json.JSONDecoder(parse_float=Written)
+
+
+def _text_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     for line in lines:
-        if line.strip():
-            yield lines.at(lines.number), _decoded_json(line, lines.at(lines.number))
+        yield lines.at(lines.number), {"text": line.rstrip("\r\n")}
 
 
-def _decoded_json(line: str, where: str) -> object:
+def _json_rows(lines: Lines) -> Iterator[tuple[str, object]]:
+    """The rows of a file of JSON: an object a line, one list of objects, or an object that holds one."""
+    first = next((line for line in lines if line.strip()), "").lstrip()
+    if first.startswith("["):
+        yield from _list_rows(lines)
+    elif first.startswith("{") and not _is_object(first):
+        yield from _object_rows(lines)
+    else:
+        yield from _line_rows(lines)
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line holds a whole object by itself; one that nests too deeply is left to the reader of lines."""
+    try:
+        _JSON.raw_decode(line)
+    except json.JSONDecodeError:
+        return False
+    except RecursionError:
+        return True
+    return True
+
+
+def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
+    """An object a line; a single one may hold the rows."""
+    rows = ((lines.at(lines.number), _decoded(line, lines.at(lines.number))) for line in lines if line.strip())
+    start = list(islice(rows, 2)) if kind_of_file(lines.path) == ".json" else []
+    if len(start) == 1 and (held := _held_rows(start[0][1])) is not None:
+        yield from ((f"{start[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
+        return
+    yield from chain(start, rows)
+
+
+def _decoded(line: str, where: str) -> object:
     try:
         return _JSON.decode(line)
     except (ValueError, RecursionError) as error:
@@ -114,88 +116,158 @@ def _decoded_json(line: str, where: str) -> object:
         raise DataError(where, f"not JSON: {message}", "write one JSON object a line") from error
 
 
-def _no_number(literal: str) -> NoReturn:
-    raise ValueError(f"{literal} is no number")
+def _object_rows(lines: Lines) -> Iterator[tuple[str, object]]:
+    """Objects over several lines: one that holds the rows, or each a row."""
+    items = list(_items(lines, opened=True))
+    held = _held_rows(items[0][1]) if len(items) == 1 else None
+    if held is not None:
+        yield from ((f"{items[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
+    else:
+        yield from items
 
 
-_JSON = json.JSONDecoder(parse_constant=_no_number)
+def _held_rows(value: object) -> list[Row] | None:
+    """The rows that an object holds: as its one list of objects, as columns, or under their numbers."""
+    if not isinstance(value, dict) or not value:
+        return None
+    found = cast(Row, value)
+    lists = [one for one in found.values() if _is_list_of_rows(one)]
+    if len(lists) == 1:
+        return lists[0]
+    if all(_is_column(one) for one in found.values()) and len({len(one) for one in found.values()}) == 1:
+        return [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)]
+    if not all(isinstance(one, dict) for one in found.values()):
+        return None
+    if all(key.isdecimal() for key in found):
+        return list(found.values())
+    keys = [list(column) for column in found.values()]
+    if keys[0] and all(key.isdecimal() for key in keys[0]) and all(one == keys[0] for one in keys):
+        return [{name: column[key] for name, column in found.items()} for key in keys[0]]
+    return None
 
 
-def _json_rows(lines: Lines) -> Iterator[tuple[str, object]]:
-    """The items of the file's one list, decoded one by one."""
-    text = _whole(lines)
-    line, counted = 1, 0
-    try:
-        for number, (start, row) in enumerate(_items(text), start=1):
-            line += text.count("\n", counted, start)
-            counted = start
-            yield f"{lines.at(line)} (row {number})", row
-    except json.JSONDecodeError as error:
-        raise DataError(lines.at(error.lineno), f"not a JSON list: {error.msg}", _LIST) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(lines.at(line), f"not JSON, in the row after this line: {error}", _LIST) from error
+def _is_list_of_rows(value: object) -> bool:
+    """Whether it is a list of objects that are not the turns of one conversation."""
+    return _is_column(value) and all(isinstance(item, dict) for item in cast("list[object]", value))
+
+
+def _is_column(value: object) -> bool:
+    """Whether it is a list that holds something, and not the turns of one conversation."""
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    return bool(items) and not any(isinstance(item, dict) and {"role", "from"} & item.keys() for item in items)
+
+
+def _list_rows(lines: Lines) -> Iterator[tuple[str, object]]:
+    """The items of the file's one list, decoded one by one, with a part of the file in memory."""
+    for number, (where, row) in enumerate(_items(lines, opened=False), start=1):
+        yield f"{where} (row {number})", row
 
 
 _LIST = 'write the file as one list of objects, [{"question": "…"}, …], or as .jsonl'
 
 
-def _whole(lines: Lines) -> str:
+def _items(lines: Lines, *, opened: bool) -> Iterator[tuple[str, object]]:
+    """Each item of a JSON list, with the line that it starts on; if `opened`, of items one after the other."""
+    text = _Text(lines)
     try:
-        raw = lines.path.read_bytes()
-        lines.position = len(raw)
-        return raw.decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(str(lines.path), f"cannot be read: {error.strerror}", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise _not_utf8(lines.at(error.object.count(b"\n", 0, error.start) + 1), error) from error
-
-
-def _items(text: str) -> Iterator[tuple[int, object]]:
-    """Each item of a JSON list and the index at which it starts. Raises JSONDecodeError."""
-    index = _after_space(text, 0)
-    if index == len(text):
-        return
-    index = _after_space(text, _expect(text, index, "["))
-    closed = text.startswith("]", index)
-    while not closed:
-        item, end = _JSON.raw_decode(text, index)
-        yield index, item
-        index = _after_space(text, end)
-        closed = text.startswith("]", index)
-        if not closed:
-            index = _after_space(text, _expect(text, index, ","))
-    index = _after_space(text, index + 1)
-    if index < len(text):
-        raise json.JSONDecodeError("something stands behind the list", text, index)
+        if not opened and text.skip_space():
+            text.expect("[")
+        while text.skip_space() and not (not opened and text.take("]")):
+            yield lines.at(text.line), text.item()
+            text.skip_space()
+            if not opened and not text.starts("]"):
+                text.expect(",")
+                if not text.skip_space() or text.starts("]"):
+                    raise json.JSONDecodeError("expected a row after the comma", text.buffer, text.index)
+        if text.skip_space():
+            raise json.JSONDecodeError("something stands behind the list", text.buffer, text.index)
+    except json.JSONDecodeError as error:
+        line = text.line + error.doc.count("\n", text.index, error.pos)
+        raise DataError(lines.at(line), f"not a JSON list: {error.msg}", _LIST) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(lines.at(text.line), f"not JSON, in the row after this line: {error}", _LIST) from error
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def _after_space(text: str, index: int) -> int:
-    match = _SPACE.match(text, index)
-    assert match
-    return match.end()
+class _Text:
+    """A file's text, of which only what is not read yet is kept."""
 
+    def __init__(self, lines: Lines) -> None:
+        self._pieces = lines.pieces()
+        self.buffer = ""
+        self.index = 0
+        self.line = 1
 
-def _expect(text: str, index: int, sign: str) -> int:
-    if not text.startswith(sign, index):
-        raise json.JSONDecodeError(f"expected {sign!r}, found {text[index : index + 1] or 'the end'!r}", text, index)
-    return index + 1
+    def _more(self) -> bool:
+        """Read on; False at the end."""
+        piece = next(self._pieces, None)
+        while piece == "":
+            piece = next(self._pieces, None)
+        if piece is None:
+            return False
+        self.buffer, self.index = self.buffer[self.index :] + piece, 0
+        return True
+
+    def _forward(self, index: int) -> None:
+        self.line += self.buffer.count("\n", self.index, index)
+        self.index = index
+
+    def skip_space(self) -> bool:
+        """Go to what is no space; False where nothing is left."""
+        while True:
+            match = _SPACE.match(self.buffer, self.index)
+            assert match
+            self._forward(match.end())
+            if self.index < len(self.buffer):
+                return True
+            if not self._more():
+                return False
+
+    def starts(self, sign: str) -> bool:
+        return self.buffer.startswith(sign, self.index)
+
+    def take(self, sign: str) -> bool:
+        """Whether the sign comes next; if so it is passed."""
+        found = self.starts(sign)
+        self.index += found
+        return found
+
+    def expect(self, sign: str) -> None:
+        if not self.take(sign):
+            found = self.buffer[self.index : self.index + 1] or "the end"
+            raise json.JSONDecodeError(f"expected {sign!r}, found {found!r}", self.buffer, self.index)
+
+    def item(self) -> object:
+        """The value that comes next. What looks broken may only be cut off by the end of a piece."""
+        while True:
+            try:
+                item, end = _JSON.raw_decode(self.buffer, self.index)
+            except json.JSONDecodeError as error:
+                may_go_on = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - LONGEST_LITERAL
+                if not (may_go_on and self._more()):
+                    raise
+                continue
+            if end == len(self.buffer) and self._more():
+                continue  # a number may go on
+            self._forward(end)
+            return item
 
 
 def _csv_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     records = _records(lines)
     names = [name.strip() for name in next(records, _NO_RECORD)[1]]
-    if len(set(names)) < len(names) or "" in names:
-        bad = next(name for index, name in enumerate(names) if not name or name in names[:index])
+    indexed = names[:1] == [""]
+    if len(set(names)) < len(names) or "" in names[1:]:
+        bad = next(name for index, name in enumerate(names) if (not name and index) or name in names[:index])
         problem = f"column {bad!r} is named twice" if bad else "a column has no name"
         raise DataError(lines.at(1), problem, "give each column of the first line a name of its own")
     for where, record in records:
         if len(record) != len(names):
             remedy = 'mend the line; text with a comma, a quote or a line end goes in "…", with quotes doubled'
             raise DataError(where, f"{len(record)} cells under {len(names)} columns", remedy)
-        yield where, dict(zip(names, record, strict=True))
+        yield where, dict(zip(names[indexed:], record[indexed:], strict=True))
 
 
 _NO_RECORD: tuple[str, list[str]] = ("", [])
@@ -204,20 +276,43 @@ _NO_RECORD: tuple[str, list[str]] = ("", [])
 def _records(lines: Lines) -> Iterator[tuple[str, list[str]]]:
     """Each record that is not blank, with the line it starts at."""
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(iter(lines), strict=True)
+    text = iter(lines)
+    sample = list(islice(text, SAMPLED))
     start = 1
+    if sample and (told := re.fullmatch(r"sep=(.)\s*", sample[0], re.IGNORECASE)):
+        delimiter, start = told[1], 2
+        sample = sample[1:]
+    else:
+        delimiter = _delimiter(sample)
+    spaced = any(f'{delimiter} "' in line for line in sample)
+    skipped = start - 1
+    reader = csv.reader(chain(sample, text), delimiter=delimiter, skipinitialspace=spaced, strict=True)
     try:
         for record in reader:
             if record:
                 yield lines.at(start), record
-            start = reader.line_num + 1
+            start = skipped + reader.line_num + 1
     except csv.Error as error:
         remedy = 'put text with a comma, a quote or a line end in "…", with quotes doubled, and close each "'
         raise DataError(lines.at(start), f"not CSV: {error}", remedy) from error
 
 
+def _delimiter(sample: list[str]) -> str:
+    """What separates the cells: the sign that gives every record as many cells as the first line has names."""
+
+    def fits(sign: str) -> tuple[bool, int]:
+        widths = [len(record) for record in csv.reader(sample, delimiter=sign) if record]
+        whole = widths[:-1] if len(sample) == SAMPLED else widths  # the last record may be cut off
+        return bool(widths) and widths[0] > 1 and len(set(whole or widths)) == 1, widths[0] if widths else 0
+
+    return max(",;\t|", key=fits)
+
+
 _READERS: dict[str, Callable[[Lines], Iterator[tuple[str, Any]]]] = {
     ".csv": _csv_rows,
+    ".tsv": _csv_rows,
     ".json": _json_rows,
-    ".jsonl": _jsonl_rows,
+    ".jsonl": _json_rows,
+    ".ndjson": _json_rows,
+    ".txt": _text_rows,
 }

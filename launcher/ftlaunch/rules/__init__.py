@@ -1,8 +1,12 @@
 """What must hold between the keys of a recipe whose every key is right by itself."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
+from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.rows import check_rows
@@ -25,10 +29,27 @@ def check_again(resolved: Path, overrides: Sequence[str]) -> Loaded:
 
 
 def _passed(loaded: Loaded) -> Loaded:
-    problems = judge(loaded) or list(_row_problems(loaded))
+    loaded, unread = _with_formats(loaded)
+    problems = [*judge(loaded), *unread]
     if problems:
         raise RecipeError(problems)
-    return loaded
+    return _with_rows_looked_at(loaded)
+
+
+def _with_formats(loaded: Loaded) -> tuple[Loaded, list[Problem]]:
+    """The recipe with the formats that the rows of local data tell, and what keeps them from telling."""
+    data, remarks, problems = dict(loaded.recipe.data), list(loaded.remarks), list[Problem]()
+    for name, table in data.items():
+        if not rows.looks.is_open(table) or not Path(table.path).is_absolute():
+            continue
+        try:
+            data[name] = rows.settled(table)
+        except rows.DataError as error:
+            problems.append(Problem(error.where, f"data.{name}", error.problem, error.remedy))
+        if data[name].format is not None:
+            remarks.append(f"data.{name}: format {data[name].format}, told by the fields of its rows")
+    recipe = msgspec.structs.replace(loaded.recipe, data=data)
+    return dataclasses.replace(loaded, recipe=recipe, remarks=tuple(remarks)), problems
 
 
 def judge(loaded: Loaded) -> list[Problem]:
@@ -45,8 +66,14 @@ def judge(loaded: Loaded) -> list[Problem]:
     return list(dict.fromkeys(problems))
 
 
-def _row_problems(loaded: Loaded) -> Iterator[Problem]:
+def _with_rows_looked_at(loaded: Loaded) -> Loaded:
+    """The same with what is left out of local data as remarks. Raises RecipeError where that is too much."""
+    problems, remarks = list[Problem](), list(loaded.remarks)
     for table in data_rules.data_tables(loaded):
         if Path(table.data.path).is_absolute():
-            for where, message, remedy in check_rows(table.data).problems:
-                yield Problem(where, f"data.{table.name}", message, remedy)
+            found = check_rows(table.data)
+            problems += [Problem(where, f"data.{table.name}", *told) for where, *told in found.problems]
+            remarks += [f"data.{table.name}: {note}" for note in found.notes]
+    if problems:
+        raise RecipeError(problems)
+    return dataclasses.replace(loaded, remarks=tuple(remarks))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
-from ftlaunch.load.messages import choice, literal
+from ftlaunch.load.messages import literal
 from ftlaunch.recipe import Data
 from ftlaunch.rows import PAIRED
 from ftlaunch.rows.conversations import row_format
@@ -58,13 +58,6 @@ def data_tables(loaded: Loaded) -> Iterator[DataTable]:
     """The recipe's data tables."""
     for name, data in loaded.recipe.data.items():
         yield DataTable(loaded, name, data)
-
-
-def shape_is_known(table: DataTable) -> Iterator[Problem]:
-    if table.format is None:
-        named = choice(map(literal, ("text", "alpaca", *CONVERSATIONS, *PAIRED)))
-        remedy = f"give prompt and completion templates, or format = {named}"
-        yield table.problem("", "does not say how a row becomes text", remedy)
 
 
 def prompt_is_there(table: DataTable) -> Iterator[Problem]:
@@ -187,16 +180,17 @@ def template_is_ours(table: DataTable) -> Iterator[Problem]:
 
 
 def hub_keys_need_a_hub_id(table: DataTable) -> Iterator[Problem]:
-    if not Path(table.data.path).is_absolute():
+    path = Path(table.data.path)
+    if not path.is_absolute():
         return
     for key in ("config", "split", "revision"):
-        if table.given(key):
+        has_splits = key == "split" and not path.is_file()  # a folder's or a pattern's files are told apart by name
+        if table.given(key) and not has_splits:
             message = f"counts only for a data set of the hub, and {table.data.path} is on this machine"
             yield table.problem(key, message, "remove it")
 
 
 RULES: tuple[Callable[[DataTable], Iterator[Problem]], ...] = (
-    shape_is_known,
     prompt_is_there,
     templates_suit_format,
     ranks_say_which_is_best,

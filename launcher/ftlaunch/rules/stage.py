@@ -79,7 +79,10 @@ def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
     compares = isinstance(training.stage, Pairwise)
     tables = training.loaded.recipe.data
     for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
-        if table.format and (table.format in PAIRED) != compares:
+        if table.format == "unpaired":
+            message = f"[data.{table.name}] has single answers with labels, which are for stages of kind kto"
+            yield training.problem("data", message, "name a data table with pairs, or rows with good answers only")
+        elif table.format and (table.format in PAIRED) != compares:
             kind = literal(training.stage.__struct_config__.tag)
             message = f"a stage of kind {kind} cannot train on [data.{table.name}], of format {literal(table.format)}"
             wanted = f"format = {choice(map(literal, PAIRED))}" if compares else "another format"

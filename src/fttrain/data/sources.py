@@ -8,17 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
-from ftlaunch.rows import data_files, is_local, read_rows
-from ftlaunch.rows.template import DataError, Row
+from ftlaunch.recipe import Data, Pairwise, Ppo
+from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows
+from ftlaunch.rows.template import Row
+from ftlaunch.run.spec import Step
 
 Rows = Iterator[tuple[str, Row]]
 """(place of the row, such as "facts.jsonl:17"; the row)."""
 
 SHUFFLED_ROWS = 1000
 """Rows that a stream holds in memory to draw the next one from."""
+
+
+def settled(data: Data) -> Data:
+    """The data table with the format that its first rows tell, where it leaves that open. Raises UserError."""
+    return looks.looked_at(data, islice(load_rows(data), looks.LOOKED_AT)) if looks.is_open(data) else data
+
+
+def with_formats(step: Step) -> Step:
+    """The step with the formats of its data told. Raises UserError where a stage cannot train on one."""
+    data = {name: settled(table) for name, table in step.data.items()}
+    for name, table in data.items():
+        fits = is_paired(table) == isinstance(step.stage, Pairwise) and table.format != "unpaired"
+        if looks.is_open(step.data[name]) and not fits and not isinstance(step.stage, Ppo):
+            kind = step.stage.__struct_config__.tag
+            message = f"a stage of kind {kind} cannot train on [data.{name}], whose rows are of format {table.format}"
+            raise UserError(message, "name another data set, or write the format and its keys in the data table")
+    return structs.replace(step, data=data)
 
 
 def load_rows(data: Data) -> Rows:
@@ -44,33 +63,15 @@ def fingerprint(data: Data) -> str:
     if not is_local(data.path):
         return f"{data.path}@{data.revision or 'main'}:{_open_hub(data)._fingerprint}"
     digest = hashlib.sha256()
-    for path in data_files(Path(data.path)):
+    for path in data_files(Path(data.path), data.split):
         with path.open("rb") as file:
-            digest.update(path.suffix.encode() + hashlib.file_digest(file, "sha256").digest())
+            digest.update("".join(path.suffixes).encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
 def _local_rows(data: Data) -> Rows:
-    for path in data_files(Path(data.path)):
-        yield from _parquet_rows(path) if path.suffix == ".parquet" else read_rows(path)
-
-
-def _parquet_rows(path: Path) -> Rows:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    number = 0
-    try:
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path} (row {number})", row
-    except (pyarrow.ArrowException, OSError) as error:
-        remedy = "write the file again; it may have been cut short"
-        raise DataError(str(path), f"cannot be read as parquet: {error}", remedy) from error
-    if number == 0:
-        raise DataError(str(path), "the file has no rows", "check that it was written to the end")
+    for path in data_files(Path(data.path), data.split):
+        yield from read_rows(path)
 
 
 def _hub_rows(rows: Any, data: Data, word: str) -> Rows:

@@ -8,6 +8,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Recipe
 from ftlaunch.rows import is_paired
 from ftlaunch.rows.conversations import row_format
+from fttrain.data.sources import settled
 from fttrain.data.token_set import TokenSet
 from fttrain.data.tokens import Tokenized
 
@@ -29,7 +30,8 @@ def data_of(recipe: Recipe, name: str | None) -> tuple[str, Data]:
 
     Raises UserError where there is none or no only one, and where it could not be told what the answers are.
     """
-    fit = [each for each, data in recipe.data.items() if not is_paired(data) and row_format(data) != "text"]
+    tables = {each: settled(data) for each, data in recipe.data.items()}
+    fit = [each for each, data in tables.items() if not is_paired(data) and row_format(data) != "text"]
     if name is None and len(fit) != 1:
         message = f"the recipe has {len(fit)} data sets of prompts and answers: {', '.join(fit) or 'only others'}"
         raise UserError(message, "name one: --data NAME")
@@ -37,8 +39,8 @@ def data_of(recipe: Recipe, name: str | None) -> tuple[str, Data]:
     if name not in fit:
         message = f"--data {name} is no data set of prompts and answers of this recipe"
         raise UserError(message, f"name one of these: {', '.join(fit) or 'none is left'}")
-    data = recipe.data[name]
-    if row_format(data) == "prompt" and data.completion is None:
+    data = tables[name]
+    if data.prompt is not None and data.completion is None:
         raise UserError(f"the rows of {name} have no answer to compare with", f"set data.{name}.completion")
     if data.train_on != "answer" or data.streaming:
         remedy = f"--set data.{name}.train_on=answer --set data.{name}.streaming=false"

@@ -13,6 +13,7 @@ from fttrain.artifact import Origin
 from fttrain.data.batches import Micro
 from fttrain.data.feed import Feed
 from fttrain.data.prompts import Prompts, load_prompts
+from fttrain.data.sources import with_formats
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
@@ -68,6 +69,7 @@ class Clipped:
 
 def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Train the stage; returns how far it came."""
+    step = with_formats(step)
     stage = step.stage
     assert isinstance(stage, Ppo)
     origin = artifact.origin(step, folder)

@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Model, Recipe, Training
-from ftlaunch.rows.conversations import row_format
+from ftlaunch.recipe import Data, Model, Ppo, Recipe, Training
 from fttrain.data.prompts import load_prompts
+from fttrain.data.sources import settled
 from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
 from fttrain.data.tokens import cache_root, stream, tokenize
 from fttrain.tools.output import answer
@@ -70,17 +70,17 @@ def look_at(recipe: Recipe, rows: int) -> list[Preview]:
     """A preview of each data set that a stage trains on. Raises UserError as `tokenize` does."""
     tokenizers: dict[tuple[str, str | None], Any] = {}
     previews: list[Preview] = []
-    for name, model in _trained_on(recipe):
+    for name, model, is_asked in _trained_on(recipe):
         key = (model.path, model.revision)
         tokenizers[key] = tokenizers.get(key) or load_tokenizer(*key)
-        previews.append(preview(name, recipe.data[name], tokenizers[key], recipe.seed, rows))
+        data = settled(recipe.data[name])
+        show = _of_prompts if is_asked else preview
+        previews.append(show(name, data, tokenizers[key], recipe.seed, rows))
     return previews
 
 
 def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
     """One data set's, with up to `rows` samples of the part that is trained on."""
-    if row_format(data) == "prompt" and data.completion is None:
-        return _of_prompts(name, data, tokenizer, seed, rows)
     if data.streaming:
         train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
         counts, held_out, lengths = _counts(train), int(data.test), train.lengths
@@ -199,13 +199,13 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path} is no resolved recipe: {error}", "name the resolved.json of a run's folder") from error
 
 
-def _trained_on(recipe: Recipe) -> list[tuple[str, Model]]:
-    """Each data set with the model whose tokenizer it gets, without repeats."""
-    found: list[tuple[str, Model]] = []
+def _trained_on(recipe: Recipe) -> list[tuple[str, Model, bool]]:
+    """Each data set with the model whose tokenizer it gets and whether it gives prompts only, without repeats."""
+    found: list[tuple[str, Model, bool]] = []
     for stage in recipe.stage:
         if isinstance(stage, Training):
             names = [stage.data] if isinstance(stage.data, str) else stage.data
-            found += [(name, stage.model or recipe.model) for name in names]
+            found += [(name, stage.model or recipe.model, isinstance(stage, Ppo)) for name in names]
     return list(dict.fromkeys(found))
 
 

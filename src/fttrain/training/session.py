@@ -17,6 +17,7 @@ from fttrain.checkpoint import random_states
 from fttrain.checkpoint.store import Carried, Checkpoints, together
 from fttrain.data import feed as feeds
 from fttrain.data.feed import Feed
+from fttrain.data.sources import with_formats
 from fttrain.data.templates import chat_template
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
@@ -47,6 +48,7 @@ def train(
     make_objective: MakeObjective,
 ) -> dict[str, Any]:
     """Train a stage whose rows are there beforehand; returns the content of result.json."""
+    step = with_formats(step)
     stage = step.stage
     assert isinstance(stage, Sft | Pairwise)
     origin = artifact.origin(step, folder)

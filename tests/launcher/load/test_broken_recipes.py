@@ -152,12 +152,6 @@ PLACES = {
 }
 
 DATA_RULES = {
-    "no shape": (
-        f"{PROMPT}\n{COMPLETION}",
-        "",
-        DATA,
-        "[data.qa] #! data.qa | how a row becomes text | completion templates",
-    ),
     "prompt alone": (COMPLETION, "", DATA, "[data.qa] #! data.qa.completion | is missing | add completion"),
     "completion alone": (PROMPT, "", DATA, "[data.qa] #! data.qa.prompt | is missing | add prompt"),
     "format and templates": (
@@ -189,7 +183,7 @@ DATA_RULES = {
     "share of a stream": (DATA, "[data.qa]\nstreaming=true\ntest=0.1 #! data.qa.test | 0.1 of a stream | test = 100"),
     "split of a file": (
         'owner/rows"',
-        '{folder}"\nsplit = "x" #! data.qa.split | {folder} is on this machine | remove it',
+        '{folder}/recipe.toml"\nsplit = "x" #! data.qa.split | {folder}/recipe.toml is on this machine | remove it',
     ),
     "chosen alone": (
         *(

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ftlaunch.recipe import Data, Model, Recipe, Sft
+from ftlaunch.recipe import Data, Model, Ppo, Recipe, Sft
 from fttrain.tools import preview
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)]
@@ -29,12 +29,12 @@ def show(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(preview, "load_tokenizer", lambda *_: tokenizer)
 
-    def run(*options: str, rows: Any = ROWS, **fields: Any) -> tuple[int, str, str]:
+    def run(*options: str, rows: Any = ROWS, stage: Any = None, **fields: Any) -> tuple[int, str, str]:
         data = Data(path=write_rows(rows), **FIELDS | fields)
         recipe = Recipe(
             name="x",
             model=Model(path="tiny"),
-            stage=[Sft(data="facts"), Sft(data=["facts"])],
+            stage=[Sft(data="facts"), Sft(data=["facts"])] if stage is None else [stage],
             data={"facts": data, "unused": Data(path="no/such.csv", format="text")},
         )
         path = tmp_path / "resolved.json"
@@ -88,7 +88,15 @@ def test_what_is_wrong_goes_to_stderr(show: Show, tmp_path: Path, capsys: pytest
 
 
 def test_prompts_without_completions_are_shown_with_nothing_trained(show: Show):
-    code, out, _ = show("--rows", "1", completion=None, max_length=44, rows=[*ROWS, {"question": "Why? " * 50}], test=3)
+    code, out, _ = show(
+        "--rows",
+        "1",
+        stage=Ppo(data="facts"),
+        completion=None,
+        max_length=44,
+        rows=[*ROWS, {"question": "Why? " * 50}],
+        test=3,
+    )
     assert code == 0
     assert "20 of 21 rows, 3 held out" in out
     assert "left out   1 × its prompt is longer than max_length" in out

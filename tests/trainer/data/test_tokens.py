@@ -230,6 +230,7 @@ def test_long_texts_are_split_and_nothing_is_lost(write_rows: Writer, make_token
         tokenizer = make_tokenizer(adds_bos=adds_bos, eos_token="</s>")
         data = make_data(write_rows([{"text": text} for text in texts]), max_length=20, format="text")
         rows = tokenize(data, tokenizer, 1, cache)
+        assert isinstance(rows.train, TokenSet)
         bos = [tokenizer.bos_token_id] if adds_bos else []
         whole = [
             token

@@ -20,8 +20,8 @@ from ftlaunch.recipe import Full
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StepDir
 from fttrain.checkpoint.manifest import verify
-from fttrain.data.chat import LLAMA2
 from fttrain.data.order import Order
+from fttrain.data.templates import LLAMA2
 from fttrain.distributed.stop_request import Stopped
 from fttrain.stages.sft import CrossEntropy
 

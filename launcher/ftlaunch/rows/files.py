@@ -1,0 +1,143 @@
+"""Which files a data table names: a file, a folder's files of one split, a pattern's, or what `datasets` saved."""
+
+import glob
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+from ftlaunch.rows.template import DataError
+
+KINDS: Final = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
+PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of compressed files, behind the ending that tells their kind."""
+ENDINGS: Final = (*KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
+NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "requirements.txt")
+"""Files that lie beside data and hold none."""
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""Words in the names of files and folders → the split that they mark, as on the hub."""
+
+_SUPPORTED = (
+    f"use {', '.join(KINDS[:-1])} or {KINDS[-1]}, or one of these with {', '.join(PACKED[:-1])} or {PACKED[-1]}"
+)
+
+
+def is_local(path: str) -> bool:
+    """Whether a `Data.path` names files here, rather than a data set of the hub."""
+    return path.startswith(("/", "./", "../", "~")) or path.endswith(ENDINGS) or is_pattern(path) or Path(path).exists()
+
+
+def is_pattern(path: str) -> bool:
+    """Whether the path stands for all files that it matches, and for none by its very name."""
+    return glob.has_magic(path) and not Path(path).exists()
+
+
+def kind_of_file(path: Path) -> str:
+    """The ending that tells what a file holds, as in `.csv` of facts.csv.gz; "" where it is not known."""
+    ends = [suffix.lower() for suffix in path.suffixes[-2:]]
+    kind = ends[-2] if len(ends) == 2 and ends[-1] in PACKED else ends[-1] if ends else ""
+    return kind if kind in KINDS else ""
+
+
+def data_files(path: Path, split: str = "train") -> list[Path]:
+    """The file itself, or the files of a split in a folder or among those that match, by name.
+
+    A split is told by the names of files and folders; unmarked files are to train on. Raises DataError where there
+    is none.
+    """
+    path = path.expanduser()
+    if is_pattern(str(path)):
+        names = glob.glob(str(path), recursive=True)  # noqa: PTH207 Path.glob takes no absolute pattern
+        found = sorted(Path(name) for name in names if Path(name).is_file())
+        return _of_split([file for file in found if kind_of_file(file)], _fixed(path), path, split)
+    if not path.exists():
+        raise DataError(str(path), "no such file or folder", "check the path; relative ones count from where you are")
+    if path.is_file():
+        if not kind_of_file(path):
+            raise DataError(str(path), f"files of kind {path.suffix!r} are not read", _SUPPORTED)
+        return [path]
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        return _saved(path)
+    if (path / "dataset_dict.json").is_file():
+        return _saved_split(path, split)
+    found = _inside(path)
+    texts = [file for file in found if kind_of_file(file) == ".txt"]
+    return _of_split([file for file in found if file not in texts] or texts, path, path, split)
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folder ahead of a pattern's first wildcard: what comes after it may mark a split."""
+    parts = list(pattern.parts)
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:first])
+
+
+def _inside(folder: Path) -> list[Path]:
+    """All data files in a folder and its subfolders, hidden ones left out."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file()
+        and kind_of_file(file)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.name.lower() not in NO_ROWS
+        and not file.name.lower().startswith(("readme", "license"))
+    )
+
+
+def _of_split(files: list[Path], folder: Path, named: Path, split: str) -> list[Path]:
+    if not files:
+        raise DataError(str(named), "there are no data files", _SUPPORTED)
+    if exact := [file for file in files if _is_called(file.relative_to(folder), split)]:
+        return exact
+    marks = {file: _mark(file.relative_to(folder)) for file in files}
+    wanted = SPLITS.get(split.lower(), split)
+    if chosen := [file for file in files if marks[file] == wanted]:
+        return chosen
+    if wanted == "train" and (unmarked := [file for file in files if marks[file] is None]):
+        return unmarked
+    there = sorted({mark for mark in marks.values() if mark is not None})
+    message = f"no file is of the split {split!r}; by their names they are {', '.join(there) or 'of none'}"
+    remedy = f"write split = {there[0]!r} if those are meant, or name a file itself" if there else "remove split"
+    raise DataError(str(named), message, remedy.replace("'", '"'))
+
+
+def _is_called(file: Path, split: str) -> bool:
+    """Whether a file, or a folder it lies in, has the split's own name: train_sft/… or train_sft-00000-of-00002.…"""
+    stem = file.name.partition(".")[0]
+    return split in file.parts[:-1] or re.sub(r"[-_]\d+([-_]of[-_]\d+)?.*$", "", stem) == split
+
+
+def _mark(file: Path) -> str | None:
+    """The split that the name of a file or, if it marks none, of a folder it lies in marks."""
+    for part in reversed([*file.parts[:-1], file.name.partition(".")[0]]):
+        marks = [SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS]
+        if marks:
+            return marks[0]
+    return None
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of a data set that was saved with `save_to_disk`."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = [folder / str(one["filename"]) for one in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(str(folder / "state.json"), f"cannot be read: {error}", "save the data set again") from error
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None or not files:
+        raise DataError(str(missing or folder), "the data set has lost a file", "save the data set again")
+    return files
+
+
+def _saved_split(folder: Path, split: str) -> list[Path]:
+    there = sorted(inner.name for inner in folder.iterdir() if (inner / "state.json").is_file())
+    if split not in there:
+        remedy = f"write split = one of {', '.join(there)}"
+        raise DataError(str(folder), f"the saved data sets have no split {split!r}", remedy)
+    return _saved(folder / split)

@@ -1,0 +1,87 @@
+"""The format of rows, told by the names of their fields where a data table leaves it open."""
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, cast
+
+from msgspec.structs import replace
+
+from ftlaunch.recipe import Data
+from ftlaunch.rows.conversations import LISTS
+from ftlaunch.rows.template import DataError, Row
+
+LOOKED_AT = 20
+"""Rows by which a format is told: all fields that any of them has count."""
+
+ANSWERED = (
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("query", "response"),
+    ("problem", "solution"),
+)
+"""Fields of a prompt and its answer besides prompt and completion, the first that fit count."""
+
+EXTRAS = ("context", "input")
+"""Fields with what a prompt is about, for formats told by ANSWERED; rows may lack them."""
+
+
+def is_open(data: Data) -> bool:
+    """Whether neither a format nor templates tell what rows are."""
+    told = (data.format, data.completion, data.chosen, data.rejected)
+    return not any(told) and (data.prompt is None or data.format is None)
+
+
+def looked_at(data: Data, rows: Iterable[tuple[str, Row]]) -> Data:
+    """The data table with the format that its first rows tell; as it is where the table tells it.
+
+    Raises DataError where fields do not tell it, or tell of a tree of messages.
+    """
+    if not is_open(data):
+        return data
+    fields: dict[str, Any] = {}
+    for _, row in rows:
+        fields |= {name: value for name, value in row.items() if value is not None or name not in fields}
+    if data.prompt is not None:
+        return replace(data, format="preference" if {"chosen", "rejected"} <= fields.keys() else "prompt")
+    return replace(data, **_told(data, fields))
+
+
+def _told(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
+    names = fields.keys()
+    if {"message_id", "parent_id"} <= names:
+        remedy = "join each path from a root to a leaf to one row with a list of messages, and name that file"
+        raise DataError(data.path, "the rows are single messages of a tree, each with its parent_id", remedy)
+    if {"chosen", "rejected"} <= names:
+        return {"format": "preference"}
+    if {"prompt", "completion"} <= names:
+        return {"format": "unpaired" if isinstance(fields.get("label"), bool) else "prompt"}
+    if (listed := _list_of_turns(data, fields)) is not None:
+        return {"format": listed}
+    return _of_texts(data, names)
+
+
+def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
+    """The same for rows whose fields are texts."""
+    if {"instruction", "output"} <= names:
+        return {"format": "alpaca"}
+    for asked, answered in ANSWERED:
+        if {asked, answered} <= names:
+            extra = next((name for name in EXTRAS if name in names), None)
+            prompt = f"{{{asked}}}" + (f"{{?\n\n{{{extra}}}}}" if extra else "")
+            return {"format": "prompt", "prompt": prompt, "completion": f"{{{answered}}}"}
+    if "prompt" in names:
+        return {"format": "prompt"}
+    if "text" in names:
+        return {"format": "text"}
+    remedy = 'write prompt = "{…}" and completion = "{…}" over these fields, or a format'
+    raise DataError(data.path, f"the rows' fields do not tell their format: {', '.join(sorted(names))}", remedy)
+
+
+def _list_of_turns(data: Data, fields: Mapping[str, object]) -> str | None:
+    """The format of the field that lists turns, if there is one."""
+    for name in (data.messages_field,) if data.messages_field else LISTS:
+        turns = cast(object, fields.get(name))
+        if isinstance(turns, list):
+            first = cast("list[object]", turns)[:1]
+            return "sharegpt" if first and isinstance(first[0], dict) and "from" in first[0] else "messages"
+    return None
