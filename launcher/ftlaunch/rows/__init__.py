@@ -10,7 +10,7 @@ from ftlaunch.recipe import Data
 from ftlaunch.rows import looks, tables
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
 from ftlaunch.rows.files import data_files, is_local, kind_of_file
-from ftlaunch.rows.pairs import pair_of
+from ftlaunch.rows.pairs import is_good, pair_of
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.readers import Lines, read_rows, rows_of
 from ftlaunch.rows.template import DataError, Row, Unfit, optional_fields
@@ -40,8 +40,8 @@ class Findings:
     """What is left out, and the first such rows by name."""
 
 
-def check_rows(data: Data) -> Findings:
-    """What is wrong with the rows, and what of them is left out.
+def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
+    """What is wrong with the rows, of which prompts alone may be wanted, and what of them is left out.
 
     Reads local files up to `data.limit`, 20,000 rows or 64 MB. The hub's data sets are left to the trainer.
     """
@@ -54,7 +54,10 @@ def check_rows(data: Data) -> Findings:
         for where, row in islice(_sample(data), data.limit):
             seen += 1
             fields |= row.keys()
-            _note(unfit, data, row, where)
+            try:
+                _check_row(data, row, where, only_prompts=only_prompts)
+            except Unfit as error:
+                unfit.add(error)
     except DataError as error:
         found.problems.append((error.where, error.problem, error.remedy))
     if seen:
@@ -93,23 +96,18 @@ def _misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
             yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
 
 
-def _note(unfit: UnfitRows, data: Data, row: Row, where: str) -> None:
-    try:
-        _check_row(data, row, where)
-    except Unfit as error:
-        unfit.add(error)
-
-
-def _check_row(data: Data, row: Row, where: str) -> None:
+def _check_row(data: Data, row: Row, where: str, *, only_prompts: bool) -> None:
     """Raise the Unfit that training on this row would raise, tokenizer and chat template aside."""
-    if is_paired(data):
-        pair_of(data, row, where)
-    elif row_format(data) == "prompt" and data.completion is None and "completion" not in row:
+    if only_prompts:
         prompt_of(data, row, where)
+    elif is_paired(data):
+        pair_of(data, row, where)
     elif row_format(data) == "text":
         text_of(data, row, where)
     else:
         conversation_of(data, row, where)
+        if row_format(data) == "unpaired":
+            is_good(data, row, where)
 
 
 def _sample(data: Data) -> Iterator[tuple[str, Row]]:

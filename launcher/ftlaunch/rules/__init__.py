@@ -9,6 +9,7 @@ import msgspec
 from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
+from ftlaunch.recipe import Ppo, Training
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
 from ftlaunch.rules import combinations, order, secrets
@@ -69,9 +70,11 @@ def judge(loaded: Loaded) -> list[Problem]:
 def _with_rows_looked_at(loaded: Loaded) -> Loaded:
     """The same with what is left out of local data as remarks. Raises RecipeError where that is too much."""
     problems, remarks = list[Problem](), list(loaded.remarks)
+    stages = [stage for stage in loaded.recipe.stage if isinstance(stage, Training) and not isinstance(stage, Ppo)]
+    trained_on = {name for stage in stages for name in ([stage.data] if isinstance(stage.data, str) else stage.data)}
     for table in data_rules.data_tables(loaded):
         if Path(table.data.path).is_absolute():
-            found = check_rows(table.data)
+            found = check_rows(table.data, only_prompts=table.name not in trained_on)
             problems += [Problem(where, f"data.{table.name}", *told) for where, *told in found.problems]
             remarks += [f"data.{table.name}: {note}" for note in found.notes]
     if problems:

@@ -230,7 +230,8 @@ class TestCheck:
         """The data tables whose rows are looked into; the look finds one mistake in files called bad.jsonl."""
         asked: list[Data] = []
 
-        def check_rows(data: Data) -> Findings:
+        def check_rows(data: Data, *, only_prompts: bool) -> Findings:
+            assert not only_prompts
             asked.append(data)
             bad = data.path.endswith("bad.jsonl")
             return Findings([(f"{data.path}:3", "no field {x}", "add it")] if bad else [])
