@@ -46,15 +46,30 @@ def test_a_network_that_leads_nowhere_is_found_on_each_node(dev: Cluster) -> Non
 
 def test_nodes_that_fail_are_left_out_of_the_profile(dev: Cluster, tmp_path: Path) -> None:
     profile = tmp_path / "site.toml"
-    profile.write_text(f'slurm_conf = "{dev.slurm_conf}"\npartition = "main"\ngpus = "gres"\n')
-    command = [sys.executable, "-m", "ftlaunch", "doctor", "--cluster", str(profile), "--nodes", "1"]
+    profile.write_text(f'slurm_conf = "{dev.slurm_conf}"\npartition = "main"\ngpus = "none"\ninterface = "ib7"\n')
+    command = [sys.executable, "-m", "ftlaunch", "doctor", "--cluster", str(profile), "--nodes", "2"]
     done = subprocess.run([*command, "--exclude-failing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert load_cluster(str(profile)).exclude == ["n1"]
+    assert load_cluster(str(profile)).exclude == ["n1", "n2"]
 
 
-def test_gpus_that_are_not_there_are_missed(dev: Cluster) -> None:
-    assert {check.what for check in failures(dev, gpus="gres")} == {f"n{number}: GPU" for number in (1, 2, 3)}
+def test_gpus_that_the_site_does_not_have_are_refused_in_its_words(dev: Cluster) -> None:
+    (refused,) = failures(dev, gpus="gpus-per-node")
+    assert "Invalid generic resource" in refused.found
+
+
+@pytest.mark.parametrize(
+    ("profile", "found"),
+    [
+        ({"setup": ["exit 3"]}, "setup ended the job with exit code 3"),
+        ({"python": "/opt/none/bin/python"}, "/opt/none/bin/python"),
+    ],
+    ids=["setup", "python"],
+)
+def test_what_would_end_every_job_is_found(dev: Cluster, profile: dict[str, object], found: str) -> None:
+    (refused,) = failures(dev, **profile)
+    assert refused.what == "probe"
+    assert found in refused.found
 
 
 def test_a_controller_that_is_not_there(dev: Cluster, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 def take(run: RunDir, source: Path, recipe: Recipe) -> None:
     """Copy packages and project into a run's folder, in place of what is there. UserError where they are too large."""
     copies = _project_copies(source.absolute(), recipe)
-    _copy(dict(_package_files()), run.packages)
+    take_packages(run)
     _copy(copies, run.code)
     files = {str(original): f"{run.code.name}/{copy}" for original, copy in copies.items()}
     write_json(run.code_index, Snapshot(files=files))
@@ -46,7 +46,12 @@ def retake(run: RunDir, recipe: Recipe) -> None:
     if (source := Path(recorded)).exists():
         take(run, source, recipe)
     else:
-        _copy(dict(_package_files()), run.packages)
+        take_packages(run)
+
+
+def take_packages(run: RunDir) -> None:
+    """Copy the packages that a run's jobs import, ftlaunch and its trainer."""
+    _copy(dict(_package_files()), run.packages)
 
 
 def _copy(copies: Mapping[Path, Path], folder: Path) -> None:

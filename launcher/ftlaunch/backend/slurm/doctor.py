@@ -1,29 +1,24 @@
 """Whether a cluster is fit for runs: asked of SLURM, and looked at on the compute nodes themselves."""
 
-import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.backend.slurm import probe
 from ftlaunch.backend.slurm.probe import Finding
+from ftlaunch.backend.slurm.probe_job import ProbeJob
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import sync_folder, write_atomic
 from ftlaunch.run.provenance import PACKAGES
 
 SKEW_SECONDS = 5.0
 FREE_BYTES = 20 << 30
-PROBE_SECONDS = 300.0
-"""How long the probe may wait in the queue and run."""
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -39,14 +34,20 @@ class Check(Struct, frozen=True, kw_only=True):
 
 def examine(cluster: Cluster, nodes: int) -> Iterator[Check]:
     """Check after check, as each is done; the later ones need the earlier, and where these fail are left out."""
+    folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-doctor-", dir=Path.cwd()))
     try:
-        for look in (_controller, _accounting, partial(_admitted, nodes=nodes)):
+        for look in (_controller, _accounting):
             yield (check := look(cluster))
             if not check.passed:
                 return
-        yield from _on_nodes(cluster, nodes)
+        probe_job = ProbeJob(folder, cluster, nodes)
+        yield (check := _admitted(probe_job))
+        if check.passed:
+            yield from _on_nodes(probe_job)
     except UserError as error:
         yield Check(what="SLURM", passed=False, found=error.message, remedy=error.remedy)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _controller(cluster: Cluster) -> Check:
@@ -63,52 +64,23 @@ def _accounting(cluster: Cluster) -> Check:
     return Check(what="accounting", passed=True, found=found)
 
 
-def _flags(cluster: Cluster, nodes: int) -> list[str]:
-    """The profile's wishes as sbatch and srun both take them."""
-    wishes: Mapping[str, object] = {
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "cpus-per-task": cluster.cpus_per_node,
-        "mem": cluster.memory_per_node,
-        "exclude": ",".join(cluster.exclude) or None,
-    } | cluster.sbatch
-    named = [f"--{key}" if value is True else f"--{key}={value}" for key, value in wishes.items() if value]
-    return [*named, f"--nodes={nodes}", "--ntasks-per-node=1"]
+def _admitted(job: ProbeJob) -> Check:
+    """Whether SLURM would take a job such as a stage's: asked with a stage's own batch script."""
+    accepted, said = job.is_admitted()
+    cpus = "" if job.cluster.cpus_per_node else "; without cpus_per_node a node gives the site's default, often one CPU"
+    remedy = "" if accepted else "correct the profile, or ask for fewer --nodes"
+    return Check(what="partition, account, limits", passed=accepted, found=f"{said}{cpus}", remedy=remedy)
 
 
-def _admitted(cluster: Cluster, nodes: int) -> Check:
-    """Whether SLURM would take a job such as a stage's."""
-    limit = f"--time={cluster.time_limit}"
-    done = queue.call(["sbatch", "--test-only", *_flags(cluster, nodes), limit, "--wrap=true"], cluster)
-    said = done.stderr.strip().removeprefix("sbatch: ")
-    remedy = "" if done.returncode == 0 else "correct the profile, or ask for fewer --nodes"
-    return Check(what="partition, account, limits", passed=done.returncode == 0, found=said, remedy=remedy)
-
-
-def _on_nodes(cluster: Cluster, nodes: int) -> Iterator[Check]:
-    folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-doctor-", dir=Path.cwd()))
-    try:
-        write_atomic(folder / probe.TOKEN, secrets.token_hex())
-        said = _probe(cluster, nodes, folder)
-        sync_folder(folder)
-        findings, skews = _read(folder)
-        ran = len(findings) == nodes
-        remedy = "" if ran else f"is {folder.parent} shared, and {sys.executable} there on every node? {said}"
-        yield Check(what="probe", passed=ran, found=f"{len(findings)} of {nodes} nodes answered", remedy=remedy)
-        for finding, skew in zip(findings, skews, strict=True):
-            yield from _node(finding, skew, cluster)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _probe(cluster: Cluster, nodes: int, folder: Path) -> str:
-    """Run the probe on every node and return what srun had to say."""
-    interface = [cluster.interface] if cluster.interface else []
-    program = [sys.executable, "-P", "-m", "ftlaunch.backend.slurm.probe", str(folder), *interface]
-    command = ["srun", *_flags(cluster, nodes), "--time=0:05:00", "--immediate=120", "--kill-on-bad-exit=1"]
-    return queue.call([*command, *cluster.srun, *program], cluster, timeout=PROBE_SECONDS).stderr.strip()
+def _on_nodes(job: ProbeJob) -> Iterator[Check]:
+    said = job.run()
+    findings, skews = _read(job.run_dir.path)
+    ran = len(findings) == job.nodes
+    found = f"{len(findings)} of {job.nodes} nodes answered"
+    remedy = "see setup, python and container in the profile, and whether this folder is shared"
+    yield Check(what="probe", passed=ran, found=found if ran else f"{found}: {said}", remedy="" if ran else remedy)
+    for finding, skew in zip(findings, skews, strict=True):
+        yield from _node(finding, skew, job.cluster)
 
 
 def _read(folder: Path) -> tuple[list[Finding], list[float]]:

@@ -1,4 +1,4 @@
-"""The call that a stage's SLURM job makes. It stands alone, as who submits has no need of all that it leads to."""
+"""The calls that SLURM jobs make. They stand alone, as who submits has no need of all that they lead to."""
 
 
 def run_stage(folder: str) -> None:
@@ -6,3 +6,10 @@ def run_stage(folder: str) -> None:
     from ftlaunch.backend.slurm.node_task import run_stage
 
     run_stage(folder)
+
+
+def run_probe(folder: str, interface: str | None) -> None:
+    """Look at the node of this task for `ftlaunch doctor`."""
+    from ftlaunch.backend.slurm.probe import look
+
+    look(folder, interface)

@@ -1,7 +1,4 @@
-"""What `ftlaunch doctor` looks at on each node, as one srun task a node.
-
-Started as `python -m ftlaunch.backend.slurm.probe FOLDER`.
-"""
+"""What `ftlaunch doctor` looks at on each node, as the task that a stage would have there."""
 
 import json
 import os
@@ -53,11 +50,12 @@ class Finding(Struct, frozen=True, kw_only=True):
     """Whether its sums were right."""
 
 
-def main() -> None:
-    """Leave a finding in the folder."""
-    folder, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
-    meets = _meet(folder, rank, sys.argv[2:])
-    reduces, reduced = (False, "not tried") if meets else _reduce(folder, rank, sys.argv[2:])
+def look(name: str, interface: str | None) -> None:
+    """Leave a finding in the folder of that name."""
+    folder, rank = Path(name), int(os.environ["SLURM_PROCID"])
+    interfaces = [interface] if interface else []
+    meets = _meet(folder, rank, interfaces)
+    reduces, reduced = (False, "not tried") if meets else _reduce(folder, rank, interfaces)
     finding = Finding(
         node=os.environ["SLURMD_NODENAME"],
         python=sys.version.split()[0],
@@ -140,7 +138,3 @@ def _reduce(folder: Path, rank: int, interface: list[str]) -> tuple[bool, str]:
     told = json.loads(done.stdout.splitlines()[-1])
     nccl = f" {told['nccl']}" if told["nccl"] else ""
     return True, f"{told['backend']}{nccl}, {told['seconds'] * 1000:.0f} ms for a million floats"
-
-
-if __name__ == "__main__":
-    main()

@@ -99,7 +99,7 @@ def _submit_all(
     run: RunDir, plan: Plan, unfinished: list[PlannedStep], cluster: Cluster, interrupts: Interrupts
 ) -> list[Job]:
     jobs: list[Job] = []
-    with _private(), _leading_to(cluster):
+    with private(), leading_to(cluster):
         write_json(run.environment, _carried())
         for planned in unfinished:
             step = run.step_dir(planned.name)
@@ -238,7 +238,7 @@ def _held_back() -> Generator[None]:
 
 
 @contextmanager
-def _private() -> Generator[None]:
+def private() -> Generator[None]:
     """What is written meanwhile can be read by its owner only: submitit's calls are pickles, which run code."""
     before = os.umask(0o077)
     try:
@@ -248,7 +248,7 @@ def _private() -> Generator[None]:
 
 
 @contextmanager
-def _leading_to(cluster: Cluster) -> Generator[None]:
+def leading_to(cluster: Cluster) -> Generator[None]:
     """With SLURM's commands led to a cluster, and not taken for a step of the job that this may itself run in."""
     led = queue.environment(cluster)
     with clean_env():
