@@ -132,6 +132,21 @@ def test_a_job_that_never_starts_is_told(crowd: dict[str, Acted]) -> None:
     assert crowd["never"].status.state == "cancelled"
 
 
+def test_a_rank_is_visited_and_a_run_waits_for_another(
+    act: Submit, dev: Cluster, tmp_path: Path, cleared: list[Path]
+) -> None:
+    acted = act("60 0.1 none", nodes=2)
+    run = write_acted(tmp_path / "after", ("3 0.1 none",), 1, dev)
+    cleared.append(run.path)
+    acted.wait_for_step(2)
+    assert call("resume", run.path, "--after", acted.run.path).returncode == 0
+    host = call("attach", acted.run.path, "--rank", "1", "--", "hostname")
+    assert (host.returncode, host.stdout) == (0, "n2\n"), host.stderr
+    assert Acted(run, dev).status.state == "waiting"
+    control.ask_to_stop(acted.run, wait=30)
+    assert Acted(run, dev).wait_for_end().state == "cancelled"  # what it waited for has not succeeded
+
+
 def test_an_interface_that_one_node_lacks_is_told_with_the_node(act: Submit, tmp_path: Path) -> None:
     python = tmp_path / "python"  # stands for a node whose network is called otherwise
     code = "import ftlaunch.backend.slurm.rendezvous as r; r._interfaces = lambda: {}; "

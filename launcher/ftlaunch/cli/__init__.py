@@ -25,6 +25,7 @@ for verb in (recipe.recipes, recipe.schema):
     app.command()(verb)
 for verb in (run.status, run.logs, run.stop, run.cancel, run.resume):
     app.command()(verb)
+app.command()(cluster.attach)
 app.command()(report.report)
 for verb in (model.merge, model.chat):
     app.command()(verb)

@@ -1,12 +1,14 @@
 """Verbs that take a cluster."""
 
+import os
+import subprocess
 import sys
 from typing import Annotated
 
 import typer
 
 from ftlaunch.cli import text
-from ftlaunch.cli.options import Json
+from ftlaunch.cli.options import Json, RunName
 from ftlaunch.errors import BAD_INPUT, DONE
 
 
@@ -32,3 +34,21 @@ def doctor(
     if failing and exclude_failing:
         print(f"{exclude(cluster, failing)} now excludes {', '.join(failing)}", file=sys.stderr)
     raise typer.Exit(DONE if all(each.passed for each in checks) else BAD_INPUT)
+
+
+def attach(
+    run: RunName,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="Default: a shell.")] = None,
+    rank: Annotated[int, typer.Option("--rank", metavar="K", help="On the node of rank K.")] = 0,
+) -> None:
+    """Open a shell, or run a command, on the node of a rank of a run at work.
+
+    Example: ftlaunch attach my-run --rank 3 -- nvidia-smi
+    """
+    from ftlaunch.backend.slurm.attach import command
+    from ftlaunch.cluster import queue
+    from ftlaunch.watch import runs
+
+    folder = runs.find(run)
+    line = command(folder, rank, words or [], terminal=sys.stdin.isatty())
+    raise typer.Exit(subprocess.call(line, env=os.environ | queue.environment(queue.read_cluster(folder))))

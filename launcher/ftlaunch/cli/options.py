@@ -25,6 +25,10 @@ Site = Annotated[
     list[str] | None,
     typer.Option("--site", metavar="KEY=VALUE", help="Set a key of the cluster's profile for once. May be repeated."),
 ]
+After = Annotated[
+    str | None,
+    typer.Option("--after", metavar="JOB|RUN", help="On a cluster: start once that job, or run, has succeeded."),
+]
 RunFolder = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="The run's folder. Default: ./runs/NAME.")
 ]

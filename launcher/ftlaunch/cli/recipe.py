@@ -8,6 +8,7 @@ import typer
 
 from ftlaunch.cli import text, trainer
 from ftlaunch.cli.options import (
+    After,
     ClusterName,
     Detach,
     Json,
@@ -81,6 +82,7 @@ def run(
     procs_per_node: ProcsPerNode = None,
     cluster: ClusterName = None,
     site: Site = None,
+    after: After = None,
     run_dir: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
     begin_from: Annotated[
@@ -94,7 +96,7 @@ def run(
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
     from ftlaunch.backend.prepare import prepare
-    from ftlaunch.cli.run import start
+    from ftlaunch.cli.run import dependency, start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
     planned, profile = _plan(loaded, run_dir), _cluster(cluster, site)
@@ -110,12 +112,13 @@ def run(
         from ftlaunch.backend.slurm import submit
 
         submit.require_fit(planned, profile)
+    waited_for = dependency(after, on_cluster=profile is not None)
     print(text.summary(planned), file=sys.stderr)
     if begin_from is None:
         folder = prepare(planned, loaded, profile)
     else:
         folder = _begin_anew(planned, loaded, profile, begin_from, yes=yes)
-    raise typer.Exit(start(folder, detach=detach, fresh=begin_from is None))
+    raise typer.Exit(start(folder, detach=detach, fresh=begin_from is None, after=waited_for))
 
 
 def _begin_anew(planned: "Plan", loaded: "Loaded", cluster: "Cluster | None", stage: str, *, yes: bool) -> "RunDir":

@@ -10,6 +10,7 @@ import typer
 
 from ftlaunch.cli import text, trainer
 from ftlaunch.cli.options import (
+    After,
     AttemptNumber,
     ClusterName,
     Detach,
@@ -28,7 +29,19 @@ if TYPE_CHECKING:
     from ftlaunch.run.layout import RunDir
 
 
-def start(folder: "RunDir", *, detach: bool, fresh: bool = False) -> int:
+def dependency(after: str | None, *, on_cluster: bool) -> str | None:
+    """What --after means to sbatch: a job's number, or the last job of a run. UserError where it means nothing."""
+    from ftlaunch.cluster.queue import dependency_on
+    from ftlaunch.watch import runs
+
+    if after is None:
+        return None
+    if not on_cluster:
+        raise UserError("--after is for jobs of a cluster", "add --cluster NAME")
+    return f"afterok:{after}" if after.isdecimal() else dependency_on(runs.find(after))
+
+
+def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | None = None) -> int:
     """Drive a written run here, in the background or on its cluster; the exit code.
 
     `fresh`: the folder was written just now, and goes away where its jobs cannot be submitted.
@@ -41,7 +54,7 @@ def start(folder: "RunDir", *, detach: bool, fresh: bool = False) -> int:
         print(f"{where.name} is already finished: {where}\n{outputs.describe(folder)}".rstrip(), file=sys.stderr)
         return DONE
     if folder.cluster.exists():
-        return _submit(folder, fresh=fresh)
+        return _submit(folder, fresh=fresh, after=after)
     if not detach:
         return _drive(folder)
     from ftlaunch.backend import control
@@ -67,13 +80,13 @@ def _drive(folder: "RunDir", lock: int | None = None) -> int:
     return code
 
 
-def _submit(folder: "RunDir", *, fresh: bool) -> int:
+def _submit(folder: "RunDir", *, fresh: bool, after: str | None) -> int:
     from ftlaunch.backend.prepare import discard
     from ftlaunch.backend.slurm import submit
     from ftlaunch.watch import runs
 
     try:
-        jobs = submit.submit(folder, runs.read_plan(folder))
+        jobs = submit.submit(folder, runs.read_plan(folder), after)
     except UserError as error:
         if fresh and not folder.submission.exists():
             discard(folder)
@@ -188,6 +201,7 @@ def resume(
     procs_per_node: ProcsPerNode = None,
     cluster: ClusterName = None,
     site: Site = None,
+    after: After = None,
     detach: Detach = False,
 ) -> None:
     """Go on with a run from its newest checkpoint, also with other processes.
@@ -217,7 +231,8 @@ def resume(
             refuse_several_nodes(planned)
         adopt(folder, planned)
         print(text.summary(planned), file=sys.stderr)
-    raise typer.Exit(start(folder, detach=detach))
+    waited_for = dependency(after, on_cluster=folder.cluster.exists())
+    raise typer.Exit(start(folder, detach=detach, after=waited_for))
 
 
 def _move(folder: "RunDir", cluster: str, site: list[str]) -> None:

@@ -218,6 +218,18 @@ def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) 
     return Answer(silent=f"it was submitted on cluster {theirs}, and this is {here}", remedy=remedy)
 
 
+def dependency_on(run: RunDir) -> str | None:
+    """What waits for the end of a run, as sbatch takes it; None where it is done. UserError where it has no job."""
+    unfinished = [step for step in run.step_dirs() if not step.result.exists()]
+    if not unfinished:
+        return None
+    job = read_job(unfinished[-1])
+    entries = read_queue(run)
+    if job is None or not any(id in entries and entries[id].alive for id in job.ids):
+        raise UserError(f"{run.path.name} is not in the queue, so nothing can wait for it", "submit it first")
+    return "?".join(f"afterok:{id}" for id in job.ids)
+
+
 def belongs(entry: Entry, run: RunDir) -> bool:
     """Whether a job is one of a run's stages."""
     stage = entry.name.rpartition("/")[2]

@@ -55,8 +55,10 @@ def require_fit(plan: Plan, cluster: Cluster) -> None:
         executor(plan, planned, cluster)
 
 
-def submit(run: RunDir, plan: Plan) -> list[Job]:
+def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
     """Submit the unfinished stages, each to start when the one before has succeeded, and return their jobs in order.
+
+    `after` is what the first of them waits for besides, as sbatch takes a dependency.
 
     A run that was submitted before takes its code anew. UserError where the run still has jobs, where its steps take
     too long to save in time, or where sbatch refuses one. Whatever ends a submission, none of its jobs stays in the
@@ -72,19 +74,20 @@ def submit(run: RunDir, plan: Plan) -> list[Job]:
             require_time_to_save(run, plan, cluster)
             if not run.code_index.exists() or any(step.job.exists() for step in run.step_dirs()):
                 snapshot.retake(run, plan.recipe)
-            return _all_or_nothing(run, plan, cluster, interrupts)
+            return _all_or_nothing(run, plan, cluster, interrupts, after)
     finally:
         lock.release(held)
 
 
-def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Interrupts) -> list[Job]:
+def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Interrupts, after: str | None) -> list[Job]:
     record = Submission(cluster=queue.cluster_name(cluster), complete=False)
     write_json(run.submission, record)
     unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
     try:
         for planned in unfinished:
             run.step_dir(planned.name).job.unlink(missing_ok=True)
-        jobs = _submit_all(run, plan, unfinished, cluster, interrupts)
+        jobs = _submit_all(run, plan, unfinished, cluster, interrupts, after)
+        _heed(interrupts, run)
         _require_known(run, jobs)
         write_json(run.submission, msgspec.structs.replace(record, complete=True))
     except BaseException as error:
@@ -96,7 +99,12 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Inter
 
 
 def _submit_all(
-    run: RunDir, plan: Plan, unfinished: list[PlannedStep], cluster: Cluster, interrupts: Interrupts
+    run: RunDir,
+    plan: Plan,
+    unfinished: list[PlannedStep],
+    cluster: Cluster,
+    interrupts: Interrupts,
+    after: str | None,
 ) -> list[Job]:
     jobs: list[Job] = []
     with private(), leading_to(cluster):
@@ -106,7 +114,7 @@ def _submit_all(
             step.stop.unlink(missing_ok=True)
             write_files(run, planned)
             batch = executor(plan, planned, cluster)
-            batch.after = "?".join(f"afterok:{job}" for job in jobs[-1].ids) if jobs else None
+            batch.after = "?".join(f"afterok:{job}" for job in jobs[-1].ids) if jobs else after
             jobs.append(_submit_stage(step, batch, jobs, cluster, interrupts))
     return jobs
 
@@ -199,9 +207,7 @@ def _hand_over(step: StepDir, batch: Batch, interrupts: Interrupts) -> str:
 
     UserError, in sbatch's words, where it makes none; Interrupted where a signal asks for an end.
     """
-    if interrupts.wish != "go on":
-        message = f"{step.path.parent.name} is not submitted: what had been was taken back"
-        raise Interrupted(message, f"when you want it{OR_RESUME} {_quoted(step)}", interrupts.exit_code)
+    _heed(interrupts, RunDir(step.path.parent))
     talk = io.StringIO()
     try:
         with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below
@@ -220,6 +226,14 @@ def _hand_over(step: StepDir, batch: Batch, interrupts: Interrupts) -> str:
         raise UserError(
             f"{step.name} cannot be submitted: {error.strerror or error}", "make room, or mend the disk"
         ) from error
+
+
+def _heed(interrupts: Interrupts, run: RunDir) -> None:
+    """Interrupted where a signal has asked for an end."""
+    if interrupts.wish != "go on":
+        message = f"{run.path.name} is not submitted: what had been was taken back"
+        remedy = f"when you want it{OR_RESUME} {shlex.quote(str(run.path))}"
+        raise Interrupted(message, remedy, interrupts.exit_code)
 
 
 def _quoted(step: StepDir) -> str:

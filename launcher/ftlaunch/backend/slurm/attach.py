@@ -1,0 +1,31 @@
+"""A shell on the node of a rank, inside the job that trains there."""
+
+import msgspec
+
+from ftlaunch.backend.slurm.messages import read_made_by
+from ftlaunch.cluster import queue
+from ftlaunch.errors import UserError
+from ftlaunch.processes import Identity
+from ftlaunch.run.layout import RunDir
+
+
+def command(run: RunDir, rank: int, words: list[str], *, terminal: bool) -> list[str]:
+    """The srun that runs words, or a shell where there are none, beside a rank of the run's newest attempt.
+
+    UserError where no job of the run works, or where it has no such rank.
+    """
+    step = next((step for step in run.step_dirs() if not step.result.exists()), None)
+    attempts = step.all_attempts() if step else []
+    made_by = read_made_by(attempts[-1]) if attempts else None
+    alive = {id for id, entry in queue.read_queue(run).items() if entry.state == "RUNNING"}
+    if step is None or made_by is None or made_by.job not in alive:
+        raise UserError(f"no job of {run.path.name} trains", f"see how it stands: ftlaunch status {run.path}")
+    parallel = step.read_step().parallel
+    process = attempts[-1].on_node(rank // parallel.procs_per_node).process
+    if not 0 <= rank < parallel.nodes * parallel.procs_per_node or not process.exists():
+        raise UserError(
+            f"{step.name} has no rank {rank} at work", f"ranks are 0 to {parallel.nodes * parallel.procs_per_node - 1}"
+        )
+    host = msgspec.json.decode(process.read_bytes(), type=Identity).host.partition(".")[0]
+    where = [f"--jobid={made_by.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}"]
+    return ["srun", *where, f"--chdir={run.path}", *(["--pty"] if terminal else []), *(words or ["bash", "-i"])]
