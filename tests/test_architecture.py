@@ -36,6 +36,7 @@ FLOORS = {
         "engine superweights",
         "artifact checkpoint",
         "merging preference training",
+        "answering",
         "ppo tools",
         "stages",
     ),
@@ -129,6 +130,12 @@ FLOORS = {
         "dora pissa virtual_tokens",
         "__init__",
     ),
+    "fttrain.answering": (
+        "__init__ generation likelihood",
+        "choices",
+        "examination",
+        "predictions",
+    ),
     "fttrain.checkpoint": (
         "__init__ manifest pieces random_states shards shared_memory writer_process",
         "store writer",
@@ -141,6 +148,10 @@ FLOORS = {
         "drawn tokens",
         "batches",
         "feed prompts",
+    ),
+    "fttrain.evaluation": (
+        "__init__ metrics perplexity prompts words",
+        "scoring",
     ),
     "fttrain.merging": (
         "__init__ deltas verify",

@@ -22,6 +22,10 @@ def evaluate(
             metavar="MODEL…", help="As those of chat. Default: a run's base, and what the run has made of it."
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME", help="A metric as recipes name it. Default: bleu nist coco_rouge_l."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits.")
     ] = None,
@@ -30,6 +34,15 @@ def evaluate(
     answers: Annotated[
         Path | None, typer.Option("--answers", metavar="FILE", help="Write prompts, references and answers (.jsonl).")
     ] = None,
+    choices_field: Annotated[
+        str | None, typer.Option("--choices-field", metavar="FIELD", help="Of a row's choices, for multiple_choice.")
+    ] = None,
+    label_field: Annotated[
+        str | None, typer.Option("--label-field", metavar="FIELD", help="Of the right choice.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=0, metavar="N", help="For 95 % intervals, by bootstrap. 0: none.")
+    ] = 1000,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -40,8 +53,10 @@ def evaluate(
     recipe, models = _asked(source, model or [], settings or [])
     if answers is not None:
         _require_room(answers)
-    options = ["--max-new-tokens", str(max_new_tokens), *(["--json"] if as_json else [])]
+    options = ["--max-new-tokens", str(max_new_tokens), "--resamples", str(resamples)]
+    options += [*(["--json"] if as_json else []), *(word for name in metric or [] for word in ("--metric", name))]
     given = {"--data": data, "--prompts": prompts, "--answers": answers}
+    given |= {"--choices-field": choices_field, "--label-field": label_field}
     options += [str(word) for name, value in given.items() if value is not None for word in (name, value)]
     raise typer.Exit(trainer.call_on(recipe, "fttrain.tools.evaluate", *models, *options))
 

@@ -42,9 +42,12 @@ from ftlaunch.recipe.noise import (
 )
 from ftlaunch.recipe.recipe import Recipe, Sweep
 from ftlaunch.recipe.stages import (
+    METRICS,
     SHIPPED_REWARDS,
     Dpo,
+    Evaluate,
     Merge,
+    Need,
     Optimizer,
     Orpo,
     Pairwise,
@@ -60,6 +63,7 @@ __all__ = [
     "HIDDEN_ACT",
     "KEEP",
     "LAYERS",
+    "METRICS",
     "MLP",
     "SHIPPED_REWARDS",
     "SUPER_WEIGHTS",
@@ -74,6 +78,7 @@ __all__ = [
     "Dpo",
     "DropPath",
     "Dropout",
+    "Evaluate",
     "Full",
     "Gaussian",
     "GaussianDropout",
@@ -83,6 +88,7 @@ __all__ = [
     "Merge",
     "Model",
     "Multiplicative",
+    "Need",
     "NoNoise",
     "Noise",
     "Optimizer",

@@ -1,13 +1,13 @@
 """The vocabulary of [[stage]], and of the tables that a stage may have of its own."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from ftlaunch.recipe.adapter import Adapter
 from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.noise import Noise
-from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Name, Positive, Text
+from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Name, NonNegative, Positive, Text
 
 
 class Optimizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,4 +243,54 @@ class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     None: what rounding explains, 1e-5 in fp32, 0.01 in fp16, 0.02 in bf16, 0.2 from a quantized base."""
 
 
-Stage = Sft | Reward | Dpo | Orpo | Ppo | Merge
+Need = Literal["answers", "references", "choices", "pairs"]
+"""What a metric looks at: what the model answers, or how likely it finds references, choices, or answers of pairs."""
+
+METRICS: Final[dict[str, Need]] = {
+    **dict.fromkeys(("bleu", "chrf", "nist", "cider", "rouge", "coco_rouge_l"), "answers"),
+    **dict.fromkeys(("exact_match", "token_f1", "token_position_match", "final_number"), "answers"),
+    "perplexity": "references",
+    "multiple_choice": "choices",
+    "preference_accuracy": "pairs",
+}
+"""The metrics that are shipped."""
+
+
+class Evaluate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="evaluate"):
+    """Asks what has been trained the prompts that were held out, and scores it beside the base. Nothing is trained."""
+
+    data: Name
+    """Name of a [data.NAME] table. Its rows held out are asked; all of them where `test` is 0."""
+    metrics: Annotated[list[Text], Meta(min_length=1)] = field(default_factory=lambda: ["bleu", "nist", "rouge"])
+    """bleu, chrf, nist, cider, rouge, coco_rouge_l, exact_match, token_f1, token_position_match, final_number (GSM8K),
+    perplexity, multiple_choice, preference_accuracy; or a file or folder with a metric of the `evaluate` library, or
+    one of the hub, pinned: "owner/name@COMMIT". All references of a prompt count."""
+    start: Annotated[int, Meta(ge=0)] | Text | None = None
+    """Stage whose result is evaluated: its kind, where one before has it, or its place counted from 0; "base" is the
+    plain model. None: the training stage before this one, reward stages apart."""
+    compare: bool = True
+    """Evaluate the base, too, and tell the difference with its interval."""
+    prompts: Positive | None = None
+    """Take at most so many prompts. None: all."""
+    max_new_tokens: Positive = 128
+    """Longest answer in tokens."""
+    batch_size: Positive = 16
+    """Answers that one process generates side by side."""
+    temperature: AtLeast0 = 0.0
+    """0 takes the likeliest token each time; above, tokens are drawn, with logits divided by it."""
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Tokens are drawn from the likeliest ones that make up this probability. Needs a temperature."""
+    beams: Positive = 1
+    """Beam search over so many beginnings of answers; 1 is greedy."""
+    choices_field: Text | None = None
+    """Field of a row with its list of choices, for "multiple_choice"."""
+    label_field: Text | None = None
+    """Field with the right choice, for "multiple_choice": its index from 0, its letter, or its text."""
+    resamples: NonNegative = 1000
+    """Resamples of the prompts that the 95 % intervals come from (bootstrap). 0 gives none."""
+    parallel: Parallel | None = None
+    """Processes, each with a whole copy of the model and a share of the prompts. None: those of [parallel], or one
+    where its strategy is "zero3"."""
+
+
+Stage = Sft | Reward | Dpo | Orpo | Ppo | Merge | Evaluate

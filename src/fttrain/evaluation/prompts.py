@@ -1,11 +1,11 @@
 """Prompts with all that the rows have for an answer: what a model is asked, and what its answer is compared with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Recipe
+from ftlaunch.recipe import Data, Need, Recipe
 from ftlaunch.rows import is_paired
 from ftlaunch.rows.conversations import row_format
 from fttrain.data.sources import settled
@@ -25,27 +25,33 @@ class Asked:
     """Whether rows to train on have the same prompt."""
 
 
-def data_of(recipe: Recipe, name: str | None) -> tuple[str, Data]:
-    """The data table that is asked for, or the only one whose rows have an answer to a prompt.
+def data_of(recipe: Recipe, name: str | None, needs: Set[Need] = frozenset({"answers"})) -> tuple[str, Data]:
+    """The data table that is asked for, or the only one whose rows have what metrics need.
 
     Raises UserError where there is none or no only one, and where it could not be told what the answers are.
     """
     tables = {each: settled(data) for each, data in recipe.data.items()}
-    fit = [each for each, data in tables.items() if not is_paired(data) and row_format(data) != "text"]
+    fit = [each for each, data in tables.items() if _fits(data, needs)]
+    kind = "pairs of answers" if "pairs" in needs else "prompts and answers"
     if name is None and len(fit) != 1:
-        message = f"the recipe has {len(fit)} data sets of prompts and answers: {', '.join(fit) or 'only others'}"
+        message = f"the recipe has {len(fit)} data sets of {kind}: {', '.join(fit) or 'only others'}"
         raise UserError(message, "name one: --data NAME")
     name = name or fit[0]
     if name not in fit:
-        message = f"--data {name} is no data set of prompts and answers of this recipe"
+        message = f"--data {name} is no data set of {kind} of this recipe"
         raise UserError(message, f"name one of these: {', '.join(fit) or 'none is left'}")
     data = tables[name]
-    if data.prompt is not None and data.completion is None:
+    needs_answers = bool(needs & {"answers", "references"})
+    if needs_answers and data.prompt is not None and data.completion is None:
         raise UserError(f"the rows of {name} have no answer to compare with", f"set data.{name}.completion")
-    if data.train_on != "answer" or data.streaming:
+    if (needs_answers and data.train_on != "answer") or data.streaming:
         remedy = f"--set data.{name}.train_on=answer --set data.{name}.streaming=false"
         raise UserError(f"of {name} only a last answer of rows read at once can be compared with", remedy)
     return name, data
+
+
+def _fits(data: Data, needs: Set[Need]) -> bool:
+    return is_paired(data) == ("pairs" in needs) and ("answers" not in needs or row_format(data) != "text")
 
 
 def asked_of(rows: Tokenized, tokenizer: Any) -> list[Asked]:

@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,13 @@ from fttrain.data.batches import lay_out
 from fttrain.data.prompts import Prompt
 from fttrain.data.token_set import Group
 from fttrain.engine import Engine
+from fttrain.evaluation.words import last_number
 from fttrain.model.scorer import RewardHead
 from fttrain.noise import replace_activations
 from fttrain.ppo.actor import JUDGE, Actor
 
 Function = Callable[[str, str, Row], float]
 """(the prompt's last turn, the answer's text, the row) → score."""
-
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -159,13 +157,8 @@ def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
 
 def gsm8k(prompt: str, answer: str, row: Row) -> float:  # noqa: ARG001 every reward's
     """1.0 where the answer's last number is the last one of the row's field "answer", else 0.0."""
-    wanted, given = _last_number(text_at(row, ("answer",), "reward gsm8k")), _last_number(answer)
+    wanted, given = last_number(text_at(row, ("answer",), "reward gsm8k")), last_number(answer)
     return float(given is not None and given == wanted)
-
-
-def _last_number(text: str) -> float | None:
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
 
 
 SHIPPED: dict[str, Function] = {"gsm8k": gsm8k}

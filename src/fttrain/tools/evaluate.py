@@ -1,6 +1,6 @@
 """`ftlaunch eval`, as `python -m fttrain.tools.evaluate RESOLVED.json MODEL…`.
 
-What models answer to a recipe's held-out prompts, and how well.
+What models answer to a recipe's held-out prompts, and how well, with intervals and differences from the first one.
 
 Each prompt is asked once. What every row with that prompt has for an answer is a reference.
 """
@@ -9,25 +9,23 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import torch
-
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
-from fttrain.data.chat import Encoder
-from fttrain.data.tokens import cache_root, tokenize
-from fttrain.evaluation.prompts import Asked, asked_of, data_of, text_of
-from fttrain.evaluation.text_metrics import Scores, score
+from ftlaunch.recipe import Data, Recipe
+from fttrain.answering.examination import Exam, Examined, examine, set_exam
+from fttrain.answering.generation import Decoding
+from fttrain.answering.predictions import write_predictions
+from fttrain.evaluation.prompts import data_of
+from fttrain.evaluation.scoring import Gap, Scored, gaps, load_metric, needs_of, score
 from fttrain.tools.chat import load
 from fttrain.tools.output import answer
 from fttrain.tools.preview import read_recipe
 
-BATCH = 16
-"""Answers that are generated side by side."""
+DEFAULT = ("bleu", "nist", "coco_rouge_l")
+"""The scores of the E2E challenge."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class Evaluated:
     """One model's answers."""
 
     model: str
-    asked: list[Asked]
-    answers: list[str]
-    scores: Scores
+    exam: Exam
+    examined: Examined
+    scored: Scored
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ftlaunch eval")
     parser.add_argument("recipe", type=Path, help="resolved.json of a run")
     parser.add_argument("models", nargs="+")
+    parser.add_argument("--metric", action="append", dest="metrics")
     parser.add_argument("--data")
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--choices-field")
+    parser.add_argument("--label-field")
+    parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--answers", type=Path)
     parser.add_argument("--json", action="store_true")
     return answer(_told(parser.parse_args(argv)))
@@ -55,113 +57,131 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(options: argparse.Namespace) -> Iterator[str]:
     recipe = read_recipe(options.recipe)
-    name, data = data_of(recipe, options.data)
+    metrics: list[str] = options.metrics or list(DEFAULT)
+    for metric in metrics:
+        load_metric(metric)  # a wrong name is said before minutes are spent on answers
+    name, data = data_of(recipe, options.data, needs_of(metrics))
     every: list[Evaluated] = []
     width = max(map(len, [*options.models, "model"]))
     for path in options.models:
-        every.append(evaluate(path, data, recipe.seed, options.prompts, options.max_new_tokens))
+        every.append(evaluate(path, recipe, data, metrics, options))
         _require_same_rows(every[0], every[-1])
         if options.json:
             continue
         if len(every) == 1:
-            yield f"{_about(name, data, every[0].asked)}\n\n{_line('model', width, 'BLEU', 'NIST', 'ROUGE-L', 'words')}"
+            cells = [*every[0].scored.scores, *(["words"] if every[0].examined.answers else [])]
+            yield f"{_about(name, data, every[0].exam)}\n\n{_line('model', width, *cells)}"
         yield _line(path, width, *_cells(every[-1]))
     if options.answers is not None:
-        _write(options.answers, every)
+        models = {one.model: (one.examined, one.scored) for one in every}
+        write_predictions(options.answers, every[0].exam, models)
     if options.json:
         yield json.dumps(_as_json(name, every), indent=2)
+    else:
+        yield from _differences(every)
 
 
-def evaluate(path: str, data: Data, seed: int, prompts: int | None, max_new_tokens: int) -> Evaluated:
-    """What the model says to the rows held out, or to all where none is; at most `prompts` of them.
+def evaluate(path: str, recipe: Recipe, data: Data, metrics: list[str], options: argparse.Namespace) -> Evaluated:
+    """What the model says to the rows held out, or to all where none is.
 
     Raises UserError where the model or the rows cannot be had.
     """
     model, tokenizer = load(path)
-    asked = asked_of(tokenize(data, tokenizer, seed, cache_root()), tokenizer)[:prompts]
-    end_ids = Encoder(tokenizer, data).end_ids
-    answers = reply(model, tokenizer, [one.ids_T for one in asked], end_ids, max_new_tokens)
-    return Evaluated(path, asked, answers, score(answers, [one.references for one in asked]))
+    exam = set_exam(
+        data,
+        tokenizer,
+        recipe.seed,
+        needs_of(metrics),
+        most=options.prompts,
+        choices_field=options.choices_field,
+        label_field=options.label_field,
+    )
+    examined = examine(model, tokenizer, exam, Decoding(options.max_new_tokens), with_progress)
+    return Evaluated(path, exam, examined, score(metrics, examined.inputs, options.resamples, recipe.seed))
 
 
-@torch.no_grad()
-def reply(
-    model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], end_ids: frozenset[int], max_new_tokens: int
-) -> list[str]:
-    """The greedy answer to each prompt, up to one of `end_ids` or to `max_new_tokens`."""
-    answers: dict[int, str] = {}
-    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
-    for start in range(0, len(order), BATCH):
-        places = order[start : start + BATCH]
-        ids_BT, mask_BT = _padded([prompts[place] for place in places], tokenizer.eos_token_id)
-        made_BT = model.generate(
-            input_ids=ids_BT.to(model.device),
-            attention_mask=mask_BT.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(end_ids),
-            pad_token_id=tokenizer.eos_token_id,
-        )
-        for place, ids in zip(places, made_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
-            ended = next((at for at, token in enumerate(ids) if token in end_ids), len(ids))
-            answers[place] = text_of(tokenizer, ids[:ended])
-        print(f"{len(answers)} of {len(prompts)} prompts answered", file=sys.stderr)
-    return [answers[place] for place in range(len(prompts))]
-
-
-def _padded(prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [B, T], the padding on the left."""
-    width = max(map(len, prompts))
-    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
+def with_progress(items: Sequence[Any], work: Any) -> list[Any]:
+    """A `Share` that does all the work itself, and says on stderr how far it has come."""
+    done: dict[int, Any] = {}
+    for some in work(items):
+        done |= some
+        print(f"{len(done)} of {len(items)}", file=sys.stderr)
+    return [done[place] for place in range(len(items))]
 
 
 def _require_same_rows(first: Evaluated, other: Evaluated) -> None:
-    if [one.references for one in first.asked] != [one.references for one in other.asked]:
+    if [one.references for one in first.exam.asked] != [one.references for one in other.exam.asked]:
         message = f"the tokenizer of {other.model} leaves other rows than that of {first.model}"
         raise UserError(message, "raise max_length of the data, or evaluate them apart")
 
 
-def _about(name: str, data: Data, asked: list[Asked]) -> str:
-    prompts = f"{len(asked)} prompt{'s' * (len(asked) > 1)}{' held out' * bool(data.test)}"
-    references = sum(len(one.references) for one in asked)
-    seen = sum(one.is_trained for one in asked)
+def _about(name: str, data: Data, exam: Exam) -> str:
+    if not exam.asked:
+        count = len(exam.references) or len(exam.choices) or len(exam.pairs)
+        return f"{name}: {count} rows{' held out' * bool(data.test)}"
+    prompts = f"{len(exam.asked)} prompt{'s' * (len(exam.asked) > 1)}{' held out' * bool(data.test)}"
+    references = sum(len(one.references) for one in exam.asked)
+    seen = sum(one.is_trained for one in exam.asked)
     known = f"\n{seen} of the prompts are trained on, too, in other rows" if seen else ""
     return f"{name}: {prompts}, {references} reference{'s' * (references > 1)}{known}"
 
 
 def _cells(evaluated: Evaluated) -> list[str]:
-    scores = evaluated.scores
-    return [f"{scores.bleu:.1f}", f"{scores.nist:.2f}", f"{scores.rouge_l:.1f}", f"{_mean_words(evaluated):.1f}"]
+    words = [f"{_mean_words(evaluated):.1f}"] if evaluated.examined.answers else []
+    return [*(_shown(one.value) for one in evaluated.scored.scores.values()), *words]
+
+
+def _shown(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _mean_words(evaluated: Evaluated) -> float:
-    return sum(len(text.split()) for text in evaluated.answers) / len(evaluated.answers)
+    answers = evaluated.examined.answers
+    return sum(len(text.split()) for text in answers) / max(len(answers), 1)
 
 
 def _line(model: str, width: int, *cells: str) -> str:
     return "  ".join([f"{model:<{width}}", *(f"{cell:>7}" for cell in cells)])
 
 
+def _differences(every: list[Evaluated]) -> Iterator[str]:
+    """How much each model is above the first, with the 95 % interval of the paired bootstrap."""
+    first, *others = every
+    for other in others:
+        found = gaps(other.scored, first.scored)
+        if found:
+            told = (f"  {key:<28} {_gap(gap)}" for key, gap in found.items())
+            yield "\n".join(["", f"{other.model} against {first.model}, with 95 % intervals over prompts:", *told])
+
+
+def _gap(gap: Gap) -> str:
+    low, high = gap.interval
+    verdict = "" if low > 0 or high < 0 else "   no difference that these prompts could show"
+    return f"{gap.mean:+.2f} [{low:+.2f}, {high:+.2f}]{verdict}"
+
+
 def _as_json(name: str, every: list[Evaluated]) -> dict[str, Any]:
-    asked = every[0].asked
+    exam = every[0].exam
     return {
         "data": name,
-        "prompts": len(asked),
-        "references": sum(len(one.references) for one in asked),
-        "prompts_trained_on": sum(one.is_trained for one in asked),
-        "models": {one.model: asdict(one.scores) | {"words": _mean_words(one)} for one in every},
+        "prompts": len(exam.asked) or len(exam.references) or len(exam.choices) or len(exam.pairs),
+        "references": sum(len(one.references) for one in exam.asked),
+        "prompts_trained_on": sum(one.is_trained for one in exam.asked),
+        "models": {one.model: _values(one) for one in every},
+        "intervals": {one.model: {key: found.interval for key, found in one.scored.scores.items()} for one in every},
+        "differences": {
+            one.model: {
+                key: {"mean": gap.mean, "interval": gap.interval}
+                for key, gap in gaps(one.scored, every[0].scored).items()
+            }
+            for one in every[1:]
+        },
     }
 
 
-def _write(path: Path, every: list[Evaluated]) -> None:
-    """A line a prompt: the prompt, its references and each model's answer."""
-    with path.open("wb") as file:
-        for place, asked in enumerate(every[0].asked):
-            answers = {one.model: one.answers[place] for one in every}
-            line = {"prompt": asked.prompt, "references": asked.references, "answers": answers}
-            file.write(msgspec.json.encode(line) + b"\n")
+def _values(one: Evaluated) -> dict[str, float]:
+    values = {key: found.value for key, found in one.scored.scores.items()}
+    return values | ({"words": _mean_words(one)} if one.examined.answers else {})
 
 
 if __name__ == "__main__":

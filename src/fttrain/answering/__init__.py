@@ -1,0 +1,1 @@
+"""A finished model at work: it answers prompts, and says how likely it finds given answers."""

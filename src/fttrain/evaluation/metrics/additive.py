@@ -1,0 +1,89 @@
+"""Metrics that are a function of sums over examples, so that a resample of the examples needs no new count."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+Scores = dict[str, np.ndarray]
+"""Score → its value for each of R sets of examples, [R]."""
+
+
+class AdditiveMetric(evaluate.Metric, ABC):
+    """A metric of `evaluate` in two steps: statistics of each example, and scores of their sums."""
+
+    @abstractmethod
+    def _info(self) -> evaluate.MetricInfo:
+        """What it is, and what it is given. Abstract, so that `evaluate.load` takes no class but the file's own."""
+
+    @abstractmethod
+    def statistics(self, predictions: list[Any], references: list[Any]) -> np.ndarray:
+        """[N, K] float64: what each example adds."""
+
+    @abstractmethod
+    def combine(self, sums_RK: np.ndarray) -> Scores:
+        """The scores of R sets of examples whose statistics add up to these."""
+
+    def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        sums_1K = self.statistics(predictions, references).sum(0, keepdims=True)
+        return {name: float(values[0]) for name, values in self.combine(sums_1K).items()}
+
+
+class MeanMetric(AdditiveMetric, ABC):
+    """The mean of a number that each example has by itself, times 100; of several, each under its name."""
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def values(self, prediction: Any, reference: Any) -> tuple[float, ...]:
+        """An example's numbers, from 0 to 1."""
+
+    def statistics(self, predictions: list[Any], references: list[Any]) -> np.ndarray:
+        pairs = zip(predictions, references, strict=True)
+        return np.array([[1.0, *self.values(prediction, reference)] for prediction, reference in pairs])
+
+    def combine(self, sums_RK: np.ndarray) -> Scores:
+        return {name: 100 * sums_RK[:, at] / sums_RK[:, 0] for at, name in enumerate(self.names, start=1)}
+
+
+class ChoiceMetric(MeanMetric, ABC):
+    """How often the right one of several (log-likelihood, length) is the largest: as it is, and divided by length."""
+
+    def values(self, prediction: list[list[float]], reference: int) -> tuple[float, ...]:
+        whole = [likelihood for likelihood, _ in prediction]
+        by_length = [likelihood / max(length, 1) for likelihood, length in prediction]
+        return tuple(_chosen(scores, reference) for scores in (whole, by_length))
+
+
+def _chosen(scores: list[float], right: int) -> float:
+    """1 where the right one has the largest score, a share of it where others have the same, else 0."""
+    best = max(scores)
+    return (scores[right] == best) / scores.count(best)
+
+
+def info_of_texts(description: str, citation: str = "") -> evaluate.MetricInfo:
+    """What a metric of answers says of itself: each prediction is a text, and has a list of references."""
+    return _info(description, citation, datasets.Value("string"), datasets.List(datasets.Value("string")))
+
+
+def info_of_choices(description: str, citation: str = "") -> evaluate.MetricInfo:
+    """The same of choices: each has a log-likelihood and a length, and the reference is the index of the right one."""
+    choices = datasets.List(datasets.List(datasets.Value("float64")))
+    return _info(description, citation, choices, datasets.Value("int64"))
+
+
+def info_of_likelihoods(description: str, citation: str = "") -> evaluate.MetricInfo:
+    """The same of likelihoods: predictions are negative log-likelihoods in nats, references the tokens they are of."""
+    return _info(description, citation, datasets.Value("float64"), datasets.Value("int64"))
+
+
+def _info(description: str, citation: str, predictions: Any, references: Any) -> evaluate.MetricInfo:
+    features = datasets.Features({"predictions": predictions, "references": references})
+    return evaluate.MetricInfo(description=description, citation=citation, features=features)
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, and 0 where there is nothing below."""
+    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below > 0)

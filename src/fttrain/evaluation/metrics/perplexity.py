@@ -1,0 +1,21 @@
+"""Cross-entropy and perplexity of the references."""
+
+import numpy as np
+
+from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, info_of_likelihoods
+
+
+class Perplexity(AdditiveMetric):
+    """`loss`, in nats a token, and `perplexity` of the references' tokens, each token with the same weight; lower is
+    better. A prediction is a reference's negative log-likelihood, and its reference the number of its tokens."""
+
+    def _info(self):
+        return info_of_likelihoods(str(self.__doc__))
+
+    def statistics(self, predictions: list[float], references: list[int]) -> np.ndarray:
+        return np.array([predictions, references], dtype=np.float64).T
+
+    def combine(self, sums_RK: np.ndarray) -> Scores:
+        loss = sums_RK[:, 0] / sums_RK[:, 1]
+        with np.errstate(over="ignore"):
+            return {"loss": loss, "perplexity": np.exp(loss)}
