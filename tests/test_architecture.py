@@ -111,7 +111,7 @@ FLOORS = {
     "ftlaunch.rules": (
         "data secrets",
         "stage",
-        "adapter combinations noise order ppo",
+        "adapter combinations evaluate noise order ppo",
         "__init__",
     ),
     "ftlaunch.run": (

@@ -2,20 +2,24 @@
 
 import glob
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load.messages import choice, closest, literal
 from ftlaunch.load.origins import KeyPath, Toml, Where, dotted
+from ftlaunch.recipe import METRICS
 
 ANY = "*"
 MODELS = (("model", "path"), ("stage", ANY, "model", "path"), ("stage", ANY, "reward_model"))
 FUNCTIONS = (("stage", ANY, "reward_function"),)
 DATA = (("data", ANY, "path"),)
 TEMPLATES = (("data", ANY, "template"),)
+METRICS_OF_STAGES = (("stage", ANY, "metrics", ANY),)
 
+PINNED = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@[0-9a-f]{40}")
 TEMPLATE_WORDS = ("tokenizer", "llama2", "chatml", "none")
 LOCAL_STARTS = ("./", "../", "/", "~")
 LOCAL_ENDINGS = (
@@ -29,35 +33,41 @@ def settle(values: dict[str, Toml], where: Where, judged: Set[str]) -> tuple[dic
     """The tables with absolute local paths, and what is wrong with those that name nothing; `judged` keys are left."""
     settled = deepcopy(values)
     problems: list[Problem] = []
-    for patterns, settle_one in ((MODELS, _model), (DATA, _data), (TEMPLATES, _template), (FUNCTIONS, _function)):
-        for path, table, text in _texts(settled, patterns):
+    kinds = ((MODELS, _model), (DATA, _data), (TEMPLATES, _template), (FUNCTIONS, _function))
+    for patterns, settle_one in (*kinds, (METRICS_OF_STAGES, _metric)):
+        for path, holder, text in _texts(settled, patterns):
             if dotted(path) in judged:
                 continue
             try:
-                table[str(path[-1])] = settle_one(text, where.origin(path).folder)
+                holder[path[-1]] = settle_one(text, where.origin(path).folder)
             except UserError as error:
                 problems.append(Problem(where(path), dotted(path), error.message, error.remedy))
     return settled, problems
 
 
-def _texts(values: dict[str, Toml], patterns: tuple[KeyPath, ...]) -> Iterator[tuple[KeyPath, dict[str, Toml], str]]:
-    """Each text that a pattern leads to, with its path and the table that holds it."""
+def _texts(values: dict[str, Toml], patterns: tuple[KeyPath, ...]) -> Iterator[tuple[KeyPath, Any, str]]:
+    """Each text that a pattern leads to, with its path and the table or list that holds it."""
     for pattern in patterns:
-        for path, table in _tables(values, pattern[:-1], ()):
-            text = table.get(str(pattern[-1]))
-            if isinstance(text, str):
-                yield (*path, pattern[-1]), table, text
+        for path, holder in _holders(values, pattern[:-1], ()):
+            for key, text in list(_children(holder).items()):
+                if pattern[-1] in (ANY, key) and isinstance(text, str):
+                    yield (*path, key), holder, text
 
 
-def _tables(node: Toml, pattern: KeyPath, path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, Toml]]]:
+def _holders(node: Toml, pattern: KeyPath, path: KeyPath) -> Iterator[tuple[KeyPath, Toml]]:
     if not pattern:
-        if isinstance(node, dict):
-            yield path, node
+        yield path, node
         return
-    children = node if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
-    for key, child in children.items():
+    for key, child in _children(node).items():
         if pattern[0] in (ANY, key):
-            yield from _tables(child, pattern[1:], (*path, key))
+            yield from _holders(child, pattern[1:], (*path, key))
+
+
+def _children(node: Toml) -> Mapping[str | int, Toml]:
+    """What a table or a list holds, by key or index."""
+    if isinstance(node, list):
+        return dict(enumerate(node))
+    return {**node} if isinstance(node, dict) else {}
 
 
 def _model(text: str, folder: Path) -> str:
@@ -87,6 +97,25 @@ def _function(text: str, folder: Path) -> str:
     if (path := _existing(place, folder)) is None:
         raise UserError(f"there is no {_absolute(place, folder)}", "correct the path: FILE.py:NAME")
     return f"{path}:{name}"
+
+
+def _metric(text: str, folder: Path) -> str:
+    """A shipped metric or one of the hub as it is; the absolute path of a file, of a folder the file named like it."""
+    if text in METRICS:
+        return text
+    if (path := _existing(text, folder)) is not None:
+        module = path / f"{path.name}.py" if path.is_dir() else path
+        if module.suffix != ".py" or not module.is_file():
+            raise UserError(f"there is no metric in {path}", "name a .py file, or a folder NAME with NAME.py in it")
+        return str(module)
+    if PINNED.fullmatch(text):
+        return text
+    meant = closest(text, METRICS)
+    if HUB_ID.fullmatch(text.partition("@")[0]) and "/" in text:
+        message = f"{literal(text)} is a program of the hub that could change"
+        raise UserError(message, "pin it to a full commit: owner/name@COMMIT (40 hex digits)")
+    remedy = f"did you mean {literal(meant)}?" if meant else f"name {choice(METRICS)}, a file, or a folder"
+    raise UserError(f"there is no metric {literal(text)}", remedy)
 
 
 def _template(text: str, folder: Path) -> str:

@@ -1,5 +1,7 @@
 """What a plan tells of its steps: a line for each thing that the recipe left open or that a user may want to know."""
 
+from pathlib import Path
+
 import msgspec
 
 from ftlaunch.plan import resolve
@@ -9,6 +11,7 @@ from ftlaunch.recipe import (
     Data,
     Dora,
     Dpo,
+    Evaluate,
     Full,
     Lora,
     LowRank,
@@ -36,11 +39,36 @@ NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA",
 
 def of_step(step: Step) -> dict[str, str]:
     """Notes under labels such as "learning rate"."""
-    return _merge_notes(step) if isinstance(step.stage, Merge) else _training_notes(step, step.stage)
+    match step.stage:
+        case Merge():
+            return _merge_notes(step)
+        case Evaluate() as stage:
+            return _evaluation_notes(step, stage)
+        case stage:
+            return _training_notes(step, stage)
 
 
 def _merge_notes(step: Step) -> dict[str, str]:
     return {"merge": f"folds {step.start} into its base and compares the result with the adapter model"}
+
+
+def _evaluation_notes(step: Step, stage: Evaluate) -> dict[str, str]:
+    (data,) = step.data.values()
+    part = f"the first {stage.prompts} of " * bool(stage.prompts) + "what is held out of " * bool(data.test)
+    beside = " beside the plain base" if stage.compare and step.start else ""
+    return {
+        "evaluates": f"{step.start or step.model.path}{beside}; each process holds all of a model",
+        "data": f"{stage.data} ({part}{data.path})",
+        "metrics": ", ".join(Path(metric).name for metric in stage.metrics),
+        "answers": f"at most {stage.max_new_tokens} tokens, {_decoding_note(stage)}",
+        "intervals": f"95 %, of {stage.resamples} resamples of the prompts" if stage.resamples else "none",
+    }
+
+
+def _decoding_note(stage: Evaluate) -> str:
+    if stage.temperature:
+        return f"drawn at temperature {stage.temperature:g}, top_p {stage.top_p:g}"
+    return f"by beam search over {stage.beams}" if stage.beams > 1 else "the likeliest token each time"
 
 
 def _training_notes(step: Step, stage: Training) -> dict[str, str]:

@@ -13,6 +13,7 @@ from ftlaunch.recipe import (
     Adapter,
     Dora,
     Dpo,
+    Evaluate,
     Full,
     Lora,
     Orpo,
@@ -106,6 +107,8 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
         learning_rate = stage.learning_rate or suitable_rate(stage, resolved.adapter)
         tables = [stage.data] if isinstance(stage.data, str) else stage.data
         data = {table: recipe.data[table] for table in tables}
+    elif isinstance(stage, Evaluate):
+        data = {stage.data: recipe.data[stage.data]}
     step = Step(
         name=recipe.name,
         stage=stage,

@@ -1,11 +1,14 @@
 """What counts for one stage: its own tables where it has them, else the recipe's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
 
 from ftlaunch.recipe import (
     Adapter,
     Dpo,
+    Evaluate,
     Full,
     Merge,
     Model,
@@ -37,10 +40,12 @@ class Resolved:
     """Processes on all nodes together."""
 
 
-def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
+def for_stage(recipe: Recipe, stage: Training | Merge | Evaluate) -> Resolved:
     """The tables of a stage of this recipe. A merge has those of what it folds, and runs in one process."""
     if isinstance(stage, Merge):
         return for_merge_of(recipe, trained_before(recipe, stage))
+    if isinstance(stage, Evaluate):
+        return _for_evaluation(recipe, stage)
     parallel = stage.parallel or recipe.parallel
     return Resolved(
         model=stage.model or recipe.model,
@@ -52,6 +57,20 @@ def for_stage(recipe: Recipe, stage: Training | Merge) -> Resolved:
     )
 
 
+def _for_evaluation(recipe: Recipe, stage: Evaluate) -> Resolved:
+    """The tables of what is evaluated, by as many processes as the recipe has: each holds all of the model."""
+    alone = for_merge_of(recipe, trained_before(recipe, stage))
+    shared = recipe.parallel
+    parallel = stage.parallel or (alone.parallel if shared.strategy == "zero3" else replicas(shared))
+    return replace(alone, parallel=parallel, world_size=parallel.world_size)
+
+
+def replicas(parallel: Parallel) -> Parallel:
+    """As many processes, none of which shares weights with another."""
+    alone = parallel.world_size == 1
+    return msgspec.structs.replace(parallel, strategy="single" if alone else "ddp", offload="none")
+
+
 def for_merge_of(recipe: Recipe, trained: Training | None) -> Resolved:
     """The tables of a merge of what a stage has trained."""
     before: Recipe | Resolved = recipe if trained is None else for_stage(recipe, trained)
@@ -59,20 +78,20 @@ def for_merge_of(recipe: Recipe, trained: Training | None) -> Resolved:
     return Resolved(before.model, before.adapter, before.noise, before.optimizer, Parallel(device=device), world_size=1)
 
 
-def trained_before(recipe: Recipe, stage: Training | Merge) -> Training | None:
+def trained_before(recipe: Recipe, stage: Training | Merge | Evaluate) -> Training | None:
     """The training stage that this one, which must be the recipe's own object, goes on from; None where there is none.
 
     It is the one that `start` names, else the last one ahead. PPO passes over reward stages: it asks them for scores,
-    and goes on with the policy.
+    and goes on with the policy. So does an evaluation, which asks for answers.
     """
     if stage.start is not None:
         found = named_by_start(recipe, stage)
         return found[0] if len(found) == 1 else None
-    passed_over = Reward if isinstance(stage, Ppo) else ()
+    passed_over = Reward if isinstance(stage, Ppo | Evaluate) else ()
     return next((other for other in reversed(_ahead(recipe, stage)) if not isinstance(other, passed_over)), None)
 
 
-def named_by_start(recipe: Recipe, stage: Training | Merge) -> list[Training]:
+def named_by_start(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[Training]:
     """The training stages ahead that a stage's `start` may mean; none for "base"."""
     ahead = _ahead(recipe, stage)
     if isinstance(stage.start, int):
@@ -98,7 +117,7 @@ def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:
     return next((other for other in reversed(_ahead(recipe, stage)) if isinstance(other, Reward)), None)
 
 
-def _ahead(recipe: Recipe, stage: Training | Merge) -> list[Training]:
+def _ahead(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[Training]:
     place = next(index for index, other in enumerate(recipe.stage) if other is stage)
     return [other for other in recipe.stage[:place] if isinstance(other, Training)]
 

@@ -1,6 +1,7 @@
 """A run folder → the facts that a report shows, whatever state the run is in."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
 from ftlaunch.processes.outcome import Stopped, read_failure
 from ftlaunch.recipe import Recipe, Training
+from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StepDir
 from ftlaunch.run.spec import Step
 from ftlaunch.watch import runs
@@ -19,6 +21,8 @@ from ftlaunch.watch.progress import Entry, all_entries, is_evaluation
 from ftlaunch.watch.status import StageStatus, read_status
 
 UNSET = object()
+SAMPLES = 5
+"""Predictions that a report shows."""
 
 
 class AttemptFacts(Struct, frozen=True, kw_only=True):
@@ -48,6 +52,8 @@ class StageFacts(Struct, frozen=True, kw_only=True):
     attempts: list[AttemptFacts]
     result: dict[str, Any]
     """Content of result.json; empty while there is none."""
+    predictions: list[dict[str, Any]]
+    """The first of an evaluate stage's predictions."""
     model_bytes: int
     """Weights in the artifact, or in the merged model."""
 
@@ -117,6 +123,7 @@ def _stage(folder: StepDir, status: StageStatus, plan: Plan) -> StageFacts:
         evaluated=[entry for entry in entries if is_evaluation(entry)],
         attempts=list(_attempts(folder, status, entries)),
         result=_json(folder.result),
+        predictions=list(islice(read_jsonl(folder.predictions), SAMPLES)),
         model_bytes=sum(path.stat().st_size for path in weights),
     )
 

@@ -77,6 +77,8 @@ def _stage(stage: StageFacts) -> str:
         + pairs(list(stage.notes.items()))
         + charts
         + section("Attempts", _attempts(stage.attempts), level=3)
+        + section("Scores", _scores(stage), level=3)
+        + section("What was answered", "".join(map(_sample, stage.predictions)), level=3)
         + section("Against the adapter model", _merge_check(stage), level=3)
         + section("Steps left out", _skipped(stage), level=3)
         + folded("What the stage left in result.json", pairs(_result(stage)) if stage.result else "")
@@ -105,6 +107,36 @@ def _clock(seconds: float) -> str:
 def _merge_check(stage: StageFacts) -> str:
     told = describe_merge(stage.result) if stage.kind == "merge" else None
     return f"<p>{escape(told)}</p>" if told else ""
+
+
+def _scores(stage: StageFacts) -> str:
+    """Of an evaluate stage, each with its 95 % interval, beside those of the base."""
+    result = stage.result
+    intervals, before = result.get("intervals", {}), result.get("base_scores", {})
+    gaps = result.get("differences", {})
+    rows = [
+        (
+            key,
+            number(value),
+            _interval(intervals.get(key)),
+            number(before[key]) if key in before else None,
+            f"{number(gaps[key]['mean'])} {_interval(gaps[key]['interval'])}" if key in gaps else None,
+        )
+        for key, value in result.get("scores", {}).items()
+    ]
+    return table(("score", "value", "95 % interval", "the base", "difference, with its interval"), rows)
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return f"[{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
+
+
+def _sample(line: dict[str, Any]) -> str:
+    """One prompt with its references and what each model said."""
+    if "prompt" not in line:
+        return ""
+    said = [(f"answer, {name}", text) for name, text in line["answers"].items()]
+    return pairs([("prompt", line["prompt"]), ("reference", " | ".join(line["references"])), *said])
 
 
 def _skipped(stage: StageFacts) -> str:

@@ -7,11 +7,11 @@ from ftlaunch.report.facts import RunFacts, StageFacts
 
 AFTER = {
     "post_train_token_position_match": "token_position_match",
-    "post_train_rouge_1": "rouge/rouge1",
-    "post_train_rouge_2": "rouge/rouge2",
-    "post_train_rouge_L": "rouge/rougeL",
-    "post_train_rouge_Lsum": "rouge/rougeLsum",
-    "post_train_answer_tokens": "answer_tokens",
+    "post_train_rouge_1": "rouge1",
+    "post_train_rouge_2": "rouge2",
+    "post_train_rouge_L": "rougeL",
+    "post_train_rouge_Lsum": "rougeLsum",
+    "post_train_answer_words": "answer_words",
 }
 """Keys of the trace → those of an evaluate stage's scores."""
 
@@ -25,7 +25,8 @@ def trace(run: RunFacts) -> dict[str, Any] | None:
     if stage is None:
         return None
     evaluation = next((one for one in reversed(run.stages) if one.kind == "evaluate"), None)
-    scores: dict[str, float] = evaluation.result.get("scores", {}) if evaluation else {}
+    told: dict[str, Any] = evaluation.result if evaluation else {}
+    scores: dict[str, float | None] = {**told.get("scores", {}), "answer_words": told.get("answer_words")}
     return {
         "logging_strategy": "steps",
         **_curves(stage),

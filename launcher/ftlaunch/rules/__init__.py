@@ -14,6 +14,7 @@ from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
 from ftlaunch.rules import combinations, order, secrets
 from ftlaunch.rules import data as data_rules
+from ftlaunch.rules import evaluate as evaluate_rules
 from ftlaunch.rules import noise as noise_rules
 from ftlaunch.rules import ppo as ppo_rules
 from ftlaunch.rules import stage as stage_rules
@@ -59,6 +60,8 @@ def judge(loaded: Loaded) -> list[Problem]:
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
     of_training = (*stage_rules.RULES, *adapter_rules.RULES, *noise_rules.RULES)
     problems += [problem for training in trainings for rule in of_training for problem in rule(training)]
+    evaluations = list(evaluate_rules.evaluate_stages(loaded))
+    problems += [problem for evaluation in evaluations for rule in evaluate_rules.RULES for problem in rule(evaluation)]
     ppos = list(ppo_rules.ppo_stages(loaded))
     problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
     problems += [problem for rule in order.RULES for problem in rule(loaded)]

@@ -7,7 +7,7 @@ from ftlaunch.load import Loaded
 from ftlaunch.load.messages import choice, literal
 from ftlaunch.plan import resolve
 from ftlaunch.plan.chain import needs_merge
-from ftlaunch.recipe import Merge, Reward, Training
+from ftlaunch.recipe import Evaluate, Merge, Reward, Training
 from ftlaunch.rules.stage import trainings
 
 COPIES = "merge copies safetensors tensor by tensor, and this model's weights may be pickled"
@@ -15,6 +15,7 @@ COPIES = "merge copies safetensors tensor by tensor, and this model's weights ma
 
 def data_is_used(loaded: Loaded) -> Iterator[Problem]:
     used = {name for training in trainings(loaded) for name in training.data_names}
+    used |= {stage.data for stage in loaded.recipe.stage if isinstance(stage, Evaluate)}
     for name in loaded.recipe.data:
         if name not in used:
             remedy = f"remove the table, or write data = {literal(name)} in a stage"
@@ -35,7 +36,7 @@ def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
 
 def start_is_one_stage_ahead(loaded: Loaded) -> Iterator[Problem]:
     for index, stage in enumerate(loaded.recipe.stage):
-        if stage.start is None or (stage.start == resolve.BASE and isinstance(stage, Training)):
+        if stage.start is None or (stage.start == resolve.BASE and not isinstance(stage, Merge)):
             continue
         found = len(resolve.named_by_start(loaded.recipe, stage))
         if found != 1:

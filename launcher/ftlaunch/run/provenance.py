@@ -14,7 +14,7 @@ from ftlaunch.safety.redact import redact
 
 PACKAGES = (
     *("torch", "deepspeed", "accelerate", "transformers", "peft"),
-    *("bitsandbytes", "datasets", "safetensors", "ftlaunch"),
+    *("bitsandbytes", "datasets", "safetensors", "evaluate", "ftlaunch"),
 )
 
 # Nothing that a checkout's own configuration names may run: no external diff, no text conversion, no monitor.

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Ppo, Recipe
+from ftlaunch.recipe import Evaluate, Ppo, Recipe
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance, git
@@ -110,6 +110,8 @@ def _named(recipe: Recipe) -> Iterator[Path]:
     for stage in recipe.stage:
         if isinstance(stage, Ppo) and stage.reward_function:
             yield Path(stage.reward_function.rpartition(":")[0])
+        if isinstance(stage, Evaluate):
+            yield from (Path(metric) for metric in stage.metrics if Path(metric).is_absolute())
     yield from (Path(data.template) for data in recipe.data.values() if Path(data.template).is_absolute())
 
 
@@ -132,4 +134,6 @@ def redirect(step: Step, run: RunDir) -> Step:
     if isinstance(stage, Ppo) and stage.reward_function:
         place, colon, name = stage.reward_function.rpartition(":")
         stage = msgspec.structs.replace(stage, reward_function=f"{copies.get(place, place)}{colon}{name}")
+    if isinstance(stage, Evaluate):
+        stage = msgspec.structs.replace(stage, metrics=[copies.get(metric, metric) for metric in stage.metrics])
     return msgspec.structs.replace(step, data=data, stage=stage)

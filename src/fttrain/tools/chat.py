@@ -20,10 +20,11 @@ from fttrain.quant import qat
 from fttrain.tools.output import answer
 
 
-def load(path: str) -> tuple[Any, Any]:
+def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     """A model and its tokenizer: ID or ID@REVISION of the hub, a model folder, an artifact, or a PEFT adapter's folder.
 
-    Raises UserError where they cannot be had or trusted.
+    It goes to the GPU, where there is one, unless a device is named. Raises UserError where they cannot be had or
+    trusted.
     """
     from transformers import AutoModelForCausalLM
 
@@ -42,7 +43,7 @@ def load(path: str) -> tuple[Any, Any]:
             model = _with_adapter(model, Path(path), len(tokenizer))
     except (OSError, ValueError) as error:
         raise UserError(f"no model could be loaded from {path}: {error}", "name a model folder or a hub id") from error
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 
 def _base(path: str) -> Model:

@@ -1,0 +1,158 @@
+"""Rules of evaluate stages: their data, what their metrics need of it, and how answers are made."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftlaunch.errors import Problem, UserError
+from ftlaunch.load import Loaded
+from ftlaunch.load.messages import choice, did_you_mean, literal
+from ftlaunch.plan import resolve
+from ftlaunch.recipe import METRICS, Evaluate, Reward
+from ftlaunch.rows import PAIRED
+from ftlaunch.rules.data import DataTable
+from ftlaunch.safety import trust
+
+
+@dataclass(frozen=True)
+class EvaluateStage:
+    """An evaluate stage and where it stands."""
+
+    loaded: Loaded
+    index: int
+    stage: Evaluate
+
+    @property
+    def table(self) -> DataTable | None:
+        """Its data; None where there is no such table."""
+        data = self.loaded.recipe.data.get(self.stage.data)
+        return None if data is None else DataTable(self.loaded, self.stage.data, data)
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """What metrics have to be given → the first metric that does."""
+        needs: dict[str, str] = {}
+        for metric in self.stage.metrics:
+            needs.setdefault(METRICS.get(metric, "answers"), metric)
+        return needs
+
+    def problem(self, key: str, message: str, remedy: str) -> Problem:
+        return self.loaded.problem(("stage", self.index, key), message, remedy)
+
+
+def evaluate_stages(loaded: Loaded) -> Iterator[EvaluateStage]:
+    """The recipe's evaluate stages."""
+    for index, stage in enumerate(loaded.recipe.stage):
+        if isinstance(stage, Evaluate):
+            yield EvaluateStage(loaded, index, stage)
+
+
+def data_is_known(evaluation: EvaluateStage) -> Iterator[Problem]:
+    known, name = list(evaluation.loaded.recipe.data), evaluation.stage.data
+    if evaluation.table is None:
+        remedy = f"name {choice(known)}" if known else f"add a table headed [data.{name}]"
+        yield evaluation.problem("data", f"there is no table [data.{name}]", did_you_mean(name, known, remedy))
+
+
+def data_suits_metrics(evaluation: EvaluateStage) -> Iterator[Problem]:
+    table, needs = evaluation.table, evaluation.needs
+    if table is None or table.format is None:
+        return
+    if "pairs" in needs and len(needs) > 1:
+        others = [metric for metric in evaluation.stage.metrics if METRICS.get(metric) != "pairs"]
+        message = f"{needs['pairs']} needs pairs of answers, and {choice(map(literal, others))} prompts with answers"
+        yield evaluation.problem("metrics", message, "put it in an evaluate stage of its own")
+    elif ("pairs" in needs) != (table.format in PAIRED):
+        wanted = f"format = {choice(map(literal, PAIRED))}" if "pairs" in needs else "another format"
+        message = f"{evaluation.stage.metrics[0]} has no use for rows of format {literal(table.format)}"
+        yield evaluation.problem("data", message, f"name a data table with {wanted}")
+    elif table.format == "text" and needs.keys() & {"answers", "choices"}:
+        yield evaluation.problem("data", "holds plain text, which asks nothing", "name data with prompts and answers")
+
+
+def answers_can_be_told(evaluation: EvaluateStage) -> Iterator[Problem]:
+    table = evaluation.table
+    if table is None or not evaluation.needs.keys() & {"answers", "references"}:
+        return
+    if table.format == "prompt" and table.data.completion is None:
+        message = "is missing, and answers are compared with it"
+        yield table.problem("completion", message, 'add completion = "…"')
+    if table.data.train_on != "answer" and table.format not in PAIRED:
+        message = f"is {literal(table.data.train_on)}, and {table.name} is evaluated: only last answers are compared"
+        yield table.problem("train_on", message, "evaluate another table over the same rows")
+
+
+def rows_are_read_at_once(evaluation: EvaluateStage) -> Iterator[Problem]:
+    table = evaluation.table
+    if table is not None and table.data.streaming:
+        message = "rows that are evaluated are read at once"
+        yield table.problem("streaming", message, "evaluate another table over the same rows")
+
+
+def choices_have_fields(evaluation: EvaluateStage) -> Iterator[Problem]:
+    chooses = "multiple_choice" in evaluation.stage.metrics
+    for key in ("choices_field", "label_field"):
+        if chooses and getattr(evaluation.stage, key) is None:
+            yield evaluation.problem(key, "is missing: multiple_choice needs it", f'add {key} = "…"')
+        elif not chooses and getattr(evaluation.stage, key) is not None:
+            message = "counts only for the metric multiple_choice"
+            yield evaluation.problem(key, message, 'remove it, or add "multiple_choice" to metrics')
+
+
+def metrics_are_named_once(evaluation: EvaluateStage) -> Iterator[Problem]:
+    metrics = evaluation.stage.metrics
+    for metric in sorted({metric for metric in metrics if metrics.count(metric) > 1}):
+        yield evaluation.problem("metrics", f"names {literal(metric)} {metrics.count(metric)} times", "name it once")
+
+
+def metrics_are_ours(evaluation: EvaluateStage) -> Iterator[Problem]:
+    """A metric of one's own is a program."""
+    for metric in evaluation.stage.metrics:
+        try:
+            if Path(metric).is_absolute():
+                trust.require(Path(metric))
+        except UserError as error:
+            yield evaluation.problem("metrics", error.message, error.remedy)
+
+
+def decoding_is_of_one_kind(evaluation: EvaluateStage) -> Iterator[Problem]:
+    stage = evaluation.stage
+    if stage.beams > 1 and stage.temperature:
+        message = "searches for the likeliest answer, and temperature draws one"
+        yield evaluation.problem("beams", message, "remove one of them")
+    if stage.top_p < 1 and not stage.temperature:
+        message = "counts only where tokens are drawn"
+        yield evaluation.problem("top_p", message, "remove it, or give a temperature above 0")
+
+
+def processes_hold_whole_models(evaluation: EvaluateStage) -> Iterator[Problem]:
+    parallel = evaluation.stage.parallel
+    if parallel is None:
+        return
+    if parallel.zero_stage:
+        message = f"{literal(parallel.strategy)} shares weights out, and an evaluation's processes hold all of them"
+        yield evaluation.problem("parallel", message, 'write strategy = "ddp", or "single" for one process')
+    elif parallel.strategy == "single" and parallel.world_size > 1:
+        message = f'"single" is one process, and nodes × procs_per_node is {parallel.world_size}'
+        yield evaluation.problem("parallel", message, 'write strategy = "ddp"')
+
+
+def start_gives_answers(evaluation: EvaluateStage) -> Iterator[Problem]:
+    before = resolve.trained_before(evaluation.loaded.recipe, evaluation.stage)
+    if isinstance(before, Reward):
+        message = "names a reward stage, whose model rates answers and gives none"
+        yield evaluation.problem("start", message, "name a stage that trains a policy")
+
+
+RULES: tuple[Callable[[EvaluateStage], Iterator[Problem]], ...] = (
+    data_is_known,
+    data_suits_metrics,
+    answers_can_be_told,
+    rows_are_read_at_once,
+    choices_have_fields,
+    metrics_are_named_once,
+    metrics_are_ours,
+    decoding_is_of_one_kind,
+    processes_hold_whole_models,
+    start_gives_answers,
+)

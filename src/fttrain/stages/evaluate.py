@@ -1,0 +1,118 @@
+"""Evaluation: what has been trained answers what was held out, and is scored beside the base."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ftlaunch.recipe import Evaluate
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+from fttrain.answering.examination import Exam, Examined, examine, set_exam
+from fttrain.answering.generation import Decoding
+from fttrain.answering.predictions import write_predictions
+from fttrain.distributed.stop_request import Stopped, StopRequest
+from fttrain.distributed.world import World
+from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
+from fttrain.tools.chat import load
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TRAINED, BASE = "trained", "base"
+"""What predictions and result.json call the two models."""
+
+
+def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+    """Evaluate the model, and the base where it is compared; returns all scores. Stopped where it was asked for."""
+    stage = step.stage
+    assert isinstance(stage, Evaluate)
+    for metric in stage.metrics:
+        load_metric(metric)  # a program that does not load is said before the model is asked anything
+    torch.manual_seed(step.seed + world.rank)
+    share = shared(world, stop)
+    exam, models = _examine_all(step, stage, folder, world, share)
+    scored = {
+        name: score(stage.metrics, examined.inputs, stage.resamples, step.seed) for name, examined in models.items()
+    }
+    if world.is_main:
+        both = {name: (models[name], scored[name]) for name in models}
+        write_predictions(folder.predictions, exam, both)
+    return result(stage, exam, models, scored)
+
+
+def _examine_all(
+    step: Step, stage: Evaluate, folder: StepDir, world: World, share: Callable[..., list[Any]]
+) -> tuple[Exam, dict[str, Examined]]:
+    """The exam, and what each model said to it. Both have one tokenizer, so that both are asked the same."""
+    base = step.model.path + (f"@{step.model.revision}" if step.model.revision else "")
+    trained = base if step.start is None else str(folder.path.parent / step.start)
+    paths = {TRAINED: trained, BASE: base} if stage.compare and trained != base else {TRAINED: trained}
+    decoding = Decoding(stage.max_new_tokens, stage.batch_size, stage.temperature, stage.top_p, stage.beams)
+    exam, tokenizer = Exam(), None
+    found: dict[str, Examined] = {}
+    for name, path in paths.items():
+        model, own = load(path, world.device)
+        if tokenizer is None:
+            tokenizer = own
+            exam = _set(step, stage, tokenizer, world)
+        found[name] = examine(model, tokenizer, exam, decoding, share)
+        del model
+    return exam, found
+
+
+def _set(step: Step, stage: Evaluate, tokenizer: Any, world: World) -> Exam:
+    """The exam; one rank of each node tokenizes, and the others read its cache."""
+    (data,) = step.data.values()
+    needs, fields = needs_of(stage.metrics), (stage.choices_field, stage.label_field)
+
+    def make() -> Exam:
+        return set_exam(
+            data, tokenizer, step.seed, needs, most=stage.prompts, choices_field=fields[0], label_field=fields[1]
+        )
+
+    made = make() if world.local_rank == 0 else None
+    world.barrier()
+    return made or make()
+
+
+def shared(world: World, stop: StopRequest) -> Callable[..., list[Any]]:
+    """A `Share` over all ranks, each of which does every so manieth item. Stopped where a rank was asked to leave."""
+
+    def share(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[Mapping[int, R]]]) -> list[R]:
+        places = list(range(world.rank, len(items), world.size))
+        mine: dict[int, R] = {}
+        reason: str | None = None
+        for some in work([items[place] for place in places]):
+            mine |= {places[at]: value for at, value in some.items()}
+            print(f"{len(mine)} of this rank's {len(places)} done", flush=True)
+            if reason := stop.asked():
+                break
+        reasons = [one for one in world.gather(reason) if one]
+        if reasons:
+            raise Stopped(reasons[0], 0)
+        every = {place: value for part in world.gather(mine) for place, value in part.items()}
+        return [every[place] for place in range(len(items))]
+
+    return share
+
+
+def result(stage: Evaluate, exam: Exam, models: Mapping[str, Examined], scored: Mapping[str, Scored]) -> dict[str, Any]:
+    """The content of result.json."""
+    trained = scored[TRAINED]
+    told: dict[str, Any] = {
+        "data": stage.data,
+        "examples": max(len(one.predictions) for one in models[TRAINED].inputs.values()),
+        "references": sum(len(one.references) for one in exam.asked),
+        "prompts_trained_on": sum(one.is_trained for one in exam.asked),
+        "scores": {key: found.value for key, found in trained.scores.items()},
+        "intervals": {key: found.interval for key, found in trained.scores.items() if found.interval},
+    }
+    if BASE in scored:
+        told["base_scores"] = {key: found.value for key, found in scored[BASE].scores.items()}
+        told["differences"] = {
+            key: {"mean": gap.mean, "interval": gap.interval} for key, gap in gaps(trained, scored[BASE]).items()
+        }
+    if answers := models[TRAINED].answers:
+        told["answer_words"] = sum(len(text.split()) for text in answers) / len(answers)
+    return told
