@@ -150,7 +150,8 @@ FLOORS = {
         "feed prompts",
     ),
     "fttrain.evaluation": (
-        "__init__ metrics perplexity prompts words",
+        "__init__ perplexity prompts words",
+        "metrics",
         "scoring",
     ),
     "fttrain.merging": (

@@ -434,6 +434,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
 
     monkeypatch.setattr(subprocess, "call", act)
     (recipe.parent / "m.gguf").touch()
+    metrics = ["--metric", "chrf", "--metric", "rouge"]
     lines = (
         ("merge", "adapter", "out", "--dtype", "fp16"),
         ("import", "m.gguf", "model"),
@@ -442,7 +443,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
         ("superweights", "model", "--relative", "8", "--ablate"),
         ("quantize", "model", "out", "--bits", "3", "--asymmetric", "--activation-bits", "8", "--protect"),
         ("import", recipe.parent, "model"),
-        ("eval", recipe, "model", "--prompts", "3", "--answers", "said.jsonl", "--json"),
+        ("eval", recipe, "model", "--prompts", "3", "--answers", "said.jsonl", "--json", *metrics),
     )
     assert [call(*line)[0] for line in lines] == [3] * len(lines)
     assert called[4] == [
@@ -461,7 +462,8 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
         ["fttrain.tools.chat", "one", "two", "--prompt", "hi there", "--max-new-tokens", "64"],
     ]
     assert (called[3][0], called[3][2:]) == ("fttrain.tools.preview", ["--rows", "5"])
-    given = ["model", "--max-new-tokens", "128", "--json", "--prompts", "3", "--answers", "said.jsonl"]
+    given = ["model", "--max-new-tokens", "128", "--resamples", "1000", "--json", *metrics]
+    given += ["--prompts", "3", "--answers", "said.jsonl"]
     assert (called[7][0], called[7][2:]) == ("fttrain.tools.evaluate", given)
     assert read[0].name == "other"
     assert not Path(called[3][1]).exists()
