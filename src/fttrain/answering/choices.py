@@ -27,11 +27,8 @@ def questions(data: Data, tokenizer: Any, seed: int, choices_field: str, label_f
     """The questions held out, or all of them where none is. UserError where a row's choices or label cannot be read."""
     (prompts,) = load_prompts([data], tokenizer, seed)
     asked = prompts.test or prompts.train
-    try:
-        listed = [_choices(prompt, choices_field) for prompt in asked]
-        labels = [value_at(prompt.row, _path(label_field), prompt.where) for prompt in asked]
-    except DataError as error:
-        raise UserError(f"{error.where}: {error.problem}", error.remedy) from error
+    listed = [_choices(prompt, choices_field) for prompt in asked]
+    labels = [value_at(prompt.row, _path(label_field), prompt.where) for prompt in asked]
     right = right_ones(labels, listed, [prompt.where for prompt in asked])
     return [
         Question([_row(prompt, choice, tokenizer) for choice in choices], [len(c.encode()) for c in choices], place)

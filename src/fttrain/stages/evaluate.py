@@ -11,6 +11,7 @@ from ftlaunch.run.spec import Step
 from fttrain.answering.examination import Exam, Examined, examine, set_exam
 from fttrain.answering.generation import Decoding
 from fttrain.answering.predictions import write_predictions
+from fttrain.data.sources import settled
 from fttrain.distributed.stop_request import Stopped, StopRequest
 from fttrain.distributed.world import World
 from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
@@ -63,7 +64,7 @@ def _examine_all(
 
 def _set(step: Step, stage: Evaluate, tokenizer: Any, world: World) -> Exam:
     """The exam; one rank of each node tokenizes, and the others read its cache."""
-    (data,) = step.data.values()
+    data = settled(next(iter(step.data.values())))
     needs, fields = needs_of(stage.metrics), (stage.choices_field, stage.label_field)
 
     def make() -> Exam:
