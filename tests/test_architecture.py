@@ -159,7 +159,7 @@ FLOORS = {
         "merge",
     ),
     "fttrain.model": (
-        "__init__ classifier halves",
+        "__init__ classifier halves tokenizer",
         "packing",
         "scorer",
     ),

@@ -1,5 +1,6 @@
 """A stage's micro-batches: those of optimizer step s for this rank, and those of an evaluation."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Sft
+from ftlaunch.rows import unfit
 from ftlaunch.run.spec import Step
 from fttrain.data import tokens
 from fttrain.data.batches import Micro, lay_out
@@ -18,6 +20,8 @@ from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
 from fttrain.data.token_set import Counts, Group, PairSet
 from fttrain.distributed.world import World
+
+log = logging.getLogger(__name__)
 
 EXCERPT = 60
 """Characters of a row's text that name it."""
@@ -63,7 +67,22 @@ def build(step: Step, stage: Sft | Pairwise, tokenizer: Any, world: World) -> Fe
     if world.local_rank == 0:
         _tokenize(datas, tokenizer, step.seed, cache)
     world.barrier()
-    return TableFeed(step, stage, datas, _tokenize(datas, tokenizer, step.seed, cache), tokenizer, world)
+    tokenized = _tokenize(datas, tokenizer, step.seed, cache)
+    if world.is_main:
+        for name, one in zip(step.data, tokenized, strict=True):
+            report(name, one.counts)
+    return TableFeed(step, stage, datas, tokenized, tokenizer, world)
+
+
+def report(name: str, counts: Counts) -> None:
+    """Tell the log which rows of a data set are left out, and what others lose."""
+    dropped = {**counts.unfit, **counts.excused}
+    if counts.dropped_untrained:
+        dropped["no token to train"] = counts.dropped_untrained
+    if dropped:
+        log.warning("data.%s: %s", name, unfit.summary(counts.rows, dropped, counts.examples))
+    if counts.lost:
+        log.warning("data.%s: %d rows lose %d tokens at max_length", name, counts.truncated, counts.lost)
 
 
 def _tokenize(datas: Sequence[Data], tokenizer: Any, seed: int, cache: Any) -> list[tokens.Tokenized]:

@@ -13,7 +13,7 @@ from ftlaunch.recipe import Model
 from ftlaunch.safety.model_files import has_safetensors
 from fttrain import adapters, attention, hub
 from fttrain.data.batches import Micro
-from fttrain.model import classifier, packing
+from fttrain.model import classifier, packing, tokenizer
 from fttrain.model.halves import Halves
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import Disturbance
@@ -26,10 +26,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The tokenizer in a folder or of a hub id. Raises UserError where there is none."""
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(hub.tokenizer_folder(path, revision), trust_remote_code=False)
+        return tokenizer.load(hub.tokenizer_folder(path, revision))
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", _remedy(path)) from error
 

@@ -99,7 +99,9 @@ class ModelReward:
         """int32: the whole conversation, as a reward model saw it in training."""
         turns = [*one.prompt.turns, {"role": "assistant", "content": one.text}]
         if self._tokenizer.chat_template:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+            fields = one.prompt.conversation.fields
+            tools = {key: fields[key] for key in ("tools", "documents") if key in fields}
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, **tools)
             return np.array(self._tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
         asked = "\n\n".join(turn["content"] for turn in one.prompt.turns)
         return np.array(self._tokenizer(asked, one.text).input_ids, dtype=np.int32)

@@ -11,7 +11,7 @@ from ftlaunch.run.spec import Step
 from fttrain import adapters, artifact
 from fttrain.artifact import Origin
 from fttrain.data.batches import Micro
-from fttrain.data.feed import Feed
+from fttrain.data.feed import Feed, report
 from fttrain.data.prompts import Prompts, load_prompts
 from fttrain.data.sources import with_formats
 from fttrain.distributed.stop_request import StopRequest
@@ -77,6 +77,9 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
         vllm_rollout.refuse_what_cannot_be(world, artifact.worn(step, origin))
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     prompts = load_prompts(list(step.data.values()), tokenizer, step.seed)
+    if world.is_main:
+        for name, one in zip(step.data, prompts, strict=True):
+            report(name, one.counts)
     judge = None if step.reward is None else str(folder.path.parent / step.reward)
     judge = judge or stage.reward_model
     reward = _reward(step, stage, judge)
