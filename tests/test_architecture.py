@@ -145,6 +145,7 @@ FLOORS = {
         "render",
         "chat",
         "order token_set",
+        "held_out",
         "drawn tokens",
         "batches",
         "feed prompts",

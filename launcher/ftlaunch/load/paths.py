@@ -16,6 +16,7 @@ ANY = "*"
 MODELS = (("model", "path"), ("stage", ANY, "model", "path"), ("stage", ANY, "reward_model"))
 FUNCTIONS = (("stage", ANY, "reward_function"),)
 DATA = (("data", ANY, "path"),)
+EVALUATION = (("data", ANY, "eval"),)
 TEMPLATES = (("data", ANY, "template"),)
 METRICS_OF_STAGES = (("stage", ANY, "metrics", ANY),)
 
@@ -33,7 +34,7 @@ def settle(values: dict[str, Toml], where: Where, judged: Set[str]) -> tuple[dic
     """The tables with absolute local paths, and what is wrong with those that name nothing; `judged` keys are left."""
     settled = deepcopy(values)
     problems: list[Problem] = []
-    kinds = ((MODELS, _model), (DATA, _data), (TEMPLATES, _template), (FUNCTIONS, _function))
+    kinds = ((MODELS, _model), (DATA, _data), (EVALUATION, _evaluation), (TEMPLATES, _template), (FUNCTIONS, _function))
     for patterns, settle_one in (*kinds, (METRICS_OF_STAGES, _metric)):
         for path, holder, text in _texts(settled, patterns):
             if dotted(path) in judged:
@@ -87,6 +88,20 @@ def _data(text: str, folder: Path) -> str:
             raise UserError(f"nothing matches {pattern}", "correct the pattern, or name a file or folder")
         return pattern
     return _local_or_hub(text, folder, "a file or folder")
+
+
+def _evaluation(text: str, folder: Path) -> str:
+    """A file or folder, or the name of a split as it is."""
+    if "/" in text or text.endswith(LOCAL_ENDINGS):
+        return _local_only(text, folder)
+    return text
+
+
+def _local_only(text: str, folder: Path) -> str:
+    found = _data(text, folder)
+    if found == text and not Path(text).is_absolute():
+        raise UserError(f"there is no {_absolute(text, folder)}", "name a split, or a file or folder that exists")
+    return found
 
 
 def _function(text: str, folder: Path) -> str:

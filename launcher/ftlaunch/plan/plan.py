@@ -54,8 +54,8 @@ ON_THE_WAY = (
 BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation")
 """What does not decide the course of a stage, of all that its step says."""
 ADDED_TO_DATA: dict[str, object] = {
-    **dict.fromkeys(("preference_field", "best_rating"), None),
-    **{"label_field": "label", "template_arguments": {}, "unfit": "drop", "unfit_share": 0.1},
+    **dict.fromkeys(("preference_field", "best_rating", "eval"), None),
+    **{"label_field": "label", "template_arguments": {}, "unfit": "drop", "unfit_share": 0.1, "test_by": "row"},
 }
 """Keys of a data table that earlier versions did not have, with their defaults: left out of the hash where they hold
 these, so that runs from before can go on."""

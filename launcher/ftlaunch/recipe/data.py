@@ -85,6 +85,11 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Take at most so many rows."""
     test: Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, lt=1)] = 0
     """Rows held out for evaluation, drawn with the recipe's seed: a count (100) or a fraction (0.05)."""
+    test_by: Literal["row", "prompt"] = "row"
+    """Whether single rows are held out, or prompts with all their rows, so that none is on both sides."""
+    eval: Text | None = None
+    """Rows for evaluation of their own, instead of `test`: a split, such as "validation", or a file or folder. They are
+    read as the others are, with the same format, templates and `max_length`."""
     weight: Above0 = 1.0
     """Share in a mixture of several data sets, relative to the others' weights."""
     streaming: bool = False

@@ -6,17 +6,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from ftlaunch.recipe import Data
 from ftlaunch.rows import looks, tables
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
-from ftlaunch.rows.files import data_files, is_local, kind_of_file
+from ftlaunch.rows.files import ENDINGS, data_files, is_local, kind_of_file
 from ftlaunch.rows.pairs import is_good, pair_of
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.readers import Lines, read_rows, rows_of
 from ftlaunch.rows.template import DataError, Row, Unfit, optional_fields
 from ftlaunch.rows.unfit import UnfitRows, remedy, summary
 
-__all__ = ["Findings", "check_rows", "data_files", "is_local", "is_paired", "read_rows", "settled"]
+__all__ = ["Findings", "check_rows", "data_files", "for_evaluation", "is_local", "is_paired", "read_rows", "settled"]
 
 PAIRED: Final = ("preference", "ratings")
 """Formats whose rows hold a better and a worse answer."""
@@ -28,6 +30,15 @@ CHECKED_BYTES: Final = 64 * 2**20
 def is_paired(data: Data) -> bool:
     """Whether rows become pairs of answers."""
     return row_format(data) in PAIRED
+
+
+def for_evaluation(data: Data) -> Data | None:
+    """The data table of the rows that `eval` names; None where it names none."""
+    if data.eval is None:
+        return None
+    alone = replace(data, eval=None, test=0, test_by="row", limit=None)
+    is_path = "/" in data.eval or data.eval.endswith(ENDINGS)
+    return replace(alone, path=data.eval, split="train") if is_path else replace(alone, split=data.eval)
 
 
 @dataclass

@@ -77,9 +77,12 @@ def _with_rows_looked_at(loaded: Loaded) -> Loaded:
     trained_on = {name for stage in stages for name in ([stage.data] if isinstance(stage.data, str) else stage.data)}
     for table in data_rules.data_tables(loaded):
         if Path(table.data.path).is_absolute():
-            found = check_rows(table.data, only_prompts=table.name not in trained_on)
-            problems += [Problem(where, f"data.{table.name}", *told) for where, *told in found.problems]
-            remarks += [f"data.{table.name}: {note}" for note in found.notes]
+            for key, data in (("", table.data), (".eval", rows.for_evaluation(table.data))):
+                if data is None:
+                    continue
+                found = check_rows(data, only_prompts=table.name not in trained_on)
+                problems += [Problem(where, f"data.{table.name}{key}", *told) for where, *told in found.problems]
+                remarks += [f"data.{table.name}{key}: {note}" for note in found.notes]
     if problems:
         raise RecipeError(problems)
     return dataclasses.replace(loaded, remarks=tuple(remarks))

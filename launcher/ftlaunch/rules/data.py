@@ -162,6 +162,24 @@ def streams_hold_out_a_count(table: DataTable) -> Iterator[Problem]:
         yield table.problem("test", message, "write a count of rows, such as test = 100")
 
 
+def evaluation_is_told_once(table: DataTable) -> Iterator[Problem]:
+    data = table.data
+    if data.eval is not None and data.test:
+        yield table.problem(
+            "test", "is given together with eval, which has the rows to evaluate on", "keep one of them"
+        )
+    is_split = data.eval is not None and not Path(data.eval).is_absolute()
+    if is_split and Path(data.path).is_file():
+        message = f"{literal(str(data.eval))} is no file, and {data.path} has no splits"
+        yield table.problem("eval", message, 'name a file, as in eval = "validation.jsonl", or hold rows out with test')
+
+
+def prompts_can_be_told(table: DataTable) -> Iterator[Problem]:
+    if table.data.test_by == "prompt" and (table.format == "text" or table.data.streaming or not table.data.test):
+        why = "no rows are held out" if not table.data.test else "these rows have no prompts, or are not all at hand"
+        yield table.problem("test_by", f'"prompt" has no place here: {why}', "remove it")
+
+
 def rows_are_left_to_train_on(table: DataTable) -> Iterator[Problem]:
     test, limit = table.data.test, table.data.limit
     if limit is not None and test >= limit:
@@ -206,6 +224,8 @@ RULES: tuple[Callable[[DataTable], Iterator[Problem]], ...] = (
     assistant_turns_need_conversations,
     text_has_no_system_turn,
     streams_hold_out_a_count,
+    evaluation_is_told_once,
+    prompts_can_be_told,
     rows_are_left_to_train_on,
     template_is_ours,
     hub_keys_need_a_hub_id,

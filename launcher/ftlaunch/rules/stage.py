@@ -151,8 +151,13 @@ def streams_need_steps(training: TrainedStage) -> Iterator[Problem]:
 
 
 def evaluation_has_rows(training: TrainedStage) -> Iterator[Problem]:
-    if training.stage.evaluate_every is not None and training.data and not any(data.test for data in training.data):
-        remedy = f"hold rows out with data.{training.data_names[0]}.test, or remove evaluate_every"
+    if (
+        training.stage.evaluate_every is not None
+        and training.data
+        and not any(data.test or data.eval for data in training.data)
+    ):
+        name = training.data_names[0]
+        remedy = f"hold rows out with data.{name}.test, name some with data.{name}.eval, or remove evaluate_every"
         yield training.problem("evaluate_every", "has no rows to evaluate on: none of its data has test rows", remedy)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ftlaunch import rows
 from ftlaunch.recipe import Recipe
 from ftlaunch.safety.redact import redact
 
@@ -20,8 +21,6 @@ PACKAGES = (
 # Nothing that a checkout's own configuration names may run: no external diff, no text conversion, no monitor.
 GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 DIFF = ("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
-
-DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -78,15 +77,15 @@ def _versions() -> dict[str, str]:
 
 
 def _data_files(recipe: Recipe) -> list[Path]:
-    """The files that the recipe's data tables name on this machine, folders opened.
+    """The files on this machine that the recipe's data tables read, those for evaluation too.
 
     A checked recipe has absolute paths for them; a relative one is a hub id, whatever folder may be called like it.
     """
-    files: set[Path] = set()
-    for path in (Path(table.path) for table in recipe.data.values() if Path(table.path).is_absolute()):
-        inside = path.rglob("*") if path.is_dir() else [path]
-        files.update(file for file in inside if file.suffix in DATA_SUFFIXES and file.is_file())
-    return sorted(files)
+    tables = [
+        data for table in recipe.data.values() for data in (table, rows.for_evaluation(table)) if data is not None
+    ]
+    local = [data for data in tables if Path(data.path).is_absolute()]
+    return sorted({file for data in local for file in rows.data_files(Path(data.path), data.split)})
 
 
 def _sha256(path: Path) -> str:

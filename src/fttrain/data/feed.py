@@ -16,6 +16,7 @@ from ftlaunch.run.spec import Step
 from fttrain.data import tokens
 from fttrain.data.batches import Micro, lay_out
 from fttrain.data.drawn import all_of, drawn
+from fttrain.data.held_out import on_both_sides
 from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
 from fttrain.data.token_set import Counts, Group, PairSet
@@ -23,6 +24,8 @@ from fttrain.distributed.world import World
 
 log = logging.getLogger(__name__)
 
+SEARCHED = 200_000
+"""Most rows of a data set that are searched for prompts of rows held out."""
 EXCERPT = 60
 """Characters of a row's text that name it."""
 InTurn = Callable[[Sequence[Group]], Iterator[tuple[list[int], Micro]]]
@@ -71,6 +74,7 @@ def build(step: Step, stage: Sft | Pairwise, tokenizer: Any, world: World) -> Fe
     if world.is_main:
         for name, one in zip(step.data, tokenized, strict=True):
             report(name, one.counts)
+            report_shared(name, one)
     return TableFeed(step, stage, datas, tokenized, tokenizer, world)
 
 
@@ -87,6 +91,18 @@ def report(name: str, counts: Counts) -> None:
 
 def _tokenize(datas: Sequence[Data], tokenizer: Any, seed: int, cache: Any) -> list[tokens.Tokenized]:
     return [tokens.tokenize(data, tokenizer, seed, cache, NodeArrays.of_attempt()) for data in datas]
+
+
+def report_shared(name: str, tokenized: tokens.Tokenized) -> None:
+    """Tell the log where rows that are held out have prompts that are trained on, too."""
+    if len(tokenized.train) > SEARCHED or not len(tokenized.test):
+        return
+    shared = on_both_sides(tokenized.train, tokenized.test)
+    if shared:
+        message = (
+            'data.%s: %d of the %d rows held out have a prompt that is trained on, too: test_by = "prompt" parts them'
+        )
+        log.warning(message, name, shared, len(tokenized.test))
 
 
 class _Layout:
@@ -214,7 +230,7 @@ class StreamFeed:
 
     def evaluation(self) -> Iterator[Micro]:
         if self._held_out is None:
-            tables = [tokens.stream_test(data, self._tokenizer) for data in self._datas if data.test]
+            tables = [tokens.stream_test(data, self._tokenizer) for data in self._datas if data.test or data.eval]
             self._held_out = [table.group(row) for table in tables for row in range(len(table))]
         return self._layout.evaluation(self._held_out)
 

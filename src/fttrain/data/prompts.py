@@ -1,21 +1,21 @@
 """Prompts to be answered: rows up to where the answer begins. Whatever else a row holds is there for a reward."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows import unfit
+from ftlaunch.rows import for_evaluation, unfit
 from ftlaunch.rows.messages import Conversation, Turn
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.template import Excused, Row, Unfit
 from fttrain.data.chat import Encoder
 from fttrain.data.sources import load_rows
 from fttrain.data.token_set import Counts
-from fttrain.data.tokens import split
+from fttrain.data.tokens import split, split_by_prompt
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,20 @@ def load_prompts(datas: Sequence[Data], tokenizer: Any, seed: int) -> list[Promp
 
 
 def _load(data: Data, tokenizer: Any, seed: int) -> Prompts:
+    found = _read(data, tokenizer)
+    if (evaluated := for_evaluation(data)) is not None:
+        return replace(found, test=_read(evaluated, tokenizer).train)
+    count = len(found.train)
+    if data.test_by == "prompt":
+        prompts = (prompt.ids_T.tobytes() for prompt in found.train)
+        train, test = split_by_prompt(prompts, count, data, seed)
+    else:
+        train, test = split(count, data, seed)
+    return replace(found, train=[found.train[row] for row in train], test=[found.train[row] for row in test])
+
+
+def _read(data: Data, tokenizer: Any) -> Prompts:
+    """All prompts, none of them held out."""
     encoder, left_out = Encoder(tokenizer, data), unfit.UnfitRows()
     kept: list[Prompt] = []
     rows = 0
@@ -81,8 +95,7 @@ def _load(data: Data, tokenizer: Any, seed: int) -> Prompts:
         excused=dict(left_out.excused),
         examples=left_out.examples,
     )
-    train, test = split(len(kept), data, seed)
-    return Prompts([kept[row] for row in train], [kept[row] for row in test], encoder.end_ids, counts)
+    return Prompts(kept, [], encoder.end_ids, counts)
 
 
 def _prompt(data: Data, encoder: Encoder, where: str, row: Row) -> Prompt:

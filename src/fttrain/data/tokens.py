@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,11 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows import is_paired
+from ftlaunch.rows import for_evaluation, is_paired
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
+from fttrain.data.held_out import by_prompt, prompts_of
 from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
 from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervised, token_set, write_set
@@ -78,8 +79,15 @@ def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path, arrays: NodeArr
     key = _key(data, tokenizer, encoder)
     folder = cache / key
     everything, counts = open_set(folder) or _make(folder, data, encoder)
-    train, test = split(len(everything), data, seed, arrays or NodeArrays(), key)
-    return Tokenized(everything.take(train), everything.take(test), counts, f"{key} {data.test} {seed}")
+    if (evaluated := for_evaluation(data)) is not None:
+        held_out = tokenize(evaluated, tokenizer, seed, cache, arrays)
+        return Tokenized(everything, held_out.train, counts, f"{key} {held_out.key}")
+    if data.test_by == "prompt":
+        train, test = split_by_prompt(prompts_of(everything), len(everything), data, seed)
+    else:
+        train, test = split(len(everything), data, seed, arrays or NodeArrays(), key)
+    by = "" if data.test_by == "row" else f" by {data.test_by}"
+    return Tokenized(everything.take(train), everything.take(test), counts, f"{key} {data.test} {seed}{by}")
 
 
 def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None) -> Iterator[Encoded]:
@@ -99,9 +107,10 @@ def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None) 
 
 
 def stream_test(data: Data, tokenizer: Any) -> TokenSet:
-    """The first `data.test` rows of a stream, in memory."""
+    """The first `data.test` rows of a stream, or those that are there for evaluation, in memory."""
     encoder, tally = Encoder(tokenizer, data), Tally()
-    rows = islice(load_rows(data), _held_out(data))
+    evaluated = for_evaluation(data)
+    rows = islice(load_rows(data), _held_out(data)) if evaluated is None else load_rows(evaluated)
     made = _encoded(rows, encoder.encode_many, STREAM_BATCH)
     return token_set([kept for one in made for kept in tally.count(one, encoder)])
 
@@ -138,10 +147,7 @@ def split(
 
     `arrays` may hold them for all ranks of a node, under a name that tells the data set.
     """
-    size = data.test if isinstance(data.test, int) else max(1, round(data.test * count))
-    if size >= count:
-        message = f"{data.path}: test = {data.test} takes all of the {count} rows and leaves none to train on"
-        raise UserError(message, "hold out fewer rows")
+    size = _size(count, data)
 
     def fill(rows: np.ndarray) -> None:
         rows[:] = np.arange(count, dtype=rows.dtype)
@@ -151,6 +157,24 @@ def split(
 
     order = (arrays or NodeArrays()).get(f"split-{name}-{size}", 0, count, smallest_unsigned(count), fill)
     return order[size:], order[:size]
+
+
+def split_by_prompt(prompts: Iterable[bytes], count: int, data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`split` by the prompts of the rows. UserError where no prompt would be left."""
+    train, test = by_prompt(prompts, _size(count, data), seed)
+    if not len(train):
+        message = f"{data.path}: test = {data.test} by prompt takes all of the {count} rows and leaves none to train on"
+        raise UserError(message, "hold out fewer rows")
+    return train, test
+
+
+def _size(count: int, data: Data) -> int:
+    """Rows held out of so many. Raises UserError where none would be left."""
+    size = data.test if isinstance(data.test, int) else max(1, round(data.test * count))
+    if size >= count:
+        message = f"{data.path}: test = {data.test} takes all of the {count} rows and leaves none to train on"
+        raise UserError(message, "hold out fewer rows")
+    return size
 
 
 class Tally:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Model, Ppo, Recipe, Training
+from fttrain.data.held_out import on_both_sides
 from fttrain.data.prompts import load_prompts
 from fttrain.data.sources import settled
 from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
@@ -41,6 +42,8 @@ class Preview:
     streamed: bool
     """Only the first rows were looked at."""
     held_out: int
+    shared: int
+    """Rows held out whose prompt is trained on, too."""
     longest: int
     """Tokens of the longest row."""
     mean_length: float
@@ -83,11 +86,12 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
     """One data set's, with up to `rows` samples of the part that is trained on."""
     if data.streaming:
         train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
-        counts, held_out, lengths = _counts(train), int(data.test), train.lengths
+        counts, held_out, lengths, shared = _counts(train), int(data.test), train.lengths, 0
     else:
         tokenized = tokenize(data, tokenizer, seed, cache_root())
         train, counts, held_out = tokenized.train, tokenized.counts, len(tokenized.test)
         lengths = np.concatenate([train.lengths, tokenized.test.lengths])
+        shared = on_both_sides(train, tokenized.test)
     shown = [train.group(index).rows for index in range(min(rows, len(train)))]
     samples = [pieces(*row, tokenizer) for group in shown for row in group]
     return Preview(
@@ -96,6 +100,7 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
         paired=isinstance(train, PairSet),
         streamed=data.streaming,
         held_out=held_out,
+        shared=shared,
         longest=int(lengths.max()),
         mean_length=float(lengths.mean()),
         samples=samples,
@@ -113,6 +118,7 @@ def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> 
         paired=False,
         streamed=False,
         held_out=len(prompts.test),
+        shared=0,
         longest=int(lengths.max()),
         mean_length=float(lengths.mean()),
         samples=[pieces(one.ids_T, np.zeros(len(one.ids_T), dtype=bool), tokenizer) for one in prompts.train[:rows]],
@@ -137,6 +143,8 @@ def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
         f"  truncated  {counts.truncated} {kind}, by {counts.lost} tokens",
         *_left_out(counts),
     ]
+    if preview.shared:
+        lines.insert(1, f"  shared     {preview.shared} rows held out have a prompt that is trained on, too")
     if counts.split:
         lines.insert(-1, f"  split      {counts.split} rows into several")
     if counts.parted:
@@ -170,6 +178,7 @@ def as_json(preview: Preview) -> dict[str, Any]:
         "paired": preview.paired,
         "streamed": preview.streamed,
         "held_out": preview.held_out,
+        "shared": preview.shared,
         "longest": preview.longest,
         "mean_length": preview.mean_length,
         "samples": [[{"text": text, "trained": trained} for text, trained in sample] for sample in preview.samples],

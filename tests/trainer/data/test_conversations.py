@@ -200,9 +200,7 @@ def test_one_word_answers_after_a_space_are_trained(by_turns: bool, tokenizer: A
     turn = {"role": "user", "content": asked}
     data = Data(path="x", format="preference", template="none", **({} if by_turns else {"prompt": "{p}"}))
     if by_turns:
-        row = {
-            key: [{"role": "user", "content": asked}, answer(word)] for key, word in zip(("chosen", "rejected"), said)
-        }
+        row = {key: [turn, answer(word)] for key, word in zip(("chosen", "rejected"), said, strict=True)}
     else:
         row = {"p": asked, "chosen": said[0], "rejected": said[1]}
     encoder = Encoder(tokenizer, data)

@@ -1,5 +1,6 @@
 """Token sets: what is kept, counted, split, cached and refused."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from fttrain.data import tokens
+from fttrain.data import feed, tokens
 from fttrain.data.chat import Encoded, Encoder
 from fttrain.data.token_set import Counts, TokenSet, write_set
 from fttrain.data.tokens import cache_root, stream, stream_test, tokenize
@@ -90,6 +91,52 @@ def test_the_split(test: float, size: int, write_rows: Writer, tokenizer: Any, c
     assert sorted(train + held_out) == sorted(expected)
     assert (train, held_out) == (texts(parts[1].train, tokenizer), texts(parts[1].test, tokenizer))
     assert size < 4 or held_out != texts(parts[2].test, tokenizer)
+
+
+def test_prompts_are_held_out_with_all_their_rows(
+    write_rows: Writer, tokenizer: Any, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"What is {n % 8}?", "answer": f"It is {n}."} for n in range(40)]
+    by_row = tokenize(make_data(write_rows(rows), test=10), tokenizer, 1, cache)
+    feed.report_shared("facts", by_row)
+    assert "data.facts: 10 of the 10 rows held out have a prompt that is trained on, too" in caplog.text
+    caplog.clear()
+    by_prompt = tokenize(make_data(write_rows(rows), test=8, test_by="prompt"), tokenizer, 1, cache)
+    feed.report_shared("facts", by_prompt)
+    assert not caplog.text
+    asked = [
+        {text.partition("<|im_end|>")[0] for text in texts(part, tokenizer)}
+        for part in (by_prompt.train, by_prompt.test)
+    ]
+    assert (len(by_prompt.test), len(asked[1])) == (10, 2)  # five rows of each of two prompts
+    assert not asked[0] & asked[1]
+    assert sorted(texts(by_prompt.train, tokenizer) + texts(by_prompt.test, tokenizer)) == sorted(map(chatml, rows))
+    with pytest.raises(UserError, match="by prompt takes all"):
+        tokenize(
+            make_data(write_rows([{**row, "question": "Why?"} for row in rows]), test=8, test_by="prompt"),
+            tokenizer,
+            1,
+            cache,
+        )
+
+
+def test_rows_for_evaluation_of_their_own(write_rows: Writer, tokenizer: Any, cache: Path, tmp_path: Path) -> None:
+    other = [{"question": "Who?", "answer": "Me."}, {"question": "When?", "answer": "Now."}]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    data = make_data(write_rows(ROWS), eval=str(tmp_path / "eval.jsonl"), limit=5)
+    tokenized = tokenize(data, tokenizer, 1, cache)
+    assert texts(tokenized.train, tokenizer) == [chatml(row) for row in ROWS[:5]]
+    assert texts(tokenized.test, tokenizer) == [chatml(row) for row in other]
+    assert texts(stream_test(data, tokenizer), tokenizer) == [chatml(row) for row in other]
+
+
+def test_a_split_for_evaluation(tokenizer: Any, cache: Path) -> None:
+    shards = Path(__file__).parents[2] / "shapes" / "shards_flat"
+    data = Data(path=str(shards), format="alpaca", template="chatml", eval="validation")
+    tokenized = tokenize(data, tokenizer, 1, cache)
+    assert all("[train]" in text for text in texts(tokenized.train, tokenizer))
+    assert all("[validation]" in text for text in texts(tokenized.test, tokenizer))
+    assert (len(tokenized.train), len(tokenized.test) > 0) == (20, True)
 
 
 def test_what_is_cut_and_left_out_is_counted(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
