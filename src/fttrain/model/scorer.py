@@ -27,7 +27,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The tokenizer in a folder or of a hub id. Raises UserError where there is none."""
     try:
-        return tokenizer.load(hub.tokenizer_folder(path, revision))
+        return tokenizer.load(path, revision)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", _remedy(path)) from error
 
