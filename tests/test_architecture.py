@@ -94,7 +94,7 @@ FLOORS = {
     ),
     "ftlaunch.recipe": (
         "types",
-        "adapter data model noise",
+        "adapter data model noise track",
         "stages",
         "recipe",
         "__init__ schema",
@@ -109,7 +109,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rules": (
-        "data secrets",
+        "data secrets track",
         "stage",
         "adapter combinations evaluate noise order ppo",
         "__init__",
@@ -203,7 +203,7 @@ FLOORS = {
         "evaluate",
     ),
     "fttrain.training": (
-        "__init__ counters metrics optim",
+        "__init__ counters metrics optim tracking",
         "nonfinite",
         "loop",
         "session",

@@ -41,6 +41,7 @@ TIMES_LORA: dict[type[Adapter], float] = {
 
 ON_THE_WAY = (
     "parallel",
+    "track",
     "micro_batch_size",
     "activation_checkpointing",
     "save_every",
@@ -117,6 +118,7 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
         noise=resolved.noise,
         optimizer=resolved.optimizer,
         parallel=resolved.parallel,
+        track=recipe.track,
         data=data,
         seed=recipe.seed,
         deterministic=recipe.deterministic,

@@ -58,6 +58,7 @@ from ftlaunch.recipe.stages import (
     Stage,
     Training,
 )
+from ftlaunch.recipe.track import Track, Tracker
 
 __all__ = [
     "HIDDEN_ACT",
@@ -110,6 +111,8 @@ __all__ = [
     "Sft",
     "Stage",
     "Sweep",
+    "Track",
+    "Tracker",
     "Training",
     "Uniform",
     "Virtual",

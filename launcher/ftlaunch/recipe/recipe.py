@@ -13,6 +13,7 @@ from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.noise import Noise, NoNoise
 from ftlaunch.recipe.stages import Optimizer, Parallel, Stage
+from ftlaunch.recipe.track import Track
 from ftlaunch.recipe.types import Name, NonNegative, Text
 
 
@@ -47,6 +48,8 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[optimizer]"""
     parallel: Parallel = field(default_factory=Parallel)
     """[parallel]"""
+    track: Track = field(default_factory=Track)
+    """[track]. Experiment trackers that are sent the metrics; none unless named."""
     seed: NonNegative = 42
     """Seed of the split, the row order, the adapter's first weights and, with the rank, of dropout and noise."""
     deterministic: bool = False

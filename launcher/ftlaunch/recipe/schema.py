@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ftlaunch.recipe import adapter, data, model, noise, recipe, stages
+from ftlaunch.recipe import adapter, data, model, noise, recipe, stages, track
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """What taplo and VS Code both know. msgspec speaks 2020-12, so a few words are put differently below."""
@@ -32,7 +32,7 @@ def _documentation() -> dict[str, dict[str, str]]:
     documents: dict[str, dict[str, str]] = {}
     nodes = [
         node
-        for module in (adapter, noise, model, data, stages, recipe)
+        for module in (adapter, noise, model, data, stages, track, recipe)
         for node in ast.parse(inspect.getsource(module)).body
     ]
     for node in nodes:

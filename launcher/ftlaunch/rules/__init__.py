@@ -12,7 +12,7 @@ from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.recipe import Ppo, Training
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
-from ftlaunch.rules import combinations, order, secrets
+from ftlaunch.rules import combinations, order, secrets, track
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import evaluate as evaluate_rules
 from ftlaunch.rules import noise as noise_rules
@@ -64,7 +64,7 @@ def judge(loaded: Loaded) -> list[Problem]:
     problems += [problem for evaluation in evaluations for rule in evaluate_rules.RULES for problem in rule(evaluation)]
     ppos = list(ppo_rules.ppo_stages(loaded))
     problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
-    problems += [problem for rule in order.RULES for problem in rule(loaded)]
+    problems += [problem for rule in (*order.RULES, *track.RULES) for problem in rule(loaded)]
     problems += combinations.combinations_are_supported(loaded)
     problems += secrets.secrets_stay_out(loaded)
     return list(dict.fromkeys(problems))

@@ -90,6 +90,8 @@ class StepDir:
         """Answers with their scores, of a PPO stage."""
         self.evaluation = path / "evaluation.json"
         """`rows`: of each row held out its cross-entropy and trained tokens, as the newest evaluation found them."""
+        self.tracked = path / "tracked.json"
+        """How far experiment trackers were sent the metrics."""
         self.predictions = path / "predictions.jsonl"
         """Of an evaluate stage: prompts with references, answers and their scores."""
         self.checkpoints = path / "checkpoints"

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from ftlaunch.recipe import Adapter, Data, Model, Noise, NoNoise, Optimizer, Parallel, Stage
+from ftlaunch.recipe import Adapter, Data, Model, Noise, NoNoise, Optimizer, Parallel, Stage, Track
 
 
 class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,6 +16,7 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     noise: Noise = NoNoise()
     optimizer: Optimizer
     parallel: Parallel
+    track: Track = Track()
     data: dict[str, Data]
     """The tables that the stage names, in its order."""
     seed: int

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class MetricsLog:
         self._path = path
         self._is_main = is_main
         self._unwritten = ""
+        self.also: Callable[[dict[str, Any]], None] | None = None
+        """Is given each line that is written, on the main rank."""
         if is_main and path.exists():
             try:
                 _cut_behind(path, last_step)
@@ -40,11 +43,14 @@ class MetricsLog:
             return
         if not self._path.parent.is_dir():
             raise UserError(f"{self._path.parent} is gone", "a run cannot go on without its folder; start it anew")
-        self._unwritten += json.dumps({"step": step, **values, "time": time.time()}) + "\n"
+        line = {"step": step, **values, "time": time.time()}
+        self._unwritten += json.dumps(line) + "\n"
         try:
             self._append()
         except OSError as error:
             log.warning("metrics of step %d are kept for later: %s", step, error)
+        if self.also is not None:
+            self.also(line)
 
     def _append(self) -> None:
         """Write all that is not yet written, or nothing of it."""

@@ -1,6 +1,7 @@
 """What every training stage does around the loop: from its start, through its newest checkpoint, to its artifact."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fttrain.training.counters import Progress
 from fttrain.training.loop import Habits, Objective, fit
 from fttrain.training.metrics import MetricsLog
 from fttrain.training.optim import Schedule
+from fttrain.training.tracking import Trackers, require_installed
 
 MakeScorer = Callable[[nn.Module, Origin], Scorer]
 """The module to train, around the model with its trainable weights chosen."""
@@ -79,17 +81,19 @@ def complete(
     loaded = checkpoints.load()
     progress = Progress(**loaded.state) if loaded else Progress()
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
-    fit(
-        objective,
-        engine,
-        feed,
-        Schedule(stage, peak=step.learning_rate, num_steps=feed.num_steps),
-        checkpoints,
-        metrics,
-        stop,
-        Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
-        progress,
-    )
+    with closing(Trackers(step, folder, is_main=world.is_main)) as trackers:
+        metrics.also = trackers.log
+        fit(
+            objective,
+            engine,
+            feed,
+            Schedule(stage, peak=step.learning_rate, num_steps=feed.num_steps),
+            checkpoints,
+            metrics,
+            stop,
+            Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
+            progress,
+        )
     tokenizer.chat_template = _template(step, tokenizer)
     artifact.save(step, origin, engine, tokenizer, folder.artifact)
     return {
@@ -111,6 +115,7 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
     # Before the engine is there, as under ZeRO-3 models then load in shards; what goes on has its layers already.
     adapter = step.adapter if origin.adapter else layers.resolved(step.adapter, origin.base, world)
+    require_installed(step.track)
     torch.manual_seed(step.seed)
     engine = Engine(step, world)
     dtype = DTYPES[step.model.dtype]

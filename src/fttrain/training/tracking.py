@@ -1,0 +1,172 @@
+"""Metrics for experiment trackers, through accelerate: each step once, however often a run was killed and resumed.
+
+metrics.jsonl is the truth. What a tracker lacks of it when a stage starts again is sent then, and what it has is not
+sent twice: of TensorBoard, whose files are the run's own, everything is written again; of the others, which keep what
+they were given, `tracked.json` remembers how far they came.
+"""
+
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Track
+from ftlaunch.run.files import aside_of, read_jsonl
+from ftlaunch.run.layout import StepDir
+from ftlaunch.run.spec import Step
+
+log = logging.getLogger(__name__)
+
+PACKAGES = {"comet": "comet_ml"}
+"""Packages that are not called like their tracker."""
+NAMES = {"rewards/margin": "rewards/margins", "rewards/accuracy": "rewards/accuracies"}
+"""Our keys → those that people look for."""
+LEFT_OUT = ("step", "steps", "time")
+
+Place = tuple[int, bool]
+"""A line of metrics.jsonl: its step, and whether it is an evaluation."""
+
+
+def require_installed(track: Track) -> None:
+    """UserError where a tracker's package is not installed: said before a model is loaded."""
+    for name in track.to:
+        package = PACKAGES.get(name, name)
+        if find_spec(package) is None:
+            raise UserError(f"track.to names {name}, and {package} is not installed", f"pip install {package}")
+
+
+def place_of(line: dict[str, Any]) -> Place:
+    """Where a line of metrics stands among the others."""
+    return line["step"], "loss" not in line
+
+
+def named(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line under the names of the field: `train/loss`, `eval/loss`, `train/rewards/margins`."""
+    found: dict[str, float] = {}
+    for key, value in line.items():
+        if key not in LEFT_OUT and isinstance(value, int | float):
+            part, bare = ("eval", key.removeprefix("eval/")) if key.startswith("eval/") else ("train", key)
+            found[f"{part}/{NAMES.get(bare, bare)}"] = value
+    return found
+
+
+@dataclass
+class Sink:
+    """One tracker at work."""
+
+    name: str
+    send: Callable[[dict[str, float], int], None]
+    finish: Callable[[], None]
+    last: Place = (0, False)
+    """The newest line that it has been given."""
+
+
+class Trackers:
+    """All trackers of a stage; on the main rank only, elsewhere and without [track] they do nothing."""
+
+    def __init__(self, step: Step, folder: StepDir, *, is_main: bool) -> None:
+        """Start them, and send what they lack of metrics.jsonl. UserError where one cannot be started."""
+        self._ledger = folder.tracked
+        self._known: dict[str, Any] = json.loads(self._ledger.read_text()) if self._ledger.exists() else {}
+        self._sinks: list[Sink] = []
+        for name in step.track.to if is_main else ():
+            self._sinks.append(self._start(name, step, folder))
+        if self._sinks:
+            self._catch_up(read_jsonl(folder.metrics))
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Send one line of metrics. A tracker that fails is left out from then on: training matters more."""
+        for sink in list(self._sinks):
+            if place_of(line) > sink.last:
+                self._send(sink, line)
+        self._remember()
+
+    def close(self) -> None:
+        """Have trackers send what they still hold."""
+        for sink in self._sinks:
+            sink.finish()
+        self._sinks = []
+
+    def _start(self, name: str, step: Step, folder: StepDir) -> Sink:
+        known = self._known.setdefault(name, {"id": uuid.uuid4().hex, "last": [0, False]})
+        try:
+            tracker = _open(name, step, folder, known)
+        except Exception as error:
+            remedy = "log in with its own tool, write track.offline = true, or remove it from track.to"
+            raise UserError(f"{name} cannot be started: {error}", remedy) from error
+        step_now, is_evaluation = known["last"]
+        last = (0, False) if name == "tensorboard" else (int(step_now), bool(is_evaluation))
+        return Sink(name, lambda values, at: tracker.log(values, step=at), tracker.finish, last)
+
+    def _catch_up(self, lines: Iterable[dict[str, Any]]) -> None:
+        for line in lines:
+            self.log(line)
+
+    def _send(self, sink: Sink, line: dict[str, Any]) -> None:
+        try:
+            sink.send(named(line), line["step"])
+        except Exception as error:  # noqa: BLE001 a tracker may raise whatever it likes, and the run goes on
+            log.warning("%s is left out from step %d on: %s", sink.name, line["step"], error)
+            self._sinks.remove(sink)
+            return
+        sink.last = place_of(line)
+        self._known[sink.name]["last"] = list(sink.last)
+
+    def _remember(self) -> None:
+        """Keep how far trackers came. A rename is whole after a kill, and a power cut is no matter here."""
+        if not self._sinks:
+            return
+        aside = aside_of(self._ledger)
+        try:
+            aside.write_text(json.dumps(self._known))
+            aside.replace(self._ledger)
+        except OSError as error:
+            log.warning("how far trackers came is not kept: %s", error)
+            aside.unlink(missing_ok=True)
+
+
+def _open(name: str, step: Step, folder: StepDir, known: dict[str, Any]) -> Any:
+    """Accelerate's tracker, started; one that was there before goes on under its id."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    kind: Any = LOGGER_TYPE_TO_CLASS[PACKAGES.get(name, name)]
+    project, place = step.track.project or step.name, folder.path.parent / "track" / name
+    if name == "tensorboard":
+        for old in (place / folder.name).glob("events.out.tfevents.*"):
+            old.unlink()  # all of it is written again
+        tracker = kind(folder.name, str(place), purge_step=0)
+    elif name == "mlflow":
+        tracker = kind(project, None, run_id=known.get("run"), run_name=folder.name)
+    else:
+        tracker = kind(project, **_arguments(name, step, folder.name, place, known["id"]))
+    tracker.start()
+    if name == "mlflow":
+        known["run"] = tracker.active_run.info.run_id
+    elif name != "tensorboard":
+        tracker.store_init_configuration(msgspec.to_builtins(step))
+    return tracker
+
+
+def _arguments(name: str, step: Step, stage: str, place: Path, known: str) -> dict[str, Any]:
+    """What each tracker calls the run's name, its id, going on, and staying offline."""
+    offline = step.track.offline
+    if offline and name in ("wandb", "swanlab"):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    match name:
+        case "wandb":
+            mode = {"mode": "offline", "dir": str(place)} if offline else {}
+            return {"name": stage, "id": known, "resume": "allow", **mode}
+        case "swanlab":
+            mode = {"mode": "offline", "logdir": str(place)} if offline else {}
+            return {"experiment_name": stage, "id": known[:21], "resume": "allow", **mode}
+        case "comet":
+            return {"experiment_key": known, "online": not offline}
+        case _:
+            return {"name": stage, "resume": "allow"}
