@@ -131,7 +131,7 @@ def submit_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Clu
     return Acted(run, cluster)
 
 
-def write_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> RunDir:
+def write_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster | None) -> RunDir:
     """Write such a run, which `ftlaunch resume` would submit."""
     with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE):
         return prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), cluster)

@@ -17,7 +17,7 @@ from ftlaunch.processes.signals import Interrupts
 from ftlaunch.run.layout import RunDir, StepDir
 from ftlaunch.safety import trust
 from ftlaunch.watch import outputs
-from ftlaunch.watch.display import open_display
+from ftlaunch.watch.display import Display, open_display
 from ftlaunch.watch.status import is_over
 
 CANCEL_SECONDS = 5.0
@@ -33,12 +33,20 @@ def drive_here(run: RunDir, held: int | None = None, interrupts: Interrupts | No
     """
     held = _take_over(run) if held is None else held
     try:
-        code = local_driver.drive(run, display := open_display(), interrupts)
+        code = _drive(run, display := open_display(), interrupts)
     finally:
         lock.release(held)
     if code == DONE and (told := outputs.describe(run)):
         display.say(told)
     return code
+
+
+def _drive(run: RunDir, display: Display, interrupts: Interrupts | None) -> int:
+    if not run.held.exists():
+        return local_driver.drive(run, display, interrupts)
+    from ftlaunch.backend.slurm import held  # it needs submitit, which takes its time to load
+
+    return held.drive(run, display, interrupts)
 
 
 def _take_over(run: RunDir) -> int:

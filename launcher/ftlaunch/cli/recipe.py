@@ -96,7 +96,7 @@ def run(
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
     from ftlaunch.backend.prepare import prepare
-    from ftlaunch.cli.run import dependency, start
+    from ftlaunch.cli.run import dependency, require_here, start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
     planned, profile = _plan(loaded, run_dir), _cluster(cluster, site)
@@ -104,10 +104,7 @@ def run(
         print(_show(planned, profile))
         return
     if profile is None:
-        from ftlaunch.backend.local.driver import refuse_several_nodes
-
-        refuse_several_nodes(planned)
-        trainer.require()
+        require_here(planned)
     else:
         from ftlaunch.backend.slurm import submit
 

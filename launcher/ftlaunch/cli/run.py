@@ -1,6 +1,7 @@
 """Verbs that take a run. What they need is imported when they are called: startup time is a feature."""
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from ftlaunch.cli.options import (
 from ftlaunch.errors import DONE, UserError
 
 if TYPE_CHECKING:
+    from ftlaunch.plan.plan import Plan
     from ftlaunch.run.layout import RunDir
 
 
@@ -39,6 +41,24 @@ def dependency(after: str | None, *, on_cluster: bool) -> str | None:
     if not on_cluster:
         raise UserError("--after is for jobs of a cluster", "add --cluster NAME")
     return f"afterok:{after}" if after.isdecimal() else dependency_on(runs.find(after))
+
+
+def require_here(plan: "Plan") -> None:
+    """UserError where a plan cannot run on this machine, nor on nodes that are held."""
+    from ftlaunch.backend.local.driver import refuse_several_nodes
+
+    if not _holds_nodes_for(plan):
+        refuse_several_nodes(plan)
+    trainer.require()
+
+
+def _holds_nodes_for(plan: "Plan") -> bool:
+    """Whether a plan is to run on nodes of a job that this process is in."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return False
+    from ftlaunch.backend.slurm.held import is_for
+
+    return is_for(plan) is not None
 
 
 def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | None = None) -> int:
@@ -55,6 +75,11 @@ def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | N
         return DONE
     if folder.cluster.exists():
         return _submit(folder, fresh=fresh, after=after)
+    require_here(plan := runs.read_plan(folder))
+    if "SLURM_JOB_ID" in os.environ or folder.held.exists():
+        from ftlaunch.backend.slurm.held import claim
+
+        claim(folder, plan)
     if not detach:
         return _drive(folder)
     from ftlaunch.backend import control
@@ -85,6 +110,8 @@ def _submit(folder: "RunDir", *, fresh: bool, after: str | None) -> int:
     from ftlaunch.backend.slurm import submit
     from ftlaunch.watch import runs
 
+    if job := os.environ.get("SLURM_JOB_ID"):
+        print(f"you are in job {job}: this submits other jobs; without --cluster its nodes are used", file=sys.stderr)
     try:
         jobs = submit.submit(folder, runs.read_plan(folder), after)
     except UserError as error:
@@ -208,7 +235,6 @@ def resume(
 
     Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
     """
-    from ftlaunch.backend.local.driver import refuse_several_nodes
     from ftlaunch.backend.replan import adopt, replan
     from ftlaunch.watch import runs
 
@@ -228,7 +254,7 @@ def resume(
     if asked := all_settings(settings, nodes, procs_per_node):
         planned = replan(folder, asked)
         if here:
-            refuse_several_nodes(planned)
+            require_here(planned)
         adopt(folder, planned)
         print(text.summary(planned), file=sys.stderr)
     waited_for = dependency(after, on_cluster=folder.cluster.exists())

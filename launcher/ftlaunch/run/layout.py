@@ -163,6 +163,8 @@ class RunDir:
         """What the driver of a detached run said."""
         self.cluster = path / "cluster.json"
         """The profile of the SLURM cluster that the run was submitted to; a run of this machine has none."""
+        self.held = path / "held.json"
+        """The profile by which the run was started on nodes that its user held; any other run has none."""
         self.submission = path / "submission.json"
         """On which cluster the run was submitted last, and whether all of its jobs were taken."""
         self.packages = path / "packages"

@@ -58,11 +58,14 @@ SIGNALLED = 128
 
 def run_stage(folder: str) -> None:
     """Run the stage in a folder as the task of this node, and leave with the code that SLURM is to see."""
+    run_task(NodeTask(StepDir(Path(folder)), Warnings()))
+
+
+def run_task(task: "NodeTask") -> None:
+    """Do what a task does, and leave with its code."""
     redact_output()
     trust.write_for_ourselves()
-    warnings = Warnings()
-    warnings.listen()  # instead of submitit, which would requeue at once and in the middle of a step
-    task = _Task(StepDir(Path(folder)), warnings)
+    task.warnings.listen()  # instead of submitit, which would requeue at once and in the middle of a step
     try:
         code = task.lead() if task.rank == 0 else task.follow()
     except UserError as error:
@@ -77,7 +80,7 @@ def conclude_cut_off(step: StepDir, code: int) -> None:
     `code` is srun's: 128 and the number of the signal, where one has ended a task.
     """
     redact_output()
-    task = _Task(step, Warnings())
+    task = NodeTask(step, Warnings())
     if step.result.exists() or (attempt := task.cut_off(code)) is None:
         return
     output = step.job_output(task.slurm.job_id)
@@ -92,7 +95,9 @@ def conclude_cut_off(step: StepDir, code: int) -> None:
 
 
 @dataclass
-class _Task:
+class NodeTask:
+    """What one node does of a stage that is a job."""
+
     step: StepDir
     warnings: Warnings
     lost: list[str] = field(default_factory=list[str])
@@ -133,6 +138,11 @@ class _Task:
     @cached_property
     def made_by(self) -> MadeBy:
         return MadeBy(job=self.slurm.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+
+    @property
+    def meeting(self) -> int:
+        """A number by which jobs that share nodes choose different ports."""
+        return int(self.slurm.job_id)
 
     @property
     def restart(self) -> int:
@@ -200,7 +210,7 @@ class _Task:
         """The code to leave with where there is nothing to start; None where there is."""
         if self.step.result.exists():
             return DONE  # requeued after its end
-        if not record.is_on_record(self.step, self.slurm.job_id, lambda: self.warnings.heard is not None):
+        if not self._is_on_record():
             where = f"ftlaunch resume {shlex.quote(str(self.run.path))}"
             raise UserError(
                 f"job {self.slurm.job_id} is not on record: its submission was cut short, or another took its place",
@@ -213,11 +223,14 @@ class _Task:
         # A job that waits to take over is also let go where the one that it would take over from was never started.
         return STAGE_FAILED if ahead or given_up else None
 
+    def _is_on_record(self) -> bool:
+        return record.is_on_record(self.step, self.slurm.job_id, lambda: self.warnings.heard is not None)
+
     def _start(self, attempt: Attempt) -> Start:
         if len(self.nodes) == 1:
             return Start(attempt=attempt.number, address=None, port=None)
         address = rendezvous.own_address(self.nodes[1:], self.cluster.interface)
-        port = rendezvous.free_port(int(self.slurm.job_id), self.restart)
+        port = rendezvous.free_port(self.meeting, self.restart)
         return Start(attempt=attempt.number, address=address, port=port)
 
     def _run(self, attempt: Attempt, start: Start) -> Outcome:
@@ -272,13 +285,13 @@ class _Task:
         write_json(attempt.ended, ended)  # first of all: the controller may be away for longer than this lives
         print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
         if ended.restarted and not ended.in_place and self.cluster.restart == "requeue":
-            ended = self._requeue(attempt, ended)
+            ended = self._go_back(attempt, ended)
         elif not ended.restarted and self._is_newest(attempt):
             is_last = self.planned.name == runs.read_plan(self.run).steps[-1].name
             notify(self.cluster, self.step, ended, is_last=is_last)
         return ended
 
-    def _requeue(self, attempt: Attempt, ended: Ended) -> Ended:
+    def _go_back(self, attempt: Attempt, ended: Ended) -> Ended:
         """Put the job back into the queue, which ends this process; come back, with the reason, where it cannot be."""
         try:
             state = requeue.job_state(self.run, self.slurm.job_id)
@@ -300,7 +313,7 @@ class _Task:
     def _judge(self, outcome: Outcome) -> Ended:
         entries = progress.newest(self.step.metrics)
         ended = Ended(
-            job=self.slurm.job_id,
+            job=self.made_by.job,
             restart=self.restart,
             nodes=self.nodes,
             cause="done",

@@ -1,0 +1,218 @@
+"""Runs the stages of a written run, one after another, on nodes that its user holds by salloc or sbatch already."""
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from submitit.slurm.slurm import SlurmJobEnvironment
+
+from ftlaunch.backend.prepare import write_files
+from ftlaunch.backend.slurm.messages import read_made_by
+from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
+from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.processes.outcome import Done, Failure, Stopped, describe_failure, read_outcome
+from ftlaunch.processes.signals import Interrupts
+from ftlaunch.run.files import last_lines, write_atomic, write_json
+from ftlaunch.run.layout import CANCEL, STOP, Attempt, RunDir, StepDir
+from ftlaunch.watch import runs
+from ftlaunch.watch.display import Display
+from ftlaunch.watch.progress import MetricsTail, duration
+
+POLL_SECONDS = 0.2
+KILL_SECONDS = 30.0
+"""Tasks may take so long to end their ranks where a kill is asked for."""
+GONE_SECONDS, GONE_POLL_SECONDS = 60.0, 2.0
+"""Tasks whose driver was killed may take so long to save and leave."""
+SET_PARENT_DEATH_SIGNAL = 1
+CPUS = re.compile(r"(\d+)(?:\(x\d+\))?")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Nodes that a job holds."""
+
+    job: str
+    nodes: list[str]
+    cpus: int
+    """On the node that has the fewest."""
+
+    def __str__(self) -> str:
+        return f"job {self.job} on {', '.join(self.nodes)}"
+
+
+def allocation() -> Allocation | None:
+    """The nodes of the SLURM job that this process runs in; None outside of any, and in a stage's own job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or "SLURM_JOB_NODELIST" not in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
+        return None
+    cpus = [int(found) for found in CPUS.findall(os.environ.get("SLURM_JOB_CPUS_PER_NODE", "1"))]
+    return Allocation(job, list(SlurmJobEnvironment().hostnames), min(cpus, default=1))
+
+
+def is_for(plan: Plan) -> Allocation | None:
+    """The allocation that a plan is to run in, None where this machine will do. UserError where it holds too little."""
+    nodes = max(step.step.parallel.nodes for step in plan.steps)
+    held = allocation()
+    if held is None or (nodes == 1 and socket.gethostname().partition(".")[0] in held.nodes):
+        return None
+    if nodes > len(held.nodes):
+        raise UserError(
+            f"the recipe asks for {nodes} nodes, and you hold {len(held.nodes)}: {held}",
+            f"use --nodes {len(held.nodes)}, or hold more",
+        )
+    return held
+
+
+def claim(run: RunDir, plan: Plan) -> None:
+    """Write down whether a run goes on by held nodes from here."""
+    if is_for(plan) is None:
+        run.held.unlink(missing_ok=True)
+        return
+    write_json(run.held, Cluster())
+    write_json(run.environment, dict[str, str]())  # the tasks have all of this process's
+
+
+def drive(run: RunDir, display: Display, interrupts: Interrupts | None = None) -> int:
+    """Run the unfinished stages and return the exit code. The caller holds the run's lock."""
+    plan = runs.read_plan(run)
+    held = is_for(plan)
+    if held is None:
+        raise UserError(f"{run.path.name} runs on nodes that you hold, and here you hold none", "resume it in salloc")
+    display.say(f"on nodes that you hold: {held}")
+    _await_end_of_steps(run, display)
+    with nullcontext(interrupts) if interrupts else Interrupts() as heard:
+        driver = _Driver(run, display, heard, held)
+        for planned in plan.steps:
+            if not run.step_dir(planned.name).result.exists() and (code := driver.run_stage(planned)) != DONE:
+                return code
+    return DONE
+
+
+def _await_end_of_steps(run: RunDir, display: Display) -> None:
+    """Wait until nothing works any more of what a driver that was killed had started.
+
+    UserError where it goes on, or where SLURM does not tell.
+    """
+    newest = [attempts[-1] for step in run.step_dirs() if (attempts := step.all_attempts())]
+    made_by = [read_made_by(one) for one in newest if not one.ended.exists()]
+    for job in [one.job for one in made_by if one is not None and "." in one.job]:
+        deadline = time.monotonic() + GONE_SECONDS
+        while job in queue.call(["squeue", "--noheader", "--format=%i", f"--steps={job}"], Cluster()).stdout.split():
+            if time.monotonic() > deadline:
+                raise UserError(f"tasks of {run.path.name} still work in step {job}", f"end them: scancel {job}")
+            display.say(f"waits for tasks of a driver that was killed: step {job}")
+            time.sleep(GONE_POLL_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Driver:
+    run: RunDir
+    display: Display
+    interrupts: Interrupts
+    held: Allocation
+
+    def run_stage(self, planned: PlannedStep) -> int:
+        """See one stage from its start to its end, on other nodes where some are lost; the exit code says which end."""
+        step = self.run.step_dir(planned.name)
+        write_files(self.run, planned)
+        step.jobs.mkdir(mode=0o700, exist_ok=True)
+        count, lost, began = planned.step.parallel.nodes, set[str](), time.time()
+        while True:
+            if self.interrupts.wish != "go on":
+                return self._stopped(step, "not started, as asked")
+            nodes = [name for name in self.held.nodes if name not in lost][:count]
+            if len(nodes) < count:
+                self.display.say(f"{step.name}  {', '.join(sorted(lost))} lost, and {count} nodes are needed")
+                return STAGE_FAILED
+            before = len(step.all_attempts())
+            log = step.jobs / f"held-{self.held.job}-{before + 1}.log"
+            self._srun(planned, step, nodes, log)
+            ended = _ended(step, before)
+            if ended is None or ended.cause != "failed" or not ended.restarted or not ended.lost:
+                return self._report(step, before, ended, log, duration(time.time() - began))
+            lost |= {*ended.lost}
+
+    def _srun(self, planned: PlannedStep, step: StepDir, nodes: list[str], log: Path) -> None:
+        where = [
+            f"--nodes={len(nodes)}",
+            f"--ntasks={len(nodes)}",
+            "--ntasks-per-node=1",
+            f"--nodelist={','.join(nodes)}",
+        ]
+        how = ["--overlap", f"--cpus-per-task={self.held.cpus}", "--kill-on-bad-exit=1", "--wait=60", "--export=ALL"]
+        python = [sys.executable, "-u", "-P", "-m", "ftlaunch.backend.slurm.held_task", str(step.path)]
+        metrics = MetricsTail(step.metrics, since=time.time())
+        self.display.say(f"{step.name}  {planned.step.world_size} processes on {', '.join(nodes)}")
+        with log.open("wb") as file, self.display.stage(step.name):
+            process = subprocess.Popen(
+                ["srun", *where, *how, *python],
+                cwd=self.run.path,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,  # a Ctrl-C in the terminal is the driver's to answer
+                preexec_fn=_end_with_parent,
+            )
+            self._attend(process, step, metrics)
+
+    def _attend(self, process: subprocess.Popen[bytes], step: StepDir, metrics: MetricsTail) -> None:
+        killed: float | None = None
+        while process.poll() is None:
+            self.display.show(metrics.read())
+            if self.interrupts.wish == "stop" and not step.stop.exists():
+                write_atomic(step.stop, STOP)
+                self.display.say(f"{step.name}  saving and stopping")
+            if self.interrupts.wish == "kill" and killed is None:
+                killed = time.monotonic()
+                write_atomic(step.stop, CANCEL)
+            if killed is not None and time.monotonic() - killed > KILL_SECONDS:
+                process.kill()
+            time.sleep(POLL_SECONDS)
+        self.display.show(metrics.read())
+
+    def _report(self, step: StepDir, before: int, ended: Ended | None, log: Path, took: str) -> int:
+        attempts = step.all_attempts()
+        match read_outcome(step, attempts[-1]) if len(attempts) > before or step.result.exists() else None:
+            case Done():
+                self.display.say(f"{step.name}  done in {took}")
+                return DONE
+            case Failure() as failure:
+                self.display.say(f"{step.name}  failed after {took}\n{describe_failure(failure)}")
+                return BAD_INPUT if failure.user_error else STAGE_FAILED
+            case Stopped():
+                return self._stopped(step, f"saved and stopped after {took}")
+            case None if ended is not None:
+                return self._stopped(step, f"{ended.cause} after {took}: {ended.reason}")
+            case None:
+                said = last_lines(log, 8)
+                self.display.say(f"{step.name}  its tasks left without a word after {took}\n{said}\n  log: {log}")
+                return STAGE_FAILED
+
+    def _stopped(self, step: StepDir, how: str) -> int:
+        self.display.say(f"{step.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
+        return self.interrupts.exit_code if self.interrupts.wish != "go on" else STOPPED
+
+
+def _ended(step: StepDir, before: int) -> Ended | None:
+    """How the newest attempt ended that was made after so many; None where none could say so."""
+    attempts: list[Attempt] = step.all_attempts()[before:]
+    if not attempts or not attempts[-1].ended.exists():
+        return None
+    return msgspec.json.decode(attempts[-1].ended.read_bytes(), type=Ended)
+
+
+def _end_with_parent() -> None:
+    """Have srun be told to end where this process is killed: its tasks then save and leave."""
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
