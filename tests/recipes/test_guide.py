@@ -1,0 +1,36 @@
+"""What the guides show is right: their tables are read and judged as those of a recipe are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ftlaunch.errors import RecipeError
+from ftlaunch.load import load_recipe
+from ftlaunch.rules import judge
+
+PAGES = sorted((Path(__file__).parents[2] / "recipes" / "guide").glob("*.md"))
+SHOWN = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```toml\n(\[data\.[^`]*)```", page.read_text()), start=1)
+]
+AROUND = 'name = "shown"\n[model]\npath = "owner/model"\n'
+STAGE = '[[stage]]\nkind = "ppo"\nreward_function = "gsm8k"\nsteps = 4\n'
+
+
+@pytest.mark.parametrize("block", SHOWN)
+def test_a_table_that_a_guide_shows(block: str, tmp_path: Path):
+    names = re.findall(r"\[data\.([^\]]+)\]", block)
+    for path in re.findall(r'^path = "([^"]+)"', block, re.MULTILINE):
+        if path.count("/") == 0 and "." in path:
+            (tmp_path / path).write_text("{}\n")
+        elif path.count("/") == 0:
+            (tmp_path / path).mkdir()
+    recipe = tmp_path / "shown.toml"
+    recipe.write_text(f"{AROUND}{block}\n{STAGE}data = {names!r}\n".replace("'", '"'))
+    try:
+        problems = judge(load_recipe(recipe))
+    except RecipeError as error:
+        problems = error.problems
+    assert [str(problem) for problem in problems] == []
