@@ -47,7 +47,7 @@ FLOORS = {
         "control",
     ),
     "ftlaunch.cli": (
-        "options text",
+        "options profile text",
         "cluster trainer",
         "compare model report run",
         "evaluate recipe",
@@ -59,7 +59,7 @@ FLOORS = {
     ),
     "ftlaunch.compare": (
         "__init__ measures statistics variants",
-        "runner table",
+        "on_cluster runner table",
     ),
     "ftlaunch.compatibility": (
         "axes",

@@ -1,13 +1,19 @@
 """The verb that runs variants and sets them side by side."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ftlaunch.cli import text, trainer
-from ftlaunch.cli.options import Json, Settings
-from ftlaunch.errors import DONE
+from ftlaunch.cli.options import ClusterName, Json, Settings, Site
+from ftlaunch.cli.profile import load_named
+from ftlaunch.errors import DONE, INTERRUPTED
+
+if TYPE_CHECKING:
+    from ftlaunch.cluster.vocabulary import Cluster
+    from ftlaunch.compare.variants import Trial
 
 Recipes = Annotated[
     list[str],
@@ -19,8 +25,21 @@ Folder = Annotated[
 ]
 
 
+AtOnce = Annotated[
+    int | None,
+    typer.Option("--at-once", min=1, metavar="N", help="On a cluster: so many runs at a time. Default: all."),
+]
+
+
 def compare(
-    recipe: Recipes, seeds: Seeds = 1, settings: Settings = None, folder: Folder = None, json: Json = False
+    recipe: Recipes,
+    seeds: Seeds = 1,
+    settings: Settings = None,
+    cluster: ClusterName = None,
+    site: Site = None,
+    at_once: AtOnce = None,
+    folder: Folder = None,
+    json: Json = False,
 ) -> None:
     """Run recipes, or a recipe's [sweep], and compare them.
 
@@ -28,7 +47,6 @@ def compare(
     """
     from ftlaunch.compare import table, variants
     from ftlaunch.compare.measures import measure
-    from ftlaunch.compare.runner import conduct
     from ftlaunch.load import catalog
     from ftlaunch.run.layout import RunDir
 
@@ -36,11 +54,28 @@ def compare(
     found = variants.variants(paths, settings or [])
     where = (folder or Path("comparisons") / paths[0].stem).absolute()
     trials = variants.trials(found, seeds, where)
-    trainer.require()
-    code = conduct(trials)
+    code = _on_cluster(trials, load_named(cluster, site), at_once) if cluster else _here(trials)
     if code != DONE:
         raise typer.Exit(code)
     runs = [[trial.plan.run_dir for trial in trials if trial.variant is variant] for variant in found]
     measured = [[measure(RunDir(Path(path))) for path in of_variant] for of_variant in runs]
     rows = table.rows([variant.label for variant in found], runs, measured)
     print(text.as_json(rows) if json else text.table(*table.head_and_lines(rows)))
+
+
+def _here(trials: "list[Trial]") -> int:
+    from ftlaunch.compare.runner import conduct
+
+    trainer.require()
+    return conduct(trials)
+
+
+def _on_cluster(trials: "list[Trial]", cluster: "Cluster | None", at_once: int | None) -> int:
+    from ftlaunch.compare.on_cluster import conduct
+
+    assert cluster is not None
+    try:
+        return conduct(trials, cluster, at_once, lambda line: print(line, file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        print("what is in the queue goes on; the same command waits for it again", file=sys.stderr)
+        return INTERRUPTED

@@ -20,6 +20,7 @@ from ftlaunch.cli.options import (
     Site,
     all_settings,
 )
+from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,19 +51,6 @@ def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
     if not str(folder).isprintable():  # a line break would end a line of a batch script, and begin a command
         raise UserError(f"{str(folder)!r} holds control characters", "choose another folder with --run-dir")
     return make_plan(loaded.recipe, folder)
-
-
-def _cluster(name: str | None, site: list[str] | None) -> "Cluster | None":
-    """The profile of that name with what is set for once, and a word on which file it is; None for this machine."""
-    if name is None:
-        if site:
-            raise UserError("--site sets keys of a cluster's profile, and none is named", "add --cluster NAME")
-        return None
-    from ftlaunch.cluster.profiles import find_profile, load_cluster
-
-    cluster = load_cluster(name, site or [])
-    print(f"cluster {name}: {find_profile(name)}", file=sys.stderr)
-    return cluster
 
 
 def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str:
@@ -99,7 +87,7 @@ def run(
     from ftlaunch.cli.run import dependency, require_here, start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    planned, profile = _plan(loaded, run_dir), _cluster(cluster, site)
+    planned, profile = _plan(loaded, run_dir), load_named(cluster, site)
     if dry_run:
         print(_show(planned, profile))
         return
@@ -149,7 +137,7 @@ def plan(
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
     planned = _plan(_load(recipe, all_settings(settings, nodes, procs_per_node)), run_dir)
-    print(_show(planned, _cluster(cluster, site), json=json))
+    print(_show(planned, load_named(cluster, site), json=json))
 
 
 def validate(

@@ -54,4 +54,6 @@ def _folder(trial: Trial) -> RunDir:
     if first_changed(runs.read_plan(folder), trial.plan) is not None:
         remedy = "name another folder with --dir, or remove this one"
         raise UserError(f"{path} holds a run of another recipe or other settings", remedy)
+    if folder.cluster.exists() and not runs.finished(folder):
+        raise UserError(f"{path} is a cluster's to run", "add --cluster NAME, or name another folder with --dir")
     return folder

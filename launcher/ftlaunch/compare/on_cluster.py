@@ -1,0 +1,109 @@
+"""Running trials as jobs of a cluster, some at once; what has finished or is in the queue is not run again."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ftlaunch.backend.prepare import first_changed, prepare
+from ftlaunch.backend.slurm import submit
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.compare.variants import Trial
+from ftlaunch.errors import DONE, STAGE_FAILED, Interrupted, UserError
+from ftlaunch.processes import lock
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
+from ftlaunch.watch import runs
+from ftlaunch.watch.status import RunStatus, read_all
+
+LOOK_SECONDS = 5.0
+"""Between two questions to a SLURM controller, which others need too."""
+AT_WORK = {"queued", "waiting", "running", "suspended", "unknown"}
+Say = Callable[[str], None]
+
+
+def conduct(trials: Sequence[Trial], cluster: Cluster, at_once: int | None, say: Say) -> int:
+    """Submit what has not finished and wait for all of it; the exit code. A failing trial does not end the others.
+
+    At most `at_once` runs work at a time: each next one waits in the queue for the end of another, whatever that is,
+    so that they need nobody to look after them. UserError where a trial's folder holds something else, or where not
+    even one job is taken.
+    """
+    for trial in trials:
+        submit.require_fit(trial.plan, cluster)
+    folders = [_folder(trial, cluster) for trial in trials]
+    left = _submit(folders, at_once, say)
+    told = ""
+    while True:
+        states = read_all(folders)
+        if (now := _told(states)) != told:
+            say(told := now)
+        if not any(one.state in AT_WORK for one in states):
+            if not left:
+                return _code(states, say)
+            left = _submit(left, at_once, say)
+        time.sleep(LOOK_SECONDS)
+
+
+def _folder(trial: Trial, cluster: Cluster) -> RunDir:
+    """The trial's run folder, written where it is not there yet, and given the profile where it is at rest."""
+    path = Path(trial.plan.run_dir)
+    if not runs.is_run(path):
+        return prepare(trial.plan, trial.loaded, cluster)
+    folder = RunDir(path)
+    if first_changed(runs.read_plan(folder), trial.plan) is not None:
+        remedy = "name another folder with --dir, or remove this one"
+        raise UserError(f"{path} holds a run of another recipe or other settings", remedy)
+    if not folder.cluster.exists() and not runs.finished(folder):
+        held = lock.take(folder)
+        write_json(folder.cluster, cluster)
+        lock.release(held)
+    return folder
+
+
+def _submit(folders: Sequence[RunDir], at_once: int | None, say: Say) -> list[RunDir]:
+    """Submit what is neither finished nor in the queue, and return what SLURM does not take by now.
+
+    UserError where it takes nothing, and nothing else is there to wait for.
+    """
+    unfinished = [folder for folder in folders if not runs.finished(folder)]
+    alive = {
+        folder.path
+        for folder, answer in zip(unfinished, queue.ask(unfinished), strict=True)
+        if answer.silent is not None or any(entry.alive for entry in answer.entries.values())
+    }
+    lanes = [_after(folder) for folder in unfinished if folder.path in alive]
+    waiting = [folder for folder in unfinished if folder.path not in alive]
+    for number, folder in enumerate(waiting):
+        after = lanes[-at_once] if at_once and len(lanes) >= at_once else None
+        try:
+            submit.submit(folder, runs.read_plan(folder), after)
+        except Interrupted:
+            raise
+        except UserError as error:
+            if not lanes:
+                raise
+            say(f"{folder.path} is not submitted yet: {error.message}")
+            return waiting[number:]
+        lanes.append(_after(folder))
+    return []
+
+
+def _after(folder: RunDir) -> str | None:
+    """The end of a run, as sbatch takes it, however the run ends."""
+    record = next((job for step in reversed(folder.step_dirs()) if (job := queue.read_job(step))), None)
+    return ",".join(f"afterany:{id}" for id in record.ids) if record else None
+
+
+def _told(states: Sequence[RunStatus]) -> str:
+    counts = Counter(status.state for status in states)
+    return f"{len(states)} trials: {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))}"
+
+
+def _code(states: Sequence[RunStatus], say: Say) -> int:
+    left = [status for status in states if status.state != "done"]
+    for status in left:
+        note = next((stage.note for stage in status.stages if stage.state == status.state and stage.note), None)
+        say(f"{status.path} is {status.state}{f': {note}' if note else ''}")
+    return STAGE_FAILED if left else DONE
