@@ -49,7 +49,7 @@ FLOORS = {
     "ftlaunch.cli": (
         "options profile text",
         "cluster trainer",
-        "compare model report run",
+        "compare model report run watch",
         "evaluate recipe",
         "__init__",
     ),
@@ -123,7 +123,7 @@ FLOORS = {
         "__init__ jobs outputs runs tail",
         "progress",
         "display status",
-        "logs",
+        "logs screen",
     ),
     "fttrain.adapters": (
         "adalora frozen_weights targets",

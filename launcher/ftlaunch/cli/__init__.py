@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ftlaunch import __version__
-from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run
+from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run, watch
 from ftlaunch.errors import UserError
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
@@ -26,7 +26,8 @@ for verb in (recipe.recipes, recipe.schema):
 for verb in (run.status, run.logs, run.stop, run.cancel, run.resume):
     app.command()(verb)
 app.command()(cluster.attach)
-app.command()(report.report)
+for verb in (watch.watch, report.report):
+    app.command()(verb)
 for verb in (model.merge, model.chat):
     app.command()(verb)
 app.command("eval")(evaluate.evaluate)

@@ -1,0 +1,186 @@
+"""What `ftlaunch watch` shows: every stage of runs on one screen, with what was measured and what was said last."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.watch.progress import Entry, MetricsTail, duration, is_evaluation, seconds_left
+from ftlaunch.watch.status import RunStatus, StageStatus
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARKS = 48
+"""Characters of a curve."""
+KEPT = 2000
+"""Optimizer steps whose losses are kept for the curve."""
+TAIL_BYTES = 4096
+STYLES = {"done": "green", "running": "cyan", "failed": "red", "waiting": "dim", "queued": "yellow"}
+
+
+class StageTail:
+    """A stage's metrics as they grow, also where they are cut back because a stage goes on from a checkpoint."""
+
+    def __init__(self, folder: StepDir) -> None:
+        self.folder = folder
+        self._tail = MetricsTail(folder.metrics)
+        self.steps: list[Entry] = []
+        """Optimizer steps in order, each once."""
+        self.evaluation: Entry = {}
+        """The newest."""
+
+    def read(self) -> None:
+        """Take in what is new."""
+        while entries := self._tail.read():
+            for entry in entries:
+                self._take(entry)
+        del self.steps[:-KEPT]
+
+    def _take(self, entry: Entry) -> None:
+        if "step" not in entry:
+            return
+        if is_evaluation(entry):
+            self.evaluation = entry
+            return
+        while self.steps and self.steps[-1]["step"] >= entry["step"]:
+            self.steps.pop()
+        self.steps.append(entry)
+
+
+class RunTail:
+    """A run's stages as they go."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.stages = {folder.name: StageTail(folder) for folder in run.step_dirs()}
+
+    def read(self) -> None:
+        for stage in self.stages.values():
+            stage.read()
+
+
+def screen(statuses: Sequence[RunStatus], tails: Sequence[RunTail]) -> "RenderableType":
+    """All runs below each other."""
+    from rich.console import Group
+
+    return Group(*(_run(status, tail) for status, tail in zip(statuses, tails, strict=True)))
+
+
+def _run(status: RunStatus, tail: RunTail) -> "RenderableType":
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        grid.add_column(overflow="fold")
+    for stage in status.stages:
+        style = STYLES.get(stage.state, "yellow")
+        told = "\n".join(stage_lines(stage, tail.stages[stage.name]))
+        grid.add_row(Text(stage.name), Text(stage.state, style=style), Text(told))
+    title = Text.assemble((status.name, "bold"), " ", (status.state, STYLES.get(status.state, "yellow")))
+    return Panel(grid, title=title, title_align="left", subtitle=Text(status.path, style="dim"), subtitle_align="left")
+
+
+def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
+    """What there is to say of a stage, line by line."""
+    lines: list[str] = []
+    if tail.steps:
+        lines += [_progress(status, tail), f"{sparkline([_loss(entry) for entry in tail.steps])}  {_newest(tail)}"]
+    if tail.evaluation:
+        told = [f"{key} {value:.4g}" for key, value in tail.evaluation.items() if key.startswith("eval/")]
+        lines.append(f"step {tail.evaluation['step']}: {'  '.join(told)}")
+    if scores := _scores(tail.folder):
+        lines.append(scores)
+    if status.note:
+        lines.append(status.note)
+    if status.state in ("running", "failed", "interrupted") and (said := last_line(tail.folder)):
+        lines.append(f"rank 0 said: {said}")
+    return lines
+
+
+def _scores(folder: StepDir) -> str:
+    """What an evaluate stage has found; empty elsewhere, and before it has."""
+    if folder.kind != "evaluate" or not folder.result.exists():
+        return ""
+    scores = msgspec.json.decode(folder.result.read_bytes(), type=dict[str, Any]).get("scores", {})
+    return "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
+
+
+def _progress(status: StageStatus, tail: StageTail) -> str:
+    newest = tail.steps[-1]
+    step, steps = newest["step"], newest.get("steps")
+    parts = [f"step {step}/{steps}  {_bar(step / steps)}" if steps else f"step {step}"]
+    left = seconds_left(tail.steps) if status.state == "running" else None
+    parts += [f"{duration(left)} left"] if left is not None else []
+    parts += [f"attempt {status.attempts}"] if status.attempts > 1 else []
+    return "  ".join(parts)
+
+
+def _bar(share: float) -> str:
+    done = round(min(max(share, 0.0), 1.0) * 24)
+    return "━" * done + "╌" * (24 - done)
+
+
+def _newest(tail: StageTail) -> str:
+    """The newest step's loss, speed, memory, learning rate and steps left out."""
+    newest = tail.steps[-1]
+    loss = newest.get("loss")
+    parts = ["loss not finite" if loss is None else f"loss {loss:.4f}"]
+    for key, told in (
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("peak_memory_bytes", "{:.2f} GB"),
+        ("learning_rate", "rate {:.3g}"),
+        ("grad_norm", "|grad| {:.3g}"),
+        ("rewards/accuracy", "rewards right {:.0%}"),
+        ("reward", "reward {:.3g}"),
+        ("kl", "KL {:.3g}"),
+    ):
+        value = newest.get(key)
+        if isinstance(value, int | float):
+            parts.append(told.format(value / 1e9 if key == "peak_memory_bytes" else value))
+    skipped = sum(bool(entry.get("skipped")) for entry in tail.steps)
+    return "  ".join([*parts, *([f"{skipped} steps left out"] if skipped else [])])
+
+
+def _loss(entry: Entry) -> float:
+    loss = entry.get("loss")
+    return math.nan if loss is None else float(loss)
+
+
+def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
+    """The course of values in few characters, each the mean of a stretch; a stretch without a finite one is a blank."""
+    size = max(1, math.ceil(len(values) / width))
+    stretches = [values[start : start + size] for start in range(0, len(values), size)]
+    means = [_mean([value for value in stretch if math.isfinite(value)]) for stretch in stretches]
+    finite = [mean for mean in means if mean is not None]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    room = (high - low) or 1.0
+    top = len(BLOCKS) - 1
+    return "".join(" " if mean is None else BLOCKS[round((mean - low) / room * top)] for mean in means)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def last_line(folder: StepDir) -> str:
+    """What rank 0 of the newest attempt said last; empty where it has said nothing."""
+    attempts = folder.all_attempts()
+    return _last_line(attempts[-1].rank_log(0)) if attempts else ""
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
+    return next((line[:200] for line in reversed(lines) if line), "")
