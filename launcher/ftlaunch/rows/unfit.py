@@ -1,9 +1,10 @@
 """Rows that are left out: counted by their reasons, the first ones by name, and whether there are too many of them."""
 
 from collections import Counter
+from typing import Any
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.template import DataError, Unfit
+from ftlaunch.rows.template import DataError, Excused, Unfit
 
 NAMED = 3
 """Rows that are named."""
@@ -26,6 +27,28 @@ class UnfitRows:
         self.firsts.setdefault(row.reason, row)
         if len(self.examples) < NAMED and not row.is_excused:
             self.examples.append(row.message)
+
+    def append(self, later: "UnfitRows") -> None:
+        """Count rows that come after these."""
+        self.unfit.update(later.unfit)
+        self.excused.update(later.excused)
+        self.firsts = later.firsts | self.firsts
+        self.examples = [*self.examples, *later.examples][:NAMED]
+
+    def as_plain(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        firsts = [[one.where, one.problem, one.remedy, one.is_excused] for one in self.firsts.values()]
+        return {"unfit": self.unfit, "excused": self.excused, "firsts": firsts, "examples": self.examples}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "UnfitRows":
+        """What `as_plain` gave."""
+        rows = cls()
+        rows.unfit, rows.excused = Counter(plain["unfit"]), Counter(plain["excused"])
+        firsts = [(Excused if is_excused else Unfit)(*of_row) for *of_row, is_excused in plain["firsts"]]
+        rows.firsts = {row.reason: row for row in firsts}
+        rows.examples = plain["examples"]
+        return rows
 
     def every(self) -> dict[str, int]:
         """Both kinds of rows, by reason."""

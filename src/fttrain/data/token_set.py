@@ -1,10 +1,7 @@
 """Rows as tokens, in memory or mapped from a folder that is written whole or not at all."""
 
-import errno
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -14,13 +11,11 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
-from ftlaunch.errors import UserError
-from ftlaunch.run.files import write_json
-from fttrain.data.chat import Encoded, EncodedPair
+from fttrain.data.chat import Encoded
 
 log = logging.getLogger(__name__)
 
-_FILES = {"ids": np.int32, "trained": np.bool_, "lengths": np.int64, "supervised": np.int64}
+FILES = {"ids": np.int32, "trained": np.bool_, "lengths": np.int64, "supervised": np.int64}
 MARGINS = "margins"
 """A further file, of sets of pairs only."""
 OFFSETS = "offsets"
@@ -163,7 +158,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     """The first rows left out, as "facts.jsonl:17: field answer is null"."""
 
 
-class _Meta(Struct, frozen=True, kw_only=True):
+class Meta(Struct, frozen=True, kw_only=True):
     """`meta.json` of a set on disk, written last."""
 
     counts: Counts
@@ -178,7 +173,7 @@ def token_set(rows: Iterable[Encoded]) -> TokenSet:
     return TokenSet(
         ids=np.array([token for row in rows for token in row.ids_T], dtype=np.int32),
         trained=np.array([trained for row in rows for trained in row.trained_T], dtype=np.bool_),
-        offsets=_offsets(lengths),
+        offsets=offsets_of(lengths),
         sizes=lengths,
         counts=np.array([supervised(row) for row in rows], dtype=np.int64),
     )
@@ -189,17 +184,17 @@ def supervised(row: Encoded) -> int:
     return sum(row.trained_T[1:])
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
     return np.cumsum(lengths, dtype=np.int64) - lengths
 
 
 def open_set(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     """The set that was kept under a folder's name, mapped from disk; None where there is none that can be read."""
-    there = takewhile(Path.exists, _places(folder))
-    return next((found for place in there if (found := _open(place))), None)
+    there = takewhile(Path.exists, places(folder))
+    return next((found for place in there if (found := open_folder(place))), None)
 
 
-def _places(folder: Path) -> Iterator[Path]:
+def places(folder: Path) -> Iterator[Path]:
     """Where a set may be: in the folder, or beside it if what is there is broken.
 
     Nothing is ever cleared away, as it may be what another node has just put there.
@@ -208,10 +203,10 @@ def _places(folder: Path) -> Iterator[Path]:
     yield from (folder.with_name(f"{folder.name}-{number}") for number in range(2, PLACES + 1))
 
 
-def _open(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
+def open_folder(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     """The set in a folder; None where it is broken, which is logged."""
     try:
-        meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=_Meta)
+        meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta)
         sizes = {name: (folder / name).stat().st_size for name in meta.sizes}
     except (OSError, msgspec.DecodeError) as error:
         log.warning("the cached tokens in %s are not read: %s", folder, error)
@@ -219,61 +214,11 @@ def _open(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     if sizes != meta.sizes:
         log.warning("the cached tokens in %s are not read: files have changed size", folder)
         return None
-    ids, trained, lengths, counts = (_mapped(folder / name, kind) for name, kind in _FILES.items())
-    offsets = _mapped(folder / OFFSETS, np.int64) if OFFSETS in sizes else _offsets(lengths)
+    ids, trained, lengths, counts = (_mapped(folder / name, kind) for name, kind in FILES.items())
+    offsets = _mapped(folder / OFFSETS, np.int64) if OFFSETS in sizes else offsets_of(lengths)
     rows = TokenSet(ids, trained, offsets, lengths, counts)
     return (PairSet(rows, _mapped(folder / MARGINS, np.float32)) if MARGINS in sizes else rows), meta.counts
 
 
 def _mapped(path: Path, kind: type) -> np.ndarray:
     return np.asarray(np.memmap(path, kind, "r"))
-
-
-def write_set(
-    folder: Path, rows: Iterable[Encoded | EncodedPair], counts: Callable[[], Counts]
-) -> tuple[TokenSet | PairSet, Counts]:
-    """Keep rows, or pairs, in a folder that appears by rename, open to its owner only, and open it.
-
-    `counts` is asked once the rows have run out. What it or the rows raise leaves nothing behind.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    try:
-        _write_rows(aside, rows)
-        sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
-        write_json(aside / "meta.json", _Meta(counts=counts(), sizes=sizes))
-        return _publish(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_rows(folder: Path, rows: Iterable[Encoded | EncodedPair]) -> None:
-    sizes: list[tuple[int, int]] = []
-    margins: list[float] = []
-    with (folder / "ids").open("wb") as ids, (folder / "trained").open("wb") as trained:
-        for one in rows:
-            if isinstance(one, EncodedPair):
-                margins.append(one.margin)
-            for row in (one.chosen, one.rejected) if isinstance(one, EncodedPair) else (one,):
-                ids.write(np.array(row.ids_T, dtype=np.int32).tobytes())
-                trained.write(bytes(row.trained_T))
-                sizes.append((len(row.ids_T), supervised(row)))
-    lengths, counts = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
-    lengths.tofile(folder / "lengths")
-    _offsets(lengths).tofile(folder / OFFSETS)
-    counts.tofile(folder / "supervised")
-    if margins:
-        np.array(margins, dtype=np.float32).tofile(folder / MARGINS)
-
-
-def _publish(aside: Path, folder: Path) -> tuple[TokenSet | PairSet, Counts]:
-    """Rename `aside` to `folder`, unless another process has just put the same there. UserError if all is broken."""
-    for place in _places(folder):
-        try:
-            aside.rename(place)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        if found := _open(place):
-            return found
-    raise UserError(f"the cached tokens in {folder} and beside it are all broken", "mend the disk, and remove them")

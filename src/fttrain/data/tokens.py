@@ -18,10 +18,12 @@ from ftlaunch.rows import for_evaluation, is_paired
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
+from fttrain.data.cores import in_order
 from fttrain.data.held_out import by_prompt, prompts_of
+from fttrain.data.making import Block, Making, alone, block_of
 from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
-from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervised, token_set, write_set
+from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervised, token_set
 
 T = TypeVar("T")
 Kept = TypeVar("Kept", bound=Encoded | EncodedPair)
@@ -29,6 +31,9 @@ Kept = TypeVar("Kept", bound=Encoded | EncodedPair)
 Made = Sequence[Encoded | EncodedPair] | Unfit
 """What a row makes, or why it makes nothing."""
 Encode = Callable[[list[tuple[str, Row]]], Sequence[Made]]
+
+Keys = tuple[str, ...]
+"""Of a data set in the cache, and of the one that it is evaluated on, if there is one."""
 
 VERSION = 3
 """Of the files in the cache and of what is written there: raise it when `chat` encodes a row differently."""
@@ -69,18 +74,42 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ftlaunch" / "tokens"
 
 
-def tokenize(data: Data, tokenizer: Any, seed: int, cache: Path, arrays: NodeArrays | None = None) -> Tokenized:
+def tokenize(
+    data: Data,
+    tokenizer: Any,
+    seed: int,
+    cache: Path,
+    arrays: NodeArrays | None = None,
+    told: Callable[[int], None] = lambda _: None,
+) -> Tokenized:
     """The data set as tokens, from the cache where the same rows were made with the same tokenizer before.
 
-    `data.test` rows are drawn with the seed. Raises UserError where rows cannot be read or encoded, where none or
-    nothing trained is left, where no answer's end is trained, and where the test takes all rows.
+    `data.test` rows are drawn with the seed. `told` is called all along with the number of rows done, and ends the
+    work by raising; what is done is kept. Raises UserError where rows cannot be read or encoded, where none or nothing
+    trained is left, where no answer's end is trained, and where the test takes all rows.
     """
-    encoder = Encoder(tokenizer, data)
-    key = _key(data, tokenizer, encoder)
-    folder = cache / key
-    everything, counts = open_set(folder) or _make(folder, data, encoder)
+    return opened(prepare(data, tokenizer, cache, told), data, seed, cache, arrays)
+
+
+def prepare(data: Data, tokenizer: Any, cache: Path, told: Callable[[int], None]) -> Keys:
+    """See to it that the cache has the data set, and the one that it is evaluated on; their keys there."""
+    key = _key(data, tokenizer, Encoder(tokenizer, data))
+    if open_set(cache / key) is None:
+        _make(cache / key, data, tokenizer, told)
     if (evaluated := for_evaluation(data)) is not None:
-        held_out = tokenize(evaluated, tokenizer, seed, cache, arrays)
+        return (key, *prepare(evaluated, tokenizer, cache, told))
+    return (key,)
+
+
+def opened(keys: Keys, data: Data, seed: int, cache: Path, arrays: NodeArrays | None = None) -> Tokenized:
+    """The data set that the cache has under these keys."""
+    key, *of_evaluated = keys
+    found = open_set(cache / key)
+    if found is None:
+        raise UserError(f"{cache / key} is gone", "leave the cache alone while a stage starts, and start it again")
+    everything, counts = found
+    if (evaluated := for_evaluation(data)) is not None:
+        held_out = opened(tuple(of_evaluated), evaluated, seed, cache, arrays)
         return Tokenized(everything, held_out.train, counts, f"{key} {held_out.key}")
     if data.test_by == "prompt":
         train, test = split_by_prompt(prompts_of(everything), len(everything), data, seed)
@@ -120,23 +149,69 @@ def _held_out(data: Data) -> int:
     return data.test
 
 
-def _make(folder: Path, data: Data, encoder: Encoder) -> tuple[TokenSet | PairSet, Counts]:
-    """Read and encode all rows, and keep the set in `folder`."""
+def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None]) -> None:
+    """Encode all rows on all cores and keep the set in `folder`, going on from where another process left off."""
     tally = Tally()
-    encode: Encode = encoder.encode_pairs if is_paired(data) else encoder.encode_many
-    kept = (row for made in _encoded(load_rows(data), encode, BATCH) for row in tally.count(made, encoder))
 
-    def judged() -> Counts:
-        tally.judge(data)
-        return tally.counts()
+    def tick() -> None:
+        told(tally.rows)
 
-    return write_set(folder, kept, judged)
+    with alone(folder, tick) as aside:
+        if open_set(folder) is not None:
+            return
+        making = Making(folder, aside)
+        try:
+            if making.kept is not None:
+                tally = Tally.from_plain(making.kept)
+            rows = islice(_ticking(load_rows(data), tick), tally.rows, None)
+            for block, of_block in in_order(BlockEncoder(tokenizer, data), _batches(rows, BATCH), tick):
+                making.add(block)
+                tally.append(of_block)
+                making.keep(tally.as_plain)
+            tally.judge(data)
+            making.publish(tally.counts())
+        except UserError:
+            making.discard()
+            raise
+        except BaseException:
+            making.keep(tally.as_plain, now=True)
+            raise
+
+
+class BlockEncoder:
+    """Rows as a block of a set, with what became of them; it can be sent to another process."""
+
+    def __init__(self, tokenizer: Any, data: Data) -> None:
+        self._tokenizer = tokenizer
+        self._data = data
+        self._encoder = Encoder(tokenizer, data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._tokenizer, self._data)
+
+    def __call__(self, rows: list[tuple[str, Row]]) -> "tuple[Block, Tally]":
+        tally = Tally()
+        encode: Encode = self._encoder.encode_pairs if is_paired(self._data) else self._encoder.encode_many
+        return block_of([kept for made in encode(rows) for kept in tally.count(made, self._encoder)]), tally
+
+
+def _batches(rows: Iterator[T], size: int) -> Iterator[list[T]]:
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def _ticking(rows: Iterator[T], tick: Callable[[], None]) -> Iterator[T]:
+    """The rows, with a tick now and then: those that are done already are read fast, but there may be many."""
+    for number, row in enumerate(rows):
+        if number % BATCH == 0:
+            tick()
+        yield row
 
 
 def _encoded(
     rows: Iterator[tuple[str, Row]], encode: Callable[[list[tuple[str, Row]]], Sequence[T]], size: int
 ) -> Iterator[T]:
-    while batch := list(islice(rows, size)):
+    for batch in _batches(rows, size):
         yield from encode(batch)
 
 
@@ -177,6 +252,12 @@ def _size(count: int, data: Data) -> int:
     return size
 
 
+_COUNTERS = (
+    *("rows", "tokens", "trained", "truncated", "lost", "split", "parted"),
+    *("kept", "whole", "untrained"),
+)
+
+
 class Tally:
     """Counts rows as they come, and judges what is left of them."""
 
@@ -212,6 +293,24 @@ class Tally:
         self.whole += not truncated
         self.ended = self.ended or (not truncated and all(map(encoder.is_ended, rows)))
         return True
+
+    def append(self, later: "Tally") -> None:
+        """Count rows that come after these."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        self.ended = self.ended or later.ended
+        self.unfit.append(later.unfit)
+
+    def as_plain(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        return {**vars(self), "unfit": self.unfit.as_plain()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Tally":
+        """What `as_plain` gave."""
+        tally = cls()
+        vars(tally).update(plain, unfit=UnfitRows.from_plain(plain["unfit"]))
+        return tally
 
     def counts(self) -> Counts:
         return Counts(

@@ -12,9 +12,11 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
+from ftlaunch.run.files import aside_of
 from fttrain.data import feed, tokens
 from fttrain.data.chat import Encoded, Encoder
-from fttrain.data.token_set import Counts, TokenSet, write_set
+from fttrain.data.making import Making, block_of
+from fttrain.data.token_set import Counts, TokenSet
 from fttrain.data.tokens import cache_root, stream, stream_test, tokenize
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}{' indeed' * (n % 3)}."} for n in range(40)]
@@ -235,18 +237,20 @@ def test_a_broken_cache_is_made_again(
 
 def test_nodes_that_make_the_same_set_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     """Each node tokenizes, and they may share a home: whoever comes second must leave what is there alone."""
-    row, together = Encoded([1, 2, 3], [False, True, True]), Barrier(4)
+    rows, together = [Encoded([1, 2, 3], [False, True, True]), Encoded([4, 5], [True, True])], Barrier(4)
 
-    def write(number: int) -> int:
-        def counts() -> Counts:
-            together.wait()
-            return Counts(rows=1)
-
-        return len(write_set(tmp_path / str(number), [row], counts)[0])
+    def make(number: int) -> list[int]:
+        making = Making(tmp_path / str(number), aside_of(tmp_path / str(number)))
+        making.add(block_of(rows[:1]))
+        making.keep(dict, now=True)
+        making.add(block_of(rows[1:]))
+        together.wait()
+        return making.publish(Counts(rows=2))[0].lengths.tolist()
 
     with ThreadPoolExecutor(4) as pool:
         for number in range(100):
-            assert list(pool.map(write, [number] * 4)) == [1] * 4
+            assert list(pool.map(make, [number] * 4)) == [[3, 2]] * 4
+    assert len(list(tmp_path.iterdir())) == 100
 
 
 def test_the_cache_is_private_and_whole(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
