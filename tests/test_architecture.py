@@ -115,7 +115,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.run": (
-        "__init__ files provenance spec",
+        "__init__ files preparing provenance spec",
         "layout",
         "snapshot",
     ),
@@ -141,14 +141,15 @@ FLOORS = {
         "store writer",
     ),
     "fttrain.data": (
-        "__init__ audit node_arrays sources templates",
+        "__init__ audit cores node_arrays sources templates",
         "render",
         "chat",
         "order token_set",
         "held_out",
-        "drawn tokens",
-        "batches",
-        "feed prompts",
+        "drawn making",
+        "batches tokens",
+        "prepare prompts",
+        "feed",
     ),
     "fttrain.evaluation": (
         "__init__ perplexity prompts words",

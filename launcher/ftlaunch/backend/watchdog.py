@@ -11,6 +11,7 @@ from msgspec import Struct
 from ftlaunch import processes
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.run.preparing import read_preparing
 from ftlaunch.watch.progress import MetricsTail
 
 PATIENCE = 4.0
@@ -45,9 +46,12 @@ class HangWatch:
     def __init__(self, step: StepDir, floor: float, holds_up: Callable[[], bool] = lambda: False) -> None:
         self.floor = floor
         self._holds_up = holds_up
+        self._preparing = step.preparing
         self._metrics = MetricsTail(step.metrics, since=time.time())
         self._newest: float | None = None
         """When the newest step was taken."""
+        self._rows: int | None = None
+        """Tokenized when it was last looked at."""
         self._pause: float | None = None
         """The longest time between two steps so far."""
         self._silent = 0.0
@@ -66,13 +70,21 @@ class HangWatch:
                 self._pause = max(self._pause or 0.0, time_of_step - self._newest)
             self._newest = time_of_step
             self._silent = 0.0
+        if self._newest is None and self._gets_ahead_with_rows():
+            self._silent = 0.0
         if self._silent > STOPPED_SECONDS and self._holds_up():
             return self._silent
         return self._silent if self._silent > self._allowed() else None
 
+    def _gets_ahead_with_rows(self) -> bool:
+        """Whether more rows have been tokenized since the last look: a start may take hours of that."""
+        before, preparing = self._rows, read_preparing(self._preparing)
+        self._rows = preparing.rows if preparing else None
+        return self._rows is not None and self._rows != before
+
     def _allowed(self) -> float:
         if self._pause is None:
-            return max(START_SECONDS, 3 * self.floor)  # the model is loaded, and perhaps the token cache filled
+            return max(START_SECONDS, 3 * self.floor)  # the model is loaded
         return max(self.floor, PATIENCE * self._pause)
 
 

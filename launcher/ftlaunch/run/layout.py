@@ -94,6 +94,8 @@ class StepDir:
         """How far experiment trackers were sent the metrics."""
         self.predictions = path / "predictions.jsonl"
         """Of an evaluate stage: prompts with references, answers and their scores."""
+        self.preparing = path / "preparing.json"
+        """How far a stage is with its rows, before its first step."""
         self.checkpoints = path / "checkpoints"
         self.artifact = path / "artifact"
         self.model = path / "model"

@@ -27,6 +27,10 @@ class Display(Protocol):
         """While this is open, `show` is about that stage."""
         ...
 
+    def prepare(self, text: str) -> None:
+        """What the stage is at before its first step."""
+        ...
+
     def show(self, entries: Sequence[Entry]) -> None:
         """New entries of the stage's metrics."""
         ...
@@ -63,6 +67,11 @@ class PlainDisplay:
         self._window.clear()
         yield
 
+    def prepare(self, text: str) -> None:
+        if self._clock() - self._shown_time >= EVERY_SECONDS:
+            self._shown_time = self._clock()
+            self.say(f"{self._stage}  {text}")
+
     def show(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if is_evaluation(entry):
@@ -91,6 +100,7 @@ class BarDisplay:
         self._stage = ""
         self._window: deque[Entry] = deque(maxlen=WINDOW)
         self._update: Callable[[Entry], None] | None = None
+        self._prepare: Callable[[str], None] | None = None
 
     def say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -104,6 +114,7 @@ class BarDisplay:
         columns = (SpinnerColumn(), TextColumn(name), BarColumn(bar_width=24), TextColumn("{task.description}"))
         with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as bar:
             task = bar.add_task("starting", total=None)
+            self._prepare = lambda text: bar.update(task, description=text)
             self._update = lambda entry: bar.update(
                 task,
                 description=describe(entry, seconds_left(self._window)),
@@ -111,6 +122,10 @@ class BarDisplay:
                 total=entry.get("steps"),
             )
             yield
+
+    def prepare(self, text: str) -> None:
+        if self._prepare:
+            self._prepare(text)
 
     def show(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

@@ -11,6 +11,7 @@ from ftlaunch.cluster.queue import Answer
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
 from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.preparing import read_preparing
 from ftlaunch.watch import jobs, progress, runs
 from ftlaunch.watch.jobs import State
 
@@ -85,6 +86,8 @@ def _measured(step: StepDir, attempts: int, state: State, note: str | None) -> S
     """The status of a stage with what its metrics tell."""
     entries = progress.newest(step.metrics)
     last = next((entry for entry in reversed(entries) if not progress.is_evaluation(entry)), _NOTHING)
+    if state == "running" and note is None and (preparing := read_preparing(step.preparing)):
+        note = preparing.describe()
     return StageStatus(
         name=step.name,
         state=state,

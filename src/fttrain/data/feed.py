@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from fttrain.data.drawn import all_of, drawn
 from fttrain.data.held_out import on_both_sides
 from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
+from fttrain.data.prepare import prepare
 from fttrain.data.token_set import Counts, Group, PairSet
 from fttrain.distributed.world import World
 
@@ -59,18 +61,23 @@ class Feed(Protocol):
         ...
 
 
-def build(step: Step, stage: Sft | Pairwise, tokenizer: Any, world: World) -> Feed:
-    """The feed of a stage. One rank of each node tokenizes; the others read its cache."""
+def build(
+    step: Step,
+    stage: Sft | Pairwise,
+    tokenizer: Any,
+    world: World,
+    asked: Callable[[], str | None] = lambda: None,
+    progress: Path | None = None,
+) -> Feed:
+    """The feed of a stage. Collective; `asked` and `progress` as `prepare` has them, which may raise Stopped."""
     datas = list(step.data.values())
     if any(data.streaming for data in datas):
         if not all(data.streaming for data in datas):
             raise UserError("streaming and other data sets are mixed", "set `streaming` for all of a stage's data sets")
         return StreamFeed(step, stage, datas, tokenizer, world)
-    cache = tokens.cache_root()
-    if world.local_rank == 0:
-        _tokenize(datas, tokenizer, step.seed, cache)
-    world.barrier()
-    tokenized = _tokenize(datas, tokenizer, step.seed, cache)
+    cache, arrays = tokens.cache_root(), NodeArrays.of_attempt()
+    keys = prepare(datas, tokenizer, cache, world, asked, progress)
+    tokenized = [tokens.opened(key, data, step.seed, cache, arrays) for key, data in zip(keys, datas, strict=True)]
     if world.is_main:
         for name, one in zip(step.data, tokenized, strict=True):
             report(name, one.counts)
@@ -87,10 +94,6 @@ def report(name: str, counts: Counts) -> None:
         log.warning("data.%s: %s", name, unfit.summary(counts.rows, dropped, counts.examples))
     if counts.lost:
         log.warning("data.%s: %d rows lose %d tokens at max_length", name, counts.truncated, counts.lost)
-
-
-def _tokenize(datas: Sequence[Data], tokenizer: Any, seed: int, cache: Any) -> list[tokens.Tokenized]:
-    return [tokens.tokenize(data, tokenizer, seed, cache, NodeArrays.of_attempt()) for data in datas]
 
 
 def report_shared(name: str, tokenized: tokens.Tokenized) -> None:

@@ -39,6 +39,7 @@ VERSION = 3
 """Of the files in the cache and of what is written there: raise it when `chat` encodes a row differently."""
 BATCH = 512
 """Rows tokenized together."""
+BATCH_CHARACTERS = 1 << 20
 STREAM_BATCH = 64
 JUDGED_ROWS = 1000
 """Rows of a stream after which it is judged; one that is shorter is judged at its end."""
@@ -196,7 +197,16 @@ class BlockEncoder:
 
 
 def _batches(rows: Iterator[T], size: int) -> Iterator[list[T]]:
-    while batch := list(islice(rows, size)):
+    """So many rows together, or fewer if they are long: a batch is a matter of a second."""
+    batch: list[T] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(repr(row))
+        if len(batch) == size or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 

@@ -55,7 +55,7 @@ def train(
     assert isinstance(stage, Sft | Pairwise)
     origin = artifact.origin(step, folder)
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
-    feed = feeds.build(step, stage, tokenizer, world)
+    feed = feeds.build(step, stage, tokenizer, world, stop.asked, folder.preparing)
     engine = build(step, stage, world, origin, make_scorer)
     return complete(step, folder, stop, origin, tokenizer, engine, feed, make_objective(engine, feed, origin))
 

@@ -16,6 +16,7 @@ from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe
 from ftlaunch.processes.signals import Interrupts
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.preparing import read_preparing
 from ftlaunch.watch import runs
 from ftlaunch.watch.display import Display
 from ftlaunch.watch.progress import MetricsTail, duration
@@ -113,6 +114,8 @@ class _Poll:
     def __call__(self) -> supervisor.Order:
         interrupts = self.driver.interrupts
         self.driver.display.show(self.metrics.read())
+        if preparing := read_preparing(self.step.preparing):
+            self.driver.display.prepare(preparing.describe())
         if interrupts.wish == "stop" and not self.step.stop.exists():
             self.step.stop.touch()
         if not self.has_said and self.step.stop.exists():
