@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.messages import Conversation, Turn, message_turns
+from ftlaunch.rows.messages import Conversation, Turn, message_turns, turns_in
 from ftlaunch.rows.template import Excused, Row, Unfit, fill, is_blank, text_at, value_at
 
 LISTS = ("messages", "conversations", "conversation")
@@ -65,7 +65,7 @@ def _side(row: Row, name: str, template: str | None, said: Callable[[str], Turn]
     """The turns of a template, or of a field that is a text or lists turns."""
     if template is not None:
         return Conversation([said(fill(template, row, where))])
-    if isinstance(value_at(row, (name,), where), list):
+    if isinstance(turns_in(value_at(row, (name,), where)), list):
         return message_turns(row, name, where)
     return Conversation([said(text_at(row, (name,), where))])
 
@@ -81,7 +81,18 @@ def _from_alpaca(data: Data, row: Row, where: str) -> Conversation:
     plain = "\n\n".join(parts.values())
     headed = "".join(f"### {heading}:\n{text}\n\n" for heading, text in parts.items()) + "### Response:\n"
     asked = user(headed if data.template == "none" else plain)
-    return Conversation([asked, answer(text_at(row, ("output",), where))])
+    return Conversation([*_history(row, where), asked, answer(text_at(row, ("output",), where))])
+
+
+def _history(row: Row, where: str) -> list[Turn]:
+    """What was said before, as LLaMA-Factory's files have it: [[prompt, answer], …]."""
+    if is_blank(row, ("history",)):
+        return []
+    turns: list[Turn] = []
+    for index in range(len(value_at(row, ("history",), where))):
+        first, second = (text_at(row, ("history", str(index), side), where) for side in ("0", "1"))
+        turns += [user(first), answer(second)]
+    return turns
 
 
 def list_field(data: Data, row: Row) -> str:

@@ -22,6 +22,8 @@ SPLITS = {
 }
 """Words in the names of files and folders → the split that they mark, as on the hub."""
 
+SHARD = re.compile(r"(?P<split>\w+)-\d+-of-\d+(?:-\w+)?")
+
 _SUPPORTED = (
     f"use {', '.join(KINDS[:-1])} or {KINDS[-1]}, or one of these with {', '.join(PACKED[:-1])} or {PACKED[-1]}"
 )
@@ -93,8 +95,6 @@ def _inside(folder: Path) -> list[Path]:
 def _of_split(files: list[Path], folder: Path, named: Path, split: str) -> list[Path]:
     if not files:
         raise DataError(str(named), "there are no data files", _SUPPORTED)
-    if exact := [file for file in files if _is_called(file.relative_to(folder), split)]:
-        return exact
     marks = {file: _mark(file.relative_to(folder)) for file in files}
     wanted = SPLITS.get(split.lower(), split)
     if chosen := [file for file in files if marks[file] == wanted]:
@@ -107,15 +107,15 @@ def _of_split(files: list[Path], folder: Path, named: Path, split: str) -> list[
     raise DataError(str(named), message, remedy.replace("'", '"'))
 
 
-def _is_called(file: Path, split: str) -> bool:
-    """Whether a file, or a folder it lies in, has the split's own name: train_sft/… or train_sft-00000-of-00002.…"""
-    stem = file.name.partition(".")[0]
-    return split in file.parts[:-1] or re.sub(r"[-_]\d+([-_]of[-_]\d+)?.*$", "", stem) == split
-
-
 def _mark(file: Path) -> str | None:
-    """The split that the name of a file or, if it marks none, of a folder it lies in marks."""
-    for part in reversed([*file.parts[:-1], file.name.partition(".")[0]]):
+    """The split that the name of a file or, if it marks none, of a folder it lies in marks.
+
+    A shard, such as train_sft-00000-of-00002.parquet, is of the split that is its name.
+    """
+    stem = file.name.partition(".")[0]
+    if shard := SHARD.fullmatch(stem):
+        return SPLITS.get(shard["split"].lower(), shard["split"])
+    for part in (stem, *reversed(file.parts[:-1])):
         marks = [SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS]
         if marks:
             return marks[0]

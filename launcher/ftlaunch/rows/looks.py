@@ -7,17 +7,16 @@ from msgspec.structs import replace
 
 from ftlaunch.recipe import Data
 from ftlaunch.rows.conversations import LISTS
+from ftlaunch.rows.messages import turns_in
 from ftlaunch.rows.template import DataError, Row
 
 LOOKED_AT = 20
 """Rows by which a format is told: all fields that any of them has count."""
 
 ANSWERED = (
-    ("question", "answer"),
-    ("prompt", "response"),
-    ("instruction", "response"),
-    ("query", "response"),
-    ("problem", "solution"),
+    *(("question", "answer"), ("question", "response"), ("prompt", "response"), ("prompt", "answer")),
+    *(("instruction", "response"), ("query", "response"), ("query", "answer"), ("problem", "solution")),
+    *(("input", "output"), ("inputs", "targets"), ("user", "assistant")),
 )
 """Fields of a prompt and its answer besides prompt and completion, the first that fit count."""
 
@@ -41,6 +40,12 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]]) -> Data:
     fields: dict[str, Any] = {}
     for _, row in rows:
         fields |= {name: value for name, value in row.items() if value is not None or name not in fields}
+    told = _looked_at(data, fields)
+    has_system = "system" in fields and told.system is None and told.format not in ("text", None)
+    return replace(told, system="{system?}") if has_system else told
+
+
+def _looked_at(data: Data, fields: Mapping[str, object]) -> Data:
     if data.prompt is not None:
         return replace(data, format="preference" if {"chosen", "rejected"} <= fields.keys() else "prompt")
     return replace(data, **_told(data, fields))
@@ -66,7 +71,7 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
         return {"format": "alpaca"}
     for asked, answered in ANSWERED:
         if {asked, answered} <= names:
-            extra = next((name for name in EXTRAS if name in names), None)
+            extra = next((name for name in EXTRAS if name in names - {asked}), None)
             prompt = f"{{{asked}}}" + (f"{{?\n\n{{{extra}}}}}" if extra else "")
             return {"format": "prompt", "prompt": prompt, "completion": f"{{{answered}}}"}
     if "prompt" in names:
@@ -80,7 +85,7 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
 def _list_of_turns(data: Data, fields: Mapping[str, object]) -> str | None:
     """The format of the field that lists turns, if there is one."""
     for name in (data.messages_field,) if data.messages_field else LISTS:
-        turns = cast(object, fields.get(name))
+        turns = cast(object, turns_in(fields.get(name)))
         if isinstance(turns, list):
             first = cast("list[object]", turns)[:1]
             return "sharegpt" if first and isinstance(first[0], dict) and "from" in first[0] else "messages"

@@ -57,6 +57,7 @@ def message_turns(row: Row, name: str, where: str, *, may_be_blank: bool = False
     An empty system turn is none. The last turn may be blank if so told. Raises Unfit.
     """
     entries = entries_of(row, name, where)
+    row = {**row, name: entries}
     turns: list[Turn] = []
     untrained: set[int] = set()
     for index, entry in enumerate(entries):
@@ -74,7 +75,7 @@ def message_turns(row: Row, name: str, where: str, *, may_be_blank: bool = False
 
 def entries_of(row: Row, name: str, where: str) -> list[Row]:
     """The turns as the row has them: a list, not empty, of objects. Raises Unfit."""
-    value = cast(object, value_at(row, (name,), where))
+    value = cast(object, turns_in(value_at(row, (name,), where)))
     if not isinstance(value, list):
         raise Unfit(where, f"field {name} is {kind_of(value)}, not a list of turns", _shape(name))
     entries = cast("list[object]", value)
@@ -84,6 +85,12 @@ def entries_of(row: Row, name: str, where: str) -> list[Row]:
         if not isinstance(entry, dict):
             raise Unfit(where, f"a turn in {name} is {kind_of(entry)}, not an object", _shape(name))
     return cast("list[Row]", entries)
+
+
+def turns_in(value: object) -> object:
+    """The list that a text is JSON of, as in a table's cell; anything else as it is."""
+    found = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[{") else value
+    return cast(object, found)
 
 
 def _shape(name: str) -> str:
@@ -202,10 +209,16 @@ def _is_trained(entry: Row, path: tuple[str, ...], where: str) -> bool:
 def _fields(row: Row, name: str, where: str) -> Row:
     """What a template may ask for: the row's other fields, tools read, and its own template arguments opened."""
     found = {key: value for key, value in row.items() if value is not None and key != name}
-    for key, readers in _SPECIAL.items():
+    for key, reader in _SPECIAL.items():
         if key in found:
-            found |= readers(found.pop(key), where)
+            found |= reader(found.pop(key), where)
     return found
+
+
+def _functions(value: object, where: str) -> Row:
+    """Definitions in the form that OpenAI had before tools."""
+    tools = _tools(value, where)
+    return {key: [{"type": "function", "function": tool} for tool in found] for key, found in tools.items()}
 
 
 def _tools(value: object, where: str) -> Row:
@@ -225,4 +238,8 @@ def _kwargs(value: object, where: str) -> Row:
     return {key: value for key, value in cast(Row, kwargs).items() if value is not None}
 
 
-_SPECIAL: dict[str, Callable[[object, str], Row]] = {"tools": _tools, "chat_template_kwargs": _kwargs}
+_SPECIAL: dict[str, Callable[[object, str], Row]] = {
+    "functions": _functions,
+    "tools": _tools,
+    "chat_template_kwargs": _kwargs,
+}

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from ftlaunch.recipe import Data
 from ftlaunch.rows.conversations import answer, finished, row_format, user
-from ftlaunch.rows.messages import Conversation, Turn, entries_of, is_full, message_turns, parsed
+from ftlaunch.rows.messages import Conversation, Turn, entries_of, is_full, message_turns, parsed, turns_in
 from ftlaunch.rows.template import (
     DataError,
     Excused,
@@ -108,7 +108,7 @@ def _side(side: Side, row: Row, where: str) -> str | Conversation:
     if template is not None:
         paths = template_fields(template)
         return "" if any(_is_empty(row, path, where) for path in paths) else fill(template, row, where)
-    value = cast(object, value_at(row, (key,), where))
+    value = cast(object, turns_in(value_at(row, (key,), where)))
     if isinstance(value, list):
         return message_turns(row, key, where, may_be_blank=True)
     if isinstance(value, dict):
@@ -127,7 +127,7 @@ def _prompt(data: Data, row: Row, where: str) -> Conversation | None:
         text = fill(data.prompt, row, where)
     elif row.get("prompt") is None:
         return None
-    elif isinstance(row["prompt"], list):
+    elif isinstance(turns_in(row["prompt"]), list):
         return message_turns(row, "prompt", where)
     else:
         text = text_at(row, ("prompt",), where)

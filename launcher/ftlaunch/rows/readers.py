@@ -102,7 +102,7 @@ def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """An object a line; a single one may hold the rows."""
     rows = ((lines.at(lines.number), _decoded(line, lines.at(lines.number))) for line in lines if line.strip())
     start = list(islice(rows, 2)) if kind_of_file(lines.path) == ".json" else []
-    if len(start) == 1 and (held := _held_rows(start[0][1])) is not None:
+    if len(start) == 1 and (held := _held_rows(start[0][1], start[0][0])) is not None:
         yield from ((f"{start[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
         return
     yield from chain(start, rows)
@@ -119,14 +119,14 @@ def _decoded(line: str, where: str) -> object:
 def _object_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """Objects over several lines: one that holds the rows, or each a row."""
     items = list(_items(lines, opened=True))
-    held = _held_rows(items[0][1]) if len(items) == 1 else None
+    held = _held_rows(items[0][1], items[0][0]) if len(items) == 1 else None
     if held is not None:
         yield from ((f"{items[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
     else:
         yield from items
 
 
-def _held_rows(value: object) -> list[Row] | None:
+def _held_rows(value: object, where: str) -> list[Row] | None:
     """The rows that an object holds: as its one list of objects, as columns, or under their numbers."""
     if not isinstance(value, dict) or not value:
         return None
@@ -134,6 +134,9 @@ def _held_rows(value: object) -> list[Row] | None:
     lists = [one for one in found.values() if _is_list_of_rows(one)]
     if len(lists) == 1:
         return lists[0]
+    if len(lists) > 1:
+        named = ", ".join(name for name, one in found.items() if _is_list_of_rows(one))
+        raise DataError(where, f"the file holds several lists of rows: {named}", "write each list to a file of its own")
     if all(_is_column(one) for one in found.values()) and len({len(one) for one in found.values()}) == 1:
         return [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)]
     if not all(isinstance(one, dict) for one in found.values()):

@@ -1,0 +1,148 @@
+"""Which files a path names, and what their content makes of them."""
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlaunch.rows import data_files, read_rows
+from ftlaunch.rows.template import DataError
+
+ROWS = [{"q": "2+2?", "a": "4"}, {"q": "3+3?", "a": "6"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+TABLE = "q,a\n2+2?,4\n3+3?,6\n"
+
+
+def rows_of(path: Path, content: str | bytes) -> list[dict[str, Any]]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [row for _, row in read_rows(path)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", LINES),
+        ("a.jsonl", json.dumps(ROWS)),
+        ("a.ndjson", LINES),
+        ("a.json", json.dumps(ROWS, indent=2)),
+        ("a.jsonl", "".join(json.dumps(row, indent=2) + "\n" for row in ROWS)),
+        ("a.json", json.dumps({"version": 1, "data": ROWS})),
+        ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=1)),
+        ("a.json", json.dumps({"q": ["2+2?", "3+3?"], "a": ["4", "6"]})),
+        ("a.json", json.dumps({"q": {"0": "2+2?", "1": "3+3?"}, "a": {"0": "4", "1": "6"}})),
+        ("a.json", json.dumps(dict(enumerate(ROWS)))),
+        ("a.csv", TABLE),
+        ("a.csv", TABLE.replace(",", ";")),
+        ("a.csv", "sep=;\n" + TABLE.replace(",", ";")),
+        ("a.csv", TABLE.replace(",", "|")),
+        ("a.tsv", TABLE.replace(",", "\t")),
+        ("a.csv", 'q, a\n"2+2?", "4"\n"3+3?", "6"\n'),
+        ("a.csv", ",q,a\n0,2+2?,4\n1,3+3?,6\n"),
+        ("a.csv", TABLE.encode("utf-16")),
+        ("a.jsonl", LINES.encode("utf-16")),
+        ("a.json", json.dumps(ROWS).encode("utf-16")),
+        ("a.csv.gz", gzip.compress(TABLE.encode())),
+        ("a.jsonl.bz2", bz2.compress(LINES.encode())),
+        ("a.json.xz", lzma.compress(json.dumps(ROWS).encode())),
+    ],
+)
+def test_content_tells_what_a_file_holds(name: str, content: str | bytes, tmp_path: Path) -> None:
+    assert rows_of(tmp_path / name, content) == ROWS
+
+
+def test_zstandard(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the trainer's packages are not installed")
+    packed: Any = pyarrow.compress(LINES.encode(), codec="zstd", asbytes=True)
+    assert rows_of(tmp_path / "a.jsonl.zst", packed) == ROWS
+
+
+def test_a_list_longer_than_a_piece_is_read_whole(tmp_path: Path) -> None:
+    rows = [{"n": number, "t": "é" * (number % 997), "f": -1.5e-3, "ok": True} for number in range(6000)]
+    assert rows_of(tmp_path / "a.json", json.dumps(rows, ensure_ascii=False)) == rows
+    places = [where for where, _ in read_rows(tmp_path / "a.json")]
+    assert places[-1].endswith("a.json:1 (row 6000)")
+
+
+def test_numbers_keep_how_they_are_written(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "a.jsonl", '{"a": 1.50, "b": 1e3, "c": 7}\n')
+    assert [str(row[key]) for key in "abc"] == ["1.50", "1e3", "7"]
+    assert row == {"a": 1.5, "b": 1000, "c": 7}
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": [{"role": "user", "content": "x"}]}, {"chosen": [{"role": "a"}], "rejected": [{"role": "b"}]}]
+)
+def test_a_single_conversation_is_a_row(row: dict[str, Any], tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.json", json.dumps(row)) == [row]
+    assert rows_of(tmp_path / "a.jsonl", json.dumps({"tags": ["x", "y"]})) == [{"tags": ["x", "y"]}]
+
+
+def test_several_lists_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="several lists of rows: train, test"):
+        rows_of(tmp_path / "a.json", json.dumps({"train": ROWS, "test": ROWS}))
+
+
+def test_tables_of_columns(tmp_path: Path) -> None:
+    pyarrow: Any = pytest.importorskip("pyarrow", reason="the trainer's packages are not installed")
+    from pyarrow import ipc, parquet
+
+    rows = [{"m": [{"a": "x", "b": None}, {"a": None, "b": "y"}], "n": None}]
+    table = pyarrow.Table.from_pylist(rows).append_column("f", pyarrow.array([0.1], pyarrow.float32()))
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as file:
+        file.write_table(table)
+    with ipc.new_stream(str(tmp_path / "stream.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    for name in ("a.parquet", "file.arrow", "stream.arrow"):
+        assert [row for _, row in read_rows(tmp_path / name)] == [{"m": [{"a": "x"}, {"b": "y"}], "n": None, "f": 0.1}]
+
+
+def files(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(LINES)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "chosen"),
+    [
+        (("a.jsonl", "b.jsonl"), "train", ["a.jsonl", "b.jsonl"]),
+        (("a.jsonl", "test.jsonl"), "train", ["a.jsonl"]),
+        (("train.jsonl", "train_2.jsonl", "dev.jsonl"), "train", ["train.jsonl", "train_2.jsonl"]),
+        (("train.jsonl", "my-dev.jsonl"), "validation", ["my-dev.jsonl"]),
+        (("train/a.jsonl", "test/a.jsonl"), "train", ["train/a.jsonl"]),
+        (("data/train_sft-00000-of-00001.jsonl", "data/train_gen-00000-of-00001.jsonl"), "train_sft", None),
+        (("latest.jsonl", "contest.jsonl"), "train", ["contest.jsonl", "latest.jsonl"]),
+        (("a.jsonl", "README.md", "readme.txt", "dataset_info.json", ".cache/b.jsonl"), "train", ["a.jsonl"]),
+        (("a.txt", "b.jsonl"), "train", ["b.jsonl"]),
+    ],
+)
+def test_names_tell_splits(names: tuple[str, ...], split: str, chosen: list[str] | None, tmp_path: Path) -> None:
+    found = data_files(files(tmp_path, *names), split)
+    assert [str(path.relative_to(tmp_path)) for path in found] == (chosen or [names[0]])
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "said"),
+    [
+        (("test.jsonl",), "train", "by their names they are test"),
+        (("train_sft-00000-of-00001.jsonl",), "train", "by their names they are train_sft"),
+        (("a.jsonl",), "validation", "by their names they are of none"),
+    ],
+)
+def test_a_run_never_takes_another_split(names: tuple[str, ...], split: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        data_files(files(tmp_path, *names), split)
+
+
+def test_patterns(tmp_path: Path) -> None:
+    files(tmp_path, "parts/a.jsonl", "parts/b.jsonl", "parts/test.jsonl", "parts/c.md")
+    assert [path.name for path in data_files(tmp_path / "parts" / "*.jsonl")] == ["a.jsonl", "b.jsonl"]
+    assert [path.name for path in data_files(tmp_path / "**" / "*")] == ["a.jsonl", "b.jsonl"]
+    files(tmp_path, "odd[1].jsonl")
+    assert data_files(tmp_path / "odd[1].jsonl") == [tmp_path / "odd[1].jsonl"]

@@ -1,0 +1,107 @@
+"""Fields tell a format, and rows that lack something are left out by reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data
+from ftlaunch.rows import check_rows, settled
+from ftlaunch.rows.conversations import conversation_of
+from ftlaunch.rows.template import DataError, Unfit, fill, optional_fields, template_fields
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "a", "completion": "b"}, {"format": "prompt"}),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, {"format": "prompt"}),
+        ({"prompt": "a", "completion": "b", "label": True}, {"format": "unpaired"}),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {"format": "preference"}),
+        ({"prompt": "a", "messages": TURNS}, {"format": "messages"}),
+        ({"messages": json.dumps(TURNS)}, {"format": "messages"}),
+        ({"conversations": [{"from": "human", "value": "a"}]}, {"format": "sharegpt"}),
+        ({"system": "s", "conversations": TURNS}, {"format": "messages", "system": "{system?}"}),
+        ({"instruction": "a", "input": "", "output": "b"}, {"format": "alpaca"}),
+        (
+            {"instruction": "a", "context": "", "response": "b"},
+            {"format": "prompt", "prompt": "{instruction}{?\n\n{context}}", "completion": "{response}"},
+        ),
+        ({"input": "a", "output": "b"}, {"format": "prompt", "prompt": "{input}", "completion": "{output}"}),
+        ({"prompt": "a", "id": 1}, {"format": "prompt"}),
+        ({"text": "a", "label": 1}, {"format": "text"}),
+    ],
+)
+def test_fields_tell_the_format(row: dict[str, Any], told: dict[str, str], tmp_path: Path) -> None:
+    data = settled(Data(path=written(tmp_path / "a.jsonl", [row])))
+    assert {
+        key: getattr(data, key) for key in ("format", "prompt", "completion", "system") if getattr(data, key)
+    } == told
+
+
+def test_what_is_written_counts(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [{"question": "q", "chosen": "b", "rejected": "c", "text": "t"}])
+    for fields in ({"format": "text"}, {"prompt": "{question}", "completion": "{chosen}"}):
+        assert settled(Data(path=path, **fields)) == Data(path=path, **fields)
+    assert settled(Data(path=path, prompt="{question}")).format == "preference"
+    with pytest.raises(DataError, match="do not tell their format: a, b"):
+        settled(Data(path=written(tmp_path / "b.jsonl", [{"a": 1, "b": 2}])))
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{a}{b?}", "x"),
+        ("{a}{?\n\nContext: {b}}", "x"),
+        ("{a}{? ({c[d]})}!", "x (y)!"),
+        ("{a}{? {c[d]}, {b}}", "x"),
+        ("{{{a}}}{?{{{c[d]}}}}", "{x}{y}"),
+    ],
+)
+def test_optional_parts(template: str, text: str) -> None:
+    for blank in ({}, {"b": None}, {"b": " "}, {"b": float("nan")}, {"b": []}):
+        assert fill(template, {"a": "x", "c": {"d": "y"}, **blank}, "row") == text
+
+
+def test_fields_of_optional_parts() -> None:
+    assert template_fields("{a}{b?}{?x {c[d]}}") == [("a",), ("b",), ("c", "d")]
+    assert optional_fields("{a}{b?}{?x {c[d]}}") == {"b", "c"}
+    for broken in ("{?x}", "{?{a}", "{a?}}", "{?{?{a}}}"):
+        with pytest.raises(UserError):
+            template_fields(broken)
+
+
+def test_a_blank_field_is_told_how_to_be_optional() -> None:
+    with pytest.raises(Unfit) as caught:
+        fill("{a}", {"a": ""}, "row")
+    assert "{a?}" in caught.value.remedy
+
+
+def test_history_comes_first() -> None:
+    row = {"instruction": "c", "output": "d", "history": [["a", "b"]]}
+    turns = conversation_of(Data(path="x", format="alpaca"), row, "row").turns
+    assert [turn["content"] for turn in turns] == ["a", "b", "c", "d"]
+
+
+def test_unfit_rows_are_named_up_to_a_share(tmp_path: Path) -> None:
+    rows = [{"question": "q", "answer": "a"}] * 20 + [{"question": "q"}, {"question": "q", "answer": None}]
+    path = written(tmp_path / "a.jsonl", rows)
+    found = check_rows(Data(path=path, prompt="{question}", completion="{answer}"))
+    assert found.problems == []
+    assert found.notes == [
+        f"2 of 22 rows left out: 1 × field answer is missing, 1 × field answer is null; "
+        f"first {path}:21: field answer is missing; {path}:22: field answer is null"
+    ]
+    for fields in ({"unfit_share": 0.05}, {"unfit": "stop"}):
+        found = check_rows(Data(path=path, prompt="{question}", completion="{answer}", **fields))
+        assert [where for where, _, _ in found.problems] == [f"{path}:21", f"{path}:22"]
+        assert all("unfit" in remedy for _, _, remedy in found.problems)
