@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from scheduled import Acted, devcluster, slurm, write_acted
+from scheduled import ROOT, Acted, devcluster, slurm, write_acted
 
 from ftlaunch.backend import control
 from ftlaunch.backend.slurm import submit
@@ -145,6 +145,23 @@ def test_a_rank_is_visited_and_a_run_waits_for_another(
     assert Acted(run, dev).status.state == "waiting"
     control.ask_to_stop(acted.run, wait=30)
     assert Acted(run, dev).wait_for_end().state == "cancelled"  # what it waited for has not succeeded
+
+
+@pytest.mark.usefixtures("dev")
+def test_a_tool_answers_from_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tool.py").write_text("import os, socket, sys; print(socket.gethostname(), os.getcwd(), sys.argv[1])")
+    monkeypatch.chdir(tmp_path)
+    line = "from ftlaunch.backend.slurm import tool_job; from ftlaunch.cluster.profiles import load_cluster; import sys"
+    line += f"; sys.exit(tool_job.call('tool', ['a b'], load_cluster({str(ROOT / 'slurm/profiles/dev.toml')!r}"
+    line += ", ['environment.PYTHONPATH=.'])))"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split(" ", 1)[1]) == (0, f"{tmp_path} a b\n"), done.stderr
+    assert done.stdout.startswith("n")
+    assert {path.name for path in tmp_path.iterdir()} <= {"tool.py", "__pycache__"}
+    failing = line.replace("'tool'", "'none_such'")
+    done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "No module named none_such" in done.stderr
 
 
 def test_an_interface_that_one_node_lacks_is_told_with_the_node(act: Submit, tmp_path: Path) -> None:

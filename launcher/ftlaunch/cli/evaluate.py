@@ -7,7 +7,8 @@ import typer
 
 from ftlaunch.cli import trainer
 from ftlaunch.cli.model import made_by
-from ftlaunch.cli.options import Json, Settings
+from ftlaunch.cli.options import ClusterName, Json, Settings, Site
+from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ def evaluate(
         int, typer.Option("--resamples", min=0, metavar="N", help="For 95 % intervals, by bootstrap. 0: none.")
     ] = 1000,
     settings: Settings = None,
+    cluster: ClusterName = None,
+    site: Site = None,
     as_json: Json = False,
 ) -> None:
     """Ask models what is held out, and score their answers.
 
     Example: ftlaunch eval my-run --prompts 50
     """
+    profile = load_named(cluster, site)
     recipe, models = _asked(source, model or [], settings or [])
     if answers is not None:
         _require_room(answers)
@@ -58,7 +62,7 @@ def evaluate(
     given = {"--data": data, "--prompts": prompts, "--answers": answers}
     given |= {"--choices-field": choices_field, "--label-field": label_field}
     options += [str(word) for name, value in given.items() if value is not None for word in (name, value)]
-    raise typer.Exit(trainer.call_on(recipe, "fttrain.tools.evaluate", *models, *options))
+    raise typer.Exit(trainer.call_on(recipe, "fttrain.tools.evaluate", *models, *options, cluster=profile))
 
 
 def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe, list[str]]":

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from ftlaunch.cli import trainer
-from ftlaunch.cli.options import Json
+from ftlaunch.cli.options import ClusterName, Json, Site
+from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import UserError
 
 
@@ -23,6 +24,11 @@ def made_by(source: str, *, merged: bool) -> str:
     return str(path)
 
 
+def _call(tool: str, cluster: str | None, site: list[str] | None, *arguments: str) -> int:
+    """Run one of the trainer's tools, here or on a cluster; its exit code."""
+    return trainer.call(f"fttrain.tools.{tool}", *arguments, cluster=load_named(cluster, site))
+
+
 def merge(
     source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or the folder of an adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
@@ -30,13 +36,15 @@ def merge(
         Literal["bf16", "fp16", "fp32"] | None,
         typer.Option("--dtype", help="Of the merged weights. Default: the base's."),
     ] = None,
+    cluster: ClusterName = None,
+    site: Site = None,
 ) -> None:
     """Fold an adapter into its base model, and check it.
 
     Example: ftlaunch merge my-run merged
     """
     options = ["--dtype", dtype] if dtype else []
-    raise typer.Exit(trainer.call("fttrain.tools.merge", made_by(source, merged=False), str(out), *options))
+    raise typer.Exit(_call("merge", cluster, site, made_by(source, merged=False), str(out), *options))
 
 
 def import_model(
@@ -132,6 +140,8 @@ def quantize(
     ] = None,
     protect: Annotated[bool, typer.Option("--protect", help="Keep super weights in float.")] = False,
     packed: Annotated[bool, typer.Option("--packed", help="Store the integers, for ftlaunch import.")] = False,
+    cluster: ClusterName = None,
+    site: Site = None,
     as_json: Json = False,
 ) -> None:
     """Quantize a model after training, and say what it costs.
@@ -152,4 +162,4 @@ def quantize(
     options = [str(word) for name, value in told.items() if value is not None for word in (name, value)]
     flags = {"--asymmetric": asymmetric, "--protect": protect, "--packed": packed, "--json": as_json}
     options += [flag for flag, wanted in flags.items() if wanted]
-    raise typer.Exit(trainer.call("fttrain.tools.quantize", model, str(out), *options))
+    raise typer.Exit(_call("quantize", cluster, site, model, str(out), *options))

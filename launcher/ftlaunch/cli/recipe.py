@@ -190,10 +190,13 @@ def preview(
     recipe: RecipeName,
     rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="Rows of each data set.")] = 2,
     settings: Settings = None,
+    cluster: ClusterName = None,
+    site: Site = None,
 ) -> None:
     """Show data as the model will see it.
 
     Example: ftlaunch preview my.toml --rows 3
     """
+    profile = load_named(cluster, site)
     loaded = _load(recipe, settings or [])
-    raise typer.Exit(trainer.call_on(loaded.recipe, "fttrain.tools.preview", "--rows", str(rows)))
+    raise typer.Exit(trainer.call_on(loaded.recipe, "fttrain.tools.preview", "--rows", str(rows), cluster=profile))

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftlaunch.cli import text
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
+    from ftlaunch.cluster.vocabulary import Cluster
     from ftlaunch.recipe import Recipe
 
 
@@ -19,15 +21,23 @@ def require() -> None:
         raise UserError(f"torch is not installed for {sys.executable}", "pip install 'ftlaunch[train]'")
 
 
-def call(module: str, *arguments: str) -> int:
-    """Run `python -m MODULE ARGUMENTS` with this interpreter and return its exit code. UserError without torch."""
+def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
+    """Run `python -m MODULE ARGUMENTS`, here or on a node of a cluster, and return its exit code.
+
+    Here it is run with this interpreter. UserError without torch.
+    """
+    if cluster is not None:
+        from ftlaunch.backend.slurm import tool_job
+
+        return tool_job.call(module, [*arguments], cluster)
     require()
     return subprocess.call([sys.executable, "-P", "-m", module, *arguments])
 
 
-def call_on(recipe: "Recipe", module: str, *arguments: str) -> int:
+def call_on(recipe: "Recipe", module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
     """`call` with a file that holds the recipe as the first argument."""
-    with tempfile.NamedTemporaryFile("w", prefix="ftlaunch-", suffix=".json") as file:
+    here = None if cluster is None else Path.cwd()  # nodes see this folder, and no other's /tmp
+    with tempfile.NamedTemporaryFile("w", prefix=".ftlaunch-", suffix=".json", dir=here) as file:
         file.write(text.as_json(recipe))
         file.flush()
-        return call(module, file.name, *arguments)
+        return call(module, file.name, *arguments, cluster=cluster)

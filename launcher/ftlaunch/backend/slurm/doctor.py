@@ -1,5 +1,6 @@
 """Whether a cluster is fit for runs: asked of SLURM, and looked at on the compute nodes themselves."""
 
+import secrets
 import shutil
 import sys
 import tempfile
@@ -10,13 +11,18 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.backend.slurm import entry, probe
+from ftlaunch.backend.slurm.node_job import NodeJob
 from ftlaunch.backend.slurm.probe import Finding
-from ftlaunch.backend.slurm.probe_job import ProbeJob
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
+from ftlaunch.run.files import write_atomic
 from ftlaunch.run.provenance import PACKAGES
 
+TIME_LIMIT, SIGNAL_LEAD = "0:05:00", 10
+PROBE_SECONDS = 300.0
+"""How long the probe may wait in the queue and run."""
 SKEW_SECONDS = 5.0
 FREE_BYTES = 20 << 30
 
@@ -40,10 +46,10 @@ def examine(cluster: Cluster, nodes: int) -> Iterator[Check]:
             yield (check := look(cluster))
             if not check.passed:
                 return
-        probe_job = ProbeJob(folder, cluster, nodes)
-        yield (check := _admitted(probe_job))
+        job = NodeJob(folder, cluster, nodes)
+        yield (check := _admitted(job))
         if check.passed:
-            yield from _on_nodes(probe_job)
+            yield from _on_nodes(job)
     except UserError as error:
         yield Check(what="SLURM", passed=False, found=error.message, remedy=error.remedy)
     finally:
@@ -64,7 +70,7 @@ def _accounting(cluster: Cluster) -> Check:
     return Check(what="accounting", passed=True, found=found)
 
 
-def _admitted(job: ProbeJob) -> Check:
+def _admitted(job: NodeJob) -> Check:
     """Whether SLURM would take a job such as a stage's: asked with a stage's own batch script."""
     accepted, said = job.is_admitted()
     cpus = "" if job.cluster.cpus_per_node else "; without cpus_per_node a node gives the site's default, often one CPU"
@@ -72,8 +78,8 @@ def _admitted(job: ProbeJob) -> Check:
     return Check(what="partition, account, limits", passed=accepted, found=f"{said}{cpus}", remedy=remedy)
 
 
-def _on_nodes(job: ProbeJob) -> Iterator[Check]:
-    said = job.run()
+def _on_nodes(job: NodeJob) -> Iterator[Check]:
+    said = _probe(job)
     findings, skews = _read(job.run_dir.path)
     ran = len(findings) == job.nodes
     found = f"{len(findings)} of {job.nodes} nodes answered"
@@ -81,6 +87,19 @@ def _on_nodes(job: ProbeJob) -> Iterator[Check]:
     yield Check(what="probe", passed=ran, found=found if ran else f"{found}: {said}", remedy="" if ran else remedy)
     for finding, skew in zip(findings, skews, strict=True):
         yield from _node(finding, skew, job.cluster)
+
+
+def _probe(job: NodeJob) -> str:
+    """Have every node looked at, soon and shortly, and return what the job said where one was not."""
+    folder, cluster = job.run_dir.path, job.cluster
+    write_atomic(folder / probe.TOKEN, secrets.token_hex())
+    stages = {kind: msgspec.structs.replace(own, time_limit=None) for kind, own in cluster.stage.items()}
+    soon = msgspec.structs.replace(cluster, time_limit=TIME_LIMIT, signal_lead=SIGNAL_LEAD, stage=stages)
+    try:
+        job.submit(entry.run_probe, str(folder), cluster.interface, cluster=soon)
+        return job.wait(lambda: len([*folder.glob("node*.json")]) == job.nodes, PROBE_SECONDS)
+    finally:
+        job.end()
 
 
 def _read(folder: Path) -> tuple[list[Finding], list[float]]:

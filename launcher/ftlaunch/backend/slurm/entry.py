@@ -13,3 +13,10 @@ def run_probe(folder: str, interface: str | None) -> None:
     from ftlaunch.backend.slurm.probe import look
 
     look(folder, interface)
+
+
+def run_tool(folder: str, module: str, arguments: list[str]) -> None:
+    """Run one of the trainer's tools on the node of this task."""
+    from ftlaunch.backend.slurm.tool_job import run_tool
+
+    run_tool(folder, module, arguments)

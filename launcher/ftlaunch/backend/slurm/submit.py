@@ -108,7 +108,7 @@ def _submit_all(
 ) -> list[Job]:
     jobs: list[Job] = []
     with private(), leading_to(cluster):
-        write_json(run.environment, _carried())
+        write_json(run.environment, carried())
         for planned in unfinished:
             step = run.step_dir(planned.name)
             step.stop.unlink(missing_ok=True)
@@ -130,7 +130,8 @@ def _require_known(run: RunDir, jobs: list[Job]) -> None:
         )
 
 
-def _carried() -> dict[str, str]:
+def carried() -> dict[str, str]:
+    """Variables of this process that stages are given."""
     return {name: os.environ[name] for name in os.environ if CARRIED.fullmatch(name) and not names_secret(name)}
 
 

@@ -1,0 +1,111 @@
+"""A job that does something else than a stage, on nodes that are asked for and set up exactly as a stage's are."""
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from ftlaunch.backend.slurm.request import Batch, executor
+from ftlaunch.backend.slurm.submit import leading_to, private
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.queue import Entry, Job
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft, Stage
+from ftlaunch.run import snapshot
+from ftlaunch.run.files import sync_folder, write_atomic, write_json
+from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.spec import Step
+from ftlaunch.watch import jobs
+
+STAGE = "01-sft"
+POLL_SECONDS = 1.0
+GONE_SECONDS = 30.0
+
+
+class NodeJob:
+    """A run of one stage in a folder of its own, whose tasks call something else instead of training."""
+
+    def __init__(self, folder: Path, cluster: Cluster, nodes: int, stage: Stage | None = None) -> None:
+        self.run_dir = RunDir(folder)
+        self.cluster = cluster
+        self.nodes = nodes
+        self.stage = stage or Sft(data="none")
+        self.id: str | None = None
+        self.step.jobs.mkdir(parents=True)
+        write_json(self.run_dir.plan, self.plan)
+        write_json(self.run_dir.cluster, cluster)
+        snapshot.take_packages(self.run_dir)
+
+    @property
+    def step(self) -> StepDir:
+        return self.run_dir.step_dir(STAGE)
+
+    @cached_property
+    def plan(self) -> Plan:
+        recipe = Recipe(name="ftlaunch", model=Model(path="none"), stage=[self.stage])
+        step = Step(
+            name=recipe.name,
+            stage=recipe.stage[0],
+            model=recipe.model,
+            adapter=recipe.adapter,
+            optimizer=Optimizer(),
+            parallel=Parallel(nodes=self.nodes),
+            data={},
+            seed=0,
+            deterministic=False,
+            world_size=self.nodes,
+            training_hash="",
+        )
+        planned = PlannedStep(name=STAGE, step=step, files={}, command=[], env={}, notes={})
+        return Plan(name=recipe.name, run_dir=str(self.run_dir.path), recipe=recipe, steps=[planned])
+
+    def _batch(self, cluster: Cluster) -> Batch:
+        return executor(self.plan, self.plan.steps[0], cluster)
+
+    def is_admitted(self) -> tuple[bool, str]:
+        """Whether SLURM would take a stage's batch script, and its words."""
+        script = self.step.jobs / "asked.sh"
+        write_atomic(script, self._batch(self.cluster).text())
+        done = queue.call(["sbatch", "--test-only", str(script)], self.cluster)
+        return done.returncode == 0, done.stderr.strip().removeprefix("sbatch: ")
+
+    def submit(self, function: Callable[..., None], *arguments: object, cluster: Cluster | None = None) -> None:
+        """Have the job's tasks call a function; another profile's wishes may take the place of the own. UserError."""
+        try:
+            with private(), leading_to(self.cluster):
+                self.id = self._batch(cluster or self.cluster).submit(function, *arguments).job_id
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise UserError(f"the job cannot be submitted: {error}", "mend the profile") from error
+        write_json(self.step.job, Job(id=self.id, submitted=time.time()))
+
+    @property
+    def entry(self) -> Entry | None:
+        """What SLURM says of the job; None where it says nothing."""
+        return queue.ask([self.run_dir])[0].entries.get(self.id or "")
+
+    def wait(self, is_done: Callable[[], bool], seconds: float | None = None) -> str:
+        """Wait until it is done with, and return what the job said where it ended without that."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while deadline is None or time.monotonic() < deadline:
+            sync_folder(self.run_dir.path)
+            entry = self.entry
+            if is_done():
+                return ""
+            if entry is None or not entry.alive:
+                died = jobs.died_early(self.step, entry)
+                return died.message if died else f"job {self.id} has ended: {entry.state if entry else 'unknown'}"
+            time.sleep(POLL_SECONDS)
+        return f"job {self.id} has not been done with for {seconds:g} s"
+
+    def end(self) -> None:
+        """End the job where there is one, and wait until it is gone."""
+        if self.id is None:
+            return
+        queue.cancel([self.id], self.cluster)
+        deadline = time.monotonic() + GONE_SECONDS
+        while (entry := self.entry) and entry.alive and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,85 @@
+"""One of the trainer's tools, called on a node of a cluster as if it were called here."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from ftlaunch.backend.slurm import entry
+from ftlaunch.backend.slurm.node_job import NodeJob
+from ftlaunch.backend.slurm.submit import carried, require_sbatch
+from ftlaunch.cluster import queue, reasons
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Merge
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
+from ftlaunch.watch.tail import Tail
+
+ANSWER, CODE, CALLED_IN = "answer", "code.json", "called_in.json"
+
+
+def call(module: str, arguments: list[str], cluster: Cluster) -> int:
+    """Run `python -m MODULE ARGUMENTS` on a node, in this very folder, and return its exit code.
+
+    What it says comes through on stderr as it says it, its answer on stdout at its end. It ends with this process.
+    UserError where it cannot be submitted, or ends without an answer.
+    """
+    require_sbatch()
+    folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-tool-", dir=Path.cwd()))
+    job = NodeJob(folder, cluster, 1, Merge() if module.endswith(".merge") else None)
+    try:
+        write_json(job.run_dir.environment, carried())
+        write_json(folder / CALLED_IN, str(Path.cwd()))
+        job.submit(entry.run_tool, str(folder), module, arguments)
+        if said := job.wait(_Listener(job).is_done):
+            raise UserError(said, "look at the profile's setup, python, container and limits")
+        print((folder / ANSWER).read_text(errors="replace"), end="", flush=True)
+        return int((folder / CODE).read_text())
+    finally:
+        job.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Listener:
+    """Passes on what a job says, and says itself what the job waits for."""
+
+    def __init__(self, job: NodeJob) -> None:
+        self._job = job
+        self._tail = Tail(job.step.job_output(job.id or ""))
+        self._told: str | None = None
+
+    def is_done(self) -> bool:
+        """Whether there is an answer, after all that was said so far was passed on."""
+        done = (self._job.run_dir.path / CODE).exists()
+        self._say_why_not_yet()
+        while lines := self._tail.read():
+            for line in lines:
+                if not line.startswith("submitit "):
+                    print(line, file=sys.stderr, flush=True)
+        return done
+
+    def _say_why_not_yet(self) -> None:
+        entry = self._job.entry
+        told = None if entry is None or entry.state != "PENDING" else reasons.why_waiting(entry.reason)
+        if told is not None and told != self._told:
+            print(f"job {self._job.id} {told}", file=sys.stderr, flush=True)
+        self._told = told
+
+
+def run_tool(name: str, module: str, arguments: list[str]) -> None:
+    """What the task on the node does: the tool's answer and exit code end up in the folder of that name."""
+    folder = Path(name)
+    run = RunDir(folder)
+    cluster = queue.read_cluster(run)
+    variables: dict[str, str] = msgspec.json.decode(run.environment.read_bytes(), type=dict[str, str])
+    variables = os.environ | variables | ({"HF_HUB_OFFLINE": "1"} if cluster.offline else {}) | cluster.environment
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    with (folder / ANSWER).open("wb") as answer:
+        called_in = msgspec.json.decode((folder / CALLED_IN).read_bytes(), type=str)
+        code = subprocess.call(command, cwd=called_in, env=variables, stdin=subprocess.DEVNULL, stdout=answer)
+    write_json(folder / CODE, code)
