@@ -71,6 +71,12 @@ def read(folder: Path) -> tuple[Model, Path | None]:
     return msgspec.convert(card["base"], Model), folder if card["adapter"] else None
 
 
+def is_plain(folder: Path) -> bool:
+    """Whether an artifact was trained on prompts and answers as they are, so that no chat template is for it."""
+    card = folder / CARD
+    return card.exists() and json.loads(card.read_text()).get("rendering") == "none"
+
+
 def worn(step: Step, origin: Origin) -> tuple[Noise, ...]:
     """The tables that count in a stage: those it starts with, and its own if that is another."""
     noise = step.noise
@@ -99,6 +105,7 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
         base = source.base if has_adapter(step) else msgspec.structs.replace(source.base, path=str(folder))
         adapter = step.adapter if has_adapter(step) else None
         card = {"format": 1, "base": base, "adapter": adapter, "activations": worn(step, source)}
+        card["rendering"] = "none" if all(data.template == "none" for data in step.data.values()) else "template"
         write_json(aside / CARD, card)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)

@@ -21,6 +21,7 @@ from ftlaunch.run.layout import REWARD_HEAD
 from fttrain import adapters, artifact, hub
 from fttrain.data.batches import lay_out
 from fttrain.data.prompts import Prompt
+from fttrain.data.templates import added_bos
 from fttrain.data.token_set import Group
 from fttrain.engine import Engine
 from fttrain.evaluation.words import last_number
@@ -73,8 +74,10 @@ class FunctionReward:
 class ModelReward:
     """Scores by the actor's judge, which reads prompt and answer as they stand in its own chat template."""
 
-    def __init__(self, tokenizer: Any, *, micro_batch_size: int, packing: bool) -> None:
+    def __init__(self, tokenizer: Any, *, is_plain: bool, micro_batch_size: int, packing: bool) -> None:
+        """`is_plain` tells that it was trained on prompts and answers as they are, without a template."""
         self._tokenizer = tokenizer
+        self._is_plain = is_plain
         self._micro_batch_size = micro_batch_size
         self._packing = packing
 
@@ -98,6 +101,9 @@ class ModelReward:
     def _ids(self, one: Said) -> np.ndarray:
         """int32: the whole conversation, as a reward model saw it in training."""
         turns = [*one.prompt.turns, {"role": "assistant", "content": one.text}]
+        if self._is_plain:
+            text = added_bos(self._tokenizer) + "".join(turn["content"] for turn in turns) + self._tokenizer.eos_token
+            return np.array(self._tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
         if self._tokenizer.chat_template:
             fields = one.prompt.conversation.fields
             tools = {key: fields[key] for key in ("tools", "documents") if key in fields}

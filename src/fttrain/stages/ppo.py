@@ -1,6 +1,7 @@
 """Proximal policy optimization: answers are sampled, scored, and trained on for a few steps, again and again."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,7 +106,8 @@ def _reward(step: Step, stage: Ppo, judge: str | None) -> Reward:
         assert stage.reward_function is not None
         return FunctionReward(stage.reward_function)
     tokenizer = load_tokenizer(judge)
-    return ModelReward(tokenizer, micro_batch_size=step.micro_batch_size, packing=stage.packing)
+    is_plain = artifact.is_plain(Path(judge))
+    return ModelReward(tokenizer, is_plain=is_plain, micro_batch_size=step.micro_batch_size, packing=stage.packing)
 
 
 def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin, judge: str | None) -> Actor:

@@ -38,6 +38,8 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         replace_activations.wear(model, replace_activations.read(Path(path)))
         beside = (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path) if beside else load_tokenizer(base.path, base.revision)
+        if artifact.is_plain(Path(path)):
+            tokenizer.chat_template = None
         qat.follow_card(model, folder)
         if (Path(path) / ADAPTER_CONFIG).exists():
             model = _with_adapter(model, Path(path), len(tokenizer))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -15,10 +16,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import SHIPPED_REWARDS, Data, Full, Ppo, Reward
+from ftlaunch.rows.messages import Conversation
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StepDir
 from ftlaunch.run.spec import Step
-from fttrain.ppo.rewards import SHIPPED, gsm8k
+from fttrain import artifact
+from fttrain.data.chat import Encoder
+from fttrain.data.prompts import Prompt
+from fttrain.ppo.rewards import SHIPPED, ModelReward, Said, gsm8k
 
 
 @pytest.mark.parametrize(
@@ -116,3 +121,16 @@ def test_a_reward_adapter_on_another_base_is_refused(
     full = replace(make(reward_model=str(reward)), adapter=Full())
     with pytest.raises(UserError, match="which is not what the policy's adapter is on"):
         train(full, tmp_path / "full")
+
+
+@pytest.mark.parametrize("template", ["none", "chatml"])
+def test_a_reward_model_is_asked_as_it_was_trained(template: str, tiny_model: Path, pairs: Data, tmp_path: Path):
+    data = replace(pairs, template=template)
+    done = train(make_step(tiny_model, data, kind=Reward, steps=1), tmp_path)
+    assert artifact.is_plain(done.artifact) == (template == "none")
+    tokenizer = AutoTokenizer.from_pretrained(done.artifact)
+    row = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    ((pair,),) = Encoder(tokenizer, data).encode_pairs([("row", row)])
+    prompt = Prompt(np.zeros(1, np.int32), Conversation([{"role": "user", "content": "2+2?"}]), row, "row")
+    judge = ModelReward(tokenizer, is_plain=artifact.is_plain(done.artifact), micro_batch_size=1, packing=False)
+    assert judge._ids(Said(prompt, "4")).tolist() == pair.chosen.ids_T
