@@ -80,6 +80,7 @@ def _stage(stage: StageFacts) -> str:
         + section("Scores", _scores(stage), level=3)
         + section("What was answered", "".join(map(_sample, stage.predictions)), level=3)
         + section("Against the adapter model", _merge_check(stage), level=3)
+        + section("Rows", _rows(stage), level=3)
         + section("Steps left out", _skipped(stage), level=3)
         + folded("What the stage left in result.json", pairs(_result(stage)) if stage.result else "")
         + "</section>"
@@ -137,6 +138,30 @@ def _sample(line: dict[str, Any]) -> str:
         return ""
     said = [(f"answer, {name}", text) for name, text in line["answers"].items()]
     return pairs([("prompt", line["prompt"]), ("reference", " | ".join(line["references"])), *said])
+
+
+def _rows(stage: StageFacts) -> str:
+    """What became of the rows of each data set, with the reasons why some were left out, and the first of these."""
+    found: dict[str, Any] = stage.result.get("data", {}) if stage.is_training else {}
+    heads = ("data", "rows", "kept", "tokens", "trained tokens", "cut short", "left out")
+    kept = [
+        (
+            name,
+            *(_plain(counts.get(key, 0)) for key in ("rows", "kept", "tokens", "trained", "truncated")),
+            _why(counts),
+        )
+        for name, counts in found.items()
+    ]
+    examples = [example for counts in found.values() for example in counts.get("examples", [])]
+    return table(heads, kept) + folded("The first rows left out", table(("row",), [(one,) for one in examples]))
+
+
+def _why(counts: dict[str, Any]) -> str:
+    """The reasons for which rows were left out, each with how many."""
+    reasons = {**counts.get("unfit", {}), **counts.get("excused", {})}
+    if untrained := counts.get("dropped_untrained"):
+        reasons["nothing in them is trained"] = untrained
+    return "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
 
 
 def _skipped(stage: StageFacts) -> str:

@@ -75,7 +75,13 @@ def finish(run: RunDir) -> None:
     measure(run, line(1, 3.0), line(2, 2.0), evaluation(2, 2.5), line(3, 1.5), line(4, 1.0), evaluation(4, 1.25))
     attempt = first(run).new_attempt()
     attempt.process.write_text('{"host": "h", "pid": 1, "start_time": 1, "boot_id": "b"}')
-    first(run).result.write_text('{"steps": 4, "trained_parameters": 1234}')
+    counts = {"rows": 50, "kept": 47, "tokens": 900, "unfit": {"field a is missing": 2}, "dropped_untrained": 1}
+    result = {
+        "steps": 4,
+        "trained_parameters": 1234,
+        "data": {"qa": {**counts, "examples": ["f.jsonl:7: a is missing"]}},
+    }
+    first(run).result.write_text(json.dumps(result))
     run.step_dir("02-merge").new_attempt()
     run.step_dir("02-merge").result.write_text(json.dumps(MERGED))
 
@@ -118,6 +124,8 @@ def test_a_finished_run_tells_all_that_it_knows(run: RunDir) -> None:
         "trained_parameters 1,234",
         "adapter.rank 4 8",
         "stage.0.steps 4 –",
+        "qa 50 47 900 0 0 2: field a is missing; 1: nothing in them is trained",
+        "f.jsonl:7: a is missing",
     ):
         assert words in told.text, words
     assert not told.asked
@@ -256,6 +264,28 @@ def test_files_are_written_beside_the_page(run: RunDir) -> None:
     if plots.can_plot():
         head = (run.report / "plots/01-sft-loss.png").read_bytes()[:8]
         assert head == b"\x89PNG\r\n\x1a\n"
+
+
+def test_an_evaluation_is_shown_with_intervals_and_answers(tmp_path: Path) -> None:
+    source = tmp_path / "e.toml"
+    stage = '[[stage]]\nkind = "evaluate"\ndata = "qa"\n'
+    source.write_text(RECIPE.format(name="e", rank=4).replace('[[stage]]\nkind = "merge"\n', stage))
+    loaded = rules.check(source, [])
+    run = prepare(make_plan(loaded.recipe, tmp_path / "e"), loaded)
+    folder = run.step_dir("02-evaluate")
+    folder.new_attempt()
+    scores = {"scores": {"bleu": 12.5, "rouge1": 50.0}, "base_scores": {"bleu": 2.5}, "intervals": {"bleu": [10, 15]}}
+    gap = {"differences": {"bleu": {"mean": 10.0, "interval": [8.0, 12.0]}}, "answer_words": 7.5}
+    folder.result.write_text(json.dumps(scores | gap))
+    said = {"prompt": "Who?", "references": ["<b>I</b>", "me"], "answers": {"trained": "I", "base": "?"}, "scores": {}}
+    folder.predictions.write_text(json.dumps(said) + "\n")
+    told = Parsed(run_page(read_run(run))).text
+    assert "bleu 12.5 [10, 15] 2.5 10 [8, 12]" in told
+    assert "prompt Who? reference <b>I</b> | me answer, trained I answer, base ?" in told
+    measure(run, line(1, 3.0))
+    made = trace(read_run(run))
+    assert made is not None
+    assert (made["post_train_rouge_1"], made["post_train_answer_words"]) == (50.0, 7.5)
 
 
 def test_the_verb_prints_where_the_page_is(
