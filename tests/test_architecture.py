@@ -206,7 +206,7 @@ FLOORS = {
     "fttrain.training": (
         "__init__ counters metrics optim tracking",
         "nonfinite",
-        "loop",
+        "loop probe",
         "session",
     ),
 }

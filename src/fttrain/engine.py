@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ftlaunch.recipe import Training
 from ftlaunch.run.spec import Step
-from fttrain.data.batches import Micro
+from fttrain.data.batches import Layout, Micro
 from fttrain.distributed.world import World
 from fttrain.model.scorer import Scorer
 from fttrain.objectives.logps import Scores
@@ -48,6 +48,10 @@ class Engine:
         self.world = world
         self.allocator: Allocator | None = None
         """Told of every optimizer step, it says what some weights must be set to. It may be set after `prepare`."""
+        self.layout = Layout(packing=False)
+        """How rows are laid down for this model, once that has been tried."""
+        self.verdict: dict[str, Any] = {}
+        """What trying the model has shown."""
         self.zero_stage = step.parallel.zero_stage
         self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Training) else 0.0
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -15,6 +15,16 @@ from fttrain.segments import Segments
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How rows lie in memory."""
+
+    packing: bool
+    """End to end in one line; else each in a line of its own, padded on the right."""
+    share: bool = False
+    """What the rows of a group begin with is laid down once."""
+
+
+@dataclass(frozen=True)
 class Micro:
     """One forward pass of one process. Packed rows lie end to end in one line; padded ones are padded on the right."""
 
@@ -42,6 +52,8 @@ class Micro:
     """Calls of the head that all ranks make for their micro-batch of this number."""
     tokens: int
     """Tokens of all rows, without padding; what rows share counts for each of them."""
+    lines: int = 0
+    """Rows of the largest micro-batch of this number on any rank, where that is more than here."""
     rows: tuple[int, ...] = ()
     """Which of the step's rows or pairs these are."""
 
@@ -90,7 +102,8 @@ def lay_out(
         chunks = max(num_chunks(sum(predicted[place] for place in slot)) for slot in of_all)
         mine = [groups[place] for place in of_all[rank]]
         micro = collate(mine, packing=packing, share=share, chunks=chunks, device=device)
-        micros.append(replace(micro, rows=tuple(of_all[rank])))
+        lines = max(map(len, of_all)) * (len(mine[0].rows) if mine else 1)
+        micros.append(replace(micro, rows=tuple(of_all[rank]), lines=lines))
     return micros
 
 

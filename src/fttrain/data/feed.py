@@ -15,7 +15,7 @@ from ftlaunch.recipe import Data, Pairwise, Sft
 from ftlaunch.rows import unfit
 from ftlaunch.run.spec import Step
 from fttrain.data import tokens
-from fttrain.data.batches import Micro, lay_out
+from fttrain.data.batches import Layout, Micro, lay_out
 from fttrain.data.drawn import all_of, drawn
 from fttrain.data.held_out import on_both_sides
 from fttrain.data.node_arrays import NodeArrays
@@ -58,6 +58,10 @@ class Feed(Protocol):
 
     def counts(self) -> list[Counts]:
         """What became of the rows of each data set."""
+        ...
+
+    def lay(self, layout: Layout) -> None:
+        """From now on lay rows down so."""
         ...
 
 
@@ -114,8 +118,8 @@ class _Layout:
     def __init__(self, step: Step, stage: Sft | Pairwise, world: World) -> None:
         self._micro = step.micro_batch_size
         self._accumulation = step.accumulation
-        self._packing = stage.packing
-        self._share = isinstance(stage, Pairwise) and stage.share_prompt
+        self.chosen = Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt)
+        """As the recipe says, until the model has been tried with it."""
         self._world = world
 
     def lay_out(self, groups: Sequence[Group], accumulation: int | None = None) -> list[Micro]:
@@ -124,8 +128,8 @@ class _Layout:
             rank=self._world.rank,
             world_size=self._world.size,
             accumulation=accumulation or self._accumulation,
-            packing=self._packing,
-            share=self._share,
+            packing=self.chosen.packing,
+            share=self.chosen.share,
             device=self._world.device,
         )
 
@@ -188,6 +192,9 @@ class TableFeed:
     def counts(self) -> list[Counts]:
         return self._counts
 
+    def lay(self, layout: Layout) -> None:
+        self._layout.chosen = layout
+
     def refer(self, ask: Ask) -> None:
         """Give every pair the log-probabilities that `ask` returns for it."""
         for name, tables in (("train", self._train), ("test", self._test)):
@@ -239,6 +246,9 @@ class StreamFeed:
 
     def counts(self) -> list[Counts]:
         return [tally.counts() for tally in self._tallies]
+
+    def lay(self, layout: Layout) -> None:
+        self._layout.chosen = layout
 
     def _mixture(self) -> Iterator[Group]:
         """Rows drawn by weight, for ever."""

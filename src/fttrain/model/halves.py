@@ -22,6 +22,8 @@ class Halves:
         self.name = _body_name(causal)
         self.packs = False
         """Whether it has been found that rows may lie end to end."""
+        self.alone = any("Indexer" in type(part).__name__ for part in causal.modules())
+        """Whether each row has to be computed by itself: keys chosen by rank are others where a row is padded."""
         takes = inspect.signature(causal.forward).parameters
         self._options = {
             name: value

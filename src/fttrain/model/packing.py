@@ -1,6 +1,8 @@
 """Whether rows may lie end to end in a model, and one pass of its body over rows that do."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +43,24 @@ def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Tens
     if made.calls < (layers := _layers(halves.causal)):
         raise _refused(halves.causal, f"attends as it is told in only {made.calls} of {layers} layers")
     return hidden_1TD
+
+
+def own_attention(causal: Any) -> str:
+    """The attention that transformers chooses for a model when none is asked for."""
+    return "sdpa" if causal._supports_sdpa else "eager"
+
+
+@contextmanager
+def by_itself(causal: Any) -> Iterator[None]:
+    """Within, the model attends as transformers has it, to padded rows and with a cache."""
+    held = causal.config._attn_implementation
+    if held == attention.NAME:
+        causal.set_attn_implementation(own_attention(causal))
+    try:
+        yield
+    finally:
+        if held == attention.NAME:
+            causal.set_attn_implementation(held)
 
 
 def require(causal: Any) -> None:

@@ -1,12 +1,15 @@
 """The base model, its tokenizer, and the module that scores tokens with it."""
 
 import inspect
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
@@ -130,7 +133,11 @@ class Scorer(nn.Module):
         self._halves: dict[int, Halves] = {}
         self._trained_head = any(p.requires_grad for p in self._of(self._causal()).head_parameters())
 
-    def forward(self, micro: Micro) -> Scores:
+    def forward(self, asked: Any) -> Any:
+        """What `answer` says of a micro-batch, or the log-probabilities that a `Trial` asks for."""
+        return self._tried(asked) if isinstance(asked, Trial) else self.answer(asked)
+
+    def answer(self, micro: Micro) -> Any:
         """Scores of the micro-batch's trained tokens, N of them."""
         return self._scores(self._hidden(micro)[micro.places_N], micro)
 
@@ -145,6 +152,39 @@ class Scorer(nn.Module):
             with_entropy=with_entropy,
         )
 
+    def pad(self) -> None:
+        """Have the models that this one is made of attend as transformers has it; rows must be padded from now on."""
+        for causal in self._causals():
+            if causal.config._attn_implementation == attention.NAME:
+                causal.set_attn_implementation(packing.own_attention(causal))
+
+    def compute_alone(self) -> None:
+        """Compute each padded row by itself from now on."""
+        for causal in self._causals():
+            self._of(causal).alone = True
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether each padded row is computed by itself."""
+        return self._of(self._causal()).alone
+
+    @property
+    def causal(self) -> Any:
+        """The transformers model, under PEFT's wrapper if there is one."""
+        return self._causal()
+
+    def _causals(self) -> list[Any]:
+        return [self._causal()]
+
+    def _tried(self, trial: "Trial") -> Tensor:
+        micro, causal = trial.micro, self._causal()
+        with packing.by_itself(causal) if micro.segments is None else nullcontext():
+            if trial.own:
+                logits_NV = causal(input_ids=micro.input_ids, use_cache=False).logits.flatten(0, 1)[micro.places_N]
+            else:
+                logits_NV = self._of(causal).logits(self._hidden(micro)[micro.places_N])
+        return logits_NV.float().log_softmax(-1).gather(1, micro.targets_N[:, None])[:, 0]
+
     def _hidden(self, micro: Micro) -> Tensor:
         """[lines · T, D]: what the body says at each place."""
         self.places.take(micro.lengths, micro.position_ids)
@@ -156,7 +196,9 @@ class Scorer(nn.Module):
             assert micro.segments is None, "the launcher asks for padded rows"
             asked, ahead = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
         halves = self._of(self._causal())
-        if micro.segments is None:
+        if micro.segments is None and halves.alone and not ahead:
+            hidden_BTD = _row_by_row(halves.body, micro)
+        elif micro.segments is None:
             hidden_BTD = halves.body(use_cache=False, **asked).last_hidden_state
         else:
             if not halves.packs:
@@ -179,6 +221,26 @@ class Scorer(nn.Module):
         return self._of(self._causal()).logits(hidden_ND)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What is asked to try a model: log-probabilities of the micro-batch's trained tokens, N of them."""
+
+    micro: Micro
+    own: bool
+    """By the model's whole `forward`, as its library has it; the micro-batch is then one row. Else as in training."""
+
+
+def _row_by_row(body: Any, micro: Micro) -> Tensor:
+    """[lines, T, D], the padding 0. All ranks call the body as often, as weights may be gathered for each call."""
+    lengths = micro.lengths[:, 0].clamp(min=1).tolist()
+    parts = [body(input_ids=ids[None, :n], use_cache=False) for ids, n in zip(micro.input_ids, lengths, strict=True)]
+    hidden_BTD = pad_sequence([part.last_hidden_state[0] for part in parts], batch_first=True)
+    for _ in range(len(parts), micro.lines):
+        nothing = body(input_ids=micro.input_ids[:1, :1], use_cache=False).last_hidden_state
+        hidden_BTD = hidden_BTD + 0 * nothing
+    return hidden_BTD
+
+
 class Repeater(Scorer):
     """A Scorer that in training computes each micro-batch twice, for R-Drop: no two draws of dropout are the same."""
 
@@ -186,10 +248,10 @@ class Repeater(Scorer):
         super().__init__(model, smoothing=smoothing)
         self._weight = weight
 
-    def forward(self, micro: Micro) -> Any:
+    def answer(self, micro: Micro) -> Any:
         """`Twice` in training, plain scores in evaluation."""
         if not self.training:
-            return super().forward(micro)
+            return super().answer(micro)
         hidden_2ND = self._hidden(micro)[micro.places_N], self._hidden(micro)[micro.places_N]
         return r_drop(
             hidden_2ND,
@@ -228,6 +290,6 @@ class Rewarder(Scorer):
             if parameter is not embedding.weight:  # nobody reads logits, so the head of tokens gets no gradient
                 parameter.requires_grad_(False)
 
-    def forward(self, micro: Micro) -> Tensor:  # type: ignore[override]
+    def answer(self, micro: Micro) -> Tensor:
         """[B]: the reward of each row."""
         return self.score(self._hidden(micro)[micro.ends_B])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fttrain.adapters import speaking_as
 from fttrain.data.batches import Micro
+from fttrain.model import packing
 from fttrain.model.scorer import RewardHead, Scorer
 
 POLICY, REFERENCE, JUDGE = "policy", "reference", "judge"
@@ -74,7 +75,7 @@ class Actor(Scorer):
         self._temperature = temperature
         _turn_dropout_off(self)
 
-    def forward(self, asked: Micro | Decode) -> Any:
+    def answer(self, asked: Micro | Decode) -> Any:
         """`Acted` for a micro-batch, or as the judge a score of each row [B]; for a `Decode` logits [B, V] in fp32."""
         if isinstance(asked, Decode):
             return self._next_logits(asked)
@@ -97,13 +98,11 @@ class Actor(Scorer):
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Within, `Decode` is understood: attention that knows a cache stands in for that of packed rows."""
-        causal = self._causal()
-        held = causal.config._attn_implementation
-        causal.set_attn_implementation("sdpa")
-        try:
+        with packing.by_itself(self._causal()):
             yield
-        finally:
-            causal.set_attn_implementation(held)
+
+    def _causals(self) -> list[Any]:
+        return [super()._causal(), *([] if self.frozen is None else [self.frozen])]
 
     def _causal(self) -> Any:
         return self.frozen if self._speaker == REFERENCE and self.frozen is not None else super()._causal()
@@ -121,8 +120,8 @@ class Actor(Scorer):
 
     def _next_logits(self, asked: Decode) -> Tensor:
         hidden_BTD = (
-            self._causal()
-            .base_model(
+            self._of(self._causal())
+            .body(
                 input_ids=asked.input_ids_BT,
                 attention_mask=asked.mask_BP,
                 position_ids=asked.position_ids_BT,

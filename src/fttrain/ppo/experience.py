@@ -89,7 +89,7 @@ class Experience:
             "rollout_mismatch": float(self.mismatch),
         }
 
-    def micros(self, rows: Sequence[int], engine: Engine, *, accumulation: int, packing: bool) -> list[Micro]:
+    def micros(self, rows: Sequence[int], engine: Engine, *, accumulation: int) -> list[Micro]:
         """This rank's micro-batches of a mini-batch of answers."""
         world = engine.world
         micros = lay_out(
@@ -97,7 +97,7 @@ class Experience:
             rank=world.rank,
             world_size=world.size,
             accumulation=accumulation,
-            packing=packing,
+            packing=engine.layout.packing,
             device=world.device,
         )
         return [self._with_worth(micro, [rows[index] for index in micro.rows]) for micro in micros]
@@ -121,7 +121,7 @@ def rows_of(prompts: Sequence[np.ndarray], answers: Sequence[Answer]) -> list[To
     return [(ids, np.arange(len(ids)) >= len(prompt)) for ids, prompt in zip(joined, prompts, strict=True)]
 
 
-def score(engine: Engine, actor: Actor, rows: Sequence[Tokens], *, micro_batch_size: int, packing: bool) -> Scored:
+def score(engine: Engine, actor: Actor, rows: Sequence[Tokens], *, micro_batch_size: int) -> Scored:
     """What all say of each trained token of the rows. Collective."""
     world = engine.world
     rounds = -(-len(rows) // (micro_batch_size * world.size))
@@ -132,7 +132,7 @@ def score(engine: Engine, actor: Actor, rows: Sequence[Tokens], *, micro_batch_s
             rank=world.rank,
             world_size=world.size,
             accumulation=rounds,
-            packing=packing,
+            packing=engine.layout.packing,
             device=world.device,
         ):
             acted: Acted = engine.forward(micro)

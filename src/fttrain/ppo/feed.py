@@ -94,8 +94,7 @@ class Practice:
             self.experience = self._practise(rollout, number)
             self._rollout = rollout
         assert self.experience is not None
-        accumulation, packing = self._step.accumulation, self._stage.packing
-        return self.experience.micros(self._rows(number), self._engine, accumulation=accumulation, packing=packing)
+        return self.experience.micros(self._rows(number), self._engine, accumulation=self._step.accumulation)
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
         """The prompts that these answers of a mini-batch are to."""
@@ -161,7 +160,6 @@ class Practice:
             self._actor,
             rows_of(ids, answers),
             micro_batch_size=self._step.micro_batch_size,
-            packing=self._stage.packing,
         )
         steering = self._steering
         steering.moments = steering.moments.with_more(scores_B)

@@ -74,12 +74,11 @@ class FunctionReward:
 class ModelReward:
     """Scores by the actor's judge, which reads prompt and answer as they stand in its own chat template."""
 
-    def __init__(self, tokenizer: Any, *, is_plain: bool, micro_batch_size: int, packing: bool) -> None:
+    def __init__(self, tokenizer: Any, *, is_plain: bool, micro_batch_size: int) -> None:
         """`is_plain` tells that it was trained on prompts and answers as they are, without a template."""
         self._tokenizer = tokenizer
         self._is_plain = is_plain
         self._micro_batch_size = micro_batch_size
-        self._packing = packing
 
     def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
         world, actor = engine.world, engine.scorer
@@ -91,7 +90,8 @@ class ModelReward:
                 rank=world.rank,
                 world_size=world.size,
                 accumulation=-(-len(said) // (self._micro_batch_size * world.size)),
-                packing=self._packing and isinstance(actor.judge, RewardHead),  # a classifier knows no packed rows
+                packing=engine.layout.packing
+                and isinstance(actor.judge, RewardHead),  # a classifier knows no packed rows
                 device=world.device,
             ):
                 mine |= dict(zip(micro.rows, engine.forward(micro).tolist(), strict=True))

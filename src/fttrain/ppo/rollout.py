@@ -5,6 +5,7 @@ What is drawn for an answer depends on the seed and the answer's place alone, so
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,8 @@ def _generate(engine: Engine, prompts: list[np.ndarray], rows: list[int], sampli
     """Answers to one batch of prompts; without any, this rank only keeps its peers company."""
     noise = [np.random.Generator(np.random.PCG64([*sampling.seed, row])) for row in rows]
     uniform_BT = np.array([one.random(sampling.max_new_tokens) for one in noise])
-    batch = _Batch(prompts, sampling.stop_ids, engine.world.device)
+    config = engine.scorer.causal.config.get_text_config()
+    batch = _Batch(prompts, sampling.stop_ids, engine.world.device, config)
     for t in range(sampling.max_new_tokens):
         logps_BV = engine.forward(batch.decode).log_softmax(-1)
         batch.take(logps_BV, uniform_BT[:, t] if rows else np.zeros(0))
@@ -97,7 +99,7 @@ def _goes_on(engine: Engine, *, is_open: bool) -> bool:
 class _Batch:
     """Answers as they grow, a line of tensors for each. Lines that have ended leave once they are the half."""
 
-    def __init__(self, prompts: list[np.ndarray], stop_ids: frozenset[int], device: torch.device) -> None:
+    def __init__(self, prompts: list[np.ndarray], stop_ids: frozenset[int], device: torch.device, config: Any) -> None:
         from transformers import DynamicCache
 
         self._stop_ids = stop_ids
@@ -109,7 +111,7 @@ class _Batch:
         """Answers that have not ended."""
         self._lines = list(self.open) or [-1]
         """The answer of each line; -1 where there is none."""
-        self.decode = self._first(prompts or [np.zeros(1, dtype=np.int64)], DynamicCache())
+        self.decode = self._first(prompts or [np.zeros(1, dtype=np.int64)], DynamicCache(config=config))
         """What is to be asked next."""
 
     def _first(self, prompts: list[np.ndarray], cache: object) -> Decode:

@@ -107,7 +107,7 @@ def _reward(step: Step, stage: Ppo, judge: str | None) -> Reward:
         return FunctionReward(stage.reward_function)
     tokenizer = load_tokenizer(judge)
     is_plain = artifact.is_plain(Path(judge))
-    return ModelReward(tokenizer, is_plain=is_plain, micro_batch_size=step.micro_batch_size, packing=stage.packing)
+    return ModelReward(tokenizer, is_plain=is_plain, micro_batch_size=step.micro_batch_size)
 
 
 def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin, judge: str | None) -> Actor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 import torch
 from torch import nn
 
-from ftlaunch.recipe import Adalora, NoNoise, Pairwise, Ppo, Sft, Training
+from ftlaunch.recipe import Adalora, LowRank, NoNoise, Pairwise, Pissa, Ppo, Sft, Training
 from ftlaunch.run.layout import StepDir
 from ftlaunch.run.spec import Step
 from fttrain import adapters, artifact
@@ -17,18 +18,20 @@ from fttrain.artifact import Origin
 from fttrain.checkpoint import random_states
 from fttrain.checkpoint.store import Carried, Checkpoints, together
 from fttrain.data import feed as feeds
+from fttrain.data.batches import Layout
 from fttrain.data.feed import Feed
 from fttrain.data.sources import with_formats
 from fttrain.data.templates import chat_template
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
+from fttrain.model import packing
 from fttrain.model.scorer import DTYPES, RewardHead, Scorer, load_base, load_tokenizer
 from fttrain.noise import build as noise_builder
 from fttrain.noise import modules, replace_activations
 from fttrain.quant import qat
 from fttrain.superweights import layers
-from fttrain.training import optim
+from fttrain.training import optim, probe
 from fttrain.training.counters import Progress
 from fttrain.training.loop import Habits, Objective, fit
 from fttrain.training.metrics import MetricsLog
@@ -57,6 +60,7 @@ def train(
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     feed = feeds.build(step, stage, tokenizer, world, stop.asked, folder.preparing)
     engine = build(step, stage, world, origin, make_scorer)
+    feed.lay(engine.layout)
     return complete(step, folder, stop, origin, tokenizer, engine, feed, make_objective(engine, feed, origin))
 
 
@@ -102,6 +106,7 @@ def complete(
         "trained_parameters": engine.num_trained,
         "data": {name: msgspec.to_builtins(counts) for name, counts in zip(step.data, feed.counts(), strict=True)},
         "artifact": Path(folder.artifact).name,
+        "probe": engine.verdict,
     }
 
 
@@ -139,8 +144,23 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     scorer.disturbance = noise_builder.disturbance(base, disturbed, step.noise, scorer.places)
     scorer.train()
     engine.prepare(scorer, optim.build(step.optimizer, scorer.named_parameters()))
+    _try(step, engine, Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt), origin)
     random_states.begin(step.seed, 0, world.rank)
     return engine
+
+
+def _try(step: Step, engine: Engine, wanted: Layout, origin: Origin) -> None:
+    """Have the engine lay rows down in a way that is right for its model."""
+    if step.model.rounding:
+        # Rounded activations depend on what else is in the batch, so that nothing can be compared.
+        engine.verdict = {"layout": "not tried, as the model is trained through rounding"}
+        if wanted.packing and packing.refusal(engine.scorer.causal) is None:
+            engine.layout = wanted
+        else:
+            engine.scorer.pad()
+        return
+    is_new = origin.adapter is None and isinstance(step.adapter, LowRank) and not isinstance(step.adapter, Pissa)
+    engine.verdict = asdict(probe.settle(engine, wanted, step.model.dtype, begins_as_base=is_new))
 
 
 def hold_heads_in(dtype: torch.dtype, scorer: nn.Module) -> None:

@@ -1,0 +1,212 @@
+"""The probe: before its first step a stage shows that it computes what the model's own `forward` computes.
+
+Two rows of random tokens, one longer than the model's shortest window, and a third that begins like the first are put
+to the model by itself, row by row, and as training will lay them down. Where log-probabilities differ by more than
+rounding does, the stage goes on in the slower layout that is right, or ends with what is wrong. Collective; a few
+forward passes of short rows.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftlaunch.errors import UserError
+from fttrain import adapters
+from fttrain.data.batches import Layout, collate
+from fttrain.data.token_set import Group, Tokens
+from fttrain.engine import Engine
+from fttrain.model.scorer import Trial
+
+FLOORS = {"fp32": 2e-4, "fp16": 1e-2, "bf16": 5e-2}
+"""Mean |Δ log p| (nats a token) that is put down to rounding in any model, by number format."""
+CEILINGS = {"fp32": 2e-3, "fp16": 0.1, "bf16": 0.25}
+"""The same in a model whose own rounding is large."""
+MARGIN = 4.0
+"""How many times the model's own rounding two ways of computing it may differ by."""
+SHORT, USUAL, LONGEST = 19, 40, 2048
+"""Tokens of the short row, of the long one, and of the long one at most where it must outgrow a window."""
+TRIED = 24
+"""Tokens at the end of each row that are compared."""
+OTHER = 9
+"""Tokens in which the third row differs from the first."""
+NOBODY = "nobody"
+"""Name of no adapter: with it, the bare base speaks."""
+LIMITS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "index_topk")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the probe found; part of result.json."""
+
+    layout: str
+    """"packed", "padded", or "alone" where each row has to be computed by itself."""
+    share_prompt: bool
+    bound: float
+    """Largest mean |Δ log p|, in nats a token, that counts as the same."""
+    rounding: float
+    """What the model differs from itself by when a few tokens follow a row."""
+    differences: dict[str, float]
+    """By what was tried; none where a way was refused before numbers were compared."""
+    warnings: list[str]
+    seconds: float
+
+
+class Probe:
+    """One model under trial. Every method is called by all ranks together."""
+
+    def __init__(self, engine: Engine, dtype: str) -> None:
+        self._engine = engine
+        self._scorer = engine.scorer
+        self._own = not adapters.leads(self._scorer.model)
+        self._rows = _rows(self._scorer.causal.config)
+        self.differences: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self._expected = torch.cat([self._alone(row) for row in self._rows])
+        first, count = self._rows[0], int(self._rows[0][1].sum())
+        self.rounding = self._mean(self._alone(_followed(first)) - self._expected[:count])
+        self.bound = min(max(FLOORS[dtype], MARGIN * self.rounding), CEILINGS[dtype])
+
+    @property
+    def family(self) -> str:
+        return self._scorer.causal.config.model_type
+
+    def is_same(self, name: str, layout: Layout) -> bool:
+        """Whether the rows laid down so are what they are alone. Raises what the model refuses them with."""
+        first, short, third = self._rows
+        groups = [Group((first, third)), Group((short,))] if layout.share else [Group((row,)) for row in self._rows]
+        order = [0, 2, 1] if layout.share else [0, 1, 2]
+        expected = self._expected.split([int(row[1].sum()) for row in self._rows])
+        found = self._ask(groups, layout, own=False)
+        return self._judge(name, found - torch.cat([expected[place] for place in order]))
+
+    def is_head_right(self) -> bool:
+        """Whether a row by itself gets from training what it gets from the model's own `forward`."""
+        short = self._rows[1]
+        found = self._ask([Group((short,))], Layout(packing=False), own=False)
+        return self._judge("head", found - self._alone(short))
+
+    def is_identity(self) -> bool:
+        """Whether the adapter changes nothing yet."""
+        short = self._rows[1]
+        with adapters.speaking_as(self._scorer.model, NOBODY):
+            bare = self._alone(short)
+        return self._judge("adapter", bare - self._alone(short))
+
+    def _alone(self, row: Tokens) -> Tensor:
+        return self._ask([Group((row,))], Layout(packing=False), own=self._own)
+
+    def _ask(self, groups: list[Group], layout: Layout, *, own: bool) -> Tensor:
+        device = self._engine.world.device
+        micro = collate(groups, packing=layout.packing, share=layout.share, chunks=1, device=device)
+        with self._engine.evaluating():
+            return self._engine.forward(Trial(micro, own))
+
+    def _mean(self, difference: Tensor) -> float:
+        return self._engine.world.max(float(difference.abs().mean()))
+
+    def _judge(self, name: str, difference: Tensor) -> bool:
+        self.differences[name] = found = self._mean(difference)
+        return math.isfinite(found) and found <= self.bound
+
+
+def settle(engine: Engine, wanted: Layout, dtype: str, *, begins_as_base: bool) -> Verdict:
+    """Choose the engine's layout: the one that is wanted, or the next slower one that is right for the model.
+
+    `begins_as_base` says that the adapter must change nothing yet. Raises UserError where no layout is right.
+    """
+    started = time.perf_counter()
+    probe = Probe(engine, dtype)
+    if not probe.is_head_right():
+        raise _wrong(probe, "head", "what training makes of its last hidden states is not what its own forward says")
+    if begins_as_base and not probe.is_identity():
+        raise _wrong(probe, "adapter", "a new adapter changes what the model says before anything is trained")
+    layout = _packed(probe, wanted) if wanted.packing else None
+    alone = False
+    if layout is None:
+        engine.scorer.pad()
+        layout, alone = Layout(packing=False), _must_be_alone(engine, probe)
+    engine.layout = layout
+    for warning in probe.warnings if engine.world.is_main else ():
+        log.warning("%s", warning)
+    return Verdict(
+        layout="alone" if alone else "packed" if layout.packing else "padded",
+        share_prompt=layout.share,
+        bound=probe.bound,
+        rounding=probe.rounding,
+        differences=probe.differences,
+        warnings=probe.warnings,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _packed(probe: Probe, wanted: Layout) -> Layout | None:
+    """The wanted layout, without shared prompts if they are not right; None where packed rows are not right at all."""
+    why = "rows laid end to end are not what they are alone"
+    ways = [wanted, Layout(packing=True)] if wanted.share else [wanted]
+    for layout in ways:
+        try:
+            if probe.is_same("shared" if layout.share else "packed", layout):
+                if layout != wanted:
+                    probe.warnings.append(f"{probe.family}: shared prompts are not right; share_prompt is off")
+                return layout
+        except UserError as error:
+            why = error.message
+    probe.warnings.append(f"{probe.family}: rows are padded instead of packed, as {why}")
+    return None
+
+
+def _must_be_alone(engine: Engine, probe: Probe) -> bool:
+    """Whether each row has to be computed by itself. Raises UserError where that is not right either."""
+    scorer = engine.scorer
+    if probe.is_same("padded", Layout(packing=False)):
+        return scorer.is_alone
+    scorer.compute_alone()
+    if not probe.is_same("alone", Layout(packing=False)):
+        raise _wrong(probe, "alone", "its rows are not what its own forward makes of them, not even one by one")
+    probe.warnings.append(f"{probe.family}: padding changes what a row says, so each row is computed by itself")
+    return True
+
+
+def _wrong(probe: Probe, name: str, why: str) -> UserError:
+    found = probe.differences[name]
+    message = f"{probe.family} cannot be trained rightly: {why} ({found:.2g} nats a token, {probe.bound:.2g} allowed)"
+    return UserError(message, "use a base of another family, or an adapter of another kind; please report this model")
+
+
+def _rows(config: Any) -> list[Tokens]:
+    """Three rows whose last tokens count as trained: a long one, a short one, and one that begins like the first."""
+    text = config.get_text_config()
+    most = min(LONGEST, getattr(text, "max_position_embeddings", None) or LONGEST)
+    limits = [limit for name in LIMITS if isinstance(limit := getattr(text, name, None), int) and limit > 0]
+    within = [limit + OTHER + 1 for limit in limits if limit + OTHER + 1 <= most]
+    long = min(most, max([USUAL, *within]))
+    short = min(SHORT, long)
+    draw = np.random.Generator(np.random.PCG64(0))
+    ids = draw.choice(_plain_tokens(config, text), size=long + short + OTHER)
+    first, other = ids[:long], ids[long : long + short]
+    third = np.concatenate([first[:-OTHER], ids[-OTHER:]])
+    return [_tried(first, TRIED), _tried(other, TRIED), _tried(third, OTHER + 1)]
+
+
+def _tried(ids: np.ndarray, count: int) -> Tokens:
+    return ids.astype(np.int32), np.arange(len(ids)) >= max(1, len(ids) - count)
+
+
+def _followed(row: Tokens) -> Tokens:
+    """The row with a few tokens behind it, which do not count."""
+    ids, trained = row
+    return np.concatenate([ids, ids[:3]]), np.concatenate([trained, np.zeros(3, dtype=bool)])
+
+
+def _plain_tokens(config: Any, text: Any) -> np.ndarray:
+    """Token ids that stand for no image and end nothing."""
+    told = {**config.to_dict(), **text.to_dict()}
+    special = [id_ for name, id_ in told.items() if name.endswith(("token_id", "token_index")) and isinstance(id_, int)]
+    return np.setdiff1d(np.arange(text.vocab_size), special)
