@@ -169,6 +169,11 @@ class Scorer(nn.Module):
         return self._of(self._causal()).alone
 
     @property
+    def body(self) -> Any:
+        """What makes hidden states of tokens."""
+        return self._of(self._causal()).body
+
+    @property
     def causal(self) -> Any:
         """The transformers model, under PEFT's wrapper if there is one."""
         return self._causal()

@@ -3,6 +3,7 @@
 What is drawn for an answer depends on the seed and the answer's place alone, so a resumed run draws the same.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftlaunch.errors import UserError
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.ppo.actor import Actor, Decode
@@ -42,6 +44,19 @@ class Answer:
 
 RollOut = Callable[[Sequence[np.ndarray], Sampling], list[Answer]]
 """What gives an answer to each prompt (int ids), in order, the same on every rank. Collective."""
+
+
+def refuse_what_cannot_answer(actor: Actor) -> None:
+    """Raise UserError where answers cannot be drawn token by token with what the model keeps of those before."""
+    causal = actor.causal
+    takes = inspect.signature(actor.body.forward).parameters
+    if actor.is_alone:
+        why = "chooses keys by rank, which are others for a prompt that is padded"
+    elif "past_key_values" not in takes or not causal._supports_default_dynamic_cache():
+        why = "keeps no cache that its answers could be drawn with side by side"
+    else:
+        return
+    raise UserError(f"PPO cannot train a {causal.config.model_type} model: it {why}", "train it by dpo or orpo instead")
 
 
 def roll_out(engine: Engine, actor: Actor, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Answer]:

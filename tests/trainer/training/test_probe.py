@@ -1,0 +1,142 @@
+"""What a stage finds out of a model that nobody has told it of, before it takes a step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import _byte_tokenizer
+from tests.trainer.in_process import make_data, make_step, train
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS  # noqa: F401 what families of transformers have
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Data, Dpo
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import StepDir
+
+ROWS = [("what is red", "a lamp and a kettle"), ("say", "no"), ("who was it that came", "the cook with a hat")]
+
+
+class MixerConfig(LlamaConfig):
+    model_type = "toy_mixer"
+
+
+class HeadConfig(LlamaConfig):
+    model_type = "toy_head"
+
+
+class ScaledConfig(LlamaConfig):
+    model_type = "toy_scaled"
+
+
+class Blur(nn.Module):
+    """A mixer that no library has: each token gets a share of the one before it, whatever row that is of."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        before_BTD = nn.functional.pad(hidden_BTD, (0, 0, 1, 0))[:, :-1]
+        return self.inner(hidden_BTD + 0.5 * before_BTD)
+
+
+class MixerForCausalLM(LlamaForCausalLM):
+    config_class = MixerConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.layers[0].mlp = Blur(self.model.layers[0].mlp)
+
+
+class HeadForCausalLM(LlamaForCausalLM):
+    """Its logits depend on more than hidden states."""
+
+    config_class = HeadConfig
+
+    def forward(self, input_ids: torch.Tensor, **asked: Any) -> Any:
+        said = super().forward(input_ids=input_ids, **asked)
+        said.logits = said.logits + nn.functional.one_hot(input_ids, said.logits.shape[-1])
+        return said
+
+
+class ScaledForCausalLM(LlamaForCausalLM):
+    """Its logits are changed in a way that no key of its config tells."""
+
+    config_class = ScaledConfig
+
+    def forward(self, *given: Any, **asked: Any) -> Any:
+        said = super().forward(*given, **asked)
+        said.logits = 2 * torch.tanh(said.logits * 0.7)
+        return said
+
+
+TOYS = {MixerConfig: MixerForCausalLM, HeadConfig: HeadForCausalLM, ScaledConfig: ScaledForCausalLM}
+for known, family in TOYS.items():
+    AutoConfig.register(known.model_type, known)
+    AutoModelForCausalLM.register(known, family)
+
+
+def saved(kind: type[LlamaConfig], folder: Path) -> Path:
+    tokenizer = _byte_tokenizer()
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = TOYS[kind](kind(**shape, vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=257))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained(model: Path, folder: Path, *, kind: str = "sft", **fields: Any) -> tuple[dict[str, Any], StepDir]:
+    rows, pairs = folder / "rows.jsonl", folder / "pairs.jsonl"
+    rows.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in ROWS))
+    pairs.write_text("".join(json.dumps({"prompt": q, "chosen": a, "rejected": "rain"}) + "\n" for q, a in ROWS))
+    fields = {"steps": 2, "batch_size": 3, **fields}
+    if kind == "dpo":
+        step = make_step(model, Data(path=str(pairs), format="preference"), kind=Dpo, **fields)
+    else:
+        step = make_step(model, make_data(rows), **fields)
+    done = train(step, folder)
+    return json.loads(done.result.read_text())["probe"], done
+
+
+def losses(done: StepDir) -> list[float]:
+    return [line["loss"] for line in read_jsonl(done.metrics) if "loss" in line]
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_mixer_that_nobody_knows_is_found_out_and_its_rows_are_padded(kind: str, tmp_path: Path):
+    model = saved(MixerConfig, tmp_path / "model")
+    found, done = trained(model, tmp_path, kind=kind)
+    assert (found["layout"], found["share_prompt"]) == ("padded", False)
+    assert found["differences"]["packed"] > 10 * found["bound"]
+    assert found["differences"]["padded"] < found["bound"]
+    assert "toy_mixer: rows are padded instead of packed" in found["warnings"][0]
+    (tmp_path / "plain").mkdir()
+    asked = {"packing": False, **({"share_prompt": False} if kind == "dpo" else {})}
+    assert losses(done) == losses(trained(model, tmp_path / "plain", kind=kind, **asked)[1])
+
+
+def test_logits_that_hidden_states_do_not_give_end_the_stage_before_a_step(tmp_path: Path):
+    model = saved(HeadConfig, tmp_path / "model")
+    with pytest.raises(UserError, match="toy_head cannot be trained rightly: what training makes of its last hidden"):
+        trained(model, tmp_path)
+    assert not (tmp_path / "01-sft/metrics.jsonl").exists()
+
+
+def test_what_a_model_does_to_its_logits_is_done_in_training_too(tmp_path: Path):
+    found, _ = trained(saved(ScaledConfig, tmp_path / "model"), tmp_path)
+    assert found["layout"] == "packed"
+    assert found["differences"]["head"] < 1e-5
+
+
+def test_a_model_that_is_known_to_be_right_stays_packed_with_shared_prompts(tiny_model: Path, tmp_path: Path):
+    found, _ = trained(tiny_model, tmp_path, kind="dpo")
+    assert (found["layout"], found["share_prompt"], found["warnings"]) == ("packed", True, [])
+    assert max(found["differences"].values()) < 1e-5
