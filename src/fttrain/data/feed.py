@@ -60,6 +60,10 @@ class Feed(Protocol):
         """What became of the rows of each data set."""
         ...
 
+
+class RowFeed(Feed, Protocol):
+    """A feed of rows that are there before the model is."""
+
     def lay(self, layout: Layout) -> None:
         """From now on lay rows down so."""
         ...
@@ -72,7 +76,7 @@ def build(
     world: World,
     asked: Callable[[], str | None] = lambda: None,
     progress: Path | None = None,
-) -> Feed:
+) -> RowFeed:
     """The feed of a stage. Collective; `asked` and `progress` as `prepare` has them, which may raise Stopped."""
     datas = list(step.data.values())
     if any(data.streaming for data in datas):
