@@ -5,6 +5,7 @@
 # make chains whole chains, killed in every stage, here and on a SLURM cluster of its own; twenty minutes (as root)
 # make compatibility  every two features together, and every method × stage × strategy × quantization, of which `make test`
 #             tries a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); an hour or so
+# make zoo    families of models, each through every stage, into recipes/MODELS.md; ten minutes
 # make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
 # make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
 # make learning  what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
@@ -21,7 +22,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check learning faults chains compatibility storm scoreboard bench clean
+.PHONY: demo test check learning faults chains compatibility zoo storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -45,6 +46,9 @@ chains: $(VENV)/installed
 
 compatibility: $(VENV)/installed
 	$(BIN)/python -m pytest tests/trainer/test_compatibility.py --all-trials
+
+zoo: $(VENV)/installed
+	$(BIN)/python -m tests.zoo
 
 storm: $(VENV)/installed
 	$(BIN)/python -u -m tests.faults.storm

@@ -163,6 +163,9 @@ def validate(
     stages = ", ".join(step.name.partition("-")[2] for step in steps)
     count = max(step.step.world_size for step in steps)
     print(f"{loaded.source.name}: ok — {stages} on {text.processes(count)}")
+    for step in steps:
+        if (layout := step.notes.get("layout")) is not None:
+            print(f"{step.name}: {layout}")
 
 
 def recipes(json: Json = False) -> None:

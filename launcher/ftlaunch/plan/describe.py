@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from ftlaunch.plan import resolve
+from ftlaunch.plan import family, resolve
 from ftlaunch.recipe import (
     Adalora,
     BitLinear,
@@ -82,8 +82,17 @@ def _training_notes(step: Step, stage: Training) -> dict[str, str]:
         "length": _length_note(stage),
         "batch": f"{stage.batch_size} {rows} = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
         f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
+        **_layout_notes(step, stage),
         "learning rate": _learning_rate_note(step, stage),
     }
+
+
+def _layout_notes(step: Step, stage: Training) -> dict[str, str]:
+    """What is said where packing is asked for, by default too, and the model does not allow for it."""
+    if not stage.packing or (why := family.padded_because(Path(step.model.path))) is None:
+        return {}
+    shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
+    return {"layout": f"rows are padded, not packed{shared}: {why}"}
 
 
 def _format_note(data: Data) -> str:

@@ -114,7 +114,11 @@ class Sft(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     """Weight of R-Drop (arXiv 2106.14448): each batch is computed twice, under two draws of dropout and noise, and the
     loss is the mean of both cross-entropies and r_drop / 2 times the KL divergences of the two, one from the other."""
     packing: bool = True
-    """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same."""
+    """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same.
+
+    Before its first step a stage shows on its own model that this is so; where it is not, as in models with recurrent
+    or convolutional mixers, rows are padded, and plan, log and result.json say so.
+    """
 
 
 class Pairwise(Training, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,8 @@
 """What a plan says of stages that learn from pairs."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,3 +92,32 @@ def test_orpo_and_reward_say_what_they_train(tmp_path: Path) -> None:
         planned(tmp_path, "orpo").notes["loss"] == "cross-entropy of the chosen answer, 0.1 × odds ratio; no reference"
     )
     assert planned(tmp_path, "reward").notes["head"] == "one number at an answer's last token, new"
+
+
+@pytest.mark.parametrize(
+    ("config", "note"),
+    [
+        ({"model_type": "llama"}, None),
+        ({"model_type": "bloom"}, "bloom attends by code of its own"),
+        (
+            {"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]},
+            "granitemoehybrid carries a state from token to token, which would run on into the next row",
+        ),
+        ({"model_type": "granitemoehybrid", "layer_types": ["attention", "attention"]}, None),
+        (
+            {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}},
+            "qwen3_5 carries a state from token to token, which would run on into the next row",
+        ),
+    ],
+)
+def test_the_plan_says_which_models_rows_are_padded(config: dict[str, Any], note: str | None, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        RECIPE.format(adapter=f'model.path = "{model}"', kind="dpo").replace('model.path = "owner/model"\n', "")
+    )
+    sft, dpo = make_plan(load_recipe(recipe).recipe, tmp_path).steps
+    assert sft.notes.get("layout") == (note and f"rows are padded, not packed: {note}")
+    assert dpo.notes.get("layout") == (note and f"rows are padded, not packed, and prompts are not shared: {note}")

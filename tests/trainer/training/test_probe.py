@@ -10,7 +10,7 @@ from tests.conftest import _byte_tokenizer
 from tests.trainer.in_process import make_data, make_step, train
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS  # noqa: F401 what families of transformers have
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 modules of families that use it have it
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Dpo
@@ -35,7 +35,7 @@ class ScaledConfig(LlamaConfig):
 class Blur(nn.Module):
     """A mixer that no library has: each token gets a share of the one before it, whatever row that is of."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
 
@@ -58,7 +58,8 @@ class HeadForCausalLM(LlamaForCausalLM):
     config_class = HeadConfig
 
     def forward(self, input_ids: torch.Tensor, **asked: Any) -> Any:
-        said = super().forward(input_ids=input_ids, **asked)
+        forward: Any = super().forward
+        said = forward(input_ids=input_ids, **asked)
         said.logits = said.logits + nn.functional.one_hot(input_ids, said.logits.shape[-1])
         return said
 
@@ -69,7 +70,7 @@ class ScaledForCausalLM(LlamaForCausalLM):
     config_class = ScaledConfig
 
     def forward(self, *given: Any, **asked: Any) -> Any:
-        said = super().forward(*given, **asked)
+        said: Any = super().forward(*given, **asked)
         said.logits = 2 * torch.tanh(said.logits * 0.7)
         return said
 
@@ -83,7 +84,12 @@ for known, family in TOYS.items():
 def saved(kind: type[LlamaConfig], folder: Path) -> Path:
     tokenizer = _byte_tokenizer()
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     model = TOYS[kind](kind(**shape, vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=257))
     for parameter in model.parameters():
         if parameter.dim() > 1:

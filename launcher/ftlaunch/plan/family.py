@@ -1,0 +1,58 @@
+"""What config.json alone tells of a model: whether its rows can lie end to end. The trainer's probe decides."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+STATEFUL = {
+    *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "inkling", "inkling2", "jamba", "kimi_linear", "lfm2"),
+    *("lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"),
+    *("qwen3_next", "qwen4_exp", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya"),
+}
+"""Families whose mixers carry a state from token to token."""
+STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
+"""The same of single layers, as `layer_types` calls them."""
+BY_THEMSELVES = {
+    *(
+        "bloom",
+        "codegen",
+        "falcon",
+        "gpt_neo",
+        "gpt_neox_japanese",
+        "gptj",
+        "mpt",
+        "openai-gpt",
+        "xglm",
+        "xlm",
+        "xlnet",
+    ),
+}
+"""Families that attend by code of their own."""
+BY_RANK = {"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "glm5_next", "glm_moe_dsa", "hy_v4", "mistral_large4"}
+"""Families whose queries choose a few keys by rank."""
+
+
+def padded_because(folder: Path) -> str | None:
+    """Why the rows of the model in a folder are padded whatever `packing` says; None where nothing tells so."""
+    config = _text_config(folder)
+    family = str(config.get("model_type", "")).removesuffix("_text")
+    layers = {str(kind) for kind in config.get("layer_types") or config.get("layers_block_type") or ()}
+    if family in STATEFUL or layers & STATEFUL_LAYERS:
+        return f"{family} carries a state from token to token, which would run on into the next row"
+    if family in BY_THEMSELVES:
+        return f"{family} attends by code of its own"
+    if family in BY_RANK:
+        return f"{family} chooses the keys of a query by rank, among all that lie in its line"
+    return None
+
+
+def _text_config(folder: Path) -> dict[str, Any]:
+    """config.json, or the part of it that is of text; empty where there is none to be read."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}  # a hub id, or a file that loading the model will complain of
+    if not isinstance(config, dict):
+        return {}
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config

@@ -1,0 +1,75 @@
+"""Whether what training computes is what plain transformers computes row by row: log-probabilities and gradients."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from ftlaunch.recipe import Model
+from fttrain.data.batches import collate
+from fttrain.data.token_set import Group, Tokens
+from fttrain.model.scorer import Scorer, load_base
+
+CPU = torch.device("cpu")
+LOGPS, NORM = 1e-4, 1e-3
+"""What counts as the same: Δ log p of any token in nats, and the gradient's norm relative to its own."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of all trained tokens, in order."""
+
+    logps_N: torch.Tensor
+    grad_norm: float
+
+    def is_same(self, other: "Measured") -> bool:
+        near = abs(self.grad_norm - other.grad_norm) <= NORM * other.grad_norm
+        return near and float((self.logps_N - other.logps_N).abs().max()) <= LOGPS
+
+
+def rows() -> list[Tokens]:
+    """Rows that are longer and shorter than a window."""
+    draw = np.random.default_rng(0)
+    return [(draw.integers(3, 250, n).astype(np.int32), np.arange(n) > 1) for n in (40, 23, 61, 9)]
+
+
+def pairs() -> list[Group]:
+    """Pairs of rows that begin alike, for longer than a window and hardly at all."""
+    draw = np.random.default_rng(1)
+    groups = []
+    for prompt, first, second in ((30, 5, 9), (3, 1, 12)):
+        begin = draw.integers(3, 250, prompt)
+        ends = [np.append(token, draw.integers(3, 250, size)) for token, size in ((1, first), (2, second))]
+        ids = [np.concatenate([begin, end]).astype(np.int32) for end in ends]
+        groups.append(Group(tuple((one, np.arange(len(one)) >= prompt) for one in ids)))
+    return groups
+
+
+def plain(folder: Path, of: list[Tokens]) -> Measured:
+    """By the library's own forward, row by row."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    types = {"token_type_ids": True} if model.config.model_type == "gemma3" else {}
+    logps = []
+    for ids, trained in of:
+        ids_1T = torch.from_numpy(ids.astype(np.int64))[None]
+        logits_TV = model(input_ids=ids_1T, use_cache=False, **dict.fromkeys(types, 0 * ids_1T)).logits[0, :-1]
+        logps_T = logits_TV.float().log_softmax(-1).gather(1, ids_1T[0, 1:, None])[:, 0]
+        logps.append(logps_T[torch.from_numpy(trained[1:])])
+        (-logps[-1].sum()).backward()
+    return Measured(torch.cat(logps).detach(), _norm(model))
+
+
+def trained(folder: Path, groups: list[Group], *, packing: bool, share: bool = False) -> Measured:
+    """By what training runs. Raises UserError where the model refuses to be laid out so."""
+    model = load_base(Model(path=str(folder), dtype="fp32"), dtype=torch.float32, packing=packing).train()
+    scorer = Scorer(model.requires_grad_(True))
+    scores = scorer(collate(groups, packing=packing, share=share, chunks=1, device=CPU))
+    (-scores.smoothed_N.sum()).backward()
+    return Measured(scores.logps_N, _norm(model))
+
+
+def _norm(model: torch.nn.Module) -> float:
+    return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
