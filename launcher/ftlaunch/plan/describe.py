@@ -28,6 +28,7 @@ from ftlaunch.recipe import (
     Qat,
     Reward,
     Rslora,
+    Sft,
     Training,
     replaces,
 )
@@ -89,7 +90,9 @@ def _training_notes(step: Step, stage: Training) -> dict[str, str]:
 
 def _layout_notes(step: Step, stage: Training) -> dict[str, str]:
     """What is said where packing is asked for, by default too, and the model does not allow for it."""
-    if not stage.packing or (why := family.padded_because(Path(step.model.path))) is None:
+    if not isinstance(stage, Sft | Pairwise | Ppo) or not stage.packing:
+        return {}
+    if (why := family.padded_because(Path(step.model.path))) is None:
         return {}
     shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
     return {"layout": f"rows are padded, not packed{shared}: {why}"}

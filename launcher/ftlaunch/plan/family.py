@@ -1,8 +1,9 @@
 """What config.json alone tells of a model: whether its rows can lie end to end. The trainer's probe decides."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 STATEFUL = {
     *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "inkling", "inkling2", "jamba", "kimi_linear", "lfm2"),
@@ -49,10 +50,7 @@ def padded_because(folder: Path) -> str | None:
 def _text_config(folder: Path) -> dict[str, Any]:
     """config.json, or the part of it that is of text; empty where there is none to be read."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
+        return msgspec.convert(config.get("text_config", config), dict[str, Any])
     except (OSError, ValueError):
         return {}  # a hub id, or a file that loading the model will complain of
-    if not isinstance(config, dict):
-        return {}
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) else config
