@@ -244,6 +244,24 @@ def test_a_refused_run_leaves_nothing_and_says_what_works(dev: Cluster, tmp_path
     assert (done.returncode, "it has told no job id" in done.stderr) == (2, True)
 
 
+def test_a_chain_that_is_longer_than_the_queue_takes_goes_on_by_itself(
+    dev: Cluster, tmp_path: Path, cleared: list[Path]
+) -> None:
+    words = "QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: Job violates accounting policy"
+    count = f"squeue -h -o %Z | grep -c '^{tmp_path}/long$'"
+    site = site_sbatch(
+        tmp_path / "bin", f'[ "$({count})" -lt 2 ] || {{ printf "sbatch: error: {words}" >&2; exit 1; }}'
+    )
+    run = write_acted(tmp_path / "long", ("5 0.1 none",) * 4, 1, dev)
+    cleared.append(run.path)
+    done = call("resume", run.path, path=site)
+    assert done.returncode == 0, done.stderr
+    assert "03-sft is submitted once" in done.stderr
+    acted = Acted(run, dev)
+    wait_until(lambda: all(step.result.exists() for step in run.step_dirs()), 120)
+    assert [len(acted.ended(step.name)) for step in run.step_dirs()] == [1, 1, 1, 1]
+
+
 SIGNALS = (signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -44,6 +44,9 @@ class HeldTask(NodeTask):
     def _is_on_record(self) -> bool:
         return True
 
+    def _submit_rest(self) -> None:
+        """There is nothing to submit."""
+
     def _go_back(self, attempt: Attempt, ended: Ended) -> Ended:  # noqa: ARG002 (there is no queue to go back to)
         return ended
 

@@ -17,7 +17,7 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend import supervisor, watchdog
-from ftlaunch.backend.slurm import messages, record, rendezvous, requeue, restart_policy
+from ftlaunch.backend.slurm import messages, record, rendezvous, requeue, restart_policy, submit
 from ftlaunch.backend.slurm.messages import MadeBy, Start, Verdict, read_verdict
 from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.restart_policy import Ended
@@ -170,11 +170,19 @@ class NodeTask:
             if (code := self._refusal()) is not None:
                 return code
             self.step.stop.unlink(missing_ok=True)
+            self._submit_rest()
             while (ended := self._attempt()).in_place:
                 self.starts += 1
             return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
         finally:
             self._let_go()
+
+    def _submit_rest(self) -> None:
+        """Submit the stages that the queue had no room for; this job's own end makes room for one more."""
+        try:
+            submit.submit_rest(self.run, self.step)
+        except UserError as error:
+            print(f"the next stage is not submitted: {error}", file=sys.stderr)
 
     def _let_go(self) -> None:
         """Have the other nodes leave, which wait for what comes next."""

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -29,6 +30,7 @@ from ftlaunch.run import snapshot
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StepDir
 from ftlaunch.safety.redact import names_secret
+from ftlaunch.watch import runs
 
 CARRIED = re.compile(
     r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|FI|OMP|MKL|CUDA|DS|ACCELERATE|XDG"
@@ -39,6 +41,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 GONE_SECONDS, GONE_POLL_SECONDS = 40.0, 0.5
 """Jobs that were taken back may take so long to be gone."""
 OR_RESUME = "; then: ftlaunch resume"
+LIMIT = re.compile(r"MaxSubmitJob|job submit limit")
+"""sbatch's words where the queue holds as many jobs of the user as it may."""
 REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
 
 
@@ -84,6 +88,7 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Inter
     write_json(run.submission, record)
     unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
     try:
+        write_json(run.environment, carried())
         for planned in unfinished:
             run.step_dir(planned.name).job.unlink(missing_ok=True)
         jobs = _submit_all(run, plan, unfinished, cluster, interrupts, after)
@@ -108,15 +113,57 @@ def _submit_all(
 ) -> list[Job]:
     jobs: list[Job] = []
     with private(), leading_to(cluster):
-        write_json(run.environment, carried())
         for planned in unfinished:
             step = run.step_dir(planned.name)
             step.stop.unlink(missing_ok=True)
             write_files(run, planned)
             batch = executor(plan, planned, cluster)
-            batch.after = "?".join(f"afterok:{job}" for job in jobs[-1].ids) if jobs else after
-            jobs.append(_submit_stage(step, batch, jobs, cluster, interrupts))
+            batch.after = after_success(jobs[-1]) if jobs else after
+            try:
+                jobs.append(_submit_stage(step, batch, jobs, cluster, interrupts))
+            except UserError as error:
+                if not jobs or not LIMIT.search(error.message):
+                    raise
+                step.job.unlink(missing_ok=True)
+                print(f"{step.name} is submitted once {unfinished[0].name} has ended: {error.message}", file=sys.stderr)
+                break
     return jobs
+
+
+def after_success(job: Job) -> str:
+    """What waits for a stage to be done, whichever of its jobs does it, as sbatch takes it."""
+    return "?".join(f"afterok:{id}" for id in job.ids)
+
+
+def submit_rest(run: RunDir, step: StepDir) -> None:
+    """From a stage's own job, submit stages for which there was no room in the queue; nothing where there are none.
+
+    UserError where SLURM does not take the next one either.
+    """
+    plan, cluster = runs.read_plan(run), queue.read_cluster(run)
+    rest = [
+        planned
+        for planned in plan.steps
+        if planned.name > step.name and not (run.step_dir(planned.name).job.exists() or _is_finished(run, planned))
+    ]
+    job = queue.read_job(step)
+    is_next = rest and job is not None and rest[0].name == _following(plan, step)
+    if not is_next or job is None:
+        return
+    held = lock.take(run)
+    try:
+        _submit_all(run, plan, rest, cluster, Interrupts(), after_success(job))
+    finally:
+        lock.release(held)
+
+
+def _is_finished(run: RunDir, planned: PlannedStep) -> bool:
+    return run.step_dir(planned.name).result.exists()
+
+
+def _following(plan: Plan, step: StepDir) -> str | None:
+    """The name of the stage after this."""
+    return next((planned.name for planned in plan.steps if planned.name > step.name), None)
 
 
 def _require_known(run: RunDir, jobs: list[Job]) -> None:
