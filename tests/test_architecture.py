@@ -225,7 +225,7 @@ TRAINER_MAY_IMPORT = {
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names
 PYARROW_ONLY_IN = {"tables"}
 MATPLOTLIB_ONLY_IN = {"plots"}
-SUBMITIT_ONLY_IN = {"submit", "request", "node_task", "probe", "node_job", "held"}
+SUBMITIT_ONLY_IN = {"submit", "request", "probe", "node_job", "held", "stage_job"}
 HEAVY = {
     *("torch", "transformers", "datasets", "numpy", "accelerate", "deepspeed"),
     *("pydantic", "submitit", "rich", "matplotlib"),

@@ -8,7 +8,7 @@ this puts the job back into the queue.
 import sys
 from pathlib import Path
 
-from ftlaunch.backend.slurm.node_task import conclude_cut_off
+from ftlaunch.backend.slurm.stage_job import conclude_cut_off
 from ftlaunch.run.layout import StepDir
 
 if __name__ == "__main__":

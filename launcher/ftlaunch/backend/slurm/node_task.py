@@ -3,27 +3,23 @@
 The first node leads: it makes the attempt, tells the others where to meet, and decides what becomes of the job.
 """
 
-import os
 import shlex
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import msgspec
-from submitit.core.job_environment import JobEnvironment
-from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend import supervisor, watchdog
-from ftlaunch.backend.slurm import messages, record, rendezvous, requeue, restart_policy, submit
-from ftlaunch.backend.slurm.messages import MadeBy, Start, Verdict, read_verdict
-from ftlaunch.backend.slurm.notify import notify
+from ftlaunch.backend.slurm import messages, record, rendezvous, restart_policy, submit
+from ftlaunch.backend.slurm.messages import Start, Verdict, read_verdict
 from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.backend.slurm.stage_job import StageJob
 from ftlaunch.backend.watchdog import HangWatch, RankState
 from ftlaunch.cluster import queue
-from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import launch_config
 from ftlaunch.plan.plan import PlannedStep
@@ -32,7 +28,6 @@ from ftlaunch.processes.outcome import (
     Failure,
     Outcome,
     Stopped,
-    describe_failure,
     name_cause,
     read_outcome,
     tell_death,
@@ -40,20 +35,16 @@ from ftlaunch.processes.outcome import (
 )
 from ftlaunch.processes.signals import Warnings
 from ftlaunch.recipe import Training
-from ftlaunch.run.files import last_lines, write_atomic, write_first, write_json
-from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StepDir
+from ftlaunch.run.files import write_atomic, write_first, write_json
+from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, StepDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
-from ftlaunch.watch import progress, runs
-from ftlaunch.watch.status import newest_checkpoint
 
 MEET_SECONDS = 120.0
 """The other nodes wait so long for the first one's first word."""
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
 POLL_SECONDS, MOST_POLL_SECONDS = 0.2, 1.0
-SIGNALLED = 128
-"""srun's exit code is this and the number of the signal that has ended a task."""
 
 
 def run_stage(folder: str) -> None:
@@ -74,57 +65,12 @@ def run_task(task: "NodeTask") -> None:
     sys.exit(code)
 
 
-def conclude_cut_off(step: StepDir, code: int) -> None:
-    """See to the job of a stage whose tasks were killed before the first one could, called once they are gone.
-
-    `code` is srun's: 128 and the number of the signal, where one has ended a task.
-    """
-    redact_output()
-    task = NodeTask(step, Warnings())
-    if step.result.exists() or (attempt := task.cut_off(code)) is None:
-        return
-    output = step.job_output(task.slurm.job_id)
-    said = "its tasks were killed; what srun says of it is at the end of its job's output"
-    stopped = step.stop_reason() not in (None, REQUEUE)
-    outcome = Failure(rank=None, type="SIGKILL", message=said, traceback=last_lines(output), log=str(output))
-    task.warnings.heard = next((number for number in Warnings.NUMBERS if code == SIGNALLED + number), None)
-    try:
-        task.conclude(attempt, Stopped(reason="asked") if stopped else outcome, in_place=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-
-
 @dataclass
-class NodeTask:
-    """What one node does of a stage that is a job."""
+class NodeTask(StageJob):
+    """A node's part in a stage's job."""
 
-    step: StepDir
-    warnings: Warnings
-    lost: list[str] = field(default_factory=list[str])
-    """Nodes of an attempt that failed which are not heard of any more."""
-    starts: int = 0
-    """How often the first node has spoken to the others inside this job."""
     states: list[RankState] = field(default_factory=list[RankState])
     """What the ranks here were at, where they were found to hang."""
-    slurm: JobEnvironment = field(default_factory=SlurmJobEnvironment)
-
-    @cached_property
-    def run(self) -> RunDir:
-        return RunDir(self.step.path.parent)
-
-    @cached_property
-    def planned(self) -> PlannedStep:
-        return next(planned for planned in runs.read_plan(self.run).steps if planned.name == self.step.name)
-
-    @cached_property
-    def cluster(self) -> Cluster:
-        return queue.read_cluster(self.run)
-
-    @cached_property
-    def jobs(self) -> list[str]:
-        """The stage's job and those that may take over from it; this one is among them."""
-        job = queue.read_job(self.step)
-        return job.ids if job and self.slurm.job_id in job.ids else [self.slurm.job_id]
 
     @property
     def rank(self) -> int:
@@ -135,32 +81,10 @@ class NodeTask:
         """This node's name."""
         return self.nodes[self.rank]
 
-    @cached_property
-    def made_by(self) -> MadeBy:
-        return MadeBy(job=self.slurm.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
-
     @property
     def meeting(self) -> int:
         """A number by which jobs that share nodes choose different ports."""
         return int(self.slurm.job_id)
-
-    @property
-    def restart(self) -> int:
-        """How often the stage was started before since it was submitted, in this job or by another start of it."""
-        queued = self.made_by.restart + self.jobs.index(self.slurm.job_id)
-        return queued + sum(one.in_place for one in self._before())
-
-    @cached_property
-    def nodes(self) -> list[str]:
-        """Names of the job's nodes. They must be as many as were planned: a shorter list would hang, not fail."""
-        names = list(self.slurm.hostnames)
-        planned = self.planned.step.parallel.nodes
-        assert len(names) == planned, f"SLURM gave the nodes {names}, and {planned} were asked for"
-        return names
-
-    @property
-    def start_file(self) -> Path:
-        return messages.start_file(self.step, self.made_by, self.starts)
 
     # The first node
 
@@ -201,18 +125,6 @@ class NodeTask:
         except UserError as error:
             outcome = _failure(error, attempt)
         return self.conclude(attempt, outcome)
-
-    def cut_off(self, code: int) -> Attempt | None:
-        """The attempt of this start of the job that nobody has concluded, made where no task came so far.
-
-        None where there is none, and where the job is not the run's: another job's attempts are none of its business.
-        """
-        mine = [one for one in self.step.all_attempts() if messages.read_made_by(one) == self.made_by]
-        if mine:
-            return None if mine[-1].ended.exists() else mine[-1]
-        if code <= SIGNALLED or self.start_file.exists() or not record.is_on_record(self.step, self.slurm.job_id):
-            return None
-        return self.step.new_attempt(self.made_by)
 
     def _refusal(self) -> int | None:
         """The code to leave with where there is nothing to start; None where there is."""
@@ -275,76 +187,6 @@ class NodeTask:
             found |= {number: told for number in waiting - {*found} if (told := read_verdict(attempt, number))}
             time.sleep(POLL_SECONDS)
         return found
-
-    def conclude(self, attempt: Attempt, outcome: Outcome, *, in_place: bool = True) -> Ended:
-        """Write down how the attempt ended, then see that the stage goes on where it is to.
-
-        `in_place`: whether it may go on inside this job, for which neither queue nor controller is needed.
-        """
-        ended = self._judge(outcome)
-        if isinstance(outcome, Failure):
-            write_json(attempt.error, outcome)
-            print(describe_failure(outcome), file=sys.stderr)
-        all_answer = isinstance(outcome, Failure) and not self.lost and not self.warnings.heard
-        if not self._is_newest(attempt):
-            ended = _given_up(ended, "a later attempt goes on without this one")
-        elif ended.restarted and in_place and all_answer:
-            ended = msgspec.structs.replace(ended, in_place=True)
-        write_json(attempt.ended, ended)  # first of all: the controller may be away for longer than this lives
-        print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
-        if ended.restarted and not ended.in_place and self.cluster.restart == "requeue":
-            ended = self._go_back(attempt, ended)
-        elif not ended.restarted and self._is_newest(attempt):
-            is_last = self.planned.name == runs.read_plan(self.run).steps[-1].name
-            notify(self.cluster, self.step, ended, is_last=is_last)
-        return ended
-
-    def _go_back(self, attempt: Attempt, ended: Ended) -> Ended:
-        """Put the job back into the queue, which ends this process; come back, with the reason, where it cannot be."""
-        try:
-            state = requeue.job_state(self.run, self.slurm.job_id)
-            if state == "RUNNING":
-                requeue.requeue(self.slurm.job_id, self.lost, self.cluster)
-                return ended
-            ended = _given_up(ended, f"SLURM sees to the job itself, which is {state}")
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            ended = _given_up(ended, f"it could not be put back into the queue: {error.message}")
-        write_json(attempt.ended, ended)
-        print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
-        return ended
-
-    def _is_newest(self, attempt: Attempt) -> bool:
-        """Whether the stage has not been started again. A node that was cut off may come back to find that it has."""
-        return self.step.all_attempts()[-1].number == attempt.number
-
-    def _judge(self, outcome: Outcome) -> Ended:
-        entries = progress.newest(self.step.metrics)
-        ended = Ended(
-            job=self.made_by.job,
-            restart=self.restart,
-            nodes=self.nodes,
-            cause="done",
-            step=entries[-1]["step"] if entries else None,
-            checkpoint=newest_checkpoint(self.step),
-            lost=self.lost,
-            restarted=False,
-            reason="the stage has its result",
-        )
-        return restart_policy.judge(
-            outcome,
-            ended,
-            self._before(),
-            self.cluster.most_restarts,
-            warned=self.warnings.heard is not None,
-            asked=self.step.stop_reason() not in (None, REQUEUE),
-        )
-
-    def _before(self) -> list[Ended]:
-        """How earlier attempts since the stage was submitted ended, where they could say so."""
-        files = [attempt.ended for attempt in self.step.all_attempts() if attempt.ended.exists()]
-        ended = [msgspec.json.decode(file.read_bytes(), type=Ended) for file in files]
-        return [one for one in ended if one.job in self.jobs]
 
     # The other nodes
 
@@ -430,12 +272,6 @@ def _network(address: str, interface: str | None) -> dict[str, str]:
     """Which interface the ranks talk over. gloo would otherwise take whatever the host's own name leads to."""
     name = interface or rendezvous.interface_of(address)
     return {f"{library}_SOCKET_IFNAME": name for library in ("GLOO", "NCCL", "TP")} if name else {}
-
-
-def _given_up(ended: Ended, why: str) -> Ended:
-    """How an attempt ended that this job does not go on from after all."""
-    what = ended.reason.partition(";")[0]
-    return msgspec.structs.replace(ended, restarted=False, in_place=False, reason=f"{what}; {why}")
 
 
 def _failure(error: UserError, attempt: Attempt) -> Failure:
