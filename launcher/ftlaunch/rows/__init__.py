@@ -78,7 +78,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     return found
 
 
-def settled(data: Data) -> Data:
+def settled(data: Data, *, only_prompts: bool = False) -> Data:
     """The data table with its format told by the first rows, where it leaves that open and they can be read here.
 
     Raises DataError where they cannot be read, or do not tell it.
@@ -86,7 +86,7 @@ def settled(data: Data) -> Data:
     if not looks.is_open(data) or not is_local(data.path):
         return data
     first = list(islice(_sample(data), looks.LOOKED_AT))
-    return looks.looked_at(data, first) if first else data
+    return looks.looked_at(data, first, only_prompts=only_prompts) if first else data
 
 
 def _problems(data: Data, unfit: UnfitRows, seen: int) -> Iterator[tuple[str, str, str]]:

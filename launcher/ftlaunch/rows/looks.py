@@ -30,13 +30,17 @@ def is_open(data: Data) -> bool:
     return not any(told) and (data.prompt is None or data.format is None)
 
 
-def looked_at(data: Data, rows: Iterable[tuple[str, Row]]) -> Data:
+def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool = False) -> Data:
     """The data table with the format that its first rows tell; as it is where the table tells it.
+
+    Where `only_prompts` are wanted, a template of the prompt is enough.
 
     Raises DataError where fields do not tell it, or tell of a tree of messages.
     """
     if not is_open(data):
         return data
+    if only_prompts and data.prompt is not None:
+        return replace(data, format="prompt")
     fields: dict[str, Any] = {}
     for _, row in rows:
         fields |= {name: value for name, value in row.items() if value is not None or name not in fields}

@@ -9,7 +9,7 @@ import msgspec
 from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe, load_resolved
-from ftlaunch.recipe import Ppo, Training
+from ftlaunch.recipe import Ppo, Recipe, Training
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
 from ftlaunch.rules import combinations, order, secrets, track
@@ -41,11 +41,12 @@ def _passed(loaded: Loaded) -> Loaded:
 def _with_formats(loaded: Loaded) -> tuple[Loaded, list[Problem]]:
     """The recipe with the formats that the rows of local data tell, and what keeps them from telling."""
     data, remarks, problems = dict(loaded.recipe.data), list(loaded.remarks), list[Problem]()
+    trained_on = _trained_on(loaded.recipe)
     for name, table in data.items():
         if not rows.looks.is_open(table) or not Path(table.path).is_absolute():
             continue
         try:
-            data[name] = rows.settled(table)
+            data[name] = rows.settled(table, only_prompts=name not in trained_on)
         except rows.DataError as error:
             problems.append(Problem(error.where, f"data.{name}", error.problem, error.remedy))
         if data[name].format is not None:
@@ -53,6 +54,12 @@ def _with_formats(loaded: Loaded) -> tuple[Loaded, list[Problem]]:
             remarks.append(f"data.{name}: format {data[name].format}, told by the fields of its rows{system}")
     recipe = msgspec.structs.replace(loaded.recipe, data=data)
     return dataclasses.replace(loaded, recipe=recipe, remarks=tuple(remarks)), problems
+
+
+def _trained_on(recipe: Recipe) -> set[str]:
+    """The data tables whose answers are trained: PPO, which answers itself, takes prompts alone."""
+    stages = [stage for stage in recipe.stage if isinstance(stage, Training) and not isinstance(stage, Ppo)]
+    return {name for stage in stages for name in ([stage.data] if isinstance(stage.data, str) else stage.data)}
 
 
 def judge(loaded: Loaded) -> list[Problem]:
@@ -74,8 +81,7 @@ def judge(loaded: Loaded) -> list[Problem]:
 def _with_rows_looked_at(loaded: Loaded) -> Loaded:
     """The same with what is left out of local data as remarks. Raises RecipeError where that is too much."""
     problems, remarks = list[Problem](), list(loaded.remarks)
-    stages = [stage for stage in loaded.recipe.stage if isinstance(stage, Training) and not isinstance(stage, Ppo)]
-    trained_on = {name for stage in stages for name in ([stage.data] if isinstance(stage.data, str) else stage.data)}
+    trained_on = _trained_on(loaded.recipe)
     for table in data_rules.data_tables(loaded):
         if Path(table.data.path).is_absolute():
             for key, data in (("", table.data), (".eval", rows.for_evaluation(table.data))):

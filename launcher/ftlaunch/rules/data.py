@@ -8,7 +8,7 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import literal
 from ftlaunch.recipe import Data
-from ftlaunch.rows import PAIRED
+from ftlaunch.rows import PAIRED, looks
 from ftlaunch.rows.conversations import row_format
 from ftlaunch.rows.template import template_fields
 from ftlaunch.safety import trust
@@ -42,9 +42,7 @@ class DataTable:
     @property
     def format(self) -> str | None:
         """The format that counts; None where the table leaves it open."""
-        data = self.data
-        told = (data.format, data.prompt, data.completion, data.chosen, data.rejected)
-        return row_format(data) if any(told) else None
+        return None if looks.is_open(self.data) else row_format(self.data)
 
     def given(self, key: str) -> bool:
         return self.loaded.where.given(("data", self.name, key))

@@ -12,7 +12,7 @@ from ftlaunch.load.messages import choice, did_you_mean, literal
 from ftlaunch.load.origins import KeyPath
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved
-from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Qat, Training
+from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Qat, Sft, Training
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import model_files, trust
@@ -93,8 +93,8 @@ def answers_are_there(training: TrainedStage) -> Iterator[Problem]:
     """Only PPO, which answers itself, needs no completion."""
     tables = training.loaded.recipe.data
     for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
-        templates = table.data.prompt is not None and table.data.completion is None
-        if table.format == "prompt" and templates and not isinstance(training.stage, Ppo):
+        lacks = table.data.prompt is not None and table.data.completion is None
+        if lacks and table.format in ("prompt", None) and isinstance(training.stage, Sft):
             message = 'is missing: the format "prompt" needs prompt and completion'
             yield table.problem("completion", message, 'add completion = "…"')
 

@@ -23,17 +23,20 @@ SHUFFLED_ROWS = 1000
 """Rows that a stream holds in memory to draw the next one from."""
 
 
-def settled(data: Data) -> Data:
+def settled(data: Data, *, only_prompts: bool = False) -> Data:
     """The data table with the format that its first rows tell, where it leaves that open. Raises UserError."""
-    return looks.looked_at(data, islice(load_rows(data), looks.LOOKED_AT)) if looks.is_open(data) else data
+    if not looks.is_open(data):
+        return data
+    return looks.looked_at(data, islice(load_rows(data), looks.LOOKED_AT), only_prompts=only_prompts)
 
 
 def with_formats(step: Step) -> Step:
     """The step with the formats of its data told. Raises UserError where a stage cannot train on one."""
-    data = {name: settled(table) for name, table in step.data.items()}
+    only_prompts = isinstance(step.stage, Ppo)
+    data = {name: settled(table, only_prompts=only_prompts) for name, table in step.data.items()}
     for name, table in data.items():
         fits = is_paired(table) == isinstance(step.stage, Pairwise) and table.format != "unpaired"
-        if looks.is_open(step.data[name]) and not fits and not isinstance(step.stage, Ppo):
+        if looks.is_open(step.data[name]) and not fits and not only_prompts:
             kind = step.stage.__struct_config__.tag
             message = f"a stage of kind {kind} cannot train on [data.{name}], whose rows are of format {table.format}"
             raise UserError(message, "name another data set, or write the format and its keys in the data table")

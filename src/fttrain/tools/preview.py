@@ -76,7 +76,7 @@ def look_at(recipe: Recipe, rows: int) -> list[Preview]:
     for name, model, is_asked in _trained_on(recipe):
         key = (model.path, model.revision)
         tokenizers[key] = tokenizers.get(key) or load_tokenizer(*key)
-        data = settled(recipe.data[name])
+        data = settled(recipe.data[name], only_prompts=is_asked)
         show = _of_prompts if is_asked else preview
         previews.append(show(name, data, tokenizers[key], recipe.seed, rows))
     return previews
