@@ -93,7 +93,11 @@ def _problems(data: Data, unfit: UnfitRows, seen: int) -> Iterator[tuple[str, st
     if unfit.are_too_many(data, seen):
         for reason, count in unfit.unfit.most_common():
             first = unfit.firsts[reason]
-            yield first.where, f"{first.problem} (in {count} of {seen} rows read)", remedy(first, data)
+            yield (
+                first.where,
+                f"{first.problem} (in {count} of {seen} rows read)",
+                remedy(first, data, every=count == seen),
+            )
     elif sum(unfit.every().values()) == seen:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in unfit.every().items())
         yield data.path, f"none of the {seen} rows read can be trained on: {reasons}", "look at the rows"

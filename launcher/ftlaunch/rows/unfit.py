@@ -65,11 +65,15 @@ class UnfitRows:
         reason, count = self.unfit.most_common(1)[0]
         first = self.firsts[reason]
         more = f"; {self.unfit.total()} in all" if len(self.unfit) > 1 else ""
-        raise DataError(first.where, f"{first.problem} (in {count} of {rows} rows{more})", remedy(first, data))
+        raise DataError(
+            first.where, f"{first.problem} (in {count} of {rows} rows{more})", remedy(first, data, every=count == rows)
+        )
 
 
-def remedy(first: Unfit, data: Data) -> str:
-    """What to do about a reason for which too many rows are left out."""
+def remedy(first: Unfit, data: Data, *, every: bool) -> str:
+    """What to do about a reason for which too many rows are left out; none is left to train on if it is `every` row."""
+    if every:
+        return first.remedy
     key = 'unfit = "drop"' if data.unfit == "stop" else "a larger unfit_share"
     return f"{first.remedy}; or have such rows left out with {key} in the data table"
 
