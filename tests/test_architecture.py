@@ -76,7 +76,7 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.plan": (
-        "__init__ family launch_config resolve",
+        "__init__ family launch_config machine resolve",
         "chain describe",
         "plan",
     ),

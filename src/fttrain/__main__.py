@@ -57,10 +57,12 @@ def _run(folder: StepDir, attempt: Attempt | None) -> int:
     trust.require(folder.path.parent)
     trust.require(folder.path)
     step = snapshot.redirect(folder.read_step(), RunDir(folder.path.parent))
+    from fttrain.distributed import precision
     from fttrain.distributed import world as worlds  # torch and accelerate, after the output is where it belongs
     from fttrain.distributed.stop_request import Stopped, StopRequest
 
     world = worlds.start(step)
+    step = precision.settle(step, folder, world)
     beat = attempt.beat(world.rank) if attempt else None
     stop = StopRequest(folder.stop if world.is_main else None, world.dead_peers, beat)
     try:

@@ -55,8 +55,10 @@ class Engine:
         self.zero_stage = step.parallel.zero_stage
         self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Training) else 0.0
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        precision = "no" if self.zero_stage or step.model.dtype == "fp32" else step.model.dtype
-        self._accelerator = Accelerator(mixed_precision=None if self.zero_stage else precision, kwargs_handlers=[ddp])
+        assert step.model.dtype != "auto", "distributed.precision settles it"
+        # Under ZeRO it fills in what deepspeed.json calls "auto"; left out, a variable of the shell would.
+        precision = "no" if step.model.dtype == "fp32" else step.model.dtype
+        self._accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
         self._check(step)
 
     def _check(self, step: Step) -> None:

@@ -40,7 +40,9 @@ def _load(recipe: str, settings: list[str]) -> "Loaded":
     return loaded
 
 
-def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
+def _plan(loaded: "Loaded", run_dir: Path | None, *, here: bool) -> "Plan":
+    """The plan of one run; with `here` it is for this machine, and says what that makes of it."""
+    from ftlaunch.plan import machine
     from ftlaunch.plan.plan import make_plan
     from ftlaunch.watch import runs
 
@@ -50,7 +52,7 @@ def _plan(loaded: "Loaded", run_dir: Path | None) -> "Plan":
     folder = (run_dir or runs.HOME / loaded.recipe.name).absolute()
     if not str(folder).isprintable():  # a line break would end a line of a batch script, and begin a command
         raise UserError(f"{str(folder)!r} holds control characters", "choose another folder with --run-dir")
-    return make_plan(loaded.recipe, folder)
+    return make_plan(loaded.recipe, folder, machine.look() if here else None)
 
 
 def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str:
@@ -87,7 +89,8 @@ def run(
     from ftlaunch.cli.run import dependency, require_here, start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    planned, profile = _plan(loaded, run_dir), load_named(cluster, site)
+    profile = load_named(cluster, site)
+    planned = _plan(loaded, run_dir, here=profile is None)
     if dry_run:
         print(_show(planned, profile))
         return
@@ -136,8 +139,8 @@ def plan(
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
-    planned = _plan(_load(recipe, all_settings(settings, nodes, procs_per_node)), run_dir)
-    print(_show(planned, load_named(cluster, site), json=json))
+    loaded, profile = _load(recipe, all_settings(settings, nodes, procs_per_node)), load_named(cluster, site)
+    print(_show(_plan(loaded, run_dir, here=profile is None), profile, json=json))
 
 
 def validate(
@@ -159,7 +162,7 @@ def validate(
         variants.trials(found, 1, Path())
         print(f"{loaded.source.name}: ok — {', '.join(variant.label for variant in found)}")
         return
-    steps = _plan(loaded, None).steps
+    steps = _plan(loaded, None, here=False).steps
     stages = ", ".join(step.name.partition("-")[2] for step in steps)
     count = max(step.step.world_size for step in steps)
     print(f"{loaded.source.name}: ok — {stages} on {text.processes(count)}")

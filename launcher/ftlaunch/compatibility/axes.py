@@ -200,7 +200,7 @@ AXES = (
     _axis(
         "dtype",
         lambda _, tables: tables.model.dtype,
-        **{name: f"model.dtype={name}" for name in ("fp32", "bf16", "fp16")},
+        **{name: f"model.dtype={name}" for name in ("fp32", "auto", "bf16", "fp16")},
     ),
     _axis(
         "device",

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.plan import family, resolve
+from ftlaunch.plan.machine import Machine
 from ftlaunch.recipe import (
     Adalora,
     BitLinear,
@@ -35,18 +36,21 @@ from ftlaunch.recipe import (
 from ftlaunch.rows import looks
 from ftlaunch.run.spec import Step
 
+NATIVE_FROM = 8
+"""Major compute capability from which NVIDIA's GPUs have arithmetic for bf16."""
+
 NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
 
 
-def of_step(step: Step) -> dict[str, str]:
-    """Notes under labels such as "learning rate"."""
+def of_step(step: Step, machine: Machine | None = None) -> dict[str, str]:
+    """Notes under labels such as "learning rate"; `machine` is where the step will run, if that is known."""
     match step.stage:
         case Merge():
             return _merge_notes(step)
         case Evaluate() as stage:
             return _evaluation_notes(step, stage)
         case stage:
-            return _training_notes(step, stage)
+            return _training_notes(step, stage, machine)
 
 
 def _merge_notes(step: Step) -> dict[str, str]:
@@ -72,10 +76,11 @@ def _decoding_note(stage: Evaluate) -> str:
     return f"by beam search over {stage.beams}" if stage.beams > 1 else "the likeliest token each time"
 
 
-def _training_notes(step: Step, stage: Training) -> dict[str, str]:
+def _training_notes(step: Step, stage: Training, machine: Machine | None) -> dict[str, str]:
     rows = "pairs" if isinstance(stage, Pairwise) else "rows"
     return {
         "model": _model_note(step),
+        "dtype": _dtype_note(step, machine),
         "adapter": _adapter_note(step),
         "data": ", ".join(f"{name} ({data.path}){_format_note(data)}" for name, data in step.data.items()),
         **_noise_notes(step),
@@ -163,12 +168,34 @@ def _reference_note(step: Step, stage: Dpo) -> str:
 
 
 def _model_note(step: Step) -> str:
-    note = f"{step.model.path} in {step.model.dtype}{_quantization_note(step.model)}"
+    note = f"{step.model.path}{_quantization_note(step.model)}"
     if step.start is None:
         return note
     if starts_from_merge(step):
         return f"{note}, with the adapter of the stage before merged into it: {step.start}"
     return f"{note}, going on from {step.start}"
+
+
+def _dtype_note(step: Step, machine: Machine | None) -> str:
+    """The number format, and why; the trainer asks torch again where the stage runs."""
+    written, device = step.model.dtype, step.parallel.device
+    if machine is None or (device == "cuda" and not machine.gpus):
+        ladder = "bf16 where the device computes it natively, else fp16 on a GPU and fp32 on a CPU"
+        return f"auto: {ladder}; decided where the stage runs" if written == "auto" else written
+    gpus = () if device == "cpu" else machine.gpus[: step.parallel.procs_per_node]
+    old = next((name for name, major in gpus if major < NATIVE_FROM), None)
+    if gpus:
+        name = old or gpus[0][0]
+        why = f"{name} has no arithmetic for it" if old else f"{name} computes it natively"
+    else:
+        why = "the CPU here " + (f"has {machine.cpu_bf16}" if machine.cpu_bf16 else "has neither AVX512-BF16 nor AMX")
+    native = not old if gpus else machine.cpu_bf16 is not None
+    other = "fp16" if gpus and not isinstance(step.adapter, Adalora) else "fp32"
+    if written == "auto":
+        return f"bf16, as {why} (auto)" if native else f"{other}, not bf16, as {why} (auto)"
+    if written == "bf16" and not native:
+        return f'bf16, which is emulated and slow, as {why}; dtype = "auto" would take {other}'
+    return written
 
 
 def _quantization_note(model: Model) -> str:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ftlaunch.recipe import Parallel, Training
+from ftlaunch.recipe import Dtype, Parallel, Training
 from ftlaunch.run.spec import Step
 
 
@@ -48,13 +48,18 @@ def deepspeed_json(step: Step) -> str | None:
         "train_micro_batch_size_per_gpu": step.micro_batch_size,
         "gradient_accumulation_steps": step.accumulation,
         "gradient_clipping": stage.max_grad_norm if isinstance(stage, Training) else 0.0,
-        "bf16": {"enabled": step.model.dtype == "bf16"},
-        "fp16": {"enabled": step.model.dtype == "fp16"},
+        "bf16": {"enabled": _enabled("bf16", step.model.dtype)},
+        "fp16": {"enabled": _enabled("fp16", step.model.dtype)},
         "zero_optimization": _zero(step.parallel.zero_stage, offload=step.parallel.offload == "cpu"),
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31 - 1,
     }
     return json.dumps(config, indent=2) + "\n"
+
+
+def _enabled(name: Dtype, dtype: Dtype) -> bool | str:
+    """Whether a number format is on; "auto" where the trainer fills it in, once it knows the device."""
+    return "auto" if dtype == "auto" else name == dtype
 
 
 def _zero(zero_stage: int, *, offload: bool) -> dict[str, Any]:

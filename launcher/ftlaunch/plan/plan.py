@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from ftlaunch.plan import describe, launch_config
 from ftlaunch.plan.chain import Link, links
+from ftlaunch.plan.machine import Machine
 from ftlaunch.recipe import (
     Adalora,
     Adapter,
@@ -89,13 +90,16 @@ class Plan(Struct, frozen=True, kw_only=True):
     steps: list[PlannedStep]
 
 
-def make_plan(recipe: Recipe, run_dir: Path) -> Plan:
-    """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute."""
+def make_plan(recipe: Recipe, run_dir: Path, machine: Machine | None = None) -> Plan:
+    """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute.
+
+    `machine` is what the run will be on, if that is known; it only decides what is said of it.
+    """
     steps: list[PlannedStep] = []
     for link in links(recipe):
         hashes = {planned.name: planned.step.training_hash for planned in steps}
         needed = [hashes[Path(path).parts[0]] for path in (link.start, link.reward) if path]
-        steps.append(_plan_step(link.name, _make_step(recipe, link, needed)))
+        steps.append(_plan_step(link.name, _make_step(recipe, link, needed), machine))
     return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, steps=steps)
 
 
@@ -155,7 +159,7 @@ def _training_hash(step: Step, needed: list[str]) -> str:
     return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
 
 
-def _plan_step(name: str, step: Step) -> PlannedStep:
+def _plan_step(name: str, step: Step, machine: Machine | None) -> PlannedStep:
     files = {"step.json": msgspec.json.format(msgspec.json.encode(step), indent=2).decode() + "\n"}
     files["accelerate.yaml"] = launch_config.accelerate_yaml(step, name)
     deepspeed = launch_config.deepspeed_json(step)
@@ -167,5 +171,5 @@ def _plan_step(name: str, step: Step) -> PlannedStep:
         files=files,
         command=launch_config.command(name),
         env=launch_config.environment(step.parallel),
-        notes=describe.of_step(step),
+        notes=describe.of_step(step, machine),
     )

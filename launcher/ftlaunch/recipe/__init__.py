@@ -17,7 +17,7 @@ from ftlaunch.recipe.adapter import (
     Virtual,
 )
 from ftlaunch.recipe.data import Data
-from ftlaunch.recipe.model import BitLinear, Model, Qat
+from ftlaunch.recipe.model import BitLinear, Dtype, Model, Qat
 from ftlaunch.recipe.noise import (
     HIDDEN_ACT,
     KEEP,
@@ -79,6 +79,7 @@ __all__ = [
     "Dpo",
     "DropPath",
     "Dropout",
+    "Dtype",
     "Evaluate",
     "Full",
     "Gaussian",

@@ -6,6 +6,9 @@ from msgspec import Meta, Struct
 
 from ftlaunch.recipe.types import Positive, Text
 
+Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+"""Number formats, and leaving the choice to the device."""
+
 
 class Qat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="qat"):
     """Quantization-aware training: layers compute with weights rounded to integers, and gradients pass straight through
@@ -41,8 +44,10 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allow_pickle: bool = False
     """Load pickled weights (pytorch_model.bin) where there are no others. Only for a hub id with `revision` = a full
     commit: a pickle can run code, and a branch can change."""
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy."""
+    dtype: Dtype = "auto"
+    """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy.
+    "auto" is "bf16" where the device computes it natively (a GPU of capability 8 or more, a CPU with AVX512-BF16 or
+    AMX), else "fp16" on a GPU and "fp32" on a CPU. It is decided where the stage runs, and kept to its end."""
     quantization: Literal["none", "nf4", "fp4", "int8"] | Qat | BitLinear = "none"
     """"nf4" holds the frozen weights in 4 bits with double quantization (QLoRA, arXiv 2305.14314); "fp4" has another
     table of levels; "int8" is LLM.int8, with inputs in 8 bits but for the largest (arXiv 2208.07339). A table of kind

@@ -84,6 +84,8 @@ class StepDir:
         self.step = path / "step.json"
         self.accelerate = path / "accelerate.yaml"
         self.deepspeed = path / "deepspeed.json"
+        self.precision = path / "precision.json"
+        """The number format that the stage computes in, and why, where its recipe says "auto"."""
         self.attempts = path / "attempts"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ftlaunch.recipe import Model
+from fttrain.distributed.precision import computed_in
 from fttrain.hub import adapter_folder
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.noise import replace_activations
@@ -78,7 +79,7 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
 
     tokenizer = load_tokenizer(base.path, base.revision)
     probes = [torch.tensor([tokenizer(text)["input_ids"]]) for text in PROBES]
-    dtype = DTYPES[base.dtype]
+    dtype = DTYPES[computed_in(base.dtype)]
     plain: Any = load_base(base, dtype=dtype, packing=False)
     quantized = {
         f"{name}.weight": str(base.quantization)

@@ -13,8 +13,9 @@ from ftlaunch.recipe import Model
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG
 from fttrain import artifact, hub
+from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
-from fttrain.model.scorer import load_tokenizer
+from fttrain.model.scorer import DTYPES, load_tokenizer
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
 from fttrain.tools.output import answer
@@ -34,7 +35,9 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     try:
         folder = hub.model_folder(base.path, base.revision)
         replace_activations.make_known()
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[computed_in(base.dtype)], use_safetensors=True, trust_remote_code=False
+        )
         replace_activations.wear(model, replace_activations.read(Path(path)))
         beside = (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path) if beside else load_tokenizer(base.path, base.revision)

@@ -20,6 +20,7 @@ from ftlaunch import __main__, cli, processes
 from ftlaunch.backend import control, supervisor
 from ftlaunch.cli import trainer
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED
+from ftlaunch.plan.machine import Machine
 from ftlaunch.plan.plan import Plan
 from ftlaunch.recipe import Recipe
 from ftlaunch.run.layout import RunDir
@@ -258,7 +259,7 @@ def test_a_broken_recipe_is_refused_before_anything_is_written(
     assert {path.name for path in recipe.parent.iterdir()} == {"recipe.toml", "q.jsonl"}
 
 
-def acted_plan(_: Recipe, run_dir: Path) -> Plan:
+def acted_plan(_: Recipe, run_dir: Path, machine: Machine) -> Plan:  # noqa: ARG001 as make_plan has it
     return make_plan(run_dir.absolute(), "train")
 
 

@@ -101,7 +101,10 @@ WRONG_VALUES = {
     "true for a number": (SEED, "seed = true #! seed | a whole number from 0 up, got true | the default, 42"),
     "date": (SEED, "seed = 2024-01-02 #! seed | got the date or time 2024-01-02 | the default, 42"),
     "table for a number": (SEED, "seed = {} #! seed | got a table | the default, 42"),
-    "misspelt word": ('"bf16"', '"bf61" #! model.dtype | expected "bf16", "fp16" or "fp32" | did you mean "bf16"?'),
+    "misspelt word": (
+        '"bf16"',
+        '"bf61" #! model.dtype | "auto", "bf16", "fp16" or "fp32" | did you mean "bf16"?',
+    ),
     "word in capitals": ('"bf16"', '"FP32" #! model.dtype | got \'FP32\' | did you mean "fp32"?'),
     "neither count nor share": (
         DATA,

@@ -1,0 +1,51 @@
+"""What this machine computes with, as far as can be told without torch: for a plan's word on `model.dtype`."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from msgspec import Struct
+
+BF16_FLAGS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "bf16": "Arm's BF16"}
+"""Flags in /proc/cpuinfo → names of the instructions."""
+PATIENCE = 10.0
+"""Seconds that nvidia-smi may take."""
+
+
+class Machine(Struct, frozen=True):
+    """The devices of a machine."""
+
+    gpus: tuple[tuple[str, int], ...]
+    """Name and major compute capability of each GPU."""
+    cpu_bf16: str | None
+    """What the CPU multiplies bf16 matrices with; None where it has nothing for that."""
+
+
+def look() -> Machine:
+    """This machine."""
+    return Machine(_gpus(), _cpu_bf16(Path("/proc/cpuinfo")))
+
+
+def _cpu_bf16(cpuinfo: Path) -> str | None:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return None
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    return next((name for flag, name in BF16_FLAGS.items() if flag in flags), None)
+
+
+def _gpus() -> tuple[tuple[str, int], ...]:
+    """NVIDIA's GPUs that a process here would see; none where its tool is missing or does not answer."""
+    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ()
+    query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    if said.returncode:
+        return ()
+    found = (line.partition(", ") for line in said.stdout.splitlines())
+    return tuple((name, int(major)) for cap, _, name in found if (major := cap.partition(".")[0]).isdigit())
