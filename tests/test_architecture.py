@@ -157,7 +157,8 @@ FLOORS = {
         "scoring",
     ),
     "fttrain.merging": (
-        "__init__ deltas verify",
+        "__init__ deltas probes",
+        "verify",
         "merge",
     ),
     "fttrain.model": (

@@ -36,6 +36,9 @@ def merge(
         Literal["bf16", "fp16", "fp32"] | None,
         typer.Option("--dtype", help="Of the merged weights. Default: the base's."),
     ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option("--max-kl", min=0, help="Accept such a KL. Default: what rounding explains.")
+    ] = None,
     cluster: ClusterName = None,
     site: Site = None,
 ) -> None:
@@ -43,7 +46,7 @@ def merge(
 
     Example: ftlaunch merge my-run merged
     """
-    options = ["--dtype", dtype] if dtype else []
+    options = (["--dtype", dtype] if dtype else []) + ([] if max_kl is None else ["--max-kl", str(max_kl)])
     raise typer.Exit(_call("merge", cluster, site, made_by(source, merged=False), str(out), *options))
 
 

@@ -17,6 +17,7 @@ from ftlaunch.recipe import (
     Evaluate,
     Full,
     Lora,
+    Merge,
     Orpo,
     Pissa,
     Ppo,
@@ -151,6 +152,8 @@ def _training_hash(step: Step, needed: list[str]) -> str:
             table.pop(key, None)
     for key in TOLD_BY_THE_STEP:
         course["stage"].pop(key, None)
+    if isinstance(step.stage, Merge):
+        course["stage"]["max_kl"] = None  # how near is near enough changes no weight
     for table in course["data"].values():
         for key in [key for key, default in ADDED_TO_DATA.items() if table[key] == default]:
             del table[key]

@@ -96,8 +96,10 @@ def _chosen(step: Step, folder: StepDir, world: World) -> Choice:
             message = f"{folder.name} began in fp16, which needs a GPU, and there is none here"
             raise UserError(message, "resume it where there is one")
         return Choice(on_record[folder.name], "the stage began in it")
-    fit = [(name, dtype) for name, dtype in on_record.items() if dtype != "fp16" or takes_fp16]
-    chosen = Choice(fit[-1][1], f"{fit[-1][0]} was trained in it") if fit else _agreed(found, takes_fp16=takes_fp16)
+    fit = [
+        Choice(dtype, f"{name} was trained in it") for name, dtype in on_record.items() if dtype != "fp16" or takes_fp16
+    ]
+    chosen = fit[-1] if fit else _agreed(found, takes_fp16=takes_fp16)
     if world.is_main:
         nodes = {host: f"{choice.dtype}: {choice.why}" for host, _, choice in found}
         write_json(folder.precision, {"dtype": chosen.dtype, "why": chosen.why, "nodes": nodes})

@@ -4,8 +4,9 @@
 """
 
 import json
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,12 @@ def find_source(path: Path) -> Source:
     return Source(Model(path=config["base_model_name_or_path"], revision=config.get("revision")), path)
 
 
-def merge(source: Source, out: Path, spec: Merge) -> Merged:
+def merge(source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = "merge.max_kl = {}".format) -> Merged:
     """Write the merged model to `out`, read it back, and compare it with the adapter model.
 
     From a quantized base both ways of merging are tried and the closer one is kept. Raises UserError if the disk is
-    too small, the adapter does not fit the base, or the merged model differs by more than the tolerance; `out` appears
-    only if all went well.
+    too small, the adapter does not fit the base, or the merged model differs by more than rounding explains, with the
+    command that `allow` tells for going on with another `max_kl`; `out` appears only if all went well.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
@@ -134,17 +135,30 @@ def merge(source: Source, out: Path, spec: Merge) -> Merged:
         _write(folder, dict(config), deltas, source, aside, spec, Rounded(quantized, reference.rounding))
         tried[method] = verify.compare(reference, aside)
     best = min(tried, key=lambda method: tried[method].kl)
-    limit = spec.max_kl or verify.tolerance(source.base)
-    if tried[best].kl > limit:
+    limit = spec.max_kl if spec.max_kl is not None else verify.tolerance(source.base, _formats(folder, spec))
+    if flaw := verify.flaw(tried[best], limit, was_set=spec.max_kl is not None):
+        enough = f"{1.2 * tried[best].kl:.2g}"
         raise UserError(
-            f"the merged model differs from the adapter model: {tried[best]}, more than a KL of {limit:g}",
-            f"look at {_aside(out, best)}; allow more with merge.max_kl, or ship base and adapter unmerged",
+            f"the merged model differs from the adapter model: {tried[best]}; {flaw}",
+            f"the training is whole, its artifact works as it is: ftlaunch chat {shlex.quote(str(source.adapter))}; "
+            f"the merged model is in {_aside(out, best)}; to accept it: {allow(enough)}",
         )
     _aside(out, best).replace(out)
     for method in methods:
         shutil.rmtree(_aside(out, method), ignore_errors=True)
     sync_folder(out.parent)
     return Merged(best, tried[best], tried)
+
+
+def _formats(folder: Path, spec: Merge) -> set[str]:
+    """Number formats of the merged model's weights on disk, in safetensors' words."""
+    if spec.dtype:
+        return {verify.WORDS[spec.dtype]}
+    found: set[str] = set()
+    for name in set(_shard_names(folder)):
+        with safe_open(folder / name, "pt") as shard:
+            found |= {shard.get_slice(key).get_dtype() for key in shard.keys()}  # noqa: SIM118 not a dict
+    return {name for name in found if "F" in name}
 
 
 def _aside(out: Path, method: str) -> Path:

@@ -1,6 +1,7 @@
 """How like two models are: their logits on probe text, compared where it matters."""
 
 import gc
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,19 +13,23 @@ from torch import Tensor
 from ftlaunch.recipe import Model
 from fttrain.distributed.precision import computed_in
 from fttrain.hub import adapter_folder
+from fttrain.merging.probes import probes
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
 from fttrain.quant.qat import Rounding
 
-PROBES = (
-    "The quick brown fox jumps over the lazy dog, and the dog, who had seen it all before, went back to sleep.",
-    "name[The Copper Kettle], food[Italian], area[riverside], rating[high]",
-    "def area(width, height):\n    return width * height\n\nprint(area(3, 4))",
-    "In 1969 two people walked on the Moon while a third kept watch from orbit; they brought back 21.5 kg of rock.",
-)
-TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 2e-2}
-QUANTIZED_TOLERANCE = 0.2
+TOLERANCE = {"F64": 1e-5, "F32": 1e-5, "F16": 1e-2, "BF16": 2e-2}
+"""Largest KL that rounding to a format explains; formats in safetensors' words."""
+COARSEST = 0.2
+"""The same, of fewer bits."""
+WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+NEARER = 0.1
+"""The merged model's KL is at most this share of the bare base's."""
+EFFECT = 0.8
+"""Where rounding drowns an adapter that does little, at least this share of what it does is in the merged model."""
+UNSEEN = 0.01
+"""An adapter that moves the base by less than this share of the tolerance cannot be told from rounding."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,18 @@ class Likeness:
     """Share of positions at which both prefer the same token; of pairs of which both prefer the same probe."""
     of: Literal["tokens", "rewards"] = "tokens"
     """What the models say."""
+    base_kl: float | None = None
+    """KL of the bare base, without the adapter."""
+    effect: float | None = None
+    """Share of what the adapter does to the logits (or rewards) that the model does too: 1 of a perfect merge."""
 
     def __str__(self) -> str:
-        if self.of == "rewards":
-            return (
-                f"max |Δreward| {self.max_logit_difference:.3g}, KL {self.kl:.3g} nats a pair, "
-                f"same preference in {self.top1_agreement:.1%} of pairs"
-            )
-        return (
-            f"max |Δlogit| {self.max_logit_difference:.3g}, KL {self.kl:.3g} nats a token, "
-            f"same first choice at {self.top1_agreement:.1%} of positions"
-        )
+        words = ("reward", "pair", "preference in {:.1%} of pairs")
+        value, unit, same = words if self.of == "rewards" else ("logit", "token", "first choice at {:.1%} of positions")
+        told = [f"max |Δ{value}| {self.max_logit_difference:.3g}", f"KL {self.kl:.3g} nats a {unit}"]
+        told += [] if self.base_kl is None else [f"of the bare base {self.base_kl:.3g}"]
+        told += [] if self.effect is None else [f"effect {self.effect:.3g}"]
+        return ", ".join([*told, f"same {same.format(self.top1_agreement)}"])
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Reference:
 
     logits: list[Tensor]
     """[T, V] of each probe; of a reward model, its reward [1]."""
+    bare: list[Tensor]
+    """The same of the base without the adapter."""
     probes: list[Tensor]
     dtype: torch.dtype
     quantized: dict[str, str]
@@ -67,9 +75,27 @@ class Reference:
     of: Literal["tokens", "rewards"]
 
 
-def tolerance(base: Model) -> float:
-    """Largest KL that rounding alone explains, by the base's number format."""
-    return QUANTIZED_TOLERANCE if base.held_in_few_bits else TOLERANCE[base.dtype]
+def tolerance(base: Model, on_disk: Iterable[str]) -> float:
+    """Largest KL that rounding explains: the coarsest on the way counts, of held, computed in, and on disk."""
+    formats = {WORDS[computed_in(base.dtype)], *on_disk}
+    return COARSEST if base.held_in_few_bits else max(TOLERANCE.get(name, COARSEST) for name in formats)
+
+
+def flaw(found: Likeness, limit: float, *, was_set: bool) -> str | None:
+    """What is wrong with a merged model; None where it is the adapter model but for rounding.
+
+    Where the user has set the limit, it alone counts.
+    """
+    if found.kl > limit:
+        return f"the KL may be {limit:g}" if was_set else f"rounding explains a KL of {limit:g} at most"
+    if was_set:
+        return None
+    assert found.base_kl is not None
+    assert found.effect is not None
+    near = found.kl <= NEARER * found.base_kl or abs(found.effect - 1) <= 1 - EFFECT
+    if near or found.base_kl <= UNSEEN * limit:
+        return None
+    return f"the bare base is about as near, at a KL of {found.base_kl:.3g}, so the adapter is not in it"
 
 
 @torch.no_grad()
@@ -78,7 +104,7 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
     from peft import PeftModel
 
     tokenizer = load_tokenizer(base.path, base.revision)
-    probes = [torch.tensor([tokenizer(text)["input_ids"]]) for text in PROBES]
+    asked = probes(tokenizer, adapter)
     dtype = DTYPES[computed_in(base.dtype)]
     plain: Any = load_base(base, dtype=dtype, packing=False)
     quantized = {
@@ -87,20 +113,24 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
         if type(module).__name__ in ("Linear4bit", "Linear8bitLt")
     }
     replace_activations.wear(plain, replace_activations.read(adapter))
+    weight = None if head is None else load_file(head)["score.weight"]
+    bare = _said(plain.eval(), asked, weight)
     model: Any = PeftModel.from_pretrained(plain, str(adapter_folder(adapter))).eval()
     if base.rounding:
         qat.install(model, base.rounding, adapter)
     rounding = qat.roundings(model)
-    if head is None:
-        logits = [model(probe.to(model.device)).logits[0].float().cpu() for probe in probes]
-    else:
-        weight = load_file(head)["score.weight"]
-        body = model.get_base_model().base_model
-        ends = [body(probe.to(model.device)).last_hidden_state[0, -1].float().cpu() for probe in probes]
-        logits = [weight @ end for end in ends]
+    logits = _said(model, asked, weight)
     del model, plain
     gc.collect()
-    return Reference(logits, probes, dtype, quantized, rounding, "tokens" if head is None else "rewards")
+    return Reference(logits, bare, asked, dtype, quantized, rounding, "tokens" if head is None else "rewards")
+
+
+def _said(model: Any, asked: Sequence[Tensor], head: Tensor | None) -> list[Tensor]:
+    """[T, V] logits of each probe or, through the head of a reward model, its reward [1]."""
+    if head is None:
+        return [model(probe.to(model.device)).logits[0].float().cpu() for probe in asked]
+    body = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    return [head @ body(probe.to(model.device)).last_hidden_state[0, -1].float().cpu() for probe in asked]
 
 
 @torch.no_grad()
@@ -114,19 +144,34 @@ def compare(ref: Reference, folder: Path) -> Likeness:
     ours = [model(probe).logits[0].float() for probe in ref.probes]
     del model
     gc.collect()
-    return distance(ref.logits, ours, ref.of)
+    return distance(ref.logits, ours, ref.of, bare=ref.bare)
 
 
-def distance(reference: list[Tensor], other: list[Tensor], of: Literal["tokens", "rewards"] = "tokens") -> Likeness:
-    """How far one model's logits [T, V] (or rewards [1]) of each probe are from the reference's."""
-    theirs, ours = torch.cat(reference), torch.cat(other)
-    difference = float((theirs - ours).abs().max())
+def distance(
+    reference: list[Tensor],
+    other: list[Tensor],
+    of: Literal["tokens", "rewards"] = "tokens",
+    bare: list[Tensor] | None = None,
+) -> Likeness:
+    """How far one model's logits [T, V] (or rewards [1]) of each probe are from the reference's.
+
+    `bare` are those of the base without the adapter, which tell what the adapter does.
+    """
+    difference = max(float((theirs - ours).abs().max()) for theirs, ours in zip(reference, other, strict=True))
+    models = [reference, other, reference if bare is None else bare]
     if of == "rewards":
-        ours, theirs = (_preferences(rewards) for rewards in (ours, theirs))
-    logp, logq = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
-    kl = (logp.exp() * (logp - logq)).sum(-1).mean()
-    agreement = (theirs.argmax(-1) == ours.argmax(-1)).float().mean()
-    return Likeness(difference, float(kl), float(agreement), of)
+        models = [[_preferences(torch.cat(rewards))] for rewards in models]
+    sums, count = torch.zeros(5, dtype=torch.float64), 0
+    for said in zip(*models, strict=True):
+        logp, logq, logb = (logits.double().log_softmax(-1) for logits in said)
+        agrees = logp.argmax(-1) == logq.argmax(-1)
+        kl, base_kl = ((logp.exp() * (logp - one)).sum() for one in (logq, logb))
+        moved, wanted = logq - logb, logp - logb
+        sums += torch.stack([kl, base_kl, agrees.sum(), (moved * wanted).sum(), wanted.square().sum()])
+        count += agrees.numel()
+    kl, base_kl, agree, projected, wanted = sums.tolist()
+    told = {} if bare is None else {"base_kl": base_kl / count, "effect": projected / wanted if wanted else 1.0}
+    return Likeness(difference, kl / count, agree / count, of, **told)
 
 
 def _preferences(rewards_P: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """The merge stage: fold the artifact of the stage before, on one process."""
 
+import json
+import shlex
 import shutil
 from typing import Any
 
 from ftlaunch.recipe import Merge
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import RunDir, StepDir
 from ftlaunch.run.spec import Step
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
@@ -16,6 +18,29 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     assert isinstance(step.stage, Merge)
     assert step.start is not None, "rules.py asks for a training stage before a merge"
     shutil.rmtree(folder.model, ignore_errors=True)  # of an attempt that ended before it could say so in result.json
-    merged = merge(find_source(folder.path.parent / step.start), folder.model, step.stage)
+    source = find_source(folder.path.parent / step.start)
+    merged = merge(source, folder.model, step.stage, lambda max_kl: _go_on(folder, max_kl))
     print(f"merged: {merged.likeness}")
     return as_result(merged)
+
+
+def _go_on(folder: StepDir, max_kl: str) -> str:
+    """The command that goes on with a run whose merge is near enough."""
+    run = RunDir(folder.path.parent)
+    place = _place_in_recipe(run, folder.name)
+    if place is None:
+        return f'write [[stage]] kind = "merge", max_kl = {max_kl} there; ftlaunch run RECIPE --from {folder.name}'
+    return shlex.join(["ftlaunch", "resume", str(run.path), "--set", f"stage.{place}.max_kl={max_kl}"])
+
+
+def _place_in_recipe(run: RunDir, name: str) -> int | None:
+    """Which of the recipe's stages a step is; None of a merge that the plan has put in."""
+    plan = json.loads(run.plan.read_text())
+    kinds = [stage["kind"] for stage in plan["recipe"]["stage"]]
+    place = 0
+    for planned in plan["steps"]:
+        is_written = kinds[place : place + 1] == [StepDir(run.path / planned["name"]).kind]
+        if planned["name"] == name:
+            return place if is_written else None
+        place += is_written
+    return None

@@ -102,6 +102,15 @@ def test_what_does_not_fit_is_judged_as_ever(setting: str, write: Callable[..., 
     assert caught.value.problems
 
 
+def test_a_merge_that_has_begun_may_be_allowed_to_differ_more(write: Callable[..., RunDir]) -> None:
+    run = write()
+    run.step_dir("02-merge").new_attempt()
+    merge = replan(run, ["stage.1.max_kl=0.05"]).steps[1].step
+    assert merge.stage.max_kl == 0.05
+    with pytest.raises(UserError, match="would change what 02-merge learns"):
+        replan(run, ["stage.1.dtype=fp32"])
+
+
 def test_a_running_run_is_left_alone(write: Callable[..., RunDir]) -> None:
     run = write()
     plan = replan(run, ["parallel.procs_per_node=4"])

@@ -1,6 +1,7 @@
 """Merged models against peft's own merge, and against the adapter models that they stand for."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -12,13 +13,17 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.trainer.in_process import make_data, make_step
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
+from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StepDir
 from fttrain.merging import merge as merging
 from fttrain.merging.merge import Source, find_source, merge
+from fttrain.merging.probes import TEXTS, probes
+from fttrain.merging.verify import COARSEST
 from fttrain.stages import merge as stage
 
 
@@ -158,6 +163,67 @@ def test_a_merge_that_changes_the_model_fails_and_leaves_nothing(
     with pytest.raises(UserError, match="differs from the adapter model"):
         merge(source(tiny_model, adapter), tmp_path / "out", Merge())
     assert not (tmp_path / "out").exists()
+
+
+STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_rounding_on_disk_is_allowed_for_and_a_missing_adapter_is_not(
+    stored: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(base, dtype=STORED[stored]).save_pretrained(base)
+    adapter = adapt(base, tmp_path / "adapter")
+    found = merge(source(base, adapter), tmp_path / "out", Merge()).likeness
+    assert found.base_kl is not None
+    assert found.kl < 0.1 * found.base_kl
+    assert found.effect == pytest.approx(1, abs=0.05)
+
+    without_the_adapter(monkeypatch)
+    with pytest.raises(UserError, match=r"differs from the adapter model.*, effect 0,"):
+        merge(source(base, adapter), tmp_path / "missing", Merge())
+
+
+def test_a_quantized_base_alone_is_no_merge(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    adapter = adapt(tiny_model, tmp_path / "adapter")
+    without_the_adapter(monkeypatch)
+    with pytest.raises(UserError, match="so the adapter is not in it") as caught:
+        merge(source(tiny_model, adapter, quantization="nf4"), tmp_path / "out", Merge(), "accept {}".format)
+    kl = float(re.findall(r"KL ([0-9.e-]+) nats", caught.value.message)[0])
+    assert kl < COARSEST, "the absolute bound alone would have let it pass"
+    accepted = float(caught.value.remedy.rpartition("accept ")[2])
+    merge(source(tiny_model, adapter, quantization="nf4"), tmp_path / "out", Merge(max_kl=accepted))
+
+
+def without_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a merge write the base as it is."""
+    fold = merging.Rounded.fold
+    nothing = SimpleNamespace(fold=lambda key, weight, dtype, **_: {key: weight.to(dtype or weight.dtype)})
+    monkeypatch.setattr(merging.Rounded, "fold", lambda self, _, *rest: fold(self, nothing, *rest))
+
+
+def test_rows_that_a_run_holds_out_are_asked_about_too(tiny_model: Path, rows_file: Path, tmp_path: Path):
+    step = make_step(tiny_model, make_data(rows_file, test=3))
+    folder = StepDir(tmp_path / "01-sft")
+    folder.artifact.mkdir(parents=True)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert len(probes(tokenizer, folder.artifact)) == len(TEXTS)
+    write_json(folder.step, step)
+    asked = [tokenizer.decode(ids[0]) for ids in probes(tokenizer, folder.artifact)]
+    assert len(asked) == len(TEXTS) + 3
+    questions = [json.loads(line)["question"] for line in rows_file.read_text().splitlines()]
+    assert all(any(question[:40] in text for question in questions) for text in asked[len(TEXTS) :])
+
+
+def test_a_merge_that_differs_names_the_command_that_goes_on(tmp_path: Path):
+    kinds = ("sft", "merge", "dpo", "merge")  # the first merge is no stage of the recipe
+    steps = [{"name": f"{n:02d}-{kind}", "step": {}} for n, kind in enumerate(kinds, start=1)]
+    plan = {"recipe": {"stage": [{"kind": kind} for kind in ("sft", "dpo", "merge")]}, "steps": steps}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    last = stage._go_on(StepDir(tmp_path / "04-merge"), "0.03")
+    assert last == f"ftlaunch resume {tmp_path} --set stage.2.max_kl=0.03"
+    assert stage._go_on(StepDir(tmp_path / "02-merge"), "0.03").endswith("ftlaunch run RECIPE --from 02-merge")
 
 
 def test_what_cannot_be_merged_is_said(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
