@@ -10,7 +10,7 @@ import torch
 from msgspec.structs import replace
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adalora, Dtype, Merge
+from ftlaunch.recipe import Adalora, Dtype, Training
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StepDir
 from ftlaunch.run.spec import Step
@@ -55,9 +55,12 @@ def _bf16_instructions() -> str | None:
     return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else None
 
 
-def computed_in(dtype: Dtype) -> Dtype:
-    """The format in which a tool outside a run computes a model: as it was trained, unless that is emulated here."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def computed_in(dtype: Dtype, device: torch.device | None = None) -> Dtype:
+    """The format in which a tool outside a run computes a model: as it was trained, unless that is emulated here.
+
+    Without a device it is the GPU, where there is one.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     best = native(device)
     return best.dtype if dtype == "auto" or _is_emulated(dtype, device, best) else dtype
 
@@ -74,7 +77,7 @@ def settle(step: Step, folder: StepDir, world: World) -> Step:
     A stage keeps the format that it began with, wherever it goes on; a new one takes that of the stages before it. What
     was decided is on record in the stage's folder. Raises UserError where this device cannot go on in that format.
     """
-    if isinstance(step.stage, Merge):  # it goes by the card of what it merges
+    if not isinstance(step.stage, Training):  # it goes by the card of what it merges or evaluates
         return step
     if step.model.dtype == "auto":
         chosen = _chosen(step, folder, world)

@@ -14,6 +14,7 @@ from ftlaunch.run import snapshot
 from ftlaunch.run.layout import RunDir, StepDir
 from fttrain import artifact
 from fttrain.data import tokens
+from fttrain.data.sources import settled
 from fttrain.model.scorer import load_tokenizer
 
 TEXTS = (
@@ -53,6 +54,6 @@ def _test_rows(folder: StepDir) -> Iterator[list[int]]:
     for data in step.data.values():
         if data.test and not data.streaming:
             tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
-            test = tokens.tokenize(data, tokenizer, step.seed, tokens.cache_root()).test
+            test = tokens.tokenize(settled(data), tokenizer, step.seed, tokens.cache_root()).test
             for index in range(len(test)):
                 yield from (ids_T.tolist() for ids_T, _ in test.group(index).rows)

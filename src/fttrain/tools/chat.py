@@ -36,7 +36,7 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         folder = hub.model_folder(base.path, base.revision)
         replace_activations.make_known()
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[computed_in(base.dtype)], use_safetensors=True, trust_remote_code=False
+            folder, dtype=DTYPES[computed_in(base.dtype, device)], use_safetensors=True, trust_remote_code=False
         )
         replace_activations.wear(model, replace_activations.read(Path(path)))
         beside = (Path(path) / "tokenizer_config.json").exists()
