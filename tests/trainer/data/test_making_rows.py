@@ -121,5 +121,5 @@ def test_a_stop_is_heeded_and_told_of(
     assert not progress.exists()
     (left,) = (tmp_path / "cache").iterdir()
     assert left.name.startswith(".making-")
-    (key,) = prepare([data], tokenizer, tmp_path / "cache", ALONE)
+    ((key,),) = prepare([data], tokenizer, tmp_path / "cache", ALONE)
     assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [key]
