@@ -115,9 +115,10 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.run": (
-        "__init__ files preparing provenance spec",
-        "layout",
-        "snapshot",
+        "__init__ files preparing spec",
+        "digests layout",
+        "provenance",
+        "changes snapshot",
     ),
     "ftlaunch.watch": (
         "__init__ jobs outputs runs tail",

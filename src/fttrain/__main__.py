@@ -13,6 +13,7 @@ from typing import Any
 
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.run import snapshot
+from ftlaunch.run.changes import require_unchanged
 from ftlaunch.run.files import aside_of, write_json
 from ftlaunch.run.layout import NODE_FOLDER, Attempt, RunDir, StepDir
 from ftlaunch.run.spec import Step
@@ -56,6 +57,8 @@ def _attempt(rank: int) -> Attempt | None:
 def _run(folder: StepDir, attempt: Attempt | None) -> int:
     trust.require(folder.path.parent)
     trust.require(folder.path)
+    if os.environ.get("RANK", "0") == "0":  # also where SLURM goes on with a stage by itself
+        require_unchanged(RunDir(folder.path.parent))
     step = snapshot.redirect(folder.read_step(), RunDir(folder.path.parent))
     from fttrain.distributed import precision
     from fttrain.distributed import world as worlds  # torch and accelerate, after the output is where it belongs

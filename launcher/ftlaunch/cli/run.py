@@ -61,6 +61,10 @@ def _holds_nodes_for(plan: "Plan") -> bool:
     return is_for(plan) is not None
 
 
+LOOKED_INTO_BYTES = 64 * 2**20
+"""A larger file is not read to tell whether it has changed, unless a digest of it as it is now is kept."""
+
+
 def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | None = None) -> int:
     """Drive a written run here, in the background or on its cluster; the exit code.
 
@@ -147,11 +151,15 @@ def status(
 
     Example: ftlaunch status my-run
     """
+    import msgspec
+
+    from ftlaunch.run.changes import changes
     from ftlaunch.watch import runs
     from ftlaunch.watch.status import read_all, read_status
 
     if run is not None:
-        found = read_status(runs.find(run))
+        folder = runs.find(run)
+        found = msgspec.structs.replace(read_status(folder), changed=changes(folder, at_most=LOOKED_INTO_BYTES))
         print(text.as_json(found) if json else text.run_status(found))
         return
     every = read_all(runs.all_runs())
@@ -229,6 +237,9 @@ def resume(
     cluster: ClusterName = None,
     site: Site = None,
     after: After = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Go on though data or base are not what the run began with.")
+    ] = False,
     detach: Detach = False,
 ) -> None:
     """Go on with a run from its newest checkpoint, also with other processes.
@@ -239,6 +250,8 @@ def resume(
     from ftlaunch.watch import runs
 
     folder = runs.find(run)
+    if not runs.finished(folder):
+        _mind_changes(folder, accepted=changed)
     here = cluster is None and not folder.cluster.exists()
     if here:
         trainer.require()
@@ -259,6 +272,17 @@ def resume(
         print(text.summary(planned), file=sys.stderr)
     waited_for = dependency(after, on_cluster=folder.cluster.exists())
     raise typer.Exit(start(folder, detach=detach, after=waited_for))
+
+
+def _mind_changes(folder: "RunDir", *, accepted: bool) -> None:
+    """Refuse to go on with other data or another base than the run began with, unless that is accepted."""
+    from ftlaunch.run import changes
+
+    if not accepted:
+        changes.require_unchanged(folder)
+        return
+    for change in changes.accept(folder):
+        print(f"{change}: the run goes on with it as it is", file=sys.stderr)
 
 
 def _move(folder: "RunDir", cluster: str, site: list[str]) -> None:

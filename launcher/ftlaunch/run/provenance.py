@@ -10,7 +10,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from ftlaunch import rows
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe import Recipe, Training
+from ftlaunch.run import digests
 from ftlaunch.safety.redact import redact
 
 PACKAGES = (
@@ -21,6 +22,8 @@ PACKAGES = (
 # Nothing that a checkout's own configuration names may run: no external diff, no text conversion, no monitor.
 GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 DIFF = ("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
+
+BASE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf"}
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -39,6 +42,8 @@ class Provenance(Struct, frozen=True, kw_only=True):
     host: str
     data: dict[str, str]
     """Local data files and the SHA-256 of each."""
+    base: dict[str, str] = {}
+    """Files of local bases and the SHA-256 of each."""
 
 
 def collect(recipe: Recipe, source: Path) -> Provenance:
@@ -53,8 +58,17 @@ def collect(recipe: Recipe, source: Path) -> Provenance:
         python=platform.python_version(),
         platform=platform.platform(),
         host=socket.gethostname(),
-        data={str(path): _sha256(path) for path in _data_files(recipe)},
+        data=digests.sha256_of(data_files(recipe)),
+        base=digests.sha256_of(base_files(recipe)),
     )
+
+
+def base_files(recipe: Recipe) -> list[Path]:
+    """The files of the recipe's local bases; what comes from the hub has a commit of its own."""
+    models = [recipe.model, *(stage.model for stage in recipe.stage if isinstance(stage, Training) and stage.model)]
+    bases = {Path(model.path) for model in models if Path(model.path).is_absolute()}
+    files = {file for base in bases for file in (base.iterdir() if base.is_dir() else [base])}
+    return sorted(file for file in files if file.suffix in BASE_SUFFIXES and file.is_file())
 
 
 def git(folder: Path, *arguments: str) -> bytes | None:
@@ -76,7 +90,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _data_files(recipe: Recipe) -> list[Path]:
+def data_files(recipe: Recipe) -> list[Path]:
     """The files on this machine that the recipe's data tables read, those for evaluation too.
 
     A checked recipe has absolute paths for them; a relative one is a hub id, whatever folder may be called like it.
@@ -86,8 +100,3 @@ def _data_files(recipe: Recipe) -> list[Path]:
     ]
     local = [data for data in tables if Path(data.path).is_absolute()]
     return sorted({file for data in local for file in rows.data_files(Path(data.path), data.split)})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

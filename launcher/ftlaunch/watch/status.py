@@ -49,6 +49,8 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     state: State
     """That of its first stage that is not done."""
     stages: list[StageStatus]
+    changed: list[str] = []
+    """Files of data and base that are not what they were when the run began; where they were looked at."""
 
 
 _NOTHING: progress.Entry = {}

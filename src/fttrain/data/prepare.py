@@ -19,7 +19,7 @@ from fttrain.data import tokens
 from fttrain.distributed.stop_request import Stopped
 from fttrain.distributed.world import World
 
-ROUND_SECONDS = 0.5
+ROUND_SECONDS = 0.25
 LOG_SECONDS = 10.0
 
 

@@ -14,6 +14,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Ppo
 from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows
 from ftlaunch.rows.template import Row
+from ftlaunch.run import digests
 from ftlaunch.run.spec import Step
 
 Rows = Iterator[tuple[str, Row]]
@@ -67,8 +68,7 @@ def fingerprint(data: Data) -> str:
         return f"{data.path}@{data.revision or 'main'}:{_open_hub(data)._fingerprint}"
     digest = hashlib.sha256()
     for path in data_files(Path(data.path), data.split):
-        with path.open("rb") as file:
-            digest.update("".join(path.suffixes).encode() + hashlib.file_digest(file, "sha256").digest())
+        digest.update("".join(path.suffixes).encode() + bytes.fromhex(digests.sha256(path)))
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftlaunch.run import digests
 from ftlaunch.run.files import aside_of
 from ftlaunch.run.spec import Step
 from fttrain import adapters, artifact
@@ -86,11 +87,7 @@ def _fingerprint(engine: Engine, origin: Origin, step: Step) -> str:
 def _contents(folder: Path) -> list[str]:
     """SHA-256 of every weight file and of the configs, by name."""
     files = sorted(path for path in folder.iterdir() if path.name.endswith((".safetensors", "config.json")))
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
-    return digests
+    return [f"{path.name} {digests.sha256(path)}" for path in files]
 
 
 def _read(path: Path, pairs: int) -> np.ndarray | None:

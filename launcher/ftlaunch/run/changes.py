@@ -1,0 +1,81 @@
+"""What a run began with and is not the same any more: its data and its base, by the digests that were recorded."""
+
+import shlex
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Recipe
+from ftlaunch.run import digests, provenance
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
+from ftlaunch.run.provenance import Provenance
+
+NAMED = 3
+"""Files that are named."""
+
+
+class _Recorded(Struct):
+    """What is compared of a provenance."""
+
+    data: dict[str, str] = {}
+    base: dict[str, str] = {}
+
+
+def changes(run: RunDir, *, at_most: int | None = None) -> list[str]:
+    """One line for each file that has changed, is gone or has come since the run began; [] where none was recorded.
+
+    Files of more than `at_most` bytes are left alone where their digest would have to be taken anew.
+    """
+    if not run.provenance.exists():
+        return []
+    recorded = msgspec.json.decode(run.provenance.read_bytes(), type=_Recorded)
+    before = recorded.data | recorded.base
+    if not before:
+        return []
+    recipe = msgspec.json.decode(run.resolved.read_bytes(), type=Recipe)
+    files = [*_found(recipe), *(provenance.base_files(recipe) if recorded.base else [])]  # earlier versions had no base
+    left_alone = {str(file) for file in files if at_most is not None and _is_too_much(file, at_most)}
+    now = digests.sha256_of(file for file in files if str(file) not in left_alone)
+    differ = (path for path in sorted((before | now).keys() - left_alone) if before.get(path) != now.get(path))
+    return [_told(path, before.get(path), now.get(path)) for path in differ]
+
+
+def _found(recipe: Recipe) -> list[Path]:
+    try:
+        return provenance.data_files(recipe)
+    except UserError:
+        return []  # a file or folder is gone, and so are those in it
+
+
+def _is_too_much(file: Path, at_most: int) -> bool:
+    return file.stat().st_size > at_most and not digests.is_kept(file)
+
+
+def _told(path: str, before: str | None, now: str | None) -> str:
+    how = "has been added" if before is None else "is gone" if now is None else "has changed"
+    return f"{path} {how} since the run began"
+
+
+def require_unchanged(run: RunDir) -> None:
+    """UserError where the run would go on with other data or another base than it began with."""
+    if found := changes(run):
+        more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise UserError(
+            f"{run.path.name}: {'; '.join(found[:NAMED])}{more}",
+            f"put back what was there, or go on with what is: ftlaunch resume {shlex.quote(str(run.path))} --changed",
+        )
+
+
+def accept(run: RunDir) -> list[str]:
+    """Record what is there now as what the run goes on with; returns what has changed."""
+    found = changes(run)
+    if found:
+        recorded = msgspec.json.decode(run.provenance.read_bytes(), type=Provenance)
+        recipe = msgspec.json.decode(run.resolved.read_bytes(), type=Recipe)
+        data = digests.sha256_of(provenance.data_files(recipe))
+        base = digests.sha256_of(provenance.base_files(recipe))
+        write_json(run.provenance, msgspec.structs.replace(recorded, data=data, base=base))
+    return found

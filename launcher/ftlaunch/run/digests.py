@@ -1,0 +1,79 @@
+"""SHA-256 of files, taken once: kept for as long as a file's size, place and times say that it is the same."""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.run.files import write_atomic
+
+THREADS = 4
+"""Files that are read at the same time: hashing leaves the interpreter's lock."""
+RECENT_SECONDS = 2.0
+"""A file that was changed so recently might be changed again without its times telling."""
+
+
+class _Kept(Struct, frozen=True):
+    """What is kept of a file."""
+
+    identity: tuple[int, ...]
+    sha256: str
+
+
+def cache_folder() -> Path:
+    """~/.cache/ftlaunch/digests, unless XDG_CACHE_HOME says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ftlaunch" / "digests"
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's content."""
+    path = path.resolve()
+    identity = _identity(path)
+    place = _place(path)
+    if (kept := _read(place)) and kept.identity == identity:
+        return kept.sha256
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    changed = max(path.stat().st_mtime, path.stat().st_ctime)
+    if _identity(path) == identity and time.time() - changed > RECENT_SECONDS:
+        with contextlib.suppress(OSError):  # a home that cannot be written costs time and nothing else
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomic(place, msgspec.json.encode(_Kept(identity, digest)))
+    return digest
+
+
+def is_kept(path: Path) -> bool:
+    """Whether the digest of a file as it is now is known without reading it."""
+    path = path.resolve()
+    kept = _read(_place(path))
+    return kept is not None and kept.identity == _identity(path)
+
+
+def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
+    """The digest of each file, by its path."""
+    paths = list(paths)
+    with ThreadPoolExecutor(THREADS) as threads:
+        return dict(zip(map(str, paths), threads.map(sha256, paths), strict=True))
+
+
+def _place(path: Path) -> Path:
+    return cache_folder() / hashlib.sha256(str(path).encode()).hexdigest()
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes with a file's content, without its device: that has other numbers on other nodes."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _read(place: Path) -> _Kept | None:
+    try:
+        return msgspec.json.decode(place.read_bytes(), type=_Kept)
+    except (OSError, msgspec.DecodeError):
+        return None
