@@ -24,7 +24,7 @@ from ftlaunch.cli.options import (
     StageName,
     all_settings,
 )
-from ftlaunch.errors import DONE, UserError
+from ftlaunch.errors import DONE, STAGE_FAILED, UserError
 
 if TYPE_CHECKING:
     from ftlaunch.plan.plan import Plan
@@ -210,9 +210,15 @@ def stop(
     """
     from ftlaunch.backend import control
     from ftlaunch.watch import runs
+    from ftlaunch.watch.status import read_status
 
     folder = runs.find(run)
     over = control.ask_to_stop(folder, wait)
+    now = read_status(folder) if over else None
+    if now is not None and now.state == "failed":
+        note = next((stage.note for stage in now.stages if stage.state == "failed"), None)
+        print(f"{folder.path.name} has ended, and failed on its way: {note}", file=sys.stderr)
+        raise typer.Exit(STAGE_FAILED)
     print(f"{folder.path.name} has {'stopped' if over else 'been asked to save and stop'}", file=sys.stderr)
 
 

@@ -54,7 +54,8 @@ def full(plan: "Plan", requests: "Mapping[str, Request] | None" = None) -> str:
     parts = [summary(plan), *(f"── {step.name} is started with\n{command(plan, step)}" for step in plan.steps)]
     for name, asked in (requests or {}).items():
         saving = f"\n   and is asked to save {asked.saving}" if asked.saving else ""
-        parts.append(f"── {name} is submitted with sbatch, for {asked.price},{saving} as\n{asked.script.rstrip()}")
+        terms = f"for {asked.price},\n   with {asked.cpus},{saving}"
+        parts.append(f"── {name} is submitted with sbatch, {terms} as\n{asked.script.rstrip()}")
     for step in plan.steps:
         parts += [f"── {step.name}/{name}\n{content.rstrip()}" for name, content in step.files.items()]
     return "\n\n".join(parts)

@@ -111,7 +111,13 @@ def closest(word: str, known: Iterable[str], likeness: float = 0.6) -> str | Non
     return options[found[0]] if found else None
 
 
+SYNONYMS = {"gpu": "cuda"}
+"""Words that people use for others that look nothing like them."""
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """A remedy: the word that was probably meant, else `otherwise`."""
-    meant = closest(word, known)
+    options = [*known]
+    synonym = SYNONYMS.get(word)
+    meant = synonym if synonym in options else closest(word, options)
     return f"did you mean {literal(meant)}?" if meant else otherwise

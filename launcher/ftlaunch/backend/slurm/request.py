@@ -60,6 +60,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """What it may use up at most."""
     saving: str | None
     """How long it has to save, where it trains."""
+    cpus: str
+    """How many CPUs each node gives."""
 
 
 def request(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Request:
@@ -67,8 +69,16 @@ def request(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Request:
     return Request(
         script=executor(plan, planned, cluster).text(),
         price=_price(planned, cluster),
+        cpus=_cpus(planned, cluster),
         saving=_saving(plan, planned, cluster) if isinstance(planned.step.stage, Training) else None,
     )
+
+
+def _cpus(planned: PlannedStep, cluster: Cluster) -> str:
+    count = _resources(planned, cluster).cpus_per_node
+    processes = planned.step.parallel.procs_per_node
+    given = f"{count} CPUs" if count else "as many CPUs as the site gives by default, often one (cpus_per_node)"
+    return f"{given} for {processes} process{'es' if processes > 1 else ''} a node"
 
 
 def _saving(plan: Plan, planned: PlannedStep, cluster: Cluster) -> str:
