@@ -262,6 +262,24 @@ def test_a_chain_that_is_longer_than_the_queue_takes_goes_on_by_itself(
     assert [len(acted.ended(step.name)) for step in run.step_dirs()] == [1, 1, 1, 1]
 
 
+def test_a_full_disk_in_the_middle_leaves_no_job(
+    dev: Cluster, tmp_path: Path, cleared: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_acted(tmp_path / "full", ("3 0.1 none", "3 0.1 none"), 1, dev)
+    cleared.append(run.path)
+
+    def write(path: Path, value: object) -> None:
+        if path == run.step_dir("02-sft").job:
+            raise OSError(28, "No space left on device")
+        write_json(path, value)
+
+    monkeypatch.setattr(submit, "write_json", write)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        submit.submit(run, runs.read_plan(run))
+    wait_until(lambda: not in_queue(run.path), 20)
+    assert not run.submission.exists()
+
+
 SIGNALS = (signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 

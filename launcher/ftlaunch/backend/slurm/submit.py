@@ -85,9 +85,9 @@ def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
 
 def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Interrupts, after: str | None) -> list[Job]:
     record = Submission(cluster=queue.cluster_name(cluster), complete=False)
-    write_json(run.submission, record)
     unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
     try:
+        write_json(run.submission, record)
         write_json(run.environment, carried())
         for planned in unfinished:
             run.step_dir(planned.name).job.unlink(missing_ok=True)
@@ -97,9 +97,11 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Inter
         write_json(run.submission, msgspec.structs.replace(record, complete=True))
     except BaseException as error:
         left = _take_back(run, cluster)
+        if isinstance(error, OSError):
+            error = UserError(f"{run.path} cannot be written: {error.strerror or error}", "make room, or mend the disk")
         if left is not None and isinstance(error, UserError):
-            raise UserError(f"{error.message}; and its jobs could not be taken back: {left}", error.remedy) from error
-        raise
+            error.message += f"; and its jobs could not be taken back: {left}"
+        raise error
     return jobs
 
 

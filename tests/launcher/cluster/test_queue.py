@@ -1,0 +1,164 @@
+"""What is made of SLURM's words, odd or missing, and of a run's folder: tried with a site's own squeue on the path."""
+
+from pathlib import Path
+
+import pytest
+from tests.launcher.acted import write_run
+
+from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.slurm.messages import MadeBy
+from ftlaunch.backend.slurm.stage_job import StageJob
+from ftlaunch.cluster import queue, reasons
+from ftlaunch.cluster.queue import Job, Submission
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.processes.signals import Warnings
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
+from ftlaunch.watch import logs
+from ftlaunch.watch.status import RunStatus, read_all, read_status
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run of two stages, jobs 7 and 8 of cluster alpha, where no command of SLURM's is on the path by itself."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/nowhere")
+    (tmp_path / "slurm.conf").write_text("# a site's\nClusterName=alpha\n")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    run = write_run(tmp_path / "r", "train", "train")
+    write_json(run.cluster, Cluster())
+    write_json(run.submission, Submission(cluster="alpha", complete=True))
+    for name, id in (("01-sft", "7"), ("02-sft", "8")):
+        write_json(run.step_dir(name).job, Job(id=id, submitted=0.0))
+    return run
+
+
+def says(folder: Path, *lines: str, command: str = "squeue") -> None:
+    """Have one of SLURM's commands print lines, and note that it was asked."""
+    file = folder / "bin" / command
+    text = "\n".join(line.replace("FOLDER", str(folder / "r")) for line in lines)
+    file.write_text(f"#!/bin/sh\nprintf . >> {folder}/asked\n/bin/cat <<'END'\n{text}\nEND\n")
+    file.chmod(0o700)
+
+
+FIRST = "7|{}|{}|n1|N/A|1:00|r/01-sft|FOLDER"
+
+
+def test_a_sites_own_lines_are_passed_over(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, "*** welcome | to | alpha ***", FIRST.format("RUNNING", "None"), "", "slurm: warning")
+    assert [stage.state for stage in read_status(run).stages] == ["running", "waiting"]
+
+
+def test_an_id_alone_is_no_job_of_the_run(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, "7|PENDING|Priority||N/A|1:00|mywork|/home/me", "8|RUNNING|None|n1|N/A|1:00|r/02-sft|/elsewhere/r")
+    assert queue.read_queue(run) == {}
+    first = read_status(run).stages[0]
+    assert (first.state, first.note) == ("interrupted", "SLURM does not know job 7 any more")
+
+
+def test_a_job_of_the_run_is_found_without_its_id(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, FIRST.format("RUNNING", "None").replace("7|", "31|"))
+    with pytest.raises(UserError, match=r"in the queue already \(job 31\)"):
+        submit.refuse_twice(run)
+
+
+def test_without_an_answer_the_folder_speaks(run: RunDir, tmp_path: Path) -> None:
+    local = write_run(tmp_path / "local", "train")
+    finished = write_run(tmp_path / "finished", "train")
+    write_json(finished.cluster, Cluster())
+    finished.step_dir("01-sft").result.write_text("{}")
+    (first, *_) = (status := {one.name: one for one in read_all([run, local, finished])})["r"].stages
+    assert {name: one.state for name, one in status.items()} == {"r": "unknown", "local": "waiting", "finished": "done"}
+    assert first.note == "SLURM does not answer: squeue is not installed here"
+
+
+def test_finished_runs_ask_nobody(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path)
+    for step in run.step_dirs():
+        step.result.write_text("{}")
+    assert [one.state for one in read_all([run])] == ["done"]
+    assert not (tmp_path / "asked").exists()
+
+
+def test_another_clusters_run_is_left_to_it(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path)
+    write_json(run.submission, Submission(cluster="beta", complete=True))
+    first = read_status(run).stages[0]
+    assert (first.state, first.note) == ("unknown", "it was submitted on cluster beta, and this is alpha")
+
+
+STATES = {
+    ("SUSPENDED", "None"): ("suspended", "SLURM has suspended its job, and lets it go on later"),
+    ("PENDING", "None"): ("queued", "waits in the queue"),
+    ("PENDING", "Resources"): ("queued", "waits in the queue: Resources"),
+    ("PENDING", "Dependency"): ("waiting", None),
+    ("TIMEOUT", "None"): ("interrupted", "SLURM ended its job 7: TIMEOUT: its time limit ran out"),
+    ("CANCELLED", "Resources"): ("cancelled", "SLURM ended its job 7: CANCELLED"),
+}
+
+
+@pytest.mark.parametrize(("said", "told"), STATES.items(), ids=str)
+def test_states_are_told_in_the_users_terms(
+    run: RunDir, tmp_path: Path, said: tuple[str, str], told: tuple[str, str | None]
+) -> None:
+    says(tmp_path, FIRST.format(*said))
+    first = read_status(run).stages[0]
+    assert (first.state, first.note) == told
+
+
+@pytest.mark.parametrize(("stop", "state"), [("cancel", "cancelled"), ("asked", "stopped")])
+def test_what_the_user_asked_for_is_no_failure(run: RunDir, tmp_path: Path, stop: str, state: str) -> None:
+    says(tmp_path, FIRST.format("FAILED", "NonZeroExitCode"))
+    run.step_dir("01-sft").stop.write_text(stop)
+    assert read_status(run).state == state
+
+
+def test_a_run_without_a_job_says_so(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path)
+    for step in run.step_dirs():
+        step.job.unlink()
+    assert _first(read_status(run)) == ("interrupted", "not submitted")
+    write_json(run.submission, Submission(cluster="alpha", complete=False))
+    assert _first(read_status(run)) == ("interrupted", "its submission was cut short")
+
+
+def _first(status: RunStatus) -> tuple[str, str | None]:
+    return status.stages[0].state, status.stages[0].note
+
+
+def test_what_a_job_died_of_is_in_its_output(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, FIRST.format("FAILED", "NonZeroExitCode"))
+    step = run.step_dir("01-sft")
+    step.jobs.mkdir()
+    said = "/x/python: No module named submitit\nsrun: error: n1: task 0: Exited with exit code 1\n"
+    step.job_output("7").write_text(said)
+    state, note = _first(read_status(run))
+    assert state == "failed"
+    assert note == "SLURM ended its job 7: FAILED (NonZeroExitCode): /x/python: No module named submitit"
+    assert logs.first_error(run, None, None).message == "/x/python: No module named submitit"
+    assert next(iter(logs.read(run, None, None, None))) == "[job] /x/python: No module named submitit"
+
+
+def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM gives the id again, or a job comes back late, while another trains."""
+    monkeypatch.setenv("SLURM_JOB_ID", "36")
+    monkeypatch.setattr("ftlaunch.backend.slurm.record.RECORD_SECONDS", 0.0)
+    step = run.step_dir("01-sft")
+    other = step.new_attempt(MadeBy(job="7", restart=0))
+    assert StageJob(step, Warnings()).cut_off(137) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    job = StageJob(step, Warnings())
+    found = job.cut_off(137)
+    assert found is not None
+    assert found.number == other.number + 1  # of its own restart, which had not come to one
+    write_json(found.ended, {})
+    assert job.cut_off(137) is None
+
+
+def test_limits_of_one_job_and_limits_of_all_are_told_apart() -> None:
+    assert reasons.never_starts("QOSMaxNodePerJobLimit")
+    assert reasons.never_starts("PartitionTimeLimit")
+    assert not reasons.never_starts("QOSMaxJobsPerUserLimit")
+    assert not reasons.never_starts("Resources")
