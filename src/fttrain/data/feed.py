@@ -1,5 +1,6 @@
 """A stage's micro-batches: those of optimizer step s for this rank, and those of an evaluation."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Sft
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 
 SEARCHED = 200_000
 """Most rows of a data set that are searched for prompts of rows held out."""
+STATE_BYTES = 4096
+"""A stream's position takes a multiple of so many."""
 EXCERPT = 60
 """Characters of a row's text that name it."""
 InTurn = Callable[[Sequence[Group]], Iterator[tuple[list[int], Micro]]]
@@ -222,11 +227,16 @@ class StreamFeed:
         self._layout = _Layout(step, stage, world)
         assert stage.steps is not None, "rules.py asks for steps with streaming data"
         self.num_steps = stage.steps
-        self._rows = self._mixture()
         self._taken = 0
+        self._draws = np.random.Generator(np.random.PCG64([self._seed, 0]))
+        """Which data set the next row is from."""
+        self._epochs = [0 for _ in datas]
+        self._yielded = [0 for _ in datas]
+        """Rows that each data set's newest row has given so far."""
         self._held_out: list[Group] | None = None
         self._tallies = [tokens.Tally() for _ in datas]
         """Of each data set's newest pass."""
+        self._rows = self._mixture()
 
     def step(self, number: int) -> list[Micro]:
         start = (number - 1) * self._batch
@@ -254,25 +264,48 @@ class StreamFeed:
     def lay(self, layout: Layout) -> None:
         self._layout.chosen = layout
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Where the stream is, so that a resumed run need not encode what it has passed."""
+        sources = [
+            {"epoch": epoch, "yielded": yielded, "tally": tally.as_plain()}
+            for epoch, yielded, tally in zip(self._epochs, self._yielded, self._tallies, strict=True)
+        ]
+        state = {"taken": self._taken, "draws": self._draws.bit_generator.state, "sources": sources}
+        text = json.dumps(state).encode()
+        padded = text.ljust(-(-len(text) // STATE_BYTES) * STATE_BYTES)  # so that a checkpoint's layout stays the same
+        return {"position": torch.frombuffer(bytearray(padded), dtype=torch.uint8)}
+
+    def adopt(self, tensors: dict[str, Tensor]) -> None:
+        """Go on where the stream was; from its beginning where an earlier version did not say where."""
+        if not tensors:
+            return
+        state = json.loads(bytes(tensors["position"].tolist()))
+        self._taken, self._draws.bit_generator.state = state["taken"], state["draws"]
+        self._epochs = [source["epoch"] for source in state["sources"]]
+        self._yielded = [source["yielded"] for source in state["sources"]]
+        self._tallies = [tokens.Tally.from_plain(source["tally"]) for source in state["sources"]]
+        self._rows = self._mixture()
+
     def _mixture(self) -> Iterator[Group]:
         """Rows drawn by weight, for ever."""
         weights = np.array([data.weight for data in self._datas])
-        generator = np.random.Generator(np.random.PCG64([self._seed, 0]))
         sources = [self._endless(place, data) for place, data in enumerate(self._datas)]
         while True:
-            yield next(sources[int(generator.choice(len(sources), p=weights / weights.sum()))])
+            yield next(sources[int(self._draws.choice(len(sources), p=weights / weights.sum()))])
 
     def _endless(self, place: int, data: Data) -> Iterator[Group]:
-        epoch = 0
         while True:
-            empty = True
-            self._tallies[place] = tokens.Tally()
-            for row in tokens.stream(data, self._tokenizer, self._seed + epoch, self._tallies[place]):
-                empty = False
+            tally = self._tallies[place]
+            at, empty = tally.rows, tally.rows == 0
+            seed = self._seed + self._epochs[place]
+            for row in tokens.stream(data, self._tokenizer, seed, tally, self._yielded[place]):
+                self._yielded[place] = self._yielded[place] + 1 if tally.rows == at else 1
+                at, empty = tally.rows, False
                 yield Group(((np.array(row.ids_T, dtype=np.int32), np.array(row.trained_T, dtype=bool)),))
             if empty:
                 raise UserError(f"{data.path} yields no row that can be trained on", "see `ftlaunch preview`")
-            epoch += 1
+            self._epochs[place] += 1
+            self._tallies[place], self._yielded[place] = tokens.Tally(), 0
 
 
 def mean_perplexity(loss: float) -> float:

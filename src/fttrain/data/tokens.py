@@ -120,14 +120,20 @@ def opened(keys: Keys, data: Data, seed: int, cache: Path, arrays: NodeArrays | 
     return Tokenized(everything.take(train), everything.take(test), counts, f"{key} {data.test} {seed}{by}")
 
 
-def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None) -> Iterator[Encoded]:
+def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None, yielded: int = 0) -> Iterator[Encoded]:
     """One pass over the data in a seeded order, encoded as it goes; the first `data.test` rows are not among them.
 
-    Rows are counted in `tally`. Raises UserError as `tokenize` does, what holds for the whole set after 1000 rows or
-    at the end.
+    Rows are counted in `tally`. One that has counted rows already tells where the pass goes on: rows before its last
+    one are read and not encoded, and that one has given `yielded` rows. Raises UserError as `tokenize` does, what holds
+    for the whole set after 1000 rows or at the end.
     """
-    encoder, tally, judged = Encoder(tokenizer, data), tally or Tally(), False
-    for made in _encoded(stream_rows(data, seed, _held_out(data)), encoder.encode_many, STREAM_BATCH):
+    encoder, tally = Encoder(tokenizer, data), tally or Tally()
+    rows, judged = stream_rows(data, seed, _held_out(data)), tally.rows >= JUDGED_ROWS
+    if tally.rows:
+        rows = islice(rows, tally.rows - 1, None)
+        for made in encoder.encode_many(list(islice(rows, 1))):
+            yield from Tally().count(made, encoder)[yielded:]
+    for made in _encoded(rows, encoder.encode_many, STREAM_BATCH):
         yield from tally.count(made, encoder)
         if not judged and tally.rows == JUDGED_ROWS:
             tally.judge(data)

@@ -19,7 +19,7 @@ from fttrain.checkpoint import random_states
 from fttrain.checkpoint.store import Carried, Checkpoints, together
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Layout
-from fttrain.data.feed import Feed
+from fttrain.data.feed import Feed, StreamFeed
 from fttrain.data.sources import with_formats
 from fttrain.data.templates import chat_template
 from fttrain.distributed.stop_request import StopRequest
@@ -61,7 +61,9 @@ def train(
     feed = feeds.build(step, stage, tokenizer, world, stop.asked, folder.preparing)
     engine = build(step, stage, world, origin, make_scorer)
     feed.lay(engine.layout)
-    return complete(step, folder, stop, origin, tokenizer, engine, feed, make_objective(engine, feed, origin))
+    objective = make_objective(engine, feed, origin)
+    position = feed if isinstance(feed, StreamFeed) else None
+    return complete(step, folder, stop, origin, tokenizer, engine, feed, objective, position)
 
 
 def complete(

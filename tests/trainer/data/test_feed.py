@@ -99,6 +99,31 @@ def test_a_stream_goes_on_where_it_was(tiny_model: Path, tokenizer: Any, file_of
         assert all(same(*pair) for pair in zip(again.step(number), taken[number], strict=True))
 
 
+def test_a_resumed_stream_encodes_nothing_that_it_has_passed(
+    tiny_model: Path, tokenizer: Any, file_of: Any, encoded: list[int]
+):
+    datas = [make_data(file_of(name, rows), streaming=True, test=0) for name, rows in (("s", 300), ("t", 70))]
+    step = make_step(tiny_model, *datas, batch_size=30, micro_batch_size=30, steps=40)
+    unbroken = build(step, tokenizer)
+    saved, taken = {}, {}
+    for number in range(1, 41):  # several epochs
+        taken[number] = unbroken.step(number)
+        saved[number] = unbroken.tensors()
+    assert len({tensors["position"].shape for tensors in saved.values()}) == 1
+    for number in (1, 9, 10, 11, 12, 13, 39):
+        again = build(step, tokenizer)
+        again.adopt(saved[number])
+        encoded.clear()
+        assert all(same(*pair) for pair in zip(again.step(number + 1), taken[number + 1], strict=True))
+        assert sum(encoded) <= 30 + 2 * 64 + 2, "what is read ahead, and two rows to find the place"
+        assert again.counts() == counted(unbroken, saved[number + 1])
+
+
+def counted(feed: Any, tensors: Any) -> Any:
+    feed.adopt(tensors)
+    return feed.counts()
+
+
 def test_a_stream_never_trains_a_row_held_out_and_all_others_once_an_epoch(
     tiny_model: Path, tokenizer: Any, file_of: Any
 ):
