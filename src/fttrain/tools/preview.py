@@ -10,22 +10,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import structs
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Model, Ppo, Recipe, Training
 from fttrain.data.held_out import on_both_sides
 from fttrain.data.prompts import load_prompts
-from fttrain.data.sources import settled
+from fttrain.data.sources import load_rows, settled
 from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
-from fttrain.data.tokens import cache_root, stream, tokenize
+from fttrain.data.tokens import Tokenized, cache_root, stream, tokenize
 from fttrain.tools.output import answer
 
 STREAMED_ROWS = 200
 """Rows of streamed data that are looked at."""
+SAMPLED_ROWS = 2000
+"""Rows that are looked at of other data sets that have more."""
 
 Piece = tuple[str, bool]
 """A stretch of a row's text, and whether it is trained."""
@@ -41,6 +45,8 @@ class Preview:
     """Rows are pairs of answers: lengths are of both, and samples come by twos, the chosen one first."""
     streamed: bool
     """Only the first rows were looked at."""
+    sampled: bool
+    """So it is here, as there are many rows."""
     held_out: int
     shared: int
     """Rows held out whose prompt is trained on, too."""
@@ -84,11 +90,14 @@ def look_at(recipe: Recipe, rows: int) -> list[Preview]:
 
 def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
     """One data set's, with up to `rows` samples of the part that is trained on."""
+    is_sample = False
     if data.streaming:
         train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
         counts, held_out, lengths, shared = _counts(train), int(data.test), train.lengths, 0
     else:
-        tokenized = tokenize(data, tokenizer, seed, cache_root())
+        sample = None if _has_few_rows(data) else _sample_of(data)
+        tokenized = _tokenized(data, sample, tokenizer, seed)
+        is_sample = sample is not None
         train, counts, held_out = tokenized.train, tokenized.counts, len(tokenized.test)
         lengths = np.concatenate([train.lengths, tokenized.test.lengths])
         shared = on_both_sides(train, tokenized.test)
@@ -99,6 +108,7 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
         counts=counts,
         paired=isinstance(train, PairSet),
         streamed=data.streaming,
+        sampled=is_sample,
         held_out=held_out,
         shared=shared,
         longest=int(lengths.max()),
@@ -107,9 +117,28 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
     )
 
 
+def _tokenized(data: Data, sample: Data | None, tokenizer: Any, seed: int) -> Tokenized:
+    """The rows of the data set, which are kept for the run, or those of a sample of it, which are not."""
+    if sample is None:
+        return tokenize(data, tokenizer, seed, cache_root())
+    with TemporaryDirectory() as folder:
+        return tokenize(sample, tokenizer, seed, Path(folder))
+
+
+def _has_few_rows(data: Data) -> bool:
+    return sum(1 for _ in islice(load_rows(data), SAMPLED_ROWS + 1)) <= SAMPLED_ROWS
+
+
+def _sample_of(data: Data) -> Data:
+    test = min(data.test, SAMPLED_ROWS // 2) if isinstance(data.test, int) else data.test
+    return structs.replace(data, limit=SAMPLED_ROWS, test=test)
+
+
 def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
     """Of rows that are answered in training; nothing of them is trained."""
-    (prompts,) = load_prompts([data], tokenizer, seed)
+    sample = None if _has_few_rows(data) else _sample_of(data)
+    is_sample = sample is not None
+    (prompts,) = load_prompts([sample or data], tokenizer, seed)
     every = [*prompts.train, *prompts.test]
     lengths = np.array([len(prompt.ids_T) for prompt in every])
     return Preview(
@@ -117,6 +146,7 @@ def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> 
         counts=prompts.counts,
         paired=False,
         streamed=False,
+        sampled=is_sample,
         held_out=len(prompts.test),
         shared=0,
         longest=int(lengths.max()),
@@ -135,6 +165,7 @@ def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
     """A few lines of numbers, then the samples."""
     counts = preview.counts
     first = f" (the first {counts.kept} of a stream)" if preview.streamed else ""
+    first = " (the first ones: a run tokenizes all)" if preview.sampled else first
     kind = "pairs" if preview.paired else "rows"
     lines = [
         f"{preview.name}: {counts.kept} of {counts.rows} rows{first}, {preview.held_out} held out",
@@ -177,6 +208,7 @@ def as_json(preview: Preview) -> dict[str, Any]:
         **msgspec.to_builtins(preview.counts),
         "paired": preview.paired,
         "streamed": preview.streamed,
+        "sampled": preview.sampled,
         "held_out": preview.held_out,
         "shared": preview.shared,
         "longest": preview.longest,

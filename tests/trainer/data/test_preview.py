@@ -55,6 +55,16 @@ def test_counts_and_samples(show: Show) -> None:
     assert "truncated  0 rows" in out
 
 
+def test_of_many_rows_the_first_are_looked_at(show: Show, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(preview, "SAMPLED_ROWS", 12)
+    code, out, _ = show("--rows", "1", test=10)
+    assert code == 0
+    assert "facts: 12 of 12 rows (the first ones: a run tokenizes all), 6 held out" in out
+    assert not list((tmp_path / "cache").rglob("ids")), "a sample is not kept as if it were the whole"
+    monkeypatch.setattr(preview, "SAMPLED_ROWS", 20)
+    assert "facts: 20 of 20 rows, 10 held out" in show(test=10)[1]
+
+
 def test_green_on_a_terminal(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     _, out, _ = show()
