@@ -185,8 +185,8 @@ def ask(runs: Sequence[RunDir]) -> list[Answer]:
 def _ask_cluster(runs: Sequence[RunDir]) -> dict[Path, Answer]:
     cluster = read_cluster(runs[0])
     recorded = {run.path: _recorded(run) for run in runs}
-    if not any(recorded.values()) and not any(run.submission.exists() for run in runs):
-        return {run.path: Answer() for run in runs}
+    if not any(run.environment.exists() or recorded[run.path] for run in runs):
+        return {run.path: Answer() for run in runs}  # none of them was ever submitted
     try:
         listed = _squeue(cluster)
     except UserError as error:

@@ -63,6 +63,18 @@ def test_a_job_of_the_run_is_found_without_its_id(run: RunDir, tmp_path: Path) -
         submit.refuse_twice(run)
 
 
+def test_a_job_that_came_after_it_was_taken_back_is_found(run: RunDir, tmp_path: Path) -> None:
+    """As an sbatch that was believed to have failed makes one."""
+    says(tmp_path, FIRST.format("PENDING", "Resources"))
+    run.submission.unlink()
+    for step in run.step_dirs():
+        step.job.unlink()
+    assert queue.read_queue(run) == {}  # nothing was ever submitted, and nobody is asked
+    write_json(run.environment, {})
+    assert [*queue.read_queue(run)] == ["7"]
+    assert _first(read_status(run)) == ("queued", "waits in the queue: Resources")
+
+
 def test_without_an_answer_the_folder_speaks(run: RunDir, tmp_path: Path) -> None:
     local = write_run(tmp_path / "local", "train")
     finished = write_run(tmp_path / "finished", "train")
@@ -118,6 +130,7 @@ def test_a_run_without_a_job_says_so(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path)
     for step in run.step_dirs():
         step.job.unlink()
+    write_json(run.environment, {})
     assert _first(read_status(run)) == ("interrupted", "not submitted")
     write_json(run.submission, Submission(cluster="alpha", complete=False))
     assert _first(read_status(run)) == ("interrupted", "its submission was cut short")

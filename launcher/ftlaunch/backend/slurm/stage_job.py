@@ -97,7 +97,10 @@ class StageJob:
 
     @cached_property
     def nodes(self) -> list[str]:
-        """Names of the job's nodes. They must be as many as were planned: a shorter list would hang, not fail."""
+        """Names of the nodes that the stage runs on. They must be as many as planned: fewer would hang, not fail.
+
+        Where a job is to hold nodes to spare, this is the place that leaves them out, and those that are lost.
+        """
         names = list(self.slurm.hostnames)
         planned = self.planned.step.parallel.nodes
         assert len(names) == planned, f"SLURM gave the nodes {names}, and {planned} were asked for"
