@@ -162,6 +162,14 @@ def test_a_tool_answers_from_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "No module named none_such" in done.stderr
+    (tmp_path / "tool.py").write_text("import time; time.sleep(600)")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", line], stdout=pipe, stderr=pipe, text=True)
+    wait_until(lambda: any(tmp_path.glob(".ftlaunch-tool-*/answer")))
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert "is ended" in err
+    assert not any(tmp_path.glob(".ftlaunch-tool-*"))
 
 
 def test_an_interface_that_one_node_lacks_is_told_with_the_node(act: Submit, tmp_path: Path) -> None:

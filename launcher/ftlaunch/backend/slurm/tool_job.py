@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,20 +15,24 @@ from ftlaunch.backend.slurm.node_job import NodeJob
 from ftlaunch.backend.slurm.submit import carried, require_sbatch
 from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import UserError
+from ftlaunch.errors import Interrupted, UserError
+from ftlaunch.processes.signals import Interrupts
 from ftlaunch.recipe import Merge
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch.tail import Tail
 
-ANSWER, CODE, CALLED_IN = "answer", "code.json", "called_in.json"
+ANSWER, CODE, CALLED_IN, ALIVE = "answer", "code.json", "called_in.json", "alive"
+DEAD_SECONDS, LOOK_SECONDS = 120.0, 0.5
+"""A caller that gives no sign of life for so long is dead."""
 
 
 def call(module: str, arguments: list[str], cluster: Cluster) -> int:
     """Run `python -m MODULE ARGUMENTS` on a node, in this very folder, and return its exit code.
 
-    What it says comes through on stderr as it says it, its answer on stdout at its end. It ends with this process.
-    UserError where it cannot be submitted, or ends without an answer.
+    What it says comes through on stderr as it says it, its answer on stdout at its end. It ends with this process,
+    by a signal (Interrupted) or, a while later, however else. UserError where it cannot be submitted, or ends without
+    an answer.
     """
     require_sbatch()
     folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-tool-", dir=Path.cwd()))
@@ -35,9 +40,10 @@ def call(module: str, arguments: list[str], cluster: Cluster) -> int:
     try:
         write_json(job.run_dir.environment, carried())
         write_json(folder / CALLED_IN, str(Path.cwd()))
-        job.submit(entry.run_tool, str(folder), module, arguments)
-        if said := job.wait(_Listener(job).is_done):
-            raise UserError(said, "look at the profile's setup, python, container and limits")
+        with Interrupts() as interrupts:
+            job.submit(entry.run_tool, str(folder), module, arguments)
+            if said := job.wait(_Listener(job, interrupts).is_done):
+                raise UserError(said, "look at the profile's setup, python, container and limits")
         print((folder / ANSWER).read_text(errors="replace"), end="", flush=True)
         return int((folder / CODE).read_text())
     finally:
@@ -48,13 +54,17 @@ def call(module: str, arguments: list[str], cluster: Cluster) -> int:
 class _Listener:
     """Passes on what a job says, and says itself what the job waits for."""
 
-    def __init__(self, job: NodeJob) -> None:
+    def __init__(self, job: NodeJob, interrupts: Interrupts) -> None:
         self._job = job
+        self._interrupts = interrupts
         self._tail = Tail(job.step.job_output(job.id or ""))
         self._told: str | None = None
 
     def is_done(self) -> bool:
-        """Whether there is an answer, after all that was said so far was passed on."""
+        """Whether there is an answer, after all that was said so far was passed on; a sign of life is left."""
+        if self._interrupts.wish != "go on":
+            raise Interrupted(f"job {self._job.id} is ended", "call this again", self._interrupts.exit_code)
+        (self._job.run_dir.path / ALIVE).touch()
         done = (self._job.run_dir.path / CODE).exists()
         self._say_why_not_yet()
         while lines := self._tail.read():
@@ -81,5 +91,17 @@ def run_tool(name: str, module: str, arguments: list[str]) -> None:
     command = [sys.executable, "-P", "-m", module, *arguments]
     with (folder / ANSWER).open("wb") as answer:
         called_in = msgspec.json.decode((folder / CALLED_IN).read_bytes(), type=str)
-        code = subprocess.call(command, cwd=called_in, env=variables, stdin=subprocess.DEVNULL, stdout=answer)
-    write_json(folder / CODE, code)
+        process = subprocess.Popen(command, cwd=called_in, env=variables, stdin=subprocess.DEVNULL, stdout=answer)
+        write_json(folder / CODE, _attend(process, folder / ALIVE))
+
+
+def _attend(process: "subprocess.Popen[bytes]", alive: Path) -> int:
+    """The exit code of a tool, which is ended where its caller gives no sign of life any more."""
+    seen, since = 0.0, time.monotonic()
+    while (code := process.poll()) is None:
+        if (now := alive.stat().st_mtime if alive.exists() else 0.0) != seen:
+            seen, since = now, time.monotonic()
+        if time.monotonic() - since > DEAD_SECONDS:
+            process.kill()
+        time.sleep(LOOK_SECONDS)
+    return code
