@@ -78,10 +78,10 @@ def _text_rows(lines: Lines) -> Iterator[tuple[str, object]]:
 
 def _json_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """The rows of a file of JSON: an object a line, one list of objects, or an object that holds one."""
-    first = next((line for line in lines if line.strip()), "").lstrip()
-    if first.startswith("["):
+    begins = next((piece for piece in lines.pieces() if piece.strip()), "").lstrip()
+    if begins.startswith("["):
         yield from _list_rows(lines)
-    elif first.startswith("{") and not _is_object(first):
+    elif begins.startswith("{") and not _is_object(begins.partition("\n")[0]):
         yield from _object_rows(lines)
     else:
         yield from _line_rows(lines)
@@ -118,12 +118,13 @@ def _decoded(line: str, where: str) -> object:
 
 def _object_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """Objects over several lines: one that holds the rows, or each a row."""
-    items = list(_items(lines, opened=True))
-    held = _held_rows(items[0][1], items[0][0]) if len(items) == 1 else None
+    items = _items(lines, opened=True)
+    start = list(islice(items, 2))
+    held = _held_rows(start[0][1], start[0][0]) if len(start) == 1 else None
     if held is not None:
-        yield from ((f"{items[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
+        yield from ((f"{start[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
     else:
-        yield from items
+        yield from chain(start, items)
 
 
 def _held_rows(value: object, where: str) -> list[Row] | None:

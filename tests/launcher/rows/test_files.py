@@ -60,8 +60,8 @@ def test_zstandard(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.jsonl.zst", packed) == ROWS
 
 
-def test_a_list_longer_than_a_piece_is_read_whole(tmp_path: Path) -> None:
-    rows = [{"n": number, "t": "é" * (number % 997), "f": -1.5e-3, "ok": True} for number in range(6000)]
+def test_a_list_on_one_long_line_is_read_in_pieces(tmp_path: Path) -> None:
+    rows = [{"n": number, "t": "é" * (number % 997 * 4), "f": -1.5e-3, "ok": True} for number in range(6000)]
     assert rows_of(tmp_path / "a.json", json.dumps(rows, ensure_ascii=False)) == rows
     places = [where for where, _ in read_rows(tmp_path / "a.json")]
     assert places[-1].endswith("a.json:1 (row 6000)")
