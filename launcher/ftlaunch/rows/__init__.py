@@ -18,7 +18,17 @@ from ftlaunch.rows.readers import Lines, read_rows, rows_of
 from ftlaunch.rows.template import DataError, Row, Unfit, optional_fields
 from ftlaunch.rows.unfit import UnfitRows, remedy, summary
 
-__all__ = ["Findings", "check_rows", "data_files", "for_evaluation", "is_local", "is_paired", "read_rows", "settled"]
+__all__ = [
+    "Findings",
+    "check_rows",
+    "data_files",
+    "for_evaluation",
+    "is_local",
+    "is_paired",
+    "is_text",
+    "read_rows",
+    "settled",
+]
 
 PAIRED: Final = ("preference", "ratings")
 """Formats whose rows hold a better and a worse answer."""
@@ -76,6 +86,11 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
     return found
+
+
+def is_text(data: Data) -> bool:
+    """Whether rows are plain texts, without turns."""
+    return row_format(data) == "text"
 
 
 def settled(data: Data, *, only_prompts: bool = False) -> Data:

@@ -89,7 +89,7 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
 def _list_of_turns(data: Data, fields: Mapping[str, object]) -> str | None:
     """The format of the field that lists turns, if there is one."""
     for name in (data.messages_field,) if data.messages_field else LISTS:
-        turns = cast(object, turns_in(fields.get(name)))
+        turns = turns_in(fields.get(name))
         if isinstance(turns, list):
             first = cast("list[object]", turns)[:1]
             return "sharegpt" if first and isinstance(first[0], dict) and "from" in first[0] else "messages"

@@ -75,7 +75,7 @@ def message_turns(row: Row, name: str, where: str, *, may_be_blank: bool = False
 
 def entries_of(row: Row, name: str, where: str) -> list[Row]:
     """The turns as the row has them: a list, not empty, of objects. Raises Unfit."""
-    value = cast(object, turns_in(value_at(row, (name,), where)))
+    value = turns_in(value_at(row, (name,), where))
     if not isinstance(value, list):
         raise Unfit(where, f"field {name} is {kind_of(value)}, not a list of turns", _shape(name))
     entries = cast("list[object]", value)

@@ -108,7 +108,7 @@ def _side(side: Side, row: Row, where: str) -> str | Conversation:
     if template is not None:
         paths = template_fields(template)
         return "" if any(_is_empty(row, path, where) for path in paths) else fill(template, row, where)
-    value = cast(object, turns_in(value_at(row, (key,), where)))
+    value = turns_in(value_at(row, (key,), where))
     if isinstance(value, list):
         return message_turns(row, key, where, may_be_blank=True)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which rows are held out for evaluation: single ones, or prompts with all that answers them."""
+"""Rows that are held out for evaluation together: those of a prompt, and the parts of a document."""
 
 from collections.abc import Iterable
 
@@ -14,18 +14,28 @@ def prompts_of(rows: TokenSet | PairSet) -> Iterable[bytes]:
         yield ids_T[: int(trained_T.argmax())].tobytes()
 
 
-def by_prompt(prompts: Iterable[bytes], size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on, in their order, and rows held out: all rows of prompts that are drawn until there are `size`.
-
-    None is left to train on where all rows have one prompt.
-    """
+def numbered(prompts: Iterable[bytes]) -> np.ndarray:
+    """[N] int64: a number for each prompt, the same for the same ones."""
     numbers: dict[bytes, int] = {}
-    labels = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], dtype=np.int64)
-    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(numbers))
-    sizes = np.bincount(labels, minlength=len(numbers))[drawn].cumsum()
-    held = np.zeros(len(numbers), dtype=bool)
+    return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], dtype=np.int64)
+
+
+def documents_of(rows: TokenSet) -> np.ndarray:
+    """[N] int64: the number of the document that each row of text is a part of. A document's last part ends in EOS."""
+    ends = rows.ids[(rows.offsets + rows.lengths - 1).astype(np.int64)]
+    is_last = ends == ends[-1]
+    return np.cumsum(is_last) - is_last
+
+
+def whole_groups(groups_N: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, in their order, and rows held out: groups are drawn, with all their rows, until there are
+    `size`. None is left to train on where there is one group."""
+    count = int(groups_N.max()) + 1
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(count)
+    sizes = np.bincount(groups_N, minlength=count)[drawn].cumsum()
+    held = np.zeros(count, dtype=bool)
     held[drawn[: int(np.searchsorted(sizes, size)) + 1]] = size > 0
-    is_held = held[labels]
+    is_held = held[groups_N]
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 

@@ -13,9 +13,10 @@ from ftlaunch.rows.messages import Conversation, Turn
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.template import Excused, Row, Unfit
 from fttrain.data.chat import Encoder
+from fttrain.data.held_out import numbered
 from fttrain.data.sources import load_rows
 from fttrain.data.token_set import Counts
-from fttrain.data.tokens import split, split_by_prompt
+from fttrain.data.tokens import split, split_by
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _load(data: Data, tokenizer: Any, seed: int) -> Prompts:
     count = len(found.train)
     if data.test_by == "prompt":
         prompts = (prompt.ids_T.tobytes() for prompt in found.train)
-        train, test = split_by_prompt(prompts, count, data, seed)
+        train, test = split_by(numbered(prompts), data, seed)
     else:
         train, test = split(count, data, seed)
     return replace(found, train=[found.train[row] for row in train], test=[found.train[row] for row in test])

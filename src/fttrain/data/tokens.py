@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,12 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows import for_evaluation, is_paired
+from ftlaunch.rows import for_evaluation, is_paired, is_text
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
 from fttrain.data.cores import in_order
-from fttrain.data.held_out import by_prompt, prompts_of
+from fttrain.data.held_out import documents_of, numbered, prompts_of, whole_groups
 from fttrain.data.making import Block, Making, alone, block_of
 from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
@@ -112,11 +112,15 @@ def opened(keys: Keys, data: Data, seed: int, cache: Path, arrays: NodeArrays | 
     if (evaluated := for_evaluation(data)) is not None:
         held_out = opened(tuple(of_evaluated), evaluated, seed, cache, arrays)
         return Tokenized(everything, held_out.train, counts, f"{key} {held_out.key}")
-    if data.test_by == "prompt":
-        train, test = split_by_prompt(prompts_of(everything), len(everything), data, seed)
+    by = "prompt" if data.test_by == "prompt" else "document" if counts.split and is_text(data) else "row"
+    if by == "prompt":
+        train, test = split_by(numbered(prompts_of(everything)), data, seed)
+    elif by == "document":
+        assert isinstance(everything, TokenSet)
+        train, test = split_by(documents_of(everything), data, seed)
     else:
         train, test = split(len(everything), data, seed, arrays or NodeArrays(), key)
-    by = "" if data.test_by == "row" else f" by {data.test_by}"
+    by = "" if by == "row" else f" by {by}"
     return Tokenized(everything.take(train), everything.take(test), counts, f"{key} {data.test} {seed}{by}")
 
 
@@ -250,12 +254,12 @@ def split(
     return order[size:], order[:size]
 
 
-def split_by_prompt(prompts: Iterable[bytes], count: int, data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`split` by the prompts of the rows. UserError where no prompt would be left."""
-    train, test = by_prompt(prompts, _size(count, data), seed)
+def split_by(groups_N: np.ndarray, data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`split` of rows that stay together: those of a prompt, or of a document. UserError where none would be left."""
+    train, test = whole_groups(groups_N, _size(len(groups_N), data), seed)
     if not len(train):
-        message = f"{data.path}: test = {data.test} by prompt takes all of the {count} rows and leaves none to train on"
-        raise UserError(message, "hold out fewer rows")
+        message = f"{data.path}: test = {data.test} takes all of the {len(groups_N)} rows, as those of a prompt or"
+        raise UserError(f"{message} document stay together, and leaves none to train on", "hold out fewer rows")
     return train, test
 
 

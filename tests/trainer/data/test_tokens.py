@@ -113,7 +113,7 @@ def test_prompts_are_held_out_with_all_their_rows(
     assert (len(by_prompt.test), len(asked[1])) == (10, 2)  # five rows of each of two prompts
     assert not asked[0] & asked[1]
     assert sorted(texts(by_prompt.train, tokenizer) + texts(by_prompt.test, tokenizer)) == sorted(map(chatml, rows))
-    with pytest.raises(UserError, match="by prompt takes all"):
+    with pytest.raises(UserError, match="those of a prompt or document stay together"):
         tokenize(
             make_data(write_rows([{**row, "question": "Why?"} for row in rows]), test=8, test_by="prompt"),
             tokenizer,
@@ -293,6 +293,20 @@ def test_long_texts_are_split_and_nothing_is_lost(write_rows: Writer, make_token
         assert [token for part in parts for token in part[len(bos) :]] == whole
         assert (rows.counts.rows, rows.counts.split, rows.counts.lost) == (3, 1, 0)
         assert rows.counts.excused == {"field text is blank": 1}
+
+
+def test_the_parts_of_a_document_are_held_out_together(write_rows: Writer, tokenizer: Any, cache: Path) -> None:
+    rows = [{"text": f"{word} " * 30} for word in ("Blue", "sky", "Paris", "France", "Two")] + [{"text": "brief"}]
+    data = make_data(write_rows(rows), max_length=20, format="text", test=3)
+    made = tokenize(data, tokenizer, 1, cache)
+    assert made.counts.split == 5
+    train, test = ({text.split()[0] for text in texts(part, tokenizer)} for part in (made.train, made.test))
+    words = {row["text"].split()[0] for row in rows}
+    held = {word for word in words if any(word in text for text in texts(made.test, tokenizer))}
+    assert len(made.test) >= 3
+    assert not any(word in text for word in held for text in texts(made.train, tokenizer))
+    assert train
+    assert test
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
