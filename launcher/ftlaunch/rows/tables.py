@@ -33,7 +33,7 @@ def table_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
                 number += 1
                 yield (
                     f"{path} (row {number})",
-                    {name: _without_null(value) if name in nested else value for name, value in row.items()},
+                    {name: without_null(value) if name in nested else value for name, value in row.items()},
                 )
     except (pyarrow.ArrowException, OSError) as error:
         remedy = "write the file again; it may have been cut short"
@@ -82,11 +82,12 @@ def _with_short_floats(batch: Any) -> Any:
     return batch
 
 
-def _without_null(value: object) -> object:
+def without_null(value: object) -> object:
+    """The same without the fields inside of lists and objects that are null, as only other rows have them."""
     if isinstance(value, dict):
-        return {key: _without_null(one) for key, one in cast(Row, value).items() if one is not None}
+        return {key: without_null(one) for key, one in cast(Row, value).items() if one is not None}
     if isinstance(value, list):
-        return [_without_null(one) for one in cast("list[object]", value)]
+        return [without_null(one) for one in cast("list[object]", value)]
     return value
 
 

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Ppo
-from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows
+from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows, tables
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
 from ftlaunch.run.spec import Step
@@ -79,7 +79,8 @@ def _local_rows(data: Data) -> Rows:
 
 def _hub_rows(rows: Any, data: Data, word: str) -> Rows:
     for number, row in enumerate(rows):
-        yield f"{data.path}[{data.split}] ({word} {number})", row
+        whole = {name: tables.without_null(value) for name, value in row.items()}
+        yield f"{data.path}[{data.split}] ({word} {number})", whole
 
 
 def _open_hub(data: Data) -> Any:

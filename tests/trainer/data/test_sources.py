@@ -95,6 +95,12 @@ def test_hub_rows(hub: Path) -> None:
     assert fingerprint(make_data(hub, split="train[:10]")) != print_of_all
 
 
+def test_fields_that_only_other_hub_rows_have_are_taken_out() -> None:
+    row = {"messages": [{"role": "user", "content": "x", "tool_calls": None}], "n": None}
+    ((_, read),) = sources._hub_rows([row], make_data("owner/name"), "row")
+    assert read == {"messages": [{"role": "user", "content": "x"}], "n": None}
+
+
 class FakeStream:
     """Records what is asked of an IterableDataset, which takes torch to import."""
 
