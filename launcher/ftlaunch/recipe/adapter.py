@@ -20,12 +20,15 @@ class LowRank(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dropout: Fraction = 0.0
     """Probability of zeroing an element of the adapter's input, in training only."""
     targets: Text | list[Text] = "all-linear"
-    """"all-linear" (every linear layer but the output head), a list of module names, or one regular expression, which
-    must match a module's whole name."""
+    """"all-linear" (every linear layer of the text body), a list of module names, or one regular expression, which
+    must match a module's whole name. Vision towers, and what chooses experts or tokens, are never adapted."""
     layers: list[NonNegative] | Annotated[str, Meta(pattern=LAYERS)] | None = None
     """Layers that are adapted: their numbers from 0, "top:8" for the eight next to the output, "every:4" for the last
     of every four, or "super-weights" for those in which `ftlaunch superweights` finds one. None: all. Nothing is
     computed backwards below the lowest of them, so "top" saves time."""
+    experts: bool = False
+    """Adapt the experts of a mixture-of-experts model too: those of `layers`, each with an A and a B of its own.
+    "lora" and "rslora" do it, without dropout. Most of such a model's weights are in its experts."""
 
     @property
     def scale(self) -> float:

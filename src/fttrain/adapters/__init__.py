@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adalora, Adapter, Dora, Full, LowRank, Pissa, Rslora, Virtual
 from fttrain.adapters import targets
 from fttrain.hub import adapter_folder
@@ -54,10 +55,13 @@ def attach(
 
 
 def _with_lora(model: Any, adapter: LowRank, start: Path | None, *, in_fp32: bool) -> nn.Module:
-    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+    from peft import LoraConfig, TaskType
+
+    from fttrain.adapters import peft_files
 
     if start is not None:
-        wrapped: Any = PeftModel.from_pretrained(model, str(start), is_trainable=True, autocast_adapter_dtype=in_fp32)
+        dropout = adapter.dropout
+        wrapped = peft_files.load(model, start, TRAINED, trained=True, in_fp32=in_fp32, dropout=dropout)
     else:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
@@ -65,12 +69,35 @@ def _with_lora(model: Any, adapter: LowRank, start: Path | None, *, in_fp32: boo
             lora_alpha=adapter.alpha,  # type: ignore[arg-type]
             lora_dropout=adapter.dropout,
             target_modules=targets.names(model, adapter),
+            target_parameters=_experts(model, adapter),
             use_rslora=isinstance(adapter, Rslora),
             use_dora=isinstance(adapter, Dora),
         )
-        wrapped = get_peft_model(model, config, autocast_adapter_dtype=in_fp32)
+        wrapped = peft_files.add(model, config, TRAINED, in_fp32=in_fp32)
     _leave_inputs_alone(wrapped)
     return wrapped
+
+
+def _experts(model: nn.Module, adapter: LowRank) -> list[str] | None:
+    if not adapter.experts:
+        return None
+    found = targets.experts(model, adapter)
+    if not found:
+        kind = model.config.model_type  # type: ignore[union-attr]
+        raise UserError(f"adapter.experts: this {kind} model has none in the layers asked for", "remove the key")
+    return found
+
+
+def with_saved(model: Any, folder: Path) -> Any:
+    """The model with the adapter of a folder, frozen. Raises UserError where it does not fit or is not to be trusted."""
+    from peft import PeftConfig, PeftModel
+
+    from fttrain.adapters import peft_files
+
+    folder = adapter_folder(folder)
+    if PeftConfig.from_pretrained(str(folder)).peft_type != "LORA":
+        return PeftModel.from_pretrained(model, str(folder))
+    return peft_files.load(model, folder, TRAINED, trained=False)
 
 
 def _leave_inputs_alone(model: nn.Module) -> None:
@@ -82,7 +109,9 @@ def _leave_inputs_alone(model: nn.Module) -> None:
 
 def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
     """Load the adapter of an artifact folder beside the trained one, under a name of its own; it is never trained."""
-    model.load_adapter(str(folder), name, is_trainable=False, autocast_adapter_dtype=in_fp32)
+    from fttrain.adapters import peft_files
+
+    peft_files.load(model, adapter_folder(folder), name, trained=False, in_fp32=in_fp32)
     if getattr(model.peft_config[name], "use_dora", False):
         from fttrain.adapters import dora
 
@@ -124,8 +153,13 @@ def save(model: Any, adapter: Adapter, weights: dict[str, Tensor], folder: Path)
         from fttrain.adapters import adalora
 
         weights = adalora.as_plain_lora(model, weights, model.peft_config[TRAINED])
+    from fttrain.adapters import peft_files
+
+    held = model.peft_config[TRAINED]
+    model.peft_config[TRAINED] = peft_files.portable(model, TRAINED)
     # PEFT would ask the hub whether the vocabulary was resized; nothing here resizes it.
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False, selected_adapters=[TRAINED])
+    model.peft_config[TRAINED] = held
 
 
 def carried(model: nn.Module, adapter: Adapter, num_steps: int) -> Any:

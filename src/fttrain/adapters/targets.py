@@ -1,9 +1,13 @@
-"""Which modules of a model an adapter is put on: `targets` and `layers` of a recipe as names of modules."""
+"""Which weights of a model an adapter is put on: `targets`, `layers` and `experts` of a recipe as names."""
 
+import functools
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -13,22 +17,137 @@ from ftlaunch.recipe import Adalora, Dora, LowRank, Pissa
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
 """bitsandbytes' quantized layers are among them."""
+QUANTIZED = {"Linear4bit", "Linear8bitLt"}
+CHOOSERS = {"router", "gate", "indexer", "shared_expert_gate"}
+"""Parts of a module's path: what is below them chooses experts or tokens."""
+
+CHOOSES = "it chooses experts or tokens"
+NO_LINEAR_MAP = "it computes more than a linear map"
+READ_PAST = "the model's own kernels read its weight past an adapter"
+UNLOADABLE = "PEFT would load it as a bare weight, for which it has no DoRA"
 
 
 def names(model: nn.Module, adapter: LowRank) -> list[str]:
-    """Full names of the modules to adapt, in the model's order. Raises UserError where a target or layer is missing."""
-    kinds = LINEAR if isinstance(adapter, Adalora | Dora | Pissa) else (*LINEAR, nn.Embedding)
-    able = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    found = _targeted(model, able, adapter.targets)
+    """Full names of the modules to adapt, in the model's order. Raises UserError where a target or layer is missing.
+
+    They are inside the text body, but for the output head where it is named.
+    """
+    left = left_out(model, adapter)
+    able = [name for name in _candidates(model, adapter) if name not in left]
+    found = _targeted(model, able, adapter.targets, left)
     if adapter.layers is None:
         return found
-    prefix, count = _layers(model)
-    wanted = {f"{prefix}.{number}" for number in numbers(adapter.layers, count)}
-    depth = prefix.count(".") + 2
-    kept = [name for name in found if ".".join(name.split(".")[:depth]) in wanted]
+    kept = _in_layers(model, adapter.layers, found)
     if not kept:
-        raise UserError(f"adapter.targets {adapter.targets!r}: none of them is in a layer", _candidates(able))
+        raise UserError(f"adapter.targets {adapter.targets!r}: none of them is in a layer", _known(able))
     return kept
+
+
+def left_out(model: nn.Module, adapter: LowRank) -> dict[str, str]:
+    """Linear modules of the text body that no adapter is put on, each with the reason."""
+    reasons = {name: _reason(model, name) for name in _candidates(model, adapter)}
+    if isinstance(adapter, Dora):
+        converted = converted_by_peft(model, list(reasons))
+        reasons = {name: reason or (UNLOADABLE if name in converted else None) for name, reason in reasons.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def experts(model: nn.Module, adapter: LowRank) -> list[str]:
+    """Full names of the parameters that hold the experts of `adapter.layers`, stacked. [] where there are none."""
+    prefix, body = body_of(model)
+    found = [
+        f"{prefix}{name}.{key}"
+        for name, module in body.named_modules()
+        if _holds_experts(name, module)
+        for key, parameter in module.named_parameters(recurse=False)
+        if not key.endswith("bias") and _is_matrices(parameter)
+    ]
+    return found if adapter.layers is None else _in_layers(model, adapter.layers, found)
+
+
+def _holds_experts(name: str, module: nn.Module) -> bool:
+    named = "experts" in name.split(".") or "expert" in type(module).__name__.lower()
+    return named and not isinstance(module, (*LINEAR, nn.Embedding))
+
+
+def _is_matrices(parameter: nn.Parameter) -> bool:
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape) in (2, 3) and min(shape) > 1
+
+
+def body_of(model: Any) -> tuple[str, nn.Module]:
+    """The text body, with what its modules' names begin with: "model.", and "model.language_model." beside a tower."""
+    body = model.get_decoder()
+    if body is model:
+        embedding = model.get_input_embeddings()
+        body = next(child for child in model.children() if any(module is embedding for module in child.modules()))
+    return next(f"{name}." for name, module in model.named_modules() if module is body), body
+
+
+def converted_by_peft(model: nn.Module, modules: list[str]) -> set[str]:
+    """Those of the modules' names that PEFT takes for experts of an older transformers, whatever they are."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=list(modules))
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # it has no place for one of two that it would join
+        return {name for name in modules if name.rpartition(".")[2] in ("gate_proj", "up_proj", "down_proj", "gate")}
+    return set(modules) - set(config.target_modules or [])
+
+
+def _candidates(model: Any, adapter: LowRank) -> list[str]:
+    """Names of the layers of the text body that hold a matrix, and of the head."""
+    kinds = LINEAR if isinstance(adapter, Adalora | Dora | Pissa) else (*LINEAR, nn.Embedding)
+    prefix, _ = body_of(model)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and (name.startswith(prefix) or any(module is end for end in ends))
+    ]
+
+
+def _reason(model: nn.Module, name: str) -> str | None:
+    """Why no adapter can be put on a layer; None where one can."""
+    path, _, leaf = name.rpartition(".")
+    module: Any = model.get_submodule(name)
+    if CHOOSERS & set(name.split(".")):
+        return CHOOSES
+    if not isinstance(module, nn.Embedding) and not is_linear_map(type(module)):
+        return NO_LINEAR_MAP
+    if path and leaf in _read_by_code(type(model.get_submodule(path))):
+        return READ_PAST
+    return None
+
+
+@functools.cache
+def is_linear_map(kind: type) -> bool:
+    """Whether layers of this class compute xWᵀ + b and nothing else: tried out, where a class has a forward of its own.
+
+    A router that is an nn.Linear may answer with a tuple, a grouped layer with another shape.
+    """
+    if kind.forward in (nn.Linear.forward, Conv1D.forward) or kind.__name__ in QUANTIZED:
+        return True
+    try:
+        with torch.device("cpu"):
+            layer, x = kind(8, 4, bias=False), torch.randn(2, 3, 8)
+            said = layer(x)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return False
+    return torch.is_tensor(said) and said.shape == (2, 3, 4) and torch.allclose(said, F.linear(x, layer.weight))
+
+
+@functools.cache
+def _read_by_code(parent: type) -> frozenset[str]:
+    """Names of the layers of a module whose weights its code hands to a kernel, as Mamba's does with out_proj."""
+    own = [kind for kind in parent.__mro__ if kind.__module__.startswith(parent.__module__.partition(".")[0])]
+    try:
+        code = "".join(inspect.getsource(kind) for kind in own)
+    except (OSError, TypeError):
+        return frozenset()
+    return frozenset(re.findall(r"self\.(\w+)\.weight\s*[,@)]", code))
 
 
 def numbers(layers: list[int] | str, count: int) -> list[int]:
@@ -45,22 +164,39 @@ def numbers(layers: list[int] | str, count: int) -> list[int]:
     return list(range(count - int(size), count)) if word == "top" else list(range(int(size) - 1, count, int(size)))
 
 
-def _targeted(model: nn.Module, able: list[str], targets: str | list[str]) -> list[str]:
+def _in_layers(model: nn.Module, layers: list[int] | str, found: list[str]) -> list[str]:
+    prefix, count = layers_of(model)
+    wanted = {f"{prefix}.{number}" for number in numbers(layers, count)}
+    depth = prefix.count(".") + 2
+    return [name for name in found if ".".join(name.split(".")[:depth]) in wanted]
+
+
+def _targeted(model: nn.Module, able: list[str], targets: str | list[str], left: dict[str, str]) -> list[str]:
     if targets == ALL_LINEAR:
-        return list(_all_linear(model, able))
-    if isinstance(targets, str):
+        found, missing = list(_all_linear(model, able)), [ALL_LINEAR]
+    elif isinstance(targets, str):
         found, missing = [name for name in able if re.fullmatch(targets, name)], [targets]
     else:
         found = [name for name in able if any(_is(name, target) for target in targets)]
         missing = [target for target in targets if not any(_is(name, target) for name in able)]
     if not found or (missing and isinstance(targets, list)):
         told = ", ".join(map(repr, missing))
-        raise UserError(f"adapter.targets: nothing in the model that can be adapted matches {told}", _candidates(able))
+        reasons = {reason for name, reason in left.items() if _is_meant(name, targets)}
+        because = f" ({'; '.join(sorted(reasons))})" if reasons else ""
+        raise UserError(
+            f"adapter.targets: nothing in the model that can be adapted matches {told}{because}", _known(able)
+        )
     return found
 
 
 def _is(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
+
+
+def _is_meant(name: str, targets: str | list[str]) -> bool:
+    if isinstance(targets, list):
+        return any(_is(name, target) for target in targets)
+    return targets == ALL_LINEAR or bool(re.fullmatch(targets, name))
 
 
 def _all_linear(model: Any, able: list[str]) -> Iterator[str]:
@@ -71,15 +207,18 @@ def _all_linear(model: Any, able: list[str]) -> Iterator[str]:
             yield name
 
 
-def _layers(model: Any) -> tuple[str, int]:
-    """Name of the list of a model's layers, and how many there are."""
-    count = model.config.num_hidden_layers
-    for name, module in model.named_modules():
+def layers_of(model: Any) -> tuple[str, int]:
+    """Name of the list of the text body's layers, and how many there are."""
+    count = model.config.get_text_config().num_hidden_layers
+    prefix, body = body_of(model)
+    for name, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, count
+            return f"{prefix}{name}", count
     raise UserError(f"adapter.layers: no list of {count} layers is found in the model", "leave layers out")
 
 
-def _candidates(able: list[str]) -> str:
+def _known(able: list[str]) -> str:
+    if not able:
+        return "train it in full: leave [adapter] out"
     ends = sorted({name.rpartition(".")[2] for name in able})
-    return f'use "{ALL_LINEAR}", names among {", ".join(ends)}, or a regular expression over names like {able[-2]}'
+    return f'use "{ALL_LINEAR}", names among {", ".join(ends)}, or a regular expression over names like {able[-2:][0]}'

@@ -12,7 +12,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG
-from fttrain import artifact, hub
+from fttrain import adapters, artifact, hub
 from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
 from fttrain.model.scorer import DTYPES, load_tokenizer
@@ -62,11 +62,9 @@ def _base(path: str) -> Model:
 
 
 def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
-    from peft import PeftModel
-
     if vocabulary > model.get_input_embeddings().weight.shape[0]:  # the adapter was trained with tokens of its own
         model.resize_token_embeddings(vocabulary)
-    wrapped: Any = PeftModel.from_pretrained(model, str(hub.adapter_folder(adapter)))
+    wrapped: Any = adapters.with_saved(model, adapter)
     if (adapter / CARD).exists() and (rounding := artifact.read(adapter)[0].rounding):
         qat.install(wrapped, rounding, adapter)
     return wrapped
