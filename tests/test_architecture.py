@@ -35,7 +35,8 @@ FLOORS = {
         "evaluation model",
         "engine superweights",
         "artifact checkpoint",
-        "merging preference training",
+        "merging preference",
+        "training",
         "answering",
         "ppo tools",
         "stages",
@@ -128,7 +129,7 @@ FLOORS = {
     ),
     "fttrain.adapters": (
         "adalora frozen_weights targets",
-        "dora pissa virtual_tokens",
+        "dora peft_files pissa virtual_tokens",
         "__init__",
     ),
     "fttrain.answering": (
@@ -158,8 +159,9 @@ FLOORS = {
         "scoring",
     ),
     "fttrain.merging": (
-        "__init__ deltas probes",
-        "verify",
+        "__init__ probes weight_map",
+        "deltas",
+        "dry_run verify",
         "merge",
     ),
     "fttrain.model": (

@@ -89,7 +89,7 @@ def _experts(model: nn.Module, adapter: LowRank) -> list[str] | None:
 
 
 def with_saved(model: Any, folder: Path) -> Any:
-    """The model with the adapter of a folder, frozen. Raises UserError where it does not fit or is not to be trusted."""
+    """The model with the adapter of a folder, frozen. Raises UserError where it does not fit or cannot be trusted."""
     from peft import PeftConfig, PeftModel
 
     from fttrain.adapters import peft_files
@@ -111,7 +111,7 @@ def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
     """Load the adapter of an artifact folder beside the trained one, under a name of its own; it is never trained."""
     from fttrain.adapters import peft_files
 
-    peft_files.load(model, adapter_folder(folder), name, trained=False, in_fp32=in_fp32)
+    peft_files.load(model, folder, name, trained=False, in_fp32=in_fp32)
     if getattr(model.peft_config[name], "use_dora", False):
         from fttrain.adapters import dora
 

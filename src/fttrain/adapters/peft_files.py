@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.utils import set_peft_model_state_dict
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
 from fttrain.adapters import targets
+from fttrain.hub import adapter_folder
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
@@ -41,9 +42,10 @@ def load(
 ) -> Any:
     """The model with the adapter of a folder, under that name. `dropout` counts instead of the folder's.
 
-    Raises UserError where the folder's weights and the layers of the model are not one for one.
+    Raises UserError where the folder's weights and the layers of the model are not one for one, or it is not trusted.
     """
-    config: Any = LoraConfig.from_pretrained(str(folder))
+    folder = adapter_folder(folder)
+    config: Any = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trained
     if dropout is not None:
         config.lora_dropout = dropout

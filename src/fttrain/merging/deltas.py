@@ -1,26 +1,28 @@
-"""The arithmetic of merging: what an adapter on disk adds to each weight of the base. One entry a kind of adapter."""
+"""The arithmetic of merging: what an adapter adds to each weight of its base, and where that weight is on disk."""
 
-import json
-import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Embedding, ParamWrapper
+from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
+from fttrain.merging.weight_map import Group, Read, Stored, WeightMap, aliases
 
-PREFIX = "base_model.model."
-HEAD = "lm_head.weight"
 TINY = 1e-15
 """Least length of a row: one that is all zero stays zero."""
+SHIP_APART = "leave the merge out and ship base and adapter together"
 
 
 @dataclass(frozen=True)
 class Delta:
-    """One adapted weight: W + scale·B·A, or its transpose where the base stores [in, out] (GPT-2) or embeddings."""
+    """One adapted weight: W + scale·B·A, or its transpose where the base stores [in, out] (GPT-2) or embeddings.
+
+    Stacked experts have an A [E, R, in] and a B [E, out, R].
+    """
 
     a: Tensor
     b: Tensor
@@ -29,100 +31,169 @@ class Delta:
     magnitude: Tensor | None = None
     """[out]: what DoRA brings the length of each row to."""
 
-    def dense(self) -> Tensor:
-        """The product scale·B·A as the weight is stored, in fp32."""
-        product = self.scale * (self.b.float() @ self.a.float())
-        return product.T if self.transposed else product
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight as it is held in memory."""
+        *experts, out, _ = self.b.shape
+        sides = (self.a.shape[-1], out) if self.transposed else (out, self.a.shape[-1])
+        return (*experts, *sides)
 
-    def on(self, weight: Tensor) -> Tensor:
-        """The adapted weight as it is stored, in fp32."""
-        changed = weight.float() + self.dense()
+    def on(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The adapted weight as it is held, computed in fp32."""
+        if weight.dim() == 3:
+            parts = zip(self.a, self.b, weight, strict=True)
+            return torch.stack([Delta(a, b, self.scale, self.transposed).on(w, dtype) for a, b, w in parts])
+        product = self.scale * (self.b.float() @ self.a.float())
+        changed = weight.float() + (product.T if self.transposed else product)
         if self.magnitude is None:
-            return changed
+            return changed.to(dtype)
         length = changed.norm(dim=0 if self.transposed else 1).clamp(min=TINY)
         ratio = self.magnitude.float() / length
-        return changed * (ratio if self.transposed else ratio[:, None])
+        return (changed * (ratio if self.transposed else ratio[:, None])).to(dtype)
+
+
+def deltas(model: Any, adapter: str) -> dict[str, Delta]:
+    """All weights that an adapter of a PEFT model changes, by their names in the plain model.
+
+    Raises UserError for kinds that cannot be merged.
+    """
+    config = model.peft_config[adapter]
+    if config.peft_type != "LORA" or config.modules_to_save or config.bias != "none" or config.lora_bias:
+        raise UserError("only low-rank adapters without weights beside them are merged", SHIP_APART)
+    layers = [(name, module) for name, module in model.get_base_model().named_modules() if _adapts(module, adapter)]
+    return dict(_delta(name, layer, adapter) for name, layer in layers)
+
+
+def _adapts(module: nn.Module, adapter: str) -> bool:
+    return isinstance(module, LoraLayer) and adapter in module.r
+
+
+def _delta(name: str, layer: Any, adapter: str) -> tuple[str, Delta]:
+    path = ".".join(part for part in name.split(".") if part != "base_layer")
+    scale = layer.scaling[adapter]
+    if isinstance(layer, Embedding):
+        a, b = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+        return f"{path}.weight", Delta(_kept(a), _kept(b), scale, True, _magnitude(layer, adapter))
+    a, b = _kept(layer.lora_A[adapter].weight), _kept(layer.lora_B[adapter].weight)
+    if not isinstance(layer, ParamWrapper):
+        turned = bool(layer.fan_in_fan_out)
+        return f"{path}.weight", Delta(a, b, scale, turned, _magnitude(layer, adapter))
+    turned = False
+    if layer._param_ndim == 3:  # as PEFT's `get_delta_factors` unfolds them
+        a = a.reshape(layer.num_experts, -1, a.shape[-1])
+        b = b.reshape(b.shape[0], -1, layer.num_experts).permute(2, 0, 1)
+        turned = not layer._did_swap_in_out_features
+    return f"{path}.{layer.parameter_name}", Delta(a, b, scale, turned)
+
+
+def _kept(parameter: Any) -> Tensor:
+    """A copy on the CPU; of a shard that ZeRO-3 has left, only the shape."""
+    if hasattr(parameter, "ds_shape"):
+        return torch.empty(parameter.ds_shape, device="meta")
+    return parameter.detach().to("cpu", copy=True)
+
+
+def _magnitude(layer: Any, adapter: str) -> Tensor | None:
+    if adapter not in layer.lora_magnitude_vector:
+        return None
+    return _kept(layer.lora_magnitude_vector[adapter].weight)
+
+
+Finish = Callable[[str, Delta | None, Tensor], Tensor]
+"""(name, what is added, weight) → the weight as it is written."""
 
 
 @dataclass(frozen=True)
-class Deltas:
-    """All adapted weights, by their key in the base's files."""
+class Fitted:
+    """What an adapter adds, each with its place among the tensors of the base."""
 
     of: dict[str, Delta]
-    embedding: str | None = None
-    """Key of the input embedding, if the head shares it and one of the two is adapted: then they must part."""
+    """By names of weights that are on disk, and of a head that the embedding has stood for."""
+    map: WeightMap
+    tied: tuple[str, str] | None = None
+    """Input embedding and head, where they are one weight and only one of the two is adapted: then they must part."""
 
     @property
-    def unties(self) -> bool:
-        return self.embedding is not None
+    def head_keys(self) -> list[str]:
+        """The tensors of the head, where the base has it on disk."""
+        head = _name(self.map.skeleton, self.map.skeleton.get_output_embeddings())
+        group = self.map.by_weight.get(f"{head}.weight")
+        return [] if group is None else group.keys
 
-    @staticmethod
-    def read(folder: Path) -> "Deltas":
-        """The adapter in a PEFT folder. Raises UserError for kinds that cannot be merged here."""
-        config = json.loads((folder / "adapter_config.json").read_text())
-        if config["peft_type"] != "LORA" or config.get("modules_to_save"):
-            raise UserError(f"{folder}: only low-rank adapters are merged", "ship the base and the adapter together")
-        tensors = load_file(folder / "adapter_model.safetensors")
-        found: dict[str, Delta] = {}
-        for key, tensor in tensors.items():
-            for mark, other in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
-                if key.endswith(mark):
-                    module = key.removesuffix(mark)
-                    transposed = mark == ".lora_embedding_A" or bool(config.get("fan_in_fan_out"))
-                    path = module.removeprefix(PREFIX)
-                    scale = _scale(config, path, rank=tensor.shape[0])
-                    magnitude = tensors.get(f"{module}.lora_magnitude_vector")
-                    found[f"{path}.weight"] = Delta(tensor, tensors[module + other], scale, transposed, magnitude)
-        if not found:
-            raise UserError(f"{folder} holds no LoRA weights", "was it saved under ZeRO-3 without gathering?")
-        return Deltas(found)
+    def groups(self) -> Iterator[Group]:
+        """The groups of tensors that change."""
+        names = self.of if self.tied is None else [*self.of, self.tied[0]]
+        found = {id(group): group for name in names if (group := self.map.by_weight.get(name)) is not None}
+        yield from found.values()
 
-    def fitted(self, *, tied: bool, keys: set[str]) -> "Deltas":
-        """The same with keys as the base's files spell them. Raises UserError for a weight that the base has not."""
-        renamed: dict[str, Delta] = {}
-        embedding = next((key for key in keys if key.endswith(("embed_tokens.weight", "wte.weight"))), None)
-        parted = False
-        for key, delta in self.of.items():
-            short = key.partition(".")[2]
-            name = next((candidate for candidate in (key, short) if candidate in keys), None)
-            if name is None and key == HEAD and tied:
-                name = HEAD
-            if name is None:
-                raise UserError(f"the adapter changes {key}, which the base does not have", "is it the right base?")
-            parted |= tied and name in (HEAD, embedding)
-            renamed[name] = delta
-        return replace(self, of=renamed, embedding=embedding if parted else None)
+    def fold(self, group: Group, read: Read, finish: Finish) -> dict[str, Tensor]:
+        """What a group is in the merged model, by keys on disk; with the head, where it parts from the embedding."""
+        weights = self.map.weights(group, read)
+        changed = {name: finish(name, self.of.get(name), weight) for name, weight in weights.items()}
+        out = self.map.stored(group, changed)
+        if self.tied is not None and self.tied[0] in weights:
+            embedding, head = self.tied
+            key = self.map.new_key(head)
+            if head in self.map.by_weight:  # a copy that the base has on disk and never reads
+                key = self.map.by_weight[head].keys[0]
+            out[key] = finish(head, self.of.get(head), weights[embedding]).clone()
+        return {key: tensor.contiguous() for key, tensor in out.items()}
 
-    def fold(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, through: str | None) -> dict[str, Tensor]:
-        """What stands for `key` in the merged model: one tensor, or two where head and embedding part.
-
-        `through` names the format in which training held the weight, if it did.
-        """
-        out = {key: self._folded(key, weight, dtype, through=through)}
-        if key == self.embedding:
-            out[HEAD] = self._folded(HEAD, weight, dtype, through=None).clone()
-        return out
-
-    def _folded(self, key: str, weight: Tensor, dtype: torch.dtype | None, *, through: str | None) -> Tensor:
-        target = dtype or weight.dtype
-        if through is not None:
-            weight = _through(weight, through)
-        delta = self.of.get(key)
-        if delta is None:
-            return weight.to(target).contiguous()
-        return delta.on(weight).to(target).contiguous()
+    def rehearse(self, stored: dict[str, Stored]) -> None:
+        """Nothing, where each group goes there and back with the shapes that the adapter has. Raises UserError else."""
+        for group in self.groups():
+            for key in group.keys:
+                if not stored[key].is_float:
+                    raise UserError(
+                        f"{key} is adapted, and the base has it in few bits ({stored[key].format}): no merge fits",
+                        f"`ftlaunch import` makes a base in 16 bits of it; or {SHIP_APART}",
+                    )
+            try:
+                self.fold(group, lambda key: torch.empty(stored[key].shape, device="meta"), _same_shape)
+            except (LookupError, RuntimeError, ValueError) as error:
+                message = f"{group.name} is adapted, and cannot be written back as the base has it: {error}"
+                raise UserError(message, SHIP_APART) from error
 
 
-def _scale(config: dict[str, Any], path: str, rank: int) -> float:
-    """alpha / r, or alpha / √r with rsLoRA; alpha by PEFT's patterns of module names where there are any."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next(
-        (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), config["lora_alpha"]
-    )
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+def _same_shape(name: str, delta: Delta | None, weight: Tensor) -> Tensor:
+    if delta is not None and tuple(weight.shape) != delta.shape:
+        raise ValueError(f"{name} is {list(weight.shape)} on disk and {list(delta.shape)} in the adapter")
+    return weight
 
 
-def _through(weight: Tensor, quantization: str) -> Tensor:
+def fitted(added: dict[str, Delta], places: WeightMap) -> Fitted:
+    """What an adapter adds, with each weight found on disk. Raises UserError for one that has no place of its own."""
+    model = places.skeleton
+    shared = aliases(model)
+    ends = tuple(_name(model, end) for end in (model.get_input_embeddings(), model.get_output_embeddings()))
+    embedding, head = (f"{end}.weight" for end in ends)
+    tied = head in shared.get(embedding, [])
+    of: dict[str, Delta] = {}
+    for name, delta in added.items():
+        if tied and name in (embedding, head):
+            of[name] = delta
+            continue
+        if len(shared.get(name, [])) > 1:
+            others = [other for other in shared[name] if other != name]
+            message = f"{name} is adapted, and is one weight with {others[0]}: a merge would change both"
+            raise UserError(message, f"leave it out of adapter.targets, or {SHIP_APART}")
+        if name not in places.by_weight:
+            raise UserError(
+                f"the adapter changes {name}, which the base does not have", f"right base? Else {SHIP_APART}"
+            )
+        of[name] = delta
+    parted = tied and (embedding in of or head in of)
+    if parted and embedding not in places.by_weight:
+        message = f"the base stores {head} in the place of {embedding}, and only one of the two is adapted"
+        raise UserError(message, f"leave it out of adapter.targets, or {SHIP_APART}")
+    return Fitted(of, places, (embedding, head) if parted else None)
+
+
+def _name(model: nn.Module, module: nn.Module) -> str:
+    return next(name for name, one in model.named_modules() if one is module)
+
+
+def through(weight: Tensor, quantization: str) -> Tensor:
     """The weight as training saw it: to 4 bits with double quantization, or to 8, and back."""
     import bitsandbytes.functional as bnb
 

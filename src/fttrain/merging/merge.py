@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,15 @@ from ftlaunch.recipe import Merge, Model
 from ftlaunch.run.files import sync_folder, write_json
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
 from fttrain import artifact, hub
-from fttrain.merging import deltas as weight_deltas
-from fttrain.merging import verify
-from fttrain.merging.deltas import Deltas
+from fttrain.merging import deltas, verify, weight_map
+from fttrain.merging.deltas import Delta, Fitted
 from fttrain.merging.verify import Likeness
+from fttrain.merging.weight_map import INDEX, WEIGHTS, Group, Read, Stored, WeightMap
 from fttrain.model import classifier
 from fttrain.model.scorer import DTYPES
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
 from fttrain.quant.qat import Rounding
-
-WEIGHTS = "model.safetensors"
-
-
-INDEX = "model.safetensors.index.json"
-
 
 SIDE_FILES = ("generation_config.json",)
 
@@ -66,33 +60,60 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One tensor of the base on disk, and how large it will be in the merged model."""
-
-    key: str
-    file: Path
-    num_bytes: int
-
-
-@dataclass(frozen=True)
 class Rounded:
     """Which weights training saw rounded, and how."""
 
     quantized: dict[str, str]
-    """Formats of those that the base held in few bits, by their keys: rounded before the adapter is added."""
+    """Formats of those that the base held in few bits, by their names: rounded before the adapter is added."""
     in_training: dict[str, tuple[Rounding, Tensor | None]]
     """How those that were trained through rounding are rounded, after the adapter is added, and their steps."""
 
-    def fold(self, deltas: Deltas, key: str, weight: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """What stands for `key` in the merged model, rounded once as training saw it."""
-        named = (name for name in self.in_training if key in (name, name.partition(".")[2]))
-        found = next(named, None)
-        if found is None:
-            return deltas.fold(key, weight, dtype, through=self.quantized.get(key))
-        folded = deltas.fold(key, weight, torch.float32, through=None)
-        rounding, log_step = self.in_training[found]
-        target = dtype or weight.dtype
-        return {name: rounding.stored(one, log_step).to(target).contiguous() for name, one in folded.items()}
+    def finished(self, name: str, delta: Delta | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """A weight of the merged model, rounded once as training saw it."""
+        rounding = self.in_training.get(name)
+        if rounding is None and name in self.quantized:
+            weight = deltas.through(weight, self.quantized[name])
+        held_in = dtype if rounding is None else torch.float32
+        folded = weight.to(held_in) if delta is None else delta.on(weight, held_in)
+        return folded if rounding is None else rounding[0].stored(folded, rounding[1]).to(dtype)
+
+    @property
+    def names(self) -> set[str]:
+        """Of all weights that change, whether an adapter is on them or not."""
+        return {*self.quantized, *self.in_training}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written in the place of each tensor of the base."""
+
+    changes: Fitted
+    rounded: Rounded
+    dtype: torch.dtype | None
+    """Format of floats; None for the base's own."""
+    pending: dict[str, Tensor] = field(default_factory=dict)
+    """Of groups that were folded when the first of their tensors was met."""
+
+    def tensors(self, one: Stored, read: Read) -> dict[str, Tensor]:
+        """What stands for one tensor of the base: itself changed, and with an embedding that parts from it the head."""
+        group = self.changes.map.by_key.get(one.key)
+        if group is None or not self._changes(group):
+            tensor = read(one.key)
+            return {one.key: tensor.to(self.dtype) if self.dtype and one.is_float else tensor}
+        new: dict[str, Tensor] = {}
+        if one.key not in self.pending:
+            folded = self.changes.fold(group, read, self._finish)
+            self.pending.update((key, folded.pop(key)) for key in group.keys)
+            new = folded
+        return {one.key: self.pending.pop(one.key)} | new
+
+    def _changes(self, group: Group) -> bool:
+        names = self.changes.map.names(group)
+        tied = self.changes.tied
+        return any(name in self.changes.of or name in self.rounded.names or (tied and name in tied) for name in names)
+
+    def _finish(self, name: str, delta: Delta | None, weight: Tensor) -> Tensor:
+        return self.rounded.finished(name, delta, weight, self.dtype or weight.dtype)
 
 
 def find_source(path: Path) -> Source:
@@ -123,19 +144,24 @@ def merge(source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
     folder = _base_folder(source.base)
-    deltas = Deltas.read(source.adapter)
+    stored = list(weight_map.stored(folder))
     config = json.loads((folder / "config.json").read_text())
     replace_activations.write_into(config, replace_activations.read(source.adapter))
     reference = verify.reference(source.base, source.adapter, source.head)
+    changes = deltas.fitted(reference.added, WeightMap(reference.skeleton, [one.key for one in stored]))
+    changes.rehearse({one.key: one for one in stored})
+    if source.head is not None:
+        stored = [one for one in stored if one.key not in changes.head_keys]
     methods = ["base", "dequantized"] if source.base.held_in_few_bits else ["base"]
     tried: dict[str, Likeness] = {}
     for method in methods:
         aside = _aside(out, method)
         quantized = reference.quantized if method == "dequantized" else {}
-        _write(folder, dict(config), deltas, source, aside, spec, Rounded(quantized, reference.rounding))
+        output = Output(changes, Rounded(quantized, reference.rounding), DTYPES[spec.dtype] if spec.dtype else None)
+        _write(folder, dict(config), stored, output, source, aside, spec)
         tried[method] = verify.compare(reference, aside)
     best = min(tried, key=lambda method: tried[method].kl)
-    limit = spec.max_kl if spec.max_kl is not None else verify.tolerance(source.base, _formats(folder, spec))
+    limit = spec.max_kl if spec.max_kl is not None else verify.tolerance(source.base, _formats(stored, spec))
     if flaw := verify.flaw(tried[best], limit, was_set=spec.max_kl is not None):
         enough = f"{1.2 * tried[best].kl:.2g}"
         raise UserError(
@@ -150,15 +176,9 @@ def merge(source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = 
     return Merged(best, tried[best], tried)
 
 
-def _formats(folder: Path, spec: Merge) -> set[str]:
+def _formats(stored: list[Stored], spec: Merge) -> set[str]:
     """Number formats of the merged model's weights on disk, in safetensors' words."""
-    if spec.dtype:
-        return {verify.WORDS[spec.dtype]}
-    found: set[str] = set()
-    for name in set(_shard_names(folder)):
-        with safe_open(folder / name, "pt") as shard:
-            found |= {shard.get_slice(key).get_dtype() for key in shard.keys()}  # noqa: SIM118 not a dict
-    return {name for name in found if "F" in name}
+    return {verify.WORDS[spec.dtype]} if spec.dtype else {one.format for one in stored if "F" in one.format}
 
 
 def _aside(out: Path, method: str) -> Path:
@@ -174,27 +194,18 @@ def _base_folder(base: Model) -> Path:
 
 
 def _write(
-    folder: Path,
-    config: dict[str, Any],
-    deltas: Deltas,
-    source: Source,
-    out: Path,
-    spec: Merge,
-    rounded: Rounded,
+    folder: Path, config: dict[str, Any], stored: list[Stored], output: Output, source: Source, out: Path, spec: Merge
 ) -> None:
     """The merged weights, config, generation config and tokenizer in `out`."""
-    dtype = DTYPES[spec.dtype] if spec.dtype else None
-    stored = [one for one in _stored(folder, dtype) if source.head is None or one.key != weight_deltas.HEAD]
-    needed = sum(tensor.num_bytes for tensor in stored)
+    needed = sum(one.num_bytes(output.dtype) for one in stored)
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise UserError(f"{out.parent} has {free:,} bytes free and the model needs {needed:,}", "make room")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(mode=0o700)
-    deltas = deltas.fitted(tied=bool(config.get("tie_word_embeddings", False)), keys={one.key for one in stored})
-    _write_weights(stored, deltas, out, dtype, spec.max_shard_bytes, rounded)
-    _write_config(config, deltas, out, spec)
+    _write_weights(stored, output, out, spec.max_shard_bytes)
+    _write_config(config, output, out, spec, in_few_bits=not all(one.is_float for one in stored))
     for name in SIDE_FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)
@@ -207,71 +218,50 @@ def _write(
         classifier.make(out, tokenizer)
 
 
-def _stored(folder: Path, dtype: torch.dtype | None) -> Iterator[Stored]:
-    """Every tensor of the base, from the headers alone."""
-    files = sorted({folder / name for name in _shard_names(folder)})
-    for file in files:
-        with safe_open(file, "pt") as shard:
-            for key in shard.keys():  # noqa: SIM118 not a dict
-                view = shard.get_slice(key)
-                width = dtype.itemsize if dtype else _width(view.get_dtype())
-                yield Stored(key, file, width * int(torch.Size(view.get_shape()).numel()))
-
-
-def _shard_names(folder: Path) -> list[str]:
-    if (folder / INDEX).exists():
-        return list(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    if not (folder / WEIGHTS).exists():
-        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}", "convert the base to safetensors first")
-    return [WEIGHTS]
-
-
-def _width(name: str) -> int:
-    """Bytes of one element of a safetensors dtype such as BF16 or F8_E4M3."""
-    return int("".join(filter(str.isdigit, name.split("_")[0])) or 8) // 8
-
-
-def _write_weights(
-    stored: list[Stored],
-    deltas: Deltas,
-    out: Path,
-    dtype: torch.dtype | None,
-    max_bytes: int,
-    rounded: Rounded,
-) -> None:
-    shards = list(_split(stored, max_bytes))
-    weight_map: dict[str, str] = {}
+def _write_weights(stored: list[Stored], output: Output, out: Path, max_bytes: int) -> None:
+    shards = list(_split(stored, output.dtype, max_bytes))
+    files = {one.key: one.file for one in stored}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors: dict[str, Tensor] = {}
         for one in shard:
-            with safe_open(one.file, "pt") as file:
-                tensors |= rounded.fold(deltas, one.key, file.get_tensor(one.key), dtype)
+            tensors |= output.tensors(one, lambda key: _read(files[key], key))
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in places}
         save_file(tensors, out / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
+        places |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
-        total = sum(one.num_bytes for one in stored)
-        write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        total = sum(one.num_bytes(output.dtype) for one in stored)
+        write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def _split(stored: list[Stored], max_bytes: int) -> Iterator[list[Stored]]:
+def _read(file: Path, key: str) -> Tensor:
+    with safe_open(file, "pt") as shard:
+        return shard.get_tensor(key)
+
+
+def _split(stored: list[Stored], dtype: torch.dtype | None, max_bytes: int) -> Iterator[list[Stored]]:
     """Tensors in order, in shards of at most `max_bytes`; a single larger tensor is a shard of its own."""
     shard: list[Stored] = []
+    size = 0
     for one in stored:
-        if shard and sum(other.num_bytes for other in shard) + one.num_bytes > max_bytes:
+        if shard and size + one.num_bytes(dtype) > max_bytes:
             yield shard
-            shard = []
+            shard, size = [], 0
         shard.append(one)
+        size += one.num_bytes(dtype)
     yield shard
 
 
-def _write_config(config: dict[str, Any], deltas: Deltas, out: Path, spec: Merge) -> None:
-    config.pop("quantization_config", None)
+def _write_config(config: dict[str, Any], output: Output, out: Path, spec: Merge, *, in_few_bits: bool) -> None:
+    if not in_few_bits:
+        config.pop("quantization_config", None)
     if spec.dtype:
         config.pop("torch_dtype", None)
         config["dtype"] = str(DTYPES[spec.dtype]).removeprefix("torch.")
-    if deltas.unties:
-        config["tie_word_embeddings"] = False
+    if output.changes.tied:
+        for table in (config, config.get("text_config", {})):
+            table["tie_word_embeddings"] = False
     write_json(out / "config.json", config)
 
 

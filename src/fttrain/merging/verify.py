@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ftlaunch.recipe import Model
+from fttrain import adapters, hub
 from fttrain.distributed.precision import computed_in
-from fttrain.hub import adapter_folder
+from fttrain.merging import deltas, weight_map
+from fttrain.merging.deltas import Delta
 from fttrain.merging.probes import probes
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.noise import replace_activations
@@ -69,9 +71,13 @@ class Reference:
     probes: list[Tensor]
     dtype: torch.dtype
     quantized: dict[str, str]
-    """Formats of the weights that the base holds in few bits, by their keys."""
+    """Formats of the weights that training held in few bits, by their names."""
     rounding: dict[str, tuple[Rounding, Tensor | None]]
     """How weights were rounded in training, with the steps that were learned, by the names of the weights."""
+    added: dict[str, Delta]
+    """What the adapter adds to which weight."""
+    skeleton: Any
+    """The base without weights."""
     of: Literal["tokens", "rewards"]
 
 
@@ -101,8 +107,6 @@ def flaw(found: Likeness, limit: float, *, was_set: bool) -> str | None:
 @torch.no_grad()
 def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference:
     """Logits of base + adapter, as they were trained; with the head of a reward model, its rewards."""
-    from peft import PeftModel
-
     tokenizer = load_tokenizer(base.path, base.revision)
     asked = probes(tokenizer, adapter)
     dtype = DTYPES[computed_in(base.dtype)]
@@ -115,14 +119,17 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
     replace_activations.wear(plain, replace_activations.read(adapter))
     weight = None if head is None else load_file(head)["score.weight"]
     bare = _said(plain.eval(), asked, weight)
-    model: Any = PeftModel.from_pretrained(plain, str(adapter_folder(adapter))).eval()
+    skeleton = weight_map.skeleton(plain)
+    model: Any = adapters.with_saved(plain, adapter).eval()
     if base.rounding:
         qat.install(model, base.rounding, adapter)
     rounding = qat.roundings(model)
     logits = _said(model, asked, weight)
+    added = deltas.deltas(model, adapters.TRAINED)
     del model, plain
     gc.collect()
-    return Reference(logits, bare, asked, dtype, quantized, rounding, "tokens" if head is None else "rewards")
+    of = "tokens" if head is None else "rewards"
+    return Reference(logits, bare, asked, dtype, quantized, rounding, added, skeleton, of)
 
 
 def _said(model: Any, asked: Sequence[Tensor], head: Tensor | None) -> list[Tensor]:
@@ -139,6 +146,7 @@ def compare(ref: Reference, folder: Path) -> Likeness:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
+    folder = hub.model_folder(str(folder))
     model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
     qat.follow_card(model, folder)
     ours = [model(probe).logits[0].float() for probe in ref.probes]
