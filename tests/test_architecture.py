@@ -129,7 +129,7 @@ FLOORS = {
     ),
     "fttrain.adapters": (
         "adalora frozen_weights targets",
-        "dora peft_files pissa virtual_tokens",
+        "coverage dora peft_files pissa virtual_tokens",
         "__init__",
     ),
     "fttrain.answering": (
@@ -208,7 +208,7 @@ FLOORS = {
         "evaluate",
     ),
     "fttrain.training": (
-        "__init__ counters metrics optim tracking",
+        "__init__ counters metrics optim preflight tracking",
         "nonfinite",
         "loop probe",
         "session",

@@ -35,6 +35,12 @@ def links(recipe: Recipe) -> list[Link]:
     return made
 
 
+def is_merged(chain: list[Link], link: Link) -> bool:
+    """Whether a merge follows of what a stage trains, also after other stages have gone on with its adapter."""
+    behind = [other for other in chain if other.start == f"{link.name}/artifact"]
+    return any(isinstance(other.stage, Merge) or is_merged(chain, other) for other in behind)
+
+
 def needs_merge(recipe: Recipe, trained: Training, after: Resolved) -> bool:
     """Whether a stage with these tables begins on a merge of what it starts from: only the same adapter goes on."""
     return resolve.merges(resolve.for_stage(recipe, trained).adapter, after.adapter)

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.plan import describe, launch_config
-from ftlaunch.plan.chain import Link, links
+from ftlaunch.plan.chain import Link, is_merged, links
 from ftlaunch.plan.machine import Machine
 from ftlaunch.recipe import (
     Adalora,
@@ -54,7 +54,7 @@ ON_THE_WAY = (
     "samples_every",
 )
 """Keys that a stage may change on its way: how the work is shared out, and what is done beside or in trouble."""
-BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation")
+BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")
 """What does not decide the course of a stage, of all that its step says."""
 ADDED_TO_DATA: dict[str, object] = {
     **dict.fromkeys(("preference_field", "best_rating", "eval"), None),
@@ -97,14 +97,16 @@ def make_plan(recipe: Recipe, run_dir: Path, machine: Machine | None = None) -> 
     `machine` is what the run will be on, if that is known; it only decides what is said of it.
     """
     steps: list[PlannedStep] = []
-    for link in links(recipe):
+    chain = links(recipe)
+    for link in chain:
         hashes = {planned.name: planned.step.training_hash for planned in steps}
         needed = [hashes[Path(path).parts[0]] for path in (link.start, link.reward) if path]
-        steps.append(_plan_step(link.name, _make_step(recipe, link, needed), machine))
+        told = _make_step(recipe, link, needed, merged=is_merged(chain, link))
+        steps.append(_plan_step(link.name, told, machine))
     return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, steps=steps)
 
 
-def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
+def _make_step(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -> Step:
     stage, resolved = link.stage, link.resolved
     micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
     if isinstance(stage, Training):
@@ -133,6 +135,7 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str]) -> Step:
         learning_rate=learning_rate,
         start=link.start,
         reward=link.reward,
+        merged=merged,
         training_hash="",
     )
     return msgspec.structs.replace(step, training_hash=_training_hash(step, needed))
@@ -159,6 +162,8 @@ def _training_hash(step: Step, needed: list[str]) -> str:
             del table[key]
         if table["overlong"] is None and table["format"] != "text":
             table["overlong"] = "truncate"
+    if course["adapter"].get("experts") is False:  # a key that came later, at what it changes nothing with
+        del course["adapter"]["experts"]
     return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
 
 

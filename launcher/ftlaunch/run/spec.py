@@ -30,5 +30,7 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Artifact folder that the stage starts from, relative to the run folder. None: the plain base."""
     reward: str | None = None
     """Artifact folder of the reward model that scores answers, relative to the run folder. None: the stage says."""
+    merged: bool = False
+    """Whether the plan has a merge of what this stage trains, so that it must fit the base before the first step."""
     training_hash: str
     """SHA-256 of what decides the course of training; checkpoints carry it."""

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -222,3 +222,8 @@ def _known(able: list[str]) -> str:
         return "train it in full: leave [adapter] out"
     ends = sorted({name.rpartition(".")[2] for name in able})
     return f'use "{ALL_LINEAR}", names among {", ".join(ends)}, or a regular expression over names like {able[-2:][0]}'
+
+
+def collapsed(names: Iterable[str]) -> list[str]:
+    """Names with their numbers left open, each once: "model.layers.*.mlp.up_proj"."""
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names))

@@ -21,7 +21,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
 from ftlaunch.run.files import sync_folder, write_json
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
-from fttrain import artifact, hub
+from fttrain import artifact
 from fttrain.merging import deltas, verify, weight_map
 from fttrain.merging.deltas import Delta, Fitted
 from fttrain.merging.verify import Likeness
@@ -143,7 +143,7 @@ def merge(source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = 
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
-    folder = _base_folder(source.base)
+    folder = weight_map.folder_of(source.base)
     stored = list(weight_map.stored(folder))
     config = json.loads((folder / "config.json").read_text())
     replace_activations.write_into(config, replace_activations.read(source.adapter))
@@ -183,14 +183,6 @@ def _formats(stored: list[Stored], spec: Merge) -> set[str]:
 
 def _aside(out: Path, method: str) -> Path:
     return out.with_name(f".{out.name}.{method}")
-
-
-def _base_folder(base: Model) -> Path:
-    """The base's files on disk, fetched from the hub if it is an id."""
-    try:
-        return hub.model_folder(base.path, base.revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the base {base.path} cannot be had: {error}", "download it and give its folder") from error
 
 
 def _write(

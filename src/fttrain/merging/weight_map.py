@@ -7,7 +7,6 @@ group is what one conversion takes and gives, often one tensor under two names.
 import copy
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,8 @@ from transformers.core_model_loading import (
 )
 
 from ftlaunch.errors import UserError
+from ftlaunch.recipe import Model
+from fttrain import hub
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -56,6 +57,14 @@ class Stored:
         """How large it is, or in that format where it is a float."""
         width = dtype.itemsize if dtype and self.is_float else _width(self.format)
         return width * math.prod(self.shape)
+
+
+def folder_of(base: Model) -> Path:
+    """The base's files on disk, fetched from the hub if it is an id. Raises UserError where they cannot be had."""
+    try:
+        return hub.model_folder(base.path, base.revision, allow_pickle=base.allow_pickle)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the base {base.path} cannot be had: {error}", "download it and give its folder") from error
 
 
 def stored(folder: Path) -> Iterator[Stored]:
@@ -189,8 +198,3 @@ def aliases(model: nn.Module) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {name: together for together in names.values() for name in together}
-
-
-def collapsed(names: list[str]) -> list[str]:
-    """Names with their numbers left open, each once: "model.layers.*.mlp.up_proj"."""
-    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names))

@@ -31,7 +31,7 @@ from fttrain.noise import build as noise_builder
 from fttrain.noise import modules, replace_activations
 from fttrain.quant import qat
 from fttrain.superweights import layers
-from fttrain.training import optim, probe
+from fttrain.training import optim, preflight, probe
 from fttrain.training.counters import Progress
 from fttrain.training.loop import Habits, Objective, fit
 from fttrain.training.metrics import MetricsLog
@@ -133,9 +133,11 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     disturbed = (
         [] if isinstance(step.noise, NoNoise) else modules.find(base, step.noise.sites)
     )  # as adapters add modules
+    preflight.of_base(base, adapter, origin.base, world)
     model = adapters.attach(
         base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=step.accumulation
     )
+    preflight.of_merge(step, origin.base, model, world)
     if step.model.rounding:
         qat.install(model, step.model.rounding, origin.adapter)
     if stage.activation_checkpointing:

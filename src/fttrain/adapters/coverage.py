@@ -1,0 +1,99 @@
+"""Which share of a model an adapter is on, and which is held in few bits: counted, so that nobody has to guess."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import LowRank
+from fttrain.adapters import targets
+
+LARGEST_REST = 0.2
+"""Share of the body's weights that may stay in 16 bits where a recipe asks for few."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Numbers of weights of the text body's matrices, embeddings aside."""
+
+    layers: int
+    """In adapted layers."""
+    experts: int
+    """In stacked experts, adapted or not."""
+    has_experts: bool
+    """Whether the experts are adapted."""
+    total: int
+    left_out: dict[str, str]
+    """Layers that no adapter can be on, and why."""
+
+    @property
+    def share(self) -> float:
+        """Of the weights that are adapted."""
+        return (self.layers + self.experts * self.has_experts) / max(self.total, 1)
+
+    def lines(self) -> Iterator[str]:
+        """What there is to say to a user."""
+        yield f"the adapter is on {self.share:.1%} of the body's weights"
+        if self.experts and not self.has_experts:
+            rest = self.experts / self.total
+            yield f"experts: not adapted ({rest:.1%} of the weights); adapter.experts = true adapts them"
+        for reason in sorted(set(self.left_out.values())):
+            names = targets.collapsed(name for name, why in self.left_out.items() if why == reason)
+            yield f"not adapted: {', '.join(names)}: {reason}"
+
+
+def of(model: nn.Module, adapter: LowRank) -> Coverage:
+    """Coverage of a plain model by an adapter that is about to be put on it."""
+    layers = sum(_size(model.get_submodule(name)) for name in targets.names(model, adapter))
+    experts = sum(_numel(model.get_parameter(name)) for name in targets.experts(model, adapter))
+    left_out = targets.left_out(model, adapter)
+    return Coverage(layers, experts, adapter.experts, _in_all(model), left_out)
+
+
+def require_few_bits(model: nn.Module, quantization: str) -> str:
+    """How much of the body is held in few bits, as a sentence. Raises UserError where too much is not."""
+    total = _in_all(model)
+    held = sum(_size(module) for module in _layers(model) if type(module).__name__ in targets.QUANTIZED)
+    rest = 1 - held / max(total, 1)
+    said = f"{quantization}: {held / max(total, 1):.1%} of the body's weights are in few bits"
+    if rest > LARGEST_REST:
+        why = ", as bitsandbytes quantizes linear layers and no stacked experts" if _has_experts(model) else ""
+        raise UserError(
+            f"model.quantization = {quantization!r} would leave {rest:.0%} of the body's weights in 16 bits{why}",
+            'write quantization = "none"; zero3, or offload = "cpu" with it, shares out what does not fit',
+        )
+    return said
+
+
+def _has_experts(model: nn.Module) -> bool:
+    return bool(targets.experts(model, LowRank()))
+
+
+def _in_all(model: nn.Module) -> int:
+    _, body = targets.body_of(model)
+    inside = {id(p) for module in _layers(model) for p in module.parameters(recurse=False)}
+    embedded = {id(p) for m in body.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    bare = [p for p in body.parameters() if id(p) not in inside | embedded and _dims(p) >= 2]
+    return sum(map(_size, _layers(model))) + sum(map(_numel, bare))
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    _, body = targets.body_of(model)
+    return [module for module in body.modules() if isinstance(module, targets.LINEAR)]
+
+
+def _size(layer: Any) -> int:
+    """Weights of a layer, also where several are packed into a byte."""
+    if type(layer).__name__ in targets.QUANTIZED:
+        return layer.in_features * layer.out_features
+    return _numel(layer.weight)
+
+
+def _numel(parameter: Any) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _dims(parameter: Any) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))

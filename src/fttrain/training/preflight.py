@@ -1,0 +1,40 @@
+"""What is looked at before a stage's first step, and said: what the adapter is on, and whether it can be merged."""
+
+from typing import Any
+
+from torch import nn
+
+from ftlaunch.errors import UserError
+from ftlaunch.recipe import Adapter, LowRank, Model
+from ftlaunch.run.spec import Step
+from fttrain.adapters import coverage
+from fttrain.distributed.world import World
+from fttrain.merging import dry_run
+
+
+def of_base(model: nn.Module, adapter: Adapter, spec: Model, world: World) -> None:
+    """Say which share of the plain model is adapted and held in few bits. Raises UserError where that is too little."""
+    lines: list[str] = []
+    if spec.held_in_few_bits:
+        lines.append(coverage.require_few_bits(model, str(spec.quantization)))
+    if isinstance(adapter, LowRank):
+        lines += coverage.of(model, adapter).lines()
+    _say(lines, world)
+
+
+def of_merge(step: Step, base: Model, model: Any, world: World) -> None:
+    """Raises UserError where a merge is to follow and would find no place for the adapter; else only says so."""
+    if not isinstance(step.adapter, LowRank):
+        return
+    try:
+        dry_run.check(base, model)
+    except UserError as error:
+        if step.merged:
+            raise
+        _say([f"note: {error.message}"], world)
+
+
+def _say(lines: list[str], world: World) -> None:
+    if world.is_main:
+        for line in lines:
+            print(line)
