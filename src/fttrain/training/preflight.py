@@ -12,8 +12,8 @@ from fttrain.distributed.world import World
 from fttrain.merging import dry_run
 
 
-def of_base(model: nn.Module, adapter: Adapter, spec: Model, world: World) -> None:
-    """Say which share of the plain model is adapted and held in few bits. Raises UserError where that is too little."""
+def of_base(model: nn.Module, adapter: Adapter | None, spec: Model, world: World) -> None:
+    """Say which share of the model a new adapter is on, and which is in few bits. UserError where that is too little."""
     lines: list[str] = []
     if spec.held_in_few_bits:
         lines.append(coverage.require_few_bits(model, str(spec.quantization)))

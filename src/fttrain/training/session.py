@@ -133,7 +133,7 @@ def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin,
     disturbed = (
         [] if isinstance(step.noise, NoNoise) else modules.find(base, step.noise.sites)
     )  # as adapters add modules
-    preflight.of_base(base, adapter, origin.base, world)
+    preflight.of_base(base, None if origin.adapter else adapter, origin.base, world)
     model = adapters.attach(
         base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=step.accumulation
     )
