@@ -13,7 +13,7 @@ from fttrain.merging import dry_run
 
 
 def of_base(model: nn.Module, adapter: Adapter | None, spec: Model, world: World) -> None:
-    """Say which share of the model a new adapter is on, and which is in few bits. UserError where that is too little."""
+    """Say which share of the model a new adapter is on, and which is in few bits. UserError where it is too little."""
     lines: list[str] = []
     if spec.held_in_few_bits:
         lines.append(coverage.require_few_bits(model, str(spec.quantization)))
