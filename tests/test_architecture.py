@@ -90,7 +90,7 @@ FLOORS = {
         "write",
     ),
     "ftlaunch.processes": (
-        "__init__ outcome signals",
+        "__init__ environment outcome signals",
         "lock",
     ),
     "ftlaunch.recipe": (

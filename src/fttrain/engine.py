@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Training
@@ -54,11 +54,15 @@ class Engine:
         """What trying the model has shown."""
         self.zero_stage = step.parallel.zero_stage
         self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Training) else 0.0
+        # Losses come divided; a variable of the shell, which beats a mere argument, would divide them again.
+        alone = GradientAccumulationPlugin(num_steps=1)
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         assert step.model.dtype != "auto", "distributed.precision settles it"
         # Under ZeRO it fills in what deepspeed.json calls "auto"; left out, a variable of the shell would.
         precision = "no" if step.model.dtype == "fp32" else step.model.dtype
-        self._accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+        self._accelerator = Accelerator(
+            mixed_precision=precision, gradient_accumulation_plugin=alone, kwargs_handlers=[ddp]
+        )
         self._check(step)
 
     def _check(self, step: Step) -> None:

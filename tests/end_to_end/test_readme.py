@@ -12,6 +12,17 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line[2:] for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
 
+ANOTHER_LAUNCHERS = {
+    **{"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"},
+    **{
+        "OMPI_COMM_WORLD_SIZE": "3",
+        "PMI_SIZE": "3",
+        "ACCELERATE_USE_CPU": "true",
+        "ACCELERATE_MIXED_PRECISION": "fp16",
+    },
+}
+"""What a notebook under torchrun, a Kubernetes job or MPI leaves in a shell."""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
@@ -25,6 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 def test_the_readmes_commands_work_one_after_another(place: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
+    for name, value in ANOTHER_LAUNCHERS.items():
+        monkeypatch.setenv(name, value)
     verbs = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("ftlaunch ")]
     assert len(verbs) > 8
     for words in verbs:

@@ -15,6 +15,7 @@ from ftlaunch import processes
 from ftlaunch.backend.node_folder import node_folder
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStep
+from ftlaunch.processes.environment import inherited
 from ftlaunch.processes.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import NODE_FOLDER, Attempt, StepDir
@@ -36,7 +37,7 @@ Order = Literal["go on", "kill"]
 
 def environment(planned: PlannedStep) -> dict[str, str]:
     """The environment of a stage's processes. UserError where the program that starts them is not installed."""
-    variables = os.environ | planned.env
+    variables = inherited() | planned.env
     # The trainer belongs to the interpreter that drives it, also where its virtual environment is not activated.
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
     # A save must fit in here when someone else ends the launching process; peers of a dead rank are given less.

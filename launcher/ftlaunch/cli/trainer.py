@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ftlaunch.cli import text
 from ftlaunch.errors import UserError
+from ftlaunch.processes.environment import inherited
 
 if TYPE_CHECKING:
     from ftlaunch.cluster.vocabulary import Cluster
@@ -31,7 +32,7 @@ def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
 
         return tool_job.call(module, [*arguments], cluster)
     require()
-    return subprocess.call([sys.executable, "-P", "-m", module, *arguments])
+    return subprocess.call([sys.executable, "-P", "-m", module, *arguments], env=inherited())
 
 
 def call_on(recipe: "Recipe", module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:

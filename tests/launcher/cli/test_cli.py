@@ -427,7 +427,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
     called: list[list[str]] = []
     read: list[Recipe] = []
 
-    def act(command: list[str]) -> int:
+    def act(command: list[str], env: dict[str, str]) -> int:  # noqa: ARG001 as subprocess.call has it
         called.append(command[3:])
         if command[4].endswith(".json"):
             read.append(msgspec.json.decode(Path(command[4]).read_bytes(), type=Recipe))
@@ -474,7 +474,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
 def test_a_run_stands_for_what_it_made(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "r", "train", "train")
     called: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda command: called.append(command[4:5]) or 0)
+    monkeypatch.setattr(subprocess, "call", lambda command, **_: called.append(command[4:5]) or 0)
     code, _, err = call("chat", run.path, "--prompt", "hi")
     assert (code, "has made no model yet" in err) == (BAD_INPUT, True)
     made(run, "01-sft/artifact")

@@ -33,7 +33,7 @@ from ftlaunch.safety.redact import names_secret
 from ftlaunch.watch import runs
 
 CARRIED = re.compile(
-    r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|FI|OMP|MKL|CUDA|DS|ACCELERATE|XDG"
+    r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|FI|OMP|MKL|CUDA|DS_(BUILD|SKIP)|XDG"
     r"|WANDB)_[A-Z0-9_]+|LD_LIBRARY_PATH|(https?|no)_proxy|(HTTPS?|NO)_PROXY|SSL_CERT_(FILE|DIR)"
 )
 """Variables that matter to the stages' processes, but for secrets. They travel in a file of the run's folder."""

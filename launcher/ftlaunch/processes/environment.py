@@ -1,0 +1,19 @@
+"""The environment that the trainer's processes get: the caller's, without what another launcher has left in it."""
+
+import os
+import re
+
+FOREIGN = re.compile(
+    r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|(NODE|CROSS)_RANK|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|PET_\w+"
+    r"|ACCELERATE_\w+|FSDP_\w+|MEGATRON_LM_\w+|PARALLELISM_CONFIG_\w+|DS_(?!BUILD_|SKIP_)\w+|DEEPSPEED_\w+"
+    r"|OMPI_\w+|PMI_\w+|PMIX_\w+|PRTE_\w+|MPI_LOCAL\w+|MV2_\w+)"
+)
+"""Variables by which torchrun, accelerate, DeepSpeed and MPI tell their processes who they are and what to do.
+
+A process that finds one believes it: it waits for peers that never come, or divides every loss by a number.
+"""
+
+
+def inherited() -> dict[str, str]:
+    """This process's variables but for those of another launcher."""
+    return {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
