@@ -132,5 +132,5 @@ def test_a_reward_model_is_asked_as_it_was_trained(template: str, tiny_model: Pa
     row = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     ((pair,),) = Encoder(tokenizer, data).encode_pairs([("row", row)])
     prompt = Prompt(np.zeros(1, np.int32), Conversation([{"role": "user", "content": "2+2?"}]), row, "row")
-    judge = ModelReward(tokenizer, is_plain=artifact.is_plain(done.artifact), micro_batch_size=1, packing=False)
+    judge = ModelReward(tokenizer, is_plain=artifact.is_plain(done.artifact), micro_batch_size=1)
     assert judge._ids(Said(prompt, "4")).tolist() == pair.chosen.ids_T
