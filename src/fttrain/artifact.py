@@ -16,12 +16,14 @@ from ftlaunch.run.files import sync_folder, write_json
 from ftlaunch.run.layout import CARD, REWARD_HEAD, StepDir
 from ftlaunch.run.spec import Step
 from fttrain import adapters
+from fttrain.data.templates import end_tokens
 from fttrain.engine import Engine
 from fttrain.model import classifier
 from fttrain.model.scorer import DTYPES
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
 
+GENERATION_CONFIG = "generation_config.json"
 VALUE_HEAD = "value_head."
 """What the weights of PPO's value head begin with. It foresees one policy's rewards, and no later stage needs it."""
 
@@ -105,12 +107,17 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
         base = source.base if has_adapter(step) else msgspec.structs.replace(source.base, path=str(folder))
         adapter = step.adapter if has_adapter(step) else None
         card = {"format": 1, "base": base, "adapter": adapter, "activations": worn(step, source)}
-        card["rendering"] = "none" if all(data.template == "none" for data in step.data.values()) else "template"
+        card["rendering"] = "none" if _is_untemplated(step) else "template"
         write_json(aside / CARD, card)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         sync_folder(folder.parent)
     engine.world.barrier()
+
+
+def _is_untemplated(step: Step) -> bool:
+    """Whether all of a stage's rows are taken as they are."""
+    return all(data.template == "none" for data in step.data.values())
 
 
 def _write(
@@ -131,9 +138,23 @@ def _write(
         if step.model.rounding:
             qat.leave_card(folder, step.model.rounding)
     tokenizer.save_pretrained(folder)
+    if not head:
+        _write_generation_config(step, engine, tokenizer, folder)
     if steps and has_adapter(step):
         save_file(steps, folder / qat.STEPS_FILE, metadata={"format": "pt"})
     if head:
         save_file(head, folder / REWARD_HEAD, metadata={"format": "pt"})
         if not has_adapter(step):
             classifier.make(folder, tokenizer)
+
+
+def _write_generation_config(step: Step, engine: Engine, tokenizer: Any, folder: Path) -> None:
+    """What the base has, with the tokens that end answers in training among those that end generation."""
+    config: dict[str, Any] = engine.scorer.causal.generation_config.to_diff_dict()
+    template = None if _is_untemplated(step) else tokenizer.chat_template
+    known = config.get("eos_token_id")
+    ends = {*(known if isinstance(known, list) else [] if known is None else [known])}
+    ends |= end_tokens(tokenizer, template)
+    if ends:
+        config["eos_token_id"] = sorted(ends) if len(ends) > 1 else ends.pop()
+    write_json(folder / GENERATION_CONFIG, config)

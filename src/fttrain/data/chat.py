@@ -17,7 +17,7 @@ from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import pair_of
 from ftlaunch.rows.template import Excused, Row, Unfit
 from fttrain.data.render import Rendered, Renderer, Span
-from fttrain.data.templates import added_bos
+from fttrain.data.templates import added_bos, end_tokens
 
 Offset = tuple[int, int]
 """First character of a token and the one after its last."""
@@ -112,8 +112,8 @@ class Encoder:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens with which an answer ends: EOS and the other special ones."""
-        return self._end_ids
+        """Tokens with which an answer ends in this data set's template."""
+        return end_tokens(self._tokenizer, self.template)
 
     def is_ended(self, encoded: Encoded) -> bool:
         """Whether the last trained token, white space aside, is one that ends a turn: EOS or another special token."""

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows.conversations import row_format
@@ -47,6 +49,22 @@ def chat_template(tokenizer: Any, data: Data) -> str | None:
         return _template_file(Path(data.template).expanduser())
     _require_eos(tokenizer)
     return LLAMA2 if data.template == "llama2" else _chatml(tokenizer)
+
+
+def end_tokens(tokenizer: Any, template: str | None) -> frozenset[int]:
+    """Tokens with which an answer ends: EOS, and the special token that the template puts behind an answer."""
+    ends = {token for token in (tokenizer.eos_token_id,) if token is not None}
+    if template is not None:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+        try:
+            ids = tokenizer.apply_chat_template(turns, chat_template=template, return_dict=False)
+        except (TemplateError, TypeError, ValueError):
+            return frozenset(ends)  # a template that these turns do not suit
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        last = max((place for place, token in enumerate(ids) if token in special), default=None)
+        if last is not None and not tokenizer.decode(ids[last + 1 :]).strip():
+            ends.add(ids[last])
+    return frozenset(ends)
 
 
 def _chatml(tokenizer: Any) -> str:

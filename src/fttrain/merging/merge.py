@@ -199,8 +199,9 @@ def _write(
     _write_weights(stored, output, out, spec.max_shard_bytes)
     _write_config(config, output, out, spec, in_few_bits=not all(one.is_float for one in stored))
     for name in SIDE_FILES:
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, out / name)
+        held = next((place / name for place in (source.adapter, folder) if (place / name).exists()), None)
+        if held is not None:
+            shutil.copyfile(held, out / name)
     tokenizer = _tokenizer(source)
     tokenizer.save_pretrained(out)
     if source.base.rounding:
