@@ -183,3 +183,11 @@ def test_what_could_not_be_copied_is_never_written_from_an_older_copy(
     monkeypatch.setattr(Image, "fill", fails_once)
     step = train(make_step(tiny_model, make_data(rows_file), keep=3, on_save_failure=policy), tmp_path)
     assert names(step) == ["step-00000002", "step-00000006"]
+
+
+def test_a_streamed_run_that_was_stopped_ends_as_a_calm_one(tiny_model: Path, rows_file: Path, tmp_path: Path):
+    spec = make_step(tiny_model, make_data(rows_file, streaming=True, test=0), steps=7)
+    calm = train(spec, tmp_path / "calm")
+    with pytest.raises(Stopped):
+        train(spec, tmp_path / "stopped", stop_after=5)
+    assert_same_end(train(spec, tmp_path / "stopped"), calm)
