@@ -25,6 +25,8 @@ class Loaded:
     where: Where
     remarks: tuple[str, ...] = ()
     """What a look at the data has shown that is no problem."""
+    misplaced: tuple[Problem, ...] = ()
+    """Paths that name nothing, as they are written; for `rules`, which tells them together with what it finds."""
 
     def problem(self, path: KeyPath, message: str, remedy: str) -> Problem:
         """A problem with the key at the path."""
@@ -33,6 +35,14 @@ class Loaded:
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe, with `key.path=value` overrides put in. Raises RecipeError with everything wrong in its keys."""
+    loaded = load_recipe_as_written(path, overrides)
+    if loaded.misplaced:
+        raise RecipeError(list(loaded.misplaced))
+    return loaded
+
+
+def load_recipe_as_written(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """`load_recipe`, but a recipe whose only faults are paths that name nothing comes back, with these beside it."""
     text = layers.read_text(path)
     return _judge(_with_base(layers.parse(text, path), path), overrides, path, text)
 
@@ -48,10 +58,9 @@ def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> L
     where = Where(Origin(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Recipe, layer.values, where)
     values, misplaced = paths.settle(layer.values, where, {problem.key for problem in problems})
-    problems += misplaced
     if problems:
-        raise RecipeError(problems)
-    return Loaded(msgspec.convert(values, Recipe), path, text, where)
+        raise RecipeError([*problems, *misplaced])
+    return Loaded(msgspec.convert(values, Recipe), path, text, where, misplaced=tuple(misplaced))
 
 
 def _with_base(layer: Layer, path: Path) -> Layer:

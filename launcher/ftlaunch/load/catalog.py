@@ -18,8 +18,11 @@ def shipped_recipes() -> dict[str, Path]:
 def find_recipe(name_or_path: str) -> Path:
     """The file at the path, else the shipped recipe of that name. Raises UserError where there is neither."""
     path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise UserError(f"{name_or_path} is no path that can be had: {error.strerror}", "correct the path") from error
     shipped = shipped_recipes()
     name = name_or_path.removesuffix(".toml")
     if name in shipped:

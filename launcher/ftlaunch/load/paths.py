@@ -30,6 +30,14 @@ LOCAL_ENDINGS = (
 HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not where the file system takes no such path, as of one that is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def settle(values: dict[str, Toml], where: Where, judged: Set[str]) -> tuple[dict[str, Toml], list[Problem]]:
     """The tables with absolute local paths, and what is wrong with those that name nothing; `judged` keys are left."""
     settled = deepcopy(values)

@@ -8,7 +8,7 @@ import msgspec
 
 from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
-from ftlaunch.load import Loaded, load_recipe, load_resolved
+from ftlaunch.load import Loaded, load_recipe_as_written, load_resolved
 from ftlaunch.recipe import Ppo, Recipe, Training
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
@@ -22,7 +22,7 @@ from ftlaunch.rules import stage as stage_rules
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe, judge it and look into its local data files. Raises RecipeError with everything that is wrong."""
-    return _passed(load_recipe(path, overrides))
+    return _passed(load_recipe_as_written(path, overrides))
 
 
 def check_again(resolved: Path, overrides: Sequence[str]) -> Loaded:
@@ -31,6 +31,8 @@ def check_again(resolved: Path, overrides: Sequence[str]) -> Loaded:
 
 
 def _passed(loaded: Loaded) -> Loaded:
+    if loaded.misplaced:  # no row can be looked at, but what needs none is told as well
+        raise RecipeError([*loaded.misplaced, *judge(loaded)])
     loaded, unread = _with_formats(loaded)
     problems = [*judge(loaded), *unread]
     if problems:

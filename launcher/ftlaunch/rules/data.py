@@ -7,6 +7,7 @@ from pathlib import Path
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import literal
+from ftlaunch.load.paths import is_file
 from ftlaunch.recipe import Data
 from ftlaunch.rows import PAIRED, looks
 from ftlaunch.rows.conversations import row_format
@@ -167,7 +168,7 @@ def evaluation_is_told_once(table: DataTable) -> Iterator[Problem]:
             "test", "is given together with eval, which has the rows to evaluate on", "keep one of them"
         )
     is_split = data.eval is not None and not Path(data.eval).is_absolute()
-    if is_split and Path(data.path).is_file():
+    if is_split and is_file(Path(data.path)):
         message = f"{literal(str(data.eval))} is no file, and {data.path} has no splits"
         yield table.problem("eval", message, 'name a file, as in eval = "validation.jsonl", or hold rows out with test')
 
@@ -200,7 +201,7 @@ def hub_keys_need_a_hub_id(table: DataTable) -> Iterator[Problem]:
     if not path.is_absolute():
         return
     for key in ("config", "split", "revision"):
-        has_splits = key == "split" and not path.is_file()  # a folder's or a pattern's files are told apart by name
+        has_splits = key == "split" and not is_file(path)  # a folder's or a pattern's files are told apart by name
         if table.given(key) and not has_splits:
             message = f"counts only for a data set of the hub, and {table.data.path} is on this machine"
             yield table.problem(key, message, "remove it")

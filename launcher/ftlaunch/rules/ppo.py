@@ -12,6 +12,7 @@ from typing import Any
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import choice, did_you_mean, literal
+from ftlaunch.load.paths import is_file
 from ftlaunch.plan import resolve
 from ftlaunch.recipe import SHIPPED_REWARDS, Ppo, replaces
 from ftlaunch.rules.data import DataTable
@@ -120,7 +121,7 @@ def _names_in(path: Path) -> list[str] | str:
 def model_gives_one_score(ppo: PpoStage) -> Iterator[Problem]:
     """A folder on this machine is looked into; a hub id is left to the trainer."""
     folder = Path(ppo.stage.reward_model or "")
-    if not folder.is_absolute() or (folder / "artifact.json").is_file():
+    if not folder.is_absolute() or is_file(folder / "artifact.json"):
         return
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())

@@ -332,3 +332,15 @@ def test_a_reward_model_on_this_machine_gives_one_score(recipe: Path, config: st
     recipe.write_text(SOUND.replace('kind = "sft"', 'kind = "ppo"\nreward_model = "judge"'))
     problems = judge(load_recipe(recipe))
     assert [said is not None and said in problem.message for problem in problems] == ([] if said is None else [True])
+
+
+@pytest.mark.parametrize("place", ["nowhere/rows.jsonl", f"./{'a' * 300}.jsonl"])
+def test_a_missing_path_hides_no_other_problem(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        f'name = "r"\nmodel.path = "owner/model"\ndata.d = {{path = "{place}", format = "text"}}\n'
+        '[[stage]]\nkind = "sft"\ndata = "d"\nbatch_size = 7\nmicro_batch_size = 2\n'
+    )
+    with pytest.raises(RecipeError) as caught:
+        check(path)
+    assert [problem.key for problem in caught.value.problems] == ["data.d.path", "stage[0].micro_batch_size"]
