@@ -14,9 +14,9 @@ from typing import Any
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.run import snapshot
 from ftlaunch.run.changes import require_unchanged
-from ftlaunch.run.files import aside_of, write_json
-from ftlaunch.run.layout import NODE_FOLDER, Attempt, RunDir, StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.files import temporary_path, write_json
+from ftlaunch.run.layout import NODE_FOLDER, Attempt, RunDir, StageDir
+from ftlaunch.run.spec import StageSpec
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact, redact_output
 
@@ -25,7 +25,7 @@ DYING_SECONDS = 2.0
 
 def main() -> int:
     """Run the step and leave its outcome in files; the exit code says the same."""
-    folder = StepDir(Path(sys.argv[1]).absolute())
+    folder = StageDir(Path(sys.argv[1]).absolute())
     redact_output()
     trust.write_for_ourselves()
     rank = int(os.environ.get("RANK", "0"))
@@ -54,15 +54,15 @@ def _attempt(rank: int) -> Attempt | None:
     return attempt
 
 
-def _run(folder: StepDir, attempt: Attempt | None) -> int:
+def _run(folder: StageDir, attempt: Attempt | None) -> int:
     trust.require(folder.path.parent)
     trust.require(folder.path)
     if os.environ.get("RANK", "0") == "0":  # also where SLURM goes on with a stage by itself
         require_unchanged(RunDir(folder.path.parent))
-    step = snapshot.redirect(folder.read_step(), RunDir(folder.path.parent))
+    step = snapshot.redirect(folder.read_spec(), RunDir(folder.path.parent))
     from fttrain.distributed import precision
     from fttrain.distributed import world as worlds  # torch and accelerate, after the output is where it belongs
-    from fttrain.distributed.stop_request import Stopped, StopRequest
+    from fttrain.distributed.stop_request import StoppedEarly, StopRequest
 
     world = worlds.start(step)
     step = precision.settle(step, folder, world)
@@ -70,7 +70,7 @@ def _run(folder: StepDir, attempt: Attempt | None) -> int:
     stop = StopRequest(folder.stop if world.is_main else None, world.dead_peers, beat)
     try:
         result = _stage(step)(step, folder, world, stop)
-    except Stopped as stopped:
+    except StoppedEarly as stopped:
         if world.is_main and attempt is not None:
             write_json(attempt.stopped, {"reason": stopped.reason, "step": stopped.step})
         worlds.leave(world)
@@ -104,10 +104,10 @@ class PeerDied(Exception):
         self.rank = rank
 
 
-def _stage(step: Step) -> Callable[..., dict[str, Any]]:
+def _stage(spec: StageSpec) -> Callable[..., dict[str, Any]]:
     import importlib
 
-    kind = step.stage.__struct_config__.tag
+    kind = spec.stage.__struct_config__.tag
     return importlib.import_module(f"fttrain.stages.{kind}").run
 
 
@@ -125,7 +125,7 @@ def report(error: Exception, rank: int, attempt: Attempt | None) -> None:
         "log": str(attempt.rank_log(rank)),
         "user_error": isinstance(error, UserError),
     }
-    aside = aside_of(attempt.error)
+    aside = temporary_path(attempt.error)
     aside.write_text(json.dumps(content, indent=2))
     try:
         os.link(aside, attempt.error)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Full, Model, Noise, NoNoise, Saturated, replaces
 from ftlaunch.run.files import sync_folder, write_json
-from ftlaunch.run.layout import CARD, REWARD_HEAD, StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import CARD, REWARD_HEAD, StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain import adapters
 from fttrain.data.templates import end_tokens
 from fttrain.engine import Engine
@@ -29,7 +29,7 @@ VALUE_HEAD = "value_head."
 
 
 @dataclass(frozen=True)
-class Origin:
+class StartPoint:
     """What a stage starts from."""
 
     base: Model
@@ -43,22 +43,22 @@ class Origin:
     """The [noise] tables that have replaced the base's activation functions, in order."""
 
 
-def has_adapter(step: Step) -> bool:
-    return not isinstance(step.adapter, Full)
+def has_adapter(spec: StageSpec) -> bool:
+    return not isinstance(spec.adapter, Full)
 
 
-def origin(step: Step, folder: StepDir) -> Origin:
+def origin(spec: StageSpec, folder: StageDir) -> StartPoint:
     """The base and adapter that a stage starts from: the recipe's, or the artifact of the stage before."""
-    if step.start is None:
-        return Origin(step.model, None, step.model.path)
-    start = folder.path.parent / step.start
+    if spec.start is None:
+        return StartPoint(spec.model, None, spec.model.path)
+    start = folder.path.parent / spec.start
     base, adapter = read(start)
     head = start / REWARD_HEAD if (start / REWARD_HEAD).exists() else None
     if adapter is None:
-        whole = msgspec.structs.replace(step.model, path=str(start), revision=None)
-        return Origin(whole, None, str(start), head, replace_activations.read(start))
-    model = msgspec.structs.replace(step.model, path=base.path, revision=base.revision)
-    return Origin(model, adapter, str(start), head, replace_activations.read(start))
+        whole = msgspec.structs.replace(spec.model, path=str(start), revision=None)
+        return StartPoint(whole, None, str(start), head, replace_activations.read(start))
+    model = msgspec.structs.replace(spec.model, path=base.path, revision=base.revision)
+    return StartPoint(model, adapter, str(start), head, replace_activations.read(start))
 
 
 def read(folder: Path) -> tuple[Model, Path | None]:
@@ -79,9 +79,9 @@ def is_plain(folder: Path) -> bool:
     return card.exists() and json.loads(card.read_text()).get("rendering") == "none"
 
 
-def worn(step: Step, origin: Origin) -> tuple[Noise, ...]:
+def replaced_activations(spec: StageSpec, origin: StartPoint) -> tuple[Noise, ...]:
     """The tables that count in a stage: those it starts with, and its own if that is another."""
-    noise = step.noise
+    noise = spec.noise
     own = noise if isinstance(noise, Saturated) else NoNoise(sites=noise.sites, activation=noise.activation)
     return (*origin.worn, own) if replaces(own) and own not in origin.worn[-1:] else origin.worn
 
@@ -91,7 +91,7 @@ def trained_weights(engine: Engine) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in engine.full_tensors() if not name.startswith(VALUE_HEAD)}
 
 
-def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Path) -> None:
+def save(spec: StageSpec, source: StartPoint, engine: Engine, tokenizer: Any, folder: Path) -> None:
     """Gather the model's trained weights and write them, with the tokenizer, as plain transformers or peft loads them.
 
     The head of a reward model goes to a file of its own; with a model trained in full it makes a sequence classifier
@@ -103,11 +103,11 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
         assert not empty, f"weights were not gathered: {empty}"
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        _write(step, source.base.revision, engine, weights, tokenizer, aside)
-        base = source.base if has_adapter(step) else msgspec.structs.replace(source.base, path=str(folder))
-        adapter = step.adapter if has_adapter(step) else None
-        card = {"format": 1, "base": base, "adapter": adapter, "activations": worn(step, source)}
-        card["rendering"] = "none" if _is_untemplated(step) else "template"
+        _write(spec, source.base.revision, engine, weights, tokenizer, aside)
+        base = source.base if has_adapter(spec) else msgspec.structs.replace(source.base, path=str(folder))
+        adapter = spec.adapter if has_adapter(spec) else None
+        card = {"format": 1, "base": base, "adapter": adapter, "activations": replaced_activations(spec, source)}
+        card["rendering"] = "none" if _is_untemplated(spec) else "template"
         write_json(aside / CARD, card)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
@@ -115,43 +115,43 @@ def save(step: Step, source: Origin, engine: Engine, tokenizer: Any, folder: Pat
     engine.world.barrier()
 
 
-def _is_untemplated(step: Step) -> bool:
+def _is_untemplated(spec: StageSpec) -> bool:
     """Whether all of a stage's rows are taken as they are."""
-    return all(data.template == "none" for data in step.data.values())
+    return all(data.template == "none" for data in spec.data.values())
 
 
 def _write(
-    step: Step, revision: str | None, engine: Engine, weights: dict[str, Tensor], tokenizer: Any, folder: Path
+    spec: StageSpec, revision: str | None, engine: Engine, weights: dict[str, Tensor], tokenizer: Any, folder: Path
 ) -> None:
     model: Any = engine.scorer.model
     head = {name: weights.pop(name) for name in list(weights) if name.startswith("score.")}
     steps = qat.take_steps(weights)
-    if has_adapter(step):
+    if has_adapter(spec):
         model.peft_config[adapters.TRAINED].revision = revision  # else plain peft would take the base's newest
-        adapters.save(model, step.adapter, weights, folder)
+        adapters.save(model, spec.adapter, weights, folder)
     else:
-        dtype = DTYPES[step.model.dtype]
+        dtype = DTYPES[spec.model.dtype]
         for name, (rounding, _) in qat.roundings(model).items():
             weights[name] = rounding.stored(weights[name], steps.get(name))
         model.config.dtype = dtype
         model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
-        if step.model.rounding:
-            qat.leave_card(folder, step.model.rounding)
+        if spec.model.rounding:
+            qat.leave_card(folder, spec.model.rounding)
     tokenizer.save_pretrained(folder)
     if not head:
-        _write_generation_config(step, engine, tokenizer, folder)
-    if steps and has_adapter(step):
+        _write_generation_config(spec, engine, tokenizer, folder)
+    if steps and has_adapter(spec):
         save_file(steps, folder / qat.STEPS_FILE, metadata={"format": "pt"})
     if head:
         save_file(head, folder / REWARD_HEAD, metadata={"format": "pt"})
-        if not has_adapter(step):
+        if not has_adapter(spec):
             classifier.make(folder, tokenizer)
 
 
-def _write_generation_config(step: Step, engine: Engine, tokenizer: Any, folder: Path) -> None:
+def _write_generation_config(spec: StageSpec, engine: Engine, tokenizer: Any, folder: Path) -> None:
     """What the base has, with the tokens that end answers in training among those that end generation."""
     config: dict[str, Any] = engine.scorer.causal.generation_config.to_diff_dict()
-    template = None if _is_untemplated(step) else tokenizer.chat_template
+    template = None if _is_untemplated(spec) else tokenizer.chat_template
     known = config.get("eos_token_id")
     ends = {*(known if isinstance(known, list) else [] if known is None else [known])}
     ends |= end_tokens(tokenizer, template)

@@ -12,14 +12,14 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Gra
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Training
-from ftlaunch.run.spec import Step
-from fttrain.data.batches import Layout, Micro
+from ftlaunch.run.spec import StageSpec
+from fttrain.data.batches import Layout, MicroBatch
 from fttrain.distributed.world import World
 from fttrain.model.scorer import Scorer
 from fttrain.objectives.logps import Scores
 
 
-class Allocator(Protocol):
+class RankAllocator(Protocol):
     """What decides which of the trained weights stay."""
 
     @property
@@ -43,32 +43,32 @@ class Engine:
     and ranks, where accelerate and DeepSpeed would average them.
     """
 
-    def __init__(self, step: Step, world: World) -> None:
+    def __init__(self, spec: StageSpec, world: World) -> None:
         """Must exist before the model is loaded: under ZeRO-3 it makes `from_pretrained` load shards."""
         self.world = world
-        self.allocator: Allocator | None = None
+        self.allocator: RankAllocator | None = None
         """Told of every optimizer step, it says what some weights must be set to. It may be set after `prepare`."""
         self.layout = Layout(packing=False)
         """How rows are laid down for this model, once that has been tried."""
         self.verdict: dict[str, Any] = {}
         """What trying the model has shown."""
-        self.zero_stage = step.parallel.zero_stage
-        self._max_grad_norm = step.stage.max_grad_norm if isinstance(step.stage, Training) else 0.0
+        self.zero_stage = spec.parallel.zero_stage
+        self._max_grad_norm = spec.stage.max_grad_norm if isinstance(spec.stage, Training) else 0.0
         # Losses come divided; a variable of the shell, which beats a mere argument, would divide them again.
         alone = GradientAccumulationPlugin(num_steps=1)
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        assert step.model.dtype != "auto", "distributed.precision settles it"
+        assert spec.model.dtype != "auto", "distributed.precision settles it"
         # Under ZeRO it fills in what deepspeed.json calls "auto"; left out, a variable of the shell would.
-        precision = "no" if step.model.dtype == "fp32" else step.model.dtype
+        precision = "no" if spec.model.dtype == "fp32" else spec.model.dtype
         self._accelerator = Accelerator(
             mixed_precision=precision, gradient_accumulation_plugin=alone, kwargs_handlers=[ddp]
         )
-        self._check(step)
+        self._check(spec)
 
-    def _check(self, step: Step) -> None:
+    def _check(self, spec: StageSpec) -> None:
         """accelerate falls back in silence where it cannot do what it was asked for; here that is an error."""
         kind = self._accelerator.distributed_type
-        assert (kind == DistributedType.DEEPSPEED) == bool(self.zero_stage), f"asked for {step.parallel}, got {kind}"
+        assert (kind == DistributedType.DEEPSPEED) == bool(self.zero_stage), f"asked for {spec.parallel}, got {kind}"
         assert self._accelerator.num_processes == self.world.size
         assert self._accelerator.process_index == self.world.rank
 
@@ -106,7 +106,7 @@ class Engine:
         """What the wrapped module says to `asked`, in the mode that it is in."""
         return self._wrapped(asked)
 
-    def scores(self, micro: Micro) -> Scores:
+    def scores(self, micro: MicroBatch) -> Scores:
         """Forward pass of a plain Scorer."""
         return self.forward(micro)
 

@@ -58,7 +58,7 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
     import torch
 
     from ftlaunch.recipe import Data
-    from fttrain.data.batches import lay_out
+    from fttrain.data.batches import split_batch
     from fttrain.data.chat import Encoder
     from fttrain.data.token_set import token_set
     from fttrain.model.scorer import load_tokenizer
@@ -69,7 +69,7 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
     table = token_set([one for row in rows for one in encoder.encode("row", row)])
     for number in range(steps):
         groups = [table.group(number * BATCH + index) for index in range(BATCH)]
-        yield lay_out(groups, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))
+        yield split_batch(groups, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))
 
 
 def race(model: str, data: Path, steps: int) -> dict[str, list[float]]:

@@ -52,9 +52,9 @@ def compete(
 def bench_step(stage: Any, model: str, adapter: Any = None, *, micro_batch_size: int | None = None) -> Any:
     """A step of ours as a run folder would hold it: one process, an adapter (LoRA if none is given), a CPU."""
     from ftlaunch.recipe import Lora, Model, Optimizer, Parallel
-    from ftlaunch.run.spec import Step
+    from ftlaunch.run.spec import StageSpec
 
-    return Step(
+    return StageSpec(
         name="bench",
         stage=stage,
         model=Model(path=model),

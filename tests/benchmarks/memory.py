@@ -86,7 +86,7 @@ def write_run(kind: str, model: str, data: Path, folder: Path) -> Path:
         stage=[stage],
         parallel=Parallel(device="cpu", strategy="single"),
     )
-    return write_run(recipe, folder / "run").step_dir(f"01-{kind}").path
+    return write_run(recipe, folder / "run").stage_dir(f"01-{kind}").path
 
 
 def rank(kind: str, step: str) -> None:

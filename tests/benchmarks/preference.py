@@ -38,7 +38,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
 
     from ftlaunch.recipe import Data, Dpo
     from fttrain.adapters import add_frozen, attach
-    from fttrain.data.batches import Micro, lay_out
+    from fttrain.data.batches import MicroBatch, split_batch
     from fttrain.data.tokens import tokenize
     from fttrain.distributed import world
     from fttrain.engine import Engine
@@ -64,16 +64,16 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     engine.prepare(scorer.train(), optim.build(step.optimizer, scorer.named_parameters()))
     engine.set_learning_rate(LEARNING_RATE)
 
-    def compare(engine: Engine, micro: Micro) -> Compared:
+    def compare(engine: Engine, micro: MicroBatch) -> Compared:
         reference_G2 = reference.live(engine, micro)
         logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
         ratios_G2 = logps_G2 - reference_G2
         return Compared(dpo.loss(stage, ratios_G2, lengths_G2), ratios_G2.detach())
 
-    def micros_of(number: int) -> list[Micro]:
+    def micros_of(number: int) -> list[MicroBatch]:
         batch = [table.group(number * BATCH + index) for index in range(BATCH)]
         layout = {"rank": 0, "world_size": 1, "accumulation": 1, "device": torch.device("cpu")}
-        return lay_out(batch, packing=True, share=True, **layout)
+        return split_batch(batch, packing=True, share=True, **layout)
 
     return duel.take_steps(engine, Comparison(compare), micros_of, steps, "pairs")
 

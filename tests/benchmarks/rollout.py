@@ -21,7 +21,7 @@ from ftlaunch.recipe import Ppo
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
-from fttrain.ppo.actor import Actor
+from fttrain.ppo.actor import ActorCritic
 from fttrain.ppo.rollout import Sampling, roll_out
 
 ALMOST_GREEDY = 0.01
@@ -32,7 +32,7 @@ def ours(model: str, dtype: str, prompts: list[np.ndarray], stop: int, longest: 
     step = duel.bench_step(Ppo(data="prompts", reward_function="gsm8k"), model)
     PartialState(cpu=True)
     engine = Engine(step, World(0, 1, 0, 1, torch.device("cpu"), ()))
-    actor = Actor(load_base(step.model, dtype=DTYPES[dtype], packing=True), temperature=ALMOST_GREEDY)
+    actor = ActorCritic(load_base(step.model, dtype=DTYPES[dtype], packing=True), temperature=ALMOST_GREEDY)
     engine.prepare(actor, torch.optim.SGD(actor.parameters()))
     sampling = Sampling(max_new_tokens=longest, batch_size=32, stop_ids=frozenset({stop}), seed=(0,))
     began = time.perf_counter()

@@ -42,7 +42,7 @@ def write_run(kind: str, model: str, folder: Path) -> Path:
         stage=[Sft(data="rows", steps=STEPS, batch_size=8 if kind == "lora" else 2, save_every=1, keep=1)],
         parallel=Parallel(strategy="zero2", device="cpu"),
     )
-    return write_run(recipe, folder / "run").step_dir("01-sft").path
+    return write_run(recipe, folder / "run").stage_dir("01-sft").path
 
 
 def rank(step: str, scratch: str) -> None:

@@ -42,7 +42,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
 
     from ftlaunch.recipe import Data, Sft
     from fttrain.adapters import attach
-    from fttrain.data.batches import Micro, lay_out
+    from fttrain.data.batches import MicroBatch, split_batch
     from fttrain.data.chat import Encoder
     from fttrain.data.token_set import token_set
     from fttrain.distributed import world
@@ -62,9 +62,9 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     engine.prepare(scorer.train(), optim.build(step.optimizer, scorer.model.named_parameters()))
     engine.set_learning_rate(LEARNING_RATE)
 
-    def micros_of(number: int) -> list[Micro]:
+    def micros_of(number: int) -> list[MicroBatch]:
         batch = [table.group(number * BATCH + index) for index in range(BATCH)]
-        return lay_out(batch, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))
+        return split_batch(batch, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))
 
     return duel.take_steps(engine, CrossEntropy(), micros_of, steps, "tokens")
 

@@ -34,11 +34,11 @@ def test_the_quickstart_in_four_steps(tmp_path: Path, launch: Launch):
     assert MODEL is not None
     flags = [flag for key, value in SETTINGS.items() for flag in ("--set", f"{key}={value}")]
     launch("run", QUICKSTART, *flags, "--run-dir", tmp_path / "run")
-    sft, merge = RunDir(tmp_path / "run").step_dirs()
+    sft, merge = RunDir(tmp_path / "run").stage_dirs()
     lines = list(read_jsonl(sft.metrics))
     losses = [line["loss"] for line in lines if "loss" in line]
     evaluated = [line["eval/loss"] for line in lines if "eval/loss" in line]
-    assert sft.read_step().world_size == 2
+    assert sft.read_spec().world_size == 2
     assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.2
     assert evaluated[1] < evaluated[0]
@@ -47,7 +47,7 @@ def test_the_quickstart_in_four_steps(tmp_path: Path, launch: Launch):
     result = json.loads(merge.result.read_text())
     assert result["kl"] < 0.02
     assert result["top1_agreement"] > 0.9
-    answers = [chat.reply(*chat.load(path), PROMPT, 12) for path in (MODEL, str(merge.model))]
+    answers = [chat.generate(*chat.load(path), PROMPT, 12) for path in (MODEL, str(merge.model))]
     assert answers[0] != answers[1]
     weights = AutoModelForCausalLM.from_pretrained(merge.model).state_dict()
     before = AutoModelForCausalLM.from_pretrained(MODEL).state_dict()

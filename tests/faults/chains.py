@@ -22,7 +22,7 @@ from tests.faults.strikes import DEVCLUSTER
 from tests.trainer.conftest import make_pairs
 
 from ftlaunch import processes
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.watch.status import is_over, newest_checkpoint, read_status
 
 PATIENCE_SECONDS = 300.0
@@ -80,7 +80,7 @@ def main() -> int:
             calm = _run(folder, f"calm{number}-{place[:2]}", chain, strategy, options)
             _wait(lambda calm=calm: is_over(calm))
             killed = _run(folder, f"killed{number}-{place[:2]}", chain, strategy, options)
-            told = [_kill(killed, step, resumed=place == "here") for step in killed.step_dirs()]
+            told = [_kill(killed, stage_dir, resumed=place == "here") for stage_dir in killed.stage_dirs()]
             _wait(lambda killed=killed: is_over(killed))
             same = read_status(killed).state == "done" and _handed_on(killed) == _handed_on(calm) != {}
             wrong += not same
@@ -110,26 +110,28 @@ def _ftlaunch(folder: Path, *words: str) -> None:
     )
 
 
-def _kill(run: RunDir, step: StepDir, *, resumed: bool) -> str:
+def _kill(run: RunDir, stage_dir: StageDir, *, resumed: bool) -> str:
     """SIGKILL a rank of a stage, once it has saved where it saves, and see that the run goes on; what was killed."""
-    merges = step.name.endswith("merge")
+    merges = stage_dir.name.endswith("merge")
     ranks: dict[int, int] = {}
 
     def is_due() -> bool:
         ranks.update(
-            processes.ranks_of(step.all_attempts()[-1].path, range(1 if merges else 2)) if step.all_attempts() else {}
+            processes.ranks_of(stage_dir.all_attempts()[-1].path, range(1 if merges else 2))
+            if stage_dir.all_attempts()
+            else {}
         )
-        return bool(ranks) and (merges or newest_checkpoint(step) is not None)
+        return bool(ranks) and (merges or newest_checkpoint(stage_dir) is not None)
 
     _wait(is_due)
     victim = max(ranks)
     os.kill(ranks[victim], signal.SIGKILL)
-    assert not step.result.exists(), f"{step.name} has ended before it could be killed"
+    assert not stage_dir.result.exists(), f"{stage_dir.name} has ended before it could be killed"
     if resumed:
         _wait(lambda: is_over(run))
         _ftlaunch(run.path.parent, "resume", str(run.path), "--detach")
-    _wait(lambda: len(step.all_attempts()) > 1 or step.result.exists())
-    return f"rank {victim} of {step.name}"
+    _wait(lambda: len(stage_dir.all_attempts()) > 1 or stage_dir.result.exists())
+    return f"rank {victim} of {stage_dir.name}"
 
 
 def _wait(until: Callable[[], bool]) -> None:
@@ -143,8 +145,8 @@ def _handed_on(run: RunDir) -> dict[str, bytes]:
     """Weights of artifacts and of the merged model, by place."""
     files = [
         path
-        for step in run.step_dirs()
-        for folder in (step.artifact, step.model)
+        for stage_dir in run.stage_dirs()
+        for folder in (stage_dir.artifact, stage_dir.model)
         for path in folder.glob("*.safetensors")
     ]
     return {str(path.relative_to(run.path)): path.read_bytes() for path in files}

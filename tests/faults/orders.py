@@ -31,11 +31,11 @@ def install(faults: list[Fault], rank: int) -> None:
 def _call_at(point: str, faults: list[Fault]) -> None:
     from fttrain.checkpoint.store import Checkpoints
     from fttrain.data.feed import TableFeed
-    from fttrain.ppo.feed import Practice
+    from fttrain.ppo.feed import RolloutFeed
 
     acts = {fault.step: ACTS[fault.do] for fault in faults}
     if point == "begin":
-        for feed in (TableFeed, Practice):
+        for feed in (TableFeed, RolloutFeed):
             _wrap(feed, "step", before=lambda _feed, number: acts.get(number, _nothing)())
     else:
         _wrap(Checkpoints, "save", after=lambda _store, number, *_: acts.get(number, _nothing)())

@@ -17,7 +17,7 @@ from tests.faults.orders import Fault
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Recipe
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 
 class Ranks:
@@ -37,10 +37,14 @@ class Ranks:
         )
         self.pids: list[int] = []
 
-    def start(self, step: StepDir, *faults: Fault) -> None:
+    def start(self, stage_dir: StageDir, *faults: Fault) -> None:
         """Start an attempt of the step in a written run folder, with faults to come."""
-        spec = step.read_step()
-        order = {"step": str(step.path), "attempt": str(step.new_attempt().path), "world_size": spec.world_size}
+        spec = stage_dir.read_spec()
+        order = {
+            "step": str(stage_dir.path),
+            "attempt": str(stage_dir.new_attempt().path),
+            "world_size": spec.world_size,
+        }
         assert self._zygote.stdin is not None
         self._zygote.stdin.write(json.dumps({**order, "port": _free_port(), "faults": faults}) + "\n")
         self._zygote.stdin.flush()
@@ -50,11 +54,11 @@ class Ranks:
         """Exit codes of all ranks, the negative signal where one was killed."""
         return [os.waitstatus_to_exitcode(status) for status in self._answer()]
 
-    def run(self, step: StepDir) -> None:
+    def run(self, stage_dir: StageDir) -> None:
         """Run the step to its end."""
-        self.start(step)
+        self.start(stage_dir)
         codes = self.wait()
-        assert not any(codes), f"{codes}\n{said(step)}"
+        assert not any(codes), f"{codes}\n{said(stage_dir)}"
 
     def kill(self, rank: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it was done
@@ -75,17 +79,17 @@ class Ranks:
         self._log.close()
 
 
-def said(step: StepDir) -> str:
+def said(stage_dir: StageDir) -> str:
     """What the ranks of the newest attempt wrote."""
-    return "\n".join(path.read_text() for path in step.all_attempts()[-1].rank_logs().values())
+    return "\n".join(path.read_text() for path in stage_dir.all_attempts()[-1].rank_logs().values())
 
 
 def write_run(recipe: Recipe, folder: Path) -> RunDir:
     """The folder of a run as `ftlaunch run` makes it, as far as ranks look at it; written over one that exists."""
     plan = make_plan(recipe, folder)
     run = RunDir(folder)
-    for planned in plan.steps:
-        run.step_dir(planned.name).path.mkdir(parents=True, exist_ok=True)
+    for planned in plan.stages:
+        run.stage_dir(planned.name).path.mkdir(parents=True, exist_ok=True)
         write_files(run, planned)
     return run
 

@@ -25,7 +25,7 @@ from tests.conftest import save_tiny_model, write_rows
 from tests.faults.strikes import CONF, DEVCLUSTER, STRIKES, find_target
 
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.watch import progress
 from ftlaunch.watch.status import newest_checkpoint
 
@@ -101,7 +101,7 @@ def main() -> int:
     if wanted.again:
         shutil.rmtree(folder / "stormy", ignore_errors=True)
         recipes = {name: folder / f"{name}.toml" for name in ("calm", "stormy")}
-        calm = RunDir(folder / "calm").step_dirs()[0]
+        calm = RunDir(folder / "calm").stage_dirs()[0]
     else:
         recipes = _write(folder, wanted)
         calm = _submit(recipes["calm"])
@@ -131,7 +131,7 @@ def _write(folder: Path, wanted: argparse.Namespace) -> dict[str, Path]:
     return paths
 
 
-def _submit(recipe: Path) -> StepDir:
+def _submit(recipe: Path) -> StageDir:
     """The one stage of a recipe, submitted as a user does it."""
     run = RunDir(recipe.with_suffix(""))
     command = [sys.executable, "-m", "ftlaunch", "run", str(recipe), "--run-dir", str(run.path)]
@@ -139,41 +139,41 @@ def _submit(recipe: Path) -> StepDir:
     subprocess.run(
         [*command, "--cluster", str(recipe.with_name("site.toml"))], env=variables, capture_output=True, check=True
     )
-    return run.step_dirs()[0]
+    return run.stage_dirs()[0]
 
 
-def _storm(step: StepDir, seconds: float, draw: random.Random) -> Iterator[Hit]:
+def _storm(stage_dir: StageDir, seconds: float, draw: random.Random) -> Iterator[Hit]:
     """Strike the run and see it go on, again and again, until the time is over or the run is."""
-    _wait(step, lambda: newest_checkpoint(step) is not None)
+    _wait(stage_dir, lambda: newest_checkpoint(stage_dir) is not None)
     begun = due = time.time()
-    while time.time() - begun < seconds and not step.result.exists():
+    while time.time() - begun < seconds and not stage_dir.result.exists():
         due = max(due + EVERY_SECONDS, time.time())
-        _wait(step, lambda due=due: time.time() >= due)
-        if hit := _strike(step, draw):
+        _wait(stage_dir, lambda due=due: time.time() >= due)
+        if hit := _strike(stage_dir, draw):
             yield hit
-            print(f"{hit.time - begun:6.0f} s  {_describe(step, hit)}", flush=True)
+            print(f"{hit.time - begun:6.0f} s  {_describe(stage_dir, hit)}", flush=True)
 
 
-def _strike(step: StepDir, draw: random.Random) -> Hit | None:
+def _strike(stage_dir: StageDir, draw: random.Random) -> Hit | None:
     """Strike the run and wait until it has taken a step again and saved; None where it has just ended."""
     strike = draw.choice(STRIKES)
-    target = find_target(step, draw)
+    target = find_target(stage_dir, draw)
     if target is None:
         return None
-    struck, number, taken = time.time(), target.attempt.number, _steps(step)[-1]["step"]
+    struck, number, taken = time.time(), target.attempt.number, _steps(stage_dir)[-1]["step"]
     what = strike(target)
     moved: list[float] = []
 
     def has_recovered() -> bool:
         """Whether another attempt has taken a step and saved, or the same one long after it was struck."""
-        newest = step.all_attempts()[-1]
+        newest = stage_dir.all_attempts()[-1]
         since = _began(newest) if newest.number > number else struck + SETTLE_SECONDS
-        moved.extend(entry["time"] for entry in progress.newest(step.metrics)[-1:] if entry["time"] > since)
-        saved = newest_checkpoint(step)
+        moved.extend(entry["time"] for entry in progress.newest(stage_dir.metrics)[-1:] if entry["time"] > since)
+        saved = newest_checkpoint(stage_dir)
         return bool(moved) and saved is not None and Path(saved, "manifest.json").stat().st_mtime > since
 
-    _wait(step, has_recovered)
-    disturbed = step.all_attempts()[-1].number > number
+    _wait(stage_dir, has_recovered)
+    disturbed = stage_dir.all_attempts()[-1].number > number
     return Hit(what, struck, taken, number, moved[0] - struck if disturbed and moved else 0.0)
 
 
@@ -182,16 +182,16 @@ def _began(attempt: Attempt) -> float:
     return attempt.process.stat().st_mtime if attempt.process.exists() else float("inf")
 
 
-def _steps(step: StepDir) -> list[progress.Entry]:
+def _steps(stage_dir: StageDir) -> list[progress.Entry]:
     """The metrics of each optimizer step, as the run has kept them."""
-    return [entry for entry in read_jsonl(step.metrics) if not progress.is_evaluation(entry)]
+    return [entry for entry in read_jsonl(stage_dir.metrics) if not progress.is_evaluation(entry)]
 
 
-def _wait(step: StepDir, until: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
+def _wait(stage_dir: StageDir, until: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     """Until it is true or the stage has its result."""
     deadline = time.monotonic() + seconds
-    while not until() and not step.result.exists():
-        attempts = step.all_attempts()
+    while not until() and not stage_dir.result.exists():
+        attempts = stage_dir.all_attempts()
         if attempts and attempts[-1].ended.exists():
             ended = json.loads(attempts[-1].ended.read_text())
             assert ended["restarted"] or ended["cause"] == "preempted", f"given up: {ended}"
@@ -199,9 +199,9 @@ def _wait(step: StepDir, until: Callable[[], bool], seconds: float = PATIENCE_SE
         time.sleep(POLL_SECONDS)
 
 
-def _describe(step: StepDir, hit: Hit) -> str:
+def _describe(stage_dir: StageDir, hit: Hit) -> str:
     """A line that says what struck and how the run took it."""
-    ended = step.all_attempts()[hit.attempt - 1].ended
+    ended = stage_dir.all_attempts()[hit.attempt - 1].ended
     if not hit.restart:
         return f"attempt {hit.attempt}, step {hit.step}: {hit.what}: went on undisturbed"
     if ended.exists():
@@ -212,10 +212,10 @@ def _describe(step: StepDir, hit: Hit) -> str:
     return f"attempt {hit.attempt}, step {hit.step}: {hit.what}: {outcome}; next step after {hit.restart:.0f} s"
 
 
-def _summary(step: StepDir, hits: list[Hit]) -> str:
+def _summary(stage_dir: StageDir, hits: list[Hit]) -> str:
     """How much of the time, from the first step to the last, was spent on steps that were kept."""
-    steps = _steps(step)
-    starts = sorted(_began(attempt) for attempt in step.all_attempts())
+    steps = _steps(stage_dir)
+    starts = sorted(_began(attempt) for attempt in stage_dir.all_attempts())
     pairs = list(pairwise(entry["time"] for entry in steps))
     trained = sum(after - before for before, after in pairs if bisect(starts, before) == bisect(starts, after))
     wall = steps[-1]["time"] - steps[0]["time"]

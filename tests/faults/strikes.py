@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.cluster import queue
-from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.run.layout import Attempt, StageDir
 
 DEVCLUSTER = Path(__file__).parent.parent.parent / "slurm/devcluster"
 STATE = Path("/tmp/ftlaunch-devcluster")
@@ -34,9 +34,9 @@ class Target(Struct, frozen=True):
     node: str
 
 
-def find_target(step: StepDir, draw: random.Random) -> Target | None:
+def find_target(stage_dir: StageDir, draw: random.Random) -> Target | None:
     """A rank of the newest attempt; None where none is alive."""
-    attempts, job = step.all_attempts(), queue.read_job(step)
+    attempts, job = stage_dir.all_attempts(), queue.read_job(stage_dir)
     alive = processes.ranks_of(attempts[-1].path, range(8)) if attempts else {}
     if not alive or job is None:
         return None

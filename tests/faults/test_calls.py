@@ -11,8 +11,8 @@ from tests.trainer.in_process import ALONE, make_data, make_step, start_afresh, 
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Sft
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain import artifact
 from fttrain.checkpoint.manifest import newest_first, verify
 from fttrain.checkpoint.store import Checkpoints
@@ -25,32 +25,32 @@ BEFORE, STEP = 2, 4
 
 
 @pytest.fixture(scope="module")
-def spec(tiny_model: Path, rows_file: Path) -> Step:
+def spec(tiny_model: Path, rows_file: Path) -> StageSpec:
     return make_step(tiny_model, make_data(rows_file), steps=BEFORE)
 
 
 @pytest.fixture(scope="module")
-def before(spec: Step, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def before(spec: StageSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoints of a run of two steps."""
     return train(spec, tmp_path_factory.mktemp("before")).checkpoints
 
 
 @pytest.fixture(scope="module")
-def engine(spec: Step, before: Path) -> Engine:
+def engine(spec: StageSpec, before: Path) -> Engine:
     assert isinstance(spec.stage, Sft)
     start_afresh()
-    origin = artifact.origin(spec, StepDir(before.parent))
+    origin = artifact.origin(spec, StageDir(before.parent))
     return session.build(spec, spec.stage, ALONE, origin, lambda model, _: Scorer(model))
 
 
-def save(folder: Path, spec: Step, engine: Engine) -> None:
+def save(folder: Path, spec: StageSpec, engine: Engine) -> None:
     state = vars(Progress(step=STEP, updates=STEP))
     Checkpoints(folder, spec, engine).save(STEP, state, keep=1, best=None, is_last=True)
 
 
 @pytest.fixture
 def all_calls(
-    before: Path, spec: Step, engine: Engine, tmp_path: Path, count_calls: Callable[..., None]
+    before: Path, spec: StageSpec, engine: Engine, tmp_path: Path, count_calls: Callable[..., None]
 ) -> Callable[[str], Iterator[Path]]:
     """For each call of a save: the folder in which a save met its fault there."""
 
@@ -75,7 +75,7 @@ def all_calls(
 
 
 def test_a_save_that_is_killed_at_any_call_leaves_a_good_checkpoint(
-    all_calls: Callable[[str], Iterator[Path]], spec: Step, engine: Engine
+    all_calls: Callable[[str], Iterator[Path]], spec: StageSpec, engine: Engine
 ):
     found = set()
     for folder in all_calls("kill"):
@@ -91,7 +91,7 @@ def test_a_save_that_is_killed_at_any_call_leaves_a_good_checkpoint(
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
 def test_a_save_whose_call_fails_says_so_or_is_good(
-    number: int, all_calls: Callable[[str], Iterator[Path]], spec: Step, engine: Engine
+    number: int, all_calls: Callable[[str], Iterator[Path]], spec: StageSpec, engine: Engine
 ):
     failed = 0
     for folder in all_calls(str(number)):

@@ -17,9 +17,9 @@ Damage = Callable[[Path, random.Random], None]
 @pytest.fixture(scope="module")
 def checkpoints(ranks: Ranks, load: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of steps 4 and 6 of two ranks under ZeRO-3."""
-    step = write_run(with_parallel(load(), "zero3", 2), tmp_path_factory.mktemp("run")).step_dir("01-sft")
-    ranks.run(step)
-    return step.checkpoints
+    stage_dir = write_run(with_parallel(load(), "zero3", 2), tmp_path_factory.mktemp("run")).stage_dir("01-sft")
+    ranks.run(stage_dir)
+    return stage_dir.checkpoints
 
 
 def flip(path: Path, draw: random.Random) -> None:

@@ -17,7 +17,7 @@ from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.processes import lock
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from fttrain.checkpoint import store
 from fttrain.checkpoint.manifest import newest_first, verify
 
@@ -25,7 +25,7 @@ NO_SPACE = "No space left on device"
 
 
 @pytest.fixture
-def spec(tiny_model: Path, rows_file: Path) -> Callable[..., Step]:
+def spec(tiny_model: Path, rows_file: Path) -> Callable[..., StageSpec]:
     return lambda **stage: make_step(tiny_model, make_data(rows_file), steps=8, **stage)
 
 
@@ -58,7 +58,7 @@ def on_warning(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]]
 @pytest.mark.parametrize("policy", ["go-on", "wait"])
 def test_training_outlives_a_full_disk(
     policy: str,
-    spec: Callable[..., Step],
+    spec: Callable[..., StageSpec],
     tmp_path: Path,
     on_warning: Callable[[Callable[[], None]], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -78,7 +78,7 @@ def test_training_outlives_a_full_disk(
     assert [*missed, *names] == [f"step-0000000{number}" for number in (2, 4, 6, 8)]
 
 
-def test_training_stops_at_a_full_disk_where_it_is_told_to(spec: Callable[..., Step], tmp_path: Path):
+def test_training_stops_at_a_full_disk_where_it_is_told_to(spec: Callable[..., StageSpec], tmp_path: Path):
     with mounted(tmp_path / "disk", kilobytes=8000) as disk:
         (disk.path / "cache").symlink_to(tmp_path)
         fill(disk)
@@ -88,7 +88,7 @@ def test_training_stops_at_a_full_disk_where_it_is_told_to(spec: Callable[..., S
 
 
 def test_the_last_save_counts_whatever_the_policy(
-    spec: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: Callable[..., StageSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with mounted(tmp_path / "disk", kilobytes=8000) as disk:
         (disk.path / "cache").symlink_to(tmp_path)
@@ -116,7 +116,7 @@ def test_a_run_on_a_readonly_disk_is_not_resumed(tmp_path: Path):
 
 
 def test_a_slow_save_is_waited_for_once_and_the_next_passed_over(
-    spec: Callable[..., Step],
+    spec: Callable[..., StageSpec],
     tmp_path: Path,
     count_calls: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -137,7 +137,7 @@ def test_a_run_whose_folder_is_removed_ends_and_says_so(load_path: Callable[...,
     settings = ["--set", "stage.sft.steps=4000", "--run-dir", str(run.path)]
     command = [sys.executable, "-m", "ftlaunch", "run", str(load_path()), *settings]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    metrics = run.step_dir("01-sft").metrics
+    metrics = run.stage_dir("01-sft").metrics
     while not metrics.exists() or metrics.stat().st_size < 100:
         assert process.poll() is None
         time.sleep(0.05)

@@ -14,7 +14,7 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
 from ftlaunch.recipe import Recipe
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 SHAPES = (("ddp", 1), ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2))
 KINDS = ("sft", "reward", "dpo", "orpo", "ppo")
@@ -24,33 +24,33 @@ Trial = tuple[str, tuple[str, int]]
 VOLATILE = {"time", "tokens_per_second", "peak_memory_bytes"}
 
 
-def outcome(step: StepDir) -> dict[str, Any]:
+def outcome(stage_dir: StageDir) -> dict[str, Any]:
     """Digests of adapter, moments and random states, and every metric that no clock decides."""
-    last = json.loads((max(step.checkpoints.glob("step-*")) / "manifest.json").read_text())
-    metrics = [{key: line[key] for key in line if key not in VOLATILE} for line in read_jsonl(step.metrics)]
+    last = json.loads((max(stage_dir.checkpoints.glob("step-*")) / "manifest.json").read_text())
+    metrics = [{key: line[key] for key in line if key not in VOLATILE} for line in read_jsonl(stage_dir.metrics)]
     return {"files": last["files"], "state": last["state"], "metrics": metrics}
 
 
-def written(load: Callable[..., Recipe], trial: Trial, folder: Path) -> StepDir:
+def written(load: Callable[..., Recipe], trial: Trial, folder: Path) -> StageDir:
     kind, shape = trial
     counts = (("steps", STEPS), ("save_every", SAVE_EVERY), ("evaluate_every", 5), ("batch_size", 8))
     settings = [f"stage.0.{key}={value}" for key, value in counts]
     recipe = with_parallel(load(*settings, kind=kind, dropout=0.0 if kind == "ppo" else 0.1), *shape)
-    return write_run(recipe, folder).step_dir(f"01-{kind}")
+    return write_run(recipe, folder).stage_dir(f"01-{kind}")
 
 
-def kill_somewhere(step: StepDir, ranks: Ranks, draw: random.Random, seconds: float) -> None:
+def kill_somewhere(stage_dir: StageDir, ranks: Ranks, draw: random.Random, seconds: float) -> None:
     """Start the step and kill one of its ranks: at a moment of its life, in a step, or while a save is written."""
-    rank = draw.randrange(step.read_step().world_size)
+    rank = draw.randrange(stage_dir.read_spec().world_size)
     place = draw.choice(["moment", "begin", "save"])
     if place == "moment":
-        ranks.start(step)
+        ranks.start(stage_dir)
         time.sleep(draw.uniform(0.2, seconds))
         ranks.kill(rank)
     elif place == "begin":
-        ranks.start(step, Fault("kill", step=draw.randint(1, STEPS), rank=rank))
+        ranks.start(stage_dir, Fault("kill", step=draw.randint(1, STEPS), rank=rank))
     else:
-        ranks.start(step, Fault("kill", step=draw.randrange(SAVE_EVERY, STEPS, SAVE_EVERY), rank=rank, at="save"))
+        ranks.start(stage_dir, Fault("kill", step=draw.randrange(SAVE_EVERY, STEPS, SAVE_EVERY), rank=rank, at="save"))
     ranks.wait()
 
 

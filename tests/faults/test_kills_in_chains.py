@@ -62,9 +62,9 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(
     kind: str, strategy: str, chain: Callable[..., Recipe], ranks: Ranks, tmp_path: Path
 ):
     calm = write_run(with_parallel(chain(kind), strategy, 2), tmp_path / "calm")
-    ranks.run(calm.step_dir("01-sft"))
+    ranks.run(calm.stage_dir("01-sft"))
     killed = RunDir(Path(shutil.copytree(calm.path, tmp_path / "killed")))
-    expected, step = calm.step_dir(f"02-{kind}"), killed.step_dir(f"02-{kind}")
+    expected, step = calm.stage_dir(f"02-{kind}"), killed.stage_dir(f"02-{kind}")
     ranks.run(expected)
     ranks.start(step, Fault("kill", step=4, rank=1, at="save"))
     assert any(ranks.wait())

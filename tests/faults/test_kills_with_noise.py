@@ -11,7 +11,7 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
 
 from ftlaunch.recipe import Recipe
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 NOISES = {
     "ddp": ["noise.kind=adversarial", "noise.activation=golu", "stage.0.neftune_alpha=5"],
@@ -20,8 +20,8 @@ NOISES = {
 }
 
 
-def random_state(step: StepDir, rank: int) -> torch.Tensor:
-    with safe_open(max(step.checkpoints.glob("step-*")) / f"rank{rank}.safetensors", "pt") as file:
+def random_state(stage_dir: StageDir, rank: int) -> torch.Tensor:
+    with safe_open(max(stage_dir.checkpoints.glob("step-*")) / f"rank{rank}.safetensors", "pt") as file:
         return file.get_tensor("rng|torch")
 
 
@@ -31,7 +31,7 @@ def test_a_killed_noisy_run_ends_as_if_it_had_not_been(
 ):
     settings = [*NOISES[strategy], "stage.0.steps=6", "stage.0.save_every=2", "stage.0.batch_size=8"]
     recipe = with_parallel(load(*settings), strategy, 2)
-    calm, killed = (write_run(recipe, tmp_path / name).step_dir("01-sft") for name in ("calm", "killed"))
+    calm, killed = (write_run(recipe, tmp_path / name).stage_dir("01-sft") for name in ("calm", "killed"))
     ranks.run(calm)
     assert not torch.equal(random_state(calm, 0), random_state(calm, 1))
     ranks.start(killed, Fault("kill", step=5, rank=1))

@@ -11,7 +11,7 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from ftlaunch.errors import STOPPED
 from ftlaunch.recipe import Recipe
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 SETTINGS = ("stage.sft.steps=20", "stage.sft.batch_size=12")
 SHAPES = [(strategy, size) for strategy in ("ddp", "zero1", "zero2", "zero3") for size in (1, 2, 3, 4)]
@@ -19,44 +19,44 @@ HALF = 10
 TOLERANCE = 1e-6
 
 
-def course(step: StepDir) -> list[tuple[int, float, int]]:
+def course(stage_dir: StageDir) -> list[tuple[int, float, int]]:
     """Step, loss, and tokens so far, which would differ with other rows."""
-    return [(line["step"], line["loss"], line["tokens"]) for line in read_jsonl(step.metrics) if "loss" in line]
+    return [(line["step"], line["loss"], line["tokens"]) for line in read_jsonl(stage_dir.metrics) if "loss" in line]
 
 
 @pytest.fixture(scope="module")
-def unbroken(load: Callable[..., Recipe], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> StepDir:
-    step = write_run(with_parallel(load(*SETTINGS), "ddp", 1), tmp_path_factory.mktemp("calm") / "run").step_dir(
+def unbroken(load: Callable[..., Recipe], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> StageDir:
+    stage_dir = write_run(with_parallel(load(*SETTINGS), "ddp", 1), tmp_path_factory.mktemp("calm") / "run").stage_dir(
         "01-sft"
     )
-    ranks.run(step)
-    return step
+    ranks.run(stage_dir)
+    return stage_dir
 
 
 def test_any_number_of_ranks_goes_on_where_any_other_left(
-    load: Callable[..., Recipe], ranks: Ranks, unbroken: StepDir, trials: Callable[[int, int], int], tmp_path: Path
+    load: Callable[..., Recipe], ranks: Ranks, unbroken: StageDir, trials: Callable[[int, int], int], tmp_path: Path
 ):
     recipe = load(*SETTINGS)
     firsts, seconds = (SHAPES, SHAPES) if trials(0, 1) else ([("zero3", 2)], [("zero2", 3), ("ddp", 1)])
     gaps = []
     for first in firsts:
-        half = write_run(with_parallel(recipe, *first), tmp_path / "half").step_dir("01-sft")
+        half = write_run(with_parallel(recipe, *first), tmp_path / "half").stage_dir("01-sft")
         ranks.start(half, Fault("ask", step=HALF))
         assert ranks.wait() == [STOPPED] * first[1], said(half)
         for second in seconds:
             folder = Path(shutil.copytree(half.path.parent, tmp_path / "whole", symlinks=True))
-            step = write_run(with_parallel(recipe, *second), folder).step_dir("01-sft")
-            ranks.run(step)
-            gaps.append(_gap(step, unbroken))
+            stage_dir = write_run(with_parallel(recipe, *second), folder).stage_dir("01-sft")
+            ranks.run(stage_dir)
+            gaps.append(_gap(stage_dir, unbroken))
             print(f"{first[0]} × {first[1]} → {second[0]} × {second[1]}: {gaps[-1]:.1e}", flush=True)
             shutil.rmtree(folder)
         shutil.rmtree(half.path.parent)
     print(f"{len(gaps)} changes, worst difference of a loss {max(gaps):.1e}")
 
 
-def _gap(step: StepDir, unbroken: StepDir) -> float:
+def _gap(stage_dir: StageDir, unbroken: StageDir) -> float:
     """Largest difference of a loss; steps and tokens must be the same."""
-    ours, theirs = course(step), course(unbroken)
+    ours, theirs = course(stage_dir), course(unbroken)
     assert [(number, tokens) for number, _, tokens in ours] == [(number, tokens) for number, _, tokens in theirs]
     gap = max(abs(mine[1] - other[1]) for mine, other in zip(ours, theirs, strict=True))
     assert gap < TOLERANCE

@@ -7,10 +7,10 @@ from unittest.mock import patch
 import msgspec
 
 from ftlaunch.backend.prepare import prepare
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Merge, Model, Optimizer, Parallel, Recipe
 from ftlaunch.run.layout import RunDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 ACTOR = Path(__file__).with_name("actor.py")
 
@@ -25,12 +25,12 @@ class Text(msgspec.Struct):
 def make_plan(run_dir: Path, *acts: str, seed: int = 1) -> Plan:
     """A plan with one stage an act: 01-sft, 02-sft, … The recipe only serves to tell one plan from another."""
     recipe = Recipe(name=run_dir.name, model=Model(path="m"), stage=[Merge()] * len(acts), seed=seed)
-    steps = [_planned(recipe, f"{index:02d}-sft", act) for index, act in enumerate(acts, start=1)]
-    return Plan(name=recipe.name, run_dir=str(run_dir), recipe=recipe, steps=steps)
+    stages = [_planned(recipe, f"{index:02d}-sft", act) for index, act in enumerate(acts, start=1)]
+    return Plan(name=recipe.name, run_dir=str(run_dir), recipe=recipe, stages=stages)
 
 
-def _planned(recipe: Recipe, name: str, act: str) -> PlannedStep:
-    step = Step(
+def _planned(recipe: Recipe, name: str, act: str) -> PlannedStage:
+    spec = StageSpec(
         name=recipe.name,
         stage=Merge(),
         model=recipe.model,
@@ -44,8 +44,8 @@ def _planned(recipe: Recipe, name: str, act: str) -> PlannedStep:
         training_hash=f"of seed {recipe.seed}",
     )
     command = [sys.executable, "-S", str(ACTOR), name, act]
-    files = {"step.json": msgspec.json.encode(step).decode()}
-    return PlannedStep(name=name, step=step, files=files, command=command, env={"ACT": act}, notes={})
+    files = {"step.json": msgspec.json.encode(spec).decode()}
+    return PlannedStage(name=name, spec=spec, files=files, command=command, env={"ACT": act}, notes={})
 
 
 def write_run(run_dir: Path, *acts: str) -> RunDir:

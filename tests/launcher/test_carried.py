@@ -10,7 +10,7 @@ def test_variables_that_matter_travel_and_secrets_do_not(monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_person")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("SHELL_GAMES", "1")
-    carried = submit._carried()
+    carried = submit.carried()
     assert carried["HF_HOME"] == "/scratch/hf"
     assert carried["NCCL_DEBUG"] == "INFO"
     assert {"HF_TOKEN", "SHELL_GAMES"}.isdisjoint(carried)

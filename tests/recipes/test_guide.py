@@ -7,7 +7,7 @@ import pytest
 
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
-from ftlaunch.rules import judge
+from ftlaunch.rules import find_problems
 
 PAGES = sorted((Path(__file__).parents[2] / "recipes" / "guide").glob("*.md"))
 SHOWN = [
@@ -30,7 +30,7 @@ def test_a_table_that_a_guide_shows(block: str, tmp_path: Path):
     recipe = tmp_path / "shown.toml"
     recipe.write_text(f"{AROUND}{block}\n{STAGE}data = {names!r}\n".replace("'", '"'))
     try:
-        problems = judge(load_recipe(recipe))
+        problems = find_problems(load_recipe(recipe))
     except RecipeError as error:
         problems = error.problems
     assert [str(problem) for problem in problems] == []

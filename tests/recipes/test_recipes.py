@@ -6,19 +6,19 @@ import pytest
 
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Full, Virtual
-from ftlaunch.rules import check
+from ftlaunch.rules import load_and_check
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_loads_and_plans(path: Path, tmp_path: Path):
-    loaded = check(path)
+    loaded = load_and_check(path)
     assert loaded.recipe.name == path.stem.replace("_", "-")
     plan = make_plan(loaded.recipe, tmp_path)
-    assert plan.steps[0].name == f"01-{plan.steps[0].step.stage.__struct_config__.tag}"
+    assert plan.stages[0].name == f"01-{plan.stages[0].spec.stage.__struct_config__.tag}"
     left_as_it_is = isinstance(loaded.recipe.adapter, Full | Virtual) or loaded.recipe.sweep
-    assert plan.steps[-1].name.endswith("-merge") or left_as_it_is
-    for step in plan.steps:
-        assert step.command[:2] == ["accelerate", "launch"]
-        assert ("deepspeed.json" in step.files) == bool(step.step.parallel.zero_stage)
+    assert plan.stages[-1].name.endswith("-merge") or left_as_it_is
+    for planned in plan.stages:
+        assert planned.command[:2] == ["accelerate", "launch"]
+        assert ("deepspeed.json" in planned.files) == bool(planned.spec.parallel.zero_stage)

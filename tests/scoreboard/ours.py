@@ -15,7 +15,7 @@ from tests.scoreboard import tiny
 from tests.scoreboard.trial import Verdict
 from tests.scoreboard.two_ranks import SEEN_WITHIN, SETTLE, wait
 
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 from fttrain.checkpoint import manifest
 
 RECIPE = """
@@ -65,7 +65,7 @@ class OurSaver:
         return tiny.digest(load_file(done.artifact / "adapter_model.safetensors"))
 
     def checkpoints(self, folder: Path) -> list[Path]:
-        return manifest.newest_first(StepDir(folder / "01-sft").checkpoints)[::-1]
+        return manifest.newest_first(StageDir(folder / "01-sft").checkpoints)[::-1]
 
     def weights(self, checkpoint: Path) -> Path:
         return checkpoint / "rank0.safetensors"
@@ -129,12 +129,14 @@ def latest(saver: OurSaver, work: Path) -> Verdict:
 def hang(saver: OurSaver, work: Path) -> Verdict:
     run = RunDir(work / "run")
     driver = start("run", saver.recipe(work, processes=2, steps=4000), "--run-dir", run.path)
-    step = run.step_dir("01-sft")
-    assert wait(lambda: step.metrics.exists() and step.metrics.stat().st_size > 0, 120), driver.communicate()[0]
+    stage_dir = run.stage_dir("01-sft")
+    assert wait(lambda: stage_dir.metrics.exists() and stage_dir.metrics.stat().st_size > 0, 120), driver.communicate()[
+        0
+    ]
     stopped = pid_of_rank_1(run, b"fttrain")
     os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
-    seen = wait(lambda: driver.poll() is not None or step.all_attempts()[-1].error.exists(), SEEN_WITHIN)
+    seen = wait(lambda: driver.poll() is not None or stage_dir.all_attempts()[-1].error.exists(), SEEN_WITHIN)
     took = time.monotonic() - began
     subprocess.run([sys.executable, "-m", "ftlaunch", "cancel", str(run.path)], check=False, capture_output=True)
     driver.communicate()

@@ -22,11 +22,11 @@ from ftlaunch.backend.slurm import submit
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Entry, read_job
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch import runs
 from ftlaunch.watch.status import RunStatus, is_over, read_status
 
@@ -56,15 +56,15 @@ class Acted:
     @property
     def job(self) -> str:
         """Of the first stage."""
-        return json.loads(self.run.step_dir("01-sft").job.read_text())["id"]
+        return json.loads(self.run.stage_dir("01-sft").job.read_text())["id"]
 
     @property
     def jobs(self) -> set[str]:
         """Of all stages, those that may take over included."""
-        return {id for step in self.run.step_dirs() if (job := read_job(step)) for id in job.ids}
+        return {id for stage_dir in self.run.stage_dirs() if (job := read_job(stage_dir)) for id in job.ids}
 
     def kill_rank(self, rank: int) -> None:
-        attempt = self.run.step_dir("01-sft").all_attempts()[-1]
+        attempt = self.run.stage_dir("01-sft").all_attempts()[-1]
         for pid in processes.of_attempts(attempt.path):
             if f"--machine_rank\0{rank}\0" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
@@ -107,7 +107,7 @@ class Acted:
 
     def ended(self, stage: str = "01-sft") -> list[dict[str, Any]]:
         """What each attempt of a stage left behind; an empty one for attempts that were cut off."""
-        attempts = self.run.step_dir(stage).all_attempts()
+        attempts = self.run.stage_dir(stage).all_attempts()
         return [json.loads(one.ended.read_text()) if one.ended.exists() else {} for one in attempts]
 
     def told(self) -> str:
@@ -116,12 +116,12 @@ class Acted:
 
     def is_calm(self, stage: str = "01-sft") -> bool:
         """Whether a stage came to the very result that it has when nothing disturbs it."""
-        step = self.run.step_dir(stage)
+        stage_dir = self.run.stage_dir(stage)
         steps = int(next(p for p in json.loads(self.run.plan.read_text())["steps"] if p["name"] == stage)["command"][4])
         digest = ""
         for number in range(1, steps + 1):
             digest = sha256(f"{digest}{number}".encode()).hexdigest()
-        return json.loads(step.result.read_text()) == {"digest": digest}
+        return json.loads(stage_dir.result.read_text()) == {"digest": digest}
 
 
 def submit_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> Acted:
@@ -146,12 +146,12 @@ class _Text(msgspec.Struct):
 
 def _plan(run_dir: Path, nodes: int, stages: tuple[str, ...]) -> Plan:
     recipe = Recipe(name=run_dir.name, model=Model(path="m"), stage=[Sft(data="d")] * len(stages))
-    steps = [_planned(recipe, f"{index:02d}-sft", nodes, text) for index, text in enumerate(stages, start=1)]
-    return Plan(name=recipe.name, run_dir=str(run_dir), recipe=recipe, steps=steps)
+    planned = [_planned(recipe, f"{index:02d}-sft", nodes, text) for index, text in enumerate(stages, start=1)]
+    return Plan(name=recipe.name, run_dir=str(run_dir), recipe=recipe, stages=planned)
 
 
-def _planned(recipe: Recipe, name: str, nodes: int, text: str) -> PlannedStep:
-    step = Step(
+def _planned(recipe: Recipe, name: str, nodes: int, text: str) -> PlannedStage:
+    spec = StageSpec(
         name=recipe.name,
         stage=recipe.stage[0],
         model=recipe.model,
@@ -165,8 +165,8 @@ def _planned(recipe: Recipe, name: str, nodes: int, text: str) -> PlannedStep:
         training_hash="h",
     )
     command = [sys.executable, "-S", str(WORKER), name, *text.split(), "--machine_rank", "0"]
-    files = {"step.json": msgspec.json.encode(step).decode()}
-    return PlannedStep(name=name, step=step, files=files, command=command, env={}, notes={})
+    files = {"step.json": msgspec.json.encode(spec).decode()}
+    return PlannedStage(name=name, spec=spec, files=files, command=command, env={}, notes={})
 
 
 def slurm(*command: str) -> str:

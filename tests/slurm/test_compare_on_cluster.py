@@ -32,7 +32,7 @@ def test_trials_go_on_without_their_caller_and_are_finished_by_asking_again(dev:
     folders = [RunDir(Path(one.plan.run_dir)) for one in trials]
     caller = multiprocessing.get_context("fork").Process(target=conduct, args=(trials, dev))
     caller.start()
-    wait_until(lambda: folders[0].step_dir("01-sft").result.exists())
+    wait_until(lambda: folders[0].stage_dir("01-sft").result.exists())
     assert caller.pid is not None
     os.kill(caller.pid, signal.SIGKILL)
     caller.join()

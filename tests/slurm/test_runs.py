@@ -25,8 +25,8 @@ def test_stages_are_jobs_one_after_the_other(act: Submit) -> None:
     assert first.stages[0].nodes is not None
     assert first.stages[1].state == "waiting"
     plan = runs.read_plan(acted.run)
-    for planned in plan.steps:
-        (submitted,) = acted.run.step_dir(planned.name).jobs.glob("*_submission.sh")
+    for planned in plan.stages:
+        (submitted,) = acted.run.stage_dir(planned.name).jobs.glob("*_submission.sh")
         assert submitted.read_text() == request(plan, planned, acted.cluster).script
     assert acted.wait_for_end().state == "done"
     assert acted.is_calm("01-sft")
@@ -111,8 +111,8 @@ def test_no_secret_is_seen_in_a_job(act: Submit, monkeypatch: pytest.MonkeyPatch
 def test_without_accounts_a_forgotten_job_is_known_by_its_files(act: Submit) -> None:
     acted = act("3 0.1 none", "3 0.1 memory@2", nodes=2)
     assert acted.wait_for_end().state == "failed"
-    for step in acted.run.step_dirs():
-        write_json(step.job, Job(id="9999999", submitted=0.0))
+    for stage_dir in acted.run.stage_dirs():
+        write_json(stage_dir.job, Job(id="9999999", submitted=0.0))
     assert [stage.state for stage in acted.status.stages] == ["done", "failed"]
     assert acted.status.stages[1].note == "rank 1: CUDA out of memory"
 

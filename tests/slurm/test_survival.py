@@ -51,9 +51,9 @@ def test_a_stopped_rank_is_named_and_costs_a_restart(crowd: dict[str, Acted]) ->
     assert acted.wait_for_end().state == "done"
     first, second = acted.ended()
     assert (first["cause"], first["restarted"], second["cause"]) == ("failed", True, "done")
-    told = json.loads((acted.run.step_dir("01-sft").attempts / "1/error.json").read_text())
+    told = json.loads((acted.run.stage_dir("01-sft").attempts / "1/error.json").read_text())
     assert told["message"].endswith("rank 1 on n2 is stopped by a signal")
-    assert "Current thread" in (acted.run.step_dir("01-sft").attempts / "1/rank0.log").read_text()
+    assert "Current thread" in (acted.run.stage_dir("01-sft").attempts / "1/rank0.log").read_text()
     assert acted.is_calm()
 
 

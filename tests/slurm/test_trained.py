@@ -60,7 +60,7 @@ def test_runs_that_are_disturbed_end_with_the_weights_of_a_calm_one(
     launch("resume", tmp_path / "moved", "--nodes", "1")
     for run in runs.values():
         assert run.wait_for_end(300).state == "done", run.told()
-        assert (run.run.step_dir("02-merge").model / "model.safetensors").exists()
+        assert (run.run.stage_dir("02-merge").model / "model.safetensors").exists()
     assert [len(ended["nodes"]) for ended in runs["moved"].ended()] == [2, 1]
     assert len(runs["requeued"].ended()) == 2
     calm, requeued, moved = (load_file(tmp_path / name / "01-sft/artifact/adapter_model.safetensors") for name in runs)

@@ -189,13 +189,13 @@ def test_a_job_that_is_not_on_record_leaves_the_others_alone(act: Submit) -> Non
     """As one whose sbatch was believed to have failed: it starts while the run's own job trains."""
     acted = act("80 0.1 none", nodes=2)
     acted.wait_for_step(3)
-    (script,) = acted.run.step_dir("01-sft").jobs.glob("*_submission.sh")
+    (script,) = acted.run.stage_dir("01-sft").jobs.glob("*_submission.sh")
     stray = slurm("sbatch", "--parsable", str(script)).strip()
-    pickle = next(acted.run.step_dir("01-sft").jobs.glob(f"{acted.job}_submitted.pkl"))
+    pickle = next(acted.run.stage_dir("01-sft").jobs.glob(f"{acted.job}_submitted.pkl"))
     shutil.copy(pickle, pickle.with_name(f"{stray}_submitted.pkl"))
     assert stray in queue.read_queue(acted.run)
     wait_until(lambda: stray not in in_queue(acted.run.path))
-    assert f"job {stray} is not on record" in acted.run.step_dir("01-sft").job_output(stray).read_text()
+    assert f"job {stray} is not on record" in acted.run.stage_dir("01-sft").job_output(stray).read_text()
     assert acted.wait_for_end().state == "done"
     assert len(acted.ended()) == 1
     assert acted.is_calm()
@@ -207,7 +207,7 @@ def test_a_strangers_job_of_the_same_id_is_left_alone(act: Submit, tmp_path: Pat
     mine = slurm(
         "sbatch", "--parsable", "--hold", "--job-name=mywork", f"--chdir={tmp_path}", "--wrap=sleep 60"
     ).strip()
-    write_json(acted.run.step_dir("01-sft").job, Job(id=mine, submitted=0.0))
+    write_json(acted.run.stage_dir("01-sft").job, Job(id=mine, submitted=0.0))
     assert acted.status.stages[0].state == "cancelled"
     assert not control.cancel(acted.run)
     assert mine in {*slurm("squeue", "--noheader", "--format=%i").split()}
@@ -217,7 +217,7 @@ def test_a_strangers_job_of_the_same_id_is_left_alone(act: Submit, tmp_path: Pat
 def test_a_run_of_another_cluster_is_not_judged_by_this_one(act: Submit) -> None:
     acted = act("3 0.1 none", sbatch={"hold": True})
     slurm("scancel", acted.job)
-    write_json(acted.run.step_dir("01-sft").job, Job(id="9999999", submitted=0.0))
+    write_json(acted.run.stage_dir("01-sft").job, Job(id="9999999", submitted=0.0))
     record = queue.read_submission(acted.run)
     assert record is not None
     write_json(acted.run.submission, msgspec.structs.replace(record, cluster="alpha"))
@@ -266,8 +266,8 @@ def test_a_chain_that_is_longer_than_the_queue_takes_goes_on_by_itself(
     assert done.returncode == 0, done.stderr
     assert "03-sft is submitted once" in done.stderr
     acted = Acted(run, dev)
-    wait_until(lambda: all(step.result.exists() for step in run.step_dirs()), 120)
-    assert [len(acted.ended(step.name)) for step in run.step_dirs()] == [1, 1, 1, 1]
+    wait_until(lambda: all(stage_dir.result.exists() for stage_dir in run.stage_dirs()), 120)
+    assert [len(acted.ended(stage_dir.name)) for stage_dir in run.stage_dirs()] == [1, 1, 1, 1]
 
 
 def test_a_full_disk_in_the_middle_leaves_no_job(
@@ -277,7 +277,7 @@ def test_a_full_disk_in_the_middle_leaves_no_job(
     cleared.append(run.path)
 
     def write(path: Path, value: object) -> None:
-        if path == run.step_dir("02-sft").job:
+        if path == run.stage_dir("02-sft").job:
             raise OSError(28, "No space left on device")
         write_json(path, value)
 

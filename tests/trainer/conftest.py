@@ -9,7 +9,7 @@ import pytest
 
 from ftlaunch.recipe import Data
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 RECIPE = """
 name = "tiny"
@@ -76,10 +76,10 @@ def pairs(pair_rows: list[dict[str, str]], tmp_path: Path) -> Data:
 
 
 @pytest.fixture
-def losses() -> Callable[[StepDir], list[tuple[float, float]]]:
+def losses() -> Callable[[StageDir], list[tuple[float, float]]]:
     """(loss, grad_norm) of every optimizer step, checked to be each step once."""
 
-    def read(step: StepDir) -> list[tuple[float, float]]:
+    def read(step: StageDir) -> list[tuple[float, float]]:
         lines = [line for line in read_jsonl(step.metrics) if "loss" in line]
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         return [(line["loss"], line["grad_norm"]) for line in lines]
@@ -88,11 +88,11 @@ def losses() -> Callable[[StepDir], list[tuple[float, float]]]:
 
 
 @pytest.fixture
-def adapter() -> Callable[[StepDir], dict]:
+def adapter() -> Callable[[StageDir], dict]:
     """The tensors of a step's artifact."""
     from safetensors.torch import load_file
 
-    def read(step: StepDir) -> dict:
+    def read(step: StageDir) -> dict:
         tensors = load_file(step.artifact / "adapter_model.safetensors")
         assert tensors
         assert all(tensor.numel() for tensor in tensors.values())

@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState
 
 from ftlaunch.recipe import Adapter, Data, Lora, Model, Noise, NoNoise, Optimizer, Pairwise, Parallel, Ppo, Sft
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 
@@ -37,7 +37,7 @@ def make_step(
     kind: type[Sft | Pairwise | Ppo] = Sft,
     start: str | None = None,
     **stage: Any,
-) -> Step:
+) -> StageSpec:
     """What the launcher would write for one process; the keywords left over are the stage's."""
     tables = {f"rows{index}": data for index, data in enumerate(datas)}
     settings = {"steps": 6, "batch_size": 8, "learning_rate": 1e-2, "save_every": 2, **stage}
@@ -45,7 +45,7 @@ def make_step(
         del settings["steps"]
     spec = kind(data=list(tables), **settings)
     assert spec.learning_rate is not None
-    return Step(
+    return StageSpec(
         name="tiny",
         stage=spec,
         model=Model(path=str(model), **{"dtype": "fp32", **(model_fields or {})}),
@@ -84,22 +84,22 @@ def start_afresh() -> None:
     PartialState(cpu=True)
 
 
-def train(step: Step, folder: Path, *, stop_after: int | None = None) -> StepDir:
+def train(spec: StageSpec, folder: Path, *, stop_after: int | None = None) -> StageDir:
     """Run a stage in `folder/01-KIND`, or go on with it; raises what it raises, `Stopped` after a stop.
 
     What starts from an artifact in the folder is the second stage, `02-KIND`.
     """
-    kind = step.stage.__struct_config__.tag
-    step_dir = StepDir(folder / f"{'02' if step.start else '01'}-{kind}")
-    step_dir.path.mkdir(parents=True, exist_ok=True)
+    kind = spec.stage.__struct_config__.tag
+    stage_dir = StageDir(folder / f"{'02' if spec.start else '01'}-{kind}")
+    stage_dir.path.mkdir(parents=True, exist_ok=True)
     start_afresh()
     stop = cast("StopRequest", StopAfter(stop_after))
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
-        result = importlib.import_module(f"fttrain.stages.{kind}").run(step, step_dir, ALONE, stop)
-    write_json(step_dir.result, result)
-    return step_dir
+        result = importlib.import_module(f"fttrain.stages.{kind}").run(spec, stage_dir, ALONE, stop)
+    write_json(stage_dir.result, result)
+    return stage_dir
 
 
-def copy(step_dir: StepDir, folder: Path) -> StepDir:
+def copy(stage_dir: StageDir, folder: Path) -> StageDir:
     """The same step folder elsewhere, to go on with in another way."""
-    return StepDir(Path(shutil.copytree(step_dir.path, folder / step_dir.name)))
+    return StageDir(Path(shutil.copytree(stage_dir.path, folder / stage_dir.name)))

@@ -20,7 +20,7 @@ from tests.trainer.in_process import make_data, make_step, train
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 from fttrain.data.sources import _open
 from fttrain.merging.merge import find_source, merge
 from fttrain.model.scorer import load_base, load_tokenizer
@@ -225,8 +225,8 @@ PLANTED = ["optimizer.pt", "rng_state.pth", "training_args.bin", "scheduler.pt",
 """What the stock trainers unpickle on resume: CVE-2026-1839 is rng_state.pth."""
 
 
-def plant(step: StepDir, canary: Path) -> list[str]:
-    places = [step.path, step.checkpoints, *step.checkpoints.glob("step-*"), step.artifact]
+def plant(stage_dir: StageDir, canary: Path) -> list[str]:
+    places = [stage_dir.path, stage_dir.checkpoints, *stage_dir.checkpoints.glob("step-*"), stage_dir.artifact]
     paths = [folder / name for folder in places for name in PLANTED]
     for path in paths:
         path.write_bytes(pickle.dumps(Payload(canary)))

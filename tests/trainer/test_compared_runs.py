@@ -31,22 +31,22 @@ def test_a_sweep_is_told_row_by_row(recipe: Callable[..., Path], launch: Launch,
     planned = trials(variants([path], settings), 1, tmp_path / "out")
     for trial in planned:
         run = prepare(trial.plan, trial.loaded)
-        train(trial.plan.steps[0].step, run.path)
+        train(trial.plan.stages[0].spec, run.path)
     call = ("compare", path, "--set", *settings, "--dir", tmp_path / "out")
     again = launch(*call, "--json")
     assert again.stderr.splitlines()[-1] == "trial 2 of 2: noisy, seed 7: finished"
     rows = json.loads(again.stdout)
     assert [row["variant"] for row in rows] == ["lora", "noisy"]
     for row in rows:
-        step = RunDir(Path(row["runs"][0])).step_dir("01-sft")
+        stage_dir = RunDir(Path(row["runs"][0])).stage_dir("01-sft")
         [measures] = row["measures"]
-        evaluated = [line for line in read_jsonl(step.metrics) if "eval/loss" in line][-1]
+        evaluated = [line for line in read_jsonl(stage_dir.metrics) if "eval/loss" in line][-1]
         assert row["quality"]["eval/loss"]["mean"] == evaluated["eval/loss"]
-        told = json.loads(step.evaluation.read_text())["rows"]
+        told = json.loads(stage_dir.evaluation.read_text())["rows"]
         assert len(told) == len(measures["row_losses"]) == 8
         nll, tokens = (sum(column) for column in zip(*told, strict=True))
         assert nll / tokens == pytest.approx(evaluated["eval/loss"], rel=1e-9)
-        with safe_open(step.artifact / "adapter_model.safetensors", "pt") as file:
+        with safe_open(stage_dir.artifact / "adapter_model.safetensors", "pt") as file:
             count = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 not a dict
         assert measures["trained_parameters"] == count
     mine, theirs = (row["measures"][0]["row_losses"] for row in reversed(rows))

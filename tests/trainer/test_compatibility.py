@@ -18,9 +18,9 @@ from tests.specimens import Specimens, covering
 from ftlaunch.compatibility import complete
 from ftlaunch.compatibility.axes import Combination
 from ftlaunch.recipe import Recipe
-from ftlaunch.rules import judge
+from ftlaunch.rules import find_problems
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 IN_CI = 10
 """Three in four of all pairs meet in these."""
@@ -51,7 +51,7 @@ def processes(strategy: str, number: int) -> int:
 def made(specimens: Specimens, combination: Combination, number: int) -> Recipe:
     loaded = specimens.load(combination, number)
     recipe = with_parallel(loaded.recipe, combination["strategy"], processes(combination["strategy"], number))
-    assert judge(loaded) == []
+    assert find_problems(loaded) == []
     return recipe
 
 
@@ -59,23 +59,23 @@ def try_out(recipe: Recipe, combination: Combination, ranks: Ranks, folder: Path
     """Train and be killed, go on, and end as one that was left alone; then do what comes after."""
     name = f"01-{combination['stage']}"
     calm, killed = (write_run(recipe, folder / run) for run in ("calm", "killed"))
-    ranks.run(calm.step_dir(name))
-    step = killed.step_dir(name)
-    ranks.start(step, Fault("kill", step=KILLED_AT, at="save"))
+    ranks.run(calm.stage_dir(name))
+    stage_dir = killed.stage_dir(name)
+    ranks.start(stage_dir, Fault("kill", step=KILLED_AT, at="save"))
     assert any(ranks.wait())
-    assert not step.result.exists()
-    assert (step.checkpoints / "step-00000002").is_dir(), said(step)
+    assert not stage_dir.result.exists()
+    assert (stage_dir.checkpoints / "step-00000002").is_dir(), said(stage_dir)
     if combination["resumed_by"] == "other_ranks":
         others = 3 - recipe.parallel.world_size
         strategy = {"single": "ddp", "ddp": "single"}.get(recipe.parallel.strategy, recipe.parallel.strategy)
         write_run(with_parallel(recipe, strategy, others), killed.path)
-    ranks.run(step)
+    ranks.run(stage_dir)
     if combination["resumed_by"] == "same_ranks":
-        assert outcome(step) == outcome(calm.step_dir(name)), said(step)
+        assert outcome(stage_dir) == outcome(calm.stage_dir(name)), said(stage_dir)
     else:
-        assert_close(course(step), course(calm.step_dir(name)), CLOSE if is_quiet(combination) else None)
-    assert any(key.startswith("eval/") for line in read_jsonl(step.metrics) for key in line)
-    for behind in calm.step_dirs()[1:]:
+        assert_close(course(stage_dir), course(calm.stage_dir(name)), CLOSE if is_quiet(combination) else None)
+    assert any(key.startswith("eval/") for line in read_jsonl(stage_dir.metrics) for key in line)
+    for behind in calm.stage_dirs()[1:]:
         ranks.run(behind)
 
 
@@ -93,9 +93,9 @@ def is_quiet(combination: Combination) -> bool:
     return held and combination["stage"] != "ppo" and quiet.items() <= combination.items()
 
 
-def course(step: StepDir) -> list[tuple[int, int, float]]:
+def course(stage_dir: StageDir) -> list[tuple[int, int, float]]:
     """Step, tokens so far, which would differ with other rows, and loss."""
-    return [(line["step"], line["tokens"], line["loss"]) for line in read_jsonl(step.metrics) if "loss" in line]
+    return [(line["step"], line["tokens"], line["loss"]) for line in read_jsonl(stage_dir.metrics) if "loss" in line]
 
 
 def assert_close(ours: list[tuple[int, int, float]], theirs: list[tuple[int, int, float]], close: float | None) -> None:

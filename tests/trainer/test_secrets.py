@@ -79,10 +79,10 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def assert_clean(run: RunDir) -> None:
     files = [path for path in run.path.rglob("*") if path.is_file()]
     assert {path: found(path.read_bytes()) for path in files if found(path.read_bytes())} == {}
-    log = run.step_dir("01-sft").all_attempts()[-1].rank_log(0).read_text()
+    log = run.stage_dir("01-sft").all_attempts()[-1].rank_log(0).read_text()
     assert f"HF_TOKEN is {HIDDEN}" in log, "nothing was leaked, so nothing is proven"
     assert f"from C++: {HIDDEN} {HIDDEN}" in log
-    assert f"HF_TOKEN is {HIDDEN}" in run.step_dir("01-sft").all_attempts()[-1].launch_log.read_text()
+    assert f"HF_TOKEN is {HIDDEN}" in run.stage_dir("01-sft").all_attempts()[-1].launch_log.read_text()
 
 
 def test_a_run_that_ends_well_leaves_no_secret_and_unpickles_nothing(
@@ -110,7 +110,7 @@ def test_a_run_that_fails_leaves_no_secret_in_its_error(
     run = RunDir(tmp_path / "run")
     failed = launch("run", recipe(), "--run-dir", run.path, check=False)
     assert_clean(run)
-    error = run.step_dir("01-sft").all_attempts()[-1].error
+    error = run.stage_dir("01-sft").all_attempts()[-1].error
     assert f"'HF_TOKEN': {HIDDEN}" in json.loads(error.read_text())["message"].replace(f"'{HIDDEN}'", HIDDEN)
     told = launch("logs", run.path, "--first-error", check=False)
     for output in (failed, told):

@@ -20,7 +20,7 @@ from tests.zoo.families import FAMILIES, build
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Dpo, Merge, Ppo, Reward
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 from fttrain.data.token_set import Group
 from fttrain.merging.merge import find_source, merge
 
@@ -90,7 +90,7 @@ class Tried:
     def _paired(self) -> Data:
         return Data(path=str(self._pairs), format="preference")
 
-    def _train(self, name: str, data: Data, **stage: Any) -> StepDir:
+    def _train(self, name: str, data: Data, **stage: Any) -> StageDir:
         (folder := self._scratch / name).mkdir()
         return train(make_step(self._model, data, **{"steps": 2, "batch_size": 4, "save_every": 100, **stage}), folder)
 

@@ -13,8 +13,8 @@ from ftlaunch.backend.local import driver as local_driver
 from ftlaunch.backend.slurm import control
 from ftlaunch.errors import DONE, UserError
 from ftlaunch.processes import Identity, lock
-from ftlaunch.processes.signals import Interrupts
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.processes.signals import StopSignals
+from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.safety import trust
 from ftlaunch.watch import outputs
 from ftlaunch.watch.display import Display, open_display
@@ -26,7 +26,7 @@ QUEUE_SECONDS = 2.0
 """Between two questions to a SLURM controller, which others need too."""
 
 
-def drive_here(run: RunDir, held: int | None = None, interrupts: Interrupts | None = None) -> int:
+def drive_here(run: RunDir, held: int | None = None, interrupts: StopSignals | None = None) -> int:
     """Drive a run in this process and return the exit code; `held` is its lock where this process was born with it.
 
     `interrupts` is the caller's where it listens to signals already. UserError where the run cannot be taken over.
@@ -41,7 +41,7 @@ def drive_here(run: RunDir, held: int | None = None, interrupts: Interrupts | No
     return code
 
 
-def _drive(run: RunDir, display: Display, interrupts: Interrupts | None) -> int:
+def _drive(run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
     if not run.held.exists():
         return local_driver.drive(run, display, interrupts)
     from ftlaunch.backend.slurm import held  # it needs submitit, which takes its time to load
@@ -63,8 +63,8 @@ def _take_over(run: RunDir) -> int:
             f"{run.path.name} still has {len(leftovers)} processes, though nothing drives them",
             f"end them with `ftlaunch cancel {run.path}`",
         )
-    for step in run.step_dirs():
-        step.stop.unlink(missing_ok=True)
+    for stage_dir in run.stage_dirs():
+        stage_dir.stop.unlink(missing_ok=True)
     return held
 
 
@@ -107,8 +107,8 @@ def _quoted(run: RunDir) -> str:
     return shlex.quote(str(run.path))
 
 
-def _unfinished(run: RunDir) -> StepDir | None:
-    return next((step for step in run.step_dirs() if not step.result.exists()), None)
+def _unfinished(run: RunDir) -> StageDir | None:
+    return next((stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()), None)
 
 
 def cancel(run: RunDir) -> bool:

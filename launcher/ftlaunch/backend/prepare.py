@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
 from ftlaunch.run import provenance, snapshot
-from ftlaunch.run.files import aside_of, sync_folder, write_atomic, write_json
+from ftlaunch.run.files import sync_folder, temporary_path, write_atomic, write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import has_secret
@@ -30,7 +30,7 @@ def prepare(plan: Plan, loaded: "Loaded", cluster: Cluster | None = None) -> Run
     anyone could swap it.
     """
     target = Path(plan.run_dir)
-    aside = aside_of(target)
+    aside = temporary_path(target)
     if has_secret(str(target)):
         raise UserError(f"{target} holds what looks like a secret", "choose another folder with --run-dir")
     try:
@@ -51,7 +51,7 @@ def prepare(plan: Plan, loaded: "Loaded", cluster: Cluster | None = None) -> Run
 
 def discard(run: RunDir) -> None:
     """Remove a run of which nothing has begun."""
-    assert not any(step.attempts.exists() or step.result.exists() for step in run.step_dirs())
+    assert not any(stage_dir.attempts.exists() or stage_dir.result.exists() for stage_dir in run.stage_dirs())
     shutil.rmtree(run.path)
 
 
@@ -62,7 +62,7 @@ def _existing(target: Path, plan: Plan) -> RunDir:
         raise UserError(f"{target} exists and holds no run", remedy)
     changed = first_changed(runs.read_plan(run), plan)
     if changed is not None:
-        kept = [step.name for step in plan.steps[: plan.steps.index(changed)]]
+        kept = [planned.name for planned in plan.stages[: plan.stages.index(changed)]]
         remedy += f"; or keep {', '.join(kept)} and begin anew with --from {changed.name}" if kept else ""
         raise UserError(f"{target} exists and holds another recipe", remedy)
     if not runs.finished(run):
@@ -76,13 +76,13 @@ def _existing(target: Path, plan: Plan) -> RunDir:
     return run
 
 
-def first_changed(before: Plan, after: Plan) -> PlannedStep | None:
-    """The first step of a plan that would not do what the other plan's step of its place does; None where all do."""
-    known = [(step.name, step.step.training_hash) for step in before.steps]
-    for index, step in enumerate(after.steps):
-        if index >= len(known) or known[index] != (step.name, step.step.training_hash):
-            return step
-    return after.steps[-1] if len(known) > len(after.steps) else None
+def first_changed(before: Plan, after: Plan) -> PlannedStage | None:
+    """The first stage of a plan that would not do what the other plan's stage at its place does; None where all do."""
+    known = [(planned.name, planned.spec.training_hash) for planned in before.stages]
+    for index, planned in enumerate(after.stages):
+        if index >= len(known) or known[index] != (planned.name, planned.spec.training_hash):
+            return planned
+    return after.stages[-1] if len(known) > len(after.stages) else None
 
 
 def _write(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | None) -> None:
@@ -102,16 +102,16 @@ def write_plan(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | Non
     else:
         write_json(run.cluster, cluster)
         snapshot.take(run, loaded.source, plan.recipe)
-    for step in plan.steps:
-        write_files(run, step)
+    for planned in plan.stages:
+        write_files(run, planned)
 
 
-def write_files(run: RunDir, planned: PlannedStep) -> None:
+def write_files(run: RunDir, planned: PlannedStage) -> None:
     """Have a stage's files say what its plan says, which may have changed since they were written."""
-    step = run.step_dir(planned.name)
-    if not step.path.exists():
-        _private_folder(step.path)
-    for path in (step.step, step.accelerate, step.deepspeed):
+    stage_dir = run.stage_dir(planned.name)
+    if not stage_dir.path.exists():
+        _private_folder(stage_dir.path)
+    for path in (stage_dir.step, stage_dir.accelerate, stage_dir.deepspeed):
         content = planned.files.get(path.name)
         if content is None:
             path.unlink(missing_ok=True)

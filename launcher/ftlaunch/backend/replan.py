@@ -6,7 +6,7 @@ import msgspec
 
 from ftlaunch import rules
 from ftlaunch.errors import UserError
-from ftlaunch.load.messages import choice
+from ftlaunch.load.messages import join_or
 from ftlaunch.plan.plan import ON_THE_WAY, Plan, make_plan
 from ftlaunch.processes import lock
 from ftlaunch.run.files import write_json
@@ -20,19 +20,19 @@ def replan(run: RunDir, settings: Sequence[str]) -> Plan:
     RecipeError or UserError where the settings are wrong or would change what a stage that has begun learns.
     """
     before = runs.read_plan(run)
-    after = make_plan(rules.check_again(run.resolved, settings).recipe, run.path)
-    hashes = {step.name: step.step.training_hash for step in after.steps}
-    for step in before.steps:
-        if run.step_dir(step.name).attempts.exists() and hashes.get(step.name) != step.step.training_hash:
+    after = make_plan(rules.check_resolved(run.resolved, settings).recipe, run.path)
+    hashes = {planned.name: planned.spec.training_hash for planned in after.stages}
+    for planned in before.stages:
+        if run.stage_dir(planned.name).attempts.exists() and hashes.get(planned.name) != planned.spec.training_hash:
             raise UserError(
-                f"these settings would change what {step.name} learns, and it has begun",
-                f"it can still change {choice(ON_THE_WAY)}; for the rest make a run of its own (--set name=…)",
+                f"these settings would change what {planned.name} learns, and it has begun",
+                f"it can still change {join_or(ON_THE_WAY)}; for the rest make a run of its own (--set name=…)",
             )
-    kept = {step.name: step for step in before.steps if run.step_dir(step.name).result.exists()}
-    return msgspec.structs.replace(after, steps=[kept.get(step.name, step) for step in after.steps])
+    kept = {planned.name: planned for planned in before.stages if run.stage_dir(planned.name).result.exists()}
+    return msgspec.structs.replace(after, stages=[kept.get(planned.name, planned) for planned in after.stages])
 
 
-def adopt(run: RunDir, plan: Plan) -> None:
+def save_plan(run: RunDir, plan: Plan) -> None:
     """Have a run go on by another plan. UserError where it is running; the files of each stage follow as it starts."""
     held = lock.take(run)
     try:

@@ -14,11 +14,11 @@ from typing import Literal
 from ftlaunch import processes
 from ftlaunch.backend.node_folder import node_folder
 from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import PlannedStep
+from ftlaunch.plan.plan import PlannedStage
 from ftlaunch.processes.environment import inherited
 from ftlaunch.processes.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import NODE_FOLDER, Attempt, StepDir
+from ftlaunch.run.layout import NODE_FOLDER, Attempt, StageDir
 from ftlaunch.safety.redact import redact_file
 
 POLL_SECONDS = 0.1
@@ -35,7 +35,7 @@ TELL_SECONDS = 10.0
 Order = Literal["go on", "kill"]
 
 
-def environment(planned: PlannedStep) -> dict[str, str]:
+def environment(planned: PlannedStage) -> dict[str, str]:
     """The environment of a stage's processes. UserError where the program that starts them is not installed."""
     variables = inherited() | planned.env
     # The trainer belongs to the interpreter that drives it, also where its virtual environment is not activated.
@@ -48,7 +48,7 @@ def environment(planned: PlannedStep) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ExitInfo:
     """How the processes of an attempt ended on this machine."""
 
     exit_code: int
@@ -60,11 +60,11 @@ class Ended:
 
 
 def run_attempt(
-    planned: PlannedStep, step: StepDir, attempt: Attempt, variables: dict[str, str], poll: Callable[[], Order]
+    planned: PlannedStage, stage_dir: StageDir, attempt: Attempt, variables: dict[str, str], poll: Callable[[], Order]
 ) -> Outcome | None:
     """Start the processes and return how the attempt ended; None where `poll`, called all along, had them killed."""
-    ended = attend(planned, step, attempt, variables, poll)
-    said = read_outcome(step, attempt)
+    ended = supervise(planned, stage_dir, attempt, variables, poll)
+    said = read_outcome(stage_dir, attempt)
     if said is None and ended.killed:
         return None
     outcome = said or tell_death(attempt, ended.exit_code)
@@ -74,59 +74,59 @@ def run_attempt(
     return outcome
 
 
-def attend(
-    planned: PlannedStep,
-    step: StepDir,
+def supervise(
+    planned: PlannedStage,
+    stage_dir: StageDir,
     attempt: Attempt,
     variables: dict[str, str],
     poll: Callable[[], Order],
-    deaf_to: Collection[signal.Signals] = (),
-) -> Ended:
+    ignored_signals: Collection[signal.Signals] = (),
+) -> ExitInfo:
     """Start the processes of one node and stay with them to their end; they ignore `deaf_to` until they say otherwise.
 
     Those signals come to every process of a SLURM job, also to launching ones that would die of them.
     """
     with node_folder() as attempt.local:
-        process = _start(planned, step, attempt, variables | {NODE_FOLDER: str(attempt.local)}, deaf_to)
+        process = _start(planned, stage_dir, attempt, variables | {NODE_FOLDER: str(attempt.local)}, ignored_signals)
         failure = FailureWatch(process.pid, attempt)
         try:
             write_json(attempt.process, processes.identify(process.pid))
-            killed = _watch(process, failure, Looks(planned.step.parallel.nodes, attempt.node), poll)
+            killed = _watch(process, failure, Looks(planned.spec.parallel.nodes, attempt.node), poll)
         finally:
-            _leave_nothing(process, attempt)
+            _kill_remaining(process, attempt)
     for log in _logs_of_this_machine(planned, attempt):
         redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
-    return Ended(process.returncode, killed, failure.forced)
+    return ExitInfo(process.returncode, killed, failure.forced)
 
 
-def _logs_of_this_machine(planned: PlannedStep, attempt: Attempt) -> list[Path]:
-    parallel = planned.step.parallel
+def _logs_of_this_machine(planned: PlannedStage, attempt: Attempt) -> list[Path]:
+    parallel = planned.spec.parallel
     mine = range(attempt.node * parallel.procs_per_node, (attempt.node + 1) * parallel.procs_per_node)
     ranks = [log for rank, log in attempt.rank_logs().items() if parallel.nodes == 1 or rank in mine]
     return [attempt.launch_log, *ranks]
 
 
 def _start(
-    planned: PlannedStep,
-    step: StepDir,
+    planned: PlannedStage,
+    stage_dir: StageDir,
     attempt: Attempt,
     variables: dict[str, str],
-    deaf_to: Collection[signal.Signals],
+    ignored_signals: Collection[signal.Signals],
 ) -> subprocess.Popen[bytes]:
     def ignore() -> None:
-        for number in deaf_to:
+        for number in ignored_signals:
             signal.signal(number, signal.SIG_IGN)
 
     with attempt.launch_log.open("wb") as log:
         return subprocess.Popen(
             planned.command,
-            cwd=step.path.parent,
+            cwd=stage_dir.path.parent,
             env=variables | {processes.ATTEMPT: str(attempt.path.resolve())},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C in the terminal is the driver's to answer
-            preexec_fn=ignore if deaf_to else None,
+            preexec_fn=ignore if ignored_signals else None,
         )
 
 
@@ -161,7 +161,7 @@ def look(failure: "FailureWatch", poll: Callable[[], Order]) -> Literal["go on",
     if not failure.attempt.path.is_dir():
         message = f"{failure.attempt.path.parent.parent} is gone, and its processes have been ended"
         raise UserError(message, "a run cannot go on without its folder: start it anew, and leave the folder alone")
-    return "leave" if failure.has_hung() else poll()
+    return "leave" if failure.end_stragglers() else poll()
 
 
 class FailureWatch:
@@ -174,7 +174,7 @@ class FailureWatch:
         self._log_size = 0
         self.forced = False
 
-    def has_hung(self) -> bool:
+    def end_stragglers(self) -> bool:
         """Whether even the launching process stays on, though no rank is left."""
         if self._since is None:
             self._since = time.monotonic() if self._has_failed() else None
@@ -192,7 +192,7 @@ class FailureWatch:
         return self._log_size != before and peers_are_being_ended(self.attempt)
 
 
-def _leave_nothing(process: subprocess.Popen[bytes], attempt: Attempt) -> None:
+def _kill_remaining(process: subprocess.Popen[bytes], attempt: Attempt) -> None:
     """End every process of the attempt, in whatever session; they have a moment to go if the launching one has gone."""
     processes.end(attempt.path, grace=LEAVE_SECONDS if process.poll() is not None else 0.0)
     process.kill()  # it may not have come as far as its environment

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.processes.outcome import Failure
-from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.run.layout import Attempt, StageDir
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.watch.progress import MetricsTail
 
@@ -43,11 +43,11 @@ class HangWatch:
     `holds_up` tells whether a rank of this machine is stopped while others wait, for which there is less patience.
     """
 
-    def __init__(self, step: StepDir, floor: float, holds_up: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, stage_dir: StageDir, floor: float, holds_up: Callable[[], bool] = lambda: False) -> None:
         self.floor = floor
         self._holds_up = holds_up
-        self._preparing = step.preparing
-        self._metrics = MetricsTail(step.metrics, since=time.time())
+        self._preparing = stage_dir.preparing
+        self._metrics = MetricsTail(stage_dir.metrics, since=time.time())
         self._newest: float | None = None
         """When the newest step was taken."""
         self._rows: int | None = None

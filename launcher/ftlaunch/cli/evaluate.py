@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftlaunch.cli import trainer
-from ftlaunch.cli.model import made_by
+from ftlaunch.cli.model import resolve_model
 from ftlaunch.cli.options import ClusterName, Json, Settings, Site
 from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import UserError
@@ -72,16 +72,16 @@ def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe
     from ftlaunch.watch import runs
 
     if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
-        recipe = rules.check(catalog.find_recipe(source), settings).recipe
+        recipe = rules.load_and_check(catalog.find_recipe(source), settings).recipe
         if not models:
             raise UserError(
                 f"{source} is a recipe, and has made no model", "name models after it, or a run in its place"
             )
-        return recipe, [made_by(each, merged=True) for each in models]
-    recipe = rules.check_again(runs.find(source).resolved, settings).recipe
+        return recipe, [resolve_model(each, merged=True) for each in models]
+    recipe = rules.check_resolved(runs.find(source).resolved, settings).recipe
     revision = f"@{recipe.model.revision}" if recipe.model.revision else ""
     asked = models or [recipe.model.path + revision, source]
-    return recipe, [made_by(each, merged=True) for each in asked]
+    return recipe, [resolve_model(each, merged=True) for each in asked]
 
 
 def _require_room(answers: Path) -> None:

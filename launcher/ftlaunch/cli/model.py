@@ -11,14 +11,14 @@ from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import UserError
 
 
-def made_by(source: str, *, merged: bool) -> str:
+def resolve_model(source: str, *, merged: bool) -> str:
     """The folder of what a run has made last, where `source` names a run; else `source` itself. UserError if none."""
     from ftlaunch.watch import outputs, runs
 
     if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
         return source
     run = runs.find(source)
-    path = outputs.last_made(run, merged=merged)
+    path = outputs.newest_output(run, merged=merged)
     if path is None:
         raise UserError(f"{run.path.name} has made no model yet", f"see how it stands: ftlaunch status {run.path}")
     return str(path)
@@ -47,7 +47,7 @@ def merge(
     Example: ftlaunch merge my-run merged
     """
     options = (["--dtype", dtype] if dtype else []) + ([] if max_kl is None else ["--max-kl", str(max_kl)])
-    raise typer.Exit(_call("merge", cluster, site, made_by(source, merged=False), str(out), *options))
+    raise typer.Exit(_call("merge", cluster, site, resolve_model(source, merged=False), str(out), *options))
 
 
 def import_model(
@@ -76,7 +76,7 @@ def chat(
 
     Example: ftlaunch chat smollm2 my-run --prompt "Who are you?"
     """
-    asked = [made_by(each, merged=True) for each in model]
+    asked = [resolve_model(each, merged=True) for each in model]
     options = ["--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]
     raise typer.Exit(trainer.call("fttrain.tools.chat", *asked, *options))
 

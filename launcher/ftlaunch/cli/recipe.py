@@ -34,7 +34,7 @@ def _load(recipe: str, settings: list[str]) -> "Loaded":
     from ftlaunch import rules
     from ftlaunch.load import catalog
 
-    loaded = rules.check(catalog.find_recipe(recipe), settings)
+    loaded = rules.load_and_check(catalog.find_recipe(recipe), settings)
     for remark in loaded.remarks:
         print(remark, file=sys.stderr)
     return loaded
@@ -61,7 +61,7 @@ def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str
         return text.as_json(plan) if json else text.full(plan)
     from ftlaunch.backend.slurm.request import request
 
-    requests = {step.name: request(plan, step, cluster) for step in plan.steps}
+    requests = {planned.name: request(plan, planned, cluster) for planned in plan.stages}
     return text.as_json({"plan": plan, "requests": requests}) if json else text.full(plan, requests)
 
 
@@ -115,13 +115,13 @@ def _begin_anew(planned: "Plan", loaded: "Loaded", cluster: "Cluster | None", st
     from ftlaunch.watch import runs
 
     run = runs.find(planned.run_dir)
-    removed = rerun.removed_from(run, planned, stage)
+    removed = rerun.obsolete_stages(run, planned, stage)
     what = f"{', '.join(removed)} of {run.path}"
     if removed and not yes:
         if not sys.stdin.isatty():
             raise UserError(f"--from removes {what}", "add --yes if that is meant")
         typer.confirm(f"This removes {what}. Go on?", abort=True, err=True)
-    rerun.begin_anew(run, planned, loaded, cluster, removed)
+    rerun.rerun_from(run, planned, loaded, cluster, removed)
     return run
 
 
@@ -162,13 +162,13 @@ def validate(
         variants.trials(found, 1, Path())
         print(f"{loaded.source.name}: ok — {', '.join(variant.label for variant in found)}")
         return
-    steps = _plan(loaded, None, here=False).steps
-    stages = ", ".join(step.name.partition("-")[2] for step in steps)
-    count = max(step.step.world_size for step in steps)
+    steps = _plan(loaded, None, here=False).stages
+    stages = ", ".join(planned.name.partition("-")[2] for planned in steps)
+    count = max(planned.spec.world_size for planned in steps)
     print(f"{loaded.source.name}: ok — {stages} on {text.processes(count)}")
-    for step in steps:
-        if (layout := step.notes.get("layout")) is not None:
-            print(f"{step.name}: {layout}")
+    for planned in steps:
+        if (layout := planned.notes.get("layout")) is not None:
+            print(f"{planned.name}: {layout}")
 
 
 def recipes(json: Json = False) -> None:

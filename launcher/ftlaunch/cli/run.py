@@ -136,9 +136,9 @@ def _warn_of_waiting(folder: "RunDir") -> None:
     from ftlaunch.cluster import queue, reasons
 
     answer = queue.ask([folder])[0]
-    for step in folder.step_dirs():
-        if (entry := answer.of(step)) and entry.state == "PENDING" and reasons.never_starts(entry.reason):
-            print(f"warning: {step.name} {reasons.why_waiting(entry.reason)}", file=sys.stderr)
+    for stage_dir in folder.stage_dirs():
+        if (entry := answer.of(stage_dir)) and entry.state == "PENDING" and reasons.never_starts(entry.reason):
+            print(f"warning: {stage_dir.name} {reasons.why_waiting(entry.reason)}", file=sys.stderr)
 
 
 def status(
@@ -252,7 +252,7 @@ def resume(
 
     Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
     """
-    from ftlaunch.backend.replan import adopt, replan
+    from ftlaunch.backend.replan import replan, save_plan
     from ftlaunch.watch import runs
 
     folder = runs.find(run)
@@ -274,7 +274,7 @@ def resume(
         planned = replan(folder, asked)
         if here:
             require_here(planned)
-        adopt(folder, planned)
+        save_plan(folder, planned)
         print(text.summary(planned), file=sys.stderr)
     waited_for = dependency(after, on_cluster=folder.cluster.exists())
     raise typer.Exit(start(folder, detach=detach, after=waited_for))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ftlaunch.backend.slurm.request import Request
-    from ftlaunch.plan.plan import Plan, PlannedStep
+    from ftlaunch.plan.plan import Plan, PlannedStage
     from ftlaunch.watch.status import RunStatus, StageStatus
 
 
@@ -31,40 +31,45 @@ def processes(count: int) -> str:
 
 def summary(plan: "Plan") -> str:
     """A plan in a few lines: each stage with what was derived for it."""
-    return "\n".join([f"{plan.name} → {plan.run_dir}", *(line for step in plan.steps for line in _summary(step))])
+    return "\n".join(
+        [f"{plan.name} → {plan.run_dir}", *(line for planned in plan.stages for line in _summary(planned))]
+    )
 
 
-def _summary(step: "PlannedStep") -> Iterator[str]:
-    parallel = step.step.parallel
+def _summary(planned: "PlannedStage") -> Iterator[str]:
+    parallel = planned.spec.parallel
     yield ", ".join(
         [
-            f"{step.name}: {processes(step.step.world_size)}",
+            f"{planned.name}: {processes(planned.spec.world_size)}",
             *([f"{parallel.nodes} nodes"] if parallel.nodes > 1 else []),
             *([parallel.strategy] if parallel.strategy != "single" else []),
             *(["offloaded to host memory"] if parallel.offload != "none" else []),
             *({"auto": [], "cpu": ["on the CPU"], "cuda": ["on GPUs"]}[parallel.device]),
         ]
     )
-    width = max(map(len, step.notes), default=0)
-    yield from (f"    {label.ljust(width)}  {note}" for label, note in step.notes.items())
+    width = max(map(len, planned.notes), default=0)
+    yield from (f"    {label.ljust(width)}  {note}" for label, note in planned.notes.items())
 
 
 def full(plan: "Plan", requests: "Mapping[str, Request] | None" = None) -> str:
     """A plan with every command and every file, as they will be used; `requests` are those to SLURM, by stage."""
-    parts = [summary(plan), *(f"── {step.name} is started with\n{command(plan, step)}" for step in plan.steps)]
+    parts = [
+        summary(plan),
+        *(f"── {planned.name} is started with\n{command(plan, planned)}" for planned in plan.stages),
+    ]
     for name, asked in (requests or {}).items():
         saving = f"\n   and is asked to save {asked.saving}" if asked.saving else ""
         terms = f"for {asked.price},\n   with {asked.cpus},{saving}"
         parts.append(f"── {name} is submitted with sbatch, {terms} as\n{asked.script.rstrip()}")
-    for step in plan.steps:
-        parts += [f"── {step.name}/{name}\n{content.rstrip()}" for name, content in step.files.items()]
+    for planned in plan.stages:
+        parts += [f"── {planned.name}/{name}\n{content.rstrip()}" for name, content in planned.files.items()]
     return "\n\n".join(parts)
 
 
-def command(plan: "Plan", step: "PlannedStep") -> str:
+def command(plan: "Plan", planned: "PlannedStage") -> str:
     """The line that a shell would start a stage with."""
-    variables = ["env", *(f"{key}={value}" for key, value in step.env.items())] if step.env else []
-    return f"cd {shlex.quote(plan.run_dir)} && {shlex.join([*variables, *step.command])}"
+    variables = ["env", *(f"{key}={value}" for key, value in planned.env.items())] if planned.env else []
+    return f"cd {shlex.quote(plan.run_dir)} && {shlex.join([*variables, *planned.command])}"
 
 
 def run_status(status: "RunStatus") -> str:

@@ -11,8 +11,8 @@ import msgspec
 from ftlaunch.cluster.vocabulary import Cluster, seconds
 from ftlaunch.errors import Problem, RecipeError, UserError
 from ftlaunch.load import decode, layers
-from ftlaunch.load.messages import did_you_mean, literal
-from ftlaunch.load.origins import Origin, Toml, Where
+from ftlaunch.load.messages import as_toml, did_you_mean
+from ftlaunch.load.origins import Source, SourceMap, Toml
 from ftlaunch.recipe import Stage
 from ftlaunch.safety import trust
 
@@ -43,7 +43,7 @@ def find_profile(name_or_path: str) -> Path:
     otherwise = f"write slurm/profiles/{name_or_path}.toml; there are {', '.join(sorted(known))}"
     looked = ", ".join(map(str, _folders()))
     raise UserError(
-        f"there is no cluster {literal(name_or_path)} in {looked}", did_you_mean(name_or_path, known, otherwise)
+        f"there is no cluster {as_toml(name_or_path)} in {looked}", did_you_mean(name_or_path, known, otherwise)
     )
 
 
@@ -61,7 +61,7 @@ def load_cluster(name_or_path: str, settings: Sequence[str] = ()) -> Cluster:
     """
     path = find_profile(name_or_path)
     layer, problems = layers.override(_with_base(path), settings, "--site")
-    where = Where(Origin(f"{path}:1", path.absolute().parent), layer.origins)
+    where = SourceMap(Source(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Cluster, layer.values, where)
     problems += _strangers(layer.values, where)
     if problems:
@@ -97,7 +97,7 @@ def exclude(name_or_path: str, nodes: Sequence[str]) -> Path:
     path = find_profile(name_or_path)
     before = layers.read_text(path)
     wanted = sorted({*load_cluster(name_or_path).exclude, *nodes})
-    line = f"exclude = [{', '.join(map(literal, wanted))}]"
+    line = f"exclude = [{', '.join(map(as_toml, wanted))}]"
     after, replaced = EXCLUDE.subn(line, before, count=1)
     after = after if replaced else f"{line}\n{before}"
     try:
@@ -110,7 +110,7 @@ def exclude(name_or_path: str, nodes: Sequence[str]) -> Path:
     return path
 
 
-def _strangers(values: dict[str, Toml], where: Where) -> Iterator[Problem]:
+def _strangers(values: dict[str, Toml], where: SourceMap) -> Iterator[Problem]:
     """Names in the profile's own tables that nothing heeds, or that would undo what a job needs."""
     flags, stages = values.get("sbatch"), values.get("stage")
     for key in [*flags] if isinstance(flags, dict) else ():
@@ -123,7 +123,7 @@ def _strangers(values: dict[str, Toml], where: Where) -> Iterator[Problem]:
             yield Problem(where(("stage", kind)), f"stage.{kind}", "is no kind of stage", remedy)
 
 
-def _contradictions(cluster: Cluster, where: Where) -> Iterator[Problem]:
+def _contradictions(cluster: Cluster, where: SourceMap) -> Iterator[Problem]:
     for kind in ("", *cluster.stage):
         limit = cluster.resources(kind).time_limit
         path = ("stage", kind, "time_limit") if kind else ("time_limit",)

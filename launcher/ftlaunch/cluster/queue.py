@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 TIMEOUT = 20.0
 """Seconds that a question to SLURM may take."""
@@ -105,10 +105,10 @@ class Answer:
     """Why nothing is known; None where SLURM has answered."""
     remedy: str = ""
 
-    def of(self, step: StepDir) -> Entry | None:
+    def of(self, stage_dir: StageDir) -> Entry | None:
         """That of a stage's job whose turn it is: the first that waits or runs, else the last that began."""
-        job = read_job(step)
-        own = [entry for entry in self.entries.values() if entry.name.endswith(f"/{step.name}")]
+        job = read_job(stage_dir)
+        own = [entry for entry in self.entries.values() if entry.name.endswith(f"/{stage_dir.name}")]
         recorded = [entry for id in (job.ids if job else []) for entry in own if entry.id == id]
         alive = [entry for entry in [*recorded, *own] if entry.alive]
         begun = [entry for entry in recorded if entry.start is not None]
@@ -123,9 +123,9 @@ def read_cluster(run: RunDir) -> Cluster:
         raise UserError(f"{run.cluster} cannot be read: {error}", "go on with the ftlaunch that wrote it") from error
 
 
-def read_job(step: StepDir) -> Job | None:
+def read_job(stage_dir: StageDir) -> Job | None:
     """The newest job of a stage."""
-    return msgspec.json.decode(step.job.read_bytes(), type=Job) if step.job.exists() else None
+    return msgspec.json.decode(stage_dir.job.read_bytes(), type=Job) if stage_dir.job.exists() else None
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
@@ -204,7 +204,7 @@ def _ask_cluster(runs: Sequence[RunDir]) -> dict[Path, Answer]:
 
 
 def _recorded(run: RunDir) -> set[str]:
-    return {id for step in run.step_dirs() if (job := read_job(step)) for id in job.ids}
+    return {id for stage_dir in run.stage_dirs() if (job := read_job(stage_dir)) for id in job.ids}
 
 
 def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) -> Answer:
@@ -220,7 +220,7 @@ def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) 
 
 def dependency_on(run: RunDir) -> str | None:
     """What waits for the end of a run, as sbatch takes it; None where it is done. UserError where it has no job."""
-    unfinished = [step for step in run.step_dirs() if not step.result.exists()]
+    unfinished = [stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()]
     if not unfinished:
         return None
     job = read_job(unfinished[-1])
@@ -233,7 +233,7 @@ def dependency_on(run: RunDir) -> str | None:
 def belongs(entry: Entry, run: RunDir) -> bool:
     """Whether a job is one of a run's stages."""
     stage = entry.name.rpartition("/")[2]
-    return entry.folder == folder_of_jobs(run) and "/" in entry.name and run.step_dir(stage).path.is_dir()
+    return entry.folder == folder_of_jobs(run) and "/" in entry.name and run.stage_dir(stage).path.is_dir()
 
 
 def folder_of_jobs(run: RunDir) -> str:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ftlaunch.recipe import Training
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 WARM_UP_STEPS = 3
 """Steps at a stage's beginning whose time does not count, where there are more than twice as many."""
@@ -38,7 +38,7 @@ class Measures(Struct, frozen=True, kw_only=True):
 
 def measure(run: RunDir) -> Measures:
     """What a finished run shows."""
-    step = [one for one in run.step_dirs() if isinstance(one.read_step().stage, Training)][-1]
+    step = [one for one in run.stage_dirs() if isinstance(one.read_spec().stage, Training)][-1]
     newest: dict[str, Any] = {}
     peak = 0.0
 
@@ -78,7 +78,7 @@ def seconds_a_step(trained: Iterable[dict[str, Any]]) -> list[float]:
     return taken[WARM_UP_STEPS:] if len(taken) > 2 * WARM_UP_STEPS else taken
 
 
-def _row_losses(step: StepDir) -> list[float]:
-    if not step.evaluation.exists():
+def _row_losses(stage_dir: StageDir) -> list[float]:
+    if not stage_dir.evaluation.exists():
         return []
-    return [nll / tokens for nll, tokens in json.loads(step.evaluation.read_text())["rows"] if tokens]
+    return [nll / tokens for nll, tokens in json.loads(stage_dir.evaluation.read_text())["rows"] if tokens]

@@ -92,7 +92,7 @@ def _submit(folders: Sequence[RunDir], at_once: int | None, say: Say) -> list[Ru
 
 def _after(folder: RunDir) -> str | None:
     """The end of a run, as sbatch takes it, however the run ends."""
-    record = next((job for step in reversed(folder.step_dirs()) if (job := queue.read_job(step))), None)
+    record = next((job for step in reversed(folder.stage_dirs()) if (job := queue.read_job(step))), None)
     return ",".join(f"afterany:{id}" for id in record.ids) if record else None
 
 

@@ -9,7 +9,7 @@ from ftlaunch.backend.local.driver import refuse_several_nodes
 from ftlaunch.backend.prepare import first_changed, prepare
 from ftlaunch.compare.variants import Trial
 from ftlaunch.errors import DONE, STAGE_FAILED, UserError
-from ftlaunch.processes.signals import Interrupts
+from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import runs
 
@@ -22,12 +22,12 @@ def conduct(trials: Sequence[Trial], say: Callable[[str], None] = lambda line: p
     for trial in trials:
         refuse_several_nodes(trial.plan)
     folders = [_folder(trial) for trial in trials]
-    with Interrupts() as interrupts:
+    with StopSignals() as interrupts:
         return _conduct(trials, folders, interrupts, say)
 
 
 def _conduct(
-    trials: Sequence[Trial], folders: Sequence[RunDir], interrupts: Interrupts, say: Callable[[str], None]
+    trials: Sequence[Trial], folders: Sequence[RunDir], interrupts: StopSignals, say: Callable[[str], None]
 ) -> int:
     code = DONE
     for number, (trial, folder) in enumerate(zip(trials, folders, strict=True), start=1):

@@ -14,7 +14,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.load import Loaded
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.recipe import Sweep, Training
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._=,-]+")
 
@@ -50,7 +50,7 @@ def variants(recipes: Sequence[Path], settings: Sequence[str]) -> list[Variant]:
     """
     found: list[Variant] = []
     for path in recipes:
-        recipe = rules.check(path, settings).recipe
+        recipe = rules.load_and_check(path, settings).recipe
         for label, own in _swept(recipe.sweep or Sweep()):
             name = "/".join(part for part in (recipe.name if len(recipes) > 1 or not label else "", label) if part)
             found.append(Variant(name, path, (*settings, *own)))
@@ -89,8 +89,8 @@ def trials(found: Sequence[Variant], seeds: int, folder: Path) -> list[Trial]:
     planned: list[Trial] = []
     for offset in range(seeds):
         for variant in found:
-            seed = rules.check(variant.recipe, variant.settings).recipe.seed + offset
-            loaded = rules.check(variant.recipe, [*variant.settings, f"seed={seed}"])
+            seed = rules.load_and_check(variant.recipe, variant.settings).recipe.seed + offset
+            loaded = rules.load_and_check(variant.recipe, [*variant.settings, f"seed={seed}"])
             recipe = msgspec.structs.replace(loaded.recipe, sweep=None)
             plan = make_plan(recipe, folder / variant.folder / f"seed-{seed}")
             planned.append(Trial(variant, seed, plan, loaded))
@@ -110,13 +110,13 @@ def _require_one_budget(of_each: Sequence[Trial]) -> None:
 
 def budget(plan: Plan) -> str:
     """What the training stages of a plan take in, in words."""
-    return " and ".join(_budget(step.step) for step in plan.steps if isinstance(step.step.stage, Training))
+    return " and ".join(_budget(planned.spec) for planned in plan.stages if isinstance(planned.spec.stage, Training))
 
 
-def _budget(step: Step) -> str:
-    stage = step.stage
+def _budget(spec: StageSpec) -> str:
+    stage = spec.stage
     assert isinstance(stage, Training)
-    names = ", ".join(sorted(Path(data.path).name for data in step.data.values()))
+    names = ", ".join(sorted(Path(data.path).name for data in spec.data.values()))
     if stage.steps is None:
         return f"{stage.epochs or 1:g} epochs of {names}"
     return f"{stage.steps * stage.batch_size} rows of {names}"

@@ -13,7 +13,7 @@ from ftlaunch.compatibility.axes import (
     ZERO,
     Combination,
 )
-from ftlaunch.load.messages import choice, literal
+from ftlaunch.load.messages import as_toml, join_or
 
 UNMERGED = "ship base and adapter unmerged, without the merge"
 SHIP = "ship base and adapter: `ftlaunch chat` and plain peft load the artifact as it is"
@@ -40,7 +40,7 @@ class Refusal:
 
     def said(self, combination: Combination, reason: str = "") -> str:
         """The message for a combination that it concerns."""
-        return self.message.format(reason=reason, **{axis: literal(value) for axis, value in combination.items()})
+        return self.message.format(reason=reason, **{axis: as_toml(value) for axis, value in combination.items()})
 
 
 def _but(axis: str, *values: str) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def _but(axis: str, *values: str) -> tuple[str, ...]:
 
 def _only(axis: str, kinds: tuple[str, ...], switch: str, key: str, values: tuple[str, ...] = ON) -> Refusal:
     """A key that only tables of these kinds have."""
-    message = f"belongs to kind {choice(map(literal, kinds))}, and this table's kind is {{{axis}}}"
+    message = f"belongs to kind {join_or(map(as_toml, kinds))}, and this table's kind is {{{axis}}}"
     return Refusal({axis: _but(axis, *kinds), switch: values}, key, message, "remove it", at_load=True)
 
 
@@ -236,7 +236,7 @@ PROCESSES = (
             {"optimizer": (name,), "device": ("cpu",)},
             "optimizer.name",
             "{optimizer} needs a GPU to page to and from, and the device is the CPU",
-            f"write name = {literal(name.removeprefix('paged_'))}",
+            f"write name = {as_toml(name.removeprefix('paged_'))}",
         )
         for name in PAGED
     ),

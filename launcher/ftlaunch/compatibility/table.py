@@ -6,7 +6,7 @@ from itertools import combinations
 from ftlaunch.compatibility import MAIN, reasons
 from ftlaunch.compatibility.axes import AXES, BY_NAME
 from ftlaunch.compatibility.refusals import REFUSALS, Refusal
-from ftlaunch.load.messages import choice, literal
+from ftlaunch.load.messages import as_toml, join_or
 
 Named = tuple[str, str]
 """An axis and a value on it."""
@@ -103,6 +103,6 @@ def _reasons() -> Iterator[str]:
     yield "| | refused | key | why | remedy |\n| --- | --- | --- | --- | --- |"
     for refusal in REFUSALS:
         of = " × ".join(f"{axis}: {', '.join(values)}" for axis, values in refusal.of.items())
-        words = {axis: choice(map(literal, values)) for axis, values in refusal.of.items()}
+        words = {axis: join_or(map(as_toml, values)) for axis, values in refusal.of.items()}
         why = refusal.message.format(reason="transformers' configs have no word for it", **words)
         yield f"| {_number(refusal)} | {of} | {refusal.key} | {why} | {refusal.remedy} |"

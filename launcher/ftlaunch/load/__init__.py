@@ -10,7 +10,7 @@ import msgspec
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import decode, layers, paths
 from ftlaunch.load.layers import BASE, Layer
-from ftlaunch.load.origins import KeyPath, Origin, Where, dotted
+from ftlaunch.load.origins import KeyPath, Source, SourceMap, dotted
 from ftlaunch.recipe import Recipe
 
 
@@ -22,7 +22,7 @@ class Loaded:
     source: Path
     text: str
     """The file as written."""
-    where: Where
+    where: SourceMap
     remarks: tuple[str, ...] = ()
     """What a look at the data has shown that is no problem."""
     misplaced: tuple[Problem, ...] = ()
@@ -55,7 +55,7 @@ def load_resolved(path: Path, overrides: Sequence[str]) -> Loaded:
 
 def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> Loaded:
     layer, problems = layers.override(written, overrides)
-    where = Where(Origin(f"{path}:1", path.absolute().parent), layer.origins)
+    where = SourceMap(Source(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Recipe, layer.values, where)
     values, misplaced = paths.settle(layer.values, where, {problem.key for problem in problems})
     if problems:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ftlaunch.errors import UserError
-from ftlaunch.load.messages import did_you_mean, literal
+from ftlaunch.load.messages import as_toml, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def find_recipe(name_or_path: str) -> Path:
     otherwise = "correct the path, or see the shipped recipes with `ftlaunch recipes`"
     guess = did_you_mean(Path(name).name, shipped, "")
     remedy = f"{guess} `ftlaunch recipes` shows all" if guess else otherwise
-    raise UserError(f"there is no recipe {literal(name_or_path)}, neither a file nor a shipped one", remedy)
+    raise UserError(f"there is no recipe {as_toml(name_or_path)}, neither a file nor a shipped one", remedy)
 
 
 def description(path: Path) -> str:

@@ -13,15 +13,15 @@ from msgspec import NODEFAULT, Struct
 
 from ftlaunch.errors import Problem
 from ftlaunch.load.key_advice import Vocabulary, names, structs
-from ftlaunch.load.messages import choice, closest, did_you_mean, expected, got, literal
-from ftlaunch.load.origins import KeyPath, Toml, Where, dotted, quoted_key
-from ftlaunch.load.type_check import meant, suits
+from ftlaunch.load.messages import as_toml, closest, did_you_mean, expected, join_or, quote
+from ftlaunch.load.origins import KeyPath, SourceMap, Toml, dotted, quoted_key
+from ftlaunch.load.type_check import matches, probable_value
 
 MANY_LINES = frozenset({"prompt", "completion", "system", "chosen", "rejected"})
 """Keys whose text may have line breaks and tabs."""
 
 
-def find_problems(form: type[Struct], values: dict[str, Toml], where: Where) -> list[Problem]:
+def find_problems(form: type[Struct], values: dict[str, Toml], where: SourceMap) -> list[Problem]:
     """Everything that keeps the tables from being a `form`; if there is nothing, `msgspec.convert` will accept them."""
     top, vocabulary = _known(form)
     judge = _Judge(vocabulary, where)
@@ -38,7 +38,7 @@ def _known(form: type[Struct]) -> tuple[types.StructType, Vocabulary]:
 
 
 class _Judge:
-    def __init__(self, vocabulary: Vocabulary, where: Where) -> None:
+    def __init__(self, vocabulary: Vocabulary, where: SourceMap) -> None:
         self.vocabulary = vocabulary
         self.where = where
         self.problems: list[Problem] = []
@@ -73,14 +73,14 @@ class _Judge:
             return tags[tag]
         fitting = [str(kind.tag) for kind in kinds if {*values} <= {*names(kind)}]
         guess = fitting[0] if len(fitting) == 1 else None
-        wanted = choice(map(literal, tags))
-        otherwise = f"write {tag_field} = {literal(guess) if guess else wanted}"
+        wanted = join_or(map(as_toml, tags))
+        otherwise = f"write {tag_field} = {as_toml(guess) if guess else wanted}"
         if tag is None:
             self._add((*path, tag_field), f"is missing: expected {wanted}", otherwise)
             return tags.get(guess or "")
         near = closest(tag, tags) if isinstance(tag, str) else None
-        remedy = f"did you mean {literal(near)}?" if near else otherwise
-        self._add((*path, tag_field), f"expected {wanted}, got {got(tag)}", remedy)
+        remedy = f"did you mean {as_toml(near)}?" if near else otherwise
+        self._add((*path, tag_field), f"expected {wanted}, got {quote(tag)}", remedy)
         return tags.get(near or "")
 
     def _value(self, kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> None:
@@ -98,21 +98,23 @@ class _Judge:
         elif any(isinstance(member, types.LiteralType) for member in _members(kind)):
             self._plain(kind, value, path, otherwise)
         else:
-            tags = [literal(table.tag) for table in tables if table.tag == value]
+            tags = [as_toml(table.tag) for table in tables if table.tag == value]
             remedy = f" with {tables[0].tag_field} = {tags[0]}" if tags else ""
-            self._add(path, f"expected a table, got {got(value)}", f"write {_header(path)}{remedy}")
+            self._add(path, f"expected a table, got {quote(value)}", f"write {_header(path)}{remedy}")
 
     def _list_of_tables(self, kind: types.ListType, value: Toml, path: KeyPath) -> None:
         if isinstance(value, list) and len(value) >= (kind.min_length or 0):
             for index, element in enumerate(value):
                 self._value(kind.item_type, element, (*path, index), "")
         else:
-            self._add(path, f"expected tables headed {_header((*path, 0))}, got {got(value)}", _add_header((*path, 0)))
+            self._add(
+                path, f"expected tables headed {_header((*path, 0))}, got {quote(value)}", _add_header((*path, 0))
+            )
 
     def _named_tables(self, kind: types.DictType, value: Toml, path: KeyPath) -> None:
         header = _header((*path, "NAME"))
         if not isinstance(value, dict):
-            self._add(path, f"expected tables headed {header}, got {got(value)}", f"write {header}")
+            self._add(path, f"expected tables headed {header}, got {quote(value)}", f"write {header}")
             return
         keys = {key for table in structs(kind) for key in names(table)}
         stray = [key for key, element in value.items() if key in keys and not isinstance(element, dict)]
@@ -121,19 +123,19 @@ class _Judge:
         for key, element in value.items():
             if key in stray:
                 continue
-            if not suits(kind.key_type, key):
-                message = f"expected a name that is {expected(kind.key_type)}, got {got(key)}"
+            if not matches(kind.key_type, key):
+                message = f"expected a name that is {expected(kind.key_type)}, got {quote(key)}"
                 self._add((*path, key), message, "rename it")
             self._value(kind.value_type, element, (*path, key), "")
 
     def _entries(self, kind: types.DictType, value: Toml, path: KeyPath) -> None:
         """A table whose keys the user names, each with a plain value."""
         if not isinstance(value, dict):
-            self._add(path, f"expected a table, got {got(value)}", f"write {_header(path)}")
+            self._add(path, f"expected a table, got {quote(value)}", f"write {_header(path)}")
             return
         for key, element in value.items():
-            if not suits(kind.key_type, key):
-                message = f"expected a name that is {expected(kind.key_type)}, got {got(key)}"
+            if not matches(kind.key_type, key):
+                message = f"expected a name that is {expected(kind.key_type)}, got {quote(key)}"
                 self._add((*path, key), message, "rename it")
             self._plain(kind.value_type, element, (*path, key), "give it such a value, or leave it out")
 
@@ -141,9 +143,9 @@ class _Judge:
         many_lines = bool(MANY_LINES.intersection(path[-1:]))
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and (control := _control_character(text, many_lines=many_lines)):
-                self._add(path, f"has the control character {control!r} in {got(text)}", "remove that character")
+                self._add(path, f"has the control character {control!r} in {quote(text)}", "remove that character")
                 return
-        if not suits(kind, value):
+        if not matches(kind, value):
             remedy = _remedy(kind, value, path, otherwise)
             self._add(path, f"expected {expected(kind)}, got {_offender(kind, value)}", remedy)
 
@@ -167,15 +169,15 @@ def _otherwise(field: types.Field) -> str:
         return "give it such a value"
     if default is NODEFAULT or default is None:
         return "give it such a value, or leave it out"
-    return f"give it such a value, or leave it out for the default, {literal(default)}"
+    return f"give it such a value, or leave it out for the default, {as_toml(default)}"
 
 
 def _remedy(kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> str:
     options = [option for member in _members(kind) if isinstance(member, types.LiteralType) for option in member.values]
     if isinstance(value, str) and options:
         return did_you_mean(value, map(str, options), otherwise)
-    instead = meant(kind, value)
-    return otherwise if instead is None else f"write {quoted_key(str(path[-1]))} = {literal(instead)}"
+    instead = probable_value(kind, value)
+    return otherwise if instead is None else f"write {quoted_key(str(path[-1]))} = {as_toml(instead)}"
 
 
 def _members(kind: types.Type) -> tuple[types.Type, ...]:
@@ -186,8 +188,8 @@ def _offender(kind: types.Type, value: Toml) -> str:
     """The value, or the first element of it that spoils a list."""
     items = next((member.item_type for member in _members(kind) if isinstance(member, types.ListType)), None)
     if items is None or not isinstance(value, list):
-        return got(value)
-    return f"a list with {got(next((element for element in value if not suits(items, element)), value))}"
+        return quote(value)
+    return f"a list with {quote(next((element for element in value if not matches(items, element)), value))}"
 
 
 def _control_character(text: str, *, many_lines: bool) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec.inspect as types
 
-from ftlaunch.load.messages import choice, closest, literal
+from ftlaunch.load.messages import as_toml, closest, join_or
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Table:
 
     def home_of(self, key: str) -> str | None:
         """The table, with the kinds that know the key; None where none does."""
-        tags = [literal(kind.tag) for kind in self.kinds if key in names(kind)]
+        tags = [as_toml(kind.tag) for kind in self.kinds if key in names(kind)]
         if len(tags) in (0, len(self.kinds)):
             return self.label if tags else None
-        return f"{self.label} of kind {choice(tags)}"
+        return f"{self.label} of kind {join_or(tags)}"
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,26 @@ class Vocabulary:
 
     def advise(self, key: str, kind: types.StructType, kinds: Sequence[types.StructType]) -> Advice:
         """Explain an unknown key of a table that is of `kind` out of `kinds`."""
-        tags = [literal(other.tag) for other in kinds if key in names(other)]
+        tags = [as_toml(other.tag) for other in kinds if key in names(other)]
         if tags:
-            message = f"belongs to kind {choice(tags)}, and this table's kind is {literal(kind.tag)}"
+            message = f"belongs to kind {join_or(tags)}, and this table's kind is {as_toml(kind.tag)}"
             return Advice(message, f"remove it, or write {kind.tag_field} = {tags[0]}")
         homes = [home for table in self.tables if (home := table.home_of(key))]
         if homes:
-            return Advice(f"is not known here: it belongs to {choice(homes)}", f"move it to {choice(homes)}")
+            return Advice(f"is not known here: it belongs to {join_or(homes)}", f"move it to {join_or(homes)}")
         return self._guess(key, kind)
 
     def _guess(self, key: str, kind: types.StructType) -> Advice:
         message = "is not a known key"
         known = names(kind)
         if meant := closest(key, known):
-            return Advice(message, f"did you mean {literal(meant)}?", meant)
+            return Advice(message, f"did you mean {as_toml(meant)}?", meant)
         for table in self.tables:
             if key in (tags := {struct.tag: struct.tag_field for struct in table.kinds}):
-                return Advice(message, f"write {table.label} with {tags[key]} = {literal(key)}")
+                return Advice(message, f"write {table.label} with {tags[key]} = {as_toml(key)}")
         for table in self.tables:
             if meant := closest(key, [name for struct in table.kinds for name in names(struct)], likeness=0.75):
-                return Advice(message, f"did you mean {literal(meant)}, which belongs to {table.home_of(meant)}?")
+                return Advice(message, f"did you mean {as_toml(meant)}, which belongs to {table.home_of(meant)}?")
         return Advice(message, f"remove it; this table knows {', '.join(known)}" if known else "remove it")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ftlaunch.errors import Problem, RecipeError, UserError
-from ftlaunch.load.messages import choice, literal
-from ftlaunch.load.origins import KeyPath, Origin, Toml, dotted
+from ftlaunch.load.messages import as_toml, join_or
+from ftlaunch.load.origins import KeyPath, Source, Toml, dotted
 from ftlaunch.load.toml_lines import key_lines, split_key
 
 KIND = "kind"
@@ -32,7 +32,7 @@ class Layer:
     """Tables, and for each of their keys what gave it."""
 
     values: dict[str, Toml]
-    origins: dict[KeyPath, Origin]
+    origins: dict[KeyPath, Source]
 
 
 def read_text(path: Path) -> str:
@@ -54,7 +54,7 @@ def parse(text: str, path: Path) -> Layer:
     except ValueError as error:
         raise RecipeError([_syntax_problem(str(error), text, path)]) from None
     folder = path.absolute().parent
-    origins = {key: Origin(f"{path}:{line}", folder) for key, line in key_lines(text).items()}
+    origins = {key: Source(f"{path}:{line}", folder) for key, line in key_lines(text).items()}
     return Layer(values, origins)
 
 
@@ -82,7 +82,7 @@ def merge(base: Layer, over: Layer) -> Layer:
 
 
 def _merge_tables(
-    base: dict[str, Toml], over: dict[str, Toml], path: KeyPath, origins: dict[KeyPath, Origin]
+    base: dict[str, Toml], over: dict[str, Toml], path: KeyPath, origins: dict[KeyPath, Source]
 ) -> dict[str, Toml]:
     merged = dict(base)
     for key, value in over.items():
@@ -99,7 +99,7 @@ def _other_kind(table: dict[str, Toml], kind: Toml | None) -> bool:
     return kind is not None and KIND in table and table[KIND] != kind
 
 
-def _forget(path: KeyPath, origins: dict[KeyPath, Origin]) -> None:
+def _forget(path: KeyPath, origins: dict[KeyPath, Source]) -> None:
     for key in [key for key in origins if key[: len(path)] == path]:
         del origins[key]
 
@@ -130,7 +130,7 @@ def _set(layer: Layer, setting: str, option: str) -> None:
         raise UserError("is not of the form key.path=value", remedy) from None
     if keys[0] == BASE:
         raise UserError(f"{BASE} counts only where it stands in a recipe", f"write {BASE} = … in the file")
-    _put(layer, _find(layer.values, keys), _value(text), Origin(f"{option} {setting}", Path.cwd()))
+    _put(layer, _find(layer.values, keys), _value(text), Source(f"{option} {setting}", Path.cwd()))
 
 
 def _value(text: str) -> Toml:
@@ -165,14 +165,14 @@ def _index(elements: list[Toml], key: str, path: KeyPath) -> int:
     kinds = [element.get(KIND) if isinstance(element, dict) else None for element in elements]
     if kinds.count(key) == 1:
         return kinds.index(key)
-    known = [f"{dotted(path)}.{index} ({literal(kind)})" for index, kind in enumerate(kinds) if isinstance(kind, str)]
-    remedy = f"write {choice(known)}" if known else f"count from {dotted(path)}.0"
+    known = [f"{dotted(path)}.{index} ({as_toml(kind)})" for index, kind in enumerate(kinds) if isinstance(kind, str)]
+    remedy = f"write {join_or(known)}" if known else f"count from {dotted(path)}.0"
     if kinds.count(key) > 1:
-        raise UserError(f"{kinds.count(key)} of {dotted(path)} are of kind {literal(key)}", remedy)
-    raise UserError(f"{dotted(path)} has no element {literal(key)}", remedy)
+        raise UserError(f"{kinds.count(key)} of {dotted(path)} are of kind {as_toml(key)}", remedy)
+    raise UserError(f"{dotted(path)} has no element {as_toml(key)}", remedy)
 
 
-def _put(layer: Layer, path: KeyPath, value: Toml, origin: Origin) -> None:
+def _put(layer: Layer, path: KeyPath, value: Toml, origin: Source) -> None:
     node: Toml = layer.values
     for depth, key in enumerate(path[:-1], start=1):
         if isinstance(node, dict):

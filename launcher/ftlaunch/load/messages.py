@@ -29,7 +29,7 @@ def expected(kind: types.Type) -> str:
         case types.BoolType():
             return "true or false"
         case types.LiteralType():
-            return choice(literal(value) for value in kind.values)
+            return join_or(as_toml(value) for value in kind.values)
         case types.IntType() | types.FloatType():
             return _number(kind)
         case types.StrType():
@@ -39,7 +39,7 @@ def expected(kind: types.Type) -> str:
         case types.ListType():
             return f"a list, each {expected(kind.item_type)}"
         case types.UnionType():
-            return choice(dict.fromkeys(expected(member) for member in kind.types if not _is_none(member)))
+            return join_or(dict.fromkeys(expected(member) for member in kind.types if not _is_none(member)))
         case _:
             return "a table"
 
@@ -68,7 +68,7 @@ def _text(kind: types.StrType) -> str:
     return words
 
 
-def got(value: Toml) -> str:
+def quote(value: Toml) -> str:
     """The value as a message quotes it, short and on one line."""
     match value:
         case bool():
@@ -82,10 +82,10 @@ def got(value: Toml) -> str:
         case date() | time():
             return f"the date or time {value}"
         case _:
-            return literal(value)
+            return as_toml(value)
 
 
-def literal(value: object) -> str:
+def as_toml(value: object) -> str:
     """The value as TOML writes it."""
     if isinstance(value, float):
         return repr(value)
@@ -94,7 +94,7 @@ def literal(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def choice(options: Iterable[str]) -> str:
+def join_or(options: Iterable[str]) -> str:
     """`a, b or c`."""
     *rest, last = options
     return f"{', '.join(rest)} or {last}" if rest else last
@@ -120,4 +120,4 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     options = [*known]
     synonym = SYNONYMS.get(word)
     meant = synonym if synonym in options else closest(word, options)
-    return f"did you mean {literal(meant)}?" if meant else otherwise
+    return f"did you mean {as_toml(meant)}?" if meant else otherwise

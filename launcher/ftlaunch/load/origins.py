@@ -28,7 +28,7 @@ def quoted_key(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Source:
     """What gave a value."""
 
     place: str
@@ -38,18 +38,18 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Where:
+class SourceMap:
     """Answers for each key path where it was written."""
 
-    top: Origin
+    top: Source
     """What stands for the recipe as a whole."""
-    origins: Mapping[KeyPath, Origin]
+    origins: Mapping[KeyPath, Source]
 
     def __call__(self, path: KeyPath) -> str:
         """The place of the key, or of the nearest table around it that was written."""
         return self.origin(path).place
 
-    def origin(self, path: KeyPath) -> Origin:
+    def origin(self, path: KeyPath) -> Source:
         """What gave the key, or the nearest table around it that was written."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ftlaunch.errors import Problem, UserError
-from ftlaunch.load.messages import choice, closest, literal
-from ftlaunch.load.origins import KeyPath, Toml, Where, dotted
+from ftlaunch.load.messages import as_toml, closest, join_or
+from ftlaunch.load.origins import KeyPath, SourceMap, Toml, dotted
 from ftlaunch.recipe import METRICS
 
 ANY = "*"
@@ -38,7 +38,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def settle(values: dict[str, Toml], where: Where, judged: Set[str]) -> tuple[dict[str, Toml], list[Problem]]:
+def settle(values: dict[str, Toml], where: SourceMap, judged: Set[str]) -> tuple[dict[str, Toml], list[Problem]]:
     """The tables with absolute local paths, and what is wrong with those that name nothing; `judged` keys are left."""
     settled = deepcopy(values)
     problems: list[Problem] = []
@@ -81,7 +81,7 @@ def _children(node: Toml) -> Mapping[str | int, Toml]:
 
 def _model(text: str, folder: Path) -> str:
     if text.endswith(".gguf"):
-        message = f"{literal(text)} is a GGUF file, which cannot be trained"
+        message = f"{as_toml(text)} is a GGUF file, which cannot be trained"
         raise UserError(message, f"turn it into a folder with `ftlaunch import {text} DIR` and name DIR here")
     found = _local_or_hub(text, folder, "a folder with safetensors")
     if Path(found).is_file():
@@ -135,10 +135,10 @@ def _metric(text: str, folder: Path) -> str:
         return text
     meant = closest(text, METRICS)
     if HUB_ID.fullmatch(text.partition("@")[0]) and "/" in text:
-        message = f"{literal(text)} is a program of the hub that could change"
+        message = f"{as_toml(text)} is a program of the hub that could change"
         raise UserError(message, "pin it to a full commit: owner/name@COMMIT (40 hex digits)")
-    remedy = f"did you mean {literal(meant)}?" if meant else f"name {choice(METRICS)}, a file, or a folder"
-    raise UserError(f"there is no metric {literal(text)}", remedy)
+    remedy = f"did you mean {as_toml(meant)}?" if meant else f"name {join_or(METRICS)}, a file, or a folder"
+    raise UserError(f"there is no metric {as_toml(text)}", remedy)
 
 
 def _template(text: str, folder: Path) -> str:
@@ -146,9 +146,9 @@ def _template(text: str, folder: Path) -> str:
         return text
     if (path := _existing(text, folder)) is not None:
         return str(path)
-    words = choice(map(literal, TEMPLATE_WORDS))
+    words = join_or(map(as_toml, TEMPLATE_WORDS))
     meant = closest(text, TEMPLATE_WORDS)
-    remedy = f"did you mean {literal(meant)}?" if meant else "correct the path or write one of the words"
+    remedy = f"did you mean {as_toml(meant)}?" if meant else "correct the path or write one of the words"
     raise UserError(f"expected {words} or a Jinja file, and there is no file {_absolute(text, folder)}", remedy)
 
 
@@ -158,7 +158,7 @@ def _local_or_hub(text: str, folder: Path, noun: str) -> str:
     if text.startswith(LOCAL_STARTS) or text.endswith(LOCAL_ENDINGS) or text.count("/") > 1:
         raise UserError(f"there is no {_absolute(text, folder)}", f"correct the path, or name {noun} that exists")
     if not HUB_ID.fullmatch(text):
-        message = f"{literal(text)} names nothing in {folder} and cannot be a hub id, which is owner/name or name"
+        message = f"{as_toml(text)} names nothing in {folder} and cannot be a hub id, which is owner/name or name"
         raise UserError(message, f"correct the hub id, or begin the path to {noun} with ./")
     return text
 

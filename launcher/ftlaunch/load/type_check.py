@@ -7,23 +7,23 @@ from contextlib import suppress
 
 import msgspec.inspect as types
 
-from ftlaunch.load.messages import literal
+from ftlaunch.load.messages import as_toml
 from ftlaunch.load.origins import Toml
 
 LARGEST = 2**63 - 1
 """msgspec's integers have 64 bits."""
 
 
-def suits(kind: types.Type, value: Toml) -> bool:
+def matches(kind: types.Type, value: Toml) -> bool:
     """Whether the value, tables aside, is of the type and within its bounds."""
     match kind:
         case types.UnionType():
-            return any(suits(member, value) for member in kind.types)
+            return any(matches(member, value) for member in kind.types)
         case types.ListType():
             return isinstance(value, list) and _is_list(kind, value)
         case types.TupleType():
             kinds = kind.item_types
-            return isinstance(value, list) and len(value) == len(kinds) and all(map(suits, kinds, value))
+            return isinstance(value, list) and len(value) == len(kinds) and all(map(matches, kinds, value))
         case types.BoolType():
             return isinstance(value, bool)
         case types.LiteralType():
@@ -37,7 +37,7 @@ def suits(kind: types.Type, value: Toml) -> bool:
 
 
 def _is_list(kind: types.ListType, value: list[Toml]) -> bool:
-    return len(value) >= (kind.min_length or 0) and all(suits(kind.item_type, element) for element in value)
+    return len(value) >= (kind.min_length or 0) and all(matches(kind.item_type, element) for element in value)
 
 
 def _is_text(kind: types.StrType, value: str) -> bool:
@@ -61,9 +61,9 @@ def _is_number(kind: types.IntType | types.FloatType, value: Toml) -> bool:
     )
 
 
-def meant(kind: types.Type, value: Toml) -> Toml | None:
+def probable_value(kind: types.Type, value: Toml) -> Toml | None:
     """A value of the type that says the same, such as 5 for '5'; None where there is none."""
-    return next((candidate for candidate in _alike(value) if suits(kind, candidate)), None)
+    return next((candidate for candidate in _alike(value) if matches(kind, candidate)), None)
 
 
 def _alike(value: Toml) -> Iterator[Toml]:
@@ -76,5 +76,5 @@ def _alike(value: Toml) -> Iterator[Toml]:
         yield from value if len(value) == 1 else ()
     elif not isinstance(value, dict):
         if not isinstance(value, str):
-            yield literal(value)
+            yield as_toml(value)
         yield [value]

@@ -34,7 +34,7 @@ from ftlaunch.recipe import (
     replaces,
 )
 from ftlaunch.rows import looks
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 NATIVE_FROM = 8
 """Major compute capability from which NVIDIA's GPUs have arithmetic for bf16."""
@@ -42,27 +42,27 @@ NATIVE_FROM = 8
 NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
 
 
-def of_step(step: Step, machine: Machine | None = None) -> dict[str, str]:
+def of_step(spec: StageSpec, machine: Machine | None = None) -> dict[str, str]:
     """Notes under labels such as "learning rate"; `machine` is where the step will run, if that is known."""
-    match step.stage:
+    match spec.stage:
         case Merge():
-            return _merge_notes(step)
+            return _merge_notes(spec)
         case Evaluate() as stage:
-            return _evaluation_notes(step, stage)
+            return _evaluation_notes(spec, stage)
         case stage:
-            return _training_notes(step, stage, machine)
+            return _training_notes(spec, stage, machine)
 
 
-def _merge_notes(step: Step) -> dict[str, str]:
-    return {"merge": f"folds {step.start} into its base and compares the result with the adapter model"}
+def _merge_notes(spec: StageSpec) -> dict[str, str]:
+    return {"merge": f"folds {spec.start} into its base and compares the result with the adapter model"}
 
 
-def _evaluation_notes(step: Step, stage: Evaluate) -> dict[str, str]:
-    (data,) = step.data.values()
+def _evaluation_notes(spec: StageSpec, stage: Evaluate) -> dict[str, str]:
+    (data,) = spec.data.values()
     part = f"the first {stage.prompts} of " * bool(stage.prompts) + "what is held out of " * bool(data.test)
-    beside = " beside the plain base" if stage.compare and step.start else ""
+    beside = " beside the plain base" if stage.compare and spec.start else ""
     return {
-        "evaluates": f"{step.start or step.model.path}{beside}; each process holds all of a model",
+        "evaluates": f"{spec.start or spec.model.path}{beside}; each process holds all of a model",
         "data": f"{stage.data} ({part}{data.path})",
         "metrics": ", ".join(Path(metric).name for metric in stage.metrics),
         "answers": f"at most {stage.max_new_tokens} tokens, {_decoding_note(stage)}",
@@ -76,28 +76,28 @@ def _decoding_note(stage: Evaluate) -> str:
     return f"by beam search over {stage.beams}" if stage.beams > 1 else "the likeliest token each time"
 
 
-def _training_notes(step: Step, stage: Training, machine: Machine | None) -> dict[str, str]:
+def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -> dict[str, str]:
     rows = "pairs" if isinstance(stage, Pairwise) else "rows"
     return {
-        "model": _model_note(step),
-        "dtype": _dtype_note(step, machine),
-        "adapter": _adapter_note(step),
-        "data": ", ".join(f"{name} ({data.path}){_format_note(data)}" for name, data in step.data.items()),
-        **_noise_notes(step),
-        **_objective_notes(step, stage),
+        "model": _model_note(spec),
+        "dtype": _dtype_note(spec, machine),
+        "adapter": _adapter_note(spec),
+        "data": ", ".join(f"{name} ({data.path}){_format_note(data)}" for name, data in spec.data.items()),
+        **_noise_notes(spec),
+        **_objective_notes(spec, stage),
         "length": _length_note(stage),
-        "batch": f"{stage.batch_size} {rows} = {step.micro_batch_size} a micro-batch × {step.accumulation} accumulated"
-        f" × {step.world_size} process{'es' if step.world_size > 1 else ''}",
-        **_layout_notes(step, stage),
-        "learning rate": _learning_rate_note(step, stage),
+        "batch": f"{stage.batch_size} {rows} = {spec.micro_batch_size} a micro-batch × {spec.accumulation} accumulated"
+        f" × {spec.world_size} process{'es' if spec.world_size > 1 else ''}",
+        **_layout_notes(spec, stage),
+        "learning rate": _learning_rate_note(spec, stage),
     }
 
 
-def _layout_notes(step: Step, stage: Training) -> dict[str, str]:
+def _layout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
     """What is said where packing is asked for, by default too, and the model does not allow for it."""
     if not isinstance(stage, Sft | Pairwise | Ppo) or not stage.packing:
         return {}
-    if (why := family.padded_because(Path(step.model.path))) is None:
+    if (why := family.padded_because(Path(spec.model.path))) is None:
         return {}
     shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
     return {"layout": f"rows are padded, not packed{shared}: {why}"}
@@ -110,26 +110,26 @@ def _format_note(data: Data) -> str:
     return "" if data.format is None else f", format {data.format}"
 
 
-def _objective_notes(step: Step, stage: Training) -> dict[str, str]:
+def _objective_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
     match stage:
         case Reward():
-            goes_on = (step.start or "").startswith("reward/", 3)
+            goes_on = (spec.start or "").startswith("reward/", 3)
             return {
-                "head": f"one number at an answer's last token, {f'going on from {step.start}' if goes_on else 'new'}"
+                "head": f"one number at an answer's last token, {f'going on from {spec.start}' if goes_on else 'new'}"
             }
         case Dpo():
             rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
-            return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(step, stage)}
+            return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(spec, stage)}
         case Ppo():
-            return _ppo_notes(step, stage)
+            return _ppo_notes(spec, stage)
         case Orpo():
             return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
         case _:
             return {}
 
 
-def _noise_notes(step: Step) -> dict[str, str]:
-    noise = step.noise
+def _noise_notes(spec: StageSpec) -> dict[str, str]:
+    noise = spec.noise
     where = noise.sites if isinstance(noise.sites, str) else ", ".join(noise.sites)
     notes: dict[str, str] = {}
     if not isinstance(noise, NoNoise):
@@ -142,13 +142,13 @@ def _noise_notes(step: Step) -> dict[str, str]:
     return notes
 
 
-def _ppo_notes(step: Step, stage: Ppo) -> dict[str, str]:
+def _ppo_notes(spec: StageSpec, stage: Ppo) -> dict[str, str]:
     size = stage.rollout_size or stage.batch_size
-    batches, reward = size // stage.batch_size, stage.reward_function or stage.reward_model or step.reward
+    batches, reward = size // stage.batch_size, stage.reward_function or stage.reward_model or spec.reward
     inner = f"{stage.ppo_epochs} times over them in {batches} mini-batch{'es' if batches > 1 else ''}"
     steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats an answer"
-    start = step.start or "the base"
-    is_full = isinstance(step.adapter, Full)
+    start = spec.start or "the base"
+    is_full = isinstance(spec.adapter, Full)
     copy = "a frozen copy of all weights, beside them in memory" if is_full else "no second model is loaded"
     return {
         "rollout": f"{size} answers of at most {stage.max_new_tokens} tokens at temperature {stage.temperature:g}, then"
@@ -160,29 +160,29 @@ def _ppo_notes(step: Step, stage: Ppo) -> dict[str, str]:
     }
 
 
-def _reference_note(step: Step, stage: Dpo) -> str:
-    start = step.start or "the base"
-    if resolve.reference(stage, step.adapter) == "precomputed":
+def _reference_note(spec: StageSpec, stage: Dpo) -> str:
+    start = spec.start or "the base"
+    if resolve.reference(stage, spec.adapter) == "precomputed":
         return f"{start}, asked for all pairs before the first step; its answers are kept on disk"
     return f"{start} as it is at the start, asked at each step; no second model is loaded"
 
 
-def _model_note(step: Step) -> str:
-    note = f"{step.model.path}{_quantization_note(step.model)}"
-    if step.start is None:
+def _model_note(spec: StageSpec) -> str:
+    note = f"{spec.model.path}{_quantization_note(spec.model)}"
+    if spec.start is None:
         return note
-    if starts_from_merge(step):
-        return f"{note}, with the adapter of the stage before merged into it: {step.start}"
-    return f"{note}, going on from {step.start}"
+    if starts_from_merge(spec):
+        return f"{note}, with the adapter of the stage before merged into it: {spec.start}"
+    return f"{note}, going on from {spec.start}"
 
 
-def _dtype_note(step: Step, machine: Machine | None) -> str:
+def _dtype_note(spec: StageSpec, machine: Machine | None) -> str:
     """The number format, and why; the trainer asks torch again where the stage runs."""
-    written, device = step.model.dtype, step.parallel.device
+    written, device = spec.model.dtype, spec.parallel.device
     if machine is None or (device == "cuda" and not machine.gpus):
         ladder = "bf16 where the device computes it natively, else fp16 on a GPU and fp32 on a CPU"
         return f"auto: {ladder}; decided where the stage runs" if written == "auto" else written
-    gpus = () if device == "cpu" else machine.gpus[: step.parallel.procs_per_node]
+    gpus = () if device == "cpu" else machine.gpus[: spec.parallel.procs_per_node]
     old = next((name for name, major in gpus if major < NATIVE_FROM), None)
     if gpus:
         name = old or gpus[0][0]
@@ -190,7 +190,7 @@ def _dtype_note(step: Step, machine: Machine | None) -> str:
     else:
         why = "the CPU here " + (f"has {machine.cpu_bf16}" if machine.cpu_bf16 else "has neither AVX512-BF16 nor AMX")
     native = not old if gpus else machine.cpu_bf16 is not None
-    other = "fp16" if gpus and not isinstance(step.adapter, Adalora) else "fp32"
+    other = "fp16" if gpus and not isinstance(spec.adapter, Adalora) else "fp32"
     if written == "auto":
         return f"bf16, as {why} (auto)" if native else f"{other}, not bf16, as {why} (auto)"
     if written == "bf16" and not native:
@@ -214,13 +214,13 @@ def _quantization_note(model: Model) -> str:
             return f", weights held in {held}"
 
 
-def starts_from_merge(step: Step) -> bool:
+def starts_from_merge(spec: StageSpec) -> bool:
     """Whether the stage starts from a merged model, as its adapter is another than that of the stage before."""
-    return step.start is not None and step.start.endswith("/model")
+    return spec.start is not None and spec.start.endswith("/model")
 
 
-def _adapter_note(step: Step) -> str:
-    adapter = step.adapter
+def _adapter_note(spec: StageSpec) -> str:
+    adapter = spec.adapter
     match adapter:
         case Full():
             return "none: every weight is trained"
@@ -242,7 +242,7 @@ def _low_rank_note(adapter: LowRank) -> str:
     ratio = "alpha / √rank" if isinstance(adapter, Rslora) else "alpha / rank"
     rank = str(adapter.rank)
     if isinstance(adapter, Adalora):
-        rank, ratio = f"{adapter.begins_with}, pruned to {rank} on average,", "alpha / first rank"
+        rank, ratio = f"{adapter.first_rank}, pruned to {rank} on average,", "alpha / first rank"
     return (
         f"{NAMES[type(adapter)]} of rank {rank} on {targets}{_layers_note(adapter.layers)},"
         f" scale {ratio} = {adapter.scale:.4g}"
@@ -270,12 +270,12 @@ def _length_note(stage: Training) -> str:
     return f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}"
 
 
-def _learning_rate_note(step: Step, stage: Training) -> str:
-    note = f"{step.learning_rate:g}"
+def _learning_rate_note(spec: StageSpec, stage: Training) -> str:
+    note = f"{spec.learning_rate:g}"
     if stage.learning_rate is None:
-        note += f" (none is given; this suits {stage.__struct_config__.tag} with {step.adapter.__struct_config__.tag})"
-    ratio = step.optimizer.lora_plus_ratio
+        note += f" (none is given; this suits {stage.__struct_config__.tag} with {spec.adapter.__struct_config__.tag})"
+    ratio = spec.optimizer.lora_plus_ratio
     if ratio is not None:
-        note += f", of B matrices {step.learning_rate * ratio:g} (LoRA+)"
+        note += f", of B matrices {spec.learning_rate * ratio:g} (LoRA+)"
     warmup = f"{stage.warmup} steps" if isinstance(stage.warmup, int) else f"{stage.warmup:.3g} of all steps"
     return f"{note}, {stage.schedule}{f' after a warm-up of {warmup}' if stage.warmup else ''}"

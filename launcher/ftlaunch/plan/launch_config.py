@@ -4,17 +4,17 @@ import json
 from typing import Any
 
 from ftlaunch.recipe import Dtype, Parallel, Training
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 
-def accelerate_yaml(step: Step, step_name: str) -> str:
+def accelerate_yaml(spec: StageSpec, step_name: str) -> str:
     """The `accelerate launch` configuration of a step, for every node; the machine's rank comes on the command line."""
-    parallel = step.parallel
+    parallel = spec.parallel
     lines = [
         "compute_environment: LOCAL_MACHINE",
         f"distributed_type: {_distributed_type(parallel)}",
         f"num_machines: {parallel.nodes}",
-        f"num_processes: {step.world_size}",
+        f"num_processes: {spec.world_size}",
         "machine_rank: 0",
         "main_process_port: 0",
         "rdzv_backend: static",
@@ -38,19 +38,19 @@ def _distributed_type(parallel: Parallel) -> str:
     return "MULTI_GPU" if parallel.world_size > 1 else "'NO'"
 
 
-def deepspeed_json(step: Step) -> str | None:
+def deepspeed_json(spec: StageSpec) -> str | None:
     """DeepSpeed's configuration with every number filled in; None where the strategy is not ZeRO."""
-    if not step.parallel.zero_stage:
+    if not spec.parallel.zero_stage:
         return None
-    stage = step.stage
+    stage = spec.stage
     config: dict[str, Any] = {
-        "train_batch_size": step.micro_batch_size * step.accumulation * step.world_size,
-        "train_micro_batch_size_per_gpu": step.micro_batch_size,
-        "gradient_accumulation_steps": step.accumulation,
+        "train_batch_size": spec.micro_batch_size * spec.accumulation * spec.world_size,
+        "train_micro_batch_size_per_gpu": spec.micro_batch_size,
+        "gradient_accumulation_steps": spec.accumulation,
         "gradient_clipping": stage.max_grad_norm if isinstance(stage, Training) else 0.0,
-        "bf16": {"enabled": _enabled("bf16", step.model.dtype)},
-        "fp16": {"enabled": _enabled("fp16", step.model.dtype)},
-        "zero_optimization": _zero(step.parallel.zero_stage, offload=step.parallel.offload == "cpu"),
+        "bf16": {"enabled": _enabled("bf16", spec.model.dtype)},
+        "fp16": {"enabled": _enabled("fp16", spec.model.dtype)},
+        "zero_optimization": _zero(spec.parallel.zero_stage, offload=spec.parallel.offload == "cpu"),
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31 - 1,
     }

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ftlaunch.plan import describe, launch_config
 from ftlaunch.plan.chain import Link, is_merged, links
@@ -30,7 +30,7 @@ from ftlaunch.recipe import (
     Sft,
     Training,
 )
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 LORA_RATE: dict[type[Training], float] = {Sft: 2e-4, Reward: 1e-4, Dpo: 1e-5, Orpo: 8e-5, Ppo: 3e-5}
 """Peak learning rates that suit each kind of stage with LoRA when the recipe names none."""
@@ -66,12 +66,12 @@ TOLD_BY_THE_STEP = ("model", "adapter", "noise", "optimizer", "learning_rate", "
 """Keys of a stage that count as they stand in its step, wherever they came from."""
 
 
-class PlannedStep(Struct, frozen=True, kw_only=True):
+class PlannedStage(Struct, frozen=True, kw_only=True):
     """One stage, ready to start."""
 
     name: str
     """Name of its folder: `01-sft`."""
-    step: Step
+    spec: StageSpec = field(name="step")
     files: dict[str, str]
     """File name → exact content, in the step folder."""
     command: list[str]
@@ -88,7 +88,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     name: str
     run_dir: str
     recipe: Recipe
-    steps: list[PlannedStep]
+    stages: list[PlannedStage] = field(name="steps")
 
 
 def make_plan(recipe: Recipe, run_dir: Path, machine: Machine | None = None) -> Plan:
@@ -96,17 +96,17 @@ def make_plan(recipe: Recipe, run_dir: Path, machine: Machine | None = None) -> 
 
     `machine` is what the run will be on, if that is known; it only decides what is said of it.
     """
-    steps: list[PlannedStep] = []
+    stages: list[PlannedStage] = []
     chain = links(recipe)
     for link in chain:
-        hashes = {planned.name: planned.step.training_hash for planned in steps}
+        hashes = {planned.name: planned.spec.training_hash for planned in stages}
         needed = [hashes[Path(path).parts[0]] for path in (link.start, link.reward) if path]
-        told = _make_step(recipe, link, needed, merged=is_merged(chain, link))
-        steps.append(_plan_step(link.name, told, machine))
-    return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, steps=steps)
+        told = _make_spec(recipe, link, needed, merged=is_merged(chain, link))
+        stages.append(_plan_stage(link.name, told, machine))
+    return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, stages=stages)
 
 
-def _make_step(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -> Step:
+def _make_spec(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -> StageSpec:
     stage, resolved = link.stage, link.resolved
     micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
     if isinstance(stage, Training):
@@ -117,7 +117,7 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -
         data = {table: recipe.data[table] for table in tables}
     elif isinstance(stage, Evaluate):
         data = {stage.data: recipe.data[stage.data]}
-    step = Step(
+    spec = StageSpec(
         name=recipe.name,
         stage=stage,
         model=resolved.model,
@@ -138,7 +138,7 @@ def _make_step(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -
         merged=merged,
         training_hash="",
     )
-    return msgspec.structs.replace(step, training_hash=_training_hash(step, needed))
+    return msgspec.structs.replace(spec, training_hash=_training_hash(spec, needed))
 
 
 def suitable_rate(stage: Training, adapter: Adapter) -> float:
@@ -146,16 +146,18 @@ def suitable_rate(stage: Training, adapter: Adapter) -> float:
     return float(f"{LORA_RATE[type(stage)] * TIMES_LORA[type(adapter)]:.3g}")
 
 
-def _training_hash(step: Step, needed: list[str]) -> str:
+def _training_hash(spec: StageSpec, needed: list[str]) -> str:
     """SHA-256 of what decides the course of a stage: all that its step says but BESIDE, with that of what it needs."""
-    read_back = msgspec.json.decode(msgspec.json.encode(step), type=Step)  # in which 16 is 16.0 where floats are due
+    read_back = msgspec.json.decode(
+        msgspec.json.encode(spec), type=StageSpec
+    )  # in which 16 is 16.0 where floats are due
     course = msgspec.to_builtins(read_back)
     for table in (course, course["stage"]):
         for key in BESIDE:
             table.pop(key, None)
     for key in TOLD_BY_THE_STEP:
         course["stage"].pop(key, None)
-    if isinstance(step.stage, Merge):
+    if isinstance(spec.stage, Merge):
         course["stage"]["max_kl"] = None  # how near is near enough changes no weight
     for table in course["data"].values():
         for key in [key for key, default in ADDED_TO_DATA.items() if table[key] == default]:
@@ -167,17 +169,17 @@ def _training_hash(step: Step, needed: list[str]) -> str:
     return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
 
 
-def _plan_step(name: str, step: Step, machine: Machine | None) -> PlannedStep:
-    files = {"step.json": msgspec.json.format(msgspec.json.encode(step), indent=2).decode() + "\n"}
-    files["accelerate.yaml"] = launch_config.accelerate_yaml(step, name)
-    deepspeed = launch_config.deepspeed_json(step)
+def _plan_stage(name: str, spec: StageSpec, machine: Machine | None) -> PlannedStage:
+    files = {"step.json": msgspec.json.format(msgspec.json.encode(spec), indent=2).decode() + "\n"}
+    files["accelerate.yaml"] = launch_config.accelerate_yaml(spec, name)
+    deepspeed = launch_config.deepspeed_json(spec)
     if deepspeed is not None:
         files["deepspeed.json"] = deepspeed
-    return PlannedStep(
+    return PlannedStage(
         name=name,
-        step=step,
+        spec=spec,
         files=files,
         command=launch_config.command(name),
-        env=launch_config.environment(step.parallel),
-        notes=describe.of_step(step, machine),
+        env=launch_config.environment(spec.parallel),
+        notes=describe.of_step(spec, machine),
     )

@@ -99,11 +99,11 @@ def named_by_start(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[T
     return [other for other in ahead if other.__struct_config__.tag == stage.start]
 
 
-def worn(recipe: Recipe, stage: Training) -> list[Noise]:
+def replaced_activations(recipe: Recipe, stage: Training) -> list[Noise]:
     """The [noise] tables that have replaced an activation function since the last base or merge, this stage's last."""
     before, own = trained_before(recipe, stage), for_stage(recipe, stage)
     merged = before is not None and merges(for_stage(recipe, before).adapter, own.adapter)
-    earlier = [] if before is None or merged else worn(recipe, before)
+    earlier = [] if before is None or merged else replaced_activations(recipe, before)
     return earlier + [own.noise] * replaces(own.noise)
 
 

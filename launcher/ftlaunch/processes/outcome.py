@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.run.layout import Attempt, StageDir
 
 TAIL_LINES = 20
 SHOWN_LINES = 8
@@ -47,9 +47,9 @@ class Failure(Struct, frozen=True, kw_only=True):
 Outcome = Done | Stopped | Failure
 
 
-def read_outcome(step: StepDir, attempt: Attempt) -> Outcome | None:
+def read_outcome(stage_dir: StageDir, attempt: Attempt) -> Outcome | None:
     """How the newest attempt of a stage ended; None while, or where, nobody has said so."""
-    if step.result.exists():
+    if stage_dir.result.exists():
         return Done()
     if attempt.stopped.exists():
         return msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)

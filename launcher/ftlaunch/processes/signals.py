@@ -7,10 +7,10 @@ from typing import Literal, Self
 
 from ftlaunch.errors import INTERRUPTED, STOPPED
 
-Wish = Literal["go on", "stop", "kill"]
+StopLevel = Literal["go on", "stop", "kill"]
 
 
-class Interrupts:
+class StopSignals:
     """What signals have asked for so far. Within `with`, they only set this; whoever drives looks here and acts.
 
     SIGINT and SIGTERM ask for a stop, and the second of them for a kill. SIGHUP (the terminal has gone, often said
@@ -19,7 +19,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.wish: Wish = "go on"
+        self.wish: StopLevel = "go on"
         self.by_keyboard = False
         self._before: dict[int, signal.Handlers | int | None] = {}
 
@@ -41,13 +41,13 @@ class Interrupts:
     def _hear(self, number: int, _: FrameType | None) -> None:
         self.by_keyboard |= number == signal.SIGINT
         if number == signal.SIGHUP:
-            talk_to_nobody()
+            detach_output()
             self.wish = "stop" if self.wish == "go on" else self.wish
         else:
             self.wish = "stop" if self.wish == "go on" and number != signal.SIGQUIT else "kill"
 
 
-class Warnings:
+class PreemptionSignals:
     """Signals with which SLURM tells a job that it will end: SIGUSR2 and SIGTERM, however often they come."""
 
     NUMBERS = (signal.SIGUSR2, signal.SIGTERM)
@@ -65,7 +65,7 @@ class Warnings:
         self.heard = self.heard or signal.Signals(number)
 
 
-def talk_to_nobody() -> None:
+def detach_output() -> None:
     """Let stdout and stderr lead nowhere: writing to a terminal that has gone is an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -82,13 +82,13 @@ class Adalora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     """Weight of the loss that keeps the directions of a layer apart from each other."""
 
     @property
-    def begins_with(self) -> int:
+    def first_rank(self) -> int:
         """Rank of every layer at first."""
         return self.initial_rank or -(-3 * self.rank // 2)
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.begins_with
+        return self.alpha / self.first_rank
 
 
 class Virtual(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

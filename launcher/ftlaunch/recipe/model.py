@@ -54,7 +54,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     "qat" or "bitlinear" trains through rounded weights instead."""
 
     @property
-    def held_in_few_bits(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether the weights are frozen in few bits; those that are trained through rounding are not."""
         return isinstance(self.quantization, str) and self.quantization != "none"
 

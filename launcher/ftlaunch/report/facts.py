@@ -8,14 +8,14 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
 from ftlaunch.processes.outcome import Stopped, read_failure
 from ftlaunch.recipe import Recipe, Training
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import Attempt, RunDir, StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import Attempt, RunDir, StageDir
+from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch import runs
 from ftlaunch.watch.progress import Entry, all_entries, is_evaluation
 from ftlaunch.watch.status import StageStatus, read_status
@@ -43,7 +43,7 @@ class StageFacts(Struct, frozen=True, kw_only=True):
     """One stage, from its folder."""
 
     status: StageStatus
-    step: Step
+    spec: StageSpec
     notes: dict[str, str]
     """What the plan says of it."""
     trained: list[Entry]
@@ -59,11 +59,11 @@ class StageFacts(Struct, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        return str(self.step.stage.__struct_config__.tag)
+        return str(self.spec.stage.__struct_config__.tag)
 
     @property
     def is_training(self) -> bool:
-        return isinstance(self.step.stage, Training)
+        return isinstance(self.spec.stage, Training)
 
     @property
     def seconds(self) -> float:
@@ -98,7 +98,7 @@ def read_run(run: RunDir) -> RunFacts:
     """The facts of a run as they are now. UserError where its folder is of another version of ftlaunch."""
     status = read_status(run)
     plan = runs.read_plan(run)
-    stages = [_stage(run.step_dir(one.name), one, plan) for one in status.stages]
+    stages = [_stage(run.stage_dir(one.name), one, plan) for one in status.stages]
     return RunFacts(
         name=run.path.name,
         path=run.path,
@@ -109,15 +109,15 @@ def read_run(run: RunDir) -> RunFacts:
     )
 
 
-def _stage(folder: StepDir, status: StageStatus, plan: Plan) -> StageFacts:
-    planned = next((one for one in plan.steps if one.name == folder.name), None)
+def _stage(folder: StageDir, status: StageStatus, plan: Plan) -> StageFacts:
+    planned = next((one for one in plan.stages if one.name == folder.name), None)
     if planned is None:
         raise UserError(f"{folder.path} is no stage of the run's plan", "remove the folder, or restore plan.json")
     entries = all_entries(folder.metrics)
     weights = [*folder.artifact.glob("*.safetensors"), *folder.model.glob("*.safetensors")]
     return StageFacts(
         status=status,
-        step=planned.step,
+        spec=planned.spec,
         notes=planned.notes,
         trained=[entry for entry in entries if not is_evaluation(entry)],
         evaluated=[entry for entry in entries if is_evaluation(entry)],
@@ -134,7 +134,7 @@ def _json(path: Path) -> dict[str, Any]:
     return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
 
 
-def _attempts(folder: StepDir, status: StageStatus, entries: list[Entry]) -> Iterator[AttemptFacts]:
+def _attempts(folder: StageDir, status: StageStatus, entries: list[Entry]) -> Iterator[AttemptFacts]:
     attempts = folder.all_attempts()
     for attempt in attempts:
         is_last = attempt is attempts[-1]
@@ -155,7 +155,7 @@ def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
     if status is not None and status.state in ("done", "running", "queued"):
         return ("running" if status.state == "queued" else status.state), ""
     if attempt.ended.exists():
-        ended = msgspec.json.decode(attempt.ended.read_bytes(), type=Ended)
+        ended = msgspec.json.decode(attempt.ended.read_bytes(), type=AttemptRecord)
         return ended.cause, ended.reason
     if attempt.stopped.exists():
         stopped = msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)
@@ -169,7 +169,7 @@ def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
     return "interrupted", "its processes have gone without a word"
 
 
-def _last_sign(folder: StepDir, attempt: Attempt, entries: list[Entry], *, is_last: bool) -> float | None:
+def _last_sign(folder: StageDir, attempt: Attempt, entries: list[Entry], *, is_last: bool) -> float | None:
     """When an attempt was last heard of."""
     times = [_modified(path) for path in attempt.path.glob("*.*")]
     if is_last:

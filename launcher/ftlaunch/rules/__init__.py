@@ -20,21 +20,21 @@ from ftlaunch.rules import ppo as ppo_rules
 from ftlaunch.rules import stage as stage_rules
 
 
-def check(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_and_check(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe, judge it and look into its local data files. Raises RecipeError with everything that is wrong."""
     return _passed(load_recipe_as_written(path, overrides))
 
 
-def check_again(resolved: Path, overrides: Sequence[str]) -> Loaded:
-    """`check` of a run's resolved recipe with overrides put in."""
+def check_resolved(resolved: Path, overrides: Sequence[str]) -> Loaded:
+    """`load_and_check` of a run's resolved recipe with overrides put in."""
     return _passed(load_resolved(resolved, overrides))
 
 
 def _passed(loaded: Loaded) -> Loaded:
     if loaded.misplaced:  # no row can be looked at, but what needs none is told as well
-        raise RecipeError([*loaded.misplaced, *judge(loaded)])
+        raise RecipeError([*loaded.misplaced, *find_problems(loaded)])
     loaded, unread = _with_formats(loaded)
-    problems = [*judge(loaded), *unread]
+    problems = [*find_problems(loaded), *unread]
     if problems:
         raise RecipeError(problems)
     return _with_rows_looked_at(loaded)
@@ -64,7 +64,7 @@ def _trained_on(recipe: Recipe) -> set[str]:
     return {name for stage in stages for name in ([stage.data] if isinstance(stage.data, str) else stage.data)}
 
 
-def judge(loaded: Loaded) -> list[Problem]:
+def find_problems(loaded: Loaded) -> list[Problem]:
     """Every contradiction and every combination that is not supported, each once."""
     tables, trainings = data_rules.data_tables(loaded), list(stage_rules.trainings(loaded))
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]

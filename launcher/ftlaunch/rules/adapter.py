@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ftlaunch.errors import Problem
-from ftlaunch.load.messages import literal
+from ftlaunch.load.messages import as_toml
 from ftlaunch.recipe import SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.rules.stage import TrainedStage
 
@@ -22,7 +22,7 @@ def targets_compile(training: TrainedStage) -> Iterator[Problem]:
     try:
         re.compile(adapter.targets)
     except re.error as error:
-        message = f"{literal(adapter.targets)} is not a regular expression: {error}"
+        message = f"{as_toml(adapter.targets)} is not a regular expression: {error}"
         remedy = 'correct it, or write "all-linear" or a list of module names'
         yield training.table_problem("adapter", "targets", message, remedy)
 
@@ -58,8 +58,8 @@ def ranks_fall(training: TrainedStage) -> Iterator[Problem]:
     adapter = training.resolved.adapter
     if not isinstance(adapter, Adalora):
         return
-    if adapter.begins_with < adapter.rank:
-        message = f"{adapter.begins_with} is less than rank = {adapter.rank}, to which it is to be pruned"
+    if adapter.first_rank < adapter.rank:
+        message = f"{adapter.first_rank} is less than rank = {adapter.rank}, to which it is to be pruned"
         yield training.table_problem("adapter", "initial_rank", message, "write a larger one, or remove it")
     if adapter.prune_until <= adapter.prune_after:
         message = f"{adapter.prune_until:g} is no later than prune_after = {adapter.prune_after:g}"
@@ -72,7 +72,7 @@ def init_has_its_text(training: TrainedStage) -> Iterator[Problem]:
         if adapter.text is None:
             yield training.table_problem("adapter", "init", "needs a text, and there is none", 'add text = "…"')
         else:
-            message = f'counts only for init = "text", and this is {literal(adapter.init)}'
+            message = f'counts only for init = "text", and this is {as_toml(adapter.init)}'
             yield training.table_problem("adapter", "text", message, 'remove it, or write init = "text"')
 
 

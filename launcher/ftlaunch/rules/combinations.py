@@ -46,7 +46,7 @@ def merges_have_a_result(loaded: Loaded) -> Iterator[Problem]:
 
 def _behind(loaded: Loaded, before: Training, tables: Resolved, after: str) -> Iterator[tuple[Refusal, str]]:
     """What refuses that which comes after a training, with its message; every activation function worn counts."""
-    for noise in resolve.worn(loaded.recipe, before) or [tables.noise]:
+    for noise in resolve.replaced_activations(loaded.recipe, before) or [tables.noise]:
         combination: Combination = describe(before, replace(tables, noise=noise)) | {"after": after}
         for refusal in compatibility.refusals(combination):
             if "after" in refusal.of:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
-from ftlaunch.load.messages import literal
+from ftlaunch.load.messages import as_toml
 from ftlaunch.load.paths import is_file
 from ftlaunch.recipe import Data
 from ftlaunch.rows import PAIRED, looks
@@ -80,7 +80,7 @@ def better_is_told_once(table: DataTable) -> Iterator[Problem]:
 
 def only_texts_are_split(table: DataTable) -> Iterator[Problem]:
     if table.data.overlong == "split" and table.format not in (None, "text"):
-        message = f'"split" is for format "text", and this is {literal(table.format or "")}: an answer needs its prompt'
+        message = f'"split" is for format "text", and this is {as_toml(table.format or "")}: an answer needs its prompt'
         yield table.problem("overlong", message, 'write "truncate" or "drop"')
 
 
@@ -90,7 +90,7 @@ def templates_suit_format(table: DataTable) -> Iterator[Problem]:
     used = ("prompt",) if table.data.format in PAIRED else ()
     keys = [key for key in ("prompt", "completion") if table.given(key) and key not in used]
     if keys:
-        named = literal(table.data.format)
+        named = as_toml(table.data.format)
         message = f'{named} has no use for {" and ".join(keys)}, which make rows of format "prompt"'
         yield table.problem("format", message, "keep either the format or the templates")
 
@@ -127,14 +127,14 @@ def keys_suit_format(table: DataTable) -> Iterator[Problem]:
     """A key is refused where it would do nothing."""
     for key, formats in TAKERS.items():
         if table.format and table.given(key) and table.format not in formats:
-            names = " or ".join(map(literal, formats))
-            message = f"counts only for format {names}, and this is {literal(table.format)}"
+            names = " or ".join(map(as_toml, formats))
+            message = f"counts only for format {names}, and this is {as_toml(table.format)}"
             yield table.problem(key, message, f"remove it, or write format = {names}")
 
 
 def pairs_train_their_answers(table: DataTable) -> Iterator[Problem]:
     if table.format in PAIRED and table.data.train_on != "answer":
-        message = f"{literal(table.data.train_on)} has no place in pairs, whose answers are compared"
+        message = f"{as_toml(table.data.train_on)} has no place in pairs, whose answers are compared"
         yield table.problem("train_on", message, "remove it")
 
 
@@ -145,7 +145,7 @@ def pairs_are_not_streamed(table: DataTable) -> Iterator[Problem]:
 
 def assistant_turns_need_conversations(table: DataTable) -> Iterator[Problem]:
     if table.data.train_on == "assistant" and table.format and table.format not in (*CONVERSATIONS, *PAIRED):
-        message = f'"assistant" needs rows with whole conversations, and this is format {literal(table.format)}'
+        message = f'"assistant" needs rows with whole conversations, and this is format {as_toml(table.format)}'
         yield table.problem("train_on", message, 'write train_on = "answer", or format = "messages" or "sharegpt"')
 
 
@@ -169,7 +169,7 @@ def evaluation_is_told_once(table: DataTable) -> Iterator[Problem]:
         )
     is_split = data.eval is not None and not Path(data.eval).is_absolute()
     if is_split and is_file(Path(data.path)):
-        message = f"{literal(str(data.eval))} is no file, and {data.path} has no splits"
+        message = f"{as_toml(str(data.eval))} is no file, and {data.path} has no splits"
         yield table.problem("eval", message, 'name a file, as in eval = "validation.jsonl", or hold rows out with test')
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
-from ftlaunch.load.messages import choice, did_you_mean, literal
+from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.plan import resolve
 from ftlaunch.recipe import METRICS, Evaluate, Reward
 from ftlaunch.rows import PAIRED
@@ -50,7 +50,7 @@ def evaluate_stages(loaded: Loaded) -> Iterator[EvaluateStage]:
 def data_is_known(evaluation: EvaluateStage) -> Iterator[Problem]:
     known, name = list(evaluation.loaded.recipe.data), evaluation.stage.data
     if evaluation.table is None:
-        remedy = f"name {choice(known)}" if known else f"add a table headed [data.{name}]"
+        remedy = f"name {join_or(known)}" if known else f"add a table headed [data.{name}]"
         yield evaluation.problem("data", f"there is no table [data.{name}]", did_you_mean(name, known, remedy))
 
 
@@ -60,11 +60,11 @@ def data_suits_metrics(evaluation: EvaluateStage) -> Iterator[Problem]:
         return
     if "pairs" in needs and len(needs) > 1:
         others = [metric for metric in evaluation.stage.metrics if METRICS.get(metric) != "pairs"]
-        message = f"{needs['pairs']} needs pairs of answers, and {choice(map(literal, others))} prompts with answers"
+        message = f"{needs['pairs']} needs pairs of answers, and {join_or(map(as_toml, others))} prompts with answers"
         yield evaluation.problem("metrics", message, "put it in an evaluate stage of its own")
     elif ("pairs" in needs) != (table.format in PAIRED):
-        wanted = f"format = {choice(map(literal, PAIRED))}" if "pairs" in needs else "another format"
-        message = f"{evaluation.stage.metrics[0]} has no use for rows of format {literal(table.format)}"
+        wanted = f"format = {join_or(map(as_toml, PAIRED))}" if "pairs" in needs else "another format"
+        message = f"{evaluation.stage.metrics[0]} has no use for rows of format {as_toml(table.format)}"
         yield evaluation.problem("data", message, f"name a data table with {wanted}")
     elif table.format == "text" and needs.keys() & {"answers", "choices"}:
         yield evaluation.problem("data", "holds plain text, which asks nothing", "name data with prompts and answers")
@@ -78,7 +78,7 @@ def answers_can_be_told(evaluation: EvaluateStage) -> Iterator[Problem]:
         message = "is missing, and answers are compared with it"
         yield table.problem("completion", message, 'add completion = "…"')
     if table.data.train_on != "answer" and table.format not in PAIRED:
-        message = f"is {literal(table.data.train_on)}, and {table.name} is evaluated: only last answers are compared"
+        message = f"is {as_toml(table.data.train_on)}, and {table.name} is evaluated: only last answers are compared"
         yield table.problem("train_on", message, "evaluate another table over the same rows")
 
 
@@ -102,7 +102,7 @@ def choices_have_fields(evaluation: EvaluateStage) -> Iterator[Problem]:
 def metrics_are_named_once(evaluation: EvaluateStage) -> Iterator[Problem]:
     metrics = evaluation.stage.metrics
     for metric in sorted({metric for metric in metrics if metrics.count(metric) > 1}):
-        yield evaluation.problem("metrics", f"names {literal(metric)} {metrics.count(metric)} times", "name it once")
+        yield evaluation.problem("metrics", f"names {as_toml(metric)} {metrics.count(metric)} times", "name it once")
 
 
 def metrics_are_ours(evaluation: EvaluateStage) -> Iterator[Problem]:
@@ -130,7 +130,7 @@ def processes_hold_whole_models(evaluation: EvaluateStage) -> Iterator[Problem]:
     if parallel is None:
         return
     if parallel.zero_stage:
-        message = f"{literal(parallel.strategy)} shares weights out, and an evaluation's processes hold all of them"
+        message = f"{as_toml(parallel.strategy)} shares weights out, and an evaluation's processes hold all of them"
         yield evaluation.problem("parallel", message, 'write strategy = "ddp", or "single" for one process')
     elif parallel.strategy == "single" and parallel.world_size > 1:
         message = f'"single" is one process, and nodes × procs_per_node is {parallel.world_size}'

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ftlaunch.errors import Problem
-from ftlaunch.load.messages import literal
+from ftlaunch.load.messages import as_toml
 from ftlaunch.recipe import MLP, Multiplicative, Saturated, Sft
 from ftlaunch.rules.stage import TrainedStage
 
@@ -23,13 +23,13 @@ def sites_compile(training: TrainedStage) -> Iterator[Problem]:
     sites = training.resolved.noise.sites
     if isinstance(sites, list):
         if not sites:
-            yield training.table_problem("noise", "sites", "names no module", f"write sites = {literal(MLP)}")
+            yield training.table_problem("noise", "sites", "names no module", f"write sites = {as_toml(MLP)}")
         return
     try:
         re.compile(sites)
     except re.error as error:
-        message = f"{literal(sites)} is not a regular expression: {error}"
-        remedy = f"correct it, or write {literal(MLP)} or a list of module names"
+        message = f"{as_toml(sites)} is not a regular expression: {error}"
+        remedy = f"correct it, or write {as_toml(MLP)} or a list of module names"
         yield training.table_problem("noise", "sites", message, remedy)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.load.messages import choice, literal
+from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.plan import resolve
 from ftlaunch.plan.chain import needs_merge
 from ftlaunch.recipe import Evaluate, Merge, Reward, Training
@@ -18,7 +18,7 @@ def data_is_used(loaded: Loaded) -> Iterator[Problem]:
     used |= {stage.data for stage in loaded.recipe.stage if isinstance(stage, Evaluate)}
     for name in loaded.recipe.data:
         if name not in used:
-            remedy = f"remove the table, or write data = {literal(name)} in a stage"
+            remedy = f"remove the table, or write data = {as_toml(name)} in a stage"
             yield loaded.problem(("data", name), "is not used by any stage", remedy)
 
 
@@ -30,7 +30,7 @@ def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
         earlier = resolve.for_stage(loaded.recipe, before).model.path
         if training.resolved.model.path != earlier:
             message = f"names another model than the stage before, whose result on {earlier} this one starts from"
-            remedy = f"write path = {literal(earlier)}, or make two recipes"
+            remedy = f"write path = {as_toml(earlier)}, or make two recipes"
             yield training.table_problem("model", "path", message, remedy)
 
 
@@ -44,8 +44,8 @@ def start_is_one_stage_ahead(loaded: Loaded) -> Iterator[Problem]:
                 place: other for place, other in enumerate(loaded.recipe.stage[:index]) if isinstance(other, Training)
             }
             known = [f"{place} ({other.__struct_config__.tag})" for place, other in ahead.items()]
-            message = f"{literal(stage.start)} is {found or 'none'} of the training stages ahead"
-            remedy = f"name one by its place: {choice(known)}" if known else "remove it: there is none"
+            message = f"{as_toml(stage.start)} is {found or 'none'} of the training stages ahead"
+            remedy = f"name one by its place: {join_or(known)}" if known else "remove it: there is none"
             yield loaded.problem(("stage", index, "start"), message, remedy)
 
 
@@ -54,7 +54,7 @@ def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
     for training in trainings(loaded):
         before = resolve.trained_before(loaded.recipe, training.stage)
         if isinstance(before, Reward) and not isinstance(training.stage, Reward):
-            kind = literal(training.stage.__struct_config__.tag)
+            kind = as_toml(training.stage.__struct_config__.tag)
             message = f"{kind} trains a policy, and the stage before, from which it would start, makes a reward model"
             yield training.problem(
                 "kind", message, 'put it before the reward stage, or say where it starts: start = "base"'

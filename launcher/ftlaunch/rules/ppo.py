@@ -11,7 +11,7 @@ from typing import Any
 
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.load.messages import choice, did_you_mean, literal
+from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.paths import is_file
 from ftlaunch.plan import resolve
 from ftlaunch.recipe import SHIPPED_REWARDS, Ppo, replaces
@@ -69,13 +69,13 @@ def _look_for(name: str) -> tuple[str, str] | None:
     """(message, remedy) where the function that a name stands for is not found. Nothing is imported."""
     place, colon, function = name.rpartition(":")
     if not colon:
-        shipped = choice(map(literal, SHIPPED_REWARDS))
+        shipped = join_or(map(as_toml, SHIPPED_REWARDS))
         remedy = did_you_mean(name, SHIPPED_REWARDS, f"write {FORM}, or {shipped}, which is shipped")
-        return f"{literal(name)} is no function", remedy
+        return f"{as_toml(name)} is no function", remedy
     path = Path(place) if place.endswith(".py") else _file_of(place)
     if path is None:
         remedy = f"install it, or write the path of a file: {FORM}"
-        return f"there is no module {literal(place)} that the trainer could import", remedy
+        return f"there is no module {as_toml(place)} that the trainer could import", remedy
     if path.suffix != ".py":
         return None
     names = _names_in(path)
@@ -83,7 +83,7 @@ def _look_for(name: str) -> tuple[str, str] | None:
         return f"{path} is not Python: {names}", "correct the file"
     if function in names:
         return None
-    return f"{path} has no function {literal(function)}", did_you_mean(function, names, f"define it there: {FORM}")
+    return f"{path} has no function {as_toml(function)}", did_you_mean(function, names, f"define it there: {FORM}")
 
 
 def _file_of(module: str) -> Path | None:
@@ -144,7 +144,7 @@ def rollout_is_whole_batches(ppo: PpoStage) -> Iterator[Problem]:
     if size is not None and size % batch:
         values = [str(value) for value in (size // batch * batch, (size // batch + 1) * batch) if value]
         message = f"{size} answers cannot be shared out over mini-batches of {batch}"
-        yield ppo.problem("rollout_size", message, f"write rollout_size = {choice(values)}, or another batch_size")
+        yield ppo.problem("rollout_size", message, f"write rollout_size = {join_or(values)}, or another batch_size")
 
 
 def horizon_needs_a_target(ppo: PpoStage) -> Iterator[Problem]:
@@ -176,7 +176,7 @@ def vllm_can_answer(ppo: PpoStage) -> Iterator[Problem]:
         message = "is of the model that answers itself, and vLLM finds its own"
         yield ppo.problem("generation_batch_size", message, "remove it")
     reasons = {
-        f"vLLM takes plain LoRA adapters, and kind is {literal(kind)}": kind not in VLLM_TAKES,
+        f"vLLM takes plain LoRA adapters, and kind is {as_toml(kind)}": kind not in VLLM_TAKES,
         "vLLM needs a GPU, and parallel.device is cpu": tables.parallel.device == "cpu",
         "vLLM would answer with a base that is not quantized": tables.model.quantization != "none",
         "vLLM would answer with the base's own activation function": replaces(tables.noise),

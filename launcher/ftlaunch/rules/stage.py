@@ -8,7 +8,7 @@ from typing import Literal
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
-from ftlaunch.load.messages import choice, did_you_mean, literal
+from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.origins import KeyPath
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved
@@ -61,15 +61,17 @@ def data_is_known(training: TrainedStage) -> Iterator[Problem]:
     known = list(training.loaded.recipe.data)
     names = training.data_names
     if not names:
-        yield training.problem("data", "names no data", f"name {choice(known)}" if known else "add a [data.NAME] table")
+        yield training.problem(
+            "data", "names no data", f"name {join_or(known)}" if known else "add a [data.NAME] table"
+        )
     for name in dict.fromkeys(names):
         if name not in known:
             add = f"add a table headed [data.{name}]"
-            remedy = did_you_mean(name, known, f"name {choice(known)}, or {add}" if known else add)
+            remedy = did_you_mean(name, known, f"name {join_or(known)}, or {add}" if known else add)
             yield training.problem("data", f"there is no table [data.{name}]", remedy)
         elif names.count(name) > 1:
             remedy = f"name it once; its share is data.{name}.weight"
-            yield training.problem("data", f"names {literal(name)} {names.count(name)} times", remedy)
+            yield training.problem("data", f"names {as_toml(name)} {names.count(name)} times", remedy)
 
 
 def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
@@ -83,9 +85,9 @@ def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
             message = f"[data.{table.name}] has single answers with labels, which are for stages of kind kto"
             yield training.problem("data", message, "name a data table with pairs, or rows with good answers only")
         elif table.format and (table.format in PAIRED) != compares:
-            kind = literal(training.stage.__struct_config__.tag)
-            message = f"a stage of kind {kind} cannot train on [data.{table.name}], of format {literal(table.format)}"
-            wanted = f"format = {choice(map(literal, PAIRED))}" if compares else "another format"
+            kind = as_toml(training.stage.__struct_config__.tag)
+            message = f"a stage of kind {kind} cannot train on [data.{table.name}], of format {as_toml(table.format)}"
+            wanted = f"format = {join_or(map(as_toml, PAIRED))}" if compares else "another format"
             yield training.problem("data", message, f"name a data table with {wanted}")
 
 
@@ -102,7 +104,7 @@ def answers_are_there(training: TrainedStage) -> Iterator[Problem]:
 def smoothing_suits_loss(training: TrainedStage) -> Iterator[Problem]:
     stage = training.stage
     if isinstance(stage, Dpo) and stage.label_smoothing and stage.loss not in ("sigmoid", "robust"):
-        message = f"counts only for the losses sigmoid and robust, and this is {literal(stage.loss)}"
+        message = f"counts only for the losses sigmoid and robust, and this is {as_toml(stage.loss)}"
         yield training.problem("label_smoothing", message, 'remove it, or write loss = "sigmoid" or "robust"')
 
 
@@ -125,12 +127,12 @@ def batch_divides(training: TrainedStage) -> Iterator[Problem]:
         below = batch // unit * unit
         values = [str(value) for value in (below, below + unit) if value]
         message = f"{batch} rows cannot be shared out evenly over {world} processes"
-        yield training.problem("batch_size", message, f"write batch_size = {choice(values)}")
+        yield training.problem("batch_size", message, f"write batch_size = {join_or(values)}")
     elif micro and batch % (micro * world):
         share = batch // world
         values = [str(value) for value in range(1, share + 1) if share % value == 0]
         message = f"micro-batches of {micro} rows cannot make up the {share} rows that each process has of {batch}"
-        yield training.problem("micro_batch_size", message, f"write micro_batch_size = {choice(values)}")
+        yield training.problem("micro_batch_size", message, f"write micro_batch_size = {join_or(values)}")
 
 
 def warmup_ends(training: TrainedStage) -> Iterator[Problem]:

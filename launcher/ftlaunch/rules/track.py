@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
-from ftlaunch.load.messages import literal
+from ftlaunch.load.messages import as_toml
 
 SEND = ("wandb", "comet", "swanlab")
 """Trackers that send what they are given, unless told to keep it."""
@@ -13,7 +13,7 @@ SEND = ("wandb", "comet", "swanlab")
 def trackers_are_named_once(loaded: Loaded) -> Iterator[Problem]:
     named = loaded.recipe.track.to
     for name in sorted({name for name in named if named.count(name) > 1}):
-        yield loaded.problem(("track", "to"), f"names {literal(name)} {named.count(name)} times", "name it once")
+        yield loaded.problem(("track", "to"), f"names {as_toml(name)} {named.count(name)} times", "name it once")
 
 
 def keys_have_a_tracker(loaded: Loaded) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 
-def aside_of(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A hidden name beside a path that nobody else takes, on another node or in another container either."""
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
 
@@ -17,7 +17,7 @@ def aside_of(path: Path) -> Path:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file that a reader sees whole or not at all, and that survives a crash once this returns."""
     data = content.encode() if isinstance(content, str) else content
-    aside = aside_of(path)
+    aside = temporary_path(path)
     with aside.open("wb") as file:
         file.write(data)
         file.flush()
@@ -33,7 +33,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_first(path: Path, value: Any) -> None:
     """`write_json`, unless somebody else has written the file already."""
-    aside = aside_of(path)
+    aside = temporary_path(path)
     aside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     try:
         os.link(aside, path)

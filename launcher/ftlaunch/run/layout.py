@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.run.files import aside_of, write_json
-from ftlaunch.run.spec import Step
+from ftlaunch.run.files import temporary_path, write_json
+from ftlaunch.run.spec import StageSpec
 
 REWARD_HEAD = "head.safetensors"
 """A file in each folder with a reward model, artifact or merged: `score.weight` [1, D]."""
@@ -74,7 +74,7 @@ REQUEUE, CANCEL, STOP = "requeue", "cancel", "asked"
 """What a stop file may say: the stage goes on later by itself; nothing is saved. Anything else: somebody stopped it."""
 
 
-class StepDir:
+class StageDir:
     """The folder of one stage of one run, such as `01-sft`."""
 
     def __init__(self, path: Path) -> None:
@@ -122,8 +122,8 @@ class StepDir:
         except FileNotFoundError:
             return None
 
-    def read_step(self) -> Step:
-        return msgspec.json.decode(self.step.read_bytes(), type=Step)
+    def read_spec(self) -> StageSpec:
+        return msgspec.json.decode(self.step.read_bytes(), type=StageSpec)
 
     def all_attempts(self) -> list[Attempt]:
         """Attempts so far, oldest first."""
@@ -139,7 +139,7 @@ class StepDir:
         if made_by is None:
             attempt.path.mkdir(mode=0o700, parents=True)
         else:
-            making = aside_of(attempt.path)
+            making = temporary_path(attempt.path)
             making.mkdir(mode=0o700, parents=True)
             write_json(making / attempt.made_by.name, made_by)
             making.rename(attempt.path)
@@ -180,9 +180,9 @@ class RunDir:
         self.environment = path / "environment.json"
         """Variables of the submitting shell that the stages' processes are given on the nodes."""
 
-    def step_dir(self, name: str) -> StepDir:
-        return StepDir(self.path / name)
+    def stage_dir(self, name: str) -> StageDir:
+        return StageDir(self.path / name)
 
-    def step_dirs(self) -> list[StepDir]:
+    def stage_dirs(self) -> list[StageDir]:
         """Step folders in the order in which they run."""
-        return [StepDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]
+        return [StageDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]

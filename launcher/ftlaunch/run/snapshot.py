@@ -17,7 +17,7 @@ from ftlaunch.recipe import Evaluate, Ppo, Recipe
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance, git
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 FILE_BYTES, ALL_BYTES = 4 << 20, 64 << 20
 """A file that is larger is no code, and is left where it is; more than so much in all is refused."""
@@ -119,21 +119,21 @@ def _read(run: RunDir) -> Snapshot:
     return msgspec.json.decode(run.code_index.read_bytes(), type=Snapshot)
 
 
-def redirect(step: Step, run: RunDir) -> Step:
+def redirect(spec: StageSpec, run: RunDir) -> StageSpec:
     """The step with the copies of the files that it names, where there are any."""
     if not run.code_index.exists():
-        return step
+        return spec
     copies = {original: str(run.path / copy) for original, copy in _read(run).files.items()}
     data = {
         name: msgspec.structs.replace(
             table, path=copies.get(table.path, table.path), template=copies.get(table.template, table.template)
         )
-        for name, table in step.data.items()
+        for name, table in spec.data.items()
     }
-    stage = step.stage
+    stage = spec.stage
     if isinstance(stage, Ppo) and stage.reward_function:
         place, colon, name = stage.reward_function.rpartition(":")
         stage = msgspec.structs.replace(stage, reward_function=f"{copies.get(place, place)}{colon}{name}")
     if isinstance(stage, Evaluate):
         stage = msgspec.structs.replace(stage, metrics=[copies.get(metric, metric) for metric in stage.metrics])
-    return msgspec.structs.replace(step, data=data, stage=stage)
+    return msgspec.structs.replace(spec, data=data, stage=stage)

@@ -5,7 +5,7 @@ from msgspec import Struct
 from ftlaunch.recipe import Adapter, Data, Model, Noise, NoNoise, Optimizer, Parallel, Stage, Track
 
 
-class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StageSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that the trainer is told about one stage, in `step.json`: overrides resolved, derived values filled in."""
 
     name: str

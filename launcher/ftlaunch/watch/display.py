@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
-from ftlaunch.processes.signals import talk_to_nobody
+from ftlaunch.processes.signals import detach_output
 from ftlaunch.watch.progress import WINDOW, Entry, describe, is_evaluation, seconds_left
 
 EVERY_STEPS = 10
@@ -59,7 +59,7 @@ class PlainDisplay:
         try:
             print(text, file=self._stream, flush=True)
         except BrokenPipeError:
-            talk_to_nobody()  # a reader that has left is no reason to lose a run
+            detach_output()  # a reader that has left is no reason to lose a run
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:

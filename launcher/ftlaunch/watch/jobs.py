@@ -12,7 +12,7 @@ from ftlaunch.cluster.queue import Answer, Entry
 from ftlaunch.processes import lock
 from ftlaunch.processes.outcome import Failure, Stopped, read_outcome
 from ftlaunch.run.files import last_lines
-from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StepDir
+from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StageDir
 
 State = Literal[
     "waiting", "queued", "running", "suspended", "done", "stopped", "cancelled", "failed", "interrupted", "unknown"
@@ -25,22 +25,22 @@ NOISE = re.compile(r"^(srun|slurmstepd|submitit)\b|^\s*$|^\d+ submitit|^    |^Tr
 """Lines of a job's output that say that something failed, and not what."""
 
 
-def stage_state(step: StepDir, answer: Answer, first_unfinished: StepDir | None) -> tuple[State, str | None]:
+def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir | None) -> tuple[State, str | None]:
     """The state of a stage, and what there is to say of it."""
-    if step.result.exists():
+    if stage_dir.result.exists():
         return "done", None
-    is_first = first_unfinished is not None and step.name == first_unfinished.name
+    is_first = first_unfinished is not None and stage_dir.name == first_unfinished.name
     if answer.silent is not None:
-        return _unseen(step, answer.silent) if is_first else ("waiting", None)
-    entry = answer.of(step)
+        return _unseen(stage_dir, answer.silent) if is_first else ("waiting", None)
+    entry = answer.of(stage_dir)
     if entry and entry.alive:
         return _alive(entry)
-    if (asked := step.stop_reason()) not in (None, REQUEUE):
-        return _as_asked(step, asked)
-    if told := _told(step, entry):
+    if (asked := stage_dir.stop_reason()) not in (None, REQUEUE):
+        return _as_asked(stage_dir, asked)
+    if told := _told(stage_dir, entry):
         return told
     if is_first or entry:
-        return _ended(step, entry, None if is_first else first_unfinished)
+        return _ended(stage_dir, entry, None if is_first else first_unfinished)
     return "waiting", None
 
 
@@ -54,20 +54,20 @@ def _alive(entry: Entry) -> tuple[State, str | None]:
     return "queued", reasons.why_waiting(entry.reason) if entry.state == "PENDING" else None
 
 
-def _as_asked(step: StepDir, asked: str | None) -> tuple[State, str | None]:
+def _as_asked(stage_dir: StageDir, asked: str | None) -> tuple[State, str | None]:
     if asked == CANCEL:
         return "cancelled", "as asked"
-    outcome = _outcome(step)
+    outcome = _outcome(stage_dir)
     if isinstance(outcome, Failure):
         return "failed", _first_line(outcome)
     return "stopped", None if outcome else "before it started, as asked"
 
 
-def _told(step: StepDir, entry: Entry | None) -> tuple[State, str | None] | None:
+def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] | None:
     """What the newest attempt says; None where there is none, or where a later job died before it could make one."""
-    if died_early(step, entry) is not None:
+    if died_early(stage_dir, entry) is not None:
         return None
-    match _outcome(step):
+    match _outcome(stage_dir):
         case Stopped():
             return "stopped", None
         case Failure() as failure:
@@ -76,9 +76,9 @@ def _told(step: StepDir, entry: Entry | None) -> tuple[State, str | None] | None
             return None
 
 
-def _outcome(step: StepDir) -> Failure | Stopped | None:
-    attempts = step.all_attempts()
-    outcome = read_outcome(step, attempts[-1]) if attempts else None
+def _outcome(stage_dir: StageDir) -> Failure | Stopped | None:
+    attempts = stage_dir.all_attempts()
+    outcome = read_outcome(stage_dir, attempts[-1]) if attempts else None
     return outcome if isinstance(outcome, Failure | Stopped) else None
 
 
@@ -87,30 +87,30 @@ def _first_line(failure: Failure) -> str:
     return line if failure.rank is None else f"rank {failure.rank}: {line}"
 
 
-def _ended(step: StepDir, entry: Entry | None, earlier: StepDir | None) -> tuple[State, str | None]:
+def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -> tuple[State, str | None]:
     """Of a stage whose job is gone, or never was, and that has left no word itself."""
     if earlier is not None and entry:
         return "cancelled", f"with {earlier.name}"
-    early = died_early(step, entry)
+    early = died_early(stage_dir, entry)
     if entry is not None:
         word = f"SLURM ended its job {entry.id}: {reasons.why_ended(entry.state, entry.reason)}"
         cancelled = entry.state.startswith("CANCELLED")
         state: State = "failed" if entry.state in BROKEN else "cancelled" if cancelled else "interrupted"
         return state, f"{word}: {early.message}" if early and not cancelled else word
-    run = RunDir(step.path.parent)
+    run = RunDir(stage_dir.path.parent)
     if (driver := lock.holder(run)) and processes.is_alive(driver) is not False:
         return "waiting", "is being submitted"
-    if (job := queue.read_job(step)) is None:
+    if (job := queue.read_job(stage_dir)) is None:
         submission = queue.read_submission(run)
         cut_short = submission is not None and not submission.complete
         return "interrupted", "its submission was cut short" if cut_short else "not submitted"
     return "interrupted", early.message if early else f"SLURM does not know job {job.id} any more"
 
 
-def _unseen(step: StepDir, silent: str) -> tuple[State, str | None]:
+def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
     """Of the stage whose turn it is, where SLURM does not answer."""
-    attempts = step.all_attempts()
-    if attempts and is_final(attempts[-1]) and (outcome := _outcome(step)):
+    attempts = stage_dir.all_attempts()
+    if attempts and is_final(attempts[-1]) and (outcome := _outcome(stage_dir)):
         return ("failed", _first_line(outcome)) if isinstance(outcome, Failure) else ("stopped", silent)
     return "unknown", silent
 
@@ -128,18 +128,18 @@ class _MadeBy(Struct, frozen=True):
     job: str
 
 
-def died_early(step: StepDir, entry: Entry | None) -> Failure | None:
+def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
     """What a stage's newest job said before its death, where that came before it could make an attempt."""
-    job = queue.read_job(step)
+    job = queue.read_job(stage_dir)
     if job is None or (entry is not None and entry.alive):
         return None
-    made = [one.made_by for one in step.all_attempts() if one.made_by.exists()]
+    made = [one.made_by for one in stage_dir.all_attempts() if one.made_by.exists()]
     makers = {msgspec.json.decode(file.read_bytes(), type=_MadeBy).job for file in made}
-    outputs = [(id, step.job_output(id)) for id in job.ids if step.job_output(id).exists()]
+    outputs = [(id, stage_dir.job_output(id)) for id in job.ids if stage_dir.job_output(id).exists()]
     known = entry is not None and (entry.state in BROKEN or entry.reason == "JobLaunchFailure")
     if makers & {*job.ids} or not (outputs or known):
         return None
-    id, output = outputs[-1] if outputs else (job.id, step.job_output(job.id))
+    id, output = outputs[-1] if outputs else (job.id, stage_dir.job_output(job.id))
     said = last_lines(output)
     telling = [line for line in said.splitlines() if not NOISE.search(line)] or said.splitlines()
     slurm = reasons.why_ended(entry.state, entry.reason) if entry else "SLURM does not know it any more"

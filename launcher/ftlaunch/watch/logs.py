@@ -11,7 +11,7 @@ from ftlaunch.cluster import queue
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity
 from ftlaunch.processes.outcome import Failure, read_failure
-from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.watch import jobs
 from ftlaunch.watch.runs import find_stage
 from ftlaunch.watch.status import is_over, read_status
@@ -27,7 +27,7 @@ def choose(run: RunDir, stage: str | None, number: int | None) -> Attempt | None
 
     UserError where there is no such stage or attempt.
     """
-    steps = run.step_dirs() if stage is None else [find_stage(run, stage)]
+    steps = run.stage_dirs() if stage is None else [find_stage(run, stage)]
     started = [step for step in steps if step.all_attempts()]
     if not started:
         return None
@@ -56,9 +56,9 @@ def read(
         raise UserError(f"rank {rank} has no log in {attempt.path}", f"ranks with a log: {ranks}")
     if node is not None and node not in (hosts := _hosts(attempt)).values():
         raise UserError(f"nothing of {attempt.path} ran on {node}", f"it ran on {', '.join(hosts.values()) or 'none'}")
-    voices = _Voices(attempt, rank, node)
-    yield from voices.hear()
-    yield from voices.last_words()
+    voices = _LogStreams(attempt, rank, node)
+    yield from voices.read_new()
+    yield from voices.unfinished_line()
 
 
 def _hosts(attempt: Attempt) -> dict[int, str]:
@@ -72,21 +72,21 @@ def follow(
     run: RunDir, stage: str | None, number: int | None, rank: int | None, node: str | None = None
 ) -> Iterator[str]:
     """Lines as they are written, over all stages that are still to come (or of the one asked for), to the run's end."""
-    voices: _Voices | None = None
+    voices: _LogStreams | None = None
     queue_watch = _QueueWatch(run)
     while True:
         over = queue_watch.is_over(nothing_said=voices is None)  # first, so that what was said until then is heard
         attempt = choose(run, stage, number)
         if attempt and (voices is None or attempt.path != voices.attempt.path):
             if voices:
-                yield from voices.hear()
-                yield from voices.last_words()
-            voices = _Voices(attempt, rank, node)
+                yield from voices.read_new()
+                yield from voices.unfinished_line()
+            voices = _LogStreams(attempt, rank, node)
             _announce(attempt)
         if voices:
-            yield from voices.hear()
+            yield from voices.read_new()
         if over:
-            yield from voices.last_words() if voices else _words_of_job(run, stage)
+            yield from voices.unfinished_line() if voices else _words_of_job(run, stage)
             return
         time.sleep(FOLLOW_SECONDS)
 
@@ -126,7 +126,7 @@ def _announce(attempt: Attempt) -> None:
     print(f"── {attempt.path.parent.parent.name}, attempt {attempt.number}", file=sys.stderr, flush=True)
 
 
-class _Voices:
+class _LogStreams:
     """The logs of one attempt, ranks that join later included."""
 
     def __init__(self, attempt: Attempt, rank: int | None, node: str | None) -> None:
@@ -135,14 +135,14 @@ class _Voices:
         self._node = node
         self._tails: dict[str, Tail] = {}
 
-    def hear(self) -> Iterator[str]:
+    def read_new(self) -> Iterator[str]:
         """Lines that are new since the last call."""
         for name, path in self._logs().items():
             tail = self._tails.setdefault(name, Tail(path))
             while lines := tail.read():
                 yield from (f"[{name}] {line}" for line in lines)
 
-    def last_words(self) -> Iterator[str]:
+    def unfinished_line(self) -> Iterator[str]:
         """What was begun and will not be ended."""
         for name, tail in self._tails.items():
             yield from (f"[{name}] {line}" for line in tail.last())
@@ -151,7 +151,7 @@ class _Voices:
         ranks = {rank: path for rank, path in self.attempt.rank_logs().items() if self._rank in {None, rank}}
         launched = {} if self._rank is not None else self.attempt.launch_logs()
         if self._node is not None:
-            per_node = StepDir(self.attempt.path.parent.parent).read_step().parallel.procs_per_node
+            per_node = StageDir(self.attempt.path.parent.parent).read_spec().parallel.procs_per_node
             here = [number for number, host in _hosts(self.attempt).items() if host == self._node]
             ranks = {rank: path for rank, path in ranks.items() if rank // per_node in here}
             names = {"launch" if number == 0 else f"launch, node {number}" for number in here}
@@ -164,7 +164,7 @@ def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
 
     What a job died of before it could make an attempt comes first.
     """
-    steps = run.step_dirs() if stage is None else [find_stage(run, stage)]
+    steps = run.stage_dirs() if stage is None else [find_stage(run, stage)]
     if number is None and (early := _died_early(run, stage)):
         return early
     for attempt in _newest_first(steps):
@@ -176,7 +176,7 @@ def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
 
 def _died_early(run: RunDir, stage: str | None) -> Failure | None:
     """What ended the job of the stage asked for, or of the one whose turn it is, before its processes started."""
-    steps = run.step_dirs() if stage is None else [find_stage(run, stage)]
+    steps = run.stage_dirs() if stage is None else [find_stage(run, stage)]
     step = next((step for step in steps if not step.result.exists()), None)
     if step is None or not run.cluster.exists():
         return None
@@ -184,6 +184,6 @@ def _died_early(run: RunDir, stage: str | None) -> Failure | None:
     return None if answer.silent is not None else jobs.died_early(step, answer.of(step))
 
 
-def _newest_first(steps: list[StepDir]) -> Iterator[Attempt]:
+def _newest_first(steps: list[StageDir]) -> Iterator[Attempt]:
     for step in reversed(steps):
         yield from reversed(step.all_attempts())

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.run.layout import REWARD_HEAD, RunDir, StepDir
+from ftlaunch.run.layout import REWARD_HEAD, RunDir, StageDir
 
 FOLDED_INTO = {"base": "the base's own weights", "dequantized": "the dequantized weights"}
 
@@ -36,30 +36,30 @@ class Merged(Struct, frozen=True, kw_only=True):
         )
 
 
-def last_made(run: RunDir, *, merged: bool) -> Path | None:
+def newest_output(run: RunDir, *, merged: bool) -> Path | None:
     """The folder of the newest artifact or, if `merged` counts too, merged model; None where there is none yet."""
-    finished = [step for step in run.step_dirs() if step.result.exists()]
+    finished = [stage_dir for stage_dir in run.stage_dirs() if stage_dir.result.exists()]
     made = [path for step in finished for path in (step.artifact, *([step.model] if merged else [])) if path.is_dir()]
     return made[-1] if made else None
 
 
 def describe(run: RunDir) -> str:
     """Where a run's model or adapter is, how good a merge it is, and the line to try it with; empty without one."""
-    path = last_made(run, merged=True)
+    path = newest_output(run, merged=True)
     if path is None:
         return ""
-    step = StepDir(path.parent)
+    stage_dir = StageDir(path.parent)
     is_reward = (path / REWARD_HEAD).exists()
     kind = "adapter" if (path / "adapter_config.json").exists() else "model"
-    merged = [f"  {told}"] if path == step.model and (told := _read_merged(step)) else []
+    merged = [f"  {told}"] if path == stage_dir.model and (told := _read_merged(stage_dir)) else []
     try_it = [] if is_reward else [f'  try it: ftlaunch chat {shlex.quote(str(path))} --prompt "…"']
-    what = f"{'merged ' if path == step.model else ''}{'reward ' if is_reward else ''}{kind}"
+    what = f"{'merged ' if path == stage_dir.model else ''}{'reward ' if is_reward else ''}{kind}"
     return "\n".join([f"{what}: {path}", *merged, *try_it])
 
 
-def _read_merged(step: StepDir) -> str | None:
+def _read_merged(stage_dir: StageDir) -> str | None:
     """The comparison in a merge's result, in words."""
-    return describe_merge(msgspec.json.decode(step.result.read_bytes()))
+    return describe_merge(msgspec.json.decode(stage_dir.result.read_bytes()))
 
 
 def describe_merge(result: object) -> str | None:

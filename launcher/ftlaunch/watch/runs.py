@@ -6,7 +6,7 @@ import msgspec
 
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 HOME = Path("runs")
 """Where runs are, below the working directory."""
@@ -38,9 +38,9 @@ def find(name: str) -> RunDir:
     raise UserError(f"there is no run {name!r}", remedy)
 
 
-def find_stage(run: RunDir, name: str) -> StepDir:
+def find_stage(run: RunDir, name: str) -> StageDir:
     """The stage called `01-sft`, or by its kind where the run has one of that kind. UserError otherwise."""
-    stages = run.step_dirs()
+    stages = run.stage_dirs()
     found = [stage for stage in stages if name in {stage.name, stage.kind}]
     if len(found) == 1:
         return found[0]
@@ -60,4 +60,4 @@ def read_plan(run: RunDir) -> Plan:
 
 def finished(run: RunDir) -> bool:
     """Whether every stage has its result."""
-    return all(stage.result.exists() for stage in run.step_dirs())
+    return all(stage.result.exists() for stage in run.stage_dirs())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.watch.progress import Entry, MetricsTail, duration, is_evaluation, seconds_left
 from ftlaunch.watch.status import RunStatus, StageStatus
 
@@ -26,7 +26,7 @@ STYLES = {"done": "green", "running": "cyan", "failed": "red", "waiting": "dim",
 class StageTail:
     """A stage's metrics as they grow, also where they are cut back because a stage goes on from a checkpoint."""
 
-    def __init__(self, folder: StepDir) -> None:
+    def __init__(self, folder: StageDir) -> None:
         self.folder = folder
         self._tail = MetricsTail(folder.metrics)
         self.steps: list[Entry] = []
@@ -57,7 +57,7 @@ class RunTail:
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
-        self.stages = {folder.name: StageTail(folder) for folder in run.step_dirs()}
+        self.stages = {folder.name: StageTail(folder) for folder in run.stage_dirs()}
 
     def read(self) -> None:
         for stage in self.stages.values():
@@ -104,7 +104,7 @@ def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
     return lines
 
 
-def _scores(folder: StepDir) -> str:
+def _scores(folder: StageDir) -> str:
     """What an evaluate stage has found; empty elsewhere, and before it has."""
     if folder.kind != "evaluate" or not folder.result.exists():
         return ""
@@ -169,7 +169,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def last_line(folder: StepDir) -> str:
+def last_line(folder: StageDir) -> str:
     """What rank 0 of the newest attempt said last; empty where it has said nothing."""
     attempts = folder.all_attempts()
     return _last_line(attempts[-1].rank_log(0)) if attempts else ""

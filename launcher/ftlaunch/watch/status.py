@@ -10,7 +10,7 @@ from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Answer
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
-from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.watch import jobs, progress, runs
 from ftlaunch.watch.jobs import State
@@ -71,7 +71,7 @@ def read_status(run: RunDir) -> RunStatus:
 
 def _local(run: RunDir) -> RunStatus:
     driver = lock.holder(run)
-    stages = [_stage_status(step, driver) for step in run.step_dirs()]
+    stages = [_stage_status(stage_dir, driver) for stage_dir in run.stage_dirs()]
     states: list[State] = [*(stage.state for stage in stages if stage.state != "done"), "done"]
     state = states[0]
     if state == "waiting" and driver:  # between two stages, or about to start the first
@@ -79,39 +79,39 @@ def _local(run: RunDir) -> RunStatus:
     return RunStatus(name=run.path.name, path=str(run.path), state=state, stages=stages)
 
 
-def _stage_status(step: StepDir, driver: Identity | None) -> StageStatus:
-    attempts = step.all_attempts()
-    return _measured(step, len(attempts), *_state(step, attempts, driver))
+def _stage_status(stage_dir: StageDir, driver: Identity | None) -> StageStatus:
+    attempts = stage_dir.all_attempts()
+    return _measured(stage_dir, len(attempts), *_state(stage_dir, attempts, driver))
 
 
-def _measured(step: StepDir, attempts: int, state: State, note: str | None) -> StageStatus:
+def _measured(stage_dir: StageDir, attempts: int, state: State, note: str | None) -> StageStatus:
     """The status of a stage with what its metrics tell."""
-    entries = progress.newest(step.metrics)
+    entries = progress.newest(stage_dir.metrics)
     last = next((entry for entry in reversed(entries) if not progress.is_evaluation(entry)), _NOTHING)
-    if state == "running" and note is None and (preparing := read_preparing(step.preparing)):
+    if state == "running" and note is None and (preparing := read_preparing(stage_dir.preparing)):
         note = preparing.describe()
     return StageStatus(
-        name=step.name,
+        name=stage_dir.name,
         state=state,
         attempts=attempts,
         step=last.get("step"),
         steps=last.get("steps"),
         loss=last.get("loss"),
         seconds_left=progress.seconds_left(entries) if state == "running" else None,
-        checkpoint=newest_checkpoint(step),
+        checkpoint=newest_checkpoint(stage_dir),
         note=note,
     )
 
 
-def _state(step: StepDir, attempts: list[Attempt], driver: Identity | None) -> tuple[State, str | None]:
+def _state(stage_dir: StageDir, attempts: list[Attempt], driver: Identity | None) -> tuple[State, str | None]:
     """The state that the newest attempt leaves a stage in, and what there is to say of it."""
     if not attempts:
-        return ("done" if step.result.exists() else "waiting"), None
+        return ("done" if stage_dir.result.exists() else "waiting"), None
     newest = attempts[-1]
     involved = [who for who in (driver, _launcher(newest)) if who]
     # Looked up first: an attempt may end, and say how, right after it was found alive.
     alive = {processes.is_alive(who): who.host for who in involved}
-    match read_outcome(step, newest):
+    match read_outcome(stage_dir, newest):
         case Done():
             return "done", None
         case Stopped():
@@ -129,16 +129,16 @@ def _state(step: StepDir, attempts: list[Attempt], driver: Identity | None) -> t
 
 def _scheduled(run: RunDir, answer: Answer) -> RunStatus:
     """How a run stands whose stages are SLURM jobs."""
-    steps = run.step_dirs()
-    first = next((step for step in steps if not step.result.exists()), None)
-    stages = [_scheduled_stage(step, answer, first) for step in steps]
+    steps = run.stage_dirs()
+    first = next((stage_dir for stage_dir in steps if not stage_dir.result.exists()), None)
+    stages = [_scheduled_stage(stage_dir, answer, first) for stage_dir in steps]
     states: list[State] = [*(stage.state for stage in stages if stage.state != "done"), "done"]
     return RunStatus(name=run.path.name, path=str(run.path), state=states[0], stages=stages)
 
 
-def _scheduled_stage(step: StepDir, answer: Answer, first: StepDir | None) -> StageStatus:
-    job, entry = queue.read_job(step), answer.of(step)
-    stage = _measured(step, len(step.all_attempts()), *jobs.stage_state(step, answer, first))
+def _scheduled_stage(stage_dir: StageDir, answer: Answer, first: StageDir | None) -> StageStatus:
+    job, entry = queue.read_job(stage_dir), answer.of(stage_dir)
+    stage = _measured(stage_dir, len(stage_dir.all_attempts()), *jobs.stage_state(stage_dir, answer, first))
     waits = entry is not None and entry.state == "PENDING"
     return msgspec.structs.replace(
         stage,
@@ -155,9 +155,9 @@ def _launcher(attempt: Attempt) -> Identity | None:
     return msgspec.json.decode(attempt.process.read_bytes(), type=Identity)
 
 
-def newest_checkpoint(step: StepDir) -> str | None:
+def newest_checkpoint(stage_dir: StageDir) -> str | None:
     """The folder of the newest checkpoint that was written to its end."""
-    complete = sorted(path.parent for path in step.checkpoints.glob("step-*/manifest.json"))
+    complete = sorted(path.parent for path in stage_dir.checkpoints.glob("step-*/manifest.json"))
     return str(complete[-1]) if complete else None
 
 

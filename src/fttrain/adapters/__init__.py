@@ -65,7 +65,7 @@ def _with_lora(model: Any, adapter: LowRank, start: Path | None, *, in_fp32: boo
     else:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
-            r=adapter.begins_with if isinstance(adapter, Adalora) else adapter.rank,
+            r=adapter.first_rank if isinstance(adapter, Adalora) else adapter.rank,
             lora_alpha=adapter.alpha,  # type: ignore[arg-type]
             lora_dropout=adapter.dropout,
             target_modules=targets.names(model, adapter),
@@ -124,7 +124,7 @@ def leads(model: Any) -> bool:
 
 
 @contextmanager
-def speaking_as(model: nn.Module, name: str) -> Iterator[None]:
+def using_adapter(model: nn.Module, name: str) -> Iterator[None]:
     """Within, the adapter of this name counts; where the model has none of that name, the bare base."""
     # PEFT's own switches would also say anew which weights are trained.
     layers = [module for module in model.modules() if hasattr(module, "_active_adapter")]
@@ -162,7 +162,7 @@ def save(model: Any, adapter: Adapter, weights: dict[str, Tensor], folder: Path)
     model.peft_config[TRAINED] = held
 
 
-def carried(model: nn.Module, adapter: Adapter, num_steps: int) -> Any:
+def stateful(model: nn.Module, adapter: Adapter, num_steps: int) -> Any:
     """What checkpoints carry of the adapter besides trained weights and moments (`Carried`); None where nothing.
 
     AdaLoRA's is its allocator, over so many optimizer steps.
@@ -175,6 +175,6 @@ def carried(model: nn.Module, adapter: Adapter, num_steps: int) -> Any:
         case Adalora():
             from fttrain.adapters import adalora
 
-            return adalora.Allocator(model, adapter, num_steps)
+            return adalora.RankAllocator(model, adapter, num_steps)
         case _:
             return None

@@ -85,7 +85,7 @@ def _layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-class Allocator:
+class RankAllocator:
     """Tells after each optimizer step which triplets stay. All ranks hold it and reckon the same."""
 
     def __init__(self, model: nn.Module, spec: Adalora, num_steps: int) -> None:
@@ -153,7 +153,7 @@ class Allocator:
         ranks = [int(keep.sum()) for keep in self._keep.values()]
         return {"rank/mean": sum(ranks) / len(ranks), "rank/least": float(min(ranks)), "rank/most": float(max(ranks))}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """As `Carried` has it."""
         nothing = torch.zeros(1)
         return {
@@ -163,7 +163,7 @@ class Allocator:
             **{f"spread|{name}": self._spread.get(name, nothing) for name in self.watched},
         }
 
-    def adopt(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self._steps = int(tensors["steps"])
         self._keep = {name: tensors[f"keep|{name}"] for name in self._keep}
         if self._steps:

@@ -96,11 +96,11 @@ class Starts:
     def __init__(self, model: nn.Module) -> None:
         self._parts = {name: module for name, module in model.named_modules() if isinstance(module, Principal)}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {f"{name}.{key}": value for name, part in self._parts.items() for key, value in part.named_buffers()}
 
-    def adopt(self, tensors: dict[str, Tensor]) -> None:
-        for name, buffer in self.tensors().items():
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        for name, buffer in self.state_dict().items():
             buffer.copy_(tensors[name])
 
 

@@ -12,7 +12,7 @@ from fttrain.answering.likelihood import Likelihood, Row, likelihoods
 from fttrain.data.chat import Encoder
 from fttrain.data.token_set import PairSet, TokenSet
 from fttrain.data.tokens import cache_root, tokenize
-from fttrain.evaluation.prompts import Asked, asked_of
+from fttrain.evaluation.prompts import HeldOutPrompt, held_out_prompts
 from fttrain.evaluation.scoring import Inputs
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ Share = Callable[[Sequence[T], Callable[[Sequence[T]], Iterable[Mapping[int, R]]
 class Exam:
     """What is asked of every model with one tokenizer."""
 
-    asked: list[Asked] = field(default_factory=list[Asked])
+    asked: list[HeldOutPrompt] = field(default_factory=list[HeldOutPrompt])
     """Prompts to be answered, each with all its references."""
     references: list[Row] = field(default_factory=list[Row])
     choices: list[Question] = field(default_factory=list[Question])
@@ -58,7 +58,7 @@ def set_exam(
     """
     rows = tokenize(data, tokenizer, seed, cache_root()) if needs - {"choices"} else None
     held_out = None if rows is None else rows.test if len(rows.test) else rows.train
-    asked = asked_of(rows, tokenizer)[:most] if rows is not None and "answers" in needs else []
+    asked = held_out_prompts(rows, tokenizer)[:most] if rows is not None and "answers" in needs else []
     references = list(_rows(held_out))[:most] if "references" in needs else []
     pairs = list(_pairs(held_out))[:most] if "pairs" in needs else []
     choices: list[Question] = []

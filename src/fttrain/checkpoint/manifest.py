@@ -18,7 +18,7 @@ BLOCK = 1 << 23
 THREADS = 4
 """Files that one process verifies at the same time; hashing leaves the interpreter's lock."""
 
-Seal = dict[str, Any]
+FileDigest = dict[str, Any]
 """`bytes` and `sha256` of a file."""
 
 
@@ -30,7 +30,7 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def aside_of(final: Path) -> Path:
+def temporary_path(final: Path) -> Path:
     """Where a checkpoint is while it is made."""
     return final.with_name(f".{final.name}.partial")
 
@@ -41,7 +41,7 @@ def render(manifest: dict[str, Any]) -> str:
     return json.dumps({**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2)
 
 
-def seal(path: Path) -> Seal:
+def seal(path: Path) -> FileDigest:
     """Size and digest of a file as the disk has it."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
@@ -90,7 +90,7 @@ def _first(problems: Iterable[str | None]) -> str | None:
     return next((problem for problem in problems if problem), None)
 
 
-def _file_problem(path: Path, expected: Seal) -> str | None:
+def _file_problem(path: Path, expected: FileDigest) -> str | None:
     size = path.stat().st_size
     if size != expected["bytes"]:
         return f"{path.name} has {size} bytes, the manifest says {expected['bytes']}"

@@ -31,7 +31,7 @@ ALIGNMENT = 8
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
-class Image:
+class SharedShard:
     """A copy of tensors that stays as it is while training changes them.
 
     The memory is kept from one save to the next, so filling it again is nothing but copying.

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Training
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from fttrain.checkpoint import manifest, pieces, random_states, shards
-from fttrain.checkpoint.shared_memory import Image
-from fttrain.checkpoint.writer_process import Background
+from fttrain.checkpoint.shared_memory import SharedShard
+from fttrain.checkpoint.writer_process import WriterProcess
 from fttrain.engine import Engine
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Loaded:
 
 
 @dataclass
-class _Flight:
+class PendingSave:
     """A save between its copy in memory and its manifest on disk."""
 
     step: int
@@ -68,32 +68,34 @@ class _Flight:
     """It has failed before, and training waits for it."""
 
 
-class Carried(Protocol):
+class Stateful(Protocol):
     """What a stage goes on with besides weights, moments and random states; the same on every rank."""
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All of it as it stands."""
         ...
 
-    def adopt(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Go on with what `tensors` returned."""
         ...
 
 
 class _Together:
-    def __init__(self, parts: dict[str, Carried]) -> None:
+    def __init__(self, parts: dict[str, Stateful]) -> None:
         self._parts = parts
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"{name}.{key}": tensor for name, part in self._parts.items() for key, tensor in part.tensors().items()}
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": tensor for name, part in self._parts.items() for key, tensor in part.state_dict().items()
+        }
 
-    def adopt(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         for name, part in self._parts.items():
             start = f"{name}."
-            part.adopt({key.removeprefix(start): tensors[key] for key in tensors if key.startswith(start)})
+            part.load_state_dict({key.removeprefix(start): tensors[key] for key in tensors if key.startswith(start)})
 
 
-def together(parts: dict[str, Carried | None]) -> Carried | None:
+def together(parts: dict[str, Stateful | None]) -> Stateful | None:
     """All of these as one, each under its name; None where there are none."""
     there = {name: part for name, part in parts.items() if part is not None}
     return _Together(there) if there else None
@@ -102,17 +104,17 @@ def together(parts: dict[str, Carried | None]) -> Carried | None:
 class Checkpoints:
     """The checkpoints of one step folder. Every method is called by all ranks together."""
 
-    def __init__(self, folder: Path, spec: Step, engine: Engine, carried: Carried | None = None) -> None:
+    def __init__(self, folder: Path, spec: StageSpec, engine: Engine, stateful: Stateful | None = None) -> None:
         assert isinstance(spec.stage, Training)
         self._folder = folder
         self._spec = spec
         self._policy = spec.stage.on_save_failure
         self._engine = engine
-        self._carried = carried
+        self._stateful = stateful
         self._world = engine.world
-        self._image = Image()
-        self._background = Background(self._image.descriptor)
-        self._flight: _Flight | None = None
+        self._image = SharedShard()
+        self._background = WriterProcess(self._image.descriptor)
+        self._flight: PendingSave | None = None
         self._good: list[str] = []
         """Checkpoints that were found good when training went on from them."""
 
@@ -136,7 +138,7 @@ class Checkpoints:
             "state": state,
             "loss_scale": self._engine.loss_scale(),
         }
-        self._flight = _Flight(step, content, keep, best, is_last)
+        self._flight = PendingSave(step, content, keep, best, is_last)
         try:
             self._copy()
             self._order_write(step)
@@ -150,8 +152,8 @@ class Checkpoints:
         own = shards.owned(self._engine)
         tensors = {piece.key: piece.tensor for piece in own}
         tensors |= {f"{RANDOM}{name}": state for name, state in random_states.take().items()}
-        if self._carried is not None and self._world.is_main:
-            tensors |= {f"{CARRIED}{name}": tensor for name, tensor in self._carried.tensors().items()}
+        if self._stateful is not None and self._world.is_main:
+            tensors |= {f"{CARRIED}{name}": tensor for name, tensor in self._stateful.state_dict().items()}
         self._image.fill(
             tensors, {pieces.METADATA: json.dumps({piece.key: [piece.offset, len(piece)] for piece in own})}
         )
@@ -164,7 +166,7 @@ class Checkpoints:
             time.sleep(POLL_SECONDS)
             self._advance(self._flight)
 
-    def _advance(self, flight: _Flight) -> None:
+    def _advance(self, flight: PendingSave) -> None:
         if flight.answer is None:
             waits_for_nothing = flight.committing and not self._world.is_main
             flight.answer = {} if waits_for_nothing else self._background.answer()
@@ -202,7 +204,7 @@ class Checkpoints:
         final = str(self._folder / manifest.folder_name(step))
         self._background.order("write", folder=final, file=_file(self._world.rank), bytes=self._image.size)
 
-    def _order_commit(self, flight: _Flight, written: list[dict[str, Any]]) -> None:
+    def _order_commit(self, flight: PendingSave, written: list[dict[str, Any]]) -> None:
         flight.committing, flight.answer = True, None
         if self._world.is_main:
             files = {_file(rank): shard["seal"] for rank, shard in enumerate(written)}
@@ -216,14 +218,14 @@ class Checkpoints:
                 good=self._good,
             )
 
-    def _failed(self, flight: _Flight, causes: str, *, is_copied: bool) -> None:
+    def _failed(self, flight: PendingSave, causes: str, *, is_copied: bool) -> None:
         """All ranks know that a save has failed: clear it away, and do as the policy says.
 
         What could not be copied cannot be tried again: by now training may have gone on.
         """
         self._flight = None
         if self._world.is_main:
-            shutil.rmtree(manifest.aside_of(self._folder / manifest.folder_name(flight.step)), ignore_errors=True)
+            shutil.rmtree(manifest.temporary_path(self._folder / manifest.folder_name(flight.step)), ignore_errors=True)
         message = f"the checkpoint of step {flight.step} could not be written: {causes}"
         gone = self._world.from_main(not self._folder.parent.is_dir())
         tries_again = self._policy == "wait" and is_copied
@@ -302,8 +304,8 @@ class Checkpoints:
         writers = content["world_size"]
         index = pieces.read(folder) or pieces.index_of(pieces.of_shard(folder / _file(rank)) for rank in range(writers))
         _fill(shards.held(self._engine), index, folder)
-        if self._carried is not None:
-            self._carried.adopt(_named(folder / _file(0), CARRIED))
+        if self._stateful is not None:
+            self._stateful.load_state_dict(_named(folder / _file(0), CARRIED))
         if writers != self._world.size:
             random_states.begin(self._spec.seed, content["step"], self._world.rank)
             return

@@ -54,17 +54,17 @@ def _obey(order: dict[str, Any], image: int, known: Known) -> dict[str, Any]:
     final = Path(order["folder"])
     match order["do"]:
         case "write":
-            return write(manifest.aside_of(final) / order["file"], image, order["bytes"])
+            return write(manifest.temporary_path(final) / order["file"], image, order["bytes"])
         case "commit":
             known.good |= {final.name, *order["good"]}
-            _add_index(manifest.aside_of(final), order["manifest"]["files"], order["layouts"], known)
+            _add_index(manifest.temporary_path(final), order["manifest"]["files"], order["layouts"], known)
             commit(final, order["manifest"])
             return {"unpruned": prune(final.parent, order["keep"], order["best"], known.good)}
         case other:
             raise AssertionError(other)
 
 
-def _add_index(folder: Path, files: dict[str, manifest.Seal], layouts: list[str], known: Known) -> None:
+def _add_index(folder: Path, files: dict[str, manifest.FileDigest], layouts: list[str], known: Known) -> None:
     """Write the index of the shards, which are in order of rank, and add it to the manifest's files.
 
     It is made from the shards' headers, once for all saves of an attempt: their layout stays the same.
@@ -125,7 +125,7 @@ def _write_all(descriptor: int, block: memoryview) -> None:
 
 def commit(final: Path, content: dict[str, Any]) -> None:
     """Write the manifest, flush it and give the folder its real name, in place of a bad one of the same step."""
-    aside = manifest.aside_of(final)
+    aside = manifest.temporary_path(final)
     with (aside / manifest.FILE).open("w") as file:
         file.write(manifest.render(content))
         file.flush()

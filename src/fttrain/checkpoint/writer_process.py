@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 
-class Background:
+class WriterProcess:
     """The writing process of this rank, started when it is first needed and anew if it has died."""
 
     def __init__(self, image: int) -> None:

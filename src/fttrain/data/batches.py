@@ -25,7 +25,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Micro:
+class MicroBatch:
     """One forward pass of one process. Packed rows lie end to end in one line; padded ones are padded on the right."""
 
     input_ids: Tensor
@@ -36,13 +36,13 @@ class Micro:
     """[lines, T]: for each token the length of its row; 0 on padding."""
     segments: Segments | None
     """Where packed rows lie; None where rows are padded."""
-    places_N: Tensor
+    positions_N: Tensor
     """Flat indices of the positions that predict a trained token."""
     targets_N: Tensor
     """The trained tokens."""
-    rows_N: Tensor
+    row_ids_N: Tensor
     """For each trained token the number of its row."""
-    ends_B: Tensor
+    last_token_B: Tensor
     """Flat index of each row's last token."""
     margins_G: Tensor
     """float32: how much better the first row of each group is than its second."""
@@ -63,7 +63,7 @@ def supervised(tokens: Tokens) -> int:
     return int(np.count_nonzero(tokens[1][1:]))
 
 
-def share_out(lengths: Sequence[int], slots: int) -> list[list[int]]:
+def balance(lengths: Sequence[int], slots: int) -> list[list[int]]:
     """Give rows to slots so that the slots' tokens are even: longest first, each to the lightest slot.
 
     Every slot gets at most ceil(rows / slots) rows. Which rank computes a row changes nothing but the time.
@@ -80,7 +80,7 @@ def share_out(lengths: Sequence[int], slots: int) -> list[list[int]]:
     return members
 
 
-def lay_out(
+def split_batch(
     groups: Sequence[Group],
     *,
     rank: int,
@@ -89,12 +89,12 @@ def lay_out(
     packing: bool,
     device: torch.device,
     share: bool = False,
-) -> list[Micro]:
+) -> list[MicroBatch]:
     """This rank's micro-batches of one optimizer step over `groups`, the same number on every rank.
 
     Micro-batch j of rank r is slot j·world_size + r. A slot without a group computes one token and trains nothing.
     """
-    slots = share_out(_sizes(groups, share=share), world_size * accumulation)
+    slots = balance(_sizes(groups, share=share), world_size * accumulation)
     predicted = groups.supervised if isinstance(groups, Drawn) else [_predicted(group) for group in groups]
     micros = []
     for index in range(accumulation):
@@ -133,7 +133,9 @@ def _in_common(first: np.ndarray, other: np.ndarray) -> int:
     return int(apart[0]) if len(apart) else end
 
 
-def collate(groups: Sequence[Group], *, packing: bool, chunks: int, device: torch.device, share: bool = False) -> Micro:
+def collate(
+    groups: Sequence[Group], *, packing: bool, chunks: int, device: torch.device, share: bool = False
+) -> MicroBatch:
     """Lay groups out in one micro-batch; none make a single token that trains nothing.
 
     With `share`, what the rows of a group begin with is laid down once, with its first row.
@@ -145,15 +147,15 @@ def collate(groups: Sequence[Group], *, packing: bool, chunks: int, device: torc
     for (row_ids, _), places in zip(rows, laid.places, strict=False):
         ids.flat[places], positions.flat[places], lengths.flat[places] = row_ids, np.arange(len(places)), len(places)
     predicted = [np.flatnonzero(trained[1:]) for _, trained in rows]
-    return Micro(
+    return MicroBatch(
         input_ids=torch.from_numpy(ids).to(device),
         position_ids=torch.from_numpy(positions).to(device),
         lengths=torch.from_numpy(lengths).to(device),
         segments=laid.segments,
-        places_N=_joined([places[at] for places, at in zip(laid.places, predicted, strict=False)], device),
+        positions_N=_joined([places[at] for places, at in zip(laid.places, predicted, strict=False)], device),
         targets_N=_joined([row_ids[at + 1] for (row_ids, _), at in zip(rows, predicted, strict=True)], device),
-        rows_N=_joined([np.full(len(at), number) for number, at in enumerate(predicted)], device),
-        ends_B=_joined([places[-1:] for places, _ in zip(laid.places, rows, strict=False)], device),
+        row_ids_N=_joined([np.full(len(at), number) for number, at in enumerate(predicted)], device),
+        last_token_B=_joined([places[-1:] for places, _ in zip(laid.places, rows, strict=False)], device),
         margins_G=torch.tensor([group.margin for group in groups], dtype=torch.float32, device=device),
         references_B=_references(groups, device),
         chunks=chunks,

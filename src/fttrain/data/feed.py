@@ -16,9 +16,9 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Sft
 from ftlaunch.rows import unfit
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from fttrain.data import tokens
-from fttrain.data.batches import Layout, Micro, lay_out
+from fttrain.data.batches import Layout, MicroBatch, split_batch
 from fttrain.data.drawn import all_of, drawn
 from fttrain.data.held_out import on_both_sides
 from fttrain.data.node_arrays import NodeArrays
@@ -35,7 +35,7 @@ STATE_BYTES = 4096
 """A stream's position takes a multiple of so many."""
 EXCERPT = 60
 """Characters of a row's text that name it."""
-InTurn = Callable[[Sequence[Group]], Iterator[tuple[list[int], Micro]]]
+InTurn = Callable[[Sequence[Group]], Iterator[tuple[list[int], MicroBatch]]]
 Ask = Callable[[str, Sequence[Group], InTurn], np.ndarray]
 """(key of the groups, the groups, how this rank walks through its part of them) → [groups, 2] float32."""
 
@@ -45,7 +45,7 @@ class Feed(Protocol):
 
     num_steps: int
 
-    def step(self, number: int) -> list[Micro]:
+    def step(self, number: int) -> list[MicroBatch]:
         """This rank's micro-batches of optimizer step `number`; numbers come in order, from any first one."""
         ...
 
@@ -57,7 +57,7 @@ class Feed(Protocol):
         """Epochs done after step `number`; None where data has no known end."""
         ...
 
-    def evaluation(self) -> Iterator[Micro]:
+    def evaluation(self) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the rows held out; as many on every rank, none if no row is held out."""
         ...
 
@@ -75,7 +75,7 @@ class RowFeed(Feed, Protocol):
 
 
 def build(
-    step: Step,
+    spec: StageSpec,
     stage: Sft | Pairwise,
     tokenizer: Any,
     world: World,
@@ -83,19 +83,19 @@ def build(
     progress: Path | None = None,
 ) -> RowFeed:
     """The feed of a stage. Collective; `asked` and `progress` as `prepare` has them, which may raise Stopped."""
-    datas = list(step.data.values())
+    datas = list(spec.data.values())
     if any(data.streaming for data in datas):
         if not all(data.streaming for data in datas):
             raise UserError("streaming and other data sets are mixed", "set `streaming` for all of a stage's data sets")
-        return StreamFeed(step, stage, datas, tokenizer, world)
+        return StreamFeed(spec, stage, datas, tokenizer, world)
     cache, arrays = tokens.cache_root(), NodeArrays.of_attempt()
     keys = prepare(datas, tokenizer, cache, world, asked, progress)
-    tokenized = [tokens.opened(key, data, step.seed, cache, arrays) for key, data in zip(keys, datas, strict=True)]
+    tokenized = [tokens.opened(key, data, spec.seed, cache, arrays) for key, data in zip(keys, datas, strict=True)]
     if world.is_main:
-        for name, one in zip(step.data, tokenized, strict=True):
+        for name, one in zip(spec.data, tokenized, strict=True):
             report(name, one.counts)
             report_shared(name, one)
-    return TableFeed(step, stage, datas, tokenized, tokenizer, world)
+    return TableFeed(spec, stage, datas, tokenized, tokenizer, world)
 
 
 def report(name: str, counts: Counts) -> None:
@@ -124,15 +124,15 @@ def report_shared(name: str, tokenized: tokens.Tokenized) -> None:
 class _Layout:
     """How a step's rows are shared out and laid down."""
 
-    def __init__(self, step: Step, stage: Sft | Pairwise, world: World) -> None:
-        self._micro = step.micro_batch_size
-        self._accumulation = step.accumulation
+    def __init__(self, spec: StageSpec, stage: Sft | Pairwise, world: World) -> None:
+        self._micro = spec.micro_batch_size
+        self._accumulation = spec.accumulation
         self.chosen = Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt)
         """As the recipe says, until the model has been tried with it."""
         self._world = world
 
-    def lay_out(self, groups: Sequence[Group], accumulation: int | None = None) -> list[Micro]:
-        return lay_out(
+    def split_batch(self, groups: Sequence[Group], accumulation: int | None = None) -> list[MicroBatch]:
+        return split_batch(
             groups,
             rank=self._world.rank,
             world_size=self._world.size,
@@ -142,14 +142,14 @@ class _Layout:
             device=self._world.device,
         )
 
-    def in_turn(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Micro]]:
+    def in_turn(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], MicroBatch]]:
         """Groups in micro-batches of the training size, with their places, in rounds in which every rank has one."""
         width = self._micro * self._world.size
         for start in range(0, len(groups), width):
-            for micro in self.lay_out(groups[start : start + width], accumulation=1):
+            for micro in self.split_batch(groups[start : start + width], accumulation=1):
                 yield [start + row for row in micro.rows], micro
 
-    def evaluation(self, groups: Sequence[Group]) -> Iterator[Micro]:
+    def evaluation(self, groups: Sequence[Group]) -> Iterator[MicroBatch]:
         """`in_turn`, with the places of the groups as the numbers of their rows."""
         return (replace(micro, rows=tuple(places)) for places, micro in self.in_turn(groups))
 
@@ -159,7 +159,7 @@ class TableFeed:
 
     def __init__(
         self,
-        step: Step,
+        spec: StageSpec,
         stage: Sft | Pairwise,
         datas: Sequence[Data],
         tokenized: Sequence[tokens.Tokenized],
@@ -172,15 +172,15 @@ class TableFeed:
         self._paths = [data.path for data in datas]
         self._keys = [one.key for one in tokenized]
         self._counts = [one.counts for one in tokenized]
-        self._layout = _Layout(step, stage, world)
+        self._layout = _Layout(spec, stage, world)
         weights = [data.weight for data in datas]
         sizes = [len(rows) for rows in self._train]
         arrays = NodeArrays.of_attempt()
-        self._order = Order(sizes, weights, batch_size=stage.batch_size, seed=step.seed, arrays=arrays)
+        self._order = Order(sizes, weights, batch_size=stage.batch_size, seed=spec.seed, arrays=arrays)
         self.num_steps = self._order.num_steps(epochs=stage.epochs, steps=stage.steps)
 
-    def step(self, number: int) -> list[Micro]:
-        return self._layout.lay_out(drawn(self._train, self._order.step(number)))
+    def step(self, number: int) -> list[MicroBatch]:
+        return self._layout.split_batch(drawn(self._train, self._order.step(number)))
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
         of_step = self._order.step(number)
@@ -195,7 +195,7 @@ class TableFeed:
     def epoch_at(self, number: int) -> float:
         return self._order.epoch_at(number)
 
-    def evaluation(self) -> Iterator[Micro]:
+    def evaluation(self) -> Iterator[MicroBatch]:
         return self._layout.evaluation(all_of(self._test))
 
     def counts(self) -> list[Counts]:
@@ -219,12 +219,14 @@ class TableFeed:
 class StreamFeed:
     """Rows that are read and tokenized as training goes. Every rank reads all of them and keeps its own."""
 
-    def __init__(self, step: Step, stage: Sft | Pairwise, datas: Sequence[Data], tokenizer: Any, world: World) -> None:
+    def __init__(
+        self, spec: StageSpec, stage: Sft | Pairwise, datas: Sequence[Data], tokenizer: Any, world: World
+    ) -> None:
         self._datas = datas
         self._tokenizer = tokenizer
-        self._seed = step.seed
+        self._seed = spec.seed
         self._batch = stage.batch_size
-        self._layout = _Layout(step, stage, world)
+        self._layout = _Layout(spec, stage, world)
         assert stage.steps is not None, "rules.py asks for steps with streaming data"
         self.num_steps = stage.steps
         self._taken = 0
@@ -238,13 +240,13 @@ class StreamFeed:
         """Of each data set's newest pass."""
         self._rows = self._mixture()
 
-    def step(self, number: int) -> list[Micro]:
+    def step(self, number: int) -> list[MicroBatch]:
         start = (number - 1) * self._batch
         for _ in islice(self._rows, start - self._taken):
             pass
         rows = list(islice(self._rows, self._batch))
         self._taken = start + len(rows)
-        return self._layout.lay_out(rows)
+        return self._layout.split_batch(rows)
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
         return [f"row {(number - 1) * self._batch + row + 1} of the stream" for row in rows]
@@ -252,7 +254,7 @@ class StreamFeed:
     def epoch_at(self, number: int) -> None:  # noqa: ARG002 the protocol's
         return None
 
-    def evaluation(self) -> Iterator[Micro]:
+    def evaluation(self) -> Iterator[MicroBatch]:
         if self._held_out is None:
             tables = [tokens.stream_test(data, self._tokenizer) for data in self._datas if data.test or data.eval]
             self._held_out = [table.group(row) for table in tables for row in range(len(table))]
@@ -264,7 +266,7 @@ class StreamFeed:
     def lay(self, layout: Layout) -> None:
         self._layout.chosen = layout
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Where the stream is, so that a resumed run need not encode what it has passed."""
         sources = [
             {"epoch": epoch, "yielded": yielded, "tally": tally.as_plain()}
@@ -275,7 +277,7 @@ class StreamFeed:
         padded = text.ljust(-(-len(text) // STATE_BYTES) * STATE_BYTES)  # so that a checkpoint's layout stays the same
         return {"position": torch.frombuffer(bytearray(padded), dtype=torch.uint8)}
 
-    def adopt(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Go on where the stream was; from its beginning where an earlier version did not say where."""
         if not tensors:
             return

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import aside_of, write_json
+from ftlaunch.run.files import temporary_path, write_json
 from fttrain.data.chat import Encoded, EncodedPair
 from fttrain.data.token_set import (
     MARGINS,
@@ -167,7 +167,7 @@ def alone(folder: Path, tick: Callable[[], None]) -> Generator[Path]:
     try:
         if is_locked:
             _take_over(folder, aside, descriptor)
-        yield aside if is_locked else aside_of(aside)
+        yield aside if is_locked else temporary_path(aside)
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ftlaunch.run.files import aside_of
+from ftlaunch.run.files import temporary_path
 from ftlaunch.run.layout import NODE_FOLDER
 
 SHARED_FROM = 1 << 20
@@ -52,7 +52,7 @@ class NodeArrays:
 
 
 def _make(path: Path, length: int, kind: type, fill: Callable[[np.ndarray], None]) -> None:
-    aside = aside_of(path)
+    aside = temporary_path(path)
     try:
         memory = np.memmap(aside, kind, "w+", shape=(length,))
         fill(np.asarray(memory))

@@ -16,7 +16,7 @@ from ftlaunch.recipe import Data
 from ftlaunch.run.files import write_json
 from ftlaunch.run.preparing import Preparing
 from fttrain.data import tokens
-from fttrain.distributed.stop_request import Stopped
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.distributed.world import World
 
 ROUND_SECONDS = 0.25
@@ -121,7 +121,7 @@ def _raise_together(work: Work | None, world: World, asked: Callable[[], str | N
     if failed := next((one for one, _ in said if one), None):
         raise UserError(*failed)
     if is_stopping:
-        raise Stopped(next((reason for _, reason in said if reason), "asked"), 0)
+        raise StoppedEarly(next((reason for _, reason in said if reason), "asked"), 0)
 
 
 def _agreed(keys: list[tokens.Keys], world: World) -> list[tokens.Keys]:

@@ -15,7 +15,7 @@ from ftlaunch.recipe import Data, Pairwise, Ppo
 from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows, tables
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 Rows = Iterator[tuple[str, Row]]
 """(place of the row, such as "facts.jsonl:17"; the row)."""
@@ -31,17 +31,17 @@ def settled(data: Data, *, only_prompts: bool = False) -> Data:
     return looks.looked_at(data, islice(load_rows(data), looks.LOOKED_AT), only_prompts=only_prompts)
 
 
-def with_formats(step: Step) -> Step:
+def with_formats(spec: StageSpec) -> StageSpec:
     """The step with the formats of its data told. Raises UserError where a stage cannot train on one."""
-    only_prompts = isinstance(step.stage, Ppo)
-    data = {name: settled(table, only_prompts=only_prompts) for name, table in step.data.items()}
+    only_prompts = isinstance(spec.stage, Ppo)
+    data = {name: settled(table, only_prompts=only_prompts) for name, table in spec.data.items()}
     for name, table in data.items():
-        fits = is_paired(table) == isinstance(step.stage, Pairwise) and table.format != "unpaired"
-        if looks.is_open(step.data[name]) and not fits and not only_prompts:
-            kind = step.stage.__struct_config__.tag
+        fits = is_paired(table) == isinstance(spec.stage, Pairwise) and table.format != "unpaired"
+        if looks.is_open(spec.data[name]) and not fits and not only_prompts:
+            kind = spec.stage.__struct_config__.tag
             message = f"a stage of kind {kind} cannot train on [data.{name}], whose rows are of format {table.format}"
             raise UserError(message, "name another data set, or write the format and its keys in the data table")
-    return structs.replace(step, data=data)
+    return structs.replace(spec, data=data)
 
 
 def load_rows(data: Data) -> Rows:

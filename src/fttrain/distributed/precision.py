@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adalora, Dtype, Training
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import RunDir, StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.world import World
 
 
@@ -71,7 +71,7 @@ def _is_emulated(dtype: Dtype, device: torch.device, best: Choice) -> bool:
     return device.type == "cpu" or dtype == "bf16"
 
 
-def settle(step: Step, folder: StepDir, world: World) -> Step:
+def settle(step: StageSpec, folder: StageDir, world: World) -> StageSpec:
     """The step with the format that all ranks compute in, where its recipe leaves that open. Collective.
 
     A stage keeps the format that it began with, wherever it goes on; a new one takes that of the stages before it. What
@@ -89,11 +89,11 @@ def settle(step: Step, folder: StepDir, world: World) -> Step:
     return step
 
 
-def _chosen(step: Step, folder: StepDir, world: World) -> Choice:
+def _chosen(spec: StageSpec, folder: StageDir, world: World) -> Choice:
     on_record = world.from_main(_on_record(folder) if world.is_main else {})
     found = world.gather((socket.gethostname(), world.device.type, native(world.device)))
     on_gpus = all(device == "cuda" for _, device, _ in found)
-    takes_fp16 = on_gpus and not isinstance(step.adapter, Adalora)  # it compares gradients of many steps
+    takes_fp16 = on_gpus and not isinstance(spec.adapter, Adalora)  # it compares gradients of many steps
     if folder.name in on_record:
         if on_record[folder.name] == "fp16" and not on_gpus:
             message = f"{folder.name} began in fp16, which needs a GPU, and there is none here"
@@ -109,9 +109,9 @@ def _chosen(step: Step, folder: StepDir, world: World) -> Choice:
     return chosen
 
 
-def _on_record(folder: StepDir) -> dict[str, Dtype]:
+def _on_record(folder: StageDir) -> dict[str, Dtype]:
     """What this stage and those before it computed in, by their names, where their recipes left it open."""
-    steps = [step for step in RunDir(folder.path.parent).step_dirs() if step.name <= folder.name]
+    steps = [stage_dir for stage_dir in RunDir(folder.path.parent).stage_dirs() if stage_dir.name <= folder.name]
     return {step.name: json.loads(step.precision.read_text())["dtype"] for step in steps if step.precision.exists()}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 WATCH_SECONDS = 60.0
 
 
-class Stopped(Exception):
+class StoppedEarly(Exception):
     """All ranks have saved and leave because somebody asked for it."""
 
     def __init__(self, reason: str, step: int) -> None:

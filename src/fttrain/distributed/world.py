@@ -13,7 +13,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from ftlaunch.errors import UserError
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
@@ -82,24 +82,24 @@ class World:
         return [rank for rank, (host, pid) in enumerate(self.peers) if host == here and not _is_alive(pid)]
 
 
-def start(step: Step) -> World:
+def start(spec: StageSpec) -> World:
     """Join the process group that the plan asked for.
 
     Raises UserError where the machine cannot be what the plan says: too few GPUs, fp16 on a CPU, another world size.
     """
-    device = _pick_device(step)
-    if step.deterministic:
+    device = _pick_device(spec)
+    if spec.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     # DeepSpeed is kept although the device is the CPU only if the state exists before the Accelerator asks for it.
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    if step.parallel.zero_stage:
+    if spec.parallel.zero_stage:
         _introduce_deepspeed(device)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    assert state.num_processes == step.world_size, f"{state.num_processes} processes, planned {step.world_size}"
+    assert state.num_processes == spec.world_size, f"{state.num_processes} processes, planned {spec.world_size}"
     where = torch.device(state.device or device)
     alone = World(state.process_index, state.num_processes, state.local_process_index, local_size, where, ())
     return replace(alone, peers=tuple(alone.gather((socket.gethostname(), os.getpid()))))
@@ -112,18 +112,18 @@ def leave(world: World) -> None:
         dist.destroy_process_group()
 
 
-def _pick_device(step: Step) -> str:
-    wanted = step.parallel.device
+def _pick_device(spec: StageSpec) -> str:
+    wanted = spec.parallel.device
     gpus = torch.cuda.device_count()
     if wanted == "cuda" and gpus == 0:
         raise UserError("parallel.device is cuda, but torch sees no GPU here", 'set parallel.device = "auto" or "cpu"')
     device = "cpu" if wanted == "cpu" or gpus == 0 else "cuda"
-    if device == "cuda" and gpus < step.parallel.procs_per_node:
+    if device == "cuda" and gpus < spec.parallel.procs_per_node:
         raise UserError(
-            f"{step.parallel.procs_per_node} processes a node are asked for, but there are {gpus} GPUs",
+            f"{spec.parallel.procs_per_node} processes a node are asked for, but there are {gpus} GPUs",
             f"set parallel.procs_per_node = {gpus}",
         )
-    if device == "cpu" and step.model.dtype == "fp16":
+    if device == "cpu" and spec.model.dtype == "fp16":
         raise UserError("fp16 training needs a GPU", 'set model.dtype = "bf16" or "fp32"')
     return device
 

@@ -14,7 +14,7 @@ from fttrain.data.tokens import Tokenized
 
 
 @dataclass(frozen=True)
-class Asked:
+class HeldOutPrompt:
     """A prompt with what it may be answered by."""
 
     ids_T: tuple[int, ...]
@@ -54,7 +54,7 @@ def _fits(data: Data, needs: Set[Need]) -> bool:
     return is_paired(data) == ("pairs" in needs) and ("answers" not in needs or row_format(data) != "text")
 
 
-def asked_of(rows: Tokenized, tokenizer: Any) -> list[Asked]:
+def held_out_prompts(rows: Tokenized, tokenizer: Any) -> list[HeldOutPrompt]:
     """The prompts held out, each once and in their order, or all of them where none is held out."""
     assert isinstance(rows.train, TokenSet)
     assert isinstance(rows.test, TokenSet)
@@ -65,7 +65,9 @@ def asked_of(rows: Tokenized, tokenizer: Any) -> list[Asked]:
     for prompt, ids in [*parts[0], *parts[1]]:
         if prompt in found:
             found[prompt].append(text_of(tokenizer, ids))
-    return [Asked(ids, text_of(tokenizer, ids), references, ids in trained) for ids, references in found.items()]
+    return [
+        HeldOutPrompt(ids, text_of(tokenizer, ids), references, ids in trained) for ids, references in found.items()
+    ]
 
 
 def _rows(part: TokenSet) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

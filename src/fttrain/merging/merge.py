@@ -24,7 +24,7 @@ from ftlaunch.run.layout import REWARD_HEAD, RunDir
 from fttrain import artifact
 from fttrain.merging import deltas, verify, weight_map
 from fttrain.merging.deltas import Delta, Fitted
-from fttrain.merging.verify import Likeness
+from fttrain.merging.verify import Divergence
 from fttrain.merging.weight_map import INDEX, WEIGHTS, Group, Read, Stored, WeightMap
 from fttrain.model import classifier
 from fttrain.model.scorer import DTYPES
@@ -55,8 +55,8 @@ class Merged:
 
     method: str
     """"base" adds the adapter to the base's own weights; "dequantized" to what the weights in few bits stand for."""
-    likeness: Likeness
-    tried: dict[str, Likeness]
+    divergence: Divergence
+    tried: dict[str, Divergence]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,11 @@ class Output:
 def find_source(path: Path) -> Source:
     """The adapter in a run's newest training stage, an artifact folder, or a plain PEFT folder. Raises UserError."""
     if (path / "plan.json").exists():
-        trained = [step.artifact for step in RunDir(path).step_dirs() if (step.artifact / artifact.CARD).exists()]
+        trained = [
+            stage_dir.artifact
+            for stage_dir in RunDir(path).stage_dirs()
+            if (stage_dir.artifact / artifact.CARD).exists()
+        ]
         if not trained:
             raise UserError(f"no stage of {path} has left an artifact yet", "finish it: `ftlaunch resume`")
         path = trained[-1]
@@ -152,8 +156,8 @@ def merge(source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = 
     changes.rehearse({one.key: one for one in stored})
     if source.head is not None:
         stored = [one for one in stored if one.key not in changes.head_keys]
-    methods = ["base", "dequantized"] if source.base.held_in_few_bits else ["base"]
-    tried: dict[str, Likeness] = {}
+    methods = ["base", "dequantized"] if source.base.is_quantized else ["base"]
+    tried: dict[str, Divergence] = {}
     for method in methods:
         aside = _aside(out, method)
         quantized = reference.quantized if method == "dequantized" else {}
@@ -271,7 +275,7 @@ def as_result(merged: Merged) -> dict[str, Any]:
     return msgspec.to_builtins(
         {
             "method": merged.method,
-            **asdict(merged.likeness),
+            **asdict(merged.divergence),
             "tried": {method: asdict(one) for method, one in merged.tried.items()},
         }
     )

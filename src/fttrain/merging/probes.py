@@ -11,7 +11,7 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Ppo
 from ftlaunch.run import snapshot
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 from fttrain import artifact
 from fttrain.data import tokens
 from fttrain.data.sources import settled
@@ -36,7 +36,7 @@ def probes(tokenizer: Any, adapter: Path) -> list[Tensor]:
 
 def _held_out(adapter: Path) -> list[list[int]]:
     """Token ids of some rows that the stage which made this artifact was evaluated on; empty where there are none."""
-    folder = StepDir(adapter.parent)
+    folder = StageDir(adapter.parent)
     if folder.artifact != adapter or not folder.step.exists():
         return []
     try:
@@ -46,8 +46,8 @@ def _held_out(adapter: Path) -> list[list[int]]:
         return []
 
 
-def _test_rows(folder: StepDir) -> Iterator[list[int]]:
-    step = snapshot.redirect(folder.read_step(), RunDir(folder.path.parent))
+def _test_rows(folder: StageDir) -> Iterator[list[int]]:
+    step = snapshot.redirect(folder.read_spec(), RunDir(folder.path.parent))
     if isinstance(step.stage, Merge | Ppo):
         return
     origin = artifact.origin(step, folder)

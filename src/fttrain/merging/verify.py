@@ -35,7 +35,7 @@ UNSEEN = 0.01
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Divergence:
     """Distance of a model from a reference over all positions of the probes; of a reward model, over their rewards."""
 
     max_logit_difference: float
@@ -84,10 +84,10 @@ class Reference:
 def tolerance(base: Model, on_disk: Iterable[str]) -> float:
     """Largest KL that rounding explains: the coarsest on the way counts, of held, computed in, and on disk."""
     formats = {WORDS[computed_in(base.dtype)], *on_disk}
-    return COARSEST if base.held_in_few_bits else max(TOLERANCE.get(name, COARSEST) for name in formats)
+    return COARSEST if base.is_quantized else max(TOLERANCE.get(name, COARSEST) for name in formats)
 
 
-def flaw(found: Likeness, limit: float, *, was_set: bool) -> str | None:
+def flaw(found: Divergence, limit: float, *, was_set: bool) -> str | None:
     """What is wrong with a merged model; None where it is the adapter model but for rounding.
 
     Where the user has set the limit, it alone counts.
@@ -141,7 +141,7 @@ def _said(model: Any, asked: Sequence[Tensor], head: Tensor | None) -> list[Tens
 
 
 @torch.no_grad()
-def compare(ref: Reference, folder: Path) -> Likeness:
+def compare(ref: Reference, folder: Path) -> Divergence:
     """Load a model folder as any user would, in the reference's dtype, and compare."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -160,7 +160,7 @@ def distance(
     other: list[Tensor],
     of: Literal["tokens", "rewards"] = "tokens",
     bare: list[Tensor] | None = None,
-) -> Likeness:
+) -> Divergence:
     """How far one model's logits [T, V] (or rewards [1]) of each probe are from the reference's.
 
     `bare` are those of the base without the adapter, which tell what the adapter does.
@@ -179,7 +179,7 @@ def distance(
         count += agrees.numel()
     kl, base_kl, agree, projected, wanted = sums.tolist()
     told = {} if bare is None else {"base_kl": base_kl / count, "effect": projected / wanted if wanted else 1.0}
-    return Likeness(difference, kl / count, agree / count, of, **told)
+    return Divergence(difference, kl / count, agree / count, of, **told)
 
 
 def _preferences(rewards_P: Tensor) -> Tensor:

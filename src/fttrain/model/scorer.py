@@ -15,11 +15,11 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
 from ftlaunch.safety.model_files import has_safetensors
 from fttrain import adapters, attention, hub
-from fttrain.data.batches import Micro
+from fttrain.data.batches import MicroBatch
 from fttrain.model import classifier, packing, tokenizer
 from fttrain.model.halves import Halves
 from fttrain.noise import replace_activations
-from fttrain.noise.hooks import Disturbance
+from fttrain.noise.hooks import ActivationNoise
 from fttrain.noise.row_index import Places
 from fttrain.objectives.logps import Scores, score
 from fttrain.objectives.r_drop import r_drop
@@ -44,7 +44,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype}
-    if spec.held_in_few_bits:
+    if spec.is_quantized:
         options["quantization_config"] = _quantization(str(spec.quantization), dtype)
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
@@ -127,7 +127,7 @@ class Scorer(nn.Module):
         self.model = model
         self.places = Places()
         """Where the rows of the micro-batch that is being computed lie."""
-        self.disturbance = Disturbance()
+        self.disturbance = ActivationNoise()
         """The noise that the model's activations have in training."""
         self._smoothing = smoothing
         self._halves: dict[int, Halves] = {}
@@ -137,11 +137,11 @@ class Scorer(nn.Module):
         """What `answer` says of a micro-batch, or the log-probabilities that a `Trial` asks for."""
         return self._tried(asked) if isinstance(asked, Trial) else self.answer(asked)
 
-    def answer(self, micro: Micro) -> Any:
+    def answer(self, micro: MicroBatch) -> Any:
         """Scores of the micro-batch's trained tokens, N of them."""
-        return self._scores(self._hidden(micro)[micro.places_N], micro)
+        return self._scores(self._hidden(micro)[micro.positions_N], micro)
 
-    def _scores(self, hidden_ND: Tensor, micro: Micro, *, with_entropy: bool = False) -> Scores:
+    def _scores(self, hidden_ND: Tensor, micro: MicroBatch, *, with_entropy: bool = False) -> Scores:
         return score(
             hidden_ND,
             micro.targets_N,
@@ -185,12 +185,12 @@ class Scorer(nn.Module):
         micro, causal = trial.micro, self._causal()
         with packing.by_itself(causal) if micro.segments is None else nullcontext():
             if trial.own:
-                logits_NV = causal(input_ids=micro.input_ids, use_cache=False).logits.flatten(0, 1)[micro.places_N]
+                logits_NV = causal(input_ids=micro.input_ids, use_cache=False).logits.flatten(0, 1)[micro.positions_N]
             else:
-                logits_NV = self._of(causal).logits(self._hidden(micro)[micro.places_N])
+                logits_NV = self._of(causal).logits(self._hidden(micro)[micro.positions_N])
         return logits_NV.float().log_softmax(-1).gather(1, micro.targets_N[:, None])[:, 0]
 
-    def _hidden(self, micro: Micro) -> Tensor:
+    def _hidden(self, micro: MicroBatch) -> Tensor:
         """[lines · T, D]: what the body says at each place."""
         self.places.take(micro.lengths, micro.position_ids)
         asked: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids}
@@ -230,12 +230,12 @@ class Scorer(nn.Module):
 class Trial:
     """What is asked to try a model: log-probabilities of the micro-batch's trained tokens, N of them."""
 
-    micro: Micro
+    micro: MicroBatch
     own: bool
     """By the model's whole `forward`, as its library has it; the micro-batch is then one row. Else as in training."""
 
 
-def _row_by_row(body: Any, micro: Micro) -> Tensor:
+def _row_by_row(body: Any, micro: MicroBatch) -> Tensor:
     """[lines, T, D], the padding 0. All ranks call the body as often, as weights may be gathered for each call."""
     lengths = micro.lengths[:, 0].clamp(min=1).tolist()
     parts = [body(input_ids=ids[None, :n], use_cache=False) for ids, n in zip(micro.input_ids, lengths, strict=True)]
@@ -246,18 +246,18 @@ def _row_by_row(body: Any, micro: Micro) -> Tensor:
     return hidden_BTD
 
 
-class Repeater(Scorer):
+class RDropScorer(Scorer):
     """A Scorer that in training computes each micro-batch twice, for R-Drop: no two draws of dropout are the same."""
 
     def __init__(self, model: nn.Module, *, smoothing: float, weight: float) -> None:
         super().__init__(model, smoothing=smoothing)
         self._weight = weight
 
-    def answer(self, micro: Micro) -> Any:
-        """`Twice` in training, plain scores in evaluation."""
+    def answer(self, micro: MicroBatch) -> Any:
+        """`RDropScores` in training, plain scores in evaluation."""
         if not self.training:
             return super().answer(micro)
-        hidden_2ND = self._hidden(micro)[micro.places_N], self._hidden(micro)[micro.places_N]
+        hidden_2ND = self._hidden(micro)[micro.positions_N], self._hidden(micro)[micro.positions_N]
         return r_drop(
             hidden_2ND,
             micro.targets_N,
@@ -280,7 +280,7 @@ class RewardHead(nn.Module):
         return (hidden_BD.float() * self.weight.float()).sum(-1)
 
 
-class Rewarder(Scorer):
+class RewardModel(Scorer):
     """A causal language model's body with a head that reads one number off each row, at its last token.
 
     `score` is transformers' own name for that head in a sequence classification model.
@@ -295,6 +295,6 @@ class Rewarder(Scorer):
             if parameter is not embedding.weight:  # nobody reads logits, so the head of tokens gets no gradient
                 parameter.requires_grad_(False)
 
-    def answer(self, micro: Micro) -> Tensor:
+    def answer(self, micro: MicroBatch) -> Tensor:
         """[B]: the reward of each row."""
-        return self.score(self._hidden(micro)[micro.ends_B])
+        return self.score(self._hidden(micro)[micro.last_token_B])

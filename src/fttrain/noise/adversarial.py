@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Adversarial
-from fttrain.noise.hooks import Annealed, first, with_first
+from fttrain.noise.hooks import ScheduledNoise, first, with_first
 from fttrain.noise.kinds import root_mean_square
 from fttrain.noise.row_index import Places
 
@@ -15,7 +15,7 @@ TINY = 1e-20
 """Below it a gradient has no direction."""
 
 
-class Adversary(Annealed):
+class AdversarialNoise(ScheduledNoise):
     """Adds to the loss the loss under the worst small change of the sites' activations, to first order."""
 
     def __init__(self, noise: Adversarial, modules: list[nn.Module], places: Places) -> None:

@@ -3,18 +3,18 @@
 from torch import nn
 
 from ftlaunch.recipe import Adversarial, Noise, NoNoise, Saturated
-from fttrain.noise.adversarial import Adversary
-from fttrain.noise.hooks import Disturbance, Draws
+from fttrain.noise.adversarial import AdversarialNoise
+from fttrain.noise.hooks import ActivationNoise, SampledNoise
 from fttrain.noise.row_index import Places
 
 
-def disturbance(model: nn.Module, names: list[str], noise: Noise, places: Places) -> Disturbance:
+def disturbance(model: nn.Module, names: list[str], noise: Noise, places: Places) -> ActivationNoise:
     """Have the model's modules of these names disturbed in training."""
     modules = [model.get_submodule(name) for name in names]
     match noise:
         case NoNoise() | Saturated():  # the latter's noise is in the function itself
-            return Disturbance()
+            return ActivationNoise()
         case Adversarial():
-            return Adversary(noise, modules, places)
+            return AdversarialNoise(noise, modules, places)
         case _:
-            return Draws(noise, modules, places)
+            return SampledNoise(noise, modules, places)

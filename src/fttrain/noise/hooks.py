@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Noise, NoNoise, Saturated
-from fttrain.noise.kinds import disturb
+from fttrain.noise.kinds import add_noise
 from fttrain.noise.row_index import Places
 
 
-class Disturbance:
+class ActivationNoise:
     """What noise a model has in training. This one has none."""
 
     def begin(self, step: int, num_steps: int) -> None:
@@ -26,7 +26,7 @@ class Disturbance:
         return {}
 
 
-class Annealed(Disturbance):
+class ScheduledNoise(ActivationNoise):
     """Noise whose strength follows the recipe's schedule: all of it in the first step."""
 
     def __init__(self, schedule: str) -> None:
@@ -51,7 +51,7 @@ def strength(schedule: str, done: float) -> float:
             return 1.0
 
 
-class Draws(Annealed):
+class SampledNoise(ScheduledNoise):
     """Noise that is drawn anew in each forward pass, from torch's generator of this rank.
 
     So checkpoints carry its state, and activation checkpointing, which sets the generator back, draws the same again.
@@ -68,7 +68,7 @@ class Draws(Annealed):
     def _disturb(self, module: nn.Module, _inputs: Any, output: Any) -> Any:
         if not module.training:
             return output
-        return with_first(output, disturb(first(output), self._noise, self.strength, self._places))
+        return with_first(output, add_noise(first(output), self._noise, self.strength, self._places))
 
 
 def first(output: Any) -> Tensor:

@@ -22,7 +22,7 @@ from ftlaunch.recipe import (
 from fttrain.noise.row_index import Places
 
 
-def disturb(a: Tensor, noise: Noise, strength: float, places: Places) -> Tensor:
+def add_noise(a: Tensor, noise: Noise, strength: float, places: Places) -> Tensor:
     """The activation `a`, [B, T, D] or any shape where the noise does not go by rows, with noise of this kind."""
     if isinstance(noise, Dropout | GaussianDropout | LockedDropout | DropPath | AlphaDropout):
         return _dropped(a, noise, strength * noise.probability, places)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from fttrain.objectives.logps import Head, num_chunks, slices
 
 
-class Twice(NamedTuple):
+class RDropScores(NamedTuple):
     """What two passes say of each chosen token."""
 
     losses_N: Tensor
@@ -22,7 +22,7 @@ class Twice(NamedTuple):
 
 def r_drop(
     hidden_2ND: tuple[Tensor, Tensor], targets_N: Tensor, head: Head, *, weight: float, smoothing: float, chunks: int
-) -> Twice:
+) -> RDropScores:
     """R-Drop's loss of `targets_N` (Liang et al. 2021, arXiv 2106.14448, eq. 4, halved), chunk by chunk of both passes.
 
     As in `logps.score` the head is called in at least `chunks` chunks. Logits are computed again for the gradient.
@@ -33,7 +33,7 @@ def r_drop(
         checkpoint(chunk, one[here], two[here], targets_N[here], use_reentrant=False)
         for here in slices(max(chunks, num_chunks(targets_N.shape[0])))
     ]
-    return Twice(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return RDropScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _chunk(

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fttrain.adapters import speaking_as
-from fttrain.data.batches import Micro
+from fttrain.adapters import using_adapter
+from fttrain.data.batches import MicroBatch
 from fttrain.model import packing
 from fttrain.model.scorer import RewardHead, Scorer
 
-POLICY, REFERENCE, JUDGE = "policy", "reference", "judge"
+POLICY, REFERENCE, REWARD_MODEL = "policy", "reference", "judge"
 """Who speaks. The last two name adapters beside the policy's; without one of that name the bare base speaks."""
 
 
@@ -29,7 +29,7 @@ class Decode:
     """transformers' DynamicCache; grows by T tokens."""
 
 
-class Acted(NamedTuple):
+class ActorOutput(NamedTuple):
     """What policy and value head say of each token of a micro-batch's answers."""
 
     logps_N: Tensor
@@ -51,7 +51,7 @@ class ValueHead(RewardHead):
         return super().forward(hidden_BD) + self.bias.float()
 
 
-class Actor(Scorer):
+class ActorCritic(Scorer):
     """A policy that also foresees rewards, generates, and speaks as its reference and its judge: one base serves all.
 
     The value head reads the policy's own hidden states, so one pass gives both. Dropout is off: what is sampled, scored
@@ -75,22 +75,22 @@ class Actor(Scorer):
         self._temperature = temperature
         _turn_dropout_off(self)
 
-    def answer(self, asked: Micro | Decode) -> Any:
-        """`Acted` for a micro-batch, or as the judge a score of each row [B]; for a `Decode` logits [B, V] in fp32."""
+    def answer(self, asked: MicroBatch | Decode) -> Any:
+        """`ActorOutput` of a micro-batch, row scores [B] as the reward model; for `Decode` logits [B, V] in fp32."""
         if isinstance(asked, Decode):
             return self._next_logits(asked)
-        if self._speaker == JUDGE:
+        if self._speaker == REWARD_MODEL:
             return self._scores_of_rows(asked)
-        hidden_ND = self._hidden(asked)[asked.places_N]
+        hidden_ND = self._hidden(asked)[asked.positions_N]
         scores = self._scores(hidden_ND, asked, with_entropy=torch.is_grad_enabled())
-        return Acted(scores.smoothed_N, scores.entropy_N, self.value_head(hidden_ND))
+        return ActorOutput(scores.smoothed_N, scores.entropy_N, self.value_head(hidden_ND))
 
     @contextmanager
-    def speaking_as(self, name: str) -> Iterator[None]:
-        """Within, REFERENCE tells log-probabilities of the policy as the stage found it, and JUDGE scores rows."""
+    def using_adapter(self, name: str) -> Iterator[None]:
+        """Within, REFERENCE tells log-probabilities of the policy as the stage found it, REWARD_MODEL scores rows."""
         self._speaker = name
         try:
-            with speaking_as(self.model, name):
+            with using_adapter(self.model, name):
                 yield
         finally:
             self._speaker = POLICY
@@ -110,9 +110,9 @@ class Actor(Scorer):
     def _logits(self, hidden_ND: Tensor) -> Tensor:
         return super()._logits(hidden_ND) / self._temperature
 
-    def _scores_of_rows(self, micro: Micro) -> Tensor:
+    def _scores_of_rows(self, micro: MicroBatch) -> Tensor:
         if isinstance(self.judge, RewardHead):
-            return self.judge(self._hidden(micro)[micro.ends_B])
+            return self.judge(self._hidden(micro)[micro.last_token_B])
         judge: Any = self.judge
         is_real = micro.lengths > 0
         ids = micro.input_ids.masked_fill(~is_real, judge.config.pad_token_id)

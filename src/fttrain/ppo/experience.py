@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ftlaunch.recipe import Ppo
-from fttrain.data.batches import Micro, lay_out
+from fttrain.data.batches import MicroBatch, split_batch
 from fttrain.data.token_set import Group, Tokens
 from fttrain.engine import Engine
 from fttrain.objectives import ppo
 from fttrain.objectives.ppo import Moments
-from fttrain.ppo.actor import REFERENCE, Acted, Actor
-from fttrain.ppo.rollout import Answer
+from fttrain.ppo.actor import REFERENCE, ActorCritic, ActorOutput
+from fttrain.ppo.rollout import Response
 
 MISMATCH = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1}
 """Largest mean |Δ log p| (nats a token) between drawing and scoring that rounding explains, by number format."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoMicro(Micro):
+class PpoMicro(MicroBatch):
     """A micro-batch of answers with what they were worth at their rollout, token by token."""
 
     old_logps_N: Tensor
@@ -89,10 +89,10 @@ class Experience:
             "rollout_mismatch": float(self.mismatch),
         }
 
-    def micros(self, rows: Sequence[int], engine: Engine, *, accumulation: int) -> list[Micro]:
+    def micros(self, rows: Sequence[int], engine: Engine, *, accumulation: int) -> list[MicroBatch]:
         """This rank's micro-batches of a mini-batch of answers."""
         world = engine.world
-        micros = lay_out(
+        micros = split_batch(
             [Group((self.row(row),)) for row in rows],
             rank=world.rank,
             world_size=world.size,
@@ -102,12 +102,12 @@ class Experience:
         )
         return [self._with_worth(micro, [rows[index] for index in micro.rows]) for micro in micros]
 
-    def _with_worth(self, micro: Micro, rows: list[int]) -> PpoMicro:
+    def _with_worth(self, micro: MicroBatch, rows: list[int]) -> PpoMicro:
         def of_tokens(values_BT: Tensor) -> Tensor:
             parts = [values_BT[row, : int(self.answer_lengths_B[row])] for row in rows]
             return torch.cat([values_BT.new_empty(0), *parts]).to(micro.targets_N.device)
 
-        plain = {field.name: getattr(micro, field.name) for field in fields(Micro)}
+        plain = {field.name: getattr(micro, field.name) for field in fields(MicroBatch)}
         worth = (self.logps_BT, self.values_BT, self.advantages_BT, self.returns_BT)
         return PpoMicro(**plain, **dict(zip(WORTH, map(of_tokens, worth), strict=True)))
 
@@ -115,19 +115,19 @@ class Experience:
 WORTH = ("old_logps_N", "old_values_N", "advantages_N", "returns_N")
 
 
-def rows_of(prompts: Sequence[np.ndarray], answers: Sequence[Answer]) -> list[Tokens]:
+def rows_of(prompts: Sequence[np.ndarray], answers: Sequence[Response]) -> list[Tokens]:
     """Prompts and answers end to end, the answers' tokens to be scored."""
     joined = [np.concatenate([prompt, answer.ids_T]) for prompt, answer in zip(prompts, answers, strict=True)]
     return [(ids, np.arange(len(ids)) >= len(prompt)) for ids, prompt in zip(joined, prompts, strict=True)]
 
 
-def score(engine: Engine, actor: Actor, rows: Sequence[Tokens], *, micro_batch_size: int) -> Scored:
+def score(engine: Engine, actor: ActorCritic, rows: Sequence[Tokens], *, micro_batch_size: int) -> Scored:
     """What all say of each trained token of the rows. Collective."""
     world = engine.world
     rounds = -(-len(rows) // (micro_batch_size * world.size))
     mine: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     with engine.evaluating():
-        for micro in lay_out(
+        for micro in split_batch(
             [Group((row,)) for row in rows],
             rank=world.rank,
             world_size=world.size,
@@ -135,9 +135,9 @@ def score(engine: Engine, actor: Actor, rows: Sequence[Tokens], *, micro_batch_s
             packing=engine.layout.packing,
             device=world.device,
         ):
-            acted: Acted = engine.forward(micro)
-            with actor.speaking_as(REFERENCE):
-                reference: Acted = engine.forward(micro)
+            acted: ActorOutput = engine.forward(micro)
+            with actor.using_adapter(REFERENCE):
+                reference: ActorOutput = engine.forward(micro)
             counts = [int(rows[row][1].sum()) for row in micro.rows]
             said = (acted.logps_N, acted.values_N, reference.logps_N)
             mine |= dict(zip(micro.rows, zip(*(part.cpu().split(counts) for part in said), strict=True), strict=True))
@@ -146,10 +146,10 @@ def score(engine: Engine, actor: Actor, rows: Sequence[Tokens], *, micro_batch_s
     return Scored(*(pad_sequence(list(column), batch_first=True) for column in columns))
 
 
-def appraise(
+def make_experience(
     stage: Ppo,
     prompts: Sequence[np.ndarray],
-    answers: Sequence[Answer],
+    answers: Sequence[Response],
     scored: Scored,
     scores_B: Tensor,
     *,
@@ -161,9 +161,9 @@ def appraise(
     ended_B = torch.tensor([answer.ended for answer in answers])
     mask_BT = _mask(lengths_B, scored.logps_BT)
     kl_BT = ppo.token_kl(scored.logps_BT, scored.reference_logps_BT, estimator=stage.kl_estimator) * mask_BT
-    worth_B = moments.normalise(scores_B) if stage.score_scaling == "running" else scores_B
-    worth_B = worth_B - stage.missing_eos_penalty * ~ended_B
-    rewards_BT = ppo.token_rewards(worth_B, kl_BT, mask_BT, coefficient=kl_coefficient)
+    shaped_rewards_B = moments.normalise(scores_B) if stage.score_scaling == "running" else scores_B
+    shaped_rewards_B = shaped_rewards_B - stage.missing_eos_penalty * ~ended_B
+    rewards_BT = ppo.token_rewards(shaped_rewards_B, kl_BT, mask_BT, coefficient=kl_coefficient)
     if stage.score_scaling == "batch":
         rewards_BT = _on(mask_BT, ppo.whiten(rewards_BT[mask_BT], shift_mean=False))
     advantages_BT, returns_BT = ppo.gae(rewards_BT, scored.values_BT, mask_BT, gamma=stage.gamma, lam=stage.gae_lambda)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from ftlaunch.recipe import Ppo
-from ftlaunch.run.spec import Step
-from fttrain.data.batches import Micro
+from ftlaunch.run.spec import StageSpec
+from fttrain.data.batches import MicroBatch
 from fttrain.data.order import Order
 from fttrain.data.prompts import Prompt, Prompts
 from fttrain.data.token_set import Counts
 from fttrain.engine import Engine
 from fttrain.objectives import ppo
 from fttrain.objectives.ppo import Moments
-from fttrain.ppo.actor import Actor
-from fttrain.ppo.experience import MISMATCH, Experience, appraise, rows_of, score
-from fttrain.ppo.rewards import Reward, Said
-from fttrain.ppo.rollout import Answer, RollOut, Sampling
+from fttrain.ppo.actor import ActorCritic
+from fttrain.ppo.experience import MISMATCH, Experience, make_experience, rows_of, score
+from fttrain.ppo.rewards import Reward, ScoredResponse
+from fttrain.ppo.rollout import Response, RollOut, Sampling
 from fttrain.training.metrics import MetricsLog
 
 SAMPLES = 8
@@ -50,12 +50,12 @@ class Steering:
             )
 
 
-class Practice:
+class RolloutFeed:
     """A Feed whose rows the policy writes itself: one rollout serves several optimizer steps. Checkpoints carry it."""
 
     def __init__(
         self,
-        step: Step,
+        spec: StageSpec,
         stage: Ppo,
         prompts: Sequence[Prompts],
         tokenizer: Any,
@@ -64,7 +64,7 @@ class Practice:
         roll_out: RollOut,
         samples: Path,
     ) -> None:
-        self._step = step
+        self._step = spec
         self._stage = stage
         self._train = [one.train for one in prompts]
         self._counts = [one.counts for one in prompts]
@@ -72,7 +72,7 @@ class Practice:
         self._end_ids = frozenset[int]().union(*(one.end_ids for one in prompts))
         self._tokenizer = tokenizer
         self._engine = engine
-        assert isinstance(engine.scorer, Actor)
+        assert isinstance(engine.scorer, ActorCritic)
         self._actor = engine.scorer
         self._reward = reward
         self._roll_out = roll_out
@@ -81,17 +81,17 @@ class Practice:
         self._size = stage.rollout_size or stage.batch_size
         self._mini_batches = self._size // stage.batch_size
         self._steps_each = self._mini_batches * stage.ppo_epochs
-        self._order = _order(step.data.values(), self._train, step.seed)
+        self._order = _order(spec.data.values(), self._train, spec.seed)
         self.num_steps = stage.steps or self._steps_of(stage.epochs or 1)
         self._steering = Steering(stage.kl_coefficient)
         self._rollout = -1
         """Number of the rollout that `experience` is of."""
         self.experience: Experience | None = None
 
-    def step(self, number: int) -> list[Micro]:
+    def step(self, number: int) -> list[MicroBatch]:
         rollout = (number - 1) // self._steps_each
         if rollout != self._rollout:
-            self.experience = self._practise(rollout, number)
+            self.experience = self._collect_rollout(rollout, number)
             self._rollout = rollout
         assert self.experience is not None
         return self.experience.micros(self._rows(number), self._engine, accumulation=self._step.accumulation)
@@ -104,7 +104,7 @@ class Practice:
     def epoch_at(self, number: int) -> float:
         return number / self._steps_each * self._size / self._order.epoch_rows
 
-    def evaluation(self) -> Iterator[Micro]:
+    def evaluation(self) -> Iterator[MicroBatch]:
         """None: what is evaluated is what the policy says, which `evaluate` asks it."""
         return iter(())
 
@@ -118,7 +118,7 @@ class Practice:
         answers = self._answers(self._test, (EVALUATION,))
         return {"eval/reward": float(self._scores(self._test, answers).mean())}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """For a checkpoint: experience, KL coefficient and score statistics."""
         state = torch.tensor(
             [self._rollout, self._steering.kl_coefficient, *self._steering.moments], dtype=torch.float64
@@ -126,7 +126,7 @@ class Practice:
         held = {} if self.experience is None else vars(self.experience)
         return {"steering": state, **{f"experience|{name}": tensor for name, tensor in held.items()}}
 
-    def adopt(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Go on with what `tensors` returned."""
         rollout, coefficient, *moments = tensors["steering"].tolist()
         self._rollout, self._steering = int(rollout), Steering(coefficient, Moments(*moments))
@@ -149,7 +149,7 @@ class Practice:
         places = [self._order.step(index)[0] for index in range(first, first + self._size)]
         return [self._train[source][row] for source, row in places]
 
-    def _practise(self, rollout: int, number: int) -> Experience:
+    def _collect_rollout(self, rollout: int, number: int) -> Experience:
         """Answer the prompts of a rollout, which begins with optimizer step `number`, and appraise the answers."""
         prompts = self._prompts(rollout)
         answers = self._answers(prompts, (TRAINING, rollout))
@@ -163,7 +163,7 @@ class Practice:
         )
         steering = self._steering
         steering.moments = steering.moments.with_more(scores_B)
-        experience = appraise(
+        experience = make_experience(
             self._stage,
             ids,
             answers,
@@ -178,7 +178,7 @@ class Practice:
             self._log(number, list(zip(prompts, answers, strict=True)), experience)
         return experience
 
-    def _answers(self, prompts: Sequence[Prompt], key: tuple[int, ...]) -> list[Answer]:
+    def _answers(self, prompts: Sequence[Prompt], key: tuple[int, ...]) -> list[Response]:
         sampling = Sampling(
             max_new_tokens=self._stage.max_new_tokens,
             batch_size=self._stage.generation_batch_size,
@@ -187,18 +187,18 @@ class Practice:
         )
         return self._roll_out([prompt.ids_T for prompt in prompts], sampling)
 
-    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Tensor:
-        said = [Said(prompt, self._text(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Response]) -> Tensor:
+        said = [ScoredResponse(prompt, self._text(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
         return self._reward(self._engine, said)
 
-    def _text(self, answer: Answer) -> str:
+    def _text(self, answer: Response) -> str:
         return self._tokenizer.decode(answer.ids_T.tolist(), skip_special_tokens=True).strip()
 
     def _refuse_mismatch(self, experience: Experience) -> None:
         limit, found = MISMATCH[self._step.model.dtype], float(experience.mismatch)
         assert found <= limit, f"the policy that answers is not the one that is trained: |Δ log p| {found:.3g} a token"
 
-    def _log(self, number: int, said: Sequence[tuple[Prompt, Answer]], experience: Experience) -> None:
+    def _log(self, number: int, said: Sequence[tuple[Prompt, Response]], experience: Experience) -> None:
         if self._samples is None:  # by now it is known which rollout was the last before
             last_step = self._rollout * self._steps_each + 1
             is_main = self._engine.world.is_main

@@ -19,7 +19,7 @@ from ftlaunch.recipe import Model, Noise
 from ftlaunch.rows.template import Row, text_at
 from ftlaunch.run.layout import REWARD_HEAD
 from fttrain import adapters, artifact, hub
-from fttrain.data.batches import lay_out
+from fttrain.data.batches import split_batch
 from fttrain.data.prompts import Prompt
 from fttrain.data.templates import added_bos
 from fttrain.data.token_set import Group
@@ -27,14 +27,14 @@ from fttrain.engine import Engine
 from fttrain.evaluation.words import last_number
 from fttrain.model.scorer import RewardHead
 from fttrain.noise import replace_activations
-from fttrain.ppo.actor import JUDGE, Actor
+from fttrain.ppo.actor import REWARD_MODEL, ActorCritic
 
 Function = Callable[[str, str, Row], float]
 """(the prompt's last turn, the answer's text, the row) → score."""
 
 
 @dataclass(frozen=True)
-class Said:
+class ScoredResponse:
     """An answer to be scored."""
 
     prompt: Prompt
@@ -45,7 +45,7 @@ class Said:
 class Reward(Protocol):
     """What scores answers."""
 
-    def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
+    def __call__(self, engine: Engine, said: Sequence[ScoredResponse]) -> Tensor:
         """[B]: scores in fp32, the same on every rank. Collective."""
         ...
 
@@ -57,13 +57,13 @@ class FunctionReward:
         self._name = name
         self._function = SHIPPED.get(name) or _load(name)
 
-    def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
+    def __call__(self, engine: Engine, said: Sequence[ScoredResponse]) -> Tensor:
         rank, size = engine.world.rank, engine.world.size
         mine = {index: self._score(said[index]) for index in range(rank, len(said), size)}
         scores = {index: score for part in engine.world.gather(mine) for index, score in part.items()}
         return torch.tensor([scores[index] for index in range(len(said))])
 
-    def _score(self, one: Said) -> float:
+    def _score(self, one: ScoredResponse) -> float:
         score = self._function(one.prompt.text, one.text, one.prompt.row)
         if isinstance(score, int | float) and math.isfinite(score):
             return float(score)
@@ -80,12 +80,12 @@ class ModelReward:
         self._is_plain = is_plain
         self._micro_batch_size = micro_batch_size
 
-    def __call__(self, engine: Engine, said: Sequence[Said]) -> Tensor:
+    def __call__(self, engine: Engine, said: Sequence[ScoredResponse]) -> Tensor:
         world, actor = engine.world, engine.scorer
-        assert isinstance(actor, Actor)
+        assert isinstance(actor, ActorCritic)
         mine: dict[int, float] = {}
-        with engine.evaluating(), actor.speaking_as(JUDGE):
-            for micro in lay_out(
+        with engine.evaluating(), actor.using_adapter(REWARD_MODEL):
+            for micro in split_batch(
                 [_unsupervised(self._ids(one)) for one in said],
                 rank=world.rank,
                 world_size=world.size,
@@ -98,7 +98,7 @@ class ModelReward:
         scores = {index: score for part in world.gather(mine) for index, score in part.items()}
         return torch.tensor([scores[index] for index in range(len(said))])
 
-    def _ids(self, one: Said) -> np.ndarray:
+    def _ids(self, one: ScoredResponse) -> np.ndarray:
         """int32: the whole conversation, as a reward model saw it in training."""
         turns = [*one.prompt.turns, {"role": "assistant", "content": one.text}]
         if self._is_plain:
@@ -117,7 +117,7 @@ def _unsupervised(ids_T: np.ndarray) -> Group:
     return Group(((ids_T, np.zeros(len(ids_T), dtype=bool)),))
 
 
-def load_judge(
+def load_reward_model(
     place: str, policy: nn.Module, base: Model, worn: Sequence[Noise], *, dtype: torch.dtype, in_fp32: bool
 ) -> nn.Module:
     """The frozen judge that a folder or hub id holds.
@@ -137,7 +137,7 @@ def load_judge(
     if replace_activations.read(folder) != tuple(worn):
         message = f"the reward model {place} was trained with other activation functions than the policy has"
         raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
-    adapters.add_frozen(policy, folder, JUDGE, in_fp32=in_fp32)
+    adapters.add_frozen(policy, folder, REWARD_MODEL, in_fp32=in_fp32)
     weight = load_file(folder / REWARD_HEAD)["score.weight"]
     head = RewardHead(weight.shape[1])
     with torch.no_grad():

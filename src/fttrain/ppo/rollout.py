@@ -15,7 +15,7 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.ppo.actor import Actor, Decode
+from fttrain.ppo.actor import ActorCritic, Decode
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What the policy said to one prompt."""
 
     ids_T: np.ndarray
@@ -42,11 +42,11 @@ class Answer:
     """Whether it came to a stop token, rather than to `max_new_tokens`."""
 
 
-RollOut = Callable[[Sequence[np.ndarray], Sampling], list[Answer]]
+RollOut = Callable[[Sequence[np.ndarray], Sampling], list[Response]]
 """What gives an answer to each prompt (int ids), in order, the same on every rank. Collective."""
 
 
-def refuse_what_cannot_answer(actor: Actor) -> None:
+def refuse_what_cannot_answer(actor: ActorCritic) -> None:
     """Raise UserError where answers cannot be drawn token by token with what the model keeps of those before."""
     causal = actor.causal
     takes = inspect.signature(actor.body.forward).parameters
@@ -59,10 +59,10 @@ def refuse_what_cannot_answer(actor: Actor) -> None:
     raise UserError(f"PPO cannot train a {causal.config.model_type} model: it {why}", "train it by dpo or orpo instead")
 
 
-def roll_out(engine: Engine, actor: Actor, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Answer]:
+def roll_out(engine: Engine, actor: ActorCritic, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Response]:
     """A `RollOut` by the actor itself."""
     rank, size = engine.world.rank, engine.world.size
-    mine: dict[int, Answer] = {}
+    mine: dict[int, Response] = {}
     with engine.evaluating(), actor.generating():
         for batch in rounds([len(prompt) for prompt in prompts], sampling.batch_size, size):
             rows = batch[rank]
@@ -71,7 +71,7 @@ def roll_out(engine: Engine, actor: Actor, prompts: Sequence[np.ndarray], sampli
     return collect(engine.world, mine, len(prompts))
 
 
-def collect(world: World, mine: Mapping[int, Answer], count: int) -> list[Answer]:
+def collect(world: World, mine: Mapping[int, Response], count: int) -> list[Response]:
     """All `count` answers in order, of which each rank has given some, by their places. Collective."""
     every = {row: answer for part in world.gather(mine) for row, answer in part.items()}
     return [every[row] for row in range(count)]
@@ -92,7 +92,7 @@ def draw(logps_BV: Tensor, uniform_B: Tensor) -> Tensor:
     return places_B1[:, 0].clamp(max=logps_BV.shape[-1] - 1)
 
 
-def _generate(engine: Engine, prompts: list[np.ndarray], rows: list[int], sampling: Sampling) -> list[Answer]:
+def _generate(engine: Engine, prompts: list[np.ndarray], rows: list[int], sampling: Sampling) -> list[Response]:
     """Answers to one batch of prompts; without any, this rank only keeps its peers company."""
     noise = [np.random.Generator(np.random.PCG64([*sampling.seed, row])) for row in rows]
     uniform_BT = np.array([one.random(sampling.max_new_tokens) for one in noise])
@@ -163,8 +163,8 @@ class _Batch:
             self._lines = [self._lines[line] for line in kept]
         self.decode = Decode(tokens_B[:, None], mask_BP, positions_B1, before.cache)
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[Response]:
         parts = zip(self._tokens, self._logps, self._ended, strict=True)
         return [
-            Answer(np.array(ids, dtype=np.int32), np.array(logps, dtype=np.float32), end) for ids, logps, end in parts
+            Response(np.array(ids, dtype=np.int32), np.array(logps, dtype=np.float32), end) for ids, logps, end in parts
         ]

@@ -20,12 +20,12 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import LowRank, Noise, Ppo
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.model.scorer import DTYPES
-from fttrain.ppo.rollout import Answer, Sampling, collect
+from fttrain.ppo.rollout import Response, Sampling, collect
 
 DEVICE = "cuda"
 MEMORY = 0.3
@@ -54,15 +54,17 @@ def refuse_what_cannot_be(world: World, worn: Sequence[Noise]) -> None:
 class VllmRollout:
     """A `RollOut` that has vLLM answer as the policy."""
 
-    def __init__(self, step: Step, engine: Engine, base: artifact.Origin, longest_prompt: int, folder: Path) -> None:
+    def __init__(
+        self, spec: StageSpec, engine: Engine, base: artifact.StartPoint, longest_prompt: int, folder: Path
+    ) -> None:
         """`folder` is where the adapter is handed over; all nodes see it."""
-        assert isinstance(step.stage, Ppo)
-        assert isinstance(step.adapter, LowRank)
-        self._step, self._stage, self._engine, self._folder = step, step.stage, engine, folder
+        assert isinstance(spec.stage, Ppo)
+        assert isinstance(spec.adapter, LowRank)
+        self._step, self._stage, self._engine, self._folder = spec, spec.stage, engine, folder
         self._load = {
             "model": base.base.path,
             "revision": base.base.revision,
-            "dtype": str(DTYPES[step.model.dtype]).removeprefix("torch."),
+            "dtype": str(DTYPES[spec.model.dtype]).removeprefix("torch."),
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # the model's own would add its end tokens and ways of sampling
             "logprobs_mode": "processed_logprobs",  # those of the temperature that is sampled with
@@ -70,12 +72,12 @@ class VllmRollout:
             "gpu_memory_utilization": self._stage.vllm_memory or MEMORY,
             "enable_lora": True,
             "max_loras": 1,
-            "max_lora_rank": next(rank for rank in (*RANKS, step.adapter.rank) if rank >= step.adapter.rank),
+            "max_lora_rank": next(rank for rank in (*RANKS, spec.adapter.rank) if rank >= spec.adapter.rank),
         }
         self._number = 0
         self._process: subprocess.Popen[str] | None = None
 
-    def __call__(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Answer]:
+    def __call__(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Response]:
         world = self._engine.world
         self._number += 1
         policy = self._hand_over()
@@ -89,7 +91,9 @@ class VllmRollout:
         ids = [prompts[row].tolist() for row in rows]
         order = {"adapter": str(policy), "number": self._number, "prompts": ids, "seeds": seeds, "sampling": how}
         said = self._ask(order) if ids else []  # of fewer prompts than ranks some have none
-        answers = [Answer(np.array(i, dtype=np.int32), np.array(p, dtype=np.float32), bool(end)) for i, p, end in said]
+        answers = [
+            Response(np.array(i, dtype=np.int32), np.array(p, dtype=np.float32), bool(end)) for i, p, end in said
+        ]
         return collect(world, dict(zip(rows, answers, strict=True)), len(prompts))
 
     def _hand_over(self) -> Path:

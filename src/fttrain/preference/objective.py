@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fttrain.data.batches import Micro
+from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed
 from fttrain.engine import Engine
 from fttrain.objectives.preference import calibration_error
@@ -20,7 +20,7 @@ class Compared(NamedTuple):
     """Of the chosen and the rejected answer; a policy's are what it implies. Without gradient."""
 
 
-Compare = Callable[[Engine, Micro], Compared]
+Compare = Callable[[Engine, MicroBatch], Compared]
 
 
 class Comparison:
@@ -30,10 +30,10 @@ class Comparison:
         self._compare = compare
         self._sums = torch.zeros(4, dtype=torch.float64)
 
-    def weight(self, micro: Micro) -> float:
+    def weight(self, micro: MicroBatch) -> float:
         return float(micro.margins_G.numel())
 
-    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+    def loss(self, engine: Engine, micro: MicroBatch) -> Tensor:
         compared = self._compare(engine, micro)
         self._sums += _sums(compared.rewards_G2)
         return compared.losses_G.sum()
@@ -80,8 +80,8 @@ def _told(name: str, pairs: float, right: float, chosen: float, rejected: float)
     }
 
 
-def answer_logps(logps_N: Tensor, micro: Micro) -> tuple[Tensor, Tensor]:
+def answer_logps(logps_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
     """([G, 2] log-probability of each answer of a pair, [G, 2] number of its tokens)."""
-    rows = micro.ends_B.numel()
-    sums_B = logps_N.new_zeros(rows).index_add(0, micro.rows_N, logps_N)
-    return sums_B.view(-1, 2), micro.rows_N.bincount(minlength=rows).view(-1, 2)
+    rows = micro.last_token_B.numel()
+    sums_B = logps_N.new_zeros(rows).index_add(0, micro.row_ids_N, logps_N)
+    return sums_B.view(-1, 2), micro.row_ids_N.bincount(minlength=rows).view(-1, 2)

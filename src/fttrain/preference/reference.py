@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ftlaunch.run import digests
-from ftlaunch.run.files import aside_of
-from ftlaunch.run.spec import Step
+from ftlaunch.run.files import temporary_path
+from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
-from fttrain.artifact import Origin
-from fttrain.data.batches import Micro
+from fttrain.artifact import StartPoint
+from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import InTurn, TableFeed
 from fttrain.data.token_set import Group
 from fttrain.data.tokens import cache_root
@@ -33,19 +33,19 @@ REFERENCE = "reference"
 log = logging.getLogger(__name__)
 
 
-def live(engine: Engine, micro: Micro) -> Tensor:
+def live(engine: Engine, micro: MicroBatch) -> Tensor:
     """[G, 2]: log-probabilities under the frozen adapter, or with the adapter off; a forward pass without gradient."""
-    with engine.evaluating(), adapters.speaking_as(engine.scorer.model, REFERENCE):
+    with engine.evaluating(), adapters.using_adapter(engine.scorer.model, REFERENCE):
         return answer_logps(engine.scores(micro).logps_N, micro)[0]
 
 
-def precompute(feed: TableFeed, engine: Engine, origin: Origin, step: Step) -> None:
+def precompute(feed: TableFeed, engine: Engine, origin: StartPoint, spec: StageSpec) -> None:
     """Give the feed's pairs their log-probabilities under the model as it now is, from disk where they were kept.
 
     Collective; the files are rank 0's.
     """
     world = engine.world
-    start = world.from_main(_fingerprint(engine, origin, step) if world.is_main else "")
+    start = world.from_main(_fingerprint(engine, origin, spec) if world.is_main else "")
 
     def ask(key: str, groups: Sequence[Group], in_turn: InTurn) -> np.ndarray:
         name = hashlib.sha256(f"{VERSION} {start} {key}".encode()).hexdigest()
@@ -73,14 +73,14 @@ def _compute(engine: Engine, groups: Sequence[Group], in_turn: InTurn) -> np.nda
     return found
 
 
-def _fingerprint(engine: Engine, origin: Origin, step: Step) -> str:
+def _fingerprint(engine: Engine, origin: StartPoint, spec: StageSpec) -> str:
     """All of the model that log-probabilities depend on: the contents of a folder, or a hub id with its commit."""
     base = Path(origin.base.path)
     commit = getattr(engine.scorer.model.config, "_commit_hash", None)
     of_base = _contents(base) if base.is_dir() else [origin.base.path, commit or origin.base.revision]
     of_adapter = _contents(origin.adapter) if origin.adapter else None
-    tables = msgspec.to_builtins([step.adapter, artifact.worn(step, origin)])
-    held_in = [step.model.dtype, msgspec.to_builtins(step.model.quantization)]
+    tables = msgspec.to_builtins([spec.adapter, artifact.replaced_activations(spec, origin)])
+    held_in = [spec.model.dtype, msgspec.to_builtins(spec.model.quantization)]
     return json.dumps([of_base, of_adapter, tables, *held_in])
 
 
@@ -104,13 +104,13 @@ def _read(path: Path, pairs: int) -> np.ndarray | None:
 
 def _write(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = aside_of(path)
+    aside = temporary_path(path)
     with aside.open("wb") as file:
         np.save(file, values)
     aside.replace(path)
 
 
-def precomputed(micro: Micro) -> Tensor:
+def precomputed(micro: MicroBatch) -> Tensor:
     """[G, 2]: what `precompute` found for the pairs of a micro-batch."""
     if micro.margins_G.numel() == 0:  # a slot without a pair
         return torch.zeros(0, 2, device=micro.margins_G.device)

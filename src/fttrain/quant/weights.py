@@ -95,7 +95,7 @@ def _put_back(weight: Tensor, places: Sequence[Place], kept: Tensor | None) -> T
     return weight
 
 
-def through(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> tuple[Tensor, float]:
+def round_trip(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> tuple[Tensor, float]:
     """(what a matrix becomes in fp32, the bits that it takes in all)."""
     if scheme.format in ("nf4", "fp4"):
         bits = weight.numel() * (4 + DOUBLE_QUANTIZATION) + (32 + 64) * len(keep)

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from ftlaunch.plan import resolve
 from ftlaunch.recipe import Dpo
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain import adapters
-from fttrain.artifact import Origin
-from fttrain.data.batches import Micro
+from fttrain.artifact import StartPoint
+from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed, TableFeed
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
@@ -22,24 +22,24 @@ from fttrain.preference.objective import Compared, Comparison, answer_logps
 from fttrain.training.session import train
 
 
-def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Train the stage; returns how far it came."""
-    stage = step.stage
+    stage = spec.stage
     assert isinstance(stage, Dpo)
-    is_live = resolve.reference(stage, step.adapter) == "live"
+    is_live = resolve.reference(stage, spec.adapter) == "live"
 
-    def scorer(model: nn.Module, origin: Origin) -> Scorer:
+    def scorer(model: nn.Module, origin: StartPoint) -> Scorer:
         if is_live and origin.adapter is not None:
-            adapters.add_frozen(model, origin.adapter, reference.REFERENCE, in_fp32=not step.parallel.zero_stage)
+            adapters.add_frozen(model, origin.adapter, reference.REFERENCE, in_fp32=not spec.parallel.zero_stage)
         return Scorer(model)
 
-    def objective(engine: Engine, feed: Feed, origin: Origin) -> Comparison:
+    def objective(engine: Engine, feed: Feed, origin: StartPoint) -> Comparison:
         if not is_live:
             assert isinstance(feed, TableFeed)
-            reference.precompute(feed, engine, origin, step)
+            reference.precompute(feed, engine, origin, spec)
         return Comparison(compare)
 
-    def compare(engine: Engine, micro: Micro) -> Compared:
+    def compare(engine: Engine, micro: MicroBatch) -> Compared:
         reference_G2 = reference.live(engine, micro) if is_live else reference.precomputed(micro)
         logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
         ratios_G2 = logps_G2 - reference_G2
@@ -48,7 +48,7 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
             losses_G = losses_G - stage.sft_weight * (logps_G2 / lengths_G2)[:, 0]
         return Compared(losses_G, stage.beta * ratios_G2.detach())
 
-    return train(step, folder, world, stop, scorer, objective)
+    return train(spec, folder, world, stop, scorer, objective)
 
 
 def loss(stage: Dpo, ratios_G2: Tensor, lengths_G2: Tensor) -> Tensor:

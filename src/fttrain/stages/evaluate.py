@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 import torch
 
 from ftlaunch.recipe import Evaluate
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.answering.examination import Exam, Examined, examine, set_exam
 from fttrain.answering.generation import Decoding
 from fttrain.answering.predictions import write_predictions
 from fttrain.data.sources import settled
-from fttrain.distributed.stop_request import Stopped, StopRequest
+from fttrain.distributed.stop_request import StoppedEarly, StopRequest
 from fttrain.distributed.world import World
 from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
 from fttrain.tools.chat import load
@@ -24,17 +24,17 @@ TRAINED, BASE = "trained", "base"
 """What predictions and result.json call the two models."""
 
 
-def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Evaluate the model, and the base where it is compared; returns all scores. Stopped where it was asked for."""
-    stage = step.stage
+    stage = spec.stage
     assert isinstance(stage, Evaluate)
     for metric in stage.metrics:
         load_metric(metric)  # a program that does not load is said before the model is asked anything
-    torch.manual_seed(step.seed + world.rank)
+    torch.manual_seed(spec.seed + world.rank)
     share = shared(world, stop)
-    exam, models = _examine_all(step, stage, folder, world, share)
+    exam, models = _examine_all(spec, stage, folder, world, share)
     scored = {
-        name: score(stage.metrics, examined.inputs, stage.resamples, step.seed) for name, examined in models.items()
+        name: score(stage.metrics, examined.inputs, stage.resamples, spec.seed) for name, examined in models.items()
     }
     if world.is_main:
         both = {name: (models[name], scored[name]) for name in models}
@@ -43,11 +43,11 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
 
 
 def _examine_all(
-    step: Step, stage: Evaluate, folder: StepDir, world: World, share: Callable[..., list[Any]]
+    spec: StageSpec, stage: Evaluate, folder: StageDir, world: World, share: Callable[..., list[Any]]
 ) -> tuple[Exam, dict[str, Examined]]:
     """The exam, and what each model said to it. Both have one tokenizer, so that both are asked the same."""
-    base = step.model.path + (f"@{step.model.revision}" if step.model.revision else "")
-    trained = base if step.start is None else str(folder.path.parent / step.start)
+    base = spec.model.path + (f"@{spec.model.revision}" if spec.model.revision else "")
+    trained = base if spec.start is None else str(folder.path.parent / spec.start)
     paths = {TRAINED: trained, BASE: base} if stage.compare and trained != base else {TRAINED: trained}
     decoding = Decoding(stage.max_new_tokens, stage.batch_size, stage.temperature, stage.top_p, stage.beams)
     exam, tokenizer = Exam(), None
@@ -56,20 +56,20 @@ def _examine_all(
         model, own = load(path, world.device)
         if tokenizer is None:
             tokenizer = own
-            exam = _set(step, stage, tokenizer, world)
+            exam = _set(spec, stage, tokenizer, world)
         found[name] = examine(model, tokenizer, exam, decoding, share)
         del model
     return exam, found
 
 
-def _set(step: Step, stage: Evaluate, tokenizer: Any, world: World) -> Exam:
+def _set(spec: StageSpec, stage: Evaluate, tokenizer: Any, world: World) -> Exam:
     """The exam; one rank of each node tokenizes, and the others read its cache."""
-    data = settled(next(iter(step.data.values())))
+    data = settled(next(iter(spec.data.values())))
     needs, fields = needs_of(stage.metrics), (stage.choices_field, stage.label_field)
 
     def make() -> Exam:
         return set_exam(
-            data, tokenizer, step.seed, needs, most=stage.prompts, choices_field=fields[0], label_field=fields[1]
+            data, tokenizer, spec.seed, needs, most=stage.prompts, choices_field=fields[0], label_field=fields[1]
         )
 
     made = make() if world.local_rank == 0 else None
@@ -91,7 +91,7 @@ def shared(world: World, stop: StopRequest) -> Callable[..., list[Any]]:
                 break
         reasons = [one for one in world.gather(reason) if one]
         if reasons:
-            raise Stopped(reasons[0], 0)
+            raise StoppedEarly(reasons[0], 0)
         every = {place: value for part in world.gather(mine) for place, value in part.items()}
         return [every[place] for place in range(len(items))]
 

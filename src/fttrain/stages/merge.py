@@ -6,25 +6,25 @@ import shutil
 from typing import Any
 
 from ftlaunch.recipe import Merge
-from ftlaunch.run.layout import RunDir, StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.merging.merge import as_result, find_source, merge
 
 
-def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:  # noqa: ARG001 every stage's
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:  # noqa: ARG001 every stage's
     """Write the merged model to the step folder's `model`; returns how like it is to the adapter model."""
-    assert isinstance(step.stage, Merge)
-    assert step.start is not None, "rules.py asks for a training stage before a merge"
+    assert isinstance(spec.stage, Merge)
+    assert spec.start is not None, "rules.py asks for a training stage before a merge"
     shutil.rmtree(folder.model, ignore_errors=True)  # of an attempt that ended before it could say so in result.json
-    source = find_source(folder.path.parent / step.start)
-    merged = merge(source, folder.model, step.stage, lambda max_kl: _go_on(folder, max_kl))
-    print(f"merged: {merged.likeness}")
+    source = find_source(folder.path.parent / spec.start)
+    merged = merge(source, folder.model, spec.stage, lambda max_kl: _go_on(folder, max_kl))
+    print(f"merged: {merged.divergence}")
     return as_result(merged)
 
 
-def _go_on(folder: StepDir, max_kl: str) -> str:
+def _go_on(folder: StageDir, max_kl: str) -> str:
     """The command that goes on with a run whose merge is near enough."""
     run = RunDir(folder.path.parent)
     place = _place_in_recipe(run, folder.name)
@@ -39,7 +39,7 @@ def _place_in_recipe(run: RunDir, name: str) -> int | None:
     kinds = [stage["kind"] for stage in plan["recipe"]["stage"]]
     place = 0
     for planned in plan["steps"]:
-        is_written = kinds[place : place + 1] == [StepDir(run.path / planned["name"]).kind]
+        is_written = kinds[place : place + 1] == [StageDir(run.path / planned["name"]).kind]
         if planned["name"] == name:
             return place if is_written else None
         place += is_written

@@ -3,9 +3,9 @@
 from typing import Any
 
 from ftlaunch.recipe import Orpo
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
-from fttrain.data.batches import Micro
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
+from fttrain.data.batches import MicroBatch
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
@@ -15,14 +15,14 @@ from fttrain.preference.objective import Compared, Comparison, answer_logps
 from fttrain.training.session import train
 
 
-def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Train the stage; returns how far it came."""
-    stage = step.stage
+    stage = spec.stage
     assert isinstance(stage, Orpo)
 
-    def compare(engine: Engine, micro: Micro) -> Compared:
+    def compare(engine: Engine, micro: MicroBatch) -> Compared:
         logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
         mean_logps_G2 = logps_G2 / lengths_G2
         return Compared(preference.orpo(mean_logps_G2, beta=stage.beta), stage.beta * mean_logps_G2.detach())
 
-    return train(step, folder, world, stop, lambda model, _: Scorer(model), lambda *_: Comparison(compare))
+    return train(spec, folder, world, stop, lambda model, _: Scorer(model), lambda *_: Comparison(compare))

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Full, Ppo
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
-from fttrain.artifact import Origin
-from fttrain.data.batches import Micro
+from fttrain.artifact import StartPoint
+from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed, report
 from fttrain.data.prompts import Prompts, load_prompts
 from fttrain.data.sources import with_formats
@@ -22,10 +22,10 @@ from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.noise import replace_activations
 from fttrain.objectives import ppo
 from fttrain.ppo import rollout, vllm_rollout
-from fttrain.ppo.actor import REFERENCE, Acted, Actor
+from fttrain.ppo.actor import REFERENCE, ActorCritic, ActorOutput
 from fttrain.ppo.experience import PpoMicro
-from fttrain.ppo.feed import Practice
-from fttrain.ppo.rewards import FunctionReward, ModelReward, Reward, load_judge
+from fttrain.ppo.feed import RolloutFeed
+from fttrain.ppo.rewards import FunctionReward, ModelReward, Reward, load_reward_model
 from fttrain.ppo.rollout import RollOut
 from fttrain.ppo.vllm_rollout import VllmRollout
 from fttrain.training import session
@@ -36,17 +36,17 @@ SUMS = ("tokens", "policy_loss", "value_loss", "entropy", "clip_fraction", "valu
 class Clipped:
     """Clipped policy and value losses of a mini-batch's tokens, less their entropy."""
 
-    def __init__(self, stage: Ppo, practice: Practice) -> None:
+    def __init__(self, stage: Ppo, practice: RolloutFeed) -> None:
         self._stage = stage
         self._practice = practice
         self._sums = [0.0] * len(SUMS)
 
-    def weight(self, micro: Micro) -> float:
+    def weight(self, micro: MicroBatch) -> float:
         return float(micro.targets_N.numel())
 
-    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+    def loss(self, engine: Engine, micro: MicroBatch) -> Tensor:
         assert isinstance(micro, PpoMicro)
-        acted: Acted = engine.forward(micro)
+        acted: ActorOutput = engine.forward(micro)
         policy = ppo.policy_loss(acted.logps_N, micro.old_logps_N, micro.advantages_N, clip=self._stage.clip)
         value = ppo.value_loss(acted.values_N, micro.old_values_N, micro.returns_N, clip=self._stage.value_clip)
         change_N = ppo.token_kl(micro.old_logps_N, acted.logps_N.detach(), estimator="k3")
@@ -68,14 +68,14 @@ class Clipped:
         return self._practice.evaluate()
 
 
-def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(step: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Train the stage; returns how far it came."""
     step = with_formats(step)
     stage = step.stage
     assert isinstance(stage, Ppo)
     origin = artifact.origin(step, folder)
     if stage.rollout_engine == "vllm":
-        vllm_rollout.refuse_what_cannot_be(world, artifact.worn(step, origin))
+        vllm_rollout.refuse_what_cannot_be(world, artifact.replaced_activations(step, origin))
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     prompts = load_prompts(list(step.data.values()), tokenizer, step.seed)
     if world.is_main:
@@ -86,39 +86,39 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     reward = _reward(step, stage, judge)
     engine = session.build(step, stage, world, origin, lambda model, _: _actor(step, stage, model, origin, judge))
     roll_out = _roll_out(step, stage, prompts, engine, origin, folder)
-    practice = Practice(step, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
+    practice = RolloutFeed(step, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
     objective = Clipped(stage, practice)
     return session.complete(step, folder, stop, origin, tokenizer, engine, practice, objective, practice)
 
 
 def _roll_out(
-    step: Step, stage: Ppo, prompts: list[Prompts], engine: Engine, origin: Origin, folder: StepDir
+    spec: StageSpec, stage: Ppo, prompts: list[Prompts], engine: Engine, origin: StartPoint, folder: StageDir
 ) -> RollOut:
     if stage.rollout_engine == "torch":
-        assert isinstance(engine.scorer, Actor)
+        assert isinstance(engine.scorer, ActorCritic)
         rollout.refuse_what_cannot_answer(engine.scorer)
         return partial(rollout.roll_out, engine, engine.scorer)
     longest = max(len(prompt.ids_T) for one in prompts for prompt in [*one.train, *one.test])
-    return VllmRollout(step, engine, origin, longest, folder.path / "policy")
+    return VllmRollout(spec, engine, origin, longest, folder.path / "policy")
 
 
-def _reward(step: Step, stage: Ppo, judge: str | None) -> Reward:
+def _reward(spec: StageSpec, stage: Ppo, judge: str | None) -> Reward:
     if judge is None:
         assert stage.reward_function is not None
         return FunctionReward(stage.reward_function)
     tokenizer = load_tokenizer(judge)
     is_plain = artifact.is_plain(Path(judge))
-    return ModelReward(tokenizer, is_plain=is_plain, micro_batch_size=step.micro_batch_size)
+    return ModelReward(tokenizer, is_plain=is_plain, micro_batch_size=spec.micro_batch_size)
 
 
-def _actor(step: Step, stage: Ppo, policy: nn.Module, origin: Origin, judge: str | None) -> Actor:
+def _actor(spec: StageSpec, stage: Ppo, policy: nn.Module, origin: StartPoint, judge: str | None) -> ActorCritic:
     """The policy with a new value head, its start as the reference, and the judge if a model gives the scores."""
-    dtype, in_fp32 = DTYPES[step.model.dtype], not step.parallel.zero_stage
-    frozen, worn = None, artifact.worn(step, origin)
-    if isinstance(step.adapter, Full):
+    dtype, in_fp32 = DTYPES[spec.model.dtype], not spec.parallel.zero_stage
+    frozen, worn = None, artifact.replaced_activations(spec, origin)
+    if isinstance(spec.adapter, Full):
         frozen = load_base(origin.base, dtype=dtype, packing=stage.packing).requires_grad_(False)
         replace_activations.wear(frozen, worn)
     elif origin.adapter is not None:
         adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=in_fp32)
-    head = None if judge is None else load_judge(judge, policy, origin.base, worn, dtype=dtype, in_fp32=in_fp32)
-    return Actor(policy, temperature=stage.temperature, frozen=frozen, judge=head)
+    head = None if judge is None else load_reward_model(judge, policy, origin.base, worn, dtype=dtype, in_fp32=in_fp32)
+    return ActorCritic(policy, temperature=stage.temperature, frozen=frozen, judge=head)

@@ -7,35 +7,35 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ftlaunch.recipe import Reward
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
-from fttrain.artifact import Origin
-from fttrain.data.batches import Micro
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
+from fttrain.artifact import StartPoint
+from fttrain.data.batches import MicroBatch
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.model.scorer import Rewarder
+from fttrain.model.scorer import RewardModel
 from fttrain.objectives.preference import bradley_terry
 from fttrain.preference.objective import Compared, Comparison
 from fttrain.training.session import train
 
 
-def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Train the stage; returns how far it came."""
-    stage = step.stage
+    stage = spec.stage
     assert isinstance(stage, Reward)
 
-    def compare(engine: Engine, micro: Micro) -> Compared:
+    def compare(engine: Engine, micro: MicroBatch) -> Compared:
         rewards_G2 = engine.forward(micro).view(-1, 2)
         losses_G = bradley_terry(rewards_G2, micro.margins_G, margin=stage.margin, centering=stage.centering)
         return Compared(losses_G, rewards_G2.detach())
 
-    return train(step, folder, world, stop, _rewarder, lambda *_: Comparison(compare))
+    return train(spec, folder, world, stop, _rewarder, lambda *_: Comparison(compare))
 
 
-def _rewarder(model: nn.Module, origin: Origin) -> Rewarder:
+def _rewarder(model: nn.Module, origin: StartPoint) -> RewardModel:
     """With the head of the stage before, if that was a reward model too."""
-    rewarder = Rewarder(model)
+    rewarder = RewardModel(model)
     if origin.head is not None:
         with torch.no_grad():
             rewarder.score.weight.copy_(load_file(origin.head)["score.weight"])

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ftlaunch.recipe import Sft
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
-from fttrain.artifact import Origin
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
+from fttrain.artifact import StartPoint
 from fttrain.data import feed as feeds
-from fttrain.data.batches import Micro
+from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
-from fttrain.model.scorer import Repeater, Scorer
+from fttrain.model.scorer import RDropScorer, Scorer
 from fttrain.noise import neftune
-from fttrain.objectives.r_drop import Twice
+from fttrain.objectives.r_drop import RDropScores
 from fttrain.training.session import train
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ class CrossEntropy:
         """`told` is a file for the newest evaluation, row by row."""
         self._told = told
 
-    def weight(self, micro: Micro) -> float:
+    def weight(self, micro: MicroBatch) -> float:
         return float(micro.targets_N.numel())
 
-    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+    def loss(self, engine: Engine, micro: MicroBatch) -> Tensor:
         return engine.scorer.disturbance.loss(lambda: -engine.scores(micro).smoothed_N.sum())
 
     def measures(self, engine: Engine) -> dict[str, float]:  # noqa: ARG002 the protocol's
@@ -75,11 +75,11 @@ def _keep(rows: list[tuple[float, int]], path: Path) -> None:
         log.warning("the rows of an evaluation are not kept in %s: %s", path, error)
 
 
-def _of_rows(logps_N: Tensor, micro: Micro) -> dict[int, tuple[float, int]]:
+def _of_rows(logps_N: Tensor, micro: MicroBatch) -> dict[int, tuple[float, int]]:
     """Cross-entropy and number of trained tokens of each row of a micro-batch, by the row's number."""
     costs = logps_N.new_zeros(len(micro.rows), dtype=torch.float64)
-    costs = costs.index_add(0, micro.rows_N, -logps_N.double()).tolist()
-    counts = micro.rows_N.bincount(minlength=len(micro.rows)).tolist()
+    costs = costs.index_add(0, micro.row_ids_N, -logps_N.double()).tolist()
+    counts = micro.row_ids_N.bincount(minlength=len(micro.rows)).tolist()
     return dict(zip(micro.rows, zip(costs, counts, strict=True), strict=True))
 
 
@@ -91,8 +91,8 @@ class Consistency(CrossEntropy):
         self._divergence = 0.0
         self._tokens = 0
 
-    def loss(self, engine: Engine, micro: Micro) -> Tensor:
-        twice: Twice = engine.forward(micro)
+    def loss(self, engine: Engine, micro: MicroBatch) -> Tensor:
+        twice: RDropScores = engine.forward(micro)
         self._divergence += float(twice.divergence_N.sum())
         self._tokens += micro.targets_N.numel()
         return twice.losses_N.sum()
@@ -104,15 +104,17 @@ class Consistency(CrossEntropy):
         return {"r_drop/divergence": divergence / tokens}
 
 
-def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
     """Train the stage; returns how far it came."""
-    stage = step.stage
+    stage = spec.stage
     assert isinstance(stage, Sft)
 
-    def scorer(model: Any, _: Origin) -> Scorer:
+    def scorer(model: Any, _: StartPoint) -> Scorer:
         smoothing, repeats = stage.label_smoothing, bool(stage.r_drop)
         made = (
-            Repeater(model, smoothing=smoothing, weight=stage.r_drop) if repeats else Scorer(model, smoothing=smoothing)
+            RDropScorer(model, smoothing=smoothing, weight=stage.r_drop)
+            if repeats
+            else Scorer(model, smoothing=smoothing)
         )
         if stage.neftune_alpha:
             embedding = model.get_input_embeddings()
@@ -122,4 +124,4 @@ def run(step: Step, folder: StepDir, world: World, stop: StopRequest) -> dict[st
     def objective(*_: Any) -> CrossEntropy:
         return (Consistency if stage.r_drop else CrossEntropy)(folder.evaluation)
 
-    return train(step, folder, world, stop, scorer, objective)
+    return train(spec, folder, world, stop, scorer, objective)

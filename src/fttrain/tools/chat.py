@@ -71,7 +71,7 @@ def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
 
 
 @torch.no_grad()
-def reply(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
+def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
     """The model's greedy answer to one user turn, through the chat template if there is one."""
     text = prompt
     if tokenizer.chat_template:
@@ -95,7 +95,7 @@ def _replies(options: argparse.Namespace) -> Iterator[str]:
     yield f"prompt: {options.prompt}"
     for path in options.models:
         model, tokenizer = load(path)
-        yield f"\n{path}:\n  {reply(model, tokenizer, options.prompt, options.max_new_tokens)}"
+        yield f"\n{path}:\n  {generate(model, tokenizer, options.prompt, options.max_new_tokens)}"
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def _write(loaded: Loaded, scheme: Scheme, folder: Path, *, packed: bool) -> flo
             matrices[name] = weights.quantized(layer.matrix.cpu(), scheme, loaded.keep[name])
             made, taken = matrices[name].dequantized(), float(matrices[name].num_bits)
         else:
-            made, taken = weights.through(layer.matrix.cpu(), scheme, loaded.keep[name])
+            made, taken = weights.round_trip(layer.matrix.cpu(), scheme, loaded.keep[name])
         layer.matrix.copy_(made.to(loaded.dtype))  # what is measured is what is stored
         bits += taken
     model = loaded.model

@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from fttrain.checkpoint.store import Checkpoints
-from fttrain.data.batches import Micro
+from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed
-from fttrain.distributed.stop_request import Stopped, StopRequest
+from fttrain.distributed.stop_request import StoppedEarly, StopRequest
 from fttrain.engine import Engine
 from fttrain.training.counters import Progress
 from fttrain.training.metrics import MetricsLog
-from fttrain.training.nonfinite import Guard, Outcome
+from fttrain.training.nonfinite import NonFinitePolicy, StepOutcome
 from fttrain.training.optim import Schedule
 
 
 class Objective(Protocol):
     """What a stage is made of besides the loop."""
 
-    def weight(self, micro: Micro) -> float:
+    def weight(self, micro: MicroBatch) -> float:
         """What this micro-batch's summed loss is divided by, before it is added up over the whole step."""
         ...
 
-    def loss(self, engine: Engine, micro: Micro) -> Tensor:
+    def loss(self, engine: Engine, micro: MicroBatch) -> Tensor:
         """The micro-batch's loss as a sum, a scalar with gradient."""
         ...
 
@@ -40,7 +40,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Habits:
+class Intervals:
     """When the loop does what besides training."""
 
     evaluate_every: int | None
@@ -57,11 +57,11 @@ def fit(
     checkpoints: Checkpoints,
     metrics: MetricsLog,
     stop: StopRequest,
-    habits: Habits,
+    habits: Intervals,
     progress: Progress,
 ) -> Progress:
     """Train from where `progress` is to the feed's last step. Raises Stopped after a save that was asked for."""
-    guard = Guard(habits.on_nonfinite, engine, feed, checkpoints)
+    guard = NonFinitePolicy(habits.on_nonfinite, engine, feed, checkpoints)
     for step in range(progress.step + 1, feed.num_steps + 1):
         started = time.perf_counter()
         micros = feed.step(step)
@@ -102,11 +102,11 @@ def fit(
             state = vars(progress).copy()
             checkpoints.save(step, state, keep=habits.keep, best=progress.best_step, is_last=last or bool(asked))
         if asked and not last:
-            raise Stopped(_reason(engine, stop), step)
+            raise StoppedEarly(_reason(engine, stop), step)
     return progress
 
 
-def _take(objective: Objective, engine: Engine, micros: list[Micro], weight: float) -> Outcome:
+def _take(objective: Objective, engine: Engine, micros: list[MicroBatch], weight: float) -> StepOutcome:
     """One optimizer step: gradients of every micro-batch, then the update."""
     parts = []
     for index, micro in enumerate(micros):
@@ -118,7 +118,7 @@ def _take(objective: Objective, engine: Engine, micros: list[Micro], weight: flo
     losses = torch.stack(parts).tolist()
     (loss,) = engine.world.sum([sum(losses)])
     grad_norm = engine.step(discard=not math.isfinite(loss))
-    return Outcome(loss, grad_norm, [m for m, part in zip(micros, losses, strict=True) if not math.isfinite(part)])
+    return StepOutcome(loss, grad_norm, [m for m, part in zip(micros, losses, strict=True) if not math.isfinite(part)])
 
 
 def _or_none(value: float) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ftlaunch.errors import UserError
 from fttrain.checkpoint.store import Checkpoints
-from fttrain.data.batches import Micro
+from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed
 from fttrain.engine import Engine
 from fttrain.training.counters import Progress
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What came of one optimizer step's forward and backward passes."""
 
     loss: float
     """Over all ranks."""
     grad_norm: float
     """nan where the optimizer did not step."""
-    suspects: Sequence[Micro]
+    suspects: Sequence[MicroBatch]
     """This rank's micro-batches whose own loss was not finite."""
 
     @property
@@ -36,7 +36,7 @@ class Outcome:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-class Guard:
+class NonFinitePolicy:
     """Sees to steps that are not finite. Every method is called by all ranks together."""
 
     def __init__(self, policy: str, engine: Engine, feed: Feed, checkpoints: Checkpoints) -> None:
@@ -46,7 +46,7 @@ class Guard:
         self._checkpoints = checkpoints
         self._in_a_row = 0
 
-    def judge(self, outcome: Outcome, micros: Sequence[Micro], progress: Progress) -> dict[str, Any]:
+    def judge(self, outcome: StepOutcome, micros: Sequence[MicroBatch], progress: Progress) -> dict[str, Any]:
         """Metrics that tell what was done about the newest step if it was not finite; empty if it was.
 
         Raises UserError, naming the rows, where training cannot go on.
@@ -67,7 +67,7 @@ class Guard:
             return {"skipped": 1}
         return {"skipped": 1, "rewound_to": self._rewind(blame, progress)}
 
-    def _blame(self, outcome: Outcome, micros: Sequence[Micro], step: int) -> str:
+    def _blame(self, outcome: StepOutcome, micros: Sequence[MicroBatch], step: int) -> str:
         """What was not finite, and which rows of which step it came from."""
         suspects = micros if math.isfinite(outcome.loss) else outcome.suspects
         rows = sorted(

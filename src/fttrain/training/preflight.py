@@ -6,7 +6,7 @@ from torch import nn
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adapter, LowRank, Model
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from fttrain.adapters import coverage
 from fttrain.distributed.world import World
 from fttrain.merging import dry_run
@@ -15,21 +15,21 @@ from fttrain.merging import dry_run
 def of_base(model: nn.Module, adapter: Adapter | None, spec: Model, world: World) -> None:
     """Say which share of the model a new adapter is on, and which is in few bits. UserError where it is too little."""
     lines: list[str] = []
-    if spec.held_in_few_bits:
+    if spec.is_quantized:
         lines.append(coverage.require_few_bits(model, str(spec.quantization)))
     if isinstance(adapter, LowRank):
         lines += coverage.of(model, adapter).lines()
     _say(lines, world)
 
 
-def of_merge(step: Step, base: Model, model: Any, world: World) -> None:
+def of_merge(spec: StageSpec, base: Model, model: Any, world: World) -> None:
     """Raises UserError where a merge is to follow and would find no place for the adapter; else only says so."""
-    if not isinstance(step.adapter, LowRank):
+    if not isinstance(spec.adapter, LowRank):
         return
     try:
         dry_run.check(base, model)
     except UserError as error:
-        if step.merged:
+        if spec.merged:
             raise
         _say([f"note: {error.message}"], world)
 

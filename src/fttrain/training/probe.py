@@ -95,7 +95,7 @@ class Probe:
     def is_identity(self) -> bool:
         """Whether the adapter changes nothing yet."""
         short = self._rows[1]
-        with adapters.speaking_as(self._scorer.model, NOBODY):
+        with adapters.using_adapter(self._scorer.model, NOBODY):
             bare = self._alone(short)
         return self._judge("adapter", bare - self._alone(short))
 

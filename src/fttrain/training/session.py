@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from ftlaunch.recipe import Adalora, LowRank, NoNoise, Pairwise, Pissa, Ppo, Sft, Training
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
-from fttrain.artifact import Origin
+from fttrain.artifact import StartPoint
 from fttrain.checkpoint import random_states
-from fttrain.checkpoint.store import Carried, Checkpoints, together
+from fttrain.checkpoint.store import Checkpoints, Stateful, together
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Layout
 from fttrain.data.feed import Feed, StreamFeed
@@ -33,20 +33,20 @@ from fttrain.quant import qat
 from fttrain.superweights import layers
 from fttrain.training import optim, preflight, probe
 from fttrain.training.counters import Progress
-from fttrain.training.loop import Habits, Objective, fit
+from fttrain.training.loop import Intervals, Objective, fit
 from fttrain.training.metrics import MetricsLog
 from fttrain.training.optim import Schedule
 from fttrain.training.tracking import Trackers, require_installed
 
-MakeScorer = Callable[[nn.Module, Origin], Scorer]
+MakeScorer = Callable[[nn.Module, StartPoint], Scorer]
 """The module to train, around the model with its trainable weights chosen."""
-MakeObjective = Callable[[Engine, Feed, Origin], Objective]
+MakeObjective = Callable[[Engine, Feed, StartPoint], Objective]
 """What is trained on; called while the weights are still those that the stage starts from."""
 
 
 def train(
-    step: Step,
-    folder: StepDir,
+    step: StageSpec,
+    folder: StageDir,
     world: World,
     stop: StopRequest,
     make_scorer: MakeScorer,
@@ -67,95 +67,97 @@ def train(
 
 
 def complete(
-    step: Step,
-    folder: StepDir,
+    spec: StageSpec,
+    folder: StageDir,
     stop: StopRequest,
-    origin: Origin,
+    origin: StartPoint,
     tokenizer: Any,
     engine: Engine,
     feed: Feed,
     objective: Objective,
-    carried: Carried | None = None,
+    stateful: Stateful | None = None,
 ) -> dict[str, Any]:
     """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
-    stage, world = step.stage, engine.world
+    stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
-    of_adapter = adapters.carried(engine.scorer.model, step.adapter, feed.num_steps)
-    engine.allocator = of_adapter if isinstance(step.adapter, Adalora) else None
-    besides = {"stage": carried, "adapter": of_adapter}
-    checkpoints = Checkpoints(folder.checkpoints, step, engine, together(besides))
+    of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
+    engine.allocator = of_adapter if isinstance(spec.adapter, Adalora) else None
+    besides = {"stage": stateful, "adapter": of_adapter}
+    checkpoints = Checkpoints(folder.checkpoints, spec, engine, together(besides))
     loaded = checkpoints.load()
     progress = Progress(**loaded.state) if loaded else Progress()
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
-    with closing(Trackers(step, folder, is_main=world.is_main)) as trackers:
+    with closing(Trackers(spec, folder, is_main=world.is_main)) as trackers:
         metrics.also = trackers.log
         fit(
             objective,
             engine,
             feed,
-            Schedule(stage, peak=step.learning_rate, num_steps=feed.num_steps),
+            Schedule(stage, peak=spec.learning_rate, num_steps=feed.num_steps),
             checkpoints,
             metrics,
             stop,
-            Habits(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
+            Intervals(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
             progress,
         )
-    tokenizer.chat_template = _template(step, tokenizer)
-    artifact.save(step, origin, engine, tokenizer, folder.artifact)
+    tokenizer.chat_template = _template(spec, tokenizer)
+    artifact.save(spec, origin, engine, tokenizer, folder.artifact)
     return {
         "steps": progress.step,
         "tokens": progress.tokens,
         "trained_parameters": engine.num_trained,
-        "data": {name: msgspec.to_builtins(counts) for name, counts in zip(step.data, feed.counts(), strict=True)},
+        "data": {name: msgspec.to_builtins(counts) for name, counts in zip(spec.data, feed.counts(), strict=True)},
         "artifact": Path(folder.artifact).name,
         "probe": engine.verdict,
     }
 
 
-def _template(step: Step, tokenizer: Any) -> str | None:
+def _template(spec: StageSpec, tokenizer: Any) -> str | None:
     """The chat template that the model is trained with, which its artifact must carry; else the tokenizer's own."""
-    templates = [chat_template(tokenizer, data) for data in step.data.values()]
+    templates = [chat_template(tokenizer, data) for data in spec.data.values()]
     return next((template for template in templates if template), tokenizer.chat_template)
 
 
-def build(step: Step, stage: Sft | Pairwise | Ppo, world: World, origin: Origin, make_scorer: MakeScorer) -> Engine:
+def build(
+    spec: StageSpec, stage: Sft | Pairwise | Ppo, world: World, origin: StartPoint, make_scorer: MakeScorer
+) -> Engine:
     """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
     # Before the engine is there, as under ZeRO-3 models then load in shards; what goes on has its layers already.
-    adapter = step.adapter if origin.adapter else layers.resolved(step.adapter, origin.base, world)
-    require_installed(step.track)
-    torch.manual_seed(step.seed)
-    engine = Engine(step, world)
-    dtype = DTYPES[step.model.dtype]
-    trained_in_full = origin.adapter is None and not artifact.has_adapter(step)
+    adapter = spec.adapter if origin.adapter else layers.resolved(spec.adapter, origin.base, world)
+    require_installed(spec.track)
+    torch.manual_seed(spec.seed)
+    engine = Engine(spec, world)
+    dtype = DTYPES[spec.model.dtype]
+    trained_in_full = origin.adapter is None and not artifact.has_adapter(spec)
     held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
-    replace_activations.wear(base, artifact.worn(step, origin))
+    replace_activations.wear(base, artifact.replaced_activations(spec, origin))
     disturbed = (
-        [] if isinstance(step.noise, NoNoise) else modules.find(base, step.noise.sites)
+        [] if isinstance(spec.noise, NoNoise) else modules.find(base, spec.noise.sites)
     )  # as adapters add modules
     preflight.of_base(base, None if origin.adapter else adapter, origin.base, world)
     model = adapters.attach(
-        base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=step.accumulation
+        base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=spec.accumulation
     )
-    preflight.of_merge(step, origin.base, model, world)
-    if step.model.rounding:
-        qat.install(model, step.model.rounding, origin.adapter)
+    preflight.of_merge(spec, origin.base, model, world)
+    if spec.model.rounding:
+        qat.install(model, spec.model.rounding, origin.adapter)
     if stage.activation_checkpointing:
         checkpoint_activations(base)
     scorer = make_scorer(model, origin)
     if engine.zero_stage:
         hold_heads_in(dtype, scorer)
-    scorer.disturbance = noise_builder.disturbance(base, disturbed, step.noise, scorer.places)
+    scorer.disturbance = noise_builder.disturbance(base, disturbed, spec.noise, scorer.places)
     scorer.train()
-    engine.prepare(scorer, optim.build(step.optimizer, scorer.named_parameters()))
-    _try(step, engine, Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt), origin)
-    random_states.begin(step.seed, 0, world.rank)
+    engine.prepare(scorer, optim.build(spec.optimizer, scorer.named_parameters()))
+    _try(spec, engine, Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt), origin)
+    random_states.begin(spec.seed, 0, world.rank)
     return engine
 
 
-def _try(step: Step, engine: Engine, wanted: Layout, origin: Origin) -> None:
+def _try(spec: StageSpec, engine: Engine, wanted: Layout, origin: StartPoint) -> None:
     """Have the engine lay rows down in a way that is right for its model."""
-    if step.model.rounding:
+    if spec.model.rounding:
         # Rounded activations depend on what else is in the batch, so that nothing can be compared.
         engine.verdict = {"layout": "not tried, as the model is trained through rounding"}
         if wanted.packing and packing.refusal(engine.scorer.causal) is None:
@@ -163,8 +165,8 @@ def _try(step: Step, engine: Engine, wanted: Layout, origin: Origin) -> None:
         else:
             engine.scorer.pad()
         return
-    is_new = origin.adapter is None and isinstance(step.adapter, LowRank) and not isinstance(step.adapter, Pissa)
-    engine.verdict = asdict(probe.settle(engine, wanted, step.model.dtype, begins_as_base=is_new))
+    is_new = origin.adapter is None and isinstance(spec.adapter, LowRank) and not isinstance(spec.adapter, Pissa)
+    engine.verdict = asdict(probe.settle(engine, wanted, spec.model.dtype, begins_as_base=is_new))
 
 
 def hold_heads_in(dtype: torch.dtype, scorer: nn.Module) -> None:

@@ -18,9 +18,9 @@ import msgspec
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Track
-from ftlaunch.run.files import aside_of, read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.files import read_jsonl, temporary_path
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +71,13 @@ class Sink:
 class Trackers:
     """All trackers of a stage; on the main rank only, elsewhere and without [track] they do nothing."""
 
-    def __init__(self, step: Step, folder: StepDir, *, is_main: bool) -> None:
+    def __init__(self, spec: StageSpec, folder: StageDir, *, is_main: bool) -> None:
         """Start them, and send what they lack of metrics.jsonl. UserError where one cannot be started."""
         self._ledger = folder.tracked
         self._known: dict[str, Any] = json.loads(self._ledger.read_text()) if self._ledger.exists() else {}
         self._sinks: list[Sink] = []
-        for name in step.track.to if is_main else ():
-            self._sinks.append(self._start(name, step, folder))
+        for name in spec.track.to if is_main else ():
+            self._sinks.append(self._start(name, spec, folder))
         if self._sinks:
             self._catch_up(read_jsonl(folder.metrics))
 
@@ -94,10 +94,10 @@ class Trackers:
             sink.finish()
         self._sinks = []
 
-    def _start(self, name: str, step: Step, folder: StepDir) -> Sink:
+    def _start(self, name: str, spec: StageSpec, folder: StageDir) -> Sink:
         known = self._known.setdefault(name, {"id": uuid.uuid4().hex, "last": [0, False]})
         try:
-            tracker = _open(name, step, folder, known)
+            tracker = _open(name, spec, folder, known)
         except Exception as error:
             remedy = "log in with its own tool, write track.offline = true, or remove it from track.to"
             raise UserError(f"{name} cannot be started: {error}", remedy) from error
@@ -123,7 +123,7 @@ class Trackers:
         """Keep how far trackers came. A rename is whole after a kill, and a power cut is no matter here."""
         if not self._sinks:
             return
-        aside = aside_of(self._ledger)
+        aside = temporary_path(self._ledger)
         try:
             aside.write_text(json.dumps(self._known))
             aside.replace(self._ledger)
@@ -132,12 +132,12 @@ class Trackers:
             aside.unlink(missing_ok=True)
 
 
-def _open(name: str, step: Step, folder: StepDir, known: dict[str, Any]) -> Any:
+def _open(name: str, spec: StageSpec, folder: StageDir, known: dict[str, Any]) -> Any:
     """Accelerate's tracker, started; one that was there before goes on under its id."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     kind: Any = LOGGER_TYPE_TO_CLASS[PACKAGES.get(name, name)]
-    project, place = step.track.project or step.name, folder.path.parent / "track" / name
+    project, place = spec.track.project or spec.name, folder.path.parent / "track" / name
     if name == "tensorboard":
         for old in (place / folder.name).glob("events.out.tfevents.*"):
             old.unlink()  # all of it is written again
@@ -145,18 +145,18 @@ def _open(name: str, step: Step, folder: StepDir, known: dict[str, Any]) -> Any:
     elif name == "mlflow":
         tracker = kind(project, None, run_id=known.get("run"), run_name=folder.name)
     else:
-        tracker = kind(project, **_arguments(name, step, folder.name, place, known["id"]))
+        tracker = kind(project, **_arguments(name, spec, folder.name, place, known["id"]))
     tracker.start()
     if name == "mlflow":
         known["run"] = tracker.active_run.info.run_id
     elif name != "tensorboard":
-        tracker.store_init_configuration(msgspec.to_builtins(step))
+        tracker.store_init_configuration(msgspec.to_builtins(spec))
     return tracker
 
 
-def _arguments(name: str, step: Step, stage: str, place: Path, known: str) -> dict[str, Any]:
+def _arguments(name: str, spec: StageSpec, stage: str, place: Path, known: str) -> dict[str, Any]:
     """What each tracker calls the run's name, its id, going on, and staying offline."""
-    offline = step.track.offline
+    offline = spec.track.offline
     if offline and name in ("wandb", "swanlab"):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     match name:

@@ -89,7 +89,7 @@ def test_stages_run_one_after_another(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train", "train")
     code, said = drive(run)
     assert code == DONE
-    assert all(step.result.exists() for step in run.step_dirs())
+    assert all(stage_dir.result.exists() for stage_dir in run.stage_dirs())
     assert said.index("01-sft  done") < said.index("02-sft  attempt 1, 2 processes") < said.index("02-sft  done")
     assert "01-sft  step 3/3  loss 0.6667  1,234 tokens/s" in said
 
@@ -102,7 +102,7 @@ def test_what_was_measured_since_the_last_look_is_shown(tmp_path: Path, monkeypa
 def test_an_attempt_tells_who_launched_it_and_keeps_what_was_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
     drive(run)
-    attempt = run.step_dir("01-sft").all_attempts()[0]
+    attempt = run.stage_dir("01-sft").all_attempts()[0]
     assert json.loads(attempt.process.read_text()).keys() == {"host", "pid", "start_time", "boot_id"}
     assert attempt.launch_log.read_text() == "launched\n"
     assert (run.path / "01-sft/attempts/latest").resolve() == attempt.path
@@ -110,9 +110,9 @@ def test_an_attempt_tells_who_launched_it_and_keeps_what_was_said(tmp_path: Path
 
 def test_finished_stages_are_skipped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "fail", "train")
-    run.step_dir("01-sft").result.write_text("{}")
+    run.stage_dir("01-sft").result.write_text("{}")
     assert drive(run)[0] == DONE
-    assert run.step_dir("01-sft").all_attempts() == []
+    assert run.stage_dir("01-sft").all_attempts() == []
     assert drive(run) == (DONE, "")
 
 
@@ -122,7 +122,7 @@ def test_a_failed_stage_ends_the_run(tmp_path: Path) -> None:
     assert code == STAGE_FAILED
     assert "error: rank 1: RuntimeError: boom\n    Traceback\n" in said
     assert f"log: {run.path}/01-sft/attempts/1/rank1.log" in said
-    assert run.step_dir("02-sft").all_attempts() == []
+    assert run.stage_dir("02-sft").all_attempts() == []
 
 
 def test_a_rank_that_is_stopped_while_others_wait_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_a_worker_in_its_own_session_does_not_outlive_its_launcher(
 def test_one_signal_saves_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    monkeypatch.setattr("ftlaunch.processes.signals.talk_to_nobody", lambda: None)
+    monkeypatch.setattr("ftlaunch.processes.signals.detach_output", lambda: None)
     run = write_run(tmp_path / "r", "train_until_stopped", "train")
     with in_a_moment(run, number):
         ended, said = drive(run)
@@ -220,7 +220,7 @@ def test_a_second_signal_kills(tmp_path: Path, signals: tuple[signal.Signals, ..
 
 
 def test_a_hangup_said_twice_still_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlaunch.processes.signals.talk_to_nobody", lambda: None)
+    monkeypatch.setattr("ftlaunch.processes.signals.detach_output", lambda: None)
     run = write_run(tmp_path / "r", "take_long_to_stop")
     with in_a_moment(run, signal.SIGHUP, signal.SIGHUP):
         assert drive(run)[0] == STOPPED
@@ -228,7 +228,7 @@ def test_a_hangup_said_twice_still_saves(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_hangup_that_nohup_ignores_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlaunch.processes.signals.talk_to_nobody", lambda: None)
+    monkeypatch.setattr("ftlaunch.processes.signals.detach_output", lambda: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run = write_run(tmp_path / "r", "train", "train")
     assert driver.drive(run, SignalWhenDone(signal.SIGHUP)) == DONE
@@ -245,7 +245,7 @@ def test_a_stop_that_comes_with_the_end_of_a_stage_keeps_the_next_from_starting(
 def test_a_signal_between_two_stages_keeps_the_next_from_starting(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train", "train")
     assert driver.drive(run, SignalWhenDone(signal.SIGTERM)) == STOPPED
-    assert run.step_dir("02-sft").all_attempts() == []
+    assert run.stage_dir("02-sft").all_attempts() == []
 
 
 def test_a_launcher_that_cannot_be_found_by_its_environment_is_killed_all_the_same(
@@ -259,9 +259,9 @@ def test_a_launcher_that_cannot_be_found_by_its_environment_is_killed_all_the_sa
 
 def test_the_next_drive_forgets_the_last_ones_stop(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
-    run.step_dir("01-sft").stop.touch()
+    run.stage_dir("01-sft").stop.touch()
     assert control.drive_here(run) == DONE
-    assert not run.step_dir("01-sft").stop.exists()
+    assert not run.stage_dir("01-sft").stop.exists()
 
 
 def test_signals_mean_again_what_they_meant(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_missing_program_is_said_before_anything_is_started(tmp_path: Path) ->
     run.plan.write_text(run.plan.read_text().replace(sys.executable, "no-such-program"))
     with pytest.raises(UserError, match="no-such-program is not installed"):
         drive(run)
-    assert run.step_dir("01-sft").all_attempts() == []
+    assert run.stage_dir("01-sft").all_attempts() == []
 
 
 def test_only_one_drives(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ftlaunch.backend.node_folder import node_folder
 from ftlaunch.backend.supervisor import POLL_SECONDS, FailureWatch, Looks, look
-from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.run.layout import Attempt, StageDir
 from fttrain.distributed.stop_request import StopRequest
 
 SECONDS = 60
@@ -44,10 +44,10 @@ class Clock:
         return self.now
 
 
-def simulated(ranks: int, step: StepDir, attempt: Attempt, counted: Counter[str]) -> float:
+def simulated(ranks: int, stage_dir: StageDir, attempt: Attempt, counted: Counter[str]) -> float:
     """Shared operations a second of a job on nodes of eight."""
     clock, nodes = Clock(), ranks // PER_NODE
-    asking = [_asking(step, attempt, rank) for rank in range(ranks)]
+    asking = [_asking(stage_dir, attempt, rank) for rank in range(ranks)]
     watching = [(Looks(nodes, node, clock), FailureWatch(0, attempt.on_node(node))) for node in range(nodes)]
     for node in range(nodes):
         attempt.on_node(node).launch_log.touch()
@@ -58,44 +58,44 @@ def simulated(ranks: int, step: StepDir, attempt: Attempt, counted: Counter[str]
         for _ in range(round(1 / POLL_SECONDS)):
             for looks, failure in watching:
                 if looks.are_due():
-                    assert look(failure, lambda: _poll(step, attempt)) == "go on"
+                    assert look(failure, lambda: _poll(stage_dir, attempt)) == "go on"
             clock.now += POLL_SECONDS
     return counted["shared"] / SECONDS
 
 
-def _asking(step: StepDir, attempt: Attempt, rank: int) -> Any:
+def _asking(stage_dir: StageDir, attempt: Attempt, rank: int) -> Any:
     """What a rank does at each step, as `python -m fttrain` sets it up."""
     rank_itself: Any = SimpleNamespace(
-        _stop_file=step.stop if rank == 0 else None, _beat=attempt.beat(rank), _signal=None
+        _stop_file=stage_dir.stop if rank == 0 else None, _beat=attempt.beat(rank), _signal=None
     )
     return lambda: StopRequest.asked(rank_itself)
 
 
-def _poll(step: StepDir, attempt: Attempt) -> Any:
+def _poll(stage_dir: StageDir, attempt: Attempt) -> Any:
     """What a node of a SLURM job asks besides at each look."""
     assert not attempt.hung.exists()
-    assert step.stop_reason() is None
+    assert stage_dir.stop_reason() is None
     return "go on"
 
 
 @pytest.mark.parametrize("ranks", [8, 512, 4096])
 def test_operations_grow_slower_than_ranks(ranks: int, tmp_path: Path, counted: Counter[str]):
     """Before, it was 3 a rank each second with 512 and 4,096 ranks: 4,224 and 33,792."""
-    step = StepDir(tmp_path / "01-sft")
-    attempt = step.new_attempt()
+    stage_dir = StageDir(tmp_path / "01-sft")
+    attempt = stage_dir.new_attempt()
     with node_folder() as attempt.local:
-        found = simulated(ranks, step, attempt, counted)
+        found = simulated(ranks, stage_dir, attempt, counted)
     print(f"{ranks} ranks: {found:.0f} shared operations a second")
     nodes = ranks // PER_NODE
     assert found <= (60 if nodes == 1 else 10 + 1.25 * nodes)
 
 
 def test_a_stop_is_seen_by_one_rank_at_its_next_step(tmp_path: Path):
-    step = StepDir(tmp_path / "01-sft")
-    attempt = step.new_attempt()
-    first, second = (_asking(step, attempt, rank) for rank in range(2))
+    stage_dir = StageDir(tmp_path / "01-sft")
+    attempt = stage_dir.new_attempt()
+    first, second = (_asking(stage_dir, attempt, rank) for rank in range(2))
     assert first() is None
-    step.stop.touch()
+    stage_dir.stop.touch()
     assert first() == "stop file"
     assert second() is None
 

@@ -25,7 +25,9 @@ def test_what_was_planned_is_what_is_written(tmp_path: Path) -> None:
     assert run.recipe.read_text() == "# as written\n"
     assert msgspec.json.decode(run.plan.read_bytes(), type=Plan) == plan
     assert msgspec.json.decode(run.resolved.read_bytes(), type=type(plan.recipe)) == plan.recipe
-    assert [step.step.read_text() for step in run.step_dirs()] == [step.files["step.json"] for step in plan.steps]
+    assert [stage_dir.step.read_text() for stage_dir in run.stage_dirs()] == [
+        planned.files["step.json"] for planned in plan.stages
+    ]
     assert run.provenance.exists()
     assert list((tmp_path / "runs").iterdir()) == [run.path]
 
@@ -72,7 +74,7 @@ def test_a_running_run_is_to_be_watched(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_found_again(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
-    run.step_dir("01-sft").result.write_text("{}")
+    run.stage_dir("01-sft").result.write_text("{}")
     assert write_run(tmp_path / "r", "train").path == run.path
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ftlaunch import rules
 from ftlaunch.backend.prepare import prepare
-from ftlaunch.backend.rerun import begin_anew, removed_from
+from ftlaunch.backend.rerun import obsolete_stages, rerun_from
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.rules import Loaded
@@ -51,7 +51,7 @@ def plan(tmp_path: Path) -> Callable[..., tuple[Plan, Loaded]]:
     (tmp_path / "chain.toml").write_text(RECIPE)
 
     def act(*settings: str) -> tuple[Plan, Loaded]:
-        loaded = rules.check(tmp_path / "chain.toml", settings)
+        loaded = rules.load_and_check(tmp_path / "chain.toml", settings)
         return make_plan(loaded.recipe, tmp_path / "run"), loaded
 
     return act
@@ -61,8 +61,8 @@ def plan(tmp_path: Path) -> Callable[..., tuple[Plan, Loaded]]:
 def run(plan: Callable[..., tuple[Plan, Loaded]]) -> RunDir:
     """A run whose stages are all finished."""
     made = prepare(*plan())
-    for step in made.step_dirs():
-        step.result.write_text("{}")
+    for stage_dir in made.stage_dirs():
+        stage_dir.result.write_text("{}")
     return made
 
 
@@ -82,28 +82,28 @@ def test_what_depends_on_the_stage_goes(
     stage: str, settings: list[str], removed: list[str], run: RunDir, plan: Callable[..., tuple[Plan, Loaded]]
 ) -> None:
     after, loaded = plan(*settings)
-    assert removed_from(run, after, stage) == removed
-    begin_anew(run, after, loaded, None, removed)
-    assert [step.name for step in run.step_dirs()] == [SFT, DPO, REWARD, MERGE]
-    assert [step.name for step in run.step_dirs() if not step.result.exists()] == removed
+    assert obsolete_stages(run, after, stage) == removed
+    rerun_from(run, after, loaded, None, removed)
+    assert [stage_dir.name for stage_dir in run.stage_dirs()] == [SFT, DPO, REWARD, MERGE]
+    assert [stage_dir.name for stage_dir in run.stage_dirs() if not stage_dir.result.exists()] == removed
     assert runs.read_plan(run) == after
 
 
 def test_a_stage_ahead_must_be_what_it_was(run: RunDir, plan: Callable[..., tuple[Plan, Loaded]]) -> None:
     after, _ = plan("stage.sft.learning_rate=1e-3")
     with pytest.raises(UserError, match="01-sft, which is ahead of 02-dpo, would be trained otherwise now") as caught:
-        removed_from(run, after, "dpo")
+        obsolete_stages(run, after, "dpo")
     assert caught.value.remedy == "begin with it: --from 01-sft"
 
 
 def test_how_the_work_is_shared_out_makes_no_other_stage(run: RunDir, plan: Callable[..., tuple[Plan, Loaded]]) -> None:
     after, _ = plan("parallel.strategy=zero2", "parallel.procs_per_node=4", "stage.sft.save_every=5")
-    assert removed_from(run, after, "dpo") == [DPO, MERGE]
+    assert obsolete_stages(run, after, "dpo") == [DPO, MERGE]
 
 
 def test_the_stage_must_be_there(run: RunDir, plan: Callable[..., tuple[Plan, Loaded]]) -> None:
     with pytest.raises(UserError, match="chain has no stage 'orpo'") as caught:
-        removed_from(run, plan()[0], "orpo")
+        obsolete_stages(run, plan()[0], "orpo")
     assert caught.value.remedy == f"name one of {SFT}, {DPO}, {REWARD}, {MERGE}"
 
 
@@ -115,6 +115,6 @@ def test_a_recipe_that_grows_keeps_what_is_done(
     with pytest.raises(UserError) as caught:
         prepare(after, loaded)
     assert caught.value.remedy.endswith(f"keep {SFT}, {DPO}, {REWARD}, {MERGE} and begin anew with --from 05-merge")
-    assert removed_from(run, after, "05-merge") == []
-    begin_anew(run, after, loaded, None, [])
-    assert [step.name for step in run.step_dirs() if not step.result.exists()] == ["05-merge"]
+    assert obsolete_stages(run, after, "05-merge") == []
+    rerun_from(run, after, loaded, None, [])
+    assert [stage_dir.name for stage_dir in run.stage_dirs() if not stage_dir.result.exists()] == ["05-merge"]

@@ -133,7 +133,7 @@ def test_a_recipes_problems_go_to_stderr_with_their_remedies(call: Call, recipe:
 def test_plan_shows_every_file_and_command(call: Call, recipe: Path) -> None:
     code, out, _ = call("plan", recipe)
     plan = call("plan", recipe, "--json")[1]
-    steps = msgspec.json.decode(plan, type=Plan).steps
+    steps = msgspec.json.decode(plan, type=Plan).stages
     assert code == DONE
     assert [step.name for step in steps] == ["01-sft", "02-merge"]
     for step in steps:
@@ -180,7 +180,7 @@ def test_run_writes_and_drives(call: Call, recipe: Path, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("torch_is_there")
 def test_a_run_that_is_done_says_what_it_made_and_how_to_try_it(call: Call, tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
-    artifact = run.step_dir("01-sft").artifact
+    artifact = run.stage_dir("01-sft").artifact
     artifact.mkdir()
     closing = f'model: {artifact}\n  try it: ftlaunch chat {artifact} --prompt "…"\n'
     page = run.path / "report" / "index.html"
@@ -362,7 +362,7 @@ def test_status_lists_runs_or_shows_one(call: Call, tmp_path: Path, monkeypatch:
     assert call("status", "--json") == (DONE, "[]\n", "")
     run = write_run(tmp_path / "runs/one", "train", "train")
     write_run(tmp_path / "runs/two", "train")
-    run.step_dir("01-sft").result.write_text("{}")
+    run.stage_dir("01-sft").result.write_text("{}")
     code, out, _ = call("status")
     assert code == DONE
     assert [line.split()[:3] for line in out.splitlines()] == [
@@ -393,7 +393,7 @@ def test_logs_print_what_ranks_said(call: Call, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_the_following_and_not_the_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
-    run.step_dir("01-sft").new_attempt()
+    run.stage_dir("01-sft").new_attempt()
     working = leave_behind(run)
     follower = spawn("logs", "-f", run.path)
     assert follower.stderr is not None
@@ -407,7 +407,7 @@ def test_ctrl_c_ends_the_following_and_not_the_run(tmp_path: Path) -> None:
 
 def test_logs_into_a_closed_pipe_say_nothing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
-    (run.step_dir("01-sft").new_attempt().path / "rank0.log").write_text("line\n" * 100_000)
+    (run.stage_dir("01-sft").new_attempt().path / "rank0.log").write_text("line\n" * 100_000)
     process = spawn("logs", run.path)
     assert process.stdout is not None
     process.stdout.readline()

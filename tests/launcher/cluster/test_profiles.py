@@ -131,7 +131,7 @@ def test_the_id_of_a_job_is_not_what_a_site_prints_around_it(printed: str) -> No
 def test_a_run_folder_that_slurm_would_read_otherwise_is_refused(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "perc%j_%x", "train")
     with pytest.raises(UserError, match="a % or a backslash"):
-        request.request(plan, plan.steps[0], Cluster())
+        request.request(plan, plan.stages[0], Cluster())
 
 
 def test_a_path_that_leads_nowhere_is_no_name(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_seconds_of_a_time_limit(limit: str, expected: int) -> None:
 
 def script(cluster: Cluster) -> str:
     plan = make_plan(Path("/runs/r"), "train")
-    return request.request(plan, plan.steps[0], cluster).script
+    return request.request(plan, plan.stages[0], cluster).script
 
 
 def flags(text: str) -> dict[str, str]:
@@ -204,7 +204,7 @@ def test_a_text_that_cannot_be_changed_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_mail_comes_when_a_stage_fails_and_when_the_run_is_done() -> None:
     plan = make_plan(Path("/runs/r"), "train", "train")
-    sent = [flags(request.request(plan, step, Cluster(mail="me@site")).script) for step in plan.steps]
+    sent = [flags(request.request(plan, planned, Cluster(mail="me@site")).script) for planned in plan.stages]
     assert [(one["mail-user"], one["mail-type"]) for one in sent] == [("me@site", "FAIL"), ("me@site", "END,FAIL")]
     assert "mail-type" not in flags(script(Cluster()))
 
@@ -235,8 +235,8 @@ def asked_for_gpus(cluster: Cluster) -> request.Request:
     """What SLURM is asked for on behalf of a training stage on two nodes with four processes each."""
     plan = make_plan(Path("/runs/r"), "train")
     parallel = Parallel(nodes=2, procs_per_node=4)
-    step = msgspec.structs.replace(plan.steps[0].step, stage=Sft(data="d"), parallel=parallel)
-    return request.request(plan, msgspec.structs.replace(plan.steps[0], step=step), cluster)
+    spec = msgspec.structs.replace(plan.stages[0].spec, stage=Sft(data="d"), parallel=parallel)
+    return request.request(plan, msgspec.structs.replace(plan.stages[0], spec=spec), cluster)
 
 
 GPU_STYLES = {
@@ -310,7 +310,7 @@ def run_as_bash_would(written: str, folder: Path) -> None:
 @pytest.mark.parametrize("text", [*TRICKS[:4], "a b", "ü"])
 def test_a_runs_folder_is_handed_over_as_it_is(text: str, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / text, "train")
-    written = request.request(plan, plan.steps[0], Cluster()).script
+    written = request.request(plan, plan.stages[0], Cluster()).script
     assert flags(written)["chdir"] == str(tmp_path / text)
     run_as_bash_would(written, tmp_path)
 

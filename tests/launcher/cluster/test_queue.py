@@ -12,7 +12,7 @@ from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.queue import Job, Submission
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.processes.signals import Warnings
+from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import logs
@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     write_json(run.cluster, Cluster())
     write_json(run.submission, Submission(cluster="alpha", complete=True))
     for name, id in (("01-sft", "7"), ("02-sft", "8")):
-        write_json(run.step_dir(name).job, Job(id=id, submitted=0.0))
+        write_json(run.stage_dir(name).job, Job(id=id, submitted=0.0))
     return run
 
 
@@ -67,8 +67,8 @@ def test_a_job_that_came_after_it_was_taken_back_is_found(run: RunDir, tmp_path:
     """As an sbatch that was believed to have failed makes one."""
     says(tmp_path, FIRST.format("PENDING", "Resources"))
     run.submission.unlink()
-    for step in run.step_dirs():
-        step.job.unlink()
+    for stage_dir in run.stage_dirs():
+        stage_dir.job.unlink()
     assert queue.read_queue(run) == {}  # nothing was ever submitted, and nobody is asked
     write_json(run.environment, {})
     assert [*queue.read_queue(run)] == ["7"]
@@ -79,7 +79,7 @@ def test_without_an_answer_the_folder_speaks(run: RunDir, tmp_path: Path) -> Non
     local = write_run(tmp_path / "local", "train")
     finished = write_run(tmp_path / "finished", "train")
     write_json(finished.cluster, Cluster())
-    finished.step_dir("01-sft").result.write_text("{}")
+    finished.stage_dir("01-sft").result.write_text("{}")
     (first, *_) = (status := {one.name: one for one in read_all([run, local, finished])})["r"].stages
     assert {name: one.state for name, one in status.items()} == {"r": "unknown", "local": "waiting", "finished": "done"}
     assert first.note == "SLURM does not answer: squeue is not installed here"
@@ -87,8 +87,8 @@ def test_without_an_answer_the_folder_speaks(run: RunDir, tmp_path: Path) -> Non
 
 def test_finished_runs_ask_nobody(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path)
-    for step in run.step_dirs():
-        step.result.write_text("{}")
+    for stage_dir in run.stage_dirs():
+        stage_dir.result.write_text("{}")
     assert [one.state for one in read_all([run])] == ["done"]
     assert not (tmp_path / "asked").exists()
 
@@ -122,14 +122,14 @@ def test_states_are_told_in_the_users_terms(
 @pytest.mark.parametrize(("stop", "state"), [("cancel", "cancelled"), ("asked", "stopped")])
 def test_what_the_user_asked_for_is_no_failure(run: RunDir, tmp_path: Path, stop: str, state: str) -> None:
     says(tmp_path, FIRST.format("FAILED", "NonZeroExitCode"))
-    run.step_dir("01-sft").stop.write_text(stop)
+    run.stage_dir("01-sft").stop.write_text(stop)
     assert read_status(run).state == state
 
 
 def test_a_run_without_a_job_says_so(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path)
-    for step in run.step_dirs():
-        step.job.unlink()
+    for stage_dir in run.stage_dirs():
+        stage_dir.job.unlink()
     write_json(run.environment, {})
     assert _first(read_status(run)) == ("interrupted", "not submitted")
     write_json(run.submission, Submission(cluster="alpha", complete=False))
@@ -142,10 +142,10 @@ def _first(status: RunStatus) -> tuple[str, str | None]:
 
 def test_what_a_job_died_of_is_in_its_output(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path, FIRST.format("FAILED", "NonZeroExitCode"))
-    step = run.step_dir("01-sft")
-    step.jobs.mkdir()
+    stage_dir = run.stage_dir("01-sft")
+    stage_dir.jobs.mkdir()
     said = "/x/python: No module named submitit\nsrun: error: n1: task 0: Exited with exit code 1\n"
-    step.job_output("7").write_text(said)
+    stage_dir.job_output("7").write_text(said)
     state, note = _first(read_status(run))
     assert state == "failed"
     assert note == "SLURM ended its job 7: FAILED (NonZeroExitCode): /x/python: No module named submitit"
@@ -157,12 +157,12 @@ def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: py
     """SLURM gives the id again, or a job comes back late, while another trains."""
     monkeypatch.setenv("SLURM_JOB_ID", "36")
     monkeypatch.setattr("ftlaunch.backend.slurm.record.RECORD_SECONDS", 0.0)
-    step = run.step_dir("01-sft")
-    other = step.new_attempt(MadeBy(job="7", restart=0))
-    assert StageJob(step, Warnings()).cut_off(137) is None
+    stage_dir = run.stage_dir("01-sft")
+    other = stage_dir.new_attempt(MadeBy(job="7", restart=0))
+    assert StageJob(stage_dir, PreemptionSignals()).cut_off(137) is None
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    job = StageJob(step, Warnings())
+    job = StageJob(stage_dir, PreemptionSignals())
     found = job.cut_off(137)
     assert found is not None
     assert found.number == other.number + 1  # of its own restart, which had not come to one

@@ -59,10 +59,10 @@ def test_a_sweep_is_every_variant_with_every_combination(write: Write, tmp_path:
     planned = trials(found, 2, tmp_path / "out")
     assert [trial.seed for trial in planned] == [42] * 4 + [43] * 4
     last = planned[-1].plan
-    step = last.steps[0].step
+    spec = last.stages[0].spec
     assert last.run_dir == f"{tmp_path}/out/noisy,rank=4/seed-43"
-    assert (step.seed, step.learning_rate, step.noise.__struct_config__.tag) == (43, 1e-3, "gaussian")
-    assert step.adapter.rank == 4  # type: ignore[union-attr]
+    assert (spec.seed, spec.learning_rate, spec.noise.__struct_config__.tag) == (43, 1e-3, "gaussian")
+    assert spec.adapter.rank == 4  # type: ignore[union-attr]
     assert last.recipe.sweep is None
 
 
@@ -180,7 +180,7 @@ def test_a_trial_that_fails_does_not_stop_the_others_and_what_is_done_is_not_run
         "trial 1 of 2: fail, seed 1",
         "trial 2 of 2: train, seed 1: finished",
     ]
-    attempts = {act: len(RunDir(tmp_path / act).step_dir("01-sft").all_attempts()) for act in ("fail", "train")}
+    attempts = {act: len(RunDir(tmp_path / act).stage_dir("01-sft").all_attempts()) for act in ("fail", "train")}
     assert attempts == {"fail": 2, "train": 1}
     with pytest.raises(UserError, match="another recipe or other settings"):
         conduct(acted("train", seed=2), said.append)
@@ -195,7 +195,7 @@ def test_a_stop_ends_the_comparison_also_where_it_comes_with_the_end_of_a_trial(
     asking.start()
     assert conduct(acted(act, "train"), lambda _: None) == STOPPED
     asking.join()
-    assert not RunDir(tmp_path / "train").step_dir("01-sft").attempts.exists()
+    assert not RunDir(tmp_path / "train").stage_dir("01-sft").attempts.exists()
 
 
 def terminate_once_there_is(path: Path) -> None:

@@ -13,7 +13,7 @@ from ftlaunch.compatibility.table import page
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.plan.resolve import for_stage
 from ftlaunch.recipe import Training
-from ftlaunch.rules import judge
+from ftlaunch.rules import find_problems
 
 PAGE = Path(__file__).parents[3] / "recipes" / "COMPATIBILITY.md"
 
@@ -30,7 +30,7 @@ def test_the_page_is_current() -> None:
 def test_validate_accepts_what_works_and_reads_it_as_it_was_meant(specimens: Specimens) -> None:
     for number, combination in enumerate(covering({}, cells=False)):
         loaded = specimens.load(combination, number)
-        assert judge(loaded) == [], combination
+        assert find_problems(loaded) == [], combination
         stage = loaded.recipe.stage[0]
         assert isinstance(stage, Training)
         assert describe(stage, for_stage(loaded.recipe, stage)).items() <= combination.items()
@@ -45,7 +45,7 @@ def with_one_more(values: dict[str, str]) -> dict[str, str]:
 
 def problems(specimens: Specimens, combination: dict[str, str]) -> list[Problem]:
     try:
-        return judge(specimens.load(combination))
+        return find_problems(specimens.load(combination))
     except RecipeError as error:
         return error.problems
 

@@ -9,7 +9,7 @@ import pytest
 
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import load_recipe
-from ftlaunch.rules import judge
+from ftlaunch.rules import find_problems
 
 SOUND = """\
 name = "demo"
@@ -494,7 +494,7 @@ def expected(text: str, path: Path) -> list[tuple[str, str, str, str]]:
 
 def problems_of(path: Path) -> list[Problem]:
     try:
-        return judge(load_recipe(path))
+        return find_problems(load_recipe(path))
     except RecipeError as error:
         return list(error.problems)
 

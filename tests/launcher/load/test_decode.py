@@ -8,9 +8,9 @@ import pytest
 from msgspec import Meta, Struct, field
 
 from ftlaunch.load.decode import find_problems
-from ftlaunch.load.origins import Origin, Where
+from ftlaunch.load.origins import Source, SourceMap
 
-WHERE = Where(Origin("top", Path()), {})
+WHERE = SourceMap(Source("top", Path()), {})
 
 
 class Oil(Struct, forbid_unknown_fields=True, tag_field="kind", tag="oil"):

@@ -7,7 +7,7 @@ import pytest
 
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, layers, load_recipe, paths
-from ftlaunch.load.origins import Origin, Where
+from ftlaunch.load.origins import Source, SourceMap
 from ftlaunch.recipe import Full, Lora, Merge, Sft
 
 SMALL = """\
@@ -86,7 +86,7 @@ def test_a_layer_is_not_changed_by_what_is_laid_over_it(folder: Path) -> None:
     layer = layers.parse(SMALL, folder / "recipe.toml")
     before = deepcopy(layer)
     changed, _ = layers.override(layer, ["adapter.rank=2", "seed=1"])
-    settled, _ = paths.settle(layer.values, Where(Origin("", folder), {}), set())
+    settled, _ = paths.settle(layer.values, SourceMap(Source("", folder), {}), set())
     assert layer == before
     assert changed.values != before.values != settled
 

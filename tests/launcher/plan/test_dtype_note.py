@@ -40,7 +40,7 @@ stage = [{kind = "sft", data = "d"}]
 def test_the_plan_says_which_format_and_why(machine: Machine | None, settings: list[str], note: str, tmp_path: Path):
     path = tmp_path / "r.toml"
     path.write_text(RECIPE)
-    [step] = make_plan(load_recipe(path, settings).recipe, tmp_path / "run", machine).steps
+    [step] = make_plan(load_recipe(path, settings).recipe, tmp_path / "run", machine).stages
     assert step.notes["dtype"].startswith(note)
     assert len(note) > 8 or step.notes["dtype"] == note
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftlaunch.load import load_recipe
-from ftlaunch.plan.plan import PlannedStep, make_plan
+from ftlaunch.plan.plan import PlannedStage, make_plan
 
 RECIPE = """
 name = "chain"
@@ -29,10 +29,10 @@ data = "pairs"
 """
 
 
-def planned(tmp_path: Path, kind: str, *, adapter: str = 'adapter.kind = "lora"', more: str = "") -> PlannedStep:
+def planned(tmp_path: Path, kind: str, *, adapter: str = 'adapter.kind = "lora"', more: str = "") -> PlannedStage:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.format(adapter=adapter, kind=kind) + more)
-    return make_plan(load_recipe(path).recipe, tmp_path).steps[1]
+    return make_plan(load_recipe(path).recipe, tmp_path).stages[1]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def planned(tmp_path: Path, kind: str, *, adapter: str = 'adapter.kind = "lora"'
     ],
 )
 def test_the_learning_rate_suits_stage_and_adapter(kind: str, adapter: str, rate: float, tmp_path: Path) -> None:
-    step = planned(tmp_path, kind, adapter=adapter)
-    assert step.step.learning_rate == rate
-    assert f"this suits {kind} with {step.step.adapter.__struct_config__.tag})" in step.notes["learning rate"]
-    assert step.notes["batch"].startswith("8 pairs = 8 a micro-batch")
+    stage = planned(tmp_path, kind, adapter=adapter)
+    assert stage.spec.learning_rate == rate
+    assert f"this suits {kind} with {stage.spec.adapter.__struct_config__.tag})" in stage.notes["learning rate"]
+    assert stage.notes["batch"].startswith("8 pairs = 8 a micro-batch")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,6 @@ def test_the_plan_says_which_models_rows_are_padded(config: dict[str, Any], note
     recipe.write_text(
         RECIPE.format(adapter=f'model.path = "{model}"', kind="dpo").replace('model.path = "owner/model"\n', "")
     )
-    sft, dpo = make_plan(load_recipe(recipe).recipe, tmp_path).steps
+    sft, dpo = make_plan(load_recipe(recipe).recipe, tmp_path).stages
     assert sft.notes.get("layout") == (note and f"rows are padded, not packed: {note}")
     assert dpo.notes.get("layout") == (note and f"rows are padded, not packed, and prompts are not shared: {note}")

@@ -19,7 +19,7 @@ from ftlaunch.report.overlay_page import overlay_page, unique_names
 from ftlaunch.report.run_page import run_page
 from ftlaunch.report.trace import trace
 from ftlaunch.report.write import write_report
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 RECIPE = """\
 name = "{name}"
@@ -45,7 +45,7 @@ def make_run(folder: Path, rank: int = 4) -> RunDir:
     source = folder.parent / f"{folder.name}.toml"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text(RECIPE.format(name=folder.name, rank=rank))
-    loaded = rules.check(source, [])
+    loaded = rules.load_and_check(source, [])
     return prepare(make_plan(loaded.recipe, folder), loaded)
 
 
@@ -54,8 +54,8 @@ def run(tmp_path: Path) -> RunDir:
     return make_run(tmp_path / "runs/r")
 
 
-def first(run: RunDir) -> StepDir:
-    return run.step_dir("01-sft")
+def first(run: RunDir) -> StageDir:
+    return run.stage_dir("01-sft")
 
 
 def line(step: int, loss: float | None, **more: object) -> dict[str, object]:
@@ -82,8 +82,8 @@ def finish(run: RunDir) -> None:
         "data": {"qa": {**counts, "examples": ["f.jsonl:7: a is missing"]}},
     }
     first(run).result.write_text(json.dumps(result))
-    run.step_dir("02-merge").new_attempt()
-    run.step_dir("02-merge").result.write_text(json.dumps(MERGED))
+    run.stage_dir("02-merge").new_attempt()
+    run.stage_dir("02-merge").result.write_text(json.dumps(MERGED))
 
 
 class Parsed(HTMLParser):
@@ -270,9 +270,9 @@ def test_an_evaluation_is_shown_with_intervals_and_answers(tmp_path: Path) -> No
     source = tmp_path / "e.toml"
     stage = '[[stage]]\nkind = "evaluate"\ndata = "qa"\n'
     source.write_text(RECIPE.format(name="e", rank=4).replace('[[stage]]\nkind = "merge"\n', stage))
-    loaded = rules.check(source, [])
+    loaded = rules.load_and_check(source, [])
     run = prepare(make_plan(loaded.recipe, tmp_path / "e"), loaded)
-    folder = run.step_dir("02-evaluate")
+    folder = run.stage_dir("02-evaluate")
     folder.new_attempt()
     scores = {"scores": {"bleu": 12.5, "rouge1": 50.0}, "base_scores": {"bleu": 2.5}, "intervals": {"bleu": [10, 15]}}
     gap = {"differences": {"bleu": {"mean": 10.0, "interval": [8.0, 12.0]}}, "answer_words": 7.5}

@@ -8,7 +8,7 @@ from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Evaluate
-from ftlaunch.rules import judge
+from ftlaunch.rules import find_problems
 
 RECIPE = """\
 name = "demo"
@@ -46,10 +46,10 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_it_starts_from_the_last_training_and_its_processes_hold_whole_models(recipe: Path, tmp_path: Path) -> None:
     loaded = load_recipe(recipe, [])
-    assert judge(loaded) == []
-    planned = make_plan(loaded.recipe, tmp_path / "run").steps[-1]
-    assert (planned.name, planned.step.start) == ("03-evaluate", "02-dpo/artifact")
-    assert (planned.step.parallel.strategy, planned.step.world_size, list(planned.step.data)) == ("ddp", 4, ["qa"])
+    assert find_problems(loaded) == []
+    planned = make_plan(loaded.recipe, tmp_path / "run").stages[-1]
+    assert (planned.name, planned.spec.start) == ("03-evaluate", "02-dpo/artifact")
+    assert (planned.spec.parallel.strategy, planned.spec.world_size, list(planned.spec.data)) == ("ddp", 4, ["qa"])
     assert "deepspeed.json" not in planned.files
     assert planned.notes["metrics"] == "bleu, nist, rouge"
     assert "beside the plain base" in planned.notes["evaluates"]
@@ -69,16 +69,16 @@ def test_start_and_processes_can_be_named(
     recipe: Path, tmp_path: Path, settings: list[str], start: str | None, strategy: str, size: int
 ) -> None:
     loaded = load_recipe(recipe, settings)
-    assert judge(loaded) == []
-    step = make_plan(loaded.recipe, tmp_path / "run").steps[-1].step
+    assert find_problems(loaded) == []
+    step = make_plan(loaded.recipe, tmp_path / "run").stages[-1].spec
     assert (step.start, step.parallel.strategy, step.world_size) == (start, strategy, size)
 
 
 def test_data_may_be_there_for_the_evaluation_alone(recipe: Path) -> None:
     more = '[data.more]\npath = "o/m"\nprompt = "{a}"\ncompletion = "{b}"\n'
     recipe.write_text(RECIPE.replace("[data.pairs]", f"{more}[data.pairs]"))
-    assert judge(load_recipe(recipe, ["stage.2.data=more"])) == []
-    assert [one.key for one in judge(load_recipe(recipe, []))] == ["data.more"]
+    assert find_problems(load_recipe(recipe, ["stage.2.data=more"])) == []
+    assert [one.key for one in find_problems(load_recipe(recipe, []))] == ["data.more"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_data_may_be_there_for_the_evaluation_alone(recipe: Path) -> None:
     ],
 )
 def test_mistakes_are_told_by_key(recipe: Path, settings: list[str], key: str, message: str) -> None:
-    (problem, *_) = judge(load_recipe(recipe, settings))
+    (problem, *_) = find_problems(load_recipe(recipe, settings))
     assert problem.key == key
     assert message in problem.message
     assert problem.remedy
@@ -109,8 +109,8 @@ def test_mistakes_are_told_by_key(recipe: Path, settings: list[str], key: str, m
 def test_a_reward_model_gives_no_answers(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(RECIPE.replace('kind = "dpo"', 'kind = "reward"'))
     loaded = load_recipe(recipe, [])
-    assert make_plan(loaded.recipe, tmp_path / "run").steps[-1].step.start == "01-sft/artifact"
-    (problem,) = judge(load_recipe(recipe, ["stage.2.start=reward"]))
+    assert make_plan(loaded.recipe, tmp_path / "run").stages[-1].spec.start == "01-sft/artifact"
+    (problem,) = find_problems(load_recipe(recipe, ["stage.2.start=reward"]))
     assert "rates answers" in problem.message
 
 
@@ -127,7 +127,7 @@ def test_a_metric_of_ones_own_is_a_file_or_a_folder(
     assert isinstance(stage, Evaluate)
     assert stage.metrics == [str(module), str(module), "cider", pinned]
     module.chmod(0o666)
-    assert any("shout.py" in problem.message for problem in judge(loaded))
+    assert any("shout.py" in problem.message for problem in find_problems(loaded))
 
 
 @pytest.mark.parametrize(

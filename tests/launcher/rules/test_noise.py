@@ -9,8 +9,8 @@ from ftlaunch.load import load_recipe
 from ftlaunch.plan import resolve
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import HIDDEN_ACT, Gaussian, Multiplicative, NoNoise, Training
-from ftlaunch.rules import judge
-from ftlaunch.run.spec import Step
+from ftlaunch.rules import find_problems
+from ftlaunch.run.spec import StageSpec
 
 HEAD = """\
 name = "demo"
@@ -37,7 +37,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def problems(path: Path, *overrides: str) -> list[tuple[str, str]]:
-    return [(problem.key, problem.remedy) for problem in judge(load_recipe(path, overrides))]
+    return [(problem.key, problem.remedy) for problem in find_problems(load_recipe(path, overrides))]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_a_model_trained_in_full_has_one_activation_function(write: Write) -> No
     assert problems(path, "adapter.kind=full", "noise.sites=mlp-activation") == []
 
 
-def steps(path: Path) -> list[Step]:
-    return [planned.step for planned in make_plan(load_recipe(path).recipe, Path("run")).steps]
+def steps(path: Path) -> list[StageSpec]:
+    return [planned.spec for planned in make_plan(load_recipe(path).recipe, Path("run")).stages]
 
 
 def test_a_stage_s_own_table_counts_whole(write: Write) -> None:
@@ -123,15 +123,15 @@ def test_what_is_worn_goes_along_the_chain_to_the_next_merge(write: Write) -> No
     none = SFT + 'noise = {kind = "none"}\n'
     other = none + 'adapter = {kind = "lora", rank = 4}\n'
     recipe = load_recipe(write(REPLACED.format("relu"), SFT, none, other)).recipe
-    worn = [resolve.worn(recipe, stage) for stage in recipe.stage if isinstance(stage, Training)]
+    worn = [resolve.replaced_activations(recipe, stage) for stage in recipe.stage if isinstance(stage, Training)]
     assert [len(tables) for tables in worn] == [1, 1, 0]
     assert resolve.for_stage(recipe, recipe.stage[1]).noise == NoNoise()
 
 
 def test_a_plan_tells_of_noise_and_activation(write: Write) -> None:
     path = write('kind = "gaussian", std = 0.3, sites = ["act_fn", "mlp"], activation = "relu"', SFT)
-    [planned] = make_plan(load_recipe(path).recipe, Path("run")).steps
+    [planned] = make_plan(load_recipe(path).recipe, Path("run")).stages
     settings = "schedule constant, mean 0.0, std 0.3, relative False"
     assert planned.notes["noise"] == f"gaussian on act_fn, mlp ({settings}), in training only"
     assert planned.notes["activation"] == "relu takes the place of act_fn, mlp, in the artifact too"
-    assert "noise" not in make_plan(load_recipe(write('kind = "none"')).recipe, Path("run")).steps[0].notes
+    assert "noise" not in make_plan(load_recipe(write('kind = "none"')).recipe, Path("run")).stages[0].notes

@@ -13,7 +13,7 @@ from ftlaunch.plan import resolve
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Data, Lora, Merge, Parallel, Ppo, Sft
 from ftlaunch.rows import Findings
-from ftlaunch.rules import check, judge
+from ftlaunch.rules import find_problems, load_and_check
 
 SOUND = """\
 name = "demo"
@@ -39,7 +39,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def keys(recipe: Path, *overrides: str) -> list[str]:
-    return [problem.key for problem in judge(load_recipe(recipe, overrides))]
+    return [problem.key for problem in find_problems(load_recipe(recipe, overrides))]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def keys(recipe: Path, *overrides: str) -> list[str]:
     ],
 )
 def test_what_is_supported_passes(recipe: Path, overrides: list[str]) -> None:
-    assert judge(load_recipe(recipe, overrides)) == []
+    assert find_problems(load_recipe(recipe, overrides)) == []
 
 
 @pytest.mark.parametrize("data_format", ["messages", "sharegpt"])
@@ -102,8 +102,8 @@ LORA, OTHER_LORA, FULL = 'kind = "lora"', 'kind = "lora", rank = 4', 'kind = "fu
 def starts(recipe: Path) -> list[tuple[str, str | None]]:
     """Folder and start of every step of the plan of a sound recipe."""
     loaded = load_recipe(recipe)
-    assert judge(loaded) == []
-    return [(planned.name, planned.step.start) for planned in make_plan(loaded.recipe, Path("run")).steps]
+    assert find_problems(loaded) == []
+    return [(planned.name, planned.spec.start) for planned in make_plan(loaded.recipe, Path("run")).stages]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_merge_that_is_there_is_not_made_again(chain: Callable[..., Path]) -> 
 @pytest.mark.parametrize("start", ['"sft"', "2", "7", '"dpo"', '"01-sft"'])
 def test_a_start_is_one_training_stage_ahead(chain: Callable[..., Path], start: str) -> None:
     path = chain(stage("sft", SFT), stage("sft", SFT), stage("sft", SFT, f"start = {start}"))
-    [problem] = judge(load_recipe(path))
+    [problem] = find_problems(load_recipe(path))
     assert problem.key == "stage[2].start"
     assert problem.remedy == "name one by its place: 0 (sft) or 1 (sft)"
 
@@ -191,7 +191,7 @@ def test_layers_are_looked_up_in_the_model(layers: str, message: str, recipe: Pa
     model.mkdir()
     (model / "config.json").write_text('{"num_hidden_layers": 30}')
     (model / "model.safetensors").touch()
-    found = judge(load_recipe(recipe, [f"model.path={model}", f"adapter.layers={layers}"]))
+    found = find_problems(load_recipe(recipe, [f"model.path={model}", f"adapter.layers={layers}"]))
     assert [problem.key for problem in found] == (["adapter.layers"] if message else [])
     assert all(message in problem.message for problem in found)
 
@@ -240,14 +240,14 @@ class TestCheck:
         return asked
 
     def test_a_sound_recipe_is_returned(self, recipe: Path, asked: list[Data]) -> None:
-        assert check(recipe, ["seed=3"]).recipe.seed == 3
+        assert load_and_check(recipe, ["seed=3"]).recipe.seed == 3
         assert asked == []  # a hub data set is the trainer's
 
     def test_mistakes_in_rows_are_problems_with_the_data_s_own_line(self, recipe: Path, asked: list[Data]) -> None:
         rows = recipe.with_name("bad.jsonl")
         rows.touch()
         with pytest.raises(RecipeError) as caught:
-            check(recipe, [f"data.qa.path={rows}"])
+            load_and_check(recipe, [f"data.qa.path={rows}"])
         [problem] = caught.value.problems
         assert str(problem) == f"{rows}:3: data.qa: no field {{x}}\n  → add it"
         assert [data.path for data in asked] == [str(rows)]
@@ -259,7 +259,7 @@ class TestCheck:
         rows = recipe.with_name("bad.jsonl")
         rows.touch()
         with pytest.raises(RecipeError) as caught:
-            check(recipe, [f"data.qa.path={rows}", override])
+            load_and_check(recipe, [f"data.qa.path={rows}", override])
         [problem] = caught.value.problems
         assert problem.where == f"--set {override}"
         assert asked == []
@@ -286,11 +286,11 @@ prompt = "{question}"
 def test_ppo_goes_on_with_the_policy_and_asks_the_reward_stage(recipe: Path):
     recipe.write_text(SOUND.replace('[[stage]]\nkind = "merge"\n', PPO))
     loaded = load_recipe(recipe)
-    assert judge(loaded) == []
-    _, reward, ppo, merge = make_plan(loaded.recipe, Path("run")).steps
-    assert (reward.step.start, reward.step.reward) == ("01-sft/artifact", None)
-    assert (ppo.step.start, ppo.step.reward) == ("01-sft/artifact", "02-reward/artifact")
-    assert merge.step.start == "03-ppo/artifact"
+    assert find_problems(loaded) == []
+    _, reward, ppo, merge = make_plan(loaded.recipe, Path("run")).stages
+    assert (reward.spec.start, reward.spec.reward) == ("01-sft/artifact", None)
+    assert (ppo.spec.start, ppo.spec.reward) == ("01-sft/artifact", "02-reward/artifact")
+    assert merge.spec.start == "03-ppo/artifact"
     assert ppo.notes["reward"] == "model 02-reward/artifact"
     assert ppo.notes["reference"] == "01-sft/artifact as it is at the start; no second model is loaded"
 
@@ -330,7 +330,7 @@ def test_a_reward_model_on_this_machine_gives_one_score(recipe: Path, config: st
     if config:
         (recipe.parent / "judge" / "config.json").write_text(config)
     recipe.write_text(SOUND.replace('kind = "sft"', 'kind = "ppo"\nreward_model = "judge"'))
-    problems = judge(load_recipe(recipe))
+    problems = find_problems(load_recipe(recipe))
     assert [said is not None and said in problem.message for problem in problems] == ([] if said is None else [True])
 
 
@@ -342,5 +342,5 @@ def test_a_missing_path_hides_no_other_problem(place: str, tmp_path: Path) -> No
         '[[stage]]\nkind = "sft"\ndata = "d"\nbatch_size = 7\nmicro_batch_size = 2\n'
     )
     with pytest.raises(RecipeError) as caught:
-        check(path)
+        load_and_check(path)
     assert [problem.key for problem in caught.value.problems] == ["data.d.path", "stage[0].micro_batch_size"]

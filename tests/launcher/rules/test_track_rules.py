@@ -8,7 +8,7 @@ from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Track
-from ftlaunch.rules import judge
+from ftlaunch.rules import find_problems
 
 RECIPE = """\
 name = "demo"
@@ -33,10 +33,10 @@ def recipe(tmp_path: Path) -> Path:
 def test_trackers_reach_the_trainer_and_change_nothing_that_is_learnt(recipe: Path, tmp_path: Path) -> None:
     settings = ['track.to=["tensorboard", "wandb"]', "track.project=p", "track.offline=true"]
     plain, tracked = (make_plan(load_recipe(recipe, one).recipe, tmp_path) for one in ([], settings))
-    assert judge(load_recipe(recipe, settings)) == []
-    assert plain.steps[0].step.track == Track()
-    assert tracked.steps[0].step.track == Track(to=["tensorboard", "wandb"], project="p", offline=True)
-    assert plain.steps[0].step.training_hash == tracked.steps[0].step.training_hash
+    assert find_problems(load_recipe(recipe, settings)) == []
+    assert plain.stages[0].spec.track == Track()
+    assert tracked.stages[0].spec.track == Track(to=["tensorboard", "wandb"], project="p", offline=True)
+    assert plain.stages[0].spec.training_hash == tracked.stages[0].spec.training_hash
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_trackers_reach_the_trainer_and_change_nothing_that_is_learnt(recipe: Pa
     ],
 )
 def test_what_would_do_nothing_is_refused(recipe: Path, settings: list[str], key: str) -> None:
-    (problem,) = judge(load_recipe(recipe, settings))
+    (problem,) = find_problems(load_recipe(recipe, settings))
     assert problem.key == key
 
 
@@ -60,5 +60,5 @@ def test_a_tracker_that_nobody_knows_is_refused(recipe: Path, name: str) -> None
 
 
 def test_no_key_takes_a_secret(recipe: Path) -> None:
-    found = judge(load_recipe(recipe, ['track.to=["wandb"]', "track.project=wandb_v1_" + "a1B2" * 8]))
+    found = find_problems(load_recipe(recipe, ['track.to=["wandb"]', "track.project=wandb_v1_" + "a1B2" * 8]))
     assert any("secret" in problem.message for problem in found)

@@ -62,7 +62,7 @@ def taken(project: Path, tmp_path: Path) -> tuple[RunDir, Plan]:
 def test_a_step_is_led_to_copies_of_what_it_names(project: Path, tmp_path: Path) -> None:
     run, plan = taken(project, tmp_path)
     (project / "rewards/length.py").write_text("edited meanwhile")
-    sft, ppo = (snapshot.redirect(planned.step, run) for planned in plan.steps)
+    sft, ppo = (snapshot.redirect(planned.spec, run) for planned in plan.stages)
     assert sft.data["q"].path == str(run.path / "code/q.jsonl")
     assert Path(sft.data["q"].template).read_text() == "{{ messages }}"
     place, _, name = msgspec.to_builtins(ppo.stage)["reward_function"].rpartition(":")
@@ -79,7 +79,7 @@ def test_without_a_checkout_what_the_recipe_names_is_copied(project: Path, tmp_p
     bare = project.rename(tmp_path / "bare")
     subprocess.run(["rm", "-r", str(bare / ".git")], check=True)
     run, plan = taken(bare, tmp_path)
-    stage = msgspec.to_builtins(snapshot.redirect(plan.steps[1].step, run).stage)
+    stage = msgspec.to_builtins(snapshot.redirect(plan.stages[1].spec, run).stage)
     assert stage["reward_function"] == f"{run.code}/.named/0/length.py:score"
 
 

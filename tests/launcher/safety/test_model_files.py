@@ -60,7 +60,7 @@ def recipe(folder: Path) -> Path:
 
 def problems(recipe: Path, *overrides: str) -> list[tuple[str, str]]:
     with pytest.raises(RecipeError) as refused:
-        rules.check(recipe, overrides)
+        rules.load_and_check(recipe, overrides)
     return [(problem.key, str(problem)) for problem in refused.value.problems]
 
 
@@ -71,7 +71,7 @@ def test_a_plain_folder_is_taken_whatever_lies_beside_its_weights(folder: Path, 
     (folder / "adapter_notes.json").write_text('{"auto_mapping": {"parent_library": "transformers.models.llama"}}')
     (folder / "odd.json").write_text("not JSON, so nobody can read it")
     require_plain(folder)
-    rules.check(recipe)
+    rules.load_and_check(recipe)
 
 
 @pytest.mark.parametrize("name", DEMANDS)
@@ -114,7 +114,7 @@ def test_an_index_names_safetensors_beside_it_only(name: str, folder: Path):
 
 def test_pickles_may_be_allowed_for_a_full_commit_of_a_hub_id_alone(folder: Path, recipe: Path):
     allowed = ("model.path=owner/model", "model.allow_pickle=true")
-    rules.check(recipe, [*allowed, f"model.revision={COMMIT}"])
+    rules.load_and_check(recipe, [*allowed, f"model.revision={COMMIT}"])
     for revision in ("main", COMMIT[:12], "v1.0"):
         assert problems(recipe, *allowed, f"model.revision={revision}")[0][0] == "model.allow_pickle"
     assert problems(recipe, *allowed)[0][0] == "model.allow_pickle"
@@ -144,7 +144,7 @@ def test_a_secret_in_a_recipe_is_refused_wherever_it_stands(recipe: Path, monkey
     assert (key, others) == ("", [])
     assert f"{recipe}:13: holds what looks like a secret" in text
     recipe.write_text(recipe.read_text().replace(token, "nothing"))
-    rules.check(recipe)
+    rules.load_and_check(recipe)
     for setting in (f"model.revision={token}", "data.qa.prompt={question} correct-horse-battery"):
         found = problems(recipe, "model.path=owner/model", setting)
         assert [key for key, _ in found] == [setting.partition("=")[0]]

@@ -153,7 +153,7 @@ def said(path: Path) -> str:
 
 def test_a_run_that_others_may_write_is_not_driven(tmp_path: Path):
     run = acted.write_run(tmp_path / "run", "train")
-    planted = run.step_dir("01-sft").path / "step.json"
+    planted = run.stage_dir("01-sft").path / "step.json"
     planted.chmod(0o666)
     with pytest.raises(UserError, match=r"step\.json can be written by .*everyone"):
         control.drive_here(run)

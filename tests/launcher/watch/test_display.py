@@ -72,7 +72,7 @@ def test_the_first_the_last_and_evaluations_are_always_shown() -> None:
 
 def test_a_reader_that_leaves_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     silenced: list[bool] = []
-    monkeypatch.setattr("ftlaunch.watch.display.talk_to_nobody", lambda: silenced.append(True))
+    monkeypatch.setattr("ftlaunch.watch.display.detach_output", lambda: silenced.append(True))
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w", buffering=1) as stream:

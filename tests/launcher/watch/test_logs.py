@@ -28,7 +28,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attempt_of(run: RunDir, stage: str, **said: str) -> Attempt:
-    attempt = run.step_dir(stage).new_attempt()
+    attempt = run.stage_dir(stage).new_attempt()
     for name, text in said.items():
         (attempt.path / f"{name}.log").write_text(text)
     return attempt

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
-from ftlaunch.watch.outputs import describe, last_made
+from ftlaunch.watch.outputs import describe, newest_output
 
 RESULT = {"method": "dequantized", "max_logit_difference": 0.0312, "kl": 0.00012, "top1_agreement": 0.9987, "tried": {}}
 
@@ -43,12 +43,12 @@ def test_a_reward_model_is_not_to_be_talked_with(run: RunDir) -> None:
 
 
 def test_a_result_of_another_version_is_no_error(run: RunDir) -> None:
-    run.step_dir("02-merge").result.write_text("{}")
+    run.stage_dir("02-merge").result.write_text("{}")
     assert len(describe(run).splitlines()) == 2
 
 
 def test_an_adapter_or_a_model_is_called_what_it_is(run: RunDir) -> None:
-    run.step_dir("02-merge").result.unlink()
+    run.stage_dir("02-merge").result.unlink()
     artifact = run.path / "01-sft/artifact"
     assert describe(run).startswith(f"adapter: {artifact}\n  try it: ")
     (artifact / "adapter_config.json").unlink()
@@ -56,9 +56,9 @@ def test_an_adapter_or_a_model_is_called_what_it_is(run: RunDir) -> None:
 
 
 def test_only_what_a_finished_stage_left_counts(run: RunDir) -> None:
-    assert last_made(run, merged=True) == run.path / "02-merge/model"
-    assert last_made(run, merged=False) == run.path / "01-sft/artifact"
-    for step in run.step_dirs():
-        step.result.unlink()
-    assert last_made(run, merged=True) is None
+    assert newest_output(run, merged=True) == run.path / "02-merge/model"
+    assert newest_output(run, merged=False) == run.path / "01-sft/artifact"
+    for stage_dir in run.stage_dirs():
+        stage_dir.result.unlink()
+    assert newest_output(run, merged=True) is None
     assert describe(run) == ""

@@ -11,7 +11,7 @@ from acted import write_run
 from rich.console import Console
 
 from ftlaunch.cli import watch
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.watch.screen import RunTail, StageTail, last_line, screen, sparkline
 from ftlaunch.watch.status import read_all
 
@@ -21,15 +21,15 @@ def run(tmp_path: Path) -> RunDir:
     return write_run(tmp_path / "r", "train", "train")
 
 
-def first(run: RunDir) -> StepDir:
-    return run.step_dir("01-sft")
+def first(run: RunDir) -> StageDir:
+    return run.stage_dir("01-sft")
 
 
 def line(step: int, loss: float | None = 1.0, **more: object) -> dict[str, object]:
     return {"step": step, "steps": 9, "loss": loss, "tokens_per_second": 50.0, "time": 100.0 + step, **more}
 
 
-def write(folder: StepDir, *lines: dict[str, object]) -> None:
+def write(folder: StageDir, *lines: dict[str, object]) -> None:
     folder.metrics.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 

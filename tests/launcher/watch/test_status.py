@@ -12,7 +12,7 @@ from tests.launcher.acted import write_run
 from ftlaunch import processes
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity, lock
-from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.watch import runs
 from ftlaunch.watch.status import StageStatus, is_over, read_status
 
@@ -22,8 +22,8 @@ def run(tmp_path: Path) -> RunDir:
     return write_run(tmp_path / "r", "train", "train")
 
 
-def first(run: RunDir) -> StepDir:
-    return run.step_dir("01-sft")
+def first(run: RunDir) -> StageDir:
+    return run.stage_dir("01-sft")
 
 
 def launched(run: RunDir, **changes: object) -> Attempt:

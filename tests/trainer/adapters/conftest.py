@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.recipe import Adapter, Data, Sft
 from fttrain import artifact
-from fttrain.artifact import Origin
-from fttrain.data.batches import Micro, collate
+from fttrain.artifact import StartPoint
+from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import Group
 from fttrain.model.scorer import Scorer
 from fttrain.stages.sft import CrossEntropy
@@ -104,7 +104,7 @@ def trained(tmp_path: Path) -> Callable[..., Trained]:
     def train(model: Path, adapter: Adapter, **stage: Any) -> Trained:
         step = in_process.make_step(model, Data(path="rows"), adapter=adapter, **stage)
         in_process.start_afresh()
-        source = Origin(step.model, None, str(model))
+        source = StartPoint(step.model, None, str(model))
         assert isinstance(step.stage, Sft)
         engine = session.build(step, step.stage, in_process.ALONE, source, lambda wrapped, _: Scorer(wrapped))
         micros, objective = [some_rows(packing=step.stage.packing)], CrossEntropy()
@@ -125,7 +125,7 @@ def rows_of_ids() -> list[torch.Tensor]:
     return [torch.from_numpy(draw.integers(0, 250, size=length)) for length in (9, 14, 30)]
 
 
-def some_rows(*, packing: bool) -> Micro:
+def some_rows(*, packing: bool) -> MicroBatch:
     """The same as a micro-batch."""
     rows = [(ids.numpy().astype(np.int32), np.arange(len(ids)) > 3) for ids in rows_of_ids()]
     return collate([Group((row,)) for row in rows], packing=packing, chunks=1, device=torch.device("cpu"))

@@ -15,8 +15,8 @@ from tests.trainer.adapters.conftest import IDS, base_of, logits
 from ftlaunch.recipe import Adalora, Data
 from ftlaunch.run.files import read_jsonl
 from fttrain import adapters
-from fttrain.adapters.adalora import Allocator
-from fttrain.distributed.stop_request import Stopped
+from fttrain.adapters.adalora import RankAllocator
+from fttrain.distributed.stop_request import StoppedEarly
 
 STEPS = 20
 SPEC = Adalora(rank=2, alpha=8, initial_rank=4, prune_after=0.1, prune_until=0.7, prune_every=2)
@@ -57,7 +57,7 @@ def test_every_step_and_choice_is_pefts(family: Callable[[str], Path]) -> None:
     with torch.no_grad():
         for mine, other in both.values():
             mine.copy_(other.view_as(mine))
-    allocator = Allocator(ours, SPEC, STEPS)
+    allocator = RankAllocator(ours, SPEC, STEPS)
     sides = [torch.optim.SGD([pair[side] for pair in both.values()], lr=0.3) for side in (0, 1)]
     weights = {name: pair[0] for name, pair in both.items()}
     for step in range(1, STEPS + 1):
@@ -81,7 +81,7 @@ def test_every_step_and_choice_is_pefts(family: Callable[[str], Path]) -> None:
 
 def test_the_budget_falls_from_first_to_last(family: Callable[[str], Path]) -> None:
     model = adapters.attach(base_of(family("llama")), SPEC, None, in_fp32=True)
-    allocator = Allocator(model, SPEC, STEPS)
+    allocator = RankAllocator(model, SPEC, STEPS)
     assert [allocator.budget(step) for step in (1, 2, 8, 14, 20)] == [56, 56, 31, 28, 28]
 
 
@@ -93,7 +93,7 @@ def step(family: Callable[[str], Path], rows_file: Path) -> Any:
 
 def test_a_stopped_run_goes_on_to_the_last_bit(step: Any, tmp_path: Path, family: Callable[[str], Path]) -> None:
     calm = in_process.train(step, tmp_path / "calm")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         in_process.train(step, tmp_path / "stopped", stop_after=5)
     resumed = in_process.train(step, tmp_path / "stopped")
     one, two = (load_file(of.artifact / "adapter_model.safetensors") for of in (calm, resumed))

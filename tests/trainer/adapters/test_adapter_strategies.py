@@ -55,9 +55,9 @@ def recipe(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Recipe:
 
 
 def weights(ranks: Ranks, recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
-    step = write_run(recipe, folder).step_dir("01-sft")
-    ranks.run(step)
-    return load_file(step.artifact / "adapter_model.safetensors")
+    stage_dir = write_run(recipe, folder).stage_dir("01-sft")
+    ranks.run(stage_dir)
+    return load_file(stage_dir.artifact / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -14,40 +14,42 @@ from tests.trainer.in_process import copy, make_data, make_step, train
 
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.checkpoint.manifest import render, verify
-from fttrain.checkpoint.shared_memory import Image
-from fttrain.distributed.stop_request import Stopped
+from fttrain.checkpoint.shared_memory import SharedShard
+from fttrain.distributed.stop_request import StoppedEarly
 
 
 @pytest.fixture(scope="module")
-def spec(tiny_model: Path, rows_file: Path) -> Step:
+def spec(tiny_model: Path, rows_file: Path) -> StageSpec:
     return make_step(tiny_model, make_data(rows_file), keep=3)
 
 
 @pytest.fixture(scope="module")
-def calm(spec: Step, tmp_path_factory: pytest.TempPathFactory) -> StepDir:
+def calm(spec: StageSpec, tmp_path_factory: pytest.TempPathFactory) -> StageDir:
     """A run that nothing happened to, with checkpoints of steps 2, 4 and 6."""
     return train(spec, tmp_path_factory.mktemp("calm"))
 
 
 @pytest.fixture
-def stopped(spec: Step, tmp_path: Path) -> StepDir:
+def stopped(spec: StageSpec, tmp_path: Path) -> StageDir:
     """A run that was stopped after step 4 of 6, with checkpoints of steps 2 and 4."""
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(spec, tmp_path, stop_after=4)
-    return StepDir(tmp_path / "01-sft")
+    return StageDir(tmp_path / "01-sft")
 
 
-def names(step: StepDir) -> list[str]:
-    return sorted(path.name for path in step.checkpoints.iterdir())
+def names(stage_dir: StageDir) -> list[str]:
+    return sorted(path.name for path in stage_dir.checkpoints.iterdir())
 
 
-def assert_same_end(step: StepDir, calm: StepDir) -> None:
-    losses, calm_losses = ([line["loss"] for line in read_jsonl(one.metrics) if "loss" in line] for one in (step, calm))
+def assert_same_end(stage_dir: StageDir, calm: StageDir) -> None:
+    losses, calm_losses = (
+        [line["loss"] for line in read_jsonl(one.metrics) if "loss" in line] for one in (stage_dir, calm)
+    )
     assert losses == calm_losses
-    ours, theirs = (load_file(one.artifact / "adapter_model.safetensors") for one in (step, calm))
+    ours, theirs = (load_file(one.artifact / "adapter_model.safetensors") for one in (stage_dir, calm))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -91,7 +93,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named(damage: str, calm: StepDir, tmp_path: Path):
+def test_damage_is_named(damage: str, calm: StageDir, tmp_path: Path):
     folder = Path(shutil.copytree(calm.checkpoints / "step-00000004", tmp_path / "step-00000004"))
     assert verify(folder) is None
     act, problem = DAMAGE[damage]
@@ -99,7 +101,7 @@ def test_damage_is_named(damage: str, calm: StepDir, tmp_path: Path):
     assert problem in (verify(folder) or "")
 
 
-def test_a_full_disk_costs_the_new_checkpoint_only(spec: Step, stopped: StepDir, calm: StepDir, tmp_path: Path):
+def test_a_full_disk_costs_the_new_checkpoint_only(spec: StageSpec, stopped: StageDir, calm: StageDir, tmp_path: Path):
     with mounted(tmp_path / "disk", kilobytes=4000) as disk:
         step = copy(stopped, disk.path)
         used = sum(path.stat().st_size for path in disk.path.rglob("*") if path.is_file())
@@ -113,26 +115,26 @@ def test_a_full_disk_costs_the_new_checkpoint_only(spec: Step, stopped: StepDir,
         assert_same_end(train(spec, disk.path), calm)
 
 
-def test_an_interrupted_save_is_ignored_and_cleared_away(spec: Step, stopped: StepDir, calm: StepDir):
+def test_an_interrupted_save_is_ignored_and_cleared_away(spec: StageSpec, stopped: StageDir, calm: StageDir):
     partial = stopped.checkpoints / ".step-00000005.partial"
     shutil.copytree(stopped.checkpoints / "step-00000004", partial)
     assert_same_end(train(spec, stopped.path.parent), calm)
     assert names(stopped) == ["step-00000002", "step-00000004", "step-00000006"]
 
 
-def test_a_bad_checkpoint_is_not_counted_among_those_kept(spec: Step, tmp_path: Path):
-    with pytest.raises(Stopped):
+def test_a_bad_checkpoint_is_not_counted_among_those_kept(spec: StageSpec, tmp_path: Path):
+    with pytest.raises(StoppedEarly):
         train(spec, tmp_path, stop_after=5)
-    step = StepDir(tmp_path / "01-sft")
-    assert names(step) == ["step-00000002", "step-00000004", "step-00000005"]
-    cut(step.checkpoints / "step-00000004")
+    stage_dir = StageDir(tmp_path / "01-sft")
+    assert names(stage_dir) == ["step-00000002", "step-00000004", "step-00000005"]
+    cut(stage_dir.checkpoints / "step-00000004")
     train(spec, tmp_path)  # keeps three
-    good = [name for name in names(step) if verify(step.checkpoints / name) is None]
+    good = [name for name in names(stage_dir) if verify(stage_dir.checkpoints / name) is None]
     assert good == ["step-00000002", "step-00000005", "step-00000006"]
 
 
 def test_if_every_one_is_bad_nothing_is_trained_over_them(
-    spec: Step, stopped: StepDir, caplog: pytest.LogCaptureFixture
+    spec: StageSpec, stopped: StageDir, caplog: pytest.LogCaptureFixture
 ):
     flip(stopped.checkpoints / "step-00000004")
     change_manifest(stopped.checkpoints / "step-00000002", format=9)
@@ -149,7 +151,7 @@ def test_if_every_one_is_bad_nothing_is_trained_over_them(
     [({"training_hash": "of-another"}, "was written by another recipe")],
 )
 def test_a_foreign_checkpoint_is_refused(
-    change: dict[str, Any], message: str, spec: Step, calm: StepDir, tmp_path: Path
+    change: dict[str, Any], message: str, spec: StageSpec, calm: StageDir, tmp_path: Path
 ):
     step = copy(calm, tmp_path)
     change_manifest(step.checkpoints / "step-00000006", **change)
@@ -159,7 +161,9 @@ def test_a_foreign_checkpoint_is_refused(
     assert names(step) == before
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_index_and_is_read(spec: Step, stopped: StepDir, calm: StepDir):
+def test_a_checkpoint_of_an_earlier_version_has_no_index_and_is_read(
+    spec: StageSpec, stopped: StageDir, calm: StageDir
+):
     folder = stopped.checkpoints / "step-00000004"
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "pieces.json").unlink()
@@ -171,16 +175,16 @@ def test_a_checkpoint_of_an_earlier_version_has_no_index_and_is_read(spec: Step,
 def test_what_could_not_be_copied_is_never_written_from_an_older_copy(
     policy: str, tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    fill, calls = Image.fill, 0
+    fill, calls = SharedShard.fill, 0
 
-    def fails_once(self: Image, *arguments: Any) -> None:
+    def fails_once(self: SharedShard, *arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise OSError("Cannot allocate memory")
         fill(self, *arguments)
 
-    monkeypatch.setattr(Image, "fill", fails_once)
+    monkeypatch.setattr(SharedShard, "fill", fails_once)
     step = train(make_step(tiny_model, make_data(rows_file), keep=3, on_save_failure=policy), tmp_path)
     assert names(step) == ["step-00000002", "step-00000006"]
 
@@ -188,6 +192,6 @@ def test_what_could_not_be_copied_is_never_written_from_an_older_copy(
 def test_a_streamed_run_that_was_stopped_ends_as_a_calm_one(tiny_model: Path, rows_file: Path, tmp_path: Path):
     spec = make_step(tiny_model, make_data(rows_file, streaming=True, test=0), steps=7)
     calm = train(spec, tmp_path / "calm")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(spec, tmp_path / "stopped", stop_after=5)
     assert_same_end(train(spec, tmp_path / "stopped"), calm)

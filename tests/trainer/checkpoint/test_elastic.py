@@ -11,7 +11,7 @@ from ftlaunch.errors import STOPPED
 from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Adapter, Full, Lora
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 LEGS = (("zero3", 2), ("ddp", 1), ("zero2", 3), ("ddp", 2))
 """Strategy and processes, each for a quarter of the run."""
@@ -27,9 +27,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     started.close()
 
 
-def course(step: StepDir) -> list[tuple[int, str, float]]:
+def course(stage_dir: StageDir) -> list[tuple[int, str, float]]:
     """Every loss of a run, of training and evaluation."""
-    lines = list(read_jsonl(step.metrics))
+    lines = list(read_jsonl(stage_dir.metrics))
     return [(line["step"], key, line[key]) for line in lines for key in ("loss", "eval/loss") if key in line]
 
 
@@ -40,13 +40,13 @@ def test_any_ranks_go_on_where_any_others_left(
     import msgspec
 
     written = msgspec.structs.replace(load_recipe(recipe(), SETTINGS).recipe, adapter=adapter)
-    calm = write_run(with_parallel(written, "ddp", 1), tmp_path / "calm").step_dir("01-sft")
+    calm = write_run(with_parallel(written, "ddp", 1), tmp_path / "calm").stage_dir("01-sft")
     ranks.run(calm)
     for number, (strategy, processes) in enumerate(LEGS, start=1):
-        step = write_run(with_parallel(written, strategy, processes), tmp_path / "legs").step_dir("01-sft")
-        ranks.start(step, Fault("ask", step=number * STEPS // len(LEGS)))
+        stage_dir = write_run(with_parallel(written, strategy, processes), tmp_path / "legs").stage_dir("01-sft")
+        ranks.start(stage_dir, Fault("ask", step=number * STEPS // len(LEGS)))
         expected = STOPPED if number < len(LEGS) else 0
-        assert ranks.wait() == [expected] * processes, said(step)
-    for ours, theirs in zip(course(step), course(calm), strict=True):
+        assert ranks.wait() == [expected] * processes, said(stage_dir)
+    for ours, theirs in zip(course(stage_dir), course(calm), strict=True):
         assert ours[:2] == theirs[:2]
         assert ours[2] == pytest.approx(theirs[2], abs=TOLERANCE)

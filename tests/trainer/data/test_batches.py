@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fttrain.data.batches import lay_out, share_out
+from fttrain.data.batches import balance, split_batch
 from fttrain.data.chat import Encoded
 from fttrain.data.drawn import drawn
 from fttrain.data.node_arrays import NodeArrays
@@ -52,11 +52,11 @@ def test_a_mixture_draws_by_weight_and_repeats_no_row_before_all_have_come():
 
 def test_slots_are_even_in_tokens_and_bounded_in_rows():
     lengths = [100, 90, 20, 10, 10, 10, 5, 5]
-    slots = share_out(lengths, 4)
+    slots = balance(lengths, 4)
     assert sorted(row for slot in slots for row in slot) == list(range(8))
     assert all(len(slot) <= 2 for slot in slots)
     assert max(sum(lengths[row] for row in slot) for slot in slots) <= 105
-    assert [len(slot) for slot in share_out([7], 3)] == [1, 0, 0]
+    assert [len(slot) for slot in balance([7], 3)] == [1, 0, 0]
 
 
 def one_by_one(lengths: list[int], slots: int) -> list[list[int]]:
@@ -73,7 +73,7 @@ def test_slots_are_those_of_the_definition():
     draw = np.random.default_rng(0)
     for rows, slots in [(0, 3), (1, 4), (7, 7), (40, 6), (65, 16)]:
         lengths = draw.integers(1, 9, rows).tolist()  # many of the same length
-        assert share_out(lengths, slots) == one_by_one(lengths, slots)
+        assert balance(lengths, slots) == one_by_one(lengths, slots)
 
 
 class Counted(int):
@@ -98,7 +98,7 @@ class Counted(int):
 def test_sharing_out_takes_about_as_many_operations_as_sorting():
     rows, slots = 4096, 512
     lengths = [Counted(value) for value in np.random.default_rng(0).integers(20, 400, rows).tolist()]
-    share_out(lengths, slots)
+    balance(lengths, slots)
     assert 0 < Counted.operations < 4 * rows * np.log2(rows)
 
 
@@ -128,7 +128,7 @@ def test_groups_that_are_opened_late_are_laid_out_alike():
     late, early = drawn(sets, picked), [sets[source].group(row) for source, row in picked]
     for rank in range(2):
         layout = {"rank": rank, "world_size": 2, "accumulation": 2, "packing": True, "device": CPU}
-        for one, other in zip(lay_out(late, **layout), lay_out(early, **layout), strict=True):
+        for one, other in zip(split_batch(late, **layout), split_batch(early, **layout), strict=True):
             assert (one.rows, one.chunks, one.tokens) == (other.rows, other.chunks, other.tokens)
             assert one.input_ids.equal(other.input_ids)
 
@@ -150,16 +150,16 @@ def test_ranks_together_train_every_token_once(packing: bool):
     micros = [
         micro
         for rank in range(2)
-        for micro in lay_out(singles(rows), rank=rank, world_size=2, accumulation=3, packing=packing, device=CPU)
+        for micro in split_batch(singles(rows), rank=rank, world_size=2, accumulation=3, packing=packing, device=CPU)
     ]
     assert len(micros) == 6
     targets = torch.cat([micro.targets_N for micro in micros]).tolist()
     assert sorted(targets) == sorted(int(token) for ids, _ in rows for token in ids[1:])
     for micro in micros:
         flat = micro.input_ids.flatten()
-        assert torch.equal(flat[micro.places_N + 1], micro.targets_N)
+        assert torch.equal(flat[micro.positions_N + 1], micro.targets_N)
         assert torch.equal(
-            micro.position_ids.flatten()[micro.places_N + 1] > 0, torch.ones(len(micro.targets_N), dtype=bool)
+            micro.position_ids.flatten()[micro.positions_N + 1] > 0, torch.ones(len(micro.targets_N), dtype=bool)
         )
 
 
@@ -167,7 +167,7 @@ def test_ranks_agree_on_the_calls_of_the_head():
     long, short = np.ones(2500, dtype=np.int32), np.ones(3, dtype=np.int32)
     rows = [(long, np.ones(2500, dtype=bool)), (short, np.ones(3, dtype=bool))]
     chunks = [
-        lay_out(singles(rows), rank=rank, world_size=2, accumulation=1, packing=True, device=CPU)[0].chunks
+        split_batch(singles(rows), rank=rank, world_size=2, accumulation=1, packing=True, device=CPU)[0].chunks
         for rank in (0, 1)
     ]
     assert chunks == [3, 3]

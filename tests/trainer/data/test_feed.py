@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Sft
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from fttrain.data import feed as feeds
-from fttrain.data.batches import Micro
+from fttrain.data.batches import MicroBatch
 from fttrain.data.chat import Encoder
 from fttrain.distributed.world import World
 
@@ -63,11 +63,11 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def build(step: Step, tokenizer: Any, world: World = ALONE) -> feeds.Feed:
-    return feeds.build(step, cast("Sft", step.stage), tokenizer, world)
+def build(spec: StageSpec, tokenizer: Any, world: World = ALONE) -> feeds.Feed:
+    return feeds.build(spec, cast("Sft", spec.stage), tokenizer, world)
 
 
-def rows_of(micros: Iterable[Micro]) -> list[Row]:
+def rows_of(micros: Iterable[MicroBatch]) -> list[Row]:
     """The rows that lie in micro-batches, cut apart where positions begin anew; empty slots left out."""
     rows: list[Row] = []
     for micro in micros:
@@ -82,7 +82,7 @@ def source_of(row: Row, tokenizer: Any) -> str:
     return tokenizer.decode(row).split("user\n")[1].split()[0]
 
 
-def same(micro: Micro, other: Micro) -> bool:
+def same(micro: MicroBatch, other: MicroBatch) -> bool:
     return torch.equal(micro.input_ids, other.input_ids) and torch.equal(micro.targets_N, other.targets_N)
 
 

@@ -13,7 +13,7 @@ from tests.trainer.in_process import ALONE, make_data
 from fttrain.data import cores, tokens
 from fttrain.data.chat import Encoder
 from fttrain.data.prepare import prepare
-from fttrain.distributed.stop_request import Stopped
+from fttrain.distributed.stop_request import StoppedEarly
 
 Writer = Callable[[Any], Path]
 ROWS = [{"question": f"What is {number}?", "answer": "More. " * (1 + number % 7)} for number in range(2000)]
@@ -114,7 +114,7 @@ def test_a_stop_is_heeded_and_told_of(
             told.append(json.loads(progress.read_text()))
         return "SIGTERM" if told else None
 
-    with pytest.raises(Stopped, match="SIGTERM"):
+    with pytest.raises(StoppedEarly, match="SIGTERM"):
         prepare([data], tokenizer, tmp_path / "cache", ALONE, asked, progress)
     assert told[0]["data"] == data.path
     assert 0 < told[0]["rows"] < len(ROWS)

@@ -12,7 +12,7 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.run.files import aside_of
+from ftlaunch.run.files import temporary_path
 from fttrain.data import feed, tokens
 from fttrain.data.chat import Encoded, Encoder
 from fttrain.data.making import Making, block_of
@@ -240,7 +240,7 @@ def test_nodes_that_make_the_same_set_at_once_do_not_disturb_each_other(tmp_path
     rows, together = [Encoded([1, 2, 3], [False, True, True]), Encoded([4, 5], [True, True])], Barrier(4)
 
     def make(number: int) -> list[int]:
-        making = Making(tmp_path / str(number), aside_of(tmp_path / str(number)))
+        making = Making(tmp_path / str(number), temporary_path(tmp_path / str(number)))
         making.add(block_of(rows[:1]))
         making.keep(dict, now=True)
         making.add(block_of(rows[1:]))

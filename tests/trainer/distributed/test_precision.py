@@ -11,21 +11,21 @@ from tests.trainer.in_process import ALONE, make_data, make_step
 from ftlaunch.errors import UserError
 from ftlaunch.plan import machine
 from ftlaunch.recipe import Adalora, Adapter, Dtype
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.precision import Choice, _agreed, computed_in, native, settle
 
 CPU = torch.device("cpu")
 BF16, FP16, FP32 = Choice("bf16", "new"), Choice("fp16", "old"), Choice("fp32", "a CPU")
 
 
-def step(path: Path, dtype: Dtype = "auto", adapter: Adapter | None = None) -> Step:
+def step(path: Path, dtype: Dtype = "auto", adapter: Adapter | None = None) -> StageSpec:
     made = make_step(path / "model", make_data(path / "rows"), model_fields={"dtype": dtype})
     return made if adapter is None else replace(made, adapter=adapter)
 
 
-def stage(run: Path, name: str, recorded: Dtype | None = None) -> StepDir:
-    folder = StepDir(run / name)
+def stage(run: Path, name: str, recorded: Dtype | None = None) -> StageDir:
+    folder = StageDir(run / name)
     folder.path.mkdir()
     if recorded:
         folder.precision.write_text(json.dumps({"dtype": recorded, "why": "so it was", "nodes": {}}))

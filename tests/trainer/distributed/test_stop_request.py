@@ -36,7 +36,7 @@ def test_a_rank_that_raises_ends_its_peers_and_is_named(
     done = launch("run", recipe(), *DDP, "--run-dir", run.path, check=False)
     ended = time.time()
     assert done.returncode == STAGE_FAILED, done.stdout + done.stderr
-    (attempt,) = run.step_dir("01-sft").all_attempts()
+    (attempt,) = run.stage_dir("01-sft").all_attempts()
     error = json.loads(attempt.error.read_text())
     assert ended - attempt.error.stat().st_mtime < 20
     assert (error["rank"], error["type"], error["message"]) == (1, "RuntimeError", "the lamp has gone out")
@@ -45,7 +45,7 @@ def test_a_rank_that_raises_ends_its_peers_and_is_named(
     assert error["log"] == str(attempt.rank_log(1))
     assert not error["user_error"]
     assert "error: rank 1: RuntimeError: the lamp has gone out" in done.stderr
-    assert not run.step_dir("01-sft").result.exists()
+    assert not run.stage_dir("01-sft").result.exists()
 
 
 def test_a_users_mistake_found_in_training_is_shown_with_its_remedy(
@@ -62,5 +62,5 @@ def test_a_users_mistake_found_in_training_is_shown_with_its_remedy(
     assert done.returncode == BAD_INPUT, done.stdout + done.stderr
     assert "error: rank 0: the tokenizer has no chat template of its own\n  → set template = " in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    (attempt,) = run.step_dir("01-sft").all_attempts()
+    (attempt,) = run.stage_dir("01-sft").all_attempts()
     assert json.loads(attempt.error.read_text())["user_error"]

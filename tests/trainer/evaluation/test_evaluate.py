@@ -17,7 +17,7 @@ from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Recipe
 from fttrain.answering.generation import Decoding, reply
 from fttrain.data.tokens import tokenize
-from fttrain.evaluation.prompts import asked_of, data_of
+from fttrain.evaluation.prompts import data_of, held_out_prompts
 from fttrain.tools import evaluate
 
 ROWS = [
@@ -47,14 +47,14 @@ def recipe(tmp_path: Path, tiny_model: Path) -> Recipe:
 def test_a_prompt_is_asked_once_and_all_its_rows_are_references(recipe: Recipe, tmp_path: Path, tiny_model: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     _, data = data_of(recipe, None)
-    (held_out,) = asked_of(tokenize(data, tokenizer, recipe.seed, tmp_path / "tokens"), tokenizer)
+    (held_out,) = held_out_prompts(tokenize(data, tokenizer, recipe.seed, tmp_path / "tokens"), tokenizer)
     asked = next(ask for ask, _ in ROWS if ask in held_out.prompt)
     assert sorted(held_out.references) == sorted(say for ask, say in ROWS if ask == asked)
     assert held_out.is_trained
     assert tokenizer.decode(held_out.ids_T) == f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
 
     whole = msgspec.structs.replace(data, test=0)
-    every = asked_of(tokenize(whole, tokenizer, recipe.seed, tmp_path / "tokens"), tokenizer)
+    every = held_out_prompts(tokenize(whole, tokenizer, recipe.seed, tmp_path / "tokens"), tokenizer)
     assert [one.references for one in every] == [["kettle", "pan", "pot"], ["lamp", "light"], ["salt", "leaf"]]
     assert not any(one.is_trained for one in every)
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 from fttrain.merging import merge as merging
 from fttrain.merging.merge import Source, find_source, merge
 from fttrain.merging.probes import TEXTS, probes
@@ -75,8 +75,8 @@ def test_merge_equals_the_adapter_model(options: dict, tiny_model: Path, tmp_pat
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert torch.allclose(logits(loaded), expected, atol=1e-5)
     assert not torch.allclose(before, expected, atol=1e-3)
-    assert merged.likeness.kl < 1e-9
-    assert merged.likeness.top1_agreement == 1.0
+    assert merged.divergence.kl < 1e-9
+    assert merged.divergence.top1_agreement == 1.0
     untied = "lm_head" in options.get("target_modules", []) or "embed_tokens" in options.get("target_modules", [])
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is not untied
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
@@ -151,7 +151,7 @@ def test_from_a_quantized_base_the_closer_way_is_kept(quantization: str, tiny_mo
     assert set(merged.tried) == {"base", "dequantized"}
     assert merged.method == "dequantized"  # random weights: what training saw is the rounded base
     assert merged.tried["dequantized"].kl < merged.tried["base"].kl
-    assert merged.likeness.kl < (1e-5 if quantization == "int8" else 1e-8)  # int8 rounds the inputs, too
+    assert merged.divergence.kl < (1e-5 if quantization == "int8" else 1e-8)  # int8 rounds the inputs, too
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
@@ -176,7 +176,7 @@ def test_rounding_on_disk_is_allowed_for_and_a_missing_adapter_is_not(
     base = shutil.copytree(tiny_model, tmp_path / "base")
     AutoModelForCausalLM.from_pretrained(base, dtype=STORED[stored]).save_pretrained(base)
     adapter = adapt(base, tmp_path / "adapter")
-    found = merge(source(base, adapter), tmp_path / "out", Merge()).likeness
+    found = merge(source(base, adapter), tmp_path / "out", Merge()).divergence
     assert found.base_kl is not None
     assert found.kl < 0.1 * found.base_kl
     assert found.effect == pytest.approx(1, abs=0.05)
@@ -206,7 +206,7 @@ def without_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_that_a_run_holds_out_are_asked_about_too(tiny_model: Path, rows_file: Path, tmp_path: Path):
     step = make_step(tiny_model, make_data(rows_file, test=3))
-    folder = StepDir(tmp_path / "01-sft")
+    folder = StageDir(tmp_path / "01-sft")
     folder.artifact.mkdir(parents=True)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     assert len(probes(tokenizer, folder.artifact)) == len(TEXTS)
@@ -222,9 +222,9 @@ def test_a_merge_that_differs_names_the_command_that_goes_on(tmp_path: Path):
     steps = [{"name": f"{n:02d}-{kind}", "step": {}} for n, kind in enumerate(kinds, start=1)]
     plan = {"recipe": {"stage": [{"kind": kind} for kind in ("sft", "dpo", "merge")]}, "steps": steps}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    last = stage._go_on(StepDir(tmp_path / "04-merge"), "0.03")
+    last = stage._go_on(StageDir(tmp_path / "04-merge"), "0.03")
     assert last == f"ftlaunch resume {tmp_path} --set stage.2.max_kl=0.03"
-    assert stage._go_on(StepDir(tmp_path / "02-merge"), "0.03").endswith("ftlaunch run RECIPE --from 02-merge")
+    assert stage._go_on(StageDir(tmp_path / "02-merge"), "0.03").endswith("ftlaunch run RECIPE --from 02-merge")
 
 
 def test_what_cannot_be_merged_is_said(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -250,7 +250,7 @@ def test_what_cannot_be_merged_is_said(tiny_model: Path, tmp_path: Path, monkeyp
 
 def test_a_merge_that_was_killed_before_its_result_is_done_again(tiny_model: Path, tmp_path: Path):
     adapt(tiny_model, tmp_path / "adapter")
-    folder = StepDir(tmp_path / "02-merge")
+    folder = StageDir(tmp_path / "02-merge")
     folder.model.mkdir(parents=True)
     (folder.model / "config.json").write_text("{}")
     step = SimpleNamespace(stage=Merge(), start="adapter")

@@ -21,8 +21,8 @@ from ftlaunch.recipe import (
 )
 from fttrain.checkpoint import random_states
 from fttrain.noise.activation_functions import BY_NAME, NoisyWhereSaturated
-from fttrain.noise.hooks import Draws, strength
-from fttrain.noise.kinds import disturb
+from fttrain.noise.hooks import SampledNoise, strength
+from fttrain.noise.kinds import add_noise
 from fttrain.noise.row_index import Places
 
 SAMPLES = 1_000_000
@@ -55,7 +55,7 @@ def rows(*lengths: int) -> Places:
 def test_the_mean_and_variance_of_what_is_added(noise: Noise, mean: float, variance: float):
     torch.manual_seed(3)
     a = torch.full((1000, SAMPLES // 1000), -3.0 if isinstance(noise, Dropout | GaussianDropout) else 3.0)
-    added = disturb(a, noise, 1.0, Places()) - a
+    added = add_noise(a, noise, 1.0, Places()) - a
     error = math.sqrt(variance / SAMPLES)
     assert float(added.mean()) == pytest.approx(mean, abs=5 * error)
     assert float(added.var()) == pytest.approx(variance, rel=0.02)
@@ -64,14 +64,14 @@ def test_the_mean_and_variance_of_what_is_added(noise: Noise, mean: float, varia
 
 def test_uniform_noise_keeps_within_its_bounds():
     a = torch.zeros(SAMPLES)
-    assert float(disturb(a, Uniform(std=0.2), 1.0, Places()).abs().max()) <= 0.2 * math.sqrt(3)
+    assert float(add_noise(a, Uniform(std=0.2), 1.0, Places()).abs().max()) <= 0.2 * math.sqrt(3)
 
 
 def test_alpha_dropout_is_torchs_own_and_keeps_selu_s_moments():
     torch.manual_seed(5)
     a = torch.randn(SAMPLES)
     torch.manual_seed(6)
-    y = disturb(a, AlphaDropout(probability=P), 1.0, Places())
+    y = add_noise(a, AlphaDropout(probability=P), 1.0, Places())
     torch.manual_seed(6)
     assert torch.equal(y, torch.nn.AlphaDropout(P).train()(a))
     assert float(y.mean()) == pytest.approx(0, abs=0.01)
@@ -81,12 +81,14 @@ def test_alpha_dropout_is_torchs_own_and_keeps_selu_s_moments():
 def test_masks_of_rows_are_one_for_all_tokens_of_a_row():
     places = rows(3, 1, 4)
     torch.manual_seed(7)
-    y = disturb(torch.ones(1, 8, 400), LockedDropout(probability=0.5), 1.0, places)[0]
+    y = add_noise(torch.ones(1, 8, 400), LockedDropout(probability=0.5), 1.0, places)[0]
     assert set(y.unique().tolist()) == {0.0, 2.0}
     of_rows = [y[:3], y[3:4], y[4:]]
     assert all((row == row[:1]).all() for row in of_rows)
     assert not torch.equal(of_rows[0][0], of_rows[1][0])
-    kept = torch.stack([disturb(torch.ones(1, 8, 2), DropPath(probability=0.25), 1.0, places)[0] for _ in range(4000)])
+    kept = torch.stack(
+        [add_noise(torch.ones(1, 8, 2), DropPath(probability=0.25), 1.0, places)[0] for _ in range(4000)]
+    )
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert (kept[:, :3] == kept[:, :1, :1]).all()
     assert float(kept[:, 4].mean()) == pytest.approx(1, abs=0.03)
@@ -99,16 +101,16 @@ def test_annealing_runs_from_all_of_the_noise_to_none():
     a = torch.randn(100, 100)
     noises = [Gaussian(mean=1.0), Uniform(), Multiplicative(mean=0.5), Poisson(), Dropout(), GaussianDropout()]
     for noise in noises:
-        torch.testing.assert_close(disturb(a, noise, 0.0, Places()), a)
+        torch.testing.assert_close(add_noise(a, noise, 0.0, Places()), a)
     torch.manual_seed(1)
-    half = disturb(torch.zeros(SAMPLES), Gaussian(std=1.0), 0.5, Places())
+    half = add_noise(torch.zeros(SAMPLES), Gaussian(std=1.0), 0.5, Places())
     assert float(half.std()) == pytest.approx(0.5, rel=0.01)
 
 
 @pytest.fixture
 def noisy() -> torch.nn.Module:
     module = torch.nn.SiLU()
-    Draws(Gaussian(std=0.5), [module], Places())
+    SampledNoise(Gaussian(std=0.5), [module], Places())
     return module
 
 
@@ -187,6 +189,6 @@ def test_ranks_of_one_step_draw_different_noise():
     drawn = []
     for rank in (0, 1, 0):
         random_states.begin(7, 0, rank)
-        drawn.append(disturb(torch.zeros(100), Gaussian(std=1.0), 1.0, Places()))
+        drawn.append(add_noise(torch.zeros(100), Gaussian(std=1.0), 1.0, Places()))
     assert torch.equal(drawn[0], drawn[2])
     assert abs(float(torch.corrcoef(torch.stack(drawn[:2]))[0, 1])) < 0.4

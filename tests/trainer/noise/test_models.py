@@ -18,7 +18,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adversarial, Gaussian, NoNoise, Saturated
 from fttrain.noise import modules, replace_activations
 from fttrain.noise.activation_functions import Golu, NoisyWhereSaturated
-from fttrain.noise.adversarial import Adversary
+from fttrain.noise.adversarial import AdversarialNoise
 from fttrain.noise.row_index import Places
 
 SMALL = {
@@ -103,15 +103,15 @@ Ask = Callable[[], torch.Tensor]
 
 
 @pytest.fixture
-def adversary(model: torch.nn.Module) -> Callable[..., tuple[Adversary, Ask, list[torch.Tensor]]]:
+def adversary(model: torch.nn.Module) -> Callable[..., tuple[AdversarialNoise, Ask, list[torch.Tensor]]]:
     """An adversary on the activations of both layers, the loss that it disturbs, and the second site's outputs."""
 
-    def make(**fields: object) -> tuple[Adversary, Ask, list[torch.Tensor]]:
+    def make(**fields: object) -> tuple[AdversarialNoise, Ask, list[torch.Tensor]]:
         model.train()
         places = Places()
         places.take(torch.tensor([[5] * 5 + [7] * 7]), torch.tensor([[*range(5), *range(7)]]))
         found = [model.get_submodule(name) for name in modules.find(model, "mlp-activation")]
-        made = Adversary(Adversarial(**fields), found, places)  # type: ignore[arg-type]
+        made = AdversarialNoise(Adversarial(**fields), found, places)  # type: ignore[arg-type]
         seen: list[torch.Tensor] = []
         found[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
         return made, lambda: model(IDS, labels=IDS).loss, seen
@@ -138,7 +138,7 @@ def test_delta_has_its_size_and_direction():
     rows = [slice(0, 5), slice(5, 12)]
 
     def delta(before: torch.Tensor | None = None, **fields: object) -> torch.Tensor:
-        made = Adversary(Adversarial(epsilon=0.3, **fields), [], places)  # type: ignore[arg-type]
+        made = AdversarialNoise(Adversarial(epsilon=0.3, **fields), [], places)  # type: ignore[arg-type]
         return made._moved(before, gradient, activation)
 
     per_token = delta()

@@ -34,9 +34,9 @@ from ftlaunch.recipe import (
     Uniform,
 )
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
-from fttrain.distributed.stop_request import Stopped
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.merging.merge import find_source, merge
 from fttrain.noise import replace_activations
 from fttrain.preference import reference
@@ -45,7 +45,7 @@ from fttrain.tools import chat
 VOLATILE = {"time", "tokens_per_second", "peak_memory_bytes"}
 STILL = 1e-12
 """A learning rate at which nothing moves."""
-Make = Callable[..., Step]
+Make = Callable[..., StageSpec]
 
 
 @pytest.fixture
@@ -53,16 +53,16 @@ def make(tiny_model: Path, rows_file: Path) -> Make:
     return lambda **fields: make_step(tiny_model, make_data(rows_file, test=8), **fields)
 
 
-def values(step: StepDir, key: str) -> list[float]:
-    return [line[key] for line in read_jsonl(step.metrics) if key in line]
+def values(stage_dir: StageDir, key: str) -> list[float]:
+    return [line[key] for line in read_jsonl(stage_dir.metrics) if key in line]
 
 
-def course(step: StepDir) -> list[dict[str, Any]]:
-    return [{key: line[key] for key in line if key not in VOLATILE} for line in read_jsonl(step.metrics)]
+def course(stage_dir: StageDir) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in line if key not in VOLATILE} for line in read_jsonl(stage_dir.metrics)]
 
 
 @pytest.fixture(scope="module")
-def calm(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> StepDir:
+def calm(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> StageDir:
     """A step in which nothing is learnt, without noise."""
     spec = make_step(tiny_model, make_data(rows_file, test=8), steps=1, learning_rate=STILL, evaluate_every=1)
     return train(spec, tmp_path_factory.mktemp("calm"))
@@ -85,7 +85,7 @@ LOUD: list[tuple[Noise, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("noise", "fields"), LOUD, ids=[f"{type(noise).__name__}{list(f)}" for noise, f in LOUD])
 def test_noise_is_felt_in_training_and_never_in_evaluation(
-    noise: Noise, fields: dict[str, Any], make: Make, calm: StepDir, tmp_path: Path
+    noise: Noise, fields: dict[str, Any], make: Make, calm: StageDir, tmp_path: Path
 ):
     spec = make(noise=noise, steps=1, learning_rate=STILL, evaluate_every=1, **fields)
     noisy = train(spec, tmp_path)
@@ -93,7 +93,7 @@ def test_noise_is_felt_in_training_and_never_in_evaluation(
     assert values(noisy, "eval/loss") == pytest.approx(values(calm, "eval/loss"), abs=1e-6)
 
 
-def test_r_drop_without_any_draw_is_cross_entropy(make: Make, calm: StepDir, tmp_path: Path):
+def test_r_drop_without_any_draw_is_cross_entropy(make: Make, calm: StageDir, tmp_path: Path):
     silent = train(make(r_drop=3.0, steps=1, learning_rate=STILL), tmp_path)
     assert values(silent, "loss") == pytest.approx(values(calm, "loss"), abs=1e-5)
     assert values(silent, "grad_norm") == pytest.approx(values(calm, "grad_norm"), rel=1e-4)
@@ -108,7 +108,7 @@ def test_r_drop_without_any_draw_is_cross_entropy(make: Make, calm: StepDir, tmp
 def test_a_resumed_run_is_the_same_run(noise: Noise, make: Make, tmp_path: Path):
     spec = make(noise=noise, steps=5, neftune_alpha=5.0)
     whole = train(spec, tmp_path / "whole")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(spec, tmp_path / "parts", stop_after=3)
     parts = train(spec, tmp_path / "parts")
     assert course(parts) == course(whole)
@@ -185,7 +185,7 @@ def test_a_merged_model_has_the_activation_function_in_its_config(make: Make, ti
     relu = Gaussian(activation="relu")
     done = train(make(noise=relu, steps=2), tmp_path)
     merged = merge(find_source(done.artifact), tmp_path / "out", Merge())
-    assert merged.likeness.kl < 1e-9
+    assert merged.divergence.kl < 1e-9
     plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert plain.config.hidden_act == "relu"
     torch.testing.assert_close(logits(plain), by_hand(done.artifact, tiny_model, "relu"), atol=1e-5, rtol=1e-4)
@@ -206,7 +206,7 @@ def test_dpo_s_reference_hears_no_noise(tiny_model: Path, pairs: Data, tmp_path:
     said: dict[str, list[torch.Tensor]] = {}
     live = reference.live
 
-    def run(name: str, noise: Noise, kind: type = Dpo, **fields: Any) -> StepDir:
+    def run(name: str, noise: Noise, kind: type = Dpo, **fields: Any) -> StageDir:
         said[name] = []
 
         def listening(engine: Any, micro: Any) -> torch.Tensor:

@@ -22,7 +22,7 @@ from transformers import (
 
 from ftlaunch.errors import UserError
 from fttrain import attention, segments
-from fttrain.data.batches import Micro, collate
+from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import Group
 from fttrain.model.scorer import Scorer
 from fttrain.noise import neftune
@@ -77,7 +77,7 @@ def rows() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(draw.integers(3, 90, n).astype(np.int32), draw.random(n) < 0.5) for n in (5, 17, 16, 2, 40, 1, 9)]
 
 
-def laid(rows: list, *, packing: bool = True) -> Micro:
+def laid(rows: list, *, packing: bool = True) -> MicroBatch:
     return collate([Group((row,)) for row in rows], packing=packing, chunks=1, device=CPU)
 
 
@@ -137,19 +137,21 @@ def test_answers_that_share_their_prompt_score_as_if_they_did_not(family: str, t
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     scorer = Scorer(model)
 
-    def told(*, packing: bool, share: bool) -> tuple[Micro, torch.Tensor, tuple[torch.Tensor, ...]]:
+    def told(*, packing: bool, share: bool) -> tuple[MicroBatch, torch.Tensor, tuple[torch.Tensor, ...]]:
         model.set_attn_implementation(attention.NAME if packing else "sdpa")
         micro = collate(pairs, packing=packing, share=share, chunks=1, device=CPU)
         logps_N = scorer(micro).smoothed_N
-        weights_N = torch.sin(micro.rows_N + 1.0)  # a different upstream gradient for every answer
+        weights_N = torch.sin(micro.row_ids_N + 1.0)  # a different upstream gradient for every answer
         return micro, logps_N, torch.autograd.grad((logps_N * weights_N).sum(), parameters)
 
     plain_micro, plain_N, plain_grads = told(packing=False, share=False)
     for share in (False, True):
         micro, logps_N, grads = told(packing=True, share=share)
         assert micro.tokens == plain_micro.tokens == sum(len(ids) for group in pairs for ids, _ in group.rows)
-        assert torch.equal(micro.rows_N, plain_micro.rows_N)
-        assert torch.equal(micro.input_ids.flatten()[micro.ends_B], plain_micro.input_ids.flatten()[plain_micro.ends_B])
+        assert torch.equal(micro.row_ids_N, plain_micro.row_ids_N)
+        assert torch.equal(
+            micro.input_ids.flatten()[micro.last_token_B], plain_micro.input_ids.flatten()[plain_micro.last_token_B]
+        )
         assert torch.allclose(logps_N, plain_N, atol=1e-5)
         assert all(torch.allclose(ours, theirs, atol=2e-5) for ours, theirs in zip(grads, plain_grads, strict=True))
     assert micro.input_ids.numel() == micro.tokens - 30 - 3 - 30 - 1 - 31

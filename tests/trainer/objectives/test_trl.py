@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ftlaunch.recipe import Data, Dpo
 from ftlaunch.run.files import read_jsonl
 from fttrain import attention
-from fttrain.data.batches import Micro, collate
+from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import PairSet
 from fttrain.data.tokens import tokenize
-from fttrain.model.scorer import Rewarder, Scorer
+from fttrain.model.scorer import RewardModel, Scorer
 from fttrain.objectives import preference
 from fttrain.preference.objective import answer_logps
 from fttrain.stages import dpo
@@ -36,7 +36,7 @@ def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def lay(data: Data, tokenizer: Any, cache: Path) -> Micro:
+def lay(data: Data, tokenizer: Any, cache: Path) -> MicroBatch:
     """The first pairs, packed, with shared prompts."""
     found = tokenize(data, tokenizer, 0, cache).train
     assert isinstance(found, PairSet)
@@ -44,7 +44,7 @@ def lay(data: Data, tokenizer: Any, cache: Path) -> Micro:
 
 
 @pytest.fixture
-def micro(pairs: Data, tokenizer: Any, tmp_path: Path) -> Micro:
+def micro(pairs: Data, tokenizer: Any, tmp_path: Path) -> MicroBatch:
     return lay(pairs, tokenizer, tmp_path / "cache")
 
 
@@ -95,7 +95,7 @@ def assert_same(ours: tuple[Tensor, Grads], theirs: tuple[Tensor, Grads]) -> Non
 
 
 @pytest.fixture
-def ours(tiny_model: Path, micro: Micro) -> Callable[[Dpo], tuple[Tensor, Grads]]:
+def ours(tiny_model: Path, micro: MicroBatch) -> Callable[[Dpo], tuple[Tensor, Grads]]:
     """Loss and gradients of a DPO stage."""
 
     def told(stage: Dpo) -> tuple[Tensor, Grads]:
@@ -163,7 +163,7 @@ def test_orpo(pairs: Data, pair_rows: list[dict[str, str]], tiny_model: Path, to
     assert_same((ours, grads(ours, model.named_parameters())), (theirs, grads(theirs, named)))
 
 
-def test_reward(micro: Micro, rows: Dataset, tiny_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_reward(micro: MicroBatch, rows: Dataset, tiny_model: Path, tokenizer: Any, tmp_path: Path) -> None:
     from trl import RewardConfig, RewardTrainer
 
     tokenizer.pad_token = "<|im_start|>"  # EOS would be taken for padding where it ends an answer
@@ -178,7 +178,7 @@ def test_reward(micro: Micro, rows: Dataset, tiny_model: Path, tokenizer: Any, t
         processing_class=tokenizer,
     )
     theirs = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
-    rewarder = Rewarder(load(tiny_model, attention.NAME))
+    rewarder = RewardModel(load(tiny_model, attention.NAME))
     with torch.no_grad():
         rewarder.score.weight.copy_(classifier.score.weight)
     ours = preference.bradley_terry(

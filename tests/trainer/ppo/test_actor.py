@@ -12,22 +12,22 @@ from transformers import AutoModelForCausalLM
 
 from ftlaunch.recipe import Full, Lora, Model
 from fttrain import adapters
-from fttrain.data.batches import Micro, collate
+from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import Group
 from fttrain.model.scorer import load_base
-from fttrain.ppo.actor import REFERENCE, Actor
+from fttrain.ppo.actor import REFERENCE, ActorCritic
 
 TEMPERATURE = 0.7
 
 
 @pytest.fixture
-def micro() -> Micro:
+def micro() -> MicroBatch:
     make = np.random.default_rng(5)
     rows = [(make.integers(0, 256, size=n, dtype=np.int32), np.arange(n) >= 4) for n in (9, 30, 12)]
     return collate([Group((row,)) for row in rows], packing=True, chunks=1, device=torch.device("cpu"))
 
 
-def by_hand(model: Any, micro: Micro) -> torch.Tensor:
+def by_hand(model: Any, micro: MicroBatch) -> torch.Tensor:
     """Log-probabilities under plain transformers, row by row."""
     found, ids = [], micro.input_ids[0]
     for row in ids.split([9, 30, 12]):
@@ -49,7 +49,7 @@ def load(path: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["fresh adapter", "going on with an adapter", "full"])
-def test_the_reference_is_the_policys_start(kind: str, tiny_model: Path, tmp_path: Path, micro: Micro):
+def test_the_reference_is_the_policys_start(kind: str, tiny_model: Path, tmp_path: Path, micro: MicroBatch):
     plain: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     start = None
     if kind == "going on with an adapter":
@@ -61,7 +61,7 @@ def test_the_reference_is_the_policys_start(kind: str, tiny_model: Path, tmp_pat
     if start is not None:
         adapters.add_frozen(policy, start, REFERENCE, in_fp32=True)
     frozen = load(tiny_model).requires_grad_(False) if kind == "full" else None
-    actor = Actor(policy, temperature=TEMPERATURE, frozen=frozen)
+    actor = ActorCritic(policy, temperature=TEMPERATURE, frozen=frozen)
     trained = {name for name, parameter in actor.named_parameters() if parameter.requires_grad}
     assert not any("reference" in name or name.startswith("frozen") for name in trained)
 
@@ -70,14 +70,14 @@ def test_the_reference_is_the_policys_start(kind: str, tiny_model: Path, tmp_pat
     perturb(policy)
     moved = actor(micro).logps_N
     assert not torch.allclose(moved, expected, atol=1e-2)
-    with actor.speaking_as(REFERENCE), torch.no_grad():
+    with actor.using_adapter(REFERENCE), torch.no_grad():
         torch.testing.assert_close(actor(micro).logps_N, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(actor(micro).logps_N, moved)
     assert {name for name, parameter in actor.named_parameters() if parameter.requires_grad} == trained
 
 
-def test_values_are_a_linear_reading_of_the_hidden_states(tiny_model: Path, micro: Micro):
-    actor = Actor(adapters.attach(load(tiny_model), ADAPTER, None, in_fp32=True), temperature=1.0)
+def test_values_are_a_linear_reading_of_the_hidden_states(tiny_model: Path, micro: MicroBatch):
+    actor = ActorCritic(adapters.attach(load(tiny_model), ADAPTER, None, in_fp32=True), temperature=1.0)
     assert not actor(micro).values_N.any()
     torch.nn.init.normal_(actor.value_head.weight)
     torch.nn.init.constant_(actor.value_head.bias, 3.0)
@@ -86,8 +86,8 @@ def test_values_are_a_linear_reading_of_the_hidden_states(tiny_model: Path, micr
     torch.testing.assert_close(actor(micro).values_N[:5], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_dropout_is_off_while_training(tiny_model: Path, micro: Micro):
+def test_dropout_is_off_while_training(tiny_model: Path, micro: MicroBatch):
     noisy = adapters.attach(load(tiny_model), Lora(rank=4, alpha=8, dropout=0.5), None, in_fp32=True)
     perturb(noisy)
-    actor = Actor(noisy, temperature=1.0).train()
+    actor = ActorCritic(noisy, temperature=1.0).train()
     torch.testing.assert_close(actor(micro).logps_N, actor(micro).logps_N, atol=0, rtol=0)

@@ -8,13 +8,13 @@ import torch
 
 from ftlaunch.recipe import Ppo
 from fttrain.objectives.ppo import Moments
-from fttrain.ppo.experience import Experience, Scored, appraise
-from fttrain.ppo.rollout import Answer
+from fttrain.ppo.experience import Experience, Scored, make_experience
+from fttrain.ppo.rollout import Response
 
 PROMPTS = [np.array([1, 2, 3], dtype=np.int32), np.array([4], dtype=np.int32)]
 ANSWERS = [
-    Answer(np.array([5, 6], dtype=np.int32), np.array([-1.0, -2.0], dtype=np.float32), ended=True),
-    Answer(np.array([7, 8, 9], dtype=np.int32), np.array([-1.0, -1.0, -1.0], dtype=np.float32), ended=False),
+    Response(np.array([5, 6], dtype=np.int32), np.array([-1.0, -2.0], dtype=np.float32), ended=True),
+    Response(np.array([7, 8, 9], dtype=np.int32), np.array([-1.0, -1.0, -1.0], dtype=np.float32), ended=False),
 ]
 SCORED = Scored(
     logps_BT=torch.tensor([[-1.0, -2.0, 0.0], [-1.0, -1.0, -1.0]]),
@@ -27,7 +27,7 @@ def make(**fields: Any) -> Experience:
     stage = Ppo(data="x", **{"gamma": 1.0, "gae_lambda": 1.0, "whiten_advantages": False, **fields})
     scores = torch.tensor([2.0, 1.0])
     moments = Moments().with_more(torch.tensor([2.0, 1.0, 3.0, 2.0]))
-    return appraise(stage, PROMPTS, ANSWERS, SCORED, scores, kl_coefficient=0.1, moments=moments)
+    return make_experience(stage, PROMPTS, ANSWERS, SCORED, scores, kl_coefficient=0.1, moments=moments)
 
 
 def test_kl_is_paid_at_its_token_and_the_score_comes_last():

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Full, Ppo
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
-from fttrain.distributed.stop_request import Stopped
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
+from fttrain.distributed.stop_request import StoppedEarly
 
 REWARDS = '''
 def early(prompt, answer, row):
@@ -53,8 +53,8 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(model: Path, rows_file: Path, rewards: Path) -> Callable[..., Step]:
-    def call(**fields: Any) -> Step:
+def make(model: Path, rows_file: Path, rewards: Path) -> Callable[..., StageSpec]:
+    def call(**fields: Any) -> StageSpec:
         settings = {
             "rollout_size": 16,
             "batch_size": 8,
@@ -73,20 +73,22 @@ def make(model: Path, rows_file: Path, rewards: Path) -> Callable[..., Step]:
     return call
 
 
-def metrics(step: StepDir) -> list[dict]:
+def metrics(stage_dir: StageDir) -> list[dict]:
     """Of every optimizer step, checked to be each step once."""
-    lines = [{key: value for key, value in line.items() if key not in VOLATILE} for line in read_jsonl(step.metrics)]
+    lines = [
+        {key: value for key, value in line.items() if key not in VOLATILE} for line in read_jsonl(stage_dir.metrics)
+    ]
     trained = [line for line in lines if "loss" in line]
     assert [line["step"] for line in trained] == list(range(1, len(trained) + 1))
     return lines
 
 
-def samples(step: StepDir) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "time"} for line in read_jsonl(step.samples)]
+def samples(stage_dir: StageDir) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "time"} for line in read_jsonl(stage_dir.samples)]
 
 
-def adapter(step: StepDir) -> dict[str, torch.Tensor]:
-    return load_file(step.artifact / "adapter_model.safetensors")
+def adapter(stage_dir: StageDir) -> dict[str, torch.Tensor]:
+    return load_file(stage_dir.artifact / "adapter_model.safetensors")
 
 
 EACH = 4
@@ -94,7 +96,7 @@ EACH = 4
 
 
 @pytest.fixture(scope="module")
-def learn(make: Callable[..., Step], tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], list[dict]]:
+def learn(make: Callable[..., StageSpec], tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], list[dict]]:
     """Metrics of a run of 12 large rollouts whose KL costs so much a nat."""
 
     def call(kl_coefficient: float) -> list[dict]:
@@ -134,10 +136,10 @@ def test_it_raises_a_reward_that_can_be_checked(learn: Callable[[float], list[di
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 7])
-def test_a_resumed_run_is_the_same_run(stop_after: int, make: Callable[..., Step], tmp_path: Path):
+def test_a_resumed_run_is_the_same_run(stop_after: int, make: Callable[..., StageSpec], tmp_path: Path):
     step = make(score_scaling="running", kl_target=0.5, kl_horizon=50, missing_eos_penalty=0.1, evaluate_every=5)
     calm = train(step, tmp_path / "calm")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(step, tmp_path / "stopped", stop_after=stop_after)
     stopped = train(step, tmp_path / "stopped")
     assert metrics(stopped) == metrics(calm)
@@ -146,7 +148,9 @@ def test_a_resumed_run_is_the_same_run(stop_after: int, make: Callable[..., Step
     assert all(torch.equal(tensor, adapter(calm)[name]) for name, tensor in adapter(stopped).items())
 
 
-def test_samples_hold_what_was_said_and_what_it_was_worth(make: Callable[..., Step], tmp_path: Path, rows_file: Path):
+def test_samples_hold_what_was_said_and_what_it_was_worth(
+    make: Callable[..., StageSpec], tmp_path: Path, rows_file: Path
+):
     step = train(make(samples_every=2), tmp_path)
     found = samples(step)
     assert sorted({line["step"] for line in found}) == [1, 9]
@@ -157,7 +161,7 @@ def test_samples_hold_what_was_said_and_what_it_was_worth(make: Callable[..., St
         assert line["ended"] or len(line["answer"]) <= 3
 
 
-def test_the_artifact_is_the_policy_and_the_next_stage_goes_on_from_it(make: Callable[..., Step], tmp_path: Path):
+def test_the_artifact_is_the_policy_and_the_next_stage_goes_on_from_it(make: Callable[..., StageSpec], tmp_path: Path):
     first = make(steps=8, save_every=8)
     step = train(first, tmp_path)
     assert sorted(path.name for path in step.artifact.iterdir() if path.is_dir()) == []
@@ -172,7 +176,7 @@ def test_the_artifact_is_the_policy_and_the_next_stage_goes_on_from_it(make: Cal
     assert sorted(path.name for path in again.artifact.iterdir() if path.is_dir()) == []
 
 
-def test_full_fine_tuning_has_a_frozen_copy_as_its_reference(make: Callable[..., Step], tmp_path: Path):
+def test_full_fine_tuning_has_a_frozen_copy_as_its_reference(make: Callable[..., StageSpec], tmp_path: Path):
     full = replace(make(steps=6, learning_rate=1e-3), adapter=Full(), learning_rate=1e-3)
     step = train(full, tmp_path)
     lines = metrics(step)
@@ -183,12 +187,14 @@ def test_full_fine_tuning_has_a_frozen_copy_as_its_reference(make: Callable[...,
     AutoModelForCausalLM.from_pretrained(step.artifact)
 
 
-def test_a_score_that_is_no_number_names_function_and_row(make: Callable[..., Step], tmp_path: Path, rewards: Path):
+def test_a_score_that_is_no_number_names_function_and_row(
+    make: Callable[..., StageSpec], tmp_path: Path, rewards: Path
+):
     with pytest.raises(UserError, match=r"broken returned nan for the answer to .*rows\.jsonl:\d+"):
         train(make(reward_function=f"{rewards}:broken"), tmp_path)
 
 
-def test_prompts_that_are_too_long_are_left_out(make: Callable[..., Step], tmp_path: Path):
+def test_prompts_that_are_too_long_are_left_out(make: Callable[..., StageSpec], tmp_path: Path):
     step = make()
     data = replace(step.data["rows0"], max_length=8)
     with pytest.raises(UserError, match="none of the 48 rows has a prompt of at most 8 tokens"):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.conftest import Launch
 
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 RECIPE = """
 name = "tiny"
@@ -51,24 +51,24 @@ COMPARED = ("loss", "grad_norm", "reward", "kl", "entropy", "value_loss", "expla
 @pytest.fixture(scope="module")
 def run(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_file: Path, launch: Launch
-) -> Callable[..., StepDir]:
+) -> Callable[..., StageDir]:
     folder = tmp_path_factory.mktemp("ways")
     (folder / "rewards.py").write_text(REWARDS)
     path = folder / "tiny.toml"
     path.write_text(RECIPE.format(model=tiny_model, rows=rows_file))
 
-    def of(way: str) -> StepDir:
+    def of(way: str) -> StageDir:
         done = RunDir(folder / way)
         if not done.path.exists():
             shared = [] if way == "single" else ["--set", "parallel.procs_per_node=2"]
             launch("run", path, "--set", f"parallel.strategy={way}", *shared, "--run-dir", done.path)
-        return done.step_dir("01-ppo")
+        return done.stage_dir("01-ppo")
 
     return of
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_do_what_one_does(way: str, run: Callable[[str], StepDir]):
+def test_two_processes_do_what_one_does(way: str, run: Callable[[str], StageDir]):
     alone, shared = run("single"), run(way)
     said, said_2 = ([line["answer"] for line in read_jsonl(step.samples)] for step in (alone, shared))
     assert said == said_2

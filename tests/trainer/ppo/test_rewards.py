@@ -18,12 +18,12 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import SHIPPED_REWARDS, Data, Full, Ppo, Reward
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain import artifact
 from fttrain.data.chat import Encoder
 from fttrain.data.prompts import Prompt
-from fttrain.ppo.rewards import SHIPPED, ModelReward, Said, gsm8k
+from fttrain.ppo.rewards import SHIPPED, ModelReward, ScoredResponse, gsm8k
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_every_shipped_reward_can_be_named():
 
 
 @pytest.fixture
-def make(tiny_model: Path, rows_file: Path) -> Callable[..., Step]:
-    def call(**fields: Any) -> Step:
+def make(tiny_model: Path, rows_file: Path) -> Callable[..., StageSpec]:
+    def call(**fields: Any) -> StageSpec:
         settings = {"max_new_tokens": 6, "micro_batch_size": 2, "steps": 2, "ppo_epochs": 2, **fields}
         return make_step(tiny_model, make_data(rows_file, completion=None), kind=Ppo, **settings)
 
@@ -60,9 +60,9 @@ def prompts(rows_file: Path) -> list[str]:
     return [json.loads(row)["question"] for row in rows_file.read_text().splitlines()]
 
 
-def scored(step: StepDir, prompts: list[str]) -> list[tuple[list[dict[str, str]], float]]:
+def scored(stage_dir: StageDir, prompts: list[str]) -> list[tuple[list[dict[str, str]], float]]:
     """The conversations that were scored, and their scores."""
-    found = list(read_jsonl(step.samples))
+    found = list(read_jsonl(stage_dir.samples))
     assert len(found) == 8
     assert {sample["prompt"] for sample in found} <= set(prompts)
     turns = [
@@ -74,7 +74,7 @@ def scored(step: StepDir, prompts: list[str]) -> list[tuple[list[dict[str, str]]
 
 @torch.no_grad()
 def test_a_reward_stage_s_artifact_scores_on_the_policy_s_own_base(
-    make: Callable[..., Step], tiny_model: Path, pairs: Data, prompts: list[str], tmp_path: Path
+    make: Callable[..., StageSpec], tiny_model: Path, pairs: Data, prompts: list[str], tmp_path: Path
 ):
     with torch.enable_grad():
         reward = train(make_step(tiny_model, pairs, kind=Reward, steps=4), tmp_path / "run").artifact
@@ -93,7 +93,7 @@ def test_a_reward_stage_s_artifact_scores_on_the_policy_s_own_base(
 
 @torch.no_grad()
 def test_a_classifier_scores_with_its_own_tokenizer(
-    make: Callable[..., Step], tiny_model: Path, prompts: list[str], tmp_path: Path
+    make: Callable[..., StageSpec], tiny_model: Path, prompts: list[str], tmp_path: Path
 ):
     torch.manual_seed(3)
     config = LlamaConfig.from_pretrained(tiny_model, num_labels=1, pad_token_id=257, tie_word_embeddings=False)
@@ -109,13 +109,13 @@ def test_a_classifier_scores_with_its_own_tokenizer(
         assert score == pytest.approx(float(judge(ids).logits[0, 0]), abs=1e-4)
 
 
-def test_what_gives_no_single_score_is_refused(make: Callable[..., Step], tiny_model: Path, tmp_path: Path):
+def test_what_gives_no_single_score_is_refused(make: Callable[..., StageSpec], tiny_model: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"the model in .* gives 2 numbers for an answer"):
         train(make(reward_model=str(tiny_model)), tmp_path)
 
 
 def test_a_reward_adapter_on_another_base_is_refused(
-    make: Callable[..., Step], tiny_model: Path, pairs: Data, tmp_path: Path
+    make: Callable[..., StageSpec], tiny_model: Path, pairs: Data, tmp_path: Path
 ):
     reward = train(make_step(tiny_model, pairs, kind=Reward, steps=1), tmp_path).artifact
     full = replace(make(reward_model=str(reward)), adapter=Full())
@@ -133,4 +133,4 @@ def test_a_reward_model_is_asked_as_it_was_trained(template: str, tiny_model: Pa
     ((pair,),) = Encoder(tokenizer, data).encode_pairs([("row", row)])
     prompt = Prompt(np.zeros(1, np.int32), Conversation([{"role": "user", "content": "2+2?"}]), row, "row")
     judge = ModelReward(tokenizer, is_plain=artifact.is_plain(done.artifact), micro_batch_size=1)
-    assert judge._ids(Said(prompt, "4")).tolist() == pair.chosen.ids_T
+    assert judge._ids(ScoredResponse(prompt, "4")).tolist() == pair.chosen.ids_T

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from fttrain.engine import Engine
 from fttrain.model.scorer import load_base
 from fttrain.ppo import rollout
-from fttrain.ppo.actor import Actor
-from fttrain.ppo.rollout import Answer, Sampling, draw, roll_out, rounds
+from fttrain.ppo.actor import ActorCritic
+from fttrain.ppo.rollout import Response, Sampling, draw, roll_out, rounds
 
 TEMPERATURE = 0.8
 LENGTHS = [3, 17, 9, 9, 4, 12, 1]
@@ -32,13 +32,13 @@ def engine(tiny_model: Path, rows_file: Path) -> Engine:
     start_afresh()
     engine = Engine(step, ALONE)
     base = load_base(step.model, dtype=torch.float32, packing=True)
-    engine.prepare(Actor(base, temperature=TEMPERATURE), torch.optim.SGD(base.parameters()))
+    engine.prepare(ActorCritic(base, temperature=TEMPERATURE), torch.optim.SGD(base.parameters()))
     return engine
 
 
 @pytest.fixture(scope="module")
-def sample(engine: Engine, prompts: list[np.ndarray]) -> Callable[..., list[Answer]]:
-    def call(**fields: Any) -> list[Answer]:
+def sample(engine: Engine, prompts: list[np.ndarray]) -> Callable[..., list[Response]]:
+    def call(**fields: Any) -> list[Response]:
         stops = frozenset(range(0, 256, 16))  # a fair chance to end at any token
         sampling = Sampling(**{"max_new_tokens": 20, "batch_size": 3, "stop_ids": stops, "seed": (7, 1), **fields})
         return roll_out(engine, engine.scorer, prompts, sampling)  # type: ignore[arg-type]

@@ -14,14 +14,14 @@ from tests.trainer.in_process import ALONE, make_data, make_step, train
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import NoNoise, Ppo, Rslora
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.spec import Step
+from ftlaunch.run.spec import StageSpec
 from fttrain.ppo import vllm_rollout
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 
 
 @pytest.fixture
-def make(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., Step]:
+def make(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., StageSpec]:
     (tmp_path / "rewards.py").write_text("def letters(prompt, answer, row):\n    return len(answer)\n")
     settings: dict[str, Any] = {
         "rollout_engine": "vllm",
@@ -46,7 +46,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_each_rollout_is_of_the_policy_as_it_is_by_then(make: Callable[..., Step], tmp_path: Path) -> None:
+def test_each_rollout_is_of_the_policy_as_it_is_by_then(make: Callable[..., StageSpec], tmp_path: Path) -> None:
     """Its log-probabilities are the trainer's own; with the adapter of the rollout before they would not be."""
     lines = list(read_jsonl(train(make(evaluate_every=3), tmp_path).metrics))
     trained = [line for line in lines if "loss" in line]
@@ -58,7 +58,7 @@ def test_each_rollout_is_of_the_policy_as_it_is_by_then(make: Callable[..., Step
 
 @pytest.mark.usefixtures("stand_in")
 def test_an_engine_that_dies_ends_the_stage(
-    make: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., StageSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path != str(STAND_INS)))
     with pytest.raises(RuntimeError, match=r"vLLM has ended \(exit code 1\)"):

@@ -14,24 +14,24 @@ from transformers import AutoModelForCausalLM
 
 from ftlaunch.recipe import Data, Dpo, Full, Orpo
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
-from fttrain.distributed.stop_request import Stopped
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.preference import reference
 
 LN2 = math.log(2)
 
 
-def lines(step: StepDir, key: str = "loss") -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(step.metrics) if key in line]
+def lines(stage_dir: StageDir, key: str = "loss") -> list[dict[str, Any]]:
+    return [line for line in read_jsonl(stage_dir.metrics) if key in line]
 
 
-def losses(step: StepDir) -> list[float]:
-    return [line["loss"] for line in lines(step)]
+def losses(stage_dir: StageDir) -> list[float]:
+    return [line["loss"] for line in lines(stage_dir)]
 
 
 @pytest.fixture
-def make(tiny_model: Path, pairs: Data) -> Callable[..., Step]:
+def make(tiny_model: Path, pairs: Data) -> Callable[..., StageSpec]:
     return lambda **fields: make_step(tiny_model, fields.pop("data", pairs), kind=fields.pop("kind", Dpo), **fields)
 
 
@@ -50,7 +50,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_it_starts_at_ln_2_and_learns_which_answer_is_better(
-    make: Callable[..., Step], pairs: Data, tmp_path: Path
+    make: Callable[..., StageSpec], pairs: Data, tmp_path: Path
 ) -> None:
     done = train(make(data=replace(pairs, test=6), steps=20, evaluate_every=10), tmp_path)
     first, *_, last = lines(done)
@@ -74,7 +74,7 @@ def test_it_starts_at_ln_2_and_learns_which_answer_is_better(
     ],
 )
 def test_every_variant_starts_where_it_must_and_pulls_the_answers_apart(
-    fields: dict[str, Any], first: float, make: Callable[..., Step], tmp_path: Path
+    fields: dict[str, Any], first: float, make: Callable[..., StageSpec], tmp_path: Path
 ) -> None:
     done = train(make(**fields), tmp_path)
     assert losses(done)[0] == pytest.approx(first, abs=1e-5)
@@ -82,7 +82,7 @@ def test_every_variant_starts_where_it_must_and_pulls_the_answers_apart(
     assert lines(done)[-1]["rewards/margin"] > 0
 
 
-def test_sft_may_be_added(make: Callable[..., Step], tmp_path: Path) -> None:
+def test_sft_may_be_added(make: Callable[..., StageSpec], tmp_path: Path) -> None:
     plain, with_sft = (train(make(steps=1, sft_weight=w), tmp_path / str(w)) for w in (0.0, 0.5))
     orpo = train(make(kind=Orpo, steps=1, beta=0.0), tmp_path / "orpo")  # the cross-entropy alone
     assert losses(with_sft)[0] - losses(plain)[0] == pytest.approx(0.5 * losses(orpo)[0], abs=1e-5)
@@ -95,7 +95,7 @@ def test_sft_may_be_added(make: Callable[..., Step], tmp_path: Path) -> None:
     ids=["packed", "padded", "accumulated"],
 )
 def test_the_layout_changes_nothing(
-    kind: type, layout: dict[str, Any], make: Callable[..., Step], tmp_path: Path
+    kind: type, layout: dict[str, Any], make: Callable[..., StageSpec], tmp_path: Path
 ) -> None:
     ours = lines(train(make(kind=kind, steps=3), tmp_path / "shared"))
     theirs = lines(train(make(kind=kind, steps=3, **layout), tmp_path / "plain"))
@@ -107,7 +107,7 @@ def test_the_layout_changes_nothing(
 
 
 def test_precomputed_is_what_live_would_say_and_is_never_asked_twice(
-    make: Callable[..., Step], pairs: Data, tmp_path: Path, computed: list[int]
+    make: Callable[..., StageSpec], pairs: Data, tmp_path: Path, computed: list[int]
 ) -> None:
     data = replace(pairs, test=6)
     live = losses(train(make(data=data), tmp_path / "live"))
@@ -125,7 +125,7 @@ def test_precomputed_is_what_live_would_say_and_is_never_asked_twice(
 
 
 def test_another_start_has_another_reference(
-    make: Callable[..., Step], tiny_model: Path, rows_file: Path, tmp_path: Path, computed: list[int]
+    make: Callable[..., StageSpec], tiny_model: Path, rows_file: Path, tmp_path: Path, computed: list[int]
 ) -> None:
     step = make(reference="precomputed", steps=1)
     train(step, tmp_path)
@@ -136,7 +136,7 @@ def test_another_start_has_another_reference(
 
 
 def test_after_another_stage_the_reference_is_its_adapter(
-    make: Callable[..., Step], tiny_model: Path, rows_file: Path, tmp_path: Path
+    make: Callable[..., StageSpec], tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     sft = train(make_step(tiny_model, make_data(rows_file)), tmp_path)
     dpo = train(make(start="01-sft/artifact"), tmp_path)
@@ -148,7 +148,9 @@ def test_after_another_stage_the_reference_is_its_adapter(
     assert not list(dpo.artifact.rglob("*reference*"))
 
 
-def test_no_second_model_is_loaded(make: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_second_model_is_loaded(
+    make: Callable[..., StageSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads: list[str] = []
     load = AutoModelForCausalLM.from_pretrained
 
@@ -164,11 +166,11 @@ def test_no_second_model_is_loaded(make: Callable[..., Step], tmp_path: Path, mo
 
 @pytest.mark.parametrize("fields", [{}, {"adapter": Full(), "learning_rate": 1e-3}], ids=["live", "full"])
 def test_a_stopped_stage_goes_on_as_if_it_had_not_been(
-    fields: dict[str, Any], make: Callable[..., Step], tmp_path: Path, computed: list[int]
+    fields: dict[str, Any], make: Callable[..., StageSpec], tmp_path: Path, computed: list[int]
 ) -> None:
     step = make(save_every=100, **fields)
     calm = train(step, tmp_path / "calm")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(step, tmp_path / "stopped", stop_after=3)
     asked = len(computed)
     resumed = train(step, tmp_path / "stopped")
@@ -181,7 +183,7 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not_been(
 
 
 def test_orpo_learns_to_answer_and_which_answer_is_better(
-    make: Callable[..., Step], pairs: Data, tmp_path: Path
+    make: Callable[..., StageSpec], pairs: Data, tmp_path: Path
 ) -> None:
     done = train(make(kind=Orpo, data=replace(pairs, test=6), steps=20, beta=0.5), tmp_path)
     first, *_, last = lines(done)

@@ -9,7 +9,7 @@ from tests.conftest import Launch
 
 from ftlaunch.recipe import Data
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 RECIPE = """
 name = "pairs"
@@ -67,10 +67,10 @@ def run(tiny_model: Path, rows_file: Path, pairs: Data, tmp_path: Path, launch: 
     return start
 
 
-def told(step: StepDir) -> list[tuple[int, str, float]]:
+def told(stage_dir: StageDir) -> list[tuple[int, str, float]]:
     """Every number that training or evaluation has to say, but those of a clock or of memory."""
     beside = {"time", "tokens_per_second", "peak_memory_bytes", "step"}
-    lines = read_jsonl(step.metrics)
+    lines = read_jsonl(stage_dir.metrics)
     return [(line["step"], key, value) for line in lines for key, value in line.items() if key not in beside]
 
 
@@ -87,7 +87,7 @@ def told(step: StepDir) -> list[tuple[int, str, float]]:
 def test_every_way_trains_the_same(chain: str, way: str, run: Callable[..., RunDir]) -> None:
     alone, shared = run(chain), run(chain, *WAYS[way])
     compared = 0
-    for ours, theirs in zip(alone.step_dirs(), shared.step_dirs(), strict=True):
+    for ours, theirs in zip(alone.stage_dirs(), shared.stage_dirs(), strict=True):
         assert ours.result.exists()
         assert theirs.result.exists()
         for (step, key, value), (_, _, other) in zip(told(ours), told(theirs), strict=True):
@@ -96,9 +96,9 @@ def test_every_way_trains_the_same(chain: str, way: str, run: Callable[..., RunD
             assert other == pytest.approx(value, abs=2e-4), f"{ours.name}, step {step}: {key}"
             compared += 1
     assert compared >= 4 * 10
-    last = shared.step_dirs()[-1]
+    last = shared.stage_dirs()[-1]
     if last.kind == "merge":
         ours, theirs = (
-            load_file(next(step.model.glob("model*.safetensors"))) for step in (alone.step_dirs()[-1], last)
+            load_file(next(step.model.glob("model*.safetensors"))) for step in (alone.stage_dirs()[-1], last)
         )
         assert all((theirs[name] - ours[name]).abs().mean() < 1e-5 for name in ours)

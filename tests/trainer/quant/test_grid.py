@@ -12,7 +12,7 @@ from ftlaunch.errors import UserError
 from fttrain.quant import activations, calibrate, grid, packing, weights
 from fttrain.quant.grid import Grid
 from fttrain.quant.ternary import absmean, ternary
-from fttrain.quant.weights import DOUBLE_QUANTIZATION, Scheme, quantized, through, through_blocks_of_64
+from fttrain.quant.weights import DOUBLE_QUANTIZATION, Scheme, quantized, round_trip, through_blocks_of_64
 
 X = [149.35, -50.37, 0, 22.8, 137.8, -15.66, 148.35, -26.68, 17.28, 12.57]
 X += [18.5, 94.82, 44.14, -49.37, 94.86, 138.89, 82.92, -21.36, 72.43, -6.14]
@@ -136,7 +136,7 @@ def test_granularity():
     with pytest.raises(UserError, match="groups of 60"):
         grid.blocks(x, "group", 60)
     errors = [
-        float((through(x, Scheme(granularity=g, group_size=32))[0] - x).square().sum())
+        float((round_trip(x, Scheme(granularity=g, group_size=32))[0] - x).square().sum())
         for g in ("tensor", "channel", "group")
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -161,7 +161,7 @@ def test_what_scales_of_scales_cost():
     weight = normal(64, 256 * 4)
     packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     bits = 8 * (packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes) / weight.numel()
-    assert bits == 4 + DOUBLE_QUANTIZATION == through(weight, Scheme("nf4"))[1] / weight.numel()
+    assert bits == 4 + DOUBLE_QUANTIZATION == round_trip(weight, Scheme("nf4"))[1] / weight.numel()
 
 
 def test_normal_weights_become_zero_so_often():
@@ -170,7 +170,7 @@ def test_normal_weights_become_zero_so_often():
     assert float((codes == 0).float().mean()) == pytest.approx(0.310, abs=0.002)
     assert float((codes == 1).float().mean()) == pytest.approx(0.345, abs=0.002)
     assert float(absmean(torch.zeros(4))) == pytest.approx(1e-5)
-    made, bits = through(weight, Scheme("ternary"))
+    made, bits = round_trip(weight, Scheme("ternary"))
     assert torch.equal(made, codes * weight.abs().mean())
     assert bits == 2 * weight.numel() + 32
 
@@ -181,15 +181,15 @@ def test_what_is_kept_stays_and_stretches_nothing(kind: str):
     large = weight.clone()
     large[2, 3] = 50.0
     scheme = Scheme(kind, granularity="tensor")  # type: ignore[arg-type]
-    kept, bits = through(large, scheme, [(2, 3)])
+    kept, bits = round_trip(large, scheme, [(2, 3)])
     assert float(kept[2, 3]) == 50.0
     without = weight.clone()
     without[2, 3] = 0.0
-    expected, plain_bits = through(without, scheme)
+    expected, plain_bits = round_trip(without, scheme)
     expected[2, 3] = 50.0
     assert torch.equal(kept, expected)
     assert bits == plain_bits + 96
-    spoilt = through(large, scheme)[0]
+    spoilt = round_trip(large, scheme)[0]
     assert (spoilt - large).square().sum() > (kept - large).square().sum()
 
 

@@ -15,9 +15,9 @@ from transformers.integrations.bitnet import ActQuant, WeightQuant
 
 from ftlaunch.recipe import BitLinear, Data, Dpo, Full, Lora, Merge, Qat
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 from fttrain import adapters
-from fttrain.distributed.stop_request import Stopped
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.merging import deltas
 from fttrain.merging.merge import find_source, merge
 from fttrain.merging.verify import distance
@@ -132,8 +132,8 @@ def test_with_an_adapter_the_sum_is_rounded(name: str, request: pytest.FixtureRe
     assert not torch.allclose(ours, off, atol=1e-3)
 
 
-def told(step: StepDir) -> list[tuple[float, float]]:
-    return [(line["loss"], line["grad_norm"]) for line in read_jsonl(step.metrics) if "loss" in line]
+def told(stage_dir: StageDir) -> list[tuple[float, float]]:
+    return [(line["loss"], line["grad_norm"]) for line in read_jsonl(stage_dir.metrics) if "loss" in line]
 
 
 @pytest.mark.parametrize("name", QATS)
@@ -146,7 +146,7 @@ def test_the_merged_model_is_the_one_that_was_trained(name: str, tmp_path: Path,
         steps=4,
     )
     calm = train(spec, tmp_path / "calm")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(spec, tmp_path / "stopped", stop_after=3)
     resumed = train(spec, tmp_path / "stopped")
     assert told(resumed) == told(calm)
@@ -156,8 +156,8 @@ def test_the_merged_model_is_the_one_that_was_trained(name: str, tmp_path: Path,
 
     out = tmp_path / "merged"
     merged = merge(find_source(calm.artifact), out, Merge())
-    assert merged.likeness.kl < 1e-6
-    assert merged.likeness.top1_agreement == 1.0
+    assert merged.divergence.kl < 1e-6
+    assert merged.divergence.top1_agreement == 1.0
     answering = [logits(chat.load(str(folder))[0].float()) for folder in (calm.artifact, out)]
     assert torch.allclose(*answering, atol=1e-4)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from ftlaunch.errors import BAD_INPUT, DONE
 from fttrain.evaluation import perplexity
 from fttrain.quant.grid import Grid
-from fttrain.quant.weights import Scheme, through
+from fttrain.quant.weights import Scheme, round_trip
 from fttrain.superweights.find import Limits
 from fttrain.tools import quantize
 
@@ -59,7 +59,7 @@ def test_what_is_stored_is_what_was_measured(name: str, request: pytest.FixtureR
     theirs = original.state_dict()
     key = "model.layers.1.mlp.down_proj.weight" if name == "tiny_model" else "transformer.h.1.mlp.c_proj.weight"
     matrix = theirs[key] if name == "tiny_model" else theirs[key].T
-    expected, _ = through(matrix, Scheme(grid=Grid(3, symmetric=False), group_size=32))
+    expected, _ = round_trip(matrix, Scheme(grid=Grid(3, symmetric=False), group_size=32))
     expected = expected if name == "tiny_model" else expected.T
     dtype = torch.float32 if name == "tiny_model" else torch.bfloat16
     assert torch.equal(load_file(plain / "model.safetensors")[key], expected.to(dtype))

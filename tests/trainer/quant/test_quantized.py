@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from ftlaunch.recipe import Lora, Optimizer
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import RunDir, StepDir
-from ftlaunch.run.spec import Step
-from fttrain.distributed.stop_request import Stopped
+from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.spec import StageSpec
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.training import session
 
 NF4 = {"quantization": "nf4"}
@@ -70,24 +70,24 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return folder
 
 
-def told(step: StepDir) -> list[tuple[float, ...]]:
+def told(stage_dir: StageDir) -> list[tuple[float, ...]]:
     """(loss, gradient norm) or (evaluation loss,) line by line."""
     keys = ("loss", "grad_norm", "eval/loss")
-    return [tuple(line[key] for key in keys if key in line) for line in read_jsonl(step.metrics)]
+    return [tuple(line[key] for key in keys if key in line) for line in read_jsonl(stage_dir.metrics)]
 
 
-def tensors(step: StepDir) -> dict[str, torch.Tensor]:
-    return load_file(step.artifact / "adapter_model.safetensors")
+def tensors(stage_dir: StageDir) -> dict[str, torch.Tensor]:
+    return load_file(stage_dir.artifact / "adapter_model.safetensors")
 
 
-def assert_same_end(step: StepDir, calm: StepDir) -> None:
-    assert told(step) == told(calm)
-    ours, theirs = tensors(step), tensors(calm)
+def assert_same_end(stage_dir: StageDir, calm: StageDir) -> None:
+    assert told(stage_dir) == told(calm)
+    ours, theirs = tensors(stage_dir), tensors(calm)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def stop_and_go_on(spec: Step, folder: Path, stop_after: int) -> StepDir:
-    with pytest.raises(Stopped):
+def stop_and_go_on(spec: StageSpec, folder: Path, stop_after: int) -> StageDir:
+    with pytest.raises(StoppedEarly):
         train(spec, folder, stop_after=stop_after)
     return train(spec, folder)
 
@@ -97,7 +97,7 @@ def test_the_command_line_trains_evaluates_and_merges(tmp_path: Path, model: Pat
     path.write_text(RECIPE.format(model=model, rows=rows_file, dtype="bf16") + '[[stage]]\nkind = "merge"\n')
     launch("run", path, "--run-dir", tmp_path / "run")
     run = RunDir(tmp_path / "run")
-    step, merge = run.step_dirs()
+    step, merge = run.stage_dirs()
     losses = [line["eval/loss"] for line in read_jsonl(step.metrics) if "eval/loss" in line]
     assert len(losses) == 2
     assert losses[1] < losses[0] < 5.7
@@ -118,10 +118,10 @@ def test_two_processes_with_zero2_train_as_one_does(tmp_path: Path, model: Path,
     path.write_text(RECIPE.format(model=model, rows=rows_file, dtype="fp32"))
     zero = ["parallel.strategy=zero2", "parallel.procs_per_node=2", "stage.sft.micro_batch_size=2"]
     launch("run", path, *(word for setting in zero for word in ("--set", setting)), "--run-dir", tmp_path / "run")
-    step = RunDir(tmp_path / "run").step_dir("01-sft")
+    stage_dir = RunDir(tmp_path / "run").stage_dir("01-sft")
     alone = train(make_step(model, make_data(rows_file, test=8), model_fields=NF4, evaluate_every=3), tmp_path)
-    assert [len(line) for line in told(step)] == [2, 2, 2, 1, 2, 2, 2, 1]
-    for ours, theirs in zip(told(step), told(alone), strict=True):
+    assert [len(line) for line in told(stage_dir)] == [2, 2, 2, 1, 2, 2, 2, 1]
+    for ours, theirs in zip(told(stage_dir), told(alone), strict=True):
         assert ours == pytest.approx(theirs, abs=2e-5)
 
 

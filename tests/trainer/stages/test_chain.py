@@ -37,30 +37,31 @@ def run(recipe: Callable[..., Path], tmp_path: Path) -> RunDir:
     """Every stage of the recipe, run in this process."""
     path = recipe()
     path.write_text(path.read_text() + SECOND)
-    plan = make_plan(rules.check(path).recipe, tmp_path / "run")
+    plan = make_plan(rules.load_and_check(path).recipe, tmp_path / "run")
     made = RunDir(tmp_path / "run")
     made.path.mkdir()
-    for planned in plan.steps:
+    for planned in plan.stages:
         write_files(made, planned)
         start_afresh()
-        kind = planned.step.stage.__struct_config__.tag
+        kind = planned.spec.stage.__struct_config__.tag
         stop = cast("StopRequest", StopAfter(None))
         with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache")):
             importlib.import_module(f"fttrain.stages.{kind}").run(
-                planned.step, made.step_dir(planned.name), ALONE, stop
+                planned.spec, made.stage_dir(planned.name), ALONE, stop
             )
     return made
 
 
 def test_another_adapter_begins_on_a_merge_of_the_first(run: RunDir):
-    assert [step.name for step in run.step_dirs()] == ["01-sft", "02-merge", "03-sft", "04-merge"]
-    second = run.step_dir("03-sft")
-    assert second.read_step().start == "02-merge/model"
+    assert [stage_dir.name for stage_dir in run.stage_dirs()] == ["01-sft", "02-merge", "03-sft", "04-merge"]
+    second = run.stage_dir("03-sft")
+    assert second.read_spec().start == "02-merge/model"
     card = json.loads((second.artifact / "artifact.json").read_text())
-    assert card["base"]["path"] == str(run.step_dir("02-merge").model)
+    assert card["base"]["path"] == str(run.stage_dir("02-merge").model)
     assert json.loads((second.artifact / "adapter_config.json").read_text())["r"] == 2
     first, last = (
-        AutoModelForCausalLM.from_pretrained(run.step_dir(name).model).state_dict() for name in ("02-merge", "04-merge")
+        AutoModelForCausalLM.from_pretrained(run.stage_dir(name).model).state_dict()
+        for name in ("02-merge", "04-merge")
     )
     changed = {name for name in first if not torch.equal(first[name], last[name])}
     assert changed

@@ -16,11 +16,11 @@ from tests.trainer.in_process import ALONE, StopAfter, make_data, make_step, tra
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Evaluate
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.answering.examination import set_exam
 from fttrain.answering.likelihood import Row, likelihoods
-from fttrain.distributed.stop_request import Stopped, StopRequest
+from fttrain.distributed.stop_request import StoppedEarly, StopRequest
 from fttrain.distributed.world import World
 from fttrain.stages import evaluate
 from fttrain.tools.chat import load
@@ -30,17 +30,17 @@ METRICS = ["bleu", "token_f1", "perplexity"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_file: Path) -> tuple[Step, StepDir]:
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_file: Path) -> tuple[StageSpec, StageDir]:
     """An SFT stage with 16 rows held out, and its folder."""
     step = make_step(tiny_model, make_data(rows_file, test=16), steps=20, save_every=20)
     return step, train(step, tmp_path_factory.mktemp("run"))
 
 
-def evaluation(trained: tuple[Step, StepDir], **fields: Any) -> tuple[Step, StepDir]:
+def evaluation(trained: tuple[StageSpec, StageDir], **fields: Any) -> tuple[StageSpec, StageDir]:
     """The evaluate stage behind it, and the folder where it is to be."""
     step, folder = trained
     stage = Evaluate(data="rows0", **{"metrics": METRICS, "max_new_tokens": 6, "batch_size": 3, **fields})
-    made = StepDir(folder.path.parent / f"02-evaluate{len(list(folder.path.parent.glob('02-*')))}")
+    made = StageDir(folder.path.parent / f"02-evaluate{len(list(folder.path.parent.glob('02-*')))}")
     made.path.mkdir()
     return msgspec.structs.replace(step, stage=stage, start="01-sft/artifact"), made
 
@@ -50,7 +50,7 @@ def _cache_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def test_the_loss_is_the_one_that_training_found_and_the_base_is_beside_it(trained: tuple[Step, StepDir]) -> None:
+def test_the_loss_is_the_one_that_training_found_and_the_base_is_beside_it(trained: tuple[StageSpec, StageDir]) -> None:
     step, folder = evaluation(trained)
     result = evaluate.run(step, folder, ALONE, NEVER)
     (told,) = [line["eval/loss"] for line in read_jsonl(trained[1].metrics) if "eval/loss" in line]
@@ -107,15 +107,15 @@ def _load_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "load", load_alone)
 
 
-def in_two_ranks(step: Step, folders: Sequence[StepDir], stops: Sequence[StopAfter]) -> list[Any]:
+def in_two_ranks(spec: StageSpec, folders: Sequence[StageDir], stops: Sequence[StopAfter]) -> list[Any]:
     """What each rank's stage returned, or raised."""
     threads, found = Threads(), [None, None]
 
     def work(rank: int) -> None:
         world = RankInThread(rank, 2, rank, 2, torch.device("cpu"), (), threads)
         try:
-            found[rank] = evaluate.run(step, folders[rank], world, cast("StopRequest", stops[rank]))
-        except Stopped as stopped:
+            found[rank] = evaluate.run(spec, folders[rank], world, cast("StopRequest", stops[rank]))
+        except StoppedEarly as stopped:
             found[rank] = stopped
 
     workers = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
@@ -127,7 +127,7 @@ def in_two_ranks(step: Step, folders: Sequence[StepDir], stops: Sequence[StopAft
 
 
 @pytest.mark.usefixtures("_load_one_at_a_time")
-def test_two_ranks_find_what_one_finds(trained: tuple[Step, StepDir]) -> None:
+def test_two_ranks_find_what_one_finds(trained: tuple[StageSpec, StageDir]) -> None:
     step, folder = evaluation(trained, compare=False)
     alone = evaluate.run(step, folder, ALONE, NEVER)
     again = evaluation(trained)[1]
@@ -141,14 +141,14 @@ def test_two_ranks_find_what_one_finds(trained: tuple[Step, StepDir]) -> None:
 
 
 @pytest.mark.usefixtures("_load_one_at_a_time")
-def test_all_ranks_leave_once_one_is_asked_to(trained: tuple[Step, StepDir]) -> None:
+def test_all_ranks_leave_once_one_is_asked_to(trained: tuple[StageSpec, StageDir]) -> None:
     step, folder = evaluation(trained, compare=False)
     found = in_two_ranks(step, [folder, folder], [StopAfter(None), StopAfter(2)])
     assert [str(one) for one in found] == ["stopped after step 0: the test"] * 2
     assert not folder.predictions.exists()
 
 
-def test_answers_are_drawn_with_the_recipes_seed(trained: tuple[Step, StepDir]) -> None:
+def test_answers_are_drawn_with_the_recipes_seed(trained: tuple[StageSpec, StageDir]) -> None:
     answers = []
     for seed in (1, 1, 2):
         step, folder = evaluation(trained, compare=False, metrics=["bleu"], temperature=5.0, resamples=0)
@@ -172,7 +172,9 @@ def test_likelihoods_side_by_side_are_those_one_by_one(tiny_model: Path) -> None
         assert found[place].tokens == int(asked.sum())
 
 
-def test_multiple_choice_is_by_the_likelihood_of_each_choice(trained: tuple[Step, StepDir], tmp_path: Path) -> None:
+def test_multiple_choice_is_by_the_likelihood_of_each_choice(
+    trained: tuple[StageSpec, StageDir], tmp_path: Path
+) -> None:
     rows = tmp_path / "choices.jsonl"
     texts = [{"ask": f"q{at}", "options": {"text": ["red lamp", "x"]}, "label": "AB"[at % 2]} for at in range(6)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
@@ -193,7 +195,7 @@ def test_multiple_choice_is_by_the_likelihood_of_each_choice(trained: tuple[Step
     assert [length for _, length in told] == first.lengths
 
 
-def test_pairs_are_judged_by_likelihood(trained: tuple[Step, StepDir], pairs: Any) -> None:
+def test_pairs_are_judged_by_likelihood(trained: tuple[StageSpec, StageDir], pairs: Any) -> None:
     data = msgspec.structs.replace(pairs, test=5)
     step, folder = evaluation(trained, metrics=["preference_accuracy"])
     result = evaluate.run(msgspec.structs.replace(step, data={"rows0": data}), folder, ALONE, NEVER)
@@ -203,7 +205,7 @@ def test_pairs_are_judged_by_likelihood(trained: tuple[Step, StepDir], pairs: An
     assert result["scores"]["preference_accuracy"] == pytest.approx(20 * sum(right))
 
 
-def test_rows_without_pairs_have_no_preference(trained: tuple[Step, StepDir]) -> None:
+def test_rows_without_pairs_have_no_preference(trained: tuple[StageSpec, StageDir]) -> None:
     step, folder = evaluation(trained, metrics=["preference_accuracy"])
     with pytest.raises(UserError, match="needs pairs of answers"):
         evaluate.run(step, folder, ALONE, NEVER)

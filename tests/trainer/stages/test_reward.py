@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Full, Merge, Reward
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from fttrain.distributed.stop_request import Stopped
+from ftlaunch.run.layout import StageDir
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.merging.merge import find_source, merge
 from fttrain.model import classifier
 from fttrain.tools import chat
 
 
-def lines(step: StepDir, key: str) -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(step.metrics) if key in line]
+def lines(stage_dir: StageDir, key: str) -> list[dict[str, Any]]:
+    return [line for line in read_jsonl(stage_dir.metrics) if key in line]
 
 
 def reward_by_hand(body: Any, head: torch.Tensor, tokenizer: Any, turns: list[dict[str, str]]) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_the_layout_changes_nothing(layout: dict[str, bool], tiny_model: Path, p
 def test_a_stopped_stage_goes_on_as_if_it_had_not_been(tiny_model: Path, pairs: Data, tmp_path: Path) -> None:
     step = make_step(tiny_model, pairs, kind=Reward, save_every=100)
     calm = train(step, tmp_path / "calm")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(step, tmp_path / "stopped", stop_after=3)
     resumed = train(step, tmp_path / "stopped")
     assert [line["loss"] for line in lines(resumed, "loss")] == [line["loss"] for line in lines(calm, "loss")]
@@ -134,9 +134,9 @@ def test_merged_it_is_a_sequence_classifier_with_the_adapter_model_s_rewards(
 ) -> None:
     done = train(make_step(tiny_model, pairs, kind=Reward), tmp_path)
     merged = merge(find_source(done.artifact), tmp_path / "model", Merge())
-    assert merged.likeness.of == "rewards"
-    assert merged.likeness.kl < 1e-9
-    assert merged.likeness.max_logit_difference < 1e-5
+    assert merged.divergence.of == "rewards"
+    assert merged.divergence.kl < 1e-9
+    assert merged.divergence.max_logit_difference < 1e-5
     rater, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")

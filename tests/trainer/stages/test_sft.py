@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.recipe import Full
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 from fttrain.checkpoint.manifest import verify
 from fttrain.data.order import Order
 from fttrain.data.templates import LLAMA2
-from fttrain.distributed.stop_request import Stopped
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.stages.sft import CrossEntropy
 
 SEED = 7
@@ -120,18 +120,18 @@ def recipe_text(tiny_model: Path, rows_file: Path) -> Callable[[str], str]:
 @pytest.fixture(scope="module")
 def two_stages(
     tmp_path_factory: pytest.TempPathFactory, recipe_text: Callable[[str], str], launch: Launch
-) -> tuple[StepDir, StepDir]:
+) -> tuple[StageDir, StageDir]:
     """A finished run of both stages in one process, with deterministic kernels."""
     folder = tmp_path_factory.mktemp("two")
     path = folder / "two.toml"
     path.write_text(recipe_text("deterministic = true" + RECIPE + SECOND_STAGE))
     launch("run", path, "--run-dir", folder / "run")
     run = RunDir(folder / "run")
-    return run.step_dir("01-sft"), run.step_dir("02-sft")
+    return run.stage_dir("01-sft"), run.stage_dir("02-sft")
 
 
-def lines_with(step: StepDir, key: str) -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(step.metrics) if key in line]
+def lines_with(stage_dir: StageDir, key: str) -> list[dict[str, Any]]:
+    return [line for line in read_jsonl(stage_dir.metrics) if key in line]
 
 
 def load(artifact: Path) -> tuple[Any, Any]:
@@ -139,7 +139,7 @@ def load(artifact: Path) -> tuple[Any, Any]:
 
 
 def test_evaluation_is_what_plain_transformers_says(
-    two_stages: tuple[StepDir, StepDir], split: tuple[list[dict[str, str]], list[dict[str, str]]]
+    two_stages: tuple[StageDir, StageDir], split: tuple[list[dict[str, str]], list[dict[str, str]]]
 ):
     step, _ = two_stages
     evaluated = lines_with(step, "eval/loss")
@@ -152,22 +152,22 @@ def test_evaluation_is_what_plain_transformers_says(
 
 
 def test_two_processes_evaluate_and_train_the_same(
-    tmp_path: Path, two_stages: tuple[StepDir, StepDir], recipe_text: Callable[[str], str], launch: Launch
+    tmp_path: Path, two_stages: tuple[StageDir, StageDir], recipe_text: Callable[[str], str], launch: Launch
 ):
     """The last step has 8 rows where a full one has 16, and one process has a row of the 7 held out less."""
     path = tmp_path / "ddp.toml"
     path.write_text(recipe_text(RECIPE))
     ddp = ["parallel.strategy=ddp", "parallel.procs_per_node=2", "stage.sft.micro_batch_size=4"]
     launch("run", path, *(word for setting in ddp for word in ("--set", setting)), "--run-dir", tmp_path / "run")
-    step = RunDir(tmp_path / "run").step_dir("01-sft")
+    stage_dir = RunDir(tmp_path / "run").stage_dir("01-sft")
     for key in ("loss", "grad_norm", "eval/loss", "eval/perplexity", "eval/token_accuracy"):
-        ours, alone = ([line[key] for line in lines_with(one, key)] for one in (step, two_stages[0]))
+        ours, alone = ([line[key] for line in lines_with(one, key)] for one in (stage_dir, two_stages[0]))
         assert ours == pytest.approx(alone, rel=1e-5), key
         assert len(ours) == 3
 
 
 def test_a_second_stage_goes_on_with_the_firsts_adapter(
-    two_stages: tuple[StepDir, StepDir], rows: list[dict[str, str]], adapter: Callable[[StepDir], dict]
+    two_stages: tuple[StageDir, StageDir], rows: list[dict[str, str]], adapter: Callable[[StageDir], dict]
 ):
     first, second = two_stages
     told = by_hand(*load(first.artifact), rows, llama2)
@@ -180,7 +180,7 @@ def test_a_second_stage_goes_on_with_the_firsts_adapter(
     assert not lines_with(second, "eval/loss")
 
 
-def test_an_artifact_carries_the_template_of_its_training(two_stages: tuple[StepDir, StepDir]):
+def test_an_artifact_carries_the_template_of_its_training(two_stages: tuple[StageDir, StageDir]):
     own, llamas = (AutoTokenizer.from_pretrained(step.artifact) for step in two_stages)
     assert own.chat_template == CHATML
     assert llamas.chat_template == LLAMA2
@@ -189,12 +189,12 @@ def test_an_artifact_carries_the_template_of_its_training(two_stages: tuple[Step
 
 
 def test_deterministic_kernels_change_nothing_here(
-    tmp_path: Path, two_stages: tuple[StepDir, StepDir], tiny_model: Path, rows_file: Path
+    tmp_path: Path, two_stages: tuple[StageDir, StageDir], tiny_model: Path, rows_file: Path
 ):
     """The run of the command line asked for them; here is the same without."""
     data = make_data(rows_file, limit=47, test=7)
     step = train(make_step(tiny_model, data, epochs=1.0, batch_size=16, evaluate_every=1), tmp_path)
-    assert two_stages[0].read_step().deterministic
+    assert two_stages[0].read_spec().deterministic
     assert not torch.are_deterministic_algorithms_enabled()
     for key in ("loss", "grad_norm", "eval/loss"):
         ours, theirs = ([line[key] for line in lines_with(one, key)] for one in (step, two_stages[0]))
@@ -230,18 +230,18 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
     monkeypatch.setattr(CrossEntropy, "evaluate", lambda *_: {"eval/loss": next(told)})
     data = make_data(rows_file, test=8)
     spec = make_step(tiny_model, data, steps=8, save_every=3, evaluate_every=1, keep=1)
-    step = StepDir(tmp_path / "01-sft")
+    stage_dir = StageDir(tmp_path / "01-sft")
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(spec, tmp_path, stop_after=5)
-    assert checkpoints(step) == [2, 5]
+    assert checkpoints(stage_dir) == [2, 5]
     train(spec, tmp_path)
-    assert checkpoints(step) == [6, 8]
+    assert checkpoints(stage_dir) == [6, 8]
 
 
-def checkpoints(step: StepDir) -> list[int]:
+def checkpoints(stage_dir: StageDir) -> list[int]:
     """Steps of the checkpoints on disk, which must all be good."""
-    found = sorted(step.checkpoints.iterdir())
+    found = sorted(stage_dir.checkpoints.iterdir())
     assert all(verify(path) is None for path in found)
     return [int(path.name.removeprefix("step-")) for path in found]
 

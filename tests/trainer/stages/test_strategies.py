@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import Launch
 
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 WAYS = {
     "accumulated": ["stage.sft.micro_batch_size=2"],
@@ -44,9 +44,9 @@ def runs(
     return of
 
 
-def mean_gradients(step: StepDir) -> dict[str, torch.Tensor]:
+def mean_gradients(stage_dir: StageDir) -> dict[str, torch.Tensor]:
     """AdamW's first moment, a weighted mean of all (clipped) gradients so far, put together from the newest shards."""
-    folder = max(step.checkpoints.glob("step-*"))
+    folder = max(stage_dir.checkpoints.glob("step-*"))
     parts: dict[str, dict[int, torch.Tensor]] = {}
     for index_file in sorted(folder.glob("rank*.json")):
         tensors = load_file(index_file.with_suffix(".safetensors"))
@@ -59,7 +59,7 @@ def mean_gradients(step: StepDir) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_trains_the_same(way: str, runs: Callable[[str], RunDir], losses: Callable, adapter: Callable):
-    reference, other = runs("single").step_dir("01-sft"), runs(way).step_dir("01-sft")
+    reference, other = runs("single").stage_dir("01-sft"), runs(way).stage_dir("01-sft")
     assert all(norm > 1e-3 for _, norm in losses(reference))
     for (loss, norm), (loss_2, norm_2) in zip(losses(reference), losses(other), strict=True):
         assert loss_2 == pytest.approx(loss, abs=1e-5)
@@ -82,8 +82,8 @@ def test_full_fine_tuning_under_zero3_equals_one_process(
     for name, flags in {"one": [], "zero3": WAYS["zero3"]}.items():
         more = [flag for setting in flags for flag in ("--set", setting)]
         launch("run", path, *full, *more, "--run-dir", tmp_path / name)
-        step = RunDir(tmp_path / name).step_dir("01-sft")
-        found.append((losses(step), load_file(step.artifact / "model.safetensors")))
+        stage_dir = RunDir(tmp_path / name).stage_dir("01-sft")
+        found.append((losses(stage_dir), load_file(stage_dir.artifact / "model.safetensors")))
     (losses_1, weights_1), (losses_3, weights_3) = found
     assert losses_3 == [pytest.approx(pair, abs=1e-5) for pair in losses_1]
     assert weights_1.keys() == weights_3.keys()

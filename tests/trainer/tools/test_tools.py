@@ -73,7 +73,7 @@ def greedy(model: Any, ids: list[int], count: int) -> list[int]:
 
 
 def test_a_run_is_merged_as_its_adapter_folder_is(run: RunDir, merged: Path, tiny_model: Path, launch: Launch):
-    artifact = run.step_dir("01-sft").artifact
+    artifact = run.stage_dir("01-sft").artifact
     plain = run.path.parent / "plain"
     plain.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -101,7 +101,7 @@ def test_a_merge_overwrites_nothing(
 
 
 def test_chat_answers_greedily_with_each_model(run: RunDir, merged: Path, tiny_model: Path, launch: Launch):
-    artifact = run.step_dir("01-sft").artifact
+    artifact = run.stage_dir("01-sft").artifact
     asked = [str(tiny_model), str(run.path), str(merged)]
     said = launch("chat", *asked, "--prompt", PROMPT, "--max-new-tokens", "12").stdout
     first, *answers = said.rstrip("\n").split("\n\n")
@@ -120,7 +120,7 @@ def test_chat_answers_greedily_with_each_model(run: RunDir, merged: Path, tiny_m
 def test_a_run_is_evaluated_beside_its_base(run: RunDir, tiny_model: Path, launch: Launch):
     told = json.loads(launch("eval", run.path, "--max-new-tokens", "8", "--json").stdout)
     assert (told["data"], told["prompts"], told["references"]) == ("rows", 8, 8)
-    assert list(told["models"]) == [str(tiny_model), str(run.step_dir("01-sft").artifact)]
+    assert list(told["models"]) == [str(tiny_model), str(run.stage_dir("01-sft").artifact)]
 
 
 def test_a_model_is_asked_in_its_template(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
@@ -133,9 +133,9 @@ def test_a_model_is_asked_in_its_template(tiny_model: Path, monkeypatch: pytest.
         return generate(**inputs)
 
     monkeypatch.setattr(model, "generate", listen)
-    chat.reply(model, tokenizer, PROMPT, 1)
+    chat.generate(model, tokenizer, PROMPT, 1)
     tokenizer.chat_template = None
-    chat.reply(model, tokenizer, PROMPT, 1)
+    chat.generate(model, tokenizer, PROMPT, 1)
     assert asked == [f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n", PROMPT]
 
 
@@ -170,18 +170,18 @@ def test_a_model_of_the_hub_is_asked_at_its_revision(hub: dict[str, torch.Tensor
     assert torch.equal(logits(chat.load("owner/model")[0]), hub[MAIN])
     assert torch.equal(logits(chat.load(f"owner/model@{PINNED}")[0]), hub[PINNED])
     plain = tmp_path / "plain"  # an adapter of peft's own, and one of a run: both know the base's revision
-    shutil.copytree(run.step_dir("01-sft").artifact, plain)
+    shutil.copytree(run.stage_dir("01-sft").artifact, plain)
     (plain / "artifact.json").unlink()
     config = json.loads((plain / "adapter_config.json").read_text())
     there = {"base_model_name_or_path": "owner/model"}
     (plain / "adapter_config.json").write_text(json.dumps(config | there | {"revision": PINNED}))
     ours = tmp_path / "ours"
-    shutil.copytree(run.step_dir("01-sft").artifact, ours)
+    shutil.copytree(run.stage_dir("01-sft").artifact, ours)
     (ours / "adapter_config.json").write_text(json.dumps(config | there))
     card = json.loads((ours / "artifact.json").read_text())
     card["base"] |= {"path": "owner/model", "revision": PINNED}
     (ours / "artifact.json").write_text(json.dumps(card))
-    expected = logits(chat.load(str(run.step_dir("01-sft").artifact))[0])
+    expected = logits(chat.load(str(run.stage_dir("01-sft").artifact))[0])
     assert torch.equal(logits(chat.load(str(plain))[0]), expected)
     assert torch.equal(logits(chat.load(str(ours))[0]), expected)
 

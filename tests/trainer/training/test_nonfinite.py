@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from fttrain.distributed.stop_request import Stopped
+from ftlaunch.run.layout import StageDir
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.stages.sft import CrossEntropy
 
 BAD = 4
@@ -53,35 +53,35 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return act
 
 
-def lines(step: StepDir) -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(step.metrics) if "loss" in line]
+def lines(stage_dir: StageDir) -> list[dict[str, Any]]:
+    return [line for line in read_jsonl(stage_dir.metrics) if "loss" in line]
 
 
-def weights(step: StepDir) -> dict[str, Tensor]:
-    return load_file(step.artifact / "adapter_model.safetensors")
+def weights(stage_dir: StageDir) -> dict[str, Tensor]:
+    return load_file(stage_dir.artifact / "adapter_model.safetensors")
 
 
 @pytest.fixture
-def start(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., StepDir]:
+def start(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., StageDir]:
     """Trains six steps of one forward pass each, with a checkpoint at steps 2, 4 and 6."""
     return lambda **stage: train(make_step(tiny_model, make_data(rows_file), **stage), tmp_path)
 
 
 @pytest.mark.parametrize("how", SPOIL)
 def test_by_default_training_stops_and_names_the_rows(
-    how: str, spoil: Callable[..., None], start: Callable[..., StepDir], tmp_path: Path, rows_file: Path
+    how: str, spoil: Callable[..., None], start: Callable[..., StageDir], tmp_path: Path, rows_file: Path
 ):
     spoil(how, BAD)
     with pytest.raises(UserError, match=f"step {BAD}: the {how} is n.*{rows_file.name}: '.*did not step") as caught:
         start()
     assert "on_nonfinite" in caught.value.remedy
-    step = StepDir(tmp_path / "01-sft")
-    assert len(lines(step)) == BAD - 1
-    assert [path.name for path in step.checkpoints.glob("step-*")] == ["step-00000002"]
+    stage_dir = StageDir(tmp_path / "01-sft")
+    assert len(lines(stage_dir)) == BAD - 1
+    assert [path.name for path in stage_dir.checkpoints.glob("step-*")] == ["step-00000002"]
 
 
 @pytest.mark.parametrize("how", SPOIL)
-def test_a_skipped_step_moves_nothing(how: str, spoil: Callable[..., None], start: Callable[..., StepDir]):
+def test_a_skipped_step_moves_nothing(how: str, spoil: Callable[..., None], start: Callable[..., StageDir]):
     spoil(how, 5, 6)
     step = start(on_nonfinite="skip")
     for line in lines(step)[-2:]:
@@ -99,7 +99,7 @@ def test_after_a_skipped_step_a_resumed_run_is_the_same(
     spoil("loss", 2)
     calm = train(spec, tmp_path / "calm")
     spoil("loss", 2)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedEarly):
         train(spec, tmp_path / "stopped", stop_after=3)
     resumed = train(spec, tmp_path / "stopped")
     ours, theirs = weights(resumed), weights(calm)
@@ -107,7 +107,7 @@ def test_after_a_skipped_step_a_resumed_run_is_the_same(
 
 
 def test_rewinding_takes_the_newest_checkpoint_and_leaves_the_steps_since_out(
-    spoil: Callable[..., None], start: Callable[..., StepDir]
+    spoil: Callable[..., None], start: Callable[..., StageDir]
 ):
     spoil("loss", 6)
     step = start(on_nonfinite="rewind")
@@ -116,13 +116,13 @@ def test_rewinding_takes_the_newest_checkpoint_and_leaves_the_steps_since_out(
     assert all(torch.equal(four[name], six[name]) for name in four if not name.startswith("rng|"))
 
 
-def test_there_must_be_something_to_rewind_to(spoil: Callable[..., None], start: Callable[..., StepDir]):
+def test_there_must_be_something_to_rewind_to(spoil: Callable[..., None], start: Callable[..., StageDir]):
     spoil("loss", 1)
     with pytest.raises(UserError, match="there is no checkpoint to go back to"):
         start(on_nonfinite="rewind")
 
 
-def test_nothing_but_bad_steps_is_no_training(spoil: Callable[..., None], start: Callable[..., StepDir]):
+def test_nothing_but_bad_steps_is_no_training(spoil: Callable[..., None], start: Callable[..., StageDir]):
     spoil("loss", *range(1, 20))
     with pytest.raises(UserError, match="11 steps in a row"):
         start(on_nonfinite="skip", steps=14)

@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 mo
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Dpo
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 ROWS = [("what is red", "a lamp and a kettle"), ("say", "no"), ("who was it that came", "the cook with a hat")]
 
@@ -99,7 +99,7 @@ def saved(kind: type[LlamaConfig], folder: Path) -> Path:
     return folder
 
 
-def trained(model: Path, folder: Path, *, kind: str = "sft", **fields: Any) -> tuple[dict[str, Any], StepDir]:
+def trained(model: Path, folder: Path, *, kind: str = "sft", **fields: Any) -> tuple[dict[str, Any], StageDir]:
     rows, pairs = folder / "rows.jsonl", folder / "pairs.jsonl"
     rows.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in ROWS))
     pairs.write_text("".join(json.dumps({"prompt": q, "chosen": a, "rejected": "rain"}) + "\n" for q, a in ROWS))
@@ -112,7 +112,7 @@ def trained(model: Path, folder: Path, *, kind: str = "sft", **fields: Any) -> t
     return json.loads(done.result.read_text())["probe"], done
 
 
-def losses(done: StepDir) -> list[float]:
+def losses(done: StageDir) -> list[float]:
     return [line["loss"] for line in read_jsonl(done.metrics) if "loss" in line]
 
 

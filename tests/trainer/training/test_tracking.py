@@ -13,31 +13,31 @@ from tests.trainer.in_process import make_data, make_step, train
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Track
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import StageDir
+from ftlaunch.run.spec import StageSpec
 from fttrain.training import tracking
 from fttrain.training.tracking import Trackers, named, require_installed
 
 
 @pytest.fixture
-def step(tiny_model: Path, rows_file: Path) -> Step:
+def step(tiny_model: Path, rows_file: Path) -> StageSpec:
     made = make_step(tiny_model, make_data(rows_file, test=8), evaluate_every=3)
     return msgspec.structs.replace(made, track=Track(to=["tensorboard"]))
 
 
-def scalars(folder: StepDir) -> dict[str, list[tuple[int, float]]]:
+def scalars(folder: StageDir) -> dict[str, list[tuple[int, float]]]:
     """Everything that TensorBoard shows of a stage: by name, each step with its value."""
     reader = EventAccumulator(str(folder.path.parent / "track" / "tensorboard" / folder.name))
     reader.Reload()
     return {tag: [(one.step, one.value) for one in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
 
-def lines(folder: StepDir, key: str) -> list[tuple[int, float]]:
+def lines(folder: StageDir, key: str) -> list[tuple[int, float]]:
     return [(line["step"], pytest.approx(line[key])) for line in read_jsonl(folder.metrics) if key in line]
 
 
-def test_a_run_that_was_killed_and_resumed_has_each_step_once(step: Step, tmp_path: Path) -> None:
-    folder = train(step, tmp_path)
+def test_a_run_that_was_killed_and_resumed_has_each_step_once(spec: StageSpec, tmp_path: Path) -> None:
+    folder = train(spec, tmp_path)
     whole = scalars(folder)
     assert whole["train/loss"] == lines(folder, "loss")
     assert whole["eval/loss"] == lines(folder, "eval/loss")
@@ -47,17 +47,17 @@ def test_a_run_that_was_killed_and_resumed_has_each_step_once(step: Step, tmp_pa
     folder.result.unlink()
     for checkpoint in ("step-00000004", "step-00000006"):
         shutil.rmtree(folder.checkpoints / checkpoint)
-    again = train(step, tmp_path)
+    again = train(spec, tmp_path)
     assert scalars(again)["train/loss"] == whole["train/loss"]
     assert scalars(again)["eval/loss"] == whole["eval/loss"]
 
 
-def test_what_never_reached_the_disk_is_written_when_the_stage_goes_on(step: Step, tmp_path: Path) -> None:
-    folder = train(step, tmp_path)
+def test_what_never_reached_the_disk_is_written_when_the_stage_goes_on(spec: StageSpec, tmp_path: Path) -> None:
+    folder = train(spec, tmp_path)
     shutil.rmtree(tmp_path / "track")
     folder.result.unlink()
     shutil.rmtree(folder.checkpoints / "step-00000006")
-    train(step, tmp_path)
+    train(spec, tmp_path)
     assert [at for at, _ in scalars(folder)["train/loss"]] == [1, 2, 3, 4, 5, 6]
 
 
@@ -88,14 +88,16 @@ def line(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "steps": 9, "loss": 1.0 / step, "time": 1.0, **more}
 
 
-def write(folder: StepDir, *every: dict[str, Any]) -> None:
+def write(folder: StageDir, *every: dict[str, Any]) -> None:
     folder.path.mkdir(exist_ok=True, parents=True)
     folder.metrics.write_text("".join(json.dumps(one) + "\n" for one in every))
 
 
-def test_a_server_is_sent_no_step_twice_and_none_is_missing(step: Step, tmp_path: Path, server: Remembering) -> None:
-    wanted = msgspec.structs.replace(step, track=Track(to=["wandb"]))
-    folder = StepDir(tmp_path / "01-sft")
+def test_a_server_is_sent_no_step_twice_and_none_is_missing(
+    spec: StageSpec, tmp_path: Path, server: Remembering
+) -> None:
+    wanted = msgspec.structs.replace(spec, track=Track(to=["wandb"]))
+    folder = StageDir(tmp_path / "01-sft")
     write(folder)
     first = Trackers(wanted, folder, is_main=True)
     for at in (1, 2, 3):
@@ -120,21 +122,21 @@ def test_a_server_is_sent_no_step_twice_and_none_is_missing(step: Step, tmp_path
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(
-    step: Step, tmp_path: Path, server: Remembering, caplog: pytest.LogCaptureFixture
+    spec: StageSpec, tmp_path: Path, server: Remembering, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = StepDir(tmp_path / "01-sft")
+    folder = StageDir(tmp_path / "01-sft")
     write(folder)
     server.fails_at = 2
-    trackers = Trackers(step, folder, is_main=True)
+    trackers = Trackers(spec, folder, is_main=True)
     for at in (1, 2, 3):
         trackers.log(line(at))
     assert [at for at, _ in server.told] == [1]
     assert "tensorboard is left out from step 2 on: the network is gone" in caplog.text
 
 
-def test_other_ranks_and_runs_without_trackers_open_none(step: Step, tmp_path: Path) -> None:
-    for wanted, is_main in ((step, False), (msgspec.structs.replace(step, track=Track()), True)):
-        Trackers(wanted, StepDir(tmp_path / "01-sft"), is_main=is_main).log(line(1))
+def test_other_ranks_and_runs_without_trackers_open_none(spec: StageSpec, tmp_path: Path) -> None:
+    for wanted, is_main in ((spec, False), (msgspec.structs.replace(spec, track=Track()), True)):
+        Trackers(wanted, StageDir(tmp_path / "01-sft"), is_main=is_main).log(line(1))
     assert not list(tmp_path.rglob("*"))
 
 
@@ -158,11 +160,11 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything_is_loaded(monke
 
 
 def test_a_tracker_that_cannot_start_is_a_users_error(
-    step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: StageSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("no API key")
 
     monkeypatch.setattr(tracking, "_open", refuse)
     with pytest.raises(UserError, match="tensorboard cannot be started: no API key"):
-        Trackers(step, StepDir(tmp_path / "01-sft"), is_main=True)
+        Trackers(spec, StageDir(tmp_path / "01-sft"), is_main=True)

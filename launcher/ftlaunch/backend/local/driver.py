@@ -11,11 +11,11 @@ from ftlaunch.backend import supervisor, watchdog
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.backend.watchdog import HangWatch
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe_failure
-from ftlaunch.processes.signals import Interrupts
+from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import Attempt, RunDir, StepDir
+from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.watch import runs
 from ftlaunch.watch.display import Display
@@ -24,7 +24,7 @@ from ftlaunch.watch.progress import MetricsTail, duration
 
 def refuse_several_nodes(plan: Plan) -> None:
     """UserError where a plan asks for more than this machine."""
-    nodes = max(step.step.parallel.nodes for step in plan.steps)
+    nodes = max(planned.spec.parallel.nodes for planned in plan.stages)
     if nodes > 1:
         raise UserError(
             f"the recipe asks for {nodes} nodes, and this is one machine",
@@ -32,15 +32,15 @@ def refuse_several_nodes(plan: Plan) -> None:
         )
 
 
-def drive(run: RunDir, display: Display, interrupts: Interrupts | None = None) -> int:
+def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) -> int:
     """Run the unfinished stages and return the exit code. The caller holds the run's lock.
 
     `interrupts` is the caller's where it listens already. UserError where something to be mended keeps a stage from
     starting.
     """
     plan = runs.read_plan(run)
-    unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
-    with nullcontext(interrupts) if interrupts else Interrupts() as heard:
+    unfinished = [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]
+    with nullcontext(interrupts) if interrupts else StopSignals() as heard:
         driver = _Driver(run, display, heard)
         for planned in unfinished:
             if (code := driver.run_stage(planned)) != DONE:
@@ -52,50 +52,50 @@ def drive(run: RunDir, display: Display, interrupts: Interrupts | None = None) -
 class _Driver:
     run: RunDir
     display: Display
-    interrupts: Interrupts
+    interrupts: StopSignals
 
-    def run_stage(self, planned: PlannedStep) -> int:
+    def run_stage(self, planned: PlannedStage) -> int:
         """See one stage from its start to its end; the exit code says which end."""
-        step = self.run.step_dir(planned.name)
+        stage_dir = self.run.stage_dir(planned.name)
         if self._is_asked_to_stop():
-            return self._stopped(step, "not started, as asked")
+            return self._stopped(stage_dir, "not started, as asked")
         variables = supervisor.environment(planned)
         write_files(self.run, planned)
-        attempt = step.new_attempt()
-        count = planned.step.world_size
-        self.display.say(f"{step.name}  attempt {attempt.number}, {count} process{'es' if count > 1 else ''}")
+        attempt = stage_dir.new_attempt()
+        count = planned.spec.world_size
+        self.display.say(f"{stage_dir.name}  attempt {attempt.number}, {count} process{'es' if count > 1 else ''}")
         began = time.time()
-        metrics = MetricsTail(step.metrics, since=began)
-        with self.display.stage(step.name):
+        metrics = MetricsTail(stage_dir.metrics, since=began)
+        with self.display.stage(stage_dir.name):
             ranks = range(count)
-            watch = HangWatch(step, math.inf, partial(watchdog.one_holds_up_others, attempt, ranks))
-            poll = _Poll(self, step, metrics, attempt, watch, ranks)
-            outcome = supervisor.run_attempt(planned, step, attempt, variables, poll)
+            watch = HangWatch(stage_dir, math.inf, partial(watchdog.one_holds_up_others, attempt, ranks))
+            poll = _Poll(self, stage_dir, metrics, attempt, watch, ranks)
+            outcome = supervisor.run_attempt(planned, stage_dir, attempt, variables, poll)
             self.display.show(metrics.read())
-        return self._report(step, outcome, duration(time.time() - began))
+        return self._report(stage_dir, outcome, duration(time.time() - began))
 
     def _is_asked_to_stop(self) -> bool:
         """By a signal, or by a stop file: the lock's taker has removed those from before."""
-        return self.interrupts.wish != "go on" or any(step.stop.exists() for step in self.run.step_dirs())
+        return self.interrupts.wish != "go on" or any(stage_dir.stop.exists() for stage_dir in self.run.stage_dirs())
 
-    def _report(self, step: StepDir, outcome: Outcome | None, took: str) -> int:
+    def _report(self, stage_dir: StageDir, outcome: Outcome | None, took: str) -> int:
         """Say how a stage ended, and return the exit code for it."""
         match outcome:
             case Done():
-                self.display.say(f"{step.name}  done in {took}")
+                self.display.say(f"{stage_dir.name}  done in {took}")
                 return DONE
             case Failure():
-                self.display.say(f"{step.name}  failed after {took}\n{describe_failure(outcome)}")
+                self.display.say(f"{stage_dir.name}  failed after {took}\n{describe_failure(outcome)}")
                 if not outcome.user_error:
                     self.display.say(f"  in full: ftlaunch logs {self.run.path} --first-error")
                 return BAD_INPUT if outcome.user_error else STAGE_FAILED
             case Stopped():
-                return self._stopped(step, f"saved and stopped after {took}")
+                return self._stopped(stage_dir, f"saved and stopped after {took}")
             case None:
-                return self._stopped(step, f"killed after {took}; what was not saved is lost")
+                return self._stopped(stage_dir, f"killed after {took}; what was not saved is lost")
 
-    def _stopped(self, step: StepDir, how: str) -> int:
-        self.display.say(f"{step.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
+    def _stopped(self, stage_dir: StageDir, how: str) -> int:
+        self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
         return self.interrupts.exit_code
 
 
@@ -104,7 +104,7 @@ class _Poll:
     """What is done all along while a stage runs: show its metrics, pass on what signals ask for, notice a hang."""
 
     driver: _Driver
-    step: StepDir
+    stage_dir: StageDir
     metrics: MetricsTail
     attempt: Attempt
     watch: HangWatch
@@ -114,14 +114,14 @@ class _Poll:
     def __call__(self) -> supervisor.Order:
         interrupts = self.driver.interrupts
         self.driver.display.show(self.metrics.read())
-        if preparing := read_preparing(self.step.preparing):
+        if preparing := read_preparing(self.stage_dir.preparing):
             self.driver.display.prepare(preparing.describe())
-        if interrupts.wish == "stop" and not self.step.stop.exists():
-            self.step.stop.touch()
-        if not self.has_said and self.step.stop.exists():
+        if interrupts.wish == "stop" and not self.stage_dir.stop.exists():
+            self.stage_dir.stop.touch()
+        if not self.has_said and self.stage_dir.stop.exists():
             self.has_said = True
             again = "; Ctrl-C again to kill" if interrupts.by_keyboard else ""
-            self.driver.display.say(f"{self.step.name}  saving and stopping{again}")
+            self.driver.display.say(f"{self.stage_dir.name}  saving and stopping{again}")
         if silent := self.watch.seconds_without_step():
             states = watchdog.interrogate(self.attempt, socket.gethostname(), self.ranks)
             write_json(self.attempt.error, watchdog.failure(self.attempt, silent, states))

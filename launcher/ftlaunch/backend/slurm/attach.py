@@ -14,13 +14,13 @@ def command(run: RunDir, rank: int, words: list[str], *, terminal: bool) -> list
 
     UserError where no job of the run works, or where it has no such rank.
     """
-    step = next((step for step in run.step_dirs() if not step.result.exists()), None)
+    step = next((stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()), None)
     attempts = step.all_attempts() if step else []
     made_by = read_made_by(attempts[-1]) if attempts else None
     alive = {id for id, entry in queue.read_queue(run).items() if entry.state == "RUNNING"}
     if step is None or made_by is None or made_by.job not in alive:
         raise UserError(f"no job of {run.path.name} trains", f"see how it stands: ftlaunch status {run.path}")
-    parallel = step.read_step().parallel
+    parallel = step.read_spec().parallel
     process = attempts[-1].on_node(rank // parallel.procs_per_node).process
     if not 0 <= rank < parallel.nodes * parallel.procs_per_node or not process.exists():
         raise UserError(

@@ -14,16 +14,16 @@ def ask_to_stop(run: RunDir) -> str | None:
 
     Says why where the queue cannot be reached: then they leave as soon as they start.
     """
-    step = next(step for step in run.step_dirs() if not step.result.exists())
+    step = next(stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists())
     write_atomic(step.stop, STOP)
     return _end(run, lambda entry: entry.state == "PENDING")
 
 
 def cancel(run: RunDir) -> str | None:
     """End the run's jobs at once, those that wait behind included. Says why where the queue cannot be reached."""
-    for step in run.step_dirs():
-        if not step.result.exists():
-            write_atomic(step.stop, CANCEL)
+    for stage_dir in run.stage_dirs():
+        if not stage_dir.result.exists():
+            write_atomic(stage_dir.stop, CANCEL)
     return _end(run, lambda entry: entry.alive)
 
 

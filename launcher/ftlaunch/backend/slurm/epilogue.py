@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ftlaunch.backend.slurm.stage_job import conclude_cut_off
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 if __name__ == "__main__":
-    conclude_cut_off(StepDir(Path(sys.argv[1])), int(sys.argv[2]))
+    conclude_cut_off(StageDir(Path(sys.argv[1])), int(sys.argv[2]))

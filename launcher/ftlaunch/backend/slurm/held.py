@@ -17,15 +17,15 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.backend.slurm.messages import read_made_by
-from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes.outcome import Done, Failure, Stopped, describe_failure, read_outcome
-from ftlaunch.processes.signals import Interrupts
+from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import last_lines, write_atomic, write_json
-from ftlaunch.run.layout import CANCEL, STOP, Attempt, RunDir, StepDir
+from ftlaunch.run.layout import CANCEL, STOP, Attempt, RunDir, StageDir
 from ftlaunch.watch import runs
 from ftlaunch.watch.display import Display
 from ftlaunch.watch.progress import MetricsTail, duration
@@ -63,7 +63,7 @@ def allocation() -> Allocation | None:
 
 def is_for(plan: Plan) -> Allocation | None:
     """The allocation that a plan is to run in, None where this machine will do. UserError where it holds too little."""
-    nodes = max(step.step.parallel.nodes for step in plan.steps)
+    nodes = max(planned.spec.parallel.nodes for planned in plan.stages)
     held = allocation()
     if held is None or (nodes == 1 and socket.gethostname().partition(".")[0] in held.nodes):
         return None
@@ -84,7 +84,7 @@ def claim(run: RunDir, plan: Plan) -> None:
     write_json(run.environment, dict[str, str]())  # the tasks have all of this process's
 
 
-def drive(run: RunDir, display: Display, interrupts: Interrupts | None = None) -> int:
+def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) -> int:
     """Run the unfinished stages and return the exit code. The caller holds the run's lock."""
     plan = runs.read_plan(run)
     held = is_for(plan)
@@ -92,10 +92,10 @@ def drive(run: RunDir, display: Display, interrupts: Interrupts | None = None) -
         raise UserError(f"{run.path.name} runs on nodes that you hold, and here you hold none", "resume it in salloc")
     display.say(f"on nodes that you hold: {held}")
     _await_end_of_steps(run, display)
-    with nullcontext(interrupts) if interrupts else Interrupts() as heard:
+    with nullcontext(interrupts) if interrupts else StopSignals() as heard:
         driver = _Driver(run, display, heard, held)
-        for planned in plan.steps:
-            if not run.step_dir(planned.name).result.exists() and (code := driver.run_stage(planned)) != DONE:
+        for planned in plan.stages:
+            if not run.stage_dir(planned.name).result.exists() and (code := driver.run_stage(planned)) != DONE:
                 return code
     return DONE
 
@@ -105,7 +105,7 @@ def _await_end_of_steps(run: RunDir, display: Display) -> None:
 
     UserError where it goes on, or where SLURM does not tell.
     """
-    newest = [attempts[-1] for step in run.step_dirs() if (attempts := step.all_attempts())]
+    newest = [attempts[-1] for stage_dir in run.stage_dirs() if (attempts := stage_dir.all_attempts())]
     made_by = [read_made_by(one) for one in newest if not one.ended.exists()]
     for job in [one.job for one in made_by if one is not None and "." in one.job]:
         deadline = time.monotonic() + GONE_SECONDS
@@ -120,31 +120,31 @@ def _await_end_of_steps(run: RunDir, display: Display) -> None:
 class _Driver:
     run: RunDir
     display: Display
-    interrupts: Interrupts
+    interrupts: StopSignals
     held: Allocation
 
-    def run_stage(self, planned: PlannedStep) -> int:
+    def run_stage(self, planned: PlannedStage) -> int:
         """See one stage from its start to its end, on other nodes where some are lost; the exit code says which end."""
-        step = self.run.step_dir(planned.name)
+        stage_dir = self.run.stage_dir(planned.name)
         write_files(self.run, planned)
-        step.jobs.mkdir(mode=0o700, exist_ok=True)
-        count, lost, began = planned.step.parallel.nodes, set[str](), time.time()
+        stage_dir.jobs.mkdir(mode=0o700, exist_ok=True)
+        count, lost, began = planned.spec.parallel.nodes, set[str](), time.time()
         while True:
             if self.interrupts.wish != "go on":
-                return self._stopped(step, "not started, as asked")
+                return self._stopped(stage_dir, "not started, as asked")
             nodes = [name for name in self.held.nodes if name not in lost][:count]
             if len(nodes) < count:
-                self.display.say(f"{step.name}  {', '.join(sorted(lost))} lost, and {count} nodes are needed")
+                self.display.say(f"{stage_dir.name}  {', '.join(sorted(lost))} lost, and {count} nodes are needed")
                 return STAGE_FAILED
-            before = len(step.all_attempts())
-            log = step.jobs / f"held-{self.held.job}-{before + 1}.log"
-            self._srun(planned, step, nodes, log)
-            ended = _ended(step, before)
+            before = len(stage_dir.all_attempts())
+            log = stage_dir.jobs / f"held-{self.held.job}-{before + 1}.log"
+            self._srun(planned, stage_dir, nodes, log)
+            ended = _ended(stage_dir, before)
             if ended is None or ended.cause != "failed" or not ended.restarted or not ended.lost:
-                return self._report(step, before, ended, log, duration(time.time() - began))
+                return self._report(stage_dir, before, ended, log, duration(time.time() - began))
             lost |= {*ended.lost}
 
-    def _srun(self, planned: PlannedStep, step: StepDir, nodes: list[str], log: Path) -> None:
+    def _srun(self, planned: PlannedStage, stage_dir: StageDir, nodes: list[str], log: Path) -> None:
         where = [
             f"--nodes={len(nodes)}",
             f"--ntasks={len(nodes)}",
@@ -152,10 +152,10 @@ class _Driver:
             f"--nodelist={','.join(nodes)}",
         ]
         how = ["--overlap", f"--cpus-per-task={self.held.cpus}", "--kill-on-bad-exit=1", "--wait=60", "--export=ALL"]
-        python = [sys.executable, "-u", "-P", "-m", "ftlaunch.backend.slurm.held_task", str(step.path)]
-        metrics = MetricsTail(step.metrics, since=time.time())
-        self.display.say(f"{step.name}  {planned.step.world_size} processes on {', '.join(nodes)}")
-        with log.open("wb") as file, self.display.stage(step.name):
+        python = [sys.executable, "-u", "-P", "-m", "ftlaunch.backend.slurm.held_task", str(stage_dir.path)]
+        metrics = MetricsTail(stage_dir.metrics, since=time.time())
+        self.display.say(f"{stage_dir.name}  {planned.spec.world_size} processes on {', '.join(nodes)}")
+        with log.open("wb") as file, self.display.stage(stage_dir.name):
             process = subprocess.Popen(
                 ["srun", *where, *how, *python],
                 cwd=self.run.path,
@@ -165,52 +165,52 @@ class _Driver:
                 start_new_session=True,  # a Ctrl-C in the terminal is the driver's to answer
                 preexec_fn=_end_with_parent,
             )
-            self._attend(process, step, metrics)
+            self._attend(process, stage_dir, metrics)
 
-    def _attend(self, process: subprocess.Popen[bytes], step: StepDir, metrics: MetricsTail) -> None:
+    def _attend(self, process: subprocess.Popen[bytes], stage_dir: StageDir, metrics: MetricsTail) -> None:
         killed: float | None = None
         while process.poll() is None:
             self.display.show(metrics.read())
-            if self.interrupts.wish == "stop" and not step.stop.exists():
-                write_atomic(step.stop, STOP)
-                self.display.say(f"{step.name}  saving and stopping")
+            if self.interrupts.wish == "stop" and not stage_dir.stop.exists():
+                write_atomic(stage_dir.stop, STOP)
+                self.display.say(f"{stage_dir.name}  saving and stopping")
             if self.interrupts.wish == "kill" and killed is None:
                 killed = time.monotonic()
-                write_atomic(step.stop, CANCEL)
+                write_atomic(stage_dir.stop, CANCEL)
             if killed is not None and time.monotonic() - killed > KILL_SECONDS:
                 process.kill()
             time.sleep(POLL_SECONDS)
         self.display.show(metrics.read())
 
-    def _report(self, step: StepDir, before: int, ended: Ended | None, log: Path, took: str) -> int:
-        attempts = step.all_attempts()
-        match read_outcome(step, attempts[-1]) if len(attempts) > before or step.result.exists() else None:
+    def _report(self, stage_dir: StageDir, before: int, ended: AttemptRecord | None, log: Path, took: str) -> int:
+        attempts = stage_dir.all_attempts()
+        match read_outcome(stage_dir, attempts[-1]) if len(attempts) > before or stage_dir.result.exists() else None:
             case Done():
-                self.display.say(f"{step.name}  done in {took}")
+                self.display.say(f"{stage_dir.name}  done in {took}")
                 return DONE
             case Failure() as failure:
-                self.display.say(f"{step.name}  failed after {took}\n{describe_failure(failure)}")
+                self.display.say(f"{stage_dir.name}  failed after {took}\n{describe_failure(failure)}")
                 return BAD_INPUT if failure.user_error else STAGE_FAILED
             case Stopped():
-                return self._stopped(step, f"saved and stopped after {took}")
+                return self._stopped(stage_dir, f"saved and stopped after {took}")
             case None if ended is not None:
-                return self._stopped(step, f"{ended.cause} after {took}: {ended.reason}")
+                return self._stopped(stage_dir, f"{ended.cause} after {took}: {ended.reason}")
             case None:
                 said = last_lines(log, 8)
-                self.display.say(f"{step.name}  its tasks left without a word after {took}\n{said}\n  log: {log}")
+                self.display.say(f"{stage_dir.name}  its tasks left without a word after {took}\n{said}\n  log: {log}")
                 return STAGE_FAILED
 
-    def _stopped(self, step: StepDir, how: str) -> int:
-        self.display.say(f"{step.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
+    def _stopped(self, stage_dir: StageDir, how: str) -> int:
+        self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
         return self.interrupts.exit_code if self.interrupts.wish != "go on" else STOPPED
 
 
-def _ended(step: StepDir, before: int) -> Ended | None:
+def _ended(stage_dir: StageDir, before: int) -> AttemptRecord | None:
     """How the newest attempt ended that was made after so many; None where none could say so."""
-    attempts: list[Attempt] = step.all_attempts()[before:]
+    attempts: list[Attempt] = stage_dir.all_attempts()[before:]
     if not attempts or not attempts[-1].ended.exists():
         return None
-    return msgspec.json.decode(attempts[-1].ended.read_bytes(), type=Ended)
+    return msgspec.json.decode(attempts[-1].ended.read_bytes(), type=AttemptRecord)
 
 
 def _end_with_parent() -> None:

@@ -9,10 +9,10 @@ import msgspec
 
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.node_task import NodeTask, run_task
-from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.processes.signals import Warnings
-from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.processes.signals import PreemptionSignals
+from ftlaunch.run.layout import Attempt, StageDir
 
 STEP_STRIDE = 97
 """Neighbouring steps of a job are so many jobs apart where ports are chosen."""
@@ -47,11 +47,11 @@ class HeldTask(NodeTask):
     def _submit_rest(self) -> None:
         """There is nothing to submit."""
 
-    def _go_back(self, attempt: Attempt, ended: Ended) -> Ended:  # noqa: ARG002 (there is no queue to go back to)
+    def _go_back(self, attempt: Attempt, ended: AttemptRecord) -> AttemptRecord:  # noqa: ARG002 (there is no queue to go back to)
         return ended
 
 
 if __name__ == "__main__":
     # Of the nodes that are held, a stage may be given some.
     os.environ["SLURM_JOB_NODELIST"] = os.environ["SLURM_STEP_NODELIST"]
-    run_task(HeldTask(StepDir(Path(sys.argv[1])), Warnings()))
+    run_task(HeldTask(StageDir(Path(sys.argv[1])), PreemptionSignals()))

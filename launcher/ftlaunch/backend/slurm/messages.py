@@ -8,7 +8,7 @@ from msgspec import Struct
 from ftlaunch.backend.watchdog import RankState
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import Attempt, StepDir
+from ftlaunch.run.layout import Attempt, StageDir
 
 
 class MadeBy(Struct, frozen=True, kw_only=True):
@@ -19,7 +19,7 @@ class MadeBy(Struct, frozen=True, kw_only=True):
     """SLURM's own count of how often the job was put back into the queue."""
 
 
-class Start(Struct, frozen=True, kw_only=True):
+class HeadNotice(Struct, frozen=True, kw_only=True):
     """The first node's word to the others."""
 
     attempt: int | None
@@ -28,7 +28,7 @@ class Start(Struct, frozen=True, kw_only=True):
     port: int | None = None
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
+class NodeReport(Struct, frozen=True, kw_only=True):
     """How the processes of one node ended."""
 
     exit_code: int
@@ -38,17 +38,17 @@ class Verdict(Struct, frozen=True, kw_only=True):
     """What its ranks were at, where the attempt was found to hang."""
 
 
-def start_file(step: StepDir, made_by: MadeBy, number: int) -> Path:
+def start_file(stage_dir: StageDir, made_by: MadeBy, number: int) -> Path:
     """Where a job's first node says what the others are to do, counted from 0 over the starts inside the job."""
-    return step.jobs / f"{made_by.job}.{made_by.restart}.{number}.json"
+    return stage_dir.jobs / f"{made_by.job}.{made_by.restart}.{number}.json"
 
 
-def tell(file: Path, start: Start) -> None:
+def tell(file: Path, start: HeadNotice) -> None:
     write_json(file, start)
 
 
-def read_start(file: Path) -> Start:
-    return msgspec.json.decode(file.read_bytes(), type=Start)
+def read_start(file: Path) -> HeadNotice:
+    return msgspec.json.decode(file.read_bytes(), type=HeadNotice)
 
 
 def read_made_by(attempt: Attempt) -> MadeBy | None:
@@ -58,7 +58,7 @@ def read_made_by(attempt: Attempt) -> MadeBy | None:
     return msgspec.json.decode(attempt.made_by.read_bytes(), type=MadeBy)
 
 
-def read_verdict(attempt: Attempt, node: int) -> Verdict | None:
+def read_verdict(attempt: Attempt, node: int) -> NodeReport | None:
     """None where the node has not said how its processes ended."""
     file = attempt.verdict(node)
-    return msgspec.json.decode(file.read_bytes(), type=Verdict) if file.exists() else None
+    return msgspec.json.decode(file.read_bytes(), type=NodeReport) if file.exists() else None

@@ -13,12 +13,12 @@ from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Entry, Job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft, Stage
 from ftlaunch.run import snapshot
 from ftlaunch.run.files import sync_folder, write_atomic, write_json
-from ftlaunch.run.layout import RunDir, StepDir
-from ftlaunch.run.spec import Step
+from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch import jobs
 
 STAGE = "01-sft"
@@ -35,19 +35,19 @@ class NodeJob:
         self.nodes = nodes
         self.stage = stage or Sft(data="none")
         self.id: str | None = None
-        self.step.jobs.mkdir(parents=True)
+        self.stage_dir.jobs.mkdir(parents=True)
         write_json(self.run_dir.plan, self.plan)
         write_json(self.run_dir.cluster, cluster)
         snapshot.take_packages(self.run_dir)
 
     @property
-    def step(self) -> StepDir:
-        return self.run_dir.step_dir(STAGE)
+    def stage_dir(self) -> StageDir:
+        return self.run_dir.stage_dir(STAGE)
 
     @cached_property
     def plan(self) -> Plan:
         recipe = Recipe(name="ftlaunch", model=Model(path="none"), stage=[self.stage])
-        step = Step(
+        spec = StageSpec(
             name=recipe.name,
             stage=recipe.stage[0],
             model=recipe.model,
@@ -60,15 +60,15 @@ class NodeJob:
             world_size=self.nodes,
             training_hash="",
         )
-        planned = PlannedStep(name=STAGE, step=step, files={}, command=[], env={}, notes={})
-        return Plan(name=recipe.name, run_dir=str(self.run_dir.path), recipe=recipe, steps=[planned])
+        planned = PlannedStage(name=STAGE, spec=spec, files={}, command=[], env={}, notes={})
+        return Plan(name=recipe.name, run_dir=str(self.run_dir.path), recipe=recipe, stages=[planned])
 
     def _batch(self, cluster: Cluster) -> Batch:
-        return executor(self.plan, self.plan.steps[0], cluster)
+        return executor(self.plan, self.plan.stages[0], cluster)
 
     def is_admitted(self) -> tuple[bool, str]:
         """Whether SLURM would take a stage's batch script, and its words."""
-        script = self.step.jobs / "asked.sh"
+        script = self.stage_dir.jobs / "asked.sh"
         write_atomic(script, self._batch(self.cluster).text())
         done = queue.call(["sbatch", "--test-only", str(script)], self.cluster)
         return done.returncode == 0, done.stderr.strip().removeprefix("sbatch: ")
@@ -80,7 +80,7 @@ class NodeJob:
                 self.id = self._batch(cluster or self.cluster).submit(function, *arguments).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"the job cannot be submitted: {error}", "mend the profile") from error
-        write_json(self.step.job, Job(id=self.id, submitted=time.time()))
+        write_json(self.stage_dir.job, Job(id=self.id, submitted=time.time()))
 
     @property
     def entry(self) -> Entry | None:
@@ -96,7 +96,7 @@ class NodeJob:
             if is_done():
                 return ""
             if entry is None or not entry.alive:
-                died = jobs.died_early(self.step, entry)
+                died = jobs.died_early(self.stage_dir, entry)
                 return died.message if died else f"job {self.id} has ended: {entry.state if entry else 'unknown'}"
             time.sleep(POLL_SECONDS)
         return f"job {self.id} has not been done with for {seconds:g} s"

@@ -15,14 +15,14 @@ import msgspec
 
 from ftlaunch.backend import supervisor, watchdog
 from ftlaunch.backend.slurm import messages, record, rendezvous, restart_policy, submit
-from ftlaunch.backend.slurm.messages import Start, Verdict, read_verdict
-from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.backend.slurm.messages import HeadNotice, NodeReport, read_verdict
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.backend.slurm.stage_job import StageJob
 from ftlaunch.backend.watchdog import HangWatch, RankState
 from ftlaunch.cluster import queue
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import launch_config
-from ftlaunch.plan.plan import PlannedStep
+from ftlaunch.plan.plan import PlannedStage
 from ftlaunch.processes.outcome import (
     Done,
     Failure,
@@ -33,10 +33,10 @@ from ftlaunch.processes.outcome import (
     tell_death,
     tell_signal,
 )
-from ftlaunch.processes.signals import Warnings
+from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.recipe import Training
 from ftlaunch.run.files import write_atomic, write_first, write_json
-from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, StepDir
+from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, StageDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
 
@@ -49,7 +49,7 @@ POLL_SECONDS, MOST_POLL_SECONDS = 0.2, 1.0
 
 def run_stage(folder: str) -> None:
     """Run the stage in a folder as the task of this node, and leave with the code that SLURM is to see."""
-    run_task(NodeTask(StepDir(Path(folder)), Warnings()))
+    run_task(NodeTask(StageDir(Path(folder)), PreemptionSignals()))
 
 
 def run_task(task: "NodeTask") -> None:
@@ -58,7 +58,7 @@ def run_task(task: "NodeTask") -> None:
     trust.write_for_ourselves()
     task.warnings.listen()  # instead of submitit, which would requeue at once and in the middle of a step
     try:
-        code = task.lead() if task.rank == 0 else task.follow()
+        code = task.run_as_head() if task.rank == 0 else task.run_as_worker()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
@@ -88,12 +88,12 @@ class NodeTask(StageJob):
 
     # The first node
 
-    def lead(self) -> int:
+    def run_as_head(self) -> int:
         """Start the stage, again inside the job while that is worth it, and say the code that SLURM is to see."""
         try:
             if (code := self._refusal()) is not None:
                 return code
-            self.step.stop.unlink(missing_ok=True)
+            self.stage_dir.stop.unlink(missing_ok=True)
             self._submit_rest()
             while (ended := self._attempt()).in_place:
                 self.starts += 1
@@ -104,7 +104,7 @@ class NodeTask(StageJob):
     def _submit_rest(self) -> None:
         """Submit the stages that the queue had no room for; this job's own end makes room for one more."""
         try:
-            submit.submit_rest(self.run, self.step)
+            submit.submit_rest(self.run, self.stage_dir)
         except UserError as error:
             print(f"the next stage is not submitted: {error}", file=sys.stderr)
 
@@ -112,12 +112,12 @@ class NodeTask(StageJob):
         """Have the other nodes leave, which wait for what comes next."""
         if self.start_file.exists():
             self.starts += 1
-        messages.tell(self.start_file, Start(attempt=None))
+        messages.tell(self.start_file, HeadNotice(attempt=None))
 
-    def _attempt(self) -> Ended:
+    def _attempt(self) -> AttemptRecord:
         """One start of the stage's processes on all nodes, concluded."""
         self.lost, self.states = [], []
-        attempt = self.step.new_attempt(self.made_by)
+        attempt = self.stage_dir.new_attempt(self.made_by)
         try:
             start = self._start(attempt)
             messages.tell(self.start_file, start)
@@ -128,7 +128,7 @@ class NodeTask(StageJob):
 
     def _refusal(self) -> int | None:
         """The code to leave with where there is nothing to start; None where there is."""
-        if self.step.result.exists():
+        if self.stage_dir.result.exists():
             return DONE  # requeued after its end
         if not self._is_on_record():
             where = f"ftlaunch resume {shlex.quote(str(self.run.path))}"
@@ -136,26 +136,30 @@ class NodeTask(StageJob):
                 f"job {self.slurm.job_id} is not on record: its submission was cut short, or another took its place",
                 f"where nothing else of the run is in the queue: {where}",
             )
-        if self.step.stop_reason() not in (None, REQUEUE):
+        if self.stage_dir.stop_reason() not in (None, REQUEUE):
             return STOPPED
-        ahead = [step for step in self.run.step_dirs() if step.name < self.step.name and not step.result.exists()]
+        ahead = [
+            stage_dir
+            for stage_dir in self.run.stage_dirs()
+            if stage_dir.name < self.stage_dir.name and not stage_dir.result.exists()
+        ]
         given_up = self.cluster.restart == "successor" and (before := self._before()) and not before[-1].restarted
         # A job that waits to take over is also let go where the one that it would take over from was never started.
         return STAGE_FAILED if ahead or given_up else None
 
     def _is_on_record(self) -> bool:
-        return record.is_on_record(self.step, self.slurm.job_id, lambda: self.warnings.heard is not None)
+        return record.is_on_record(self.stage_dir, self.slurm.job_id, lambda: self.warnings.heard is not None)
 
-    def _start(self, attempt: Attempt) -> Start:
+    def _start(self, attempt: Attempt) -> HeadNotice:
         if len(self.nodes) == 1:
-            return Start(attempt=attempt.number, address=None, port=None)
+            return HeadNotice(attempt=attempt.number, address=None, port=None)
         address = rendezvous.own_address(self.nodes[1:], self.cluster.interface)
         port = rendezvous.free_port(self.meeting, self.restart)
-        return Start(attempt=attempt.number, address=address, port=port)
+        return HeadNotice(attempt=attempt.number, address=address, port=port)
 
-    def _run(self, attempt: Attempt, start: Start) -> Outcome:
+    def _run(self, attempt: Attempt, start: HeadNotice) -> Outcome:
         ended = self._attend(attempt, start)
-        said = read_outcome(self.step, attempt)
+        said = read_outcome(self.stage_dir, attempt)
         if isinstance(said, Done | Stopped):
             return said
         if ended.killed and not attempt.hung.exists():
@@ -171,17 +175,17 @@ class NodeTask(StageJob):
         killed = [verdict.killed for verdict in (mine, *others.values()) if verdict.killed]
         said = said or tell_death(attempt, ended.exit_code)
         assert isinstance(said, Failure)
-        if killed and restart_policy.is_echo(said):
+        if killed and restart_policy.is_peer_error(said):
             return killed[0]
         return name_cause(said, attempt)
 
-    def _verdicts(self, attempt: Attempt) -> dict[int, Verdict]:
+    def _verdicts(self, attempt: Attempt) -> dict[int, NodeReport]:
         """How the processes of the other nodes ended, by node; those that do not say so in time are left out.
 
         Where SLURM ends the job itself there is no time to wait.
         """
         waiting = {*range(1, len(self.nodes))}
-        found: dict[int, Verdict] = {}
+        found: dict[int, NodeReport] = {}
         deadline = time.monotonic() + VERDICT_SECONDS
         while waiting - {*found} and time.monotonic() < deadline and not self.warnings.heard:
             found |= {number: told for number in waiting - {*found} if (told := read_verdict(attempt, number))}
@@ -190,36 +194,36 @@ class NodeTask(StageJob):
 
     # The other nodes
 
-    def follow(self) -> int:
+    def run_as_worker(self) -> int:
         """Do as the first node says. Whatever becomes of the processes here, that one decides what it means."""
-        if self.step.result.exists():
+        if self.stage_dir.result.exists():
             return DONE
         while (start := self._hear_start()).attempt is not None:
-            attempt = Attempt(self.step.attempts / str(start.attempt), self.rank)
+            attempt = Attempt(self.stage_dir.attempts / str(start.attempt), self.rank)
             self.states = []
             try:
                 verdict = self._verdict(attempt, self._attend(attempt, start))
             except UserError as error:
                 failure = _failure(error, attempt)
                 write_first(attempt.error, msgspec.structs.replace(failure, message=f"{self.here}: {failure.message}"))
-                verdict = Verdict(exit_code=BAD_INPUT, killed=None)
+                verdict = NodeReport(exit_code=BAD_INPUT, killed=None)
             write_json(attempt.verdict(self.rank), verdict)
             self.starts += 1
         return DONE
 
-    def _hear_start(self) -> Start:
+    def _hear_start(self) -> HeadNotice:
         """The first node's next word. That one may take its time once it has spoken; srun ends this if it dies."""
         deadline = time.monotonic() + MEET_SECONDS
         pause = POLL_SECONDS
         while not self.start_file.exists():
             if self.warnings.heard == signal.SIGTERM:
-                return Start(attempt=None)
+                return HeadNotice(attempt=None)
             self.warnings.heard = None  # of a time limit that is near the first node makes what is to be made
             submission = queue.read_submission(self.run)
             if self.starts == 0 and time.monotonic() > deadline and (submission is None or submission.complete):
                 raise UserError(
                     f"{self.nodes[0]} has not been heard of for {MEET_SECONDS:g} s",
-                    f"look whether {self.step.jobs} is the same folder on all nodes",
+                    f"look whether {self.stage_dir.jobs} is the same folder on all nodes",
                 )
             time.sleep(pause)
             pause = min(MOST_POLL_SECONDS, 1.2 * pause)
@@ -227,19 +231,21 @@ class NodeTask(StageJob):
 
     # All of them
 
-    def _attend(self, attempt: Attempt, start: Start) -> supervisor.Ended:
+    def _attend(self, attempt: Attempt, start: HeadNotice) -> supervisor.ExitInfo:
         planned = self._as_here(start)
         watch = None
-        if self.rank == 0 and isinstance(self.planned.step.stage, Training):
-            watch = HangWatch(self.step, self.cluster.hang_after)
+        if self.rank == 0 and isinstance(self.planned.spec.stage, Training):
+            watch = HangWatch(self.stage_dir, self.cluster.hang_after)
         poll = partial(self._poll, attempt, watch)
-        return supervisor.attend(planned, self.step, attempt, supervisor.environment(planned), poll, Warnings.NUMBERS)
+        return supervisor.supervise(
+            planned, self.stage_dir, attempt, supervisor.environment(planned), poll, PreemptionSignals.NUMBERS
+        )
 
-    def _verdict(self, attempt: Attempt, ended: supervisor.Ended) -> Verdict:
+    def _verdict(self, attempt: Attempt, ended: supervisor.ExitInfo) -> NodeReport:
         outside = None if ended.forced or ended.killed else tell_signal(attempt, ended.exit_code)
-        return Verdict(exit_code=ended.exit_code, killed=outside, ranks=self.states)
+        return NodeReport(exit_code=ended.exit_code, killed=outside, ranks=self.states)
 
-    def _as_here(self, start: Start) -> PlannedStep:
+    def _as_here(self, start: HeadNotice) -> PlannedStage:
         """The planned step with this node's command and variables."""
         cluster = self.cluster
         head = (start.address, start.port) if start.address and start.port else None
@@ -259,13 +265,13 @@ class NodeTask(StageJob):
         if watch and (silent := watch.seconds_without_step()):
             write_json(attempt.hung, silent)
         if attempt.hung.exists():
-            per_node = self.planned.step.parallel.procs_per_node
+            per_node = self.planned.spec.parallel.procs_per_node
             mine = range(self.rank * per_node, (self.rank + 1) * per_node)
             self.states = watchdog.interrogate(attempt, self.here, mine)
             return "kill"
-        if self.warnings.heard and not self.step.stop.exists() and self._is_newest(attempt):
-            write_atomic(self.step.stop, REQUEUE)
-        return "kill" if self.step.stop_reason() == CANCEL else "go on"
+        if self.warnings.heard and not self.stage_dir.stop.exists() and self._is_newest(attempt):
+            write_atomic(self.stage_dir.stop, REQUEUE)
+        return "kill" if self.stage_dir.stop_reason() == CANCEL else "go on"
 
 
 def _network(address: str, interface: str | None) -> dict[str, str]:

@@ -4,19 +4,19 @@ import os
 import subprocess
 import sys
 
-from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.run.layout import StepDir
+from ftlaunch.run.layout import StageDir
 
 NOTIFY_SECONDS = 60.0
 
 
-def notify(cluster: Cluster, step: StepDir, ended: Ended, *, is_last: bool) -> None:
+def notify(cluster: Cluster, stage_dir: StageDir, ended: AttemptRecord, *, is_last: bool) -> None:
     """Run the profile's line for the end of a run, whatever comes of it."""
     if cluster.notify is None or (ended.cause == "done" and not is_last):
         return
     state = "stopped" if ended.cause == "preempted" else ended.cause
-    told = {"RUN": str(step.path.parent), "STAGE": step.name, "STATE": state, "REASON": ended.reason}
+    told = {"RUN": str(stage_dir.path.parent), "STAGE": stage_dir.name, "STATE": state, "REASON": ended.reason}
     variables = os.environ | {f"FTLAUNCH_{name}": value for name, value in told.items()}
     try:
         subprocess.run(["bash", "-c", cluster.notify], env=variables, timeout=NOTIFY_SECONDS, check=True)

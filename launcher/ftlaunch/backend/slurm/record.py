@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from ftlaunch.cluster import queue
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 RECORD_SECONDS = 20.0
 """A record may take so long to be seen on a node, whose file system may remember how things were."""
@@ -13,13 +13,13 @@ SUBMISSION_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
 
-def is_on_record(step: StepDir, job: str, is_over: Callable[[], bool] = lambda: False) -> bool:
+def is_on_record(stage_dir: StageDir, job: str, is_over: Callable[[], bool] = lambda: False) -> bool:
     """Whether the run's newest submission is complete and holds a job of this stage; `is_over` ends the waiting."""
-    run = RunDir(step.path.parent)
+    run = RunDir(stage_dir.path.parent)
     seen, since = _taken(run), time.monotonic()
     while not is_over():
         submission = queue.read_submission(run)
-        record = queue.read_job(step)
+        record = queue.read_job(stage_dir)
         listed = record is not None and job in record.ids
         if listed and submission is not None and submission.complete:
             return True
@@ -34,4 +34,4 @@ def is_on_record(step: StepDir, job: str, is_over: Callable[[], bool] = lambda: 
 
 def _taken(run: RunDir) -> list[str]:
     """Jobs on record so far."""
-    return [id for step in run.step_dirs() if (job := queue.read_job(step)) for id in job.ids]
+    return [id for stage_dir in run.stage_dirs() if (job := queue.read_job(stage_dir)) for id in job.ids]

@@ -13,7 +13,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from ftlaunch.backend.slurm.save_budget import longest_step
 from ftlaunch.cluster.vocabulary import Cluster, Resources, seconds
 from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Merge, Training
 from ftlaunch.run.layout import RunDir
 
@@ -64,32 +64,32 @@ class Request(Struct, frozen=True, kw_only=True):
     """How many CPUs each node gives."""
 
 
-def request(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Request:
+def request(plan: Plan, planned: PlannedStage, cluster: Cluster) -> Request:
     """What SLURM will be asked for. Nothing is looked up but what an earlier attempt took, so no SLURM need be here."""
     return Request(
         script=executor(plan, planned, cluster).text(),
         price=_price(planned, cluster),
         cpus=_cpus(planned, cluster),
-        saving=_saving(plan, planned, cluster) if isinstance(planned.step.stage, Training) else None,
+        saving=_saving(plan, planned, cluster) if isinstance(planned.spec.stage, Training) else None,
     )
 
 
-def _cpus(planned: PlannedStep, cluster: Cluster) -> str:
+def _cpus(planned: PlannedStage, cluster: Cluster) -> str:
     count = _resources(planned, cluster).cpus_per_node
-    processes = planned.step.parallel.procs_per_node
+    processes = planned.spec.parallel.procs_per_node
     given = f"{count} CPUs" if count else "as many CPUs as the site gives by default, often one (cpus_per_node)"
     return f"{given} for {processes} process{'es' if processes > 1 else ''} a node"
 
 
-def _saving(plan: Plan, planned: PlannedStep, cluster: Cluster) -> str:
-    longest = longest_step(RunDir(Path(plan.run_dir)).step_dir(planned.name))
+def _saving(plan: Plan, planned: PlannedStage, cluster: Cluster) -> str:
+    longest = longest_step(RunDir(Path(plan.run_dir)).stage_dir(planned.name))
     known = "must fit into" if longest is None else f"have taken {longest:.0f} s of so far"
     return f"{cluster.signal_lead} s ahead of the time limit, which a step and a save {known}"
 
 
-def _price(planned: PlannedStep, cluster: Cluster) -> str:
+def _price(planned: PlannedStage, cluster: Cluster) -> str:
     """nodes × GPUs × time limit, of one start and of all that there may be."""
-    parallel = planned.step.parallel
+    parallel = planned.spec.parallel
     limit = _resources(planned, cluster).time_limit or cluster.time_limit
     gpus = parallel.procs_per_node if _gpus(planned, cluster) else 0
     hours = parallel.nodes * (gpus or 1) * seconds(limit) / 3600
@@ -103,17 +103,17 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def executor(plan: Plan, planned: PlannedStep, cluster: Cluster) -> Batch:
+def executor(plan: Plan, planned: PlannedStage, cluster: Cluster) -> Batch:
     """What submits a stage. Its folder of jobs is made as soon as it does."""
     run = RunDir(Path(plan.run_dir))
     if {*plan.run_dir} & {*"%\\"}:
         raise UserError(f"{run.path} holds a % or a backslash, which SLURM reads otherwise", "choose another --run-dir")
-    made = Batch(run.step_dir(planned.name).jobs, python=_python(run, planned, cluster))
+    made = Batch(run.stage_dir(planned.name).jobs, python=_python(run, planned, cluster))
     made.update_parameters(**_parameters(run, plan, planned, cluster))
     return made
 
 
-def _python(run: RunDir, planned: PlannedStep, cluster: Cluster) -> str:
+def _python(run: RunDir, planned: PlannedStage, cluster: Cluster) -> str:
     """The words of the shell that start Python on a node, in a container where the profile names one."""
     python = cluster.python or sys.executable
     kind, _, image = cluster.container.partition(":")
@@ -124,18 +124,18 @@ def _python(run: RunDir, planned: PlannedStep, cluster: Cluster) -> str:
     return shlex.join(["apptainer", "exec", *gpu, *(f"--bind={folder}" for folder in folders), image, python])
 
 
-def _parameters(run: RunDir, plan: Plan, planned: PlannedStep, cluster: Cluster) -> dict[str, Any]:
+def _parameters(run: RunDir, plan: Plan, planned: PlannedStage, cluster: Cluster) -> dict[str, Any]:
     resources = _resources(planned, cluster)
     code = shlex.quote(str(run.packages))
-    is_last = planned is plan.steps[-1]
+    is_last = planned is plan.stages[-1]
     options: dict[str, Any] = {
-        "job_name": f"{planned.step.name}/{planned.name}",
+        "job_name": f"{planned.spec.name}/{planned.name}",
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
         "exclude": ",".join(cluster.exclude) or None,
-        "nodes": planned.step.parallel.nodes,
+        "nodes": planned.spec.parallel.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_node,
         "mail_user": cluster.mail,
@@ -161,11 +161,11 @@ def _guarded(setup: list[str]) -> list[str]:
     return [f"trap {shlex.quote(on_error)} ERR", f"trap {shlex.quote(on_exit)} EXIT", *setup, "ftlaunch_ready=1"]
 
 
-def _last_words(run: RunDir, planned: PlannedStep, cluster: Cluster) -> list[str] | None:
+def _last_words(run: RunDir, planned: PlannedStage, cluster: Cluster) -> list[str] | None:
     """What follows srun: a look whether it has killed tasks that could not see to the job any more."""
     if cluster.restart == "successor":
         return None
-    folder = shlex.quote(str(run.step_dir(planned.name).path))
+    folder = shlex.quote(str(run.stage_dir(planned.name).path))
     look = f"{_python(run, planned, cluster)} -P -m ftlaunch.backend.slurm.epilogue {folder} $code"
     if inside := _pyxis(run, cluster):
         options = shlex.join([*cluster.srun, "--nodes=1", "--ntasks=1", "--export=ALL", *inside])
@@ -173,7 +173,7 @@ def _last_words(run: RunDir, planned: PlannedStep, cluster: Cluster) -> list[str
     return ["code=$?", f"[ $code = 0 ] || {look}", "exit $code"]
 
 
-def _resources(planned: PlannedStep, cluster: Cluster) -> Resources:
+def _resources(planned: PlannedStage, cluster: Cluster) -> Resources:
     return cluster.resources(planned.name.partition("-")[2])
 
 
@@ -198,7 +198,7 @@ def _mounts(run: RunDir, cluster: Cluster) -> list[str]:
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in (str(run.path), *cluster.mounts)]
 
 
-def _flags(run: RunDir, planned: PlannedStep, resources: Resources, cluster: Cluster) -> dict[str, Any]:
+def _flags(run: RunDir, planned: PlannedStage, resources: Resources, cluster: Cluster) -> dict[str, Any]:
     flags: dict[str, Any] = {
         "chdir": str(run.path),
         "export": ",".join(EXPORTED),
@@ -212,9 +212,9 @@ def _flags(run: RunDir, planned: PlannedStep, resources: Resources, cluster: Clu
     return flags | {key: value for key, value in cluster.sbatch.items() if value is not False}
 
 
-def _gpus(planned: PlannedStep, cluster: Cluster) -> dict[str, str]:
+def _gpus(planned: PlannedStage, cluster: Cluster) -> dict[str, str]:
     style, _, kind = cluster.gpus.partition(":")
-    if style == "none" or planned.step.parallel.device == "cpu" or isinstance(planned.step.stage, Merge):
+    if style == "none" or planned.spec.parallel.device == "cpu" or isinstance(planned.spec.stage, Merge):
         return {}
-    count = f"{f'{kind}:' if kind else ''}{planned.step.parallel.procs_per_node}"
+    count = f"{f'{kind}:' if kind else ''}{planned.spec.parallel.procs_per_node}"
     return {"gres": f"gpu:{count}"} if style == "gres" else {"gpus-per-node": count}

@@ -9,7 +9,7 @@ from typing import TypeVar
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.processes.signals import Warnings
+from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.layout import RunDir
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def requeue(job: str, lost: list[str], cluster: Cluster) -> None:
         steps.append(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*cluster.exclude, *lost])}"])
     for command in steps:
         _patiently(partial(_control, command, cluster))
-    for number in Warnings.NUMBERS:
+    for number in PreemptionSignals.NUMBERS:
         signal.signal(number, signal.SIG_DFL)
     time.sleep(LEAVE_SECONDS)
 

@@ -21,7 +21,7 @@ FRUITLESS = 3
 """Starts in a row that SLURM may end, perhaps early, before a checkpoint was made."""
 
 
-class Ended(Struct, frozen=True, kw_only=True):
+class AttemptRecord(Struct, frozen=True, kw_only=True):
     """How one attempt of a job ended."""
 
     job: str
@@ -44,7 +44,9 @@ class Ended(Struct, frozen=True, kw_only=True):
     """Whether that was inside the job, on its nodes; otherwise the job went back into the queue."""
 
 
-def judge(outcome: Outcome, now: Ended, before: list[Ended], most: int, *, warned: bool, asked: bool) -> Ended:
+def judge(
+    outcome: Outcome, now: AttemptRecord, before: list[AttemptRecord], most: int, *, warned: bool, asked: bool
+) -> AttemptRecord:
     """How an attempt ended, with what is to be done about it. `now` is what is known of it, as if it were done.
 
     `warned`: SLURM has said that it would end the job. `asked`: the user wants the run to stop.
@@ -56,22 +58,22 @@ def judge(outcome: Outcome, now: Ended, before: list[Ended], most: int, *, warne
             return msgspec.structs.replace(now, cause="stopped", step=step, reason="as asked")
         case Stopped(step=step):
             now = msgspec.structs.replace(now, cause="preempted", step=step)
-            return _weigh(now, why_not_later(now, before, most), "saved")
+            return _with_decision(now, objection_after_preemption(now, before, most), "saved")
         case Failure() if warned:
             now = msgspec.structs.replace(now, cause="preempted")
-            return _weigh(now, why_not_later(now, before, most), "not saved")
+            return _with_decision(now, objection_after_preemption(now, before, most), "not saved")
         case Failure():
             now = msgspec.structs.replace(now, cause="failed")
-            return _weigh(now, why_not(outcome, now, before, most), "failed")
+            return _with_decision(now, objection_after_failure(outcome, now, before, most), "failed")
 
 
-def _weigh(now: Ended, objection: str | None, what: str) -> Ended:
+def _with_decision(now: AttemptRecord, objection: str | None, what: str) -> AttemptRecord:
     """With the decision, which is to go on unless something speaks against it."""
     decision = f"not started again: {objection}" if objection else "goes on from the newest checkpoint"
     return msgspec.structs.replace(now, restarted=objection is None, reason=f"{what}; {decision}")
 
 
-def why_not(failure: Failure, now: Ended, before: list[Ended], most: int) -> str | None:
+def objection_after_failure(failure: Failure, now: AttemptRecord, before: list[AttemptRecord], most: int) -> str | None:
     """Why a failed attempt is not started again; None where it is. `before` are the job's earlier attempts."""
     if failure.user_error:
         return "it would only fail again"
@@ -90,7 +92,7 @@ def why_not(failure: Failure, now: Ended, before: list[Ended], most: int) -> str
     return None
 
 
-def why_not_later(now: Ended, before: list[Ended], most: int) -> str | None:
+def objection_after_preemption(now: AttemptRecord, before: list[AttemptRecord], most: int) -> str | None:
     """Why an attempt that SLURM wanted to end does not go on later; None where it does."""
     if now.restart >= most:
         return f"it has been restarted {now.restart} times (max_restarts)"
@@ -106,9 +108,9 @@ def ran_out_of_memory(failure: Failure) -> bool:
 
 def from_outside(failure: Failure) -> bool:
     """Whether a rank was killed, or lost its peers, rather than did something wrong."""
-    return failure.type == "Hang" or failure.type.startswith("SIG") or is_echo(failure)
+    return failure.type == "Hang" or failure.type.startswith("SIG") or is_peer_error(failure)
 
 
-def is_echo(failure: Failure) -> bool:
+def is_peer_error(failure: Failure) -> bool:
     """Whether the error only says that somebody else has gone."""
     return ECHO.search(f"{failure.type} {failure.message}") is not None

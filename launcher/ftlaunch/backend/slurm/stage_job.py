@@ -13,20 +13,20 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 from ftlaunch.backend.slurm import messages, record, requeue, restart_policy
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.notify import notify
-from ftlaunch.backend.slurm.restart_policy import Ended
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import PlannedStep
+from ftlaunch.plan.plan import PlannedStage
 from ftlaunch.processes.outcome import (
     Failure,
     Outcome,
     Stopped,
     describe_failure,
 )
-from ftlaunch.processes.signals import Warnings
+from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.files import last_lines, write_json
-from ftlaunch.run.layout import REQUEUE, Attempt, RunDir, StepDir
+from ftlaunch.run.layout import REQUEUE, Attempt, RunDir, StageDir
 from ftlaunch.safety.redact import redact_output
 from ftlaunch.watch import progress, runs
 from ftlaunch.watch.status import newest_checkpoint
@@ -35,20 +35,20 @@ SIGNALLED = 128
 """srun's exit code is this and the number of the signal that has ended a task."""
 
 
-def conclude_cut_off(step: StepDir, code: int) -> None:
+def conclude_cut_off(stage_dir: StageDir, code: int) -> None:
     """See to the job of a stage whose tasks were killed before the first one could, called once they are gone.
 
     `code` is srun's: 128 and the number of the signal, where one has ended a task.
     """
     redact_output()
-    job = StageJob(step, Warnings())
-    if step.result.exists() or (attempt := job.cut_off(code)) is None:
+    job = StageJob(stage_dir, PreemptionSignals())
+    if stage_dir.result.exists() or (attempt := job.cut_off(code)) is None:
         return
-    output = step.job_output(job.slurm.job_id)
+    output = stage_dir.job_output(job.slurm.job_id)
     said = "its tasks were killed; what srun says of it is at the end of its job's output"
-    stopped = step.stop_reason() not in (None, REQUEUE)
+    stopped = stage_dir.stop_reason() not in (None, REQUEUE)
     outcome = Failure(rank=None, type="SIGKILL", message=said, traceback=last_lines(output), log=str(output))
-    job.warnings.heard = next((number for number in Warnings.NUMBERS if code == SIGNALLED + number), None)
+    job.warnings.heard = next((number for number in PreemptionSignals.NUMBERS if code == SIGNALLED + number), None)
     try:
         job.conclude(attempt, Stopped(reason="asked") if stopped else outcome, in_place=False)
     except UserError as error:
@@ -59,8 +59,8 @@ def conclude_cut_off(step: StepDir, code: int) -> None:
 class StageJob:
     """One start of a stage's job, seen from inside it."""
 
-    step: StepDir
-    warnings: Warnings
+    stage_dir: StageDir
+    warnings: PreemptionSignals
     lost: list[str] = field(default_factory=list[str])
     """Nodes of an attempt that failed which are not heard of any more."""
     starts: int = 0
@@ -69,11 +69,11 @@ class StageJob:
 
     @cached_property
     def run(self) -> RunDir:
-        return RunDir(self.step.path.parent)
+        return RunDir(self.stage_dir.path.parent)
 
     @cached_property
-    def planned(self) -> PlannedStep:
-        return next(planned for planned in runs.read_plan(self.run).steps if planned.name == self.step.name)
+    def planned(self) -> PlannedStage:
+        return next(planned for planned in runs.read_plan(self.run).stages if planned.name == self.stage_dir.name)
 
     @cached_property
     def cluster(self) -> Cluster:
@@ -82,7 +82,7 @@ class StageJob:
     @cached_property
     def jobs(self) -> list[str]:
         """The stage's job and those that may take over from it; this one is among them."""
-        job = queue.read_job(self.step)
+        job = queue.read_job(self.stage_dir)
         return job.ids if job and self.slurm.job_id in job.ids else [self.slurm.job_id]
 
     @cached_property
@@ -102,27 +102,27 @@ class StageJob:
         Where a job is to hold nodes to spare, this is the place that leaves them out, and those that are lost.
         """
         names = list(self.slurm.hostnames)
-        planned = self.planned.step.parallel.nodes
+        planned = self.planned.spec.parallel.nodes
         assert len(names) == planned, f"SLURM gave the nodes {names}, and {planned} were asked for"
         return names
 
     @property
     def start_file(self) -> Path:
-        return messages.start_file(self.step, self.made_by, self.starts)
+        return messages.start_file(self.stage_dir, self.made_by, self.starts)
 
     def cut_off(self, code: int) -> Attempt | None:
         """The attempt of this start of the job that nobody has concluded, made where no task came so far.
 
         None where there is none, and where the job is not the run's: another job's attempts are none of its business.
         """
-        mine = [one for one in self.step.all_attempts() if messages.read_made_by(one) == self.made_by]
+        mine = [one for one in self.stage_dir.all_attempts() if messages.read_made_by(one) == self.made_by]
         if mine:
             return None if mine[-1].ended.exists() else mine[-1]
-        if code <= SIGNALLED or self.start_file.exists() or not record.is_on_record(self.step, self.slurm.job_id):
+        if code <= SIGNALLED or self.start_file.exists() or not record.is_on_record(self.stage_dir, self.slurm.job_id):
             return None
-        return self.step.new_attempt(self.made_by)
+        return self.stage_dir.new_attempt(self.made_by)
 
-    def conclude(self, attempt: Attempt, outcome: Outcome, *, in_place: bool = True) -> Ended:
+    def conclude(self, attempt: Attempt, outcome: Outcome, *, in_place: bool = True) -> AttemptRecord:
         """Write down how the attempt ended, then see that the stage goes on where it is to.
 
         `in_place`: whether it may go on inside this job, for which neither queue nor controller is needed.
@@ -141,11 +141,11 @@ class StageJob:
         if ended.restarted and not ended.in_place and self.cluster.restart == "requeue":
             ended = self._go_back(attempt, ended)
         elif not ended.restarted and self._is_newest(attempt):
-            is_last = self.planned.name == runs.read_plan(self.run).steps[-1].name
-            notify(self.cluster, self.step, ended, is_last=is_last)
+            is_last = self.planned.name == runs.read_plan(self.run).stages[-1].name
+            notify(self.cluster, self.stage_dir, ended, is_last=is_last)
         return ended
 
-    def _go_back(self, attempt: Attempt, ended: Ended) -> Ended:
+    def _go_back(self, attempt: Attempt, ended: AttemptRecord) -> AttemptRecord:
         """Put the job back into the queue, which ends this process; come back, with the reason, where it cannot be."""
         try:
             state = requeue.job_state(self.run, self.slurm.job_id)
@@ -162,17 +162,17 @@ class StageJob:
 
     def _is_newest(self, attempt: Attempt) -> bool:
         """Whether the stage has not been started again. A node that was cut off may come back to find that it has."""
-        return self.step.all_attempts()[-1].number == attempt.number
+        return self.stage_dir.all_attempts()[-1].number == attempt.number
 
-    def _judge(self, outcome: Outcome) -> Ended:
-        entries = progress.newest(self.step.metrics)
-        ended = Ended(
+    def _judge(self, outcome: Outcome) -> AttemptRecord:
+        entries = progress.newest(self.stage_dir.metrics)
+        ended = AttemptRecord(
             job=self.made_by.job,
             restart=self.restart,
             nodes=self.nodes,
             cause="done",
             step=entries[-1]["step"] if entries else None,
-            checkpoint=newest_checkpoint(self.step),
+            checkpoint=newest_checkpoint(self.stage_dir),
             lost=self.lost,
             restarted=False,
             reason="the stage has its result",
@@ -183,17 +183,17 @@ class StageJob:
             self._before(),
             self.cluster.most_restarts,
             warned=self.warnings.heard is not None,
-            asked=self.step.stop_reason() not in (None, REQUEUE),
+            asked=self.stage_dir.stop_reason() not in (None, REQUEUE),
         )
 
-    def _before(self) -> list[Ended]:
+    def _before(self) -> list[AttemptRecord]:
         """How earlier attempts since the stage was submitted ended, where they could say so."""
-        files = [attempt.ended for attempt in self.step.all_attempts() if attempt.ended.exists()]
-        ended = [msgspec.json.decode(file.read_bytes(), type=Ended) for file in files]
+        files = [attempt.ended for attempt in self.stage_dir.all_attempts() if attempt.ended.exists()]
+        ended = [msgspec.json.decode(file.read_bytes(), type=AttemptRecord) for file in files]
         return [one for one in ended if one.job in self.jobs]
 
 
-def _given_up(ended: Ended, why: str) -> Ended:
+def _given_up(ended: AttemptRecord, why: str) -> AttemptRecord:
     """How an attempt ended that this job does not go on from after all."""
     what = ended.reason.partition(";")[0]
     return msgspec.structs.replace(ended, restarted=False, in_place=False, reason=f"{what}; {why}")

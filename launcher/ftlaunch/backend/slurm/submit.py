@@ -23,12 +23,12 @@ from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Job, Submission
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError
-from ftlaunch.plan.plan import Plan, PlannedStep
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
-from ftlaunch.processes.signals import Interrupts
+from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run import snapshot
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import RunDir, StepDir
+from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.safety.redact import names_secret
 from ftlaunch.watch import runs
 
@@ -55,7 +55,7 @@ def require_sbatch() -> None:
 def require_fit(plan: Plan, cluster: Cluster) -> None:
     """UserError where a plan's jobs cannot be submitted from here, or not for a run in its folder."""
     require_sbatch()
-    for planned in plan.steps:
+    for planned in plan.stages:
         executor(plan, planned, cluster)
 
 
@@ -72,25 +72,25 @@ def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
     try:
         require_sbatch()
         cluster = queue.read_cluster(run)
-        with Interrupts() as interrupts:
+        with StopSignals() as interrupts:
             clear_cut_short(run, cluster)
             refuse_twice(run)
             require_time_to_save(run, plan, cluster)
-            if not run.code_index.exists() or any(step.job.exists() for step in run.step_dirs()):
+            if not run.code_index.exists() or any(stage_dir.job.exists() for stage_dir in run.stage_dirs()):
                 snapshot.retake(run, plan.recipe)
             return _all_or_nothing(run, plan, cluster, interrupts, after)
     finally:
         lock.release(held)
 
 
-def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Interrupts, after: str | None) -> list[Job]:
+def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopSignals, after: str | None) -> list[Job]:
     record = Submission(cluster=queue.cluster_name(cluster), complete=False)
-    unfinished = [planned for planned in plan.steps if not run.step_dir(planned.name).result.exists()]
+    unfinished = [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]
     try:
         write_json(run.submission, record)
         write_json(run.environment, carried())
         for planned in unfinished:
-            run.step_dir(planned.name).job.unlink(missing_ok=True)
+            run.stage_dir(planned.name).job.unlink(missing_ok=True)
         jobs = _submit_all(run, plan, unfinished, cluster, interrupts, after)
         _heed(interrupts, run)
         _require_known(run, jobs)
@@ -108,26 +108,29 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: Inter
 def _submit_all(
     run: RunDir,
     plan: Plan,
-    unfinished: list[PlannedStep],
+    unfinished: list[PlannedStage],
     cluster: Cluster,
-    interrupts: Interrupts,
+    interrupts: StopSignals,
     after: str | None,
 ) -> list[Job]:
     jobs: list[Job] = []
     with private(), leading_to(cluster):
         for planned in unfinished:
-            step = run.step_dir(planned.name)
-            step.stop.unlink(missing_ok=True)
+            stage_dir = run.stage_dir(planned.name)
+            stage_dir.stop.unlink(missing_ok=True)
             write_files(run, planned)
             batch = executor(plan, planned, cluster)
             batch.after = after_success(jobs[-1]) if jobs else after
             try:
-                jobs.append(_submit_stage(step, batch, jobs, cluster, interrupts))
+                jobs.append(_submit_stage(stage_dir, batch, jobs, cluster, interrupts))
             except UserError as error:
                 if not jobs or not LIMIT.search(error.message):
                     raise
-                step.job.unlink(missing_ok=True)
-                print(f"{step.name} is submitted once {unfinished[0].name} has ended: {error.message}", file=sys.stderr)
+                stage_dir.job.unlink(missing_ok=True)
+                print(
+                    f"{stage_dir.name} is submitted once {unfinished[0].name} has ended: {error.message}",
+                    file=sys.stderr,
+                )
                 break
     return jobs
 
@@ -137,7 +140,7 @@ def after_success(job: Job) -> str:
     return "?".join(f"afterok:{id}" for id in job.ids)
 
 
-def submit_rest(run: RunDir, step: StepDir) -> None:
+def submit_rest(run: RunDir, stage_dir: StageDir) -> None:
     """From a stage's own job, submit stages for which there was no room in the queue; nothing where there are none.
 
     UserError where SLURM does not take the next one either.
@@ -145,27 +148,28 @@ def submit_rest(run: RunDir, step: StepDir) -> None:
     plan, cluster = runs.read_plan(run), queue.read_cluster(run)
     rest = [
         planned
-        for planned in plan.steps
-        if planned.name > step.name and not (run.step_dir(planned.name).job.exists() or _is_finished(run, planned))
+        for planned in plan.stages
+        if planned.name > stage_dir.name
+        and not (run.stage_dir(planned.name).job.exists() or _is_finished(run, planned))
     ]
-    job = queue.read_job(step)
-    is_next = rest and job is not None and rest[0].name == _following(plan, step)
+    job = queue.read_job(stage_dir)
+    is_next = rest and job is not None and rest[0].name == _following(plan, stage_dir)
     if not is_next or job is None:
         return
     held = lock.take(run)
     try:
-        _submit_all(run, plan, rest, cluster, Interrupts(), after_success(job))
+        _submit_all(run, plan, rest, cluster, StopSignals(), after_success(job))
     finally:
         lock.release(held)
 
 
-def _is_finished(run: RunDir, planned: PlannedStep) -> bool:
-    return run.step_dir(planned.name).result.exists()
+def _is_finished(run: RunDir, planned: PlannedStage) -> bool:
+    return run.stage_dir(planned.name).result.exists()
 
 
-def _following(plan: Plan, step: StepDir) -> str | None:
+def _following(plan: Plan, stage_dir: StageDir) -> str | None:
     """The name of the stage after this."""
-    return next((planned.name for planned in plan.steps if planned.name > step.name), None)
+    return next((planned.name for planned in plan.stages if planned.name > stage_dir.name), None)
 
 
 def _require_known(run: RunDir, jobs: list[Job]) -> None:
@@ -232,53 +236,53 @@ def _take_back(run: RunDir, cluster: Cluster) -> str | None:
         queue.cancel([entry.id for entry in queue.read_queue(run).values() if entry.alive], cluster)
     except UserError as error:
         return f"{error.message}; they leave as soon as they start"
-    for step in run.step_dirs():
-        if not step.result.exists():
-            step.job.unlink(missing_ok=True)
+    for stage_dir in run.stage_dirs():
+        if not stage_dir.result.exists():
+            stage_dir.job.unlink(missing_ok=True)
     run.submission.unlink(missing_ok=True)
     return None
 
 
-def _submit_stage(step: StepDir, batch: Batch, before: Sequence[Job], cluster: Cluster, interrupts: Interrupts) -> Job:
+def _submit_stage(
+    stage_dir: StageDir, batch: Batch, before: Sequence[Job], cluster: Cluster, interrupts: StopSignals
+) -> Job:
     """Submit a stage's job, and those that wait to take over from it. UserError where sbatch refuses one."""
     after = before[-1].id if before else None
-    job = Job(id=_hand_over(step, batch, interrupts), submitted=time.time(), after=after)
-    write_json(step.job, job)
+    job = Job(id=_hand_over(stage_dir, batch, interrupts), submitted=time.time(), after=after)
+    write_json(stage_dir.job, job)
     for _ in range(cluster.successors if cluster.restart == "successor" else 0):
         batch.after = ",".join(f"afternotok:{id}" for id in job.ids)
-        another = _hand_over(step, batch, interrupts)
+        another = _hand_over(stage_dir, batch, interrupts)
         job = msgspec.structs.replace(job, successors=[*job.successors, another])
-        write_json(step.job, job)
+        write_json(stage_dir.job, job)
     return job
 
 
-def _hand_over(step: StepDir, batch: Batch, interrupts: Interrupts) -> str:
+def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> str:
     """The id of the job that sbatch has made of a batch.
 
     UserError, in sbatch's words, where it makes none; Interrupted where a signal asks for an end.
     """
-    _heed(interrupts, RunDir(step.path.parent))
+    _heed(interrupts, RunDir(stage_dir.path.parent))
     talk = io.StringIO()
     try:
         with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below
-            return batch.submit(job_entry.run_stage, str(step.path)).job_id
+            return batch.submit(job_entry.run_stage, str(stage_dir.path)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         said = (REASON.findall(str(error)) or [str(error)])[0]
         if queue.AWAY.search(str(error)):
             raise UserError(
-                f"{step.name} cannot be submitted: {said}", "try again when the controller answers"
+                f"{stage_dir.name} cannot be submitted: {said}", "try again when the controller answers"
             ) from error
-        remedy = (
-            f"mend the profile or the recipe{OR_RESUME} {_quoted(step)} --cluster NAME, which takes the profile anew"
-        )
-        raise UserError(f"{step.name} cannot be submitted: {said}", remedy) from error
+        remedy = f"mend the profile or the recipe{OR_RESUME} {_quoted(stage_dir)} --cluster NAME, which reads it again"
+        raise UserError(f"{stage_dir.name} cannot be submitted: {said}", remedy) from error
     except OSError as error:
         raise UserError(
-            f"{step.name} cannot be submitted: {error.strerror or error}", "make room, or mend the disk"
+            f"{stage_dir.name} cannot be submitted: {error.strerror or error}", "make room, or mend the disk"
         ) from error
 
 
-def _heed(interrupts: Interrupts, run: RunDir) -> None:
+def _heed(interrupts: StopSignals, run: RunDir) -> None:
     """Interrupted where a signal has asked for an end."""
     if interrupts.wish != "go on":
         message = f"{run.path.name} is not submitted: what had been was taken back"
@@ -286,9 +290,9 @@ def _heed(interrupts: Interrupts, run: RunDir) -> None:
         raise Interrupted(message, remedy, interrupts.exit_code)
 
 
-def _quoted(step: StepDir) -> str:
+def _quoted(stage_dir: StageDir) -> str:
     """The stage's run as a word of the shell."""
-    return shlex.quote(str(step.path.parent))
+    return shlex.quote(str(stage_dir.path.parent))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ftlaunch.backend.slurm.submit import carried, require_sbatch
 from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError
-from ftlaunch.processes.signals import Interrupts
+from ftlaunch.processes.signals import StopSignals
 from ftlaunch.recipe import Merge
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
@@ -40,7 +40,7 @@ def call(module: str, arguments: list[str], cluster: Cluster) -> int:
     try:
         write_json(job.run_dir.environment, carried())
         write_json(folder / CALLED_IN, str(Path.cwd()))
-        with Interrupts() as interrupts:
+        with StopSignals() as interrupts:
             job.submit(entry.run_tool, str(folder), module, arguments)
             if said := job.wait(_Listener(job, interrupts).is_done):
                 raise UserError(said, "look at the profile's setup, python, container and limits")
@@ -54,7 +54,7 @@ def call(module: str, arguments: list[str], cluster: Cluster) -> int:
 class _Listener:
     """Passes on what a job says, and says itself what the job waits for."""
 
-    def __init__(self, job: NodeJob, interrupts: Interrupts) -> None:
+    def __init__(self, job: NodeJob, interrupts: StopSignals) -> None:
         self._job = job
         self._interrupts = interrupts
         self._tail = Tail(job.step.job_output(job.id or ""))

@@ -28,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     run = write_run(tmp_path / "r", "train")
     write_json(run.cluster, Cluster())
-    write_json(run.step_dir("01-sft").job, Job(id="7", submitted=0.0))
+    write_json(run.stage_dir("01-sft").job, Job(id="7", submitted=0.0))
     return run
 
 

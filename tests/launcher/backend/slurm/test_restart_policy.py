@@ -2,12 +2,21 @@
 
 import pytest
 
-from ftlaunch.backend.slurm.restart_policy import FRUITLESS, Ended, is_echo, ran_out_of_memory, why_not, why_not_later
+from ftlaunch.backend.slurm.restart_policy import (
+    FRUITLESS,
+    AttemptRecord,
+    is_peer_error,
+    objection_after_failure,
+    objection_after_preemption,
+    ran_out_of_memory,
+)
 from ftlaunch.processes.outcome import Failure
 
 
-def ended(step: int | None = 30, checkpoint: str | None = "step-20", restart: int = 0, cause: str = "failed") -> Ended:
-    return Ended(
+def ended(
+    step: int | None = 30, checkpoint: str | None = "step-20", restart: int = 0, cause: str = "failed"
+) -> AttemptRecord:
+    return AttemptRecord(
         job="1",
         restart=restart,
         nodes=["n1"],
@@ -30,52 +39,63 @@ LOST_PEER = failure("RuntimeError", "[gloo] Connection closed by peer [10.0.0.1]
 @pytest.mark.parametrize("what", [failure(), LOST_PEER, failure("Hang", "no step for 600 s")])
 @pytest.mark.parametrize("step", [None, 30])
 def test_what_came_from_outside_is_tried_again(what: Failure, step: int | None) -> None:
-    assert why_not(what, ended(step), [], 50) is None
+    assert objection_after_failure(what, ended(step), [], 50) is None
 
 
 @pytest.mark.parametrize("kind", ["OutOfMemoryError", "MemoryError"])
 def test_memory_does_not_come_back(kind: str) -> None:
-    assert why_not(failure(kind, "out of memory"), ended(), [], 50) == "it ran out of memory"
+    assert objection_after_failure(failure(kind, "out of memory"), ended(), [], 50) == "it ran out of memory"
 
 
 def test_a_mistake_of_the_user_stays_one() -> None:
-    assert why_not(failure("UserError", "no rows", user_error=True), ended(), [], 50) == "it would only fail again"
+    assert (
+        objection_after_failure(failure("UserError", "no rows", user_error=True), ended(), [], 50)
+        == "it would only fail again"
+    )
 
 
 def test_an_error_is_tried_again_once_steps_were_taken() -> None:
     what = failure("ValueError", "odd")
-    assert why_not(what, ended(30), [], 50) is None
-    assert why_not(what, ended(None, None), [], 50) == "it failed before its first step"
+    assert objection_after_failure(what, ended(30), [], 50) is None
+    assert objection_after_failure(what, ended(None, None), [], 50) == "it failed before its first step"
 
 
 def test_the_same_place_twice_is_enough() -> None:
-    assert why_not(failure(), ended(30), [ended(30)], 50) == "it failed twice at the same place, after step 30"
+    assert (
+        objection_after_failure(failure(), ended(30), [ended(30)], 50)
+        == "it failed twice at the same place, after step 30"
+    )
 
 
 def test_no_checkpoint_since_the_last_failure_is_enough() -> None:
-    assert why_not(failure(), ended(35), [ended(30)], 50) == "it has made no checkpoint since the failure before"
-    assert why_not(failure(), ended(35, "step-30"), [ended(30)], 50) is None
+    assert (
+        objection_after_failure(failure(), ended(35), [ended(30)], 50)
+        == "it has made no checkpoint since the failure before"
+    )
+    assert objection_after_failure(failure(), ended(35, "step-30"), [ended(30)], 50) is None
 
 
 def test_a_preemption_in_between_counts_as_no_failure() -> None:
-    assert why_not(failure(), ended(35), [ended(30, cause="preempted")], 50) is None
+    assert objection_after_failure(failure(), ended(35), [ended(30, cause="preempted")], 50) is None
 
 
 def test_restarts_are_bounded() -> None:
-    assert why_not(failure(), ended(restart=5), [], 5) == "it has been restarted 5 times (max_restarts)"
+    assert objection_after_failure(failure(), ended(restart=5), [], 5) == "it has been restarted 5 times (max_restarts)"
 
 
 def test_who_is_sent_away_goes_on_later() -> None:
-    assert why_not_later(ended(), [], 50) is None
+    assert objection_after_preemption(ended(), [], 50) is None
     earlier = [ended(checkpoint="step-10", cause="preempted") for _ in range(10)]
-    assert why_not_later(ended(), earlier, 50) is None
-    assert why_not_later(ended(restart=5), [], 5) == "it has been restarted 5 times (max_restarts)"
+    assert objection_after_preemption(ended(), earlier, 50) is None
+    assert objection_after_preemption(ended(restart=5), [], 5) == "it has been restarted 5 times (max_restarts)"
 
 
 def test_starts_that_never_come_to_a_checkpoint_are_given_up() -> None:
     starts = [ended(None, None, cause="preempted") for _ in range(FRUITLESS)]
-    assert why_not_later(starts[0], starts[1:], 50) is None
-    assert (why_not_later(starts[0], starts, 50) or "").startswith("4 starts in a row have made no checkpoint")
+    assert objection_after_preemption(starts[0], starts[1:], 50) is None
+    assert (objection_after_preemption(starts[0], starts, 50) or "").startswith(
+        "4 starts in a row have made no checkpoint"
+    )
 
 
 ECHOES = (
@@ -90,12 +110,12 @@ ECHOES = (
 
 @pytest.mark.parametrize(("kind", "message"), ECHOES)
 def test_who_only_says_that_another_has_gone_is_told_apart(kind: str, message: str) -> None:
-    assert is_echo(failure(kind, message))
+    assert is_peer_error(failure(kind, message))
 
 
 @pytest.mark.parametrize("message", ["cannot restore the state", "no such store room", "a speer of websockets"])
 def test_words_that_only_hold_such_words_are_no_echo(message: str) -> None:
-    assert not is_echo(failure("RuntimeError", message))
+    assert not is_peer_error(failure("RuntimeError", message))
 
 
 @pytest.mark.parametrize(("message", "memory"), [("bigscience/bloom has no such layer", False), ("oom-kill", True)])

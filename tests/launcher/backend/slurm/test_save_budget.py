@@ -17,18 +17,18 @@ from ftlaunch.run.layout import RunDir
 def run(tmp_path: Path) -> RunDir:
     """Two attempts: steps at 100, 101 and 141 s, and at 1000 and 1001 s."""
     run = write_run(tmp_path / "r", "train")
-    step = run.step_dir("01-sft")
+    stage_dir = run.stage_dir("01-sft")
     for began in (90, 990):
-        process = step.new_attempt().process
+        process = stage_dir.new_attempt().process
         process.touch()
         os.utime(process, (began, began))
     lines = [json.dumps({"step": number, "time": time}) for number, time in enumerate((100, 101, 141, 1000, 1001))]
-    step.metrics.write_text("\n".join(lines) + "\n")
+    stage_dir.metrics.write_text("\n".join(lines) + "\n")
     return run
 
 
 def test_the_time_between_two_attempts_is_no_step(run: RunDir) -> None:
-    assert save_budget.longest_step(run.step_dir("01-sft")) == 40
+    assert save_budget.longest_step(run.stage_dir("01-sft")) == 40
 
 
 def test_a_step_longer_than_the_lead_is_refused_until_the_stage_is_done(run: RunDir) -> None:
@@ -36,10 +36,10 @@ def test_a_step_longer_than_the_lead_is_refused_until_the_stage_is_done(run: Run
     save_budget.require_time_to_save(run, plan, Cluster(signal_lead=41))
     with pytest.raises(UserError, match="01-sft: a step and a save have taken 40 s, and signal_lead is 39 s"):
         save_budget.require_time_to_save(run, plan, Cluster(signal_lead=39))
-    run.step_dir("01-sft").result.touch()
+    run.stage_dir("01-sft").result.touch()
     save_budget.require_time_to_save(run, plan, Cluster(signal_lead=39))
 
 
 def test_the_plan_says_how_long_a_step_has_taken(run: RunDir) -> None:
     plan = make_plan(run.path, "train")
-    assert "have taken 40 s of so far" in request._saving(plan, plan.steps[0], Cluster())
+    assert "have taken 40 s of so far" in request._saving(plan, plan.stages[0], Cluster())
