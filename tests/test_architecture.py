@@ -133,7 +133,7 @@ FLOORS = {
         "__init__",
     ),
     "fttrain.answering": (
-        "__init__ generation likelihood",
+        "__init__ conversation generation likelihood streaming",
         "choices",
         "examination",
         "predictions",

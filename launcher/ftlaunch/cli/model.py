@@ -69,15 +69,25 @@ def chat(
     model: Annotated[
         list[str], typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders, hub ids (ID or ID@REVISION).")
     ],
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to ask.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 64,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="What to ask. Without it: a conversation.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer. Default: 64, in conversation 512."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, metavar="T", help="0 takes the likeliest token each time.")
+    ] = 0,
 ) -> None:
-    """Ask one or several models and print their answers.
+    """Talk with one or several models, or ask them one thing.
 
     Example: ftlaunch chat smollm2 my-run --prompt "Who are you?"
     """
     asked = [resolve_model(each, merged=True) for each in model]
-    options = ["--prompt", prompt, "--max-new-tokens", str(max_new_tokens)]
+    longest = max_new_tokens or (64 if prompt is not None else 512)
+    options = ["--max-new-tokens", str(longest), *(["--temperature", str(temperature)] if temperature else [])]
+    options += [] if prompt is None else ["--prompt", prompt]
     raise typer.Exit(trainer.call("fttrain.tools.chat", *asked, *options))
 
 

@@ -1,10 +1,11 @@
-"""`python -m fttrain.tools.chat MODEL… --prompt TEXT`: what models answer, side by side, greedily."""
+"""`python -m fttrain.tools.chat MODEL… [--prompt TEXT]`: what models answer, once or in a conversation."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -13,6 +14,8 @@ from ftlaunch.recipe import Model
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG
 from fttrain import adapters, artifact, hub
+from fttrain.answering.conversation import Message, end_ids, prompt_ids
+from fttrain.answering.streaming import Request, answer_together
 from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
 from fttrain.model.scorer import DTYPES, load_tokenizer
@@ -73,29 +76,89 @@ def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
 @torch.no_grad()
 def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
     """The model's greedy answer to one user turn, through the chat template if there is one."""
-    text = prompt
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return say(model, tokenizer, [{"role": "user", "content": prompt}], max_new_tokens, lambda _: None)
 
 
-def main() -> int:
+def say(
+    model: Any,
+    tokenizer: Any,
+    messages: list[Message],
+    max_new_tokens: int,
+    tell: Callable[[str], None],
+    temperature: float = 0.0,
+) -> str:
+    """The model's answer to a conversation; `tell` is given each piece of it as it is made."""
+    pieces: list[str] = []
+
+    def take(piece: str) -> None:
+        pieces.append(piece)
+        tell(piece)
+
+    ids = prompt_ids(tokenizer, messages)
+    answer_together(model, tokenizer, [Request(ids, max_new_tokens, take, temperature)], end_ids(tokenizer))
+    return "".join(pieces).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ftlaunch chat")
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--prompt")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    options = parser.parse_args()
-    return answer(_replies(options))
+    parser.add_argument("--temperature", type=float, default=0.0)
+    options = parser.parse_args(argv)
+    return answer(_replies(options) if options.prompt is not None else _conversation(options, sys.stdin, sys.stdout))
 
 
 def _replies(options: argparse.Namespace) -> Iterator[str]:
     yield f"prompt: {options.prompt}"
     for path in options.models:
         model, tokenizer = load(path)
-        yield f"\n{path}:\n  {generate(model, tokenizer, options.prompt, options.max_new_tokens)}"
+        turn = [{"role": "user", "content": options.prompt}]
+        text = say(model, tokenizer, turn, options.max_new_tokens, lambda _: None, options.temperature)
+        yield f"\n{path}:\n  {text}"
+
+
+HELP = (
+    "Write, and each model answers. /reset forgets what was said, /exit or Ctrl-D leaves, Ctrl-C cuts an answer short."
+)
+
+
+def _conversation(options: argparse.Namespace, source: TextIO, out: TextIO) -> Iterator[str]:
+    """A conversation with every model, line by line; each has its own history. Answers appear as they are made."""
+    models = {path: load(path) for path in options.models}
+    history: dict[str, list[Message]] = {path: [] for path in models}
+    is_person = source.isatty()
+    print(HELP, file=sys.stderr)
+    while True:
+        if is_person:
+            print("\nyou: ", end="", file=out, flush=True)
+        line = source.readline()
+        if not line or line.strip() == "/exit":
+            return
+        if line.strip() == "/reset":
+            history = {path: [] for path in models}
+            print("forgotten", file=sys.stderr)
+        elif line.strip():
+            for path, (model, tokenizer) in models.items():
+                yield f"\n{path}:"
+                _take_turn(model, tokenizer, history[path], line.strip(), options, out)
+
+
+def _take_turn(
+    model: Any, tokenizer: Any, turns: list[Message], said: str, options: argparse.Namespace, out: TextIO
+) -> None:
+    """One turn of the user and one of the model, told as it is made; both are added to `turns`."""
+    turns.append({"role": "user", "content": said})
+    pieces: list[str] = []
+
+    def tell(piece: str) -> None:
+        pieces.append(piece)
+        print(piece, end="", file=out, flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):  # it cuts the answer short, and what was said of it stays
+        say(model, tokenizer, turns, options.max_new_tokens, tell, options.temperature)
+    print(file=out, flush=True)
+    turns.append({"role": "assistant", "content": "".join(pieces).strip()})
 
 
 if __name__ == "__main__":

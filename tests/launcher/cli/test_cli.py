@@ -460,7 +460,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
     assert called[:3] == [
         ["fttrain.tools.merge", "adapter", "out", "--dtype", "fp16"],
         ["fttrain.tools.import_gguf", "m.gguf", "model"],
-        ["fttrain.tools.chat", "one", "two", "--prompt", "hi there", "--max-new-tokens", "64"],
+        ["fttrain.tools.chat", "one", "two", "--max-new-tokens", "64", "--prompt", "hi there"],
     ]
     assert (called[3][0], called[3][2:]) == ("fttrain.tools.preview", ["--rows", "5"])
     given = ["model", "--max-new-tokens", "128", "--resamples", "1000", "--json", *metrics]

@@ -1,0 +1,40 @@
+"""Turns of a conversation as the tokens that a model is to go on from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftlaunch.errors import UserError
+
+Message = dict[str, str]
+"""`role` and `content`."""
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The conversation through the chat template, up to where the answer begins; without a template, its bare text.
+
+    UserError where the template refuses the turns, such as a system turn that it does not know.
+    """
+    if not tokenizer.chat_template:
+        return text_ids(tokenizer, "\n".join(message["content"] for message in messages))
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        raise UserError(f"the chat template refuses these turns: {error}", "begin with a user's turn") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """A bare text as tokens, begun as the tokenizer begins texts; never none."""
+    return list(tokenizer(text)["input_ids"]) or [tokenizer.eos_token_id]
+
+
+def end_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens with which an answer ends: EOS and the other special ones."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(special | {tokenizer.eos_token_id})
+
+
+def longest_context(model: Any) -> int:
+    """Tokens that prompt and answer may have together."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
