@@ -73,7 +73,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "== Installing into $(VENV): torch, DeepSpeed and the rest; some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,serve,dev]"
 	@touch $@
 
 $(MODEL)/config.json: $(CACHE)/$(PACKAGE) | $(VENV)/installed

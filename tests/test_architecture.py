@@ -38,6 +38,7 @@ FLOORS = {
         "merging preference",
         "training",
         "answering",
+        "serving",
         "ppo tools",
         "stages",
     ),
@@ -197,6 +198,10 @@ FLOORS = {
         "activations qat weights",
         "packing",
     ),
+    "fttrain.serving": (
+        "__init__ guard schema worker",
+        "api",
+    ),
     "fttrain.superweights": (
         "__init__ projections",
         "ablate find known",
@@ -205,7 +210,7 @@ FLOORS = {
     "fttrain.tools": (
         "__init__ output",
         "chat import_gguf merge preview quantize superweights",
-        "evaluate",
+        "evaluate serve",
     ),
     "fttrain.training": (
         "__init__ counters metrics optim preflight tracking",

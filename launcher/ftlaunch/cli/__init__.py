@@ -28,7 +28,7 @@ for verb in (run.status, run.logs, run.stop, run.cancel, run.resume):
 app.command()(cluster.attach)
 for verb in (watch.watch, report.report):
     app.command()(verb)
-for verb in (model.merge, model.chat):
+for verb in (model.merge, model.chat, model.serve):
     app.command()(verb)
 app.command("eval")(evaluate.evaluate)
 for verb in (model.quantize, model.superweights, cluster.doctor):

@@ -91,6 +91,36 @@ def chat(
     raise typer.Exit(trainer.call("fttrain.tools.chat", *asked, *options))
 
 
+def serve(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="As chat takes one.")],
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="base|MODEL", help="Serve another one beside it.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Beyond this machine a token is asked for.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="Another name that this server has.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, metavar="N", help="Requests answered side by side.")
+    ] = 8,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 1024,
+) -> None:
+    """Serve a model to a browser and to OpenAI's clients.
+
+    Example: ftlaunch serve my-run --compare base
+    """
+    options = ["--host", host, "--port", str(port), "--batch-size", str(batch_size)]
+    options += ["--max-new-tokens", str(max_new_tokens)]
+    options += [word for name in allow_host or [] for word in ("--allow-host", name)]
+    served = resolve_model(model, merged=compare != "base")
+    if compare is not None:
+        options += ["--compare", compare if compare == "base" else resolve_model(compare, merged=True)]
+    raise typer.Exit(trainer.call("fttrain.tools.serve", served, *options))
+
+
 def superweights(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for two plots and the report.")] = Path(

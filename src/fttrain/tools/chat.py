@@ -64,6 +64,14 @@ def _base(path: str) -> Model:
     return Model(path=name, revision=revision or None)
 
 
+def base_of(path: str) -> str:
+    """What an adapter, or a merged model of a run, was made from: a folder or ID@REVISION. UserError where unknown."""
+    if (Path(path) / ADAPTER_CONFIG).exists():
+        base = _base(path)
+        return base.path + (f"@{base.revision}" if base.revision else "")
+    raise UserError(f"{path} does not say what its base is", "name the other model instead of base")
+
+
 def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
     if vocabulary > model.get_input_embeddings().weight.shape[0]:  # the adapter was trained with tokens of its own
         model.resize_token_embeddings(vocabulary)

@@ -1,0 +1,223 @@
+"""The server: a page, `/v1/models`, `/v1/chat/completions` and `/v1/completions`, streamed or whole."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from ftlaunch.errors import UserError
+from fttrain.answering.conversation import prompt_ids, text_ids
+from fttrain.answering.streaming import Request
+from fttrain.serving.guard import Guard
+from fttrain.serving.schema import Asked, ChatAsked, TextAsked
+from fttrain.serving.worker import Busy, Worker
+
+PAGE = Path(__file__).with_name("page.html")
+LOOK_SECONDS = 0.5
+"""Between two looks whether somebody who waits for a whole answer is still there."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may take."""
+
+    max_new_tokens: int
+    seconds: float
+
+
+class Refused(Exception):
+    """An answer that is not given, and why, in plain words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def make_app(workers: Mapping[str, Worker], limits: Limits, hosts: frozenset[str], token: str | None) -> Guard:
+    """The server's ASGI application."""
+    app = FastAPI(title="ftlaunch serve", docs_url=None, redoc_url=None, openapi_url=None)
+    _tell_errors(app)
+
+    @app.get("/")
+    async def page() -> Response:
+        nonce = secrets.token_urlsafe(16)
+        policy = f"default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+        headers = {"content-security-policy": f"{policy}; base-uri 'none'; frame-ancestors 'none'"}
+        return HTMLResponse(PAGE.read_text().replace("NONCE", nonce), headers=headers | {"cache-control": "no-store"})
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "ftlaunch"} for name in workers]
+        return {"object": "list", "data": listed}
+
+    @app.post("/v1/chat/completions")
+    async def chat(asked: ChatAsked, http: HttpRequest) -> Response:
+        worker = _worker(workers, asked.model)
+        ids = prompt_ids(worker.tokenizer, [message.plain() for message in asked.messages])
+        return await _answer(worker, asked, ids, limits, http, is_chat=True)
+
+    @app.post("/v1/completions")
+    async def complete(asked: TextAsked, http: HttpRequest) -> Response:
+        worker = _worker(workers, asked.model)
+        return await _answer(worker, asked, text_ids(worker.tokenizer, asked.prompt), limits, http, is_chat=False)
+
+    return Guard(app, hosts=hosts, token=token)
+
+
+def _worker(workers: Mapping[str, Worker], name: str) -> Worker:
+    if name not in workers:
+        raise Refused(404, f"there is no model {name!r} here; there are: {', '.join(workers)}")
+    return workers[name]
+
+
+def _tell_errors(app: FastAPI) -> None:
+    """Every refusal in plain words; what went wrong inside goes to the log and to nobody else."""
+
+    def body(status: int, message: str) -> JSONResponse:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
+
+    @app.exception_handler(Refused)
+    async def refused(_: HttpRequest, error: Refused) -> JSONResponse:
+        return body(error.status, str(error))
+
+    @app.exception_handler(UserError)
+    async def mistaken(_: HttpRequest, error: UserError) -> JSONResponse:
+        return body(400, error.message)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: HttpRequest, error: HTTPException) -> JSONResponse:
+        return body(error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
+        told = [
+            f"{'.'.join(str(part) for part in one['loc'][1:]) or 'the body'}: {one['msg']}" for one in error.errors()
+        ]
+        return body(400, "; ".join(told[:5]))
+
+    @app.exception_handler(Exception)
+    async def failed(_: HttpRequest, error: Exception) -> JSONResponse:  # noqa: ARG001 starlette logs it
+        return body(500, "something went wrong here; the server's log says what")
+
+
+class _Pieces:
+    """The pieces of an answer, from the worker's thread to the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[str | bool] = asyncio.Queue()
+
+    def say(self, piece: str) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
+
+    def done(self, went_well: bool) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, went_well)
+
+    async def next(self, wait: float) -> str | bool | None:
+        """A piece; True or False at the end; None where none comes in time."""
+        try:
+            return await asyncio.wait_for(self._queue.get(), wait)
+        except TimeoutError:
+            return None
+
+
+async def _answer(
+    worker: Worker, asked: Asked, ids: Sequence[int], limits: Limits, http: HttpRequest, *, is_chat: bool
+) -> Response:
+    pieces = _Pieces()
+    request = _request(worker, asked, ids, limits, pieces)
+    try:
+        worker.submit(request, pieces.done)
+    except Busy:
+        raise Refused(429, "too many requests wait already; try again in a moment") from None
+    head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": worker.name}
+    if asked.stream:
+        told = _stream(request, pieces, head, asked, is_chat=is_chat)
+        return StreamingResponse(told, media_type="text/event-stream", headers={"cache-control": "no-store"})
+    text = await _whole(request, pieces, http)
+    choice: dict[str, Any] = {"index": 0, "finish_reason": request.finish, "logprobs": None}
+    choice |= {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+    kind = "chat.completion" if is_chat else "text_completion"
+    return JSONResponse({**head, "object": kind, "choices": [choice], "usage": _usage(request)})
+
+
+def _request(worker: Worker, asked: Asked, ids: Sequence[int], limits: Limits, pieces: _Pieces) -> Request:
+    room = worker.context - len(ids)
+    if room < 1:
+        message = f"the prompt has {len(ids):,} tokens, and prompt and answer may have {worker.context:,}"
+        raise Refused(400, message)
+    wanted = asked.max_completion_tokens or asked.max_tokens or limits.max_new_tokens
+    if wanted > limits.max_new_tokens:
+        raise Refused(400, f"max_tokens may be {limits.max_new_tokens:,} at most here")
+    return Request(
+        ids=ids,
+        max_new_tokens=min(wanted, room),
+        say=pieces.say,
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_p=asked.top_p or 1.0,
+        seed=asked.seed,
+        stop=asked.stops,
+        deadline=time.monotonic() + limits.seconds,
+    )
+
+
+async def _whole(request: Request, pieces: _Pieces, http: HttpRequest) -> str:
+    told: list[str] = []
+    while True:
+        piece = await pieces.next(LOOK_SECONDS)
+        if piece is True:
+            return "".join(told)
+        if piece is False:
+            raise Refused(500, "the model could not answer; the server's log says why")
+        if piece is None and await http.is_disconnected():
+            request.cancelled.set()
+            raise Refused(499, "nobody waits for this answer any more")
+        told += [piece] if isinstance(piece, str) else []
+
+
+async def _stream(
+    request: Request, pieces: _Pieces, head: dict[str, Any], asked: Asked, *, is_chat: bool
+) -> AsyncIterator[str]:
+    """Server-sent events, one a piece; whoever stops listening cancels the request."""
+    kind = "chat.completion.chunk" if is_chat else "text_completion"
+
+    def event(choices: list[dict[str, Any]], **more: Any) -> str:
+        return f"data: {json.dumps({**head, 'object': kind, 'choices': choices, **more})}\n\n"
+
+    def chunk(text: str | None, finish: str | None = None) -> dict[str, Any]:
+        delta = {} if text is None else {"content": text}
+        part = {"delta": delta} if is_chat else {"text": text or ""}
+        return {"index": 0, **part, "finish_reason": finish, "logprobs": None}
+
+    try:
+        if is_chat:
+            yield event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+        while not isinstance(piece := await pieces.next(3600), bool):
+            if piece is not None:
+                yield event([chunk(piece)])
+        if not piece:
+            error = {"message": "the model could not answer; the server's log says why", "type": "server_error"}
+            yield f"data: {json.dumps({'error': error})}\n\n"
+            return
+        yield event([chunk(None, request.finish)])
+        if asked.stream_options and asked.stream_options.include_usage:
+            yield event([], usage=_usage(request))
+        yield "data: [DONE]\n\n"
+    finally:
+        request.cancelled.set()
+
+
+def _usage(request: Request) -> dict[str, int]:
+    asked, told = len(request.ids), request.tokens
+    return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
