@@ -11,7 +11,7 @@ SEND = ("wandb", "comet", "swanlab")
 
 
 def trackers_are_named_once(loaded: Loaded) -> Iterator[Problem]:
-    named = loaded.recipe.track.to
+    named: list[str] = [*loaded.recipe.track.to]
     for name in sorted({name for name in named if named.count(name) > 1}):
         yield loaded.problem(("track", "to"), f"names {as_toml(name)} {named.count(name)} times", "name it once")
 
