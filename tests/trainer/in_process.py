@@ -71,6 +71,9 @@ class StopAfter:
     def __init__(self, steps: int | None) -> None:
         self._left = steps
 
+    def pending(self) -> str | None:
+        return None
+
     def asked(self) -> str | None:
         if self._left is None:
             return None

@@ -51,6 +51,10 @@ class StopRequest:
         if self._beat is not None:
             with contextlib.suppress(OSError):  # what a failing disk means is for those to say who write what counts
                 self._beat.touch()
+        return self.pending()
+
+    def pending(self) -> str | None:
+        """The same where no step begins."""
         if self._signal is None and self._stop_file is not None and self._stop_file.exists():
             return "stop file"
         return self._signal

@@ -58,7 +58,7 @@ def train(
     assert isinstance(stage, Sft | Pairwise)
     origin = artifact.origin(step, folder)
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
-    feed = feeds.build(step, stage, tokenizer, world, stop.asked, folder.preparing)
+    feed = feeds.build(step, stage, tokenizer, world, stop.pending, folder.preparing)
     engine = build(step, stage, world, origin, make_scorer)
     feed.lay(engine.layout)
     objective = make_objective(engine, feed, origin)

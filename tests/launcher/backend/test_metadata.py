@@ -65,10 +65,10 @@ def simulated(ranks: int, stage_dir: StageDir, attempt: Attempt, counted: Counte
 
 def _asking(stage_dir: StageDir, attempt: Attempt, rank: int) -> Any:
     """What a rank does at each step, as `python -m fttrain` sets it up."""
-    rank_itself: Any = SimpleNamespace(
-        _stop_file=stage_dir.stop if rank == 0 else None, _beat=attempt.beat(rank), _signal=None
-    )
-    return lambda: StopRequest.asked(rank_itself)
+    stop_file = stage_dir.stop if rank == 0 else None
+    itself: Any = SimpleNamespace(_stop_file=stop_file, _beat=attempt.beat(rank), _signal=None)
+    itself.pending = lambda: StopRequest.pending(itself)
+    return lambda: StopRequest.asked(itself)
 
 
 def _poll(stage_dir: StageDir, attempt: Attempt) -> Any:
