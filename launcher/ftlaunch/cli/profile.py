@@ -1,5 +1,7 @@
 """The cluster that a verb is told of, with what is set for once."""
 
+import os
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -7,6 +9,7 @@ from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
     from ftlaunch.cluster.vocabulary import Cluster
+    from ftlaunch.recipe import Recipe
 
 
 def load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
@@ -20,3 +23,28 @@ def load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
     cluster = load_cluster(name, site or [])
     print(f"cluster {name}: {find_profile(name)}", file=sys.stderr)
     return cluster
+
+
+def for_recipe(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Cluster | None":
+    """The profile that is named; else, where a recipe wants several nodes and SLURM is here, the one that counts then.
+
+    That is the profile which FTLAUNCH_CLUSTER names, or the one called "default", or the cluster's own defaults. It is
+    said which. On nodes that are held already, and on a machine without SLURM, there is none.
+    """
+    several = any((getattr(stage, "parallel", None) or recipe.parallel).nodes > 1 for stage in recipe.stage)
+    if name is not None or not several or "SLURM_JOB_ID" in os.environ or shutil.which("sbatch") is None:
+        return load_named(name, site)
+    from ftlaunch.cluster.profiles import find_profile
+    from ftlaunch.cluster.vocabulary import Cluster
+
+    named = os.environ.get("FTLAUNCH_CLUSTER")
+    why = "FTLAUNCH_CLUSTER names it"
+    if not named:
+        try:
+            find_profile("default")
+        except UserError:
+            print("cluster: SLURM's own defaults, as the recipe wants several nodes (no --cluster)", file=sys.stderr)
+            return load_named(None, site) or Cluster()
+        named, why = "default", "there is one of that name"
+    print(f"cluster: profile {named}, as the recipe wants several nodes and {why}", file=sys.stderr)
+    return load_named(named, site)

@@ -20,7 +20,7 @@ from ftlaunch.cli.options import (
     Site,
     all_settings,
 )
-from ftlaunch.cli.profile import load_named
+from ftlaunch.cli.profile import for_recipe, load_named
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run(
     from ftlaunch.cli.run import dependency, require_here, start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    profile = load_named(cluster, site)
+    profile = for_recipe(loaded.recipe, cluster, site)
     planned = _plan(loaded, run_dir, here=profile is None)
     if dry_run:
         print(_show(planned, profile))
@@ -139,7 +139,8 @@ def plan(
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
-    loaded, profile = _load(recipe, all_settings(settings, nodes, procs_per_node)), load_named(cluster, site)
+    loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
+    profile = for_recipe(loaded.recipe, cluster, site)
     print(_show(_plan(loaded, run_dir, here=profile is None), profile, json=json))
 
 

@@ -152,14 +152,16 @@ def test_a_dry_run_is_the_plan(call: Call, recipe: Path) -> None:
     assert call("run", recipe, "--dry-run") == call("plan", recipe)
 
 
-def test_short_forms_mean_their_settings(call: Call, recipe: Path) -> None:
+def test_short_forms_mean_their_settings(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # without sbatch
     short = call("plan", recipe, "--nodes", "2", "--procs-per-node", "4", "--json")
     assert short == call("plan", recipe, "--set", "parallel.nodes=2", "--set", "parallel.procs_per_node=4", "--json")
     assert json.loads(short[1])["steps"][0]["step"]["world_size"] == 8
 
 
 @pytest.mark.usefixtures("torch_is_there")
-def test_several_nodes_need_a_cluster(call: Call, recipe: Path) -> None:
+def test_several_nodes_need_a_cluster(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # without sbatch
     code, _, err = call("run", recipe, "--nodes", "2")
     assert (code, "several nodes need a cluster" in err) == (BAD_INPUT, True)
     assert not (recipe.parent / "runs").exists()

@@ -1,0 +1,55 @@
+"""Which cluster a recipe for several nodes is for, where none is named."""
+
+from pathlib import Path
+
+import pytest
+
+from ftlaunch.cli.profile import for_recipe
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.recipe import Model, Parallel, Recipe, Sft
+
+
+def recipe(nodes: int) -> Recipe:
+    parallel = Parallel(strategy="ddp", nodes=nodes)
+    return Recipe(name="r", model=Model(path="owner/model"), stage=[Sft(data="d")], parallel=parallel)
+
+
+@pytest.fixture(autouse=True)
+def login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a user, on a machine with sbatch."""
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("FTLAUNCH_CLUSTER", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    profiles = tmp_path / "slurm/profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "mine.toml").write_text('partition = "mine"\n')
+    return profiles
+
+
+def test_slurms_own_defaults_count_where_there_is_no_profile(capsys: pytest.CaptureFixture[str]):
+    assert for_recipe(recipe(2), None, None) == Cluster()
+    assert "SLURM's own defaults" in capsys.readouterr().err
+
+
+def test_the_default_profile_counts_and_the_named_one_before_it(
+    login_node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (login_node / "default.toml").write_text('partition = "usual"\n')
+    assert for_recipe(recipe(2), None, None) == Cluster(partition="usual")
+    assert "profile default" in capsys.readouterr().err
+    monkeypatch.setenv("FTLAUNCH_CLUSTER", "mine")
+    assert for_recipe(recipe(2), None, None) == Cluster(partition="mine")
+    assert for_recipe(recipe(2), "default", None) == Cluster(partition="usual")
+
+
+def test_a_machine_of_its_own_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert for_recipe(recipe(1), None, None) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert for_recipe(recipe(2), None, None) is None
+    monkeypatch.delenv("SLURM_JOB_ID")
+    (tmp_path / "sbatch").unlink()
+    assert for_recipe(recipe(2), None, None) is None
