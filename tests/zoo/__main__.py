@@ -62,7 +62,9 @@ class Tried:
         rows = faith.rows()
         groups = [Group((row,)) for row in rows]
         expected = faith.plain(self._model, rows)
-        if not faith.trained(self._model, groups, packing=self.rows == "packed").is_same(expected):
+        if not faith.trained(self._model, groups, packing=self.rows == "packed", alone=self.rows == "alone").is_same(
+            expected
+        ):
             raise ValueError("it is not what plain transformers computes")
 
     def sft(self) -> None:

@@ -62,10 +62,12 @@ def plain(folder: Path, of: list[Tokens]) -> Measured:
     return Measured(torch.cat(logps).detach(), _norm(model))
 
 
-def trained(folder: Path, groups: list[Group], *, packing: bool, share: bool = False) -> Measured:
+def trained(folder: Path, groups: list[Group], *, packing: bool, share: bool = False, alone: bool = False) -> Measured:
     """By what training runs. Raises UserError where the model refuses to be laid out so."""
     model = load_base(Model(path=str(folder), dtype="fp32"), dtype=torch.float32, packing=packing).train()
     scorer = Scorer(model.requires_grad_(True))
+    if alone:
+        scorer.compute_alone()
     scores = scorer(collate(groups, packing=packing, share=share, chunks=1, device=CPU))
     (-scores.smoothed_N.sum()).backward()
     return Measured(scores.logps_N, _norm(model))
