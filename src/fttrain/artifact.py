@@ -134,7 +134,8 @@ def _write(
         for name, (rounding, _) in qat.roundings(model).items():
             weights[name] = rounding.stored(weights[name], steps.get(name))
         model.config.dtype = dtype
-        model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
+        held = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        model.save_pretrained(folder, state_dict=_buffers(model) | held)
         if spec.model.rounding:
             qat.leave_card(folder, spec.model.rounding)
     tokenizer.save_pretrained(folder)
@@ -158,3 +159,9 @@ def _write_generation_config(spec: StageSpec, engine: Engine, tokenizer: Any, fo
     if ends:
         config["eos_token_id"] = sorted(ends) if len(ends) > 1 else ends.pop()
     write_json(folder / GENERATION_CONFIG, config)
+
+
+def _buffers(model: Any) -> dict[str, Tensor]:
+    """What belongs to a model besides its weights, such as the bias of a router of DeepSeek's kind."""
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in weights}

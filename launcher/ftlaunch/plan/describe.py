@@ -243,8 +243,9 @@ def _low_rank_note(adapter: LowRank) -> str:
     rank = str(adapter.rank)
     if isinstance(adapter, Adalora):
         rank, ratio = f"{adapter.first_rank}, pruned to {rank} on average,", "alpha / first rank"
+    stacked = " and the experts" if adapter.experts else ""
     return (
-        f"{NAMES[type(adapter)]} of rank {rank} on {targets}{_layers_note(adapter.layers)},"
+        f"{NAMES[type(adapter)]} of rank {rank} on {targets}{stacked}{_layers_note(adapter.layers)},"
         f" scale {ratio} = {adapter.scale:.4g}"
     )
 

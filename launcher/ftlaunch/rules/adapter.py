@@ -76,9 +76,27 @@ def init_has_its_text(training: TrainedStage) -> Iterator[Problem]:
             yield training.table_problem("adapter", "text", message, 'remove it, or write init = "text"')
 
 
+def experts_are_plain(training: TrainedStage) -> Iterator[Problem]:
+    """Stacked experts take a plain low-rank product only."""
+    adapter = training.resolved.adapter
+    if not isinstance(adapter, LowRank) or not adapter.experts:
+        return
+    kind = adapter.__struct_config__.tag
+    if kind not in ("lora", "rslora"):
+        message = f"{as_toml(kind)} has no form for stacked experts"
+        yield training.table_problem("adapter", "experts", message, 'write kind = "lora" or "rslora", or remove it')
+    if adapter.dropout:
+        message = "does not go with dropout, which stacked experts have no place for"
+        yield training.table_problem("adapter", "experts", message, "write dropout = 0, or remove it")
+    if training.resolved.model.rounding:
+        message = "does not go with training through rounding, which leaves experts as they are"
+        yield training.table_problem("adapter", "experts", message, "remove it, or the [model] quantization table")
+
+
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     targets_compile,
     layers_are_there,
     ranks_fall,
     init_has_its_text,
+    experts_are_plain,
 )

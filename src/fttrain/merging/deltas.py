@@ -178,9 +178,8 @@ def fitted(added: dict[str, Delta], places: WeightMap) -> Fitted:
             message = f"{name} is adapted, and is one weight with {others[0]}: a merge would change both"
             raise UserError(message, f"leave it out of adapter.targets, or {SHIP_APART}")
         if name not in places.by_weight:
-            raise UserError(
-                f"the adapter changes {name}, which the base does not have", f"right base? Else {SHIP_APART}"
-            )
+            message = f"the adapter changes {name}, which the base does not have on disk"
+            raise UserError(message, f"name the base that it was trained on, or {SHIP_APART}")
         of[name] = delta
     parted = tied and (embedding in of or head in of)
     if parted and embedding not in places.by_weight:
