@@ -57,7 +57,7 @@ class _Listener:
     def __init__(self, job: NodeJob, interrupts: StopSignals) -> None:
         self._job = job
         self._interrupts = interrupts
-        self._tail = Tail(job.step.job_output(job.id or ""))
+        self._tail = Tail(job.stage_dir.job_output(job.id or ""))
         self._told: str | None = None
 
     def is_done(self) -> bool:
