@@ -82,7 +82,7 @@ def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
     tables = training.loaded.recipe.data
     for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
         if table.format == "unpaired":
-            message = f"[data.{table.name}] has single answers with labels, which are for stages of kind kto"
+            message = f"[data.{table.name}] has single answers with labels, which no kind of stage trains on"
             yield training.problem("data", message, "name a data table with pairs, or rows with good answers only")
         elif table.format and (table.format in PAIRED) != compares:
             kind = as_toml(training.stage.__struct_config__.tag)

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,6 @@ class Renderer:
         self._written = Counter(token for template in templates for token in self._control.findall(template or ""))
         reserved = RESERVED | set(tokenizer.special_tokens_map)
         self._asked = set(re.findall(r"[A-Za-z_]\w*", self.template or "")) - reserved
-        self._writes_arguments_as_text = False
 
     def row(self, row: Row, where: str) -> list[Rendered]:
         """The texts that a row is trained on: one, or one for each answer under a template that rewrites history."""
@@ -188,17 +188,14 @@ class Renderer:
             )
 
         turns = conversation.turns
-        if self._writes_arguments_as_text:
-            turns = _with_text_arguments(turns)
         try:
             return render(turns)
         except (TemplateError, TypeError) as error:
-            if not self._writes_arguments_as_text and any("tool_calls" in turn for turn in turns):
-                self._writes_arguments_as_text = True  # as by some templates, which join them to a text
-                try:
-                    return self._render(conversation, where, add_generation_prompt=add_generation_prompt)
-                except Unfit:
-                    self._writes_arguments_as_text = False
+            # Some templates join arguments to a text. Each conversation is tried by itself, so that what a row becomes
+            # does not depend on the rows that the same process rendered before it.
+            if any("tool_calls" in turn for turn in turns):
+                with suppress(TemplateError, TypeError):
+                    return render(_with_text_arguments(turns))
             remedy = f"mend the row, or {OTHER_TEMPLATE}"
             raise Unfit(where, f"the chat template refuses the conversation: {error}", remedy) from error
 

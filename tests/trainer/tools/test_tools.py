@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.run.layout import RunDir
-from fttrain.merging import merge
-from fttrain.tools import chat
+from fttrain.tools import chat, merge
 from fttrain.tools.import_gguf import convert
 
 PROMPT = "red kettle"
