@@ -159,8 +159,7 @@ def test_a_merge_that_changes_the_model_fails_and_leaves_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     adapter = adapt(tiny_model, tmp_path / "adapter")
-    finished = merging.Rounded.finished
-    monkeypatch.setattr(merging.Rounded, "finished", lambda self, name, _, *rest: finished(self, name, None, *rest))
+    without_the_adapter(monkeypatch)
     with pytest.raises(UserError, match="differs from the adapter model"):
         merge(source(tiny_model, adapter), tmp_path / "out", Merge())
     assert not (tmp_path / "out").exists()
@@ -199,9 +198,8 @@ def test_a_quantized_base_alone_is_no_merge(tiny_model: Path, tmp_path: Path, mo
 
 def without_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a merge write the base as it is."""
-    fold = merging.Rounded.fold
-    nothing = SimpleNamespace(fold=lambda key, weight, dtype, **_: {key: weight.to(dtype or weight.dtype)})
-    monkeypatch.setattr(merging.Rounded, "fold", lambda self, _, *rest: fold(self, nothing, *rest))
+    finished = merging.Rounded.finished
+    monkeypatch.setattr(merging.Rounded, "finished", lambda self, name, _, *rest: finished(self, name, None, *rest))
 
 
 def test_rows_that_a_run_holds_out_are_asked_about_too(tiny_model: Path, rows_file: Path, tmp_path: Path):
