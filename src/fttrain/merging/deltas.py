@@ -146,7 +146,7 @@ class Fitted:
                 if not stored[key].is_float:
                     raise UserError(
                         f"{key} is adapted, and the base has it in few bits ({stored[key].format}): no merge fits",
-                        f"`ftlaunch import` makes a base in 16 bits of it; or {SHIP_APART}",
+                        f"name a base with weights in 16 bits, or {SHIP_APART}",
                     )
             try:
                 self.fold(group, lambda key: torch.empty(stored[key].shape, device="meta"), _same_shape)
