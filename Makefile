@@ -1,16 +1,20 @@
-# make demo   a model fine-tuned, merged and answering, in minutes
-# make test   the tests
-# make check  lint, format and types
-# make faults every fault trial, of which `make test` makes a sample: kills, corruptions, failing disks; an hour or so
-# make chains whole chains, killed in every stage, here and on a SLURM cluster of its own; twenty minutes (as root)
-# make compatibility  every two features together, and every method × stage × strategy × quantization, of which `make test`
-#             tries a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); an hour or so
-# make zoo    families of models, each through every stage, into recipes/MODELS.md; ten minutes
-# make storm  thirty minutes of training on a SLURM cluster of its own with a failure every 30 s (as root, for namespaces)
-# make scoreboard  faults and attacks, tried on ftlaunch and on the stock stack (tests/scoreboard)
-# make learning  what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
-# make bench  speed against TRL, saves, memory, training through rounding
-#             (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
+# make demo        fine-tune, merge and question a 135M model, in minutes
+# make check       lint, format, types
+# make test        the tests, some tens of minutes on two cores (those on SLURM need root on Debian)
+# make help        this list
+# make clean       remove .venv, .cache and runs
+#
+# Long runs, by hand:
+# make faults      every fault trial, of which `make test` runs a sample: kills, corruption, failing disks; about an hour
+# make chains      whole chains, killed in every stage, here and on a SLURM cluster of their own; 20 minutes (as root)
+# make compatibility  all pairs of features, and every method × stage × strategy × quantization, of which `make test` runs
+#                  a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); about an hour
+# make zoo         families of models, each through every stage, into recipes/MODELS.md; 10 minutes
+# make storm       30 minutes of training on a SLURM cluster of its own with a failure every 30 s (as root)
+# make scoreboard  faults and attacks on ftlaunch and on the stock stack, into tests/scoreboard/README.md
+# make learning    what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores
+# make bench       speed against TRL, saves, memory, quantization-aware training
+#                  (BENCH_DATA: folder with e2e_dev.csv, gsm8k_train.jsonl, gsm8k_pairs.jsonl)
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,13 +26,16 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo test check learning faults chains compatibility zoo storm scoreboard bench clean
+.PHONY: demo help test check learning faults chains compatibility zoo storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
 	$(BIN)/ftlaunch run recipes/quickstart.toml --set model.path=$(MODEL)
 	@echo "== The same question, before and after"
 	@$(BIN)/ftlaunch chat $(MODEL) $(DEMO)/02-merge/model --prompt "$(PROMPT)" 2>$(CACHE)/chat.log
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 test: $(VENV)/installed $(MODEL)/config.json
 	FTLAUNCH_TEST_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest

@@ -9,8 +9,20 @@ import pytest
 from tests.conftest import Launch
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-COMMANDS = [line[2:] for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
+README = ROOT / "README.md"
+FIRST_GUIDES = ("README.md", "guide/running.md", "guide/data.md")
+"""What a reader opens first, below recipes/; the other guides follow by name."""
+GUIDES = list(
+    dict.fromkeys(ROOT / "recipes" / name for name in FIRST_GUIDES)
+    | dict.fromkeys(sorted((ROOT / "recipes" / "guide").glob("*.md")))
+)
+PAGES = [README, *GUIDES, *(ROOT / name for name in ("slurm/README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+COMMANDS = [
+    line[2:]
+    for page in (README, *GUIDES)
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
+    for line in block.splitlines()
+]
 
 ANOTHER_LAUNCHERS = {
     **{"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"},
@@ -34,12 +46,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return folder
 
 
-def test_the_readmes_commands_work_one_after_another(place: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_that_are_shown_work_one_after_another(
+    place: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(place)
     for name, value in ANOTHER_LAUNCHERS.items():
         monkeypatch.setenv(name, value)
     verbs = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("ftlaunch ")]
-    assert len(verbs) > 8
+    assert len(verbs) == 15
     for words in verbs:
         done = launch(*words)
         assert done.stdout or done.stderr, words
@@ -56,7 +70,7 @@ def test_make_knows_its_targets():
 def test_the_recipe_that_the_readme_explains_is_the_one_that_is_shipped():
     import tomllib
 
-    shown = tomllib.loads(re.findall(r"```toml\n(.*?)```", README, re.S)[0])
+    shown = tomllib.loads(re.findall(r"```toml\n(.*?)```", README.read_text(), re.S)[0])
     assert shown == tomllib.loads((ROOT / "recipes" / "quickstart.toml").read_text())
 
 
@@ -65,3 +79,28 @@ def test_every_recipe_says_how_it_is_run(path: Path):
     head = path.read_text().partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())
     assert re.search(rf"#   ftlaunch (run|compare) (recipes/)?{path.stem}", head)
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def heads(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path):
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    for path, _, head in (link.partition("#") for link in links):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        assert not head or head in heads(target), f"{path}#{head}"
+
+
+def test_recipes_readme_leads_to_every_guide_and_recipe():
+    links = set(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "recipes" / "README.md").read_text()))
+    guides = {f"guide/{page.name}" for page in (ROOT / "recipes" / "guide").glob("*.md")}
+    assert guides | {path.name for path in (ROOT / "recipes").glob("*.toml")} <= links
