@@ -85,6 +85,14 @@ def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 200
 
 
+def test_a_make_target_that_a_page_names_exists():
+    listed = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert listed
+    for page in PAGES:
+        for targets in re.findall(r"(?:`|^\$ )make ([a-z ]+?)(?:`| *#|$)", page.read_text(), re.M):
+            assert set(targets.split()) <= set(listed[1].split()), f"{page.name}: make {targets}"
+
+
 def heads(page: Path) -> set[str]:
     """The anchors that GitHub makes of a page's headings."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
