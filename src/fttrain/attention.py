@@ -6,7 +6,7 @@ layers; they hand it to `attend`. A model that reads the mask itself, makes one 
 does not compute raises `Unpackable`, as nothing that a model asks for may be dropped in silence.
 
 On a GPU in half precision it is one variable-length kernel. Elsewhere pieces of like length are set side by side,
-padded on the right: under a causal kernel a real token never sees the padding behind it, so plain causal SDPA is exact.
+padded on the right: under a causal kernel a real token never sees the padding after it, so plain causal SDPA is exact.
 """
 
 from collections.abc import Iterator

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
     """Folders of the run that must go so that it can begin anew at a stage of a plan, called by its folder or kind.
 
-    A stage behind it stays if it is finished, as it was planned, and needs none of those. UserError where the run has
-    no such stage, or where one ahead of it would not be what it was.
+    A later stage stays if it is finished, is as it was planned, and needs none of those. UserError where the run has
+    no such stage, or where an earlier one would not be what it was.
     """
     before = runs.read_plan(run)
     first = plan.stages.index(_find(plan, stage))
     changed = first_changed(before, plan)
     if changed is not None and plan.stages.index(changed) < first:
         raise UserError(
-            f"{changed.name}, which is ahead of {plan.stages[first].name}, would be trained otherwise now",
+            f"{changed.name}, which comes before {plan.stages[first].name}, would be trained otherwise now",
             f"begin with it: --from {changed.name}",
         )
     hashes = {planned.name: planned.spec.training_hash for planned in before.stages}

@@ -17,7 +17,7 @@ from ftlaunch.watch.progress import MetricsTail
 PATIENCE = 4.0
 """Times the longest pause between two steps so far, an evaluation or a save included, that a step may take."""
 START_SECONDS = 300.0
-"""A start may take at least so long ahead of its first step: on a busy machine, imports alone take minutes."""
+"""A start may take at least so long before its first step: on a busy machine, imports alone take minutes."""
 STOPPED_SECONDS = 20.0
 """A step may take so long while a rank is stopped, and others wait for it."""
 CHECK_SECONDS = 2.0

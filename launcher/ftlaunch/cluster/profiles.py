@@ -18,7 +18,7 @@ from ftlaunch.safety import trust
 
 PACKAGE = Path(__file__).parents[1]
 START_SECONDS = 60
-"""A start that may not even take so long ahead of its signal can take no step."""
+"""A start that has less than this before its signal can take no step."""
 KINDS = {str(kind.__struct_config__.tag) for kind in get_args(Stage)}
 EXCLUDE = re.compile(r"^exclude *= *\[[^\]\n]*\]", re.MULTILINE)
 SET_BY_FTLAUNCH = (

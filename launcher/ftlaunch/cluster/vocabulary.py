@@ -49,17 +49,17 @@ class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How GPUs are asked for, one a process: "gpus-per-node", "gres", either with a type as in "gres:a100", or "none".
     A stage with device = "cpu" asks for none, nor does a merge."""
     signal_lead: Annotated[int, Meta(ge=10)] = 120
-    """Seconds ahead of the time limit at which all ranks are asked to save: longer than one step and one save."""
+    """Seconds before the time limit at which all ranks are asked to save: longer than one step and one save."""
     hang_after: Annotated[int, Meta(ge=5)] = 600
     """Seconds without an optimizer step after which a stage is ended and started again; longer where an evaluation or a
-    save has taken longer, and three times as long (but at least five minutes) ahead of the first step."""
+    save has taken longer, and three times as long (but at least five minutes) before the first step."""
     max_restarts: NonNegative = 50
     """Restarts of one stage, whatever their cause."""
     restart: Literal["requeue", "successor"] = "requeue"
     """How a stage is started again: its own job goes back into the queue, or, where compute nodes have no `scontrol`,
     jobs that were submitted with it wait for its end (afternotok) and take over, one after the other."""
     successors: Positive = 3
-    """So many jobs wait behind each stage's own where restart = "successor": no stage starts again more often."""
+    """So many jobs wait to follow each stage's own where restart = "successor": no stage starts again more often."""
     exclude: list[Line] = []
     """Nodes that are never used."""
     interface: Line | None = None
@@ -79,7 +79,7 @@ class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Line of bash run on the first node when the run is done, has failed or was stopped as asked. It finds the run's
     folder, the stage, the state and the reason in FTLAUNCH_RUN, FTLAUNCH_STAGE, FTLAUNCH_STATE and FTLAUNCH_REASON."""
     setup: list[Line] = []
-    """Lines of bash run on the first node ahead of srun. The shell is no login shell: where `module` is wanted,
+    """Lines of bash run on the first node before srun. The shell is no login shell: where `module` is wanted,
     begin with "source /etc/profile"."""
     environment: dict[Variable, Line] = field(default_factory=dict[Variable, Line])
     """Variables for the stages' processes. They travel in a file that only its owner can read."""

@@ -10,7 +10,7 @@ from ftlaunch.compatibility.axes import AXES, Combination
 from ftlaunch.compatibility.refusals import REFUSALS, Refusal
 
 MAIN = ("method", "stage", "strategy", "quantization")
-"""The axes on which every training stage says something; those behind them are features."""
+"""The axes on which every training stage says something; those after them are features."""
 Choices = Mapping[str, Sequence[str]]
 """What each axis may be."""
 EVERYTHING: Choices = {axis.name: tuple(axis.values) for axis in AXES}

@@ -87,19 +87,19 @@ METHODS = (
     Refusal(
         {"method": VIRTUAL, "stage": ("reward", "ppo")},
         "adapter.kind",
-        "{stage} reads rows as they are, and kind = {method} puts tokens ahead",
+        "{stage} reads rows as they are, and kind = {method} puts tokens before them",
         'write kind = "lora" for this stage',
     ),
     Refusal(
         {"method": VIRTUAL, "stage": ("sft",), "packing": ON},
         "stage.packing",
-        "rows laid end to end have no place ahead of each for the virtual tokens of kind = {method}",
+        "rows laid end to end have no place before each for the virtual tokens of kind = {method}",
         "write packing = false",
     ),
     Refusal(
         {"method": VIRTUAL, "stage": ("dpo", "orpo"), "packing": ON},
         "stage.packing",
-        "rows laid end to end have no place ahead of each for the virtual tokens of kind = {method}",
+        "rows laid end to end have no place before each for the virtual tokens of kind = {method}",
         "write packing = false and share_prompt = false",
     ),
     Refusal(
@@ -117,7 +117,7 @@ METHODS = (
     Refusal(
         {"method": VIRTUAL, "noise": _but("noise", "none")},
         "noise.kind",
-        "is laid out by the tokens of rows, and virtual ones come ahead of them",
+        "is laid out by the tokens of rows, and virtual ones come before them",
         'remove [noise], or write adapter.kind = "lora"',
     ),
     Refusal(
@@ -295,6 +295,6 @@ MERGES = (
         )
     ),
 )
-"""What concerns the stage behind: it is that one's key which is to blame."""
+"""What concerns the later stage: the key to blame is one of that stage."""
 
 REFUSALS = (*WITHOUT_KEY, *METHODS, *STAGES, *QUANTIZED, *PROCESSES, *MERGES)

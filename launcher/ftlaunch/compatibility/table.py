@@ -70,9 +70,9 @@ def _values() -> Iterator[str]:
 
 
 SAID: dict[Named, str] = {
-    ("after", "merge"): 'a stage with `kind = "merge"` behind it',
-    ("after", "same_adapter"): "a training stage behind it that goes on with its adapter, or with all weights",
-    ("after", "other_adapter"): "a training stage behind it with another adapter, which begins on a merge",
+    ("after", "merge"): 'a later stage with `kind = "merge"`',
+    ("after", "same_adapter"): "a later training stage that goes on with its adapter, or with all weights",
+    ("after", "other_adapter"): "a later training stage with another adapter, which begins on a merge",
     ("resumed_by", "other_ranks"): "`ftlaunch resume` with another number of processes",
 }
 

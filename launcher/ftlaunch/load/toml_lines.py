@@ -68,7 +68,7 @@ class _Scanner:
         return tuple(keys)
 
     def _header(self, *, element: bool) -> KeyPath:
-        """The path of the table that a header opens, read up to behind its closing brackets."""
+        """The path of the table that a header opens, read up to the end of its closing brackets."""
         line = self._line()
         keys = self.dotted_key()
         self._take("]]" if element else "]")
@@ -138,7 +138,7 @@ class _Scanner:
         return match["bare"] or match["literal"] or ""
 
     def _take(self, token: str) -> bool:
-        """Step over the token and the blanks behind it, if it comes next."""
+        """Step over the token and the blanks after it, if it comes next."""
         if not self.text.startswith(token, self.position):
             return False
         self.position += len(token)

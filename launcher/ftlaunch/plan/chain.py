@@ -37,8 +37,8 @@ def links(recipe: Recipe) -> list[Link]:
 
 def is_merged(chain: list[Link], link: Link) -> bool:
     """Whether a merge follows of what a stage trains, also after other stages have gone on with its adapter."""
-    behind = [other for other in chain if other.start == f"{link.name}/artifact"]
-    return any(isinstance(other.stage, Merge) or is_merged(chain, other) for other in behind)
+    later = [other for other in chain if other.start == f"{link.name}/artifact"]
+    return any(isinstance(other.stage, Merge) or is_merged(chain, other) for other in later)
 
 
 def needs_merge(recipe: Recipe, trained: Training, after: Resolved) -> bool:

@@ -81,22 +81,22 @@ def for_merge_of(recipe: Recipe, trained: Training | None) -> Resolved:
 def trained_before(recipe: Recipe, stage: Training | Merge | Evaluate) -> Training | None:
     """The training stage that this one, which must be the recipe's own object, goes on from; None where there is none.
 
-    It is the one that `start` names, else the last one ahead. PPO passes over reward stages: it asks them for scores,
+    It is the one that `start` names, else the last earlier one. PPO passes over reward stages: it asks them for scores,
     and goes on with the policy. So does an evaluation, which asks for answers.
     """
     if stage.start is not None:
         found = named_by_start(recipe, stage)
         return found[0] if len(found) == 1 else None
     passed_over = Reward if isinstance(stage, Ppo | Evaluate) else ()
-    return next((other for other in reversed(_ahead(recipe, stage)) if not isinstance(other, passed_over)), None)
+    return next((other for other in reversed(_earlier(recipe, stage)) if not isinstance(other, passed_over)), None)
 
 
 def named_by_start(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[Training]:
-    """The training stages ahead that a stage's `start` may mean; none for "base"."""
-    ahead = _ahead(recipe, stage)
+    """The earlier training stages that a stage's `start` may mean; none for "base"."""
+    earlier = _earlier(recipe, stage)
     if isinstance(stage.start, int):
-        return [other for other in ahead if stage.start < len(recipe.stage) and recipe.stage[stage.start] is other]
-    return [other for other in ahead if other.__struct_config__.tag == stage.start]
+        return [other for other in earlier if stage.start < len(recipe.stage) and recipe.stage[stage.start] is other]
+    return [other for other in earlier if other.__struct_config__.tag == stage.start]
 
 
 def replaced_activations(recipe: Recipe, stage: Training) -> list[Noise]:
@@ -113,11 +113,11 @@ def merges(before: Adapter, after: Adapter) -> bool:
 
 
 def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:
-    """The last reward stage ahead of this one."""
-    return next((other for other in reversed(_ahead(recipe, stage)) if isinstance(other, Reward)), None)
+    """The last reward stage before this one."""
+    return next((other for other in reversed(_earlier(recipe, stage)) if isinstance(other, Reward)), None)
 
 
-def _ahead(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[Training]:
+def _earlier(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[Training]:
     place = next(index for index, other in enumerate(recipe.stage) if other is stage)
     return [other for other in recipe.stage[:place] if isinstance(other, Training)]
 

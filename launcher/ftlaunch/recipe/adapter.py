@@ -92,7 +92,7 @@ class Adalora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
 
 class Virtual(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all adapters have that put trained tokens ahead of every row and leave the model's weights alone."""
+    """What all adapters have that put trained tokens before every row and leave the model's weights alone."""
 
     virtual_tokens: Positive = 20
     """How many there are. They count towards the model's longest row."""

@@ -87,8 +87,8 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a loss or gradient is NaN or infinite: stop, leave the step out, or go back to the newest checkpoint and
     leave out every batch since. The weights never see it, and the rows are named."""
     start: Annotated[int, Meta(ge=0)] | Text | None = None
-    """Stage to start from: its kind, where one ahead has it, or its place counted from 0; "base" is the plain model.
-    None: the training stage ahead of this one."""
+    """Stage to start from: an earlier stage's kind, if only one has it, or its index from 0; "base" is the plain model.
+    None: the previous training stage."""
     model: Model | None = None
     """Overrides [model] for this stage."""
     adapter: Adapter | None = None
@@ -236,8 +236,8 @@ class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     """Folds the adapter into the base and checks the result against the adapter model."""
 
     start: Annotated[int, Meta(ge=0)] | Text | None = None
-    """Stage whose adapter is folded: its kind, where one ahead has it, or its place counted from 0.
-    None: the training stage ahead of this one."""
+    """Stage whose adapter is folded: an earlier stage's kind, if only one has it, or its index from 0.
+    None: the previous training stage."""
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     """Format of the merged weights. None: the base's own, as on disk."""
     max_shard_bytes: Annotated[int, Meta(ge=1_000_000)] = 5_000_000_000

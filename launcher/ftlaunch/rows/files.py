@@ -10,7 +10,7 @@ from ftlaunch.rows.template import DataError
 
 KINDS: Final = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
 PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
-"""Endings of compressed files, behind the ending that tells their kind."""
+"""Endings of compressed files, after the ending that tells their kind."""
 ENDINGS: Final = (*KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "requirements.txt")
 """Files that lie beside data and hold none."""
@@ -73,7 +73,7 @@ def data_files(path: Path, split: str = "train") -> list[Path]:
 
 
 def _fixed(pattern: Path) -> Path:
-    """The folder ahead of a pattern's first wildcard: what comes after it may mark a split."""
+    """The folder before a pattern's first wildcard: what comes after it may mark a split."""
     parts = list(pattern.parts)
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:first])

@@ -184,7 +184,7 @@ def _items(lines: Lines, *, opened: bool) -> Iterator[tuple[str, object]]:
                 if not text.skip_space() or text.starts("]"):
                     raise json.JSONDecodeError("expected a row after the comma", text.buffer, text.index)
         if text.skip_space():
-            raise json.JSONDecodeError("something stands behind the list", text.buffer, text.index)
+            raise json.JSONDecodeError("something stands after the list", text.buffer, text.index)
     except json.JSONDecodeError as error:
         line = text.line + error.doc.count("\n", text.index, error.pos)
         raise DataError(lines.at(line), f"not a JSON list: {error.msg}", _LIST) from error

@@ -23,7 +23,7 @@ def values_go_together(training: TrainedStage) -> Iterator[Problem]:
 
 
 def stages_go_on(training: TrainedStage) -> Iterator[Problem]:
-    """What the stage before has trained, with this one behind it."""
+    """What the stage before has trained, with this one after it."""
     recipe, own = training.loaded.recipe, training.resolved
     before = resolve.trained_before(recipe, training.stage)
     if before is not None:
@@ -35,7 +35,7 @@ def stages_go_on(training: TrainedStage) -> Iterator[Problem]:
 
 
 def merges_have_a_result(loaded: Loaded) -> Iterator[Problem]:
-    """What the stage before has trained, with a merge behind it."""
+    """What the stage before has trained, with a merge after it."""
     for index, stage in enumerate(loaded.recipe.stage):
         before = resolve.trained_before(loaded.recipe, stage) if isinstance(stage, Merge) else None
         if before is not None:

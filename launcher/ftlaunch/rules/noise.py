@@ -1,4 +1,4 @@
-"""Rules of [noise] tables: by themselves, with the stage that they count for, and with merges behind it."""
+"""Rules of [noise] tables: by themselves, with the stage that they count for, and with the merges after it."""
 
 import re
 from collections.abc import Callable, Iterator

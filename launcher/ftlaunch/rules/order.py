@@ -34,17 +34,17 @@ def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
             yield training.table_problem("model", "path", message, remedy)
 
 
-def start_is_one_stage_ahead(loaded: Loaded) -> Iterator[Problem]:
+def start_is_one_earlier_stage(loaded: Loaded) -> Iterator[Problem]:
     for index, stage in enumerate(loaded.recipe.stage):
         if stage.start is None or (stage.start == resolve.BASE and not isinstance(stage, Merge)):
             continue
         found = len(resolve.named_by_start(loaded.recipe, stage))
         if found != 1:
-            ahead = {
+            earlier = {
                 place: other for place, other in enumerate(loaded.recipe.stage[:index]) if isinstance(other, Training)
             }
-            known = [f"{place} ({other.__struct_config__.tag})" for place, other in ahead.items()]
-            message = f"{as_toml(stage.start)} is {found or 'none'} of the training stages ahead"
+            known = [f"{place} ({other.__struct_config__.tag})" for place, other in earlier.items()]
+            message = f"{as_toml(stage.start)} is {found or 'none'} of the earlier training stages"
             remedy = f"name one by its place: {join_or(known)}" if known else "remove it: there is none"
             yield loaded.problem(("stage", index, "start"), message, remedy)
 
@@ -87,7 +87,7 @@ def merge_on_the_way_reads_safetensors(loaded: Loaded) -> Iterator[Problem]:
 RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     data_is_used,
     base_stays_the_same,
-    start_is_one_stage_ahead,
+    start_is_one_earlier_stage,
     reward_is_no_policy,
     merge_has_its_weights,
     merge_on_the_way_reads_safetensors,

@@ -147,7 +147,7 @@ def _base64_forms(value: bytes) -> Iterator[str]:
     """The characters that stand for a value and nothing else, wherever in an encoded text it begins."""
     from base64 import b64encode, urlsafe_b64encode
 
-    for before, first in ((0, 0), (1, 2), (2, 3)):  # bytes ahead of it, and characters that they have a part in
+    for before, first in ((0, 0), (1, 2), (2, 3)):  # bytes before it, and characters that they are part of
         end = (before + len(value)) * 8 // 6
         for encode in (b64encode, urlsafe_b64encode):
             yield encode(b"\0" * before + value).decode()[first:end]

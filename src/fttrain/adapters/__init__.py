@@ -119,7 +119,7 @@ def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
 
 
 def leads(model: Any) -> bool:
-    """Whether virtual tokens go ahead of the rows of this model."""
+    """Whether virtual tokens go before the rows of this model."""
     return hasattr(model, "active_peft_config") and model.active_peft_config.is_prompt_learning
 
 

@@ -1,4 +1,4 @@
-"""Prefix tuning, prompt tuning and P-tuning: virtual tokens ahead of every row, made by a small encoder of PEFT's.
+"""Prefix tuning, prompt tuning and P-tuning: virtual tokens before every row, made by a small encoder of PEFT's.
 
 What is saved is what the encoder makes, as PEFT loads it; an encoder that is more than a table is kept beside it, for a
 stage that goes on.

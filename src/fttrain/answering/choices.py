@@ -15,7 +15,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Question(NamedTuple):
-    """A prompt with each choice behind it."""
+    """A prompt with each choice after it."""
 
     rows: list[Row]
     lengths: list[int]
@@ -82,7 +82,7 @@ def _right(label: object, choices: list[str], *, from_zero: bool) -> int | None:
 
 
 def _row(prompt: Prompt, choice: str, tokenizer: Any) -> Row:
-    """The choice right behind its prompt, with a space between where the prompt ends in a word."""
+    """The choice right after its prompt, with a space between where the prompt ends in a word."""
     ends_in_word = bool(tokenizer.decode(prompt.ids_T[-1:], skip_special_tokens=True)[-1:].strip())
     text = f" {choice}" if ends_in_word else choice
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -103,7 +103,7 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def surplus(folder: Path, *, keep: int, best: int | None, is_good: Callable[[Path], bool]) -> list[Path]:
-    """What may go: all behind the `keep` newest good ones but that of step `best`."""
+    """What may go: all but the `keep` newest good ones and that of step `best`."""
     good, rest = 0, []
     for path in newest_first(folder):
         if good < keep:

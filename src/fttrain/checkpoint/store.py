@@ -119,7 +119,7 @@ class Checkpoints:
         """Checkpoints that were found good when training went on from them."""
 
     def save(self, step: int, state: dict[str, Any], *, keep: int, best: int | None, is_last: bool = False) -> None:
-        """Copy the state of training in memory and have it written behind it; `advance` sees to the rest.
+        """Copy the state of training in memory and have it written in the background; `advance` sees to the rest.
 
         At most one save is on its way: where the one before still is, this waits, or passes the save over by policy.
         `keep` is how many of the newest good checkpoints stay, besides that of step `best`. The last save is on disk
@@ -185,7 +185,7 @@ class Checkpoints:
             self._order_commit(flight, answers)
 
     def settle(self) -> None:
-        """Wait for the save on its way, ahead of an end that nothing can be saved behind."""
+        """Wait for the save under way, before an end after which nothing can be saved."""
         self._wait(None)
 
     def _wait(self, limit: float | None) -> bool:

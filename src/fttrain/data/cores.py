@@ -20,7 +20,7 @@ ALONE = 8
 """Pieces that this process does itself before it starts others, which takes seconds."""
 MOST_PROCESSES = 64
 AHEAD = 4
-"""Pieces a process that may be done or under way behind the first one that is not done."""
+"""Pieces a process that may be done or under way after the first one that is not done."""
 TICK_SECONDS = 0.2
 
 

@@ -52,7 +52,7 @@ def chat_template(tokenizer: Any, data: Data) -> str | None:
 
 
 def end_tokens(tokenizer: Any, template: str | None) -> frozenset[int]:
-    """Tokens with which an answer ends: EOS, and the special token that the template puts behind an answer."""
+    """Tokens with which an answer ends: EOS, and the special token that the template puts after an answer."""
     ends = {token for token in (tokenizer.eos_token_id,) if token is not None}
     if template is not None:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]

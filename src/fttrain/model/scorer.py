@@ -194,14 +194,14 @@ class Scorer(nn.Module):
         """[lines · T, D]: what the body says at each place."""
         self.places.take(micro.lengths, micro.position_ids)
         asked: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids}
-        ahead = 0
+        virtual = 0
         if adapters.leads(self.model):
             from fttrain.adapters import virtual_tokens
 
             assert micro.segments is None, "the launcher asks for padded rows"
-            asked, ahead = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
+            asked, virtual = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
         halves = self._of(self._causal())
-        if micro.segments is None and halves.alone and not ahead:
+        if micro.segments is None and halves.alone and not virtual:
             hidden_BTD = _row_by_row(halves.body, micro)
         elif micro.segments is None:
             hidden_BTD = halves.body(use_cache=False, **asked).last_hidden_state
@@ -210,7 +210,7 @@ class Scorer(nn.Module):
                 packing.require(halves.causal)
                 halves.packs = True
             hidden_BTD = packing.pass_over(halves, asked, micro.segments)
-        return hidden_BTD[:, ahead:].flatten(0, 1)
+        return hidden_BTD[:, virtual:].flatten(0, 1)
 
     def _of(self, causal: Any) -> Halves:
         if id(causal) not in self._halves:

@@ -53,7 +53,7 @@ class AdversarialNoise(ScheduledNoise):
             if not module.training:
                 return output
             activation = first(output)
-            if not activation.requires_grad:  # all that is trained comes behind it
+            if not activation.requires_grad:  # all that is trained comes after it
                 activation = activation.detach().requires_grad_()
             if number in self._deltas:
                 activation = activation + self._deltas[number]

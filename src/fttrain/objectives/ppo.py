@@ -1,6 +1,6 @@
 """PPO for language models (arXiv 1707.06347, 1909.08593, 2009.01325). B answers, T their tokens, N all real tokens.
 
-`mask_BT` is true on the tokens of an answer, which begin at 0 and have no gaps; what lies behind them counts nowhere.
+`mask_BT` is true on the tokens of an answer, which begin at 0 and have no gaps; what lies after them counts nowhere.
 """
 
 from typing import Literal, NamedTuple
@@ -50,15 +50,15 @@ def token_kl(logps: Tensor, reference_logps: Tensor, *, estimator: Literal["k1",
 
 
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, coefficient: float) -> Tensor:
-    """[B, T]: -coefficient · KL at each token, and the answer's score added at its last one; 0 behind it."""
+    """[B, T]: -coefficient · KL at each token, and the answer's score added at its last one; 0 after it."""
     last_B1 = mask_BT.sum(1, keepdim=True) - 1
     return (-coefficient * kl_BT * mask_BT).scatter_add(1, last_B1, scores_B[:, None].to(kl_BT.dtype))
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, [B, T] each, 0 behind the answers (arXiv 1506.02438, eq. 16).
+    """Advantages and returns, [B, T] each, 0 after the answers (arXiv 1506.02438, eq. 16).
 
-    δ_t = r_t + γ·V_{t+1} - V_t and A_t = δ_t + γλ·A_{t+1}, with V = A = 0 behind the last token; R = A + V.
+    δ_t = r_t + γ·V_{t+1} - V_t and A_t = δ_t + γλ·A_{t+1}, with V = A = 0 after the last token; R = A + V.
     """
     values_BT = values_BT * mask_BT
     advantages_BT = torch.zeros_like(values_BT)

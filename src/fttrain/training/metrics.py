@@ -67,7 +67,7 @@ class MetricsLog:
 
 
 def _cut_behind(path: Path, last_step: int) -> None:
-    """Cut a metrics file off behind the lines of a step, reading only what goes; lines come in the order of steps."""
+    """Cut a metrics file off after the lines of a step, reading only what goes; lines come in the order of steps."""
     with path.open("r+b") as file:
         lines = lines_from_end(file)
         next(lines)  # what follows the last line end was never finished

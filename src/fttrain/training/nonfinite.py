@@ -79,7 +79,7 @@ class NonFinitePolicy:
         return f"step {step}: {what} with {'; '.join(names)}{more}"
 
     def _rewind(self, blame: str, progress: Progress) -> int:
-        """Take weights and moments from the newest checkpoint; the data goes on behind the step. Returns its step."""
+        """Take weights and moments from the newest checkpoint; the data goes on after the step. Returns its step."""
         loaded = self._checkpoints.load()
         if loaded is None:
             raise _cannot_go_on(f"{blame}; there is no checkpoint to go back to", self._in_a_row)

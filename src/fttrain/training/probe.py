@@ -200,7 +200,7 @@ def _tried(ids: np.ndarray, count: int) -> Tokens:
 
 
 def _followed(row: Tokens) -> Tokens:
-    """The row with a few tokens behind it, which do not count."""
+    """The row with a few tokens after it, which do not count."""
     ids, trained = row
     return np.concatenate([ids, ids[:3]]), np.concatenate([trained, np.zeros(3, dtype=bool)])
 

@@ -91,7 +91,7 @@ def test_what_depends_on_the_stage_goes(
 
 def test_a_stage_ahead_must_be_what_it_was(run: RunDir, plan: Callable[..., tuple[Plan, Loaded]]) -> None:
     after, _ = plan("stage.sft.learning_rate=1e-3")
-    with pytest.raises(UserError, match="01-sft, which is ahead of 02-dpo, would be trained otherwise now") as caught:
+    with pytest.raises(UserError, match="01-sft, which comes before 02-dpo, would be trained otherwise now") as caught:
         obsolete_stages(run, after, "dpo")
     assert caught.value.remedy == "begin with it: --from 01-sft"
 

@@ -354,7 +354,12 @@ STAGE_RULES = {
         *(MERGE, "", '"sft"\n', '"sft"\npacking = false\n'),
     ),
     "virtual tokens of a reward model": (
-        *('"lora"\nrank = 4', '"prompt" #! adapter.kind | puts tokens ahead | kind = "lora" for this stage', MERGE, ""),
+        *(
+            '"lora"\nrank = 4',
+            '"prompt" #! adapter.kind | puts tokens before them | kind = "lora" for this stage',
+            MERGE,
+            "",
+        ),
         *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'", '"sft"\n', '"reward"\n'),
     ),
     "a key of another adapter": (
@@ -364,7 +369,8 @@ STAGE_RULES = {
     "another base": (MERGE, SFT + 'model={path="o/b"} #! stage[1].model.path | another model | path = "owner/model"'),
     "a start that is not there": (
         MERGE,
-        SFT + 'start = "dpo" #! stage[1].start | "dpo" is none of the training stages ahead | name one by its place: 0',
+        SFT
+        + 'start = "dpo" #! stage[1].start | "dpo" is none of the earlier training stages | name one by its place: 0',
     ),
     "pairs in SFT": (
         *(f"{PROMPT}\n{COMPLETION}", "format = 'preference'"),

@@ -65,7 +65,7 @@ BROKEN = {
     "cut.json": ("[\n{}", ":2", "not a JSON list: expected ',', found 'the end'"),
     "no-comma.json": ("[{}\n{}]", ":2", "not a JSON list: expected ',', found '{'"),
     "comma.json": ("[{},]", "", "not a JSON list"),
-    "trailing.json": ("[{}]\nx", ":2", "something stands behind the list"),
+    "trailing.json": ("[{}]\nx", ":2", "something stands after the list"),
     "text.json": ('[{},\n"x"]', ":2", "the row is text, not an object"),
     "ragged.csv": ("a,b\n1,2\n1,2,3\n", ":3", "3 cells under 2 columns"),
     "short.csv": ("a,b\n1\n", ":2", "1 cells under 2 columns"),

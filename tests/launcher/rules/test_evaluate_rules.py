@@ -96,7 +96,7 @@ def test_data_may_be_there_for_the_evaluation_alone(recipe: Path) -> None:
         (["stage.2.top_p=0.5"], "stage[2].top_p", "counts only where tokens are drawn"),
         (["stage.2.parallel.strategy=zero2"], "stage[2].parallel", "shares weights out"),
         (["stage.2.parallel.procs_per_node=2"], "stage[2].parallel", "is one process"),
-        (["stage.2.start=ppo"], "stage[2].start", "none of the training stages"),
+        (["stage.2.start=ppo"], "stage[2].start", "none of the earlier training stages"),
     ],
 )
 def test_mistakes_are_told_by_key(recipe: Path, settings: list[str], key: str, message: str) -> None:

@@ -165,7 +165,7 @@ def test_a_merge_that_is_there_is_not_made_again(chain: Callable[..., Path]) -> 
 
 
 @pytest.mark.parametrize("start", ['"sft"', "2", "7", '"dpo"', '"01-sft"'])
-def test_a_start_is_one_training_stage_ahead(chain: Callable[..., Path], start: str) -> None:
+def test_a_start_is_one_training_stage_earlier(chain: Callable[..., Path], start: str) -> None:
     path = chain(stage("sft", SFT), stage("sft", SFT), stage("sft", SFT, f"start = {start}"))
     [problem] = find_problems(load_recipe(path))
     assert problem.key == "stage[2].start"

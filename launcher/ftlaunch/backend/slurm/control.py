@@ -20,7 +20,7 @@ def ask_to_stop(run: RunDir) -> str | None:
 
 
 def cancel(run: RunDir) -> str | None:
-    """End the run's jobs at once, those that wait behind included. Says why where the queue cannot be reached."""
+    """End the run's jobs at once, those that wait for them included. Says why where the queue cannot be reached."""
     for stage_dir in run.stage_dirs():
         if not stage_dir.result.exists():
             write_atomic(stage_dir.stop, CANCEL)

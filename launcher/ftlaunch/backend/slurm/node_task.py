@@ -138,14 +138,14 @@ class NodeTask(StageJob):
             )
         if self.stage_dir.stop_reason() not in (None, REQUEUE):
             return STOPPED
-        ahead = [
+        unfinished = [
             stage_dir
             for stage_dir in self.run.stage_dirs()
             if stage_dir.name < self.stage_dir.name and not stage_dir.result.exists()
         ]
         given_up = self.cluster.restart == "successor" and (before := self._before()) and not before[-1].restarted
         # A job that waits to take over is also let go where the one that it would take over from was never started.
-        return STAGE_FAILED if ahead or given_up else None
+        return STAGE_FAILED if unfinished or given_up else None
 
     def _is_on_record(self) -> bool:
         return record.is_on_record(self.stage_dir, self.slurm.job_id, lambda: self.warnings.heard is not None)

@@ -84,7 +84,7 @@ def _cpus(planned: PlannedStage, cluster: Cluster) -> str:
 def _saving(plan: Plan, planned: PlannedStage, cluster: Cluster) -> str:
     longest = longest_step(RunDir(Path(plan.run_dir)).stage_dir(planned.name))
     known = "must fit into" if longest is None else f"have taken {longest:.0f} s of so far"
-    return f"{cluster.signal_lead} s ahead of the time limit, which a step and a save {known}"
+    return f"{cluster.signal_lead} s before the time limit, which a step and a save {known}"
 
 
 def _price(planned: PlannedStage, cluster: Cluster) -> str:

@@ -1,4 +1,4 @@
-"""Whether a stage can save in the time that SLURM leaves it: the warning must come ahead of a step and a save."""
+"""Whether a stage can save in the time that SLURM leaves it: the warning must leave time for a step and a save."""
 
 from bisect import bisect
 from itertools import pairwise
