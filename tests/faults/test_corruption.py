@@ -71,7 +71,7 @@ def test_every_corruption_is_noticed(checkpoints: Path, trials: Callable[[int, i
     for folder in (older, newest):
         shutil.copytree(checkpoints / folder.name, folder)
     content = {path: path.read_bytes() for path in newest.iterdir()}
-    assert len(content) == 3
+    assert len(content) == 4
     draw = random.Random(7)
     for _ in range(trials(1000, 10_000)):
         path = draw.choice(sorted(content))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,13 @@ class _Teller:
         self._told = work.done
         preparing = Preparing(data=work.at, rows=work.done, rows_per_second=work.done / (now - self._began))
         if self._path is not None:
-            write_json(self._path, preparing)
+            with suppress(OSError):  # a failing disk is reported by whoever writes checkpoints; progress is a courtesy
+                write_json(self._path, preparing)
         if now - self._logged > LOG_SECONDS:
             self._logged = now
             print(preparing.describe(), file=sys.stderr, flush=True)
 
     def end(self) -> None:
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
