@@ -16,7 +16,11 @@ GUIDES = list(
     dict.fromkeys(ROOT / "recipes" / name for name in FIRST_GUIDES)
     | dict.fromkeys(sorted((ROOT / "recipes" / "guide").glob("*.md")))
 )
-PAGES = [README, *GUIDES, *(ROOT / name for name in ("slurm/README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+PAGES = [
+    README,
+    *GUIDES,
+    *(ROOT / name for name in ("slurm/README.md", "src/ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+]
 COMMANDS = [
     line[2:]
     for page in (README, *GUIDES)
@@ -112,3 +116,13 @@ def test_recipes_readme_leads_to_every_guide_and_recipe():
     links = set(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "recipes" / "README.md").read_text()))
     guides = {f"guide/{page.name}" for page in (ROOT / "recipes" / "guide").glob("*.md")}
     assert guides | {path.name for path in (ROOT / "recipes").glob("*.toml")} <= links
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "src/ARCHITECTURE.md"], ids=lambda page: page.stem)
+def test_every_file_that_a_page_for_developers_names_exists(page: Path):
+    folders = (ROOT, ROOT / "src/fttrain", ROOT / "launcher/ftlaunch", ROOT / "tests/trainer/adapters")
+    text = page.read_text().partition("<!-- tree")[0]
+    paths = re.findall(r"`([\w./-]+/(?:[\w.-]+\.\w+)?)`", text)
+    named = [path for path in paths if not re.search("KIND|NAME", path)]
+    assert len(named) > 15
+    assert [path for path in named if not any((folder / path).exists() for folder in folders)] == []
