@@ -89,6 +89,13 @@ def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 200
 
 
+def test_make_help_lists_every_target():
+    listed = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert listed
+    shown = subprocess.run(["make", "--silent", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert set(re.findall(r"^make (\S+) ", shown, re.M)) == set(listed[1].split())
+
+
 def test_a_make_target_that_a_page_names_exists():
     listed = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
     assert listed
