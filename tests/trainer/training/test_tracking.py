@@ -20,7 +20,7 @@ from fttrain.training.tracking import Trackers, named, require_installed
 
 
 @pytest.fixture
-def step(tiny_model: Path, rows_file: Path) -> StageSpec:
+def spec(tiny_model: Path, rows_file: Path) -> StageSpec:
     made = make_step(tiny_model, make_data(rows_file, test=8), evaluate_every=3)
     return msgspec.structs.replace(made, track=Track(to=["tensorboard"]))
 
