@@ -89,6 +89,7 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
         "batch": f"{stage.batch_size} {rows} = {spec.micro_batch_size} a micro-batch × {spec.accumulation} accumulated"
         f" × {spec.world_size} process{'es' if spec.world_size > 1 else ''}",
         **_layout_notes(spec, stage),
+        **_router_notes(spec),
         "learning rate": _learning_rate_note(spec, stage),
     }
 
@@ -101,6 +102,11 @@ def _layout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
         return {}
     shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
     return {"layout": f"rows are padded, not packed{shared}: {why}"}
+
+
+def _router_notes(spec: StageSpec) -> dict[str, str]:
+    said = family.router_loss_left_out(Path(spec.model.path))
+    return {} if said is None else {"router loss": said}
 
 
 def _format_note(data: Data) -> str:

@@ -1,4 +1,4 @@
-"""What config.json alone tells of a model: whether its rows can lie end to end. The trainer's probe decides."""
+"""What config.json alone tells of a model: whether its rows can lie end to end, and what a loss would leave out."""
 
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,8 @@ STATEFUL = {
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
 """The same of single layers, as `layer_types` calls them."""
 BY_THEMSELVES = {
-    *(
-        "bloom",
-        "codegen",
-        "falcon",
-        "gpt_neo",
-        "gpt_neox_japanese",
-        "gptj",
-        "mpt",
-        "openai-gpt",
-        "xglm",
-        "xlm",
-        "xlnet",
-    ),
+    *("bloom", "codegen", "falcon", "gpt_neo", "gpt_neox_japanese", "gptj"),
+    *("mpt", "openai-gpt", "xglm", "xlm", "xlnet"),
 }
 """Families that attend by code of their own."""
 BY_RANK = {"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "glm5_next", "glm_moe_dsa", "hy_v4", "mistral_large4"}
@@ -45,6 +34,18 @@ def padded_because(folder: Path) -> str | None:
     if family in BY_RANK:
         return f"{family} chooses the keys of a query by rank, among all that lie in its line"
     return None
+
+
+def router_loss_left_out(folder: Path) -> str | None:
+    """What is said where the config asks for a loss that balances experts, which no stage adds; None where it does not.
+
+    transformers adds `router_aux_loss_coef` times that loss where `output_router_logits` is true, as few models have it.
+    """
+    config = _text_config(folder)
+    weight = config.get("router_aux_loss_coef") or config.get("aux_loss_alpha") or 0
+    if not config.get("output_router_logits") or not weight:
+        return None
+    return f"left out: the model's config asks for {weight:g} times the loss that balances its experts"
 
 
 def _text_config(folder: Path) -> dict[str, Any]:

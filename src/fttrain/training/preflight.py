@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adapter, LowRank, Model
 from ftlaunch.run.spec import StageSpec
@@ -12,13 +10,17 @@ from fttrain.distributed.world import World
 from fttrain.merging import dry_run
 
 
-def of_base(model: nn.Module, adapter: Adapter | None, spec: Model, world: World) -> None:
+def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> None:
     """Say which share of the model a new adapter is on, and which is in few bits. UserError where it is too little."""
     lines: list[str] = []
     if spec.is_quantized:
         lines.append(coverage.require_few_bits(model, str(spec.quantization)))
     if isinstance(adapter, LowRank):
         lines += coverage.of(model, adapter).lines()
+    config = model.config.get_text_config()
+    weight = getattr(config, "router_aux_loss_coef", None)
+    if getattr(config, "output_router_logits", False) and weight:
+        lines.append(f"left out of the loss: {weight:g} times the loss that balances experts, as the config asks for")
     _say(lines, world)
 
 
