@@ -37,9 +37,9 @@ def padded_because(folder: Path) -> str | None:
 
 
 def router_loss_left_out(folder: Path) -> str | None:
-    """What is said where the config asks for a loss that balances experts, which no stage adds; None where it does not.
+    """What is said where the config asks for a loss that balances experts, as no stage adds it; else None.
 
-    transformers adds `router_aux_loss_coef` times that loss where `output_router_logits` is true, as few models have it.
+    transformers adds it, times `router_aux_loss_coef`, where `output_router_logits` is true; few models have it so.
     """
     config = _text_config(folder)
     weight = config.get("router_aux_loss_coef") or config.get("aux_loss_alpha") or 0
