@@ -23,12 +23,12 @@ WARM_UP = 2
 CONTENDERS = ("LoRA", "DoRA", "PEFT's DoRA", "top 8", "LoRA, checkpointed", "top 8, checkpointed")
 
 
-def plan(name: str, model: str) -> Any:
+def plan(name: str, model: str, dtype: str) -> Any:
     """What a contender's process would be told."""
     from ftlaunch.recipe import Dora, Lora, Sft
 
     adapter = Dora() if "DoRA" in name else Lora(layers="top:8" if "top 8" in name else None)
-    return duel.bench_step(Sft(data="rows", batch_size=BATCH), model, adapter, micro_batch_size=BATCH)
+    return duel.bench_step(Sft(data="rows", batch_size=BATCH), model, adapter, micro_batch_size=BATCH, dtype=dtype)
 
 
 def make(name: str, step: Any, me: Any) -> Any:
@@ -42,7 +42,7 @@ def make(name: str, step: Any, me: Any) -> Any:
 
     torch.manual_seed(0)
     engine = Engine(step, me)
-    base: Any = load_base(step.model, dtype=DTYPES["bf16"], packing=True)
+    base: Any = load_base(step.model, dtype=DTYPES[step.model.dtype], packing=True)
     attach = adapters._with_lora if name.startswith("PEFT") else adapters.attach
     wrapped = attach(base.requires_grad_(False), step.adapter, None, in_fp32=True)
     if "checkpointed" in name:
@@ -72,13 +72,13 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
         yield split_batch(groups, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))
 
 
-def race(model: str, data: Path, steps: int) -> dict[str, list[float]]:
+def race(model: str, data: Path, steps: int, dtype: str) -> dict[str, list[float]]:
     """Seconds of every step of each contender; prints losses and norms."""
     from fttrain.distributed import world
     from fttrain.stages.sft import CrossEntropy
     from fttrain.training.loop import _take
 
-    steps_of = {name: plan(name, model) for name in CONTENDERS}
+    steps_of = {name: plan(name, model, dtype) for name in CONTENDERS}
     me = world.start(steps_of[CONTENDERS[0]])
     engines = {name: make(name, step, me) for name, step in steps_of.items()}
     objective, seconds = CrossEntropy(), {name: [] for name in CONTENDERS}
@@ -99,8 +99,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12)
+    duel.add_dtype(parser)
     options = parser.parse_args()
-    seconds = race(options.model, options.data, options.steps)
+    seconds = race(options.model, options.data, options.steps, duel.dtype_of(options))
     median = {name: statistics.median(found[WARM_UP:]) for name, found in seconds.items()}
     for name, value in median.items():
         print(f"  {name:22s} {value:.3f} s a step")

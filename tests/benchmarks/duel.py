@@ -15,8 +15,8 @@ from typing import Any
 WARM_UP = 2
 Lines = list[dict[str, float]]
 """Of each step: loss, grad_norm, seconds, and of ours the number of units (tokens, pairs) in it."""
-Contender = Callable[[str, Path, list[dict[str, str]], int], Lines]
-"""(model, adapter, rows, steps) → its lines."""
+Contender = Callable[[str, Path, list[dict[str, str]], int, str], Lines]
+"""(model, adapter, rows, steps, dtype) → its lines."""
 
 
 def make_parser(doc: str | None, *, kinds: list[str], steps: int) -> argparse.ArgumentParser:
@@ -26,9 +26,24 @@ def make_parser(doc: str | None, *, kinds: list[str], steps: int) -> argparse.Ar
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kind", choices=kinds)
+    add_dtype(parser)
     parser.add_argument("--contender", choices=["ours", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--adapter", type=Path, help=argparse.SUPPRESS)
     return parser
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """An option for the format that is computed in; bf16 on a machine without hardware for it is 70 times slower."""
+    parser.add_argument(
+        "--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: bf16 where it is native"
+    )
+
+
+def dtype_of(options: argparse.Namespace) -> str:
+    """What `--dtype` stands for on this machine."""
+    from fttrain.distributed.precision import computed_in
+
+    return computed_in("bf16") if options.dtype == "auto" else options.dtype
 
 
 def compete(
@@ -44,12 +59,14 @@ def compete(
     """In a contender's process take its steps; else run the script for each in turn, and compare them."""
     if options.contender:
         rows = rows_of(options.kind, options.data, batch * options.steps)
-        tell(contenders[options.contender](options.model, options.adapter, rows, options.steps))
+        tell(contenders[options.contender](options.model, options.adapter, rows, options.steps, dtype_of(options)))
     else:
         fight(Path(script), options, [options.kind] if options.kind else kinds, unit=unit)
 
 
-def bench_step(stage: Any, model: str, adapter: Any = None, *, micro_batch_size: int | None = None) -> Any:
+def bench_step(
+    stage: Any, model: str, adapter: Any = None, *, micro_batch_size: int | None = None, dtype: Any = "bf16"
+) -> Any:
     """A step of ours as a run folder would hold it: one process, an adapter (LoRA if none is given), a CPU."""
     from ftlaunch.recipe import Lora, Model, Optimizer, Parallel
     from ftlaunch.run.spec import StageSpec
@@ -57,7 +74,7 @@ def bench_step(stage: Any, model: str, adapter: Any = None, *, micro_batch_size:
     return StageSpec(
         name="bench",
         stage=stage,
-        model=Model(path=model),
+        model=Model(path=model, dtype=dtype),
         adapter=adapter or Lora(),
         optimizer=Optimizer(),
         parallel=Parallel(device="cpu"),
@@ -87,9 +104,16 @@ def take_steps(engine: Any, objective: Any, micros_of: Callable[[int], list[Any]
 
 
 def take_steps_of_trl(
-    trainer: type[Any], config: type[Any], model: str, adapter: Path, chat: list[Any], steps: int, **settings: Any
+    trainer: type[Any],
+    config: type[Any],
+    model: str,
+    adapter: Path,
+    chat: list[Any],
+    steps: int,
+    dtype: str,
+    **settings: Any,
 ) -> Lines:
-    """Steps of a trainer of TRL's over rows in order: bf16 weights, no activation checkpointing."""
+    """Steps of a trainer of TRL's over rows in order: weights in `dtype`, no activation checkpointing."""
     import torch
     from datasets import Dataset
     from peft import PeftModel
@@ -112,7 +136,7 @@ def take_steps_of_trl(
 
     in_order = type(trainer.__name__, (trainer,), {"_get_train_sampler": lambda *_: SequentialSampler(chat)})
     torch.set_num_threads(torch.get_num_threads())
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
     with tempfile.TemporaryDirectory() as out:
         clock = Clock()
         in_order(
@@ -121,7 +145,7 @@ def take_steps_of_trl(
                 output_dir=out,
                 max_steps=steps,
                 lr_scheduler_type="constant",
-                bf16=True,
+                bf16=dtype == "bf16",
                 use_cpu=True,
                 gradient_checkpointing=False,
                 logging_steps=1,
@@ -170,6 +194,7 @@ def _race(script: Path, options: argparse.Namespace, kind: str, adapter: Path, u
     for _ in range(options.rounds):
         for contender, runs in results.items():
             flags = ["--contender", contender, "--kind", kind, "--adapter", str(adapter), "--steps", str(options.steps)]
+            flags += ["--dtype", options.dtype]
             command = [sys.executable, str(script), *flags, "--model", options.model, "--data", str(options.data)]
             out = subprocess.run(command, capture_output=True, text=True, check=False)
             found = [line for line in out.stdout.splitlines() if line.startswith("RESULT ")]

@@ -32,7 +32,7 @@ def pairs_of(kind: str, data: Path, count: int) -> list[dict[str, str]]:
     ]
 
 
-def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> duel.Lines:
+def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int, dtype: str) -> duel.Lines:
     """The DPO stage's own parts, fed with the pairs in order."""
     import torch
 
@@ -49,7 +49,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     from fttrain.training import optim
 
     stage = Dpo(data="pairs", batch_size=BATCH)
-    step = duel.bench_step(stage, model, micro_batch_size=BATCH)
+    step = duel.bench_step(stage, model, micro_batch_size=BATCH, dtype=dtype)
     me = world.start(step)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.jsonl"
@@ -57,7 +57,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
         data = Data(path=str(path), format="preference", max_length=MAX_LENGTH)
         table = tokenize(data, load_tokenizer(model), 0, Path(folder)).train
     engine = Engine(step, me)
-    base = load_base(step.model, dtype=DTYPES["bf16"], packing=True)
+    base = load_base(step.model, dtype=DTYPES[dtype], packing=True)
     policy = attach(base, step.adapter, adapter, in_fp32=True)
     add_frozen(policy, adapter, reference.REFERENCE, in_fp32=True)
     scorer = Scorer(policy)
@@ -78,14 +78,14 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     return duel.take_steps(engine, Comparison(compare), micros_of, steps, "pairs")
 
 
-def theirs(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> duel.Lines:
+def theirs(model: str, adapter: Path, rows: list[dict[str, str]], steps: int, dtype: str) -> duel.Lines:
     """TRL's DPOTrainer over the same pairs in the same order."""
     from trl import DPOConfig, DPOTrainer
 
     turn = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     chat = [{key: [{"role": role, "content": row[key]}] for key, role in turn.items()} for row in rows]
     settings = {"per_device_train_batch_size": BATCH, "learning_rate": LEARNING_RATE, "max_length": MAX_LENGTH}
-    return duel.take_steps_of_trl(DPOTrainer, DPOConfig, model, adapter, chat, steps, **settings)
+    return duel.take_steps_of_trl(DPOTrainer, DPOConfig, model, adapter, chat, steps, dtype, **settings)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ ALMOST_GREEDY = 0.01
 
 def ours(model: str, dtype: str, prompts: list[np.ndarray], stop: int, longest: int) -> tuple[list[list[int]], float]:
     """Answers, and the seconds that they took."""
-    step = duel.bench_step(Ppo(data="prompts", reward_function="gsm8k"), model)
+    step = duel.bench_step(Ppo(data="prompts", reward_function="gsm8k"), model, dtype=dtype)
     PartialState(cpu=True)
     engine = Engine(step, World(0, 1, 0, 1, torch.device("cpu"), ()))
     actor = ActorCritic(load_base(step.model, dtype=DTYPES[dtype], packing=True), temperature=ALMOST_GREEDY)
@@ -67,8 +67,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
+    duel.add_dtype(parser)
     options = parser.parse_args()
+    dtype = duel.dtype_of(options)
     tokenizer = load_tokenizer(options.model)
     with (options.data / "gsm8k_train.jsonl").open() as file:
         questions = [json.loads(line)["question"] for line in file][: options.prompts]
@@ -77,9 +78,7 @@ def main() -> None:
     prompts = [np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32) for text in texts]
     found = {}
     for name, generate in {"ftlaunch": ours, "generate, one by one": theirs}.items():
-        answers, seconds = generate(
-            options.model, options.dtype, prompts, tokenizer.eos_token_id, options.max_new_tokens
-        )
+        answers, seconds = generate(options.model, dtype, prompts, tokenizer.eos_token_id, options.max_new_tokens)
         found[name] = (answers, sum(map(len, answers)) / seconds)
         print(f"{name}: {found[name][1]:.1f} tokens/s, {sum(map(len, answers))} tokens of {len(answers)} answers")
     (mine, speed), (other, speed_2) = found.values()

@@ -3,9 +3,9 @@
     python tests/benchmarks/sft.py --model .cache/SmolLM2-135M-Instruct --data ../shared/data
 
 Each contender is a process of its own, started in turn, ours first, `--rounds` times; the median step counts, after
-two steps of warm-up. TRL is given its best setting for a CPU: bf16 weights, chunked loss, no activation checkpointing,
-completion-only loss, padding to the longest row of a batch. Loss and gradient norm of every step stand beside them:
-without parity a speed means nothing. The last line is the worst ratio of tokens a second, ours over theirs.
+two steps of warm-up. TRL is given its best setting for a CPU: weights in the same format, chunked loss, no activation
+checkpointing, completion-only loss, padding to the longest row of a batch. Loss and gradient norm of every step stand
+beside them: without parity a speed means nothing. The last line is the worst ratio of tokens a second, ours over theirs.
 """
 
 import csv
@@ -36,7 +36,7 @@ def rows_of(kind: str, data: Path, count: int) -> list[dict[str, str]]:
     return mixed
 
 
-def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> duel.Lines:
+def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int, dtype: str) -> duel.Lines:
     """The trainer's own engine, layout and objective, fed with the rows in order."""
     import torch
 
@@ -51,13 +51,13 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     from fttrain.stages.sft import CrossEntropy
     from fttrain.training import optim
 
-    step = duel.bench_step(Sft(data="rows", batch_size=BATCH), model, micro_batch_size=BATCH)
+    step = duel.bench_step(Sft(data="rows", batch_size=BATCH), model, micro_batch_size=BATCH, dtype=dtype)
     me = world.start(step)
     data = Data(path="rows", prompt="{prompt}", completion="{completion}", max_length=MAX_LENGTH)
     encoder = Encoder(load_tokenizer(model), data)
     table = token_set([one for row in rows for one in encoder.encode("row", row)])
     engine = Engine(step, me)
-    base = load_base(step.model, dtype=DTYPES["bf16"], packing=True)
+    base = load_base(step.model, dtype=DTYPES[dtype], packing=True)
     scorer = Scorer(attach(base, step.adapter, adapter, in_fp32=True))
     engine.prepare(scorer.train(), optim.build(step.optimizer, scorer.model.named_parameters()))
     engine.set_learning_rate(LEARNING_RATE)
@@ -69,14 +69,14 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> d
     return duel.take_steps(engine, CrossEntropy(), micros_of, steps, "tokens")
 
 
-def theirs(model: str, adapter: Path, rows: list[dict[str, str]], steps: int) -> duel.Lines:
+def theirs(model: str, adapter: Path, rows: list[dict[str, str]], steps: int, dtype: str) -> duel.Lines:
     """TRL's SFTTrainer over the same rows in the same order."""
     from trl import SFTConfig, SFTTrainer
 
     turn = {"prompt": "user", "completion": "assistant"}
     chat = [{key: [{"role": role, "content": row[key]}] for key, role in turn.items()} for row in rows]
     settings = {"per_device_train_batch_size": BATCH, "learning_rate": LEARNING_RATE, "max_length": MAX_LENGTH}
-    return duel.take_steps_of_trl(SFTTrainer, SFTConfig, model, adapter, chat, steps, **settings)
+    return duel.take_steps_of_trl(SFTTrainer, SFTConfig, model, adapter, chat, steps, dtype, **settings)
 
 
 def main() -> None:
