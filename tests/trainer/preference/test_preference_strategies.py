@@ -1,12 +1,13 @@
 """Stages that learn from pairs are the same however they are shared out; chains end in a merged model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.conftest import Launch
+from tests.faults.ranks import Ranks, write_run
 
+from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Data
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
@@ -52,17 +53,26 @@ WAYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Ranks that start in a moment."""
+    started = Ranks(tmp_path_factory.mktemp("cache"), OMP_NUM_THREADS="1")
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def run(tiny_model: Path, rows_file: Path, pairs: Data, tmp_path: Path, launch: Launch) -> Callable[..., RunDir]:
+def run(tiny_model: Path, rows_file: Path, pairs: Data, tmp_path: Path, ranks: Ranks) -> Callable[..., RunDir]:
     def start(chain: str, *settings: str) -> RunDir:
         adapter = "full" if chain.endswith("full") else "lora"
         text = RECIPE.format(model=tiny_model, pairs=pairs.path, adapter=adapter)
         rows = ROWS.format(rows=rows_file) if "sft" in chain else ""
         (tmp_path / "pairs.toml").write_text("".join([text, rows, *CHAINS[chain]]))
-        flags = [flag for setting in settings for flag in ("--set", setting)]
-        folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
-        launch("run", tmp_path / "pairs.toml", *flags, "--run-dir", folder)
-        return RunDir(folder)
+        recipe = load_recipe(tmp_path / "pairs.toml", list(settings)).recipe
+        written = write_run(recipe, tmp_path / f"run{len(list(tmp_path.glob('run*')))}")
+        for stage_dir in written.stage_dirs():
+            ranks.run(stage_dir)
+        return written
 
     return start
 
