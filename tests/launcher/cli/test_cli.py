@@ -333,7 +333,7 @@ def test_cancel_ends_driver_and_processes(call: Call, tmp_path: Path) -> None:
     process = spawn("drive", run.path)
     wait_for(run.path / "01-sft/ready")
     assert call("cancel", run.path)[2] == "r has been ended\n"
-    assert process.wait(5) == STOPPED
+    assert process.wait(60) == STOPPED
     process.communicate()
     assert processes.of_attempts(run.path) == []
     assert call("cancel", run.path) == (DONE, "", "r was not running\n")
