@@ -58,8 +58,12 @@ def deltas(model: Any, adapter: str) -> dict[str, Delta]:
     Raises UserError for kinds that cannot be merged.
     """
     config = model.peft_config[adapter]
-    if config.peft_type != "LORA" or config.modules_to_save or config.bias != "none" or config.lora_bias:
-        raise UserError("only low-rank adapters without weights beside them are merged", SHIP_APART)
+    if config.peft_type != "LORA":
+        raise UserError("only low-rank adapters are merged", SHIP_APART)
+    if config.modules_to_save or config.bias != "none" or config.lora_bias:
+        raise UserError(
+            "only low-rank adapters are merged, and this one has whole weights or biases as well", SHIP_APART
+        )
     layers = [(name, module) for name, module in model.get_base_model().named_modules() if _adapts(module, adapter)]
     return dict(_delta(name, layer, adapter) for name, layer in layers)
 
