@@ -108,11 +108,11 @@ def test_a_resumed_stream_encodes_nothing_that_it_has_passed(
     saved, taken = {}, {}
     for number in range(1, 41):  # several epochs
         taken[number] = unbroken.step(number)
-        saved[number] = unbroken.tensors()
+        saved[number] = unbroken.state_dict()
     assert len({tensors["position"].shape for tensors in saved.values()}) == 1
     for number in (1, 9, 10, 11, 12, 13, 39):
         again = build(step, tokenizer)
-        again.adopt(saved[number])
+        again.load_state_dict(saved[number])
         encoded.clear()
         assert all(same(*pair) for pair in zip(again.step(number + 1), taken[number + 1], strict=True))
         assert sum(encoded) <= 30 + 2 * 64 + 2, "what is read ahead, and two rows to find the place"
@@ -120,7 +120,7 @@ def test_a_resumed_stream_encodes_nothing_that_it_has_passed(
 
 
 def counted(feed: Any, tensors: Any) -> Any:
-    feed.adopt(tensors)
+    feed.load_state_dict(tensors)
     return feed.counts()
 
 
