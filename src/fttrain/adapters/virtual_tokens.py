@@ -88,7 +88,9 @@ def led(model: Any, ids_BT: Tensor, positions_BT: Tensor) -> tuple[dict[str, Any
     """What the body is given for rows that virtual tokens lead, and how many of its places are theirs."""
     config = model.active_peft_config
     count = config.num_virtual_tokens
-    prompt = model.get_prompt(len(ids_BT))
+    # oneDNN has no LSTM in bf16 for CPUs without bf16 instructions, and fails when it is called without gradients.
+    with torch.backends.mkldnn.flags(enabled=False):
+        prompt = model.get_prompt(len(ids_BT))
     if isinstance(config, PrefixTuningConfig):
         return {"input_ids": ids_BT, "position_ids": positions_BT + count, "past_key_values": prompt}, 0
     embedded_BTD = model.get_base_model().get_input_embeddings()(ids_BT)
