@@ -1,4 +1,4 @@
-"""A run that begins anew at one of its stages: what comes before is kept, and what depends on it is removed."""
+"""A run that starts again at one of its stages: earlier stages are kept, and those that depend on it are removed."""
 
 import shutil
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
-    """Folders of the run that must go so that it can begin anew at a stage of a plan, called by its folder or kind.
+    """Folders of the run that must go so that it can start again at a stage of a plan, called by its folder or kind.
 
     A later stage stays if it is finished, is as it was planned, and needs none of those. UserError where the run has
     no such stage, or where an earlier one would not be what it was.

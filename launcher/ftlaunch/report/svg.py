@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no font and no file besides, in colours that the page's style sheet chooses."""
+"""Charts as inline SVG: no script, no font and no other file, in colours that the page's style sheet chooses."""
 
 import math
 from collections.abc import Callable, Sequence

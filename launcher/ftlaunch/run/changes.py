@@ -27,7 +27,7 @@ class _Recorded(Struct):
 def changes(run: RunDir, *, at_most: int | None = None) -> list[str]:
     """One line for each file that has changed, is gone or has come since the run began; [] where none was recorded.
 
-    Files of more than `at_most` bytes are left alone where their digest would have to be taken anew.
+    Files of more than `at_most` bytes are left alone where their digest would have to be taken again.
     """
     if not run.provenance.exists():
         return []

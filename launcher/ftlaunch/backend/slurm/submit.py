@@ -62,9 +62,9 @@ def require_fit(plan: Plan, cluster: Cluster) -> None:
 def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
     """Submit the unfinished stages, each to start when the one before has succeeded, and return their jobs in order.
 
-    `after` is what the first of them waits for besides, as sbatch takes a dependency.
+    `after` is what the first of them also waits for, as sbatch takes a dependency.
 
-    A run that was submitted before takes its code anew. UserError where the run still has jobs, where its steps take
+    A run that was submitted before takes its code again. UserError where the run still has jobs, where its steps take
     too long to save in time, or where sbatch refuses one. Whatever ends a submission, none of its jobs stays in the
     queue: they are taken back or, where this process is killed, leave by themselves as soon as they start.
     """
