@@ -1,4 +1,4 @@
-"""Specimens: a recipe for any combination of the table of ftlaunch.compatibility, and samples of those that work."""
+"""Specimens: a recipe for any combination of the table of compatibility, and samples of those that work."""
 
 import json
 import random
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tests.conftest import write_rows
 
-from ftlaunch.compatibility import EVERYTHING, MAIN, Choices, complete, refusals
-from ftlaunch.compatibility.axes import BY_NAME, PAIRWISE, Combination
 from ftlaunch.load import Loaded, load_recipe
+from ftlaunch.rules.compatibility import EVERYTHING, MAIN, Choices, complete, refusals
+from ftlaunch.rules.compatibility.axes import BY_NAME, PAIRWISE, Combination
 
 HEAD = """
 name = "specimen"

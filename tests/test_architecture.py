@@ -20,8 +20,7 @@ FLOORS = {
         "load rows safety",
         "run",
         "cluster plan processes",
-        "compatibility watch",
-        "rules",
+        "rules watch",
         "backend",
         "compare",
         "report",
@@ -29,8 +28,7 @@ FLOORS = {
         "__main__",
     ),
     "fttrain": (
-        "distributed hub noise objectives quant segments",
-        "attention",
+        "distributed hub noise objectives quant",
         "__main__ adapters data",
         "evaluation model",
         "engine superweights",
@@ -62,13 +60,6 @@ FLOORS = {
     "ftlaunch.compare": (
         "__init__ measures statistics variants",
         "on_cluster runner table",
-    ),
-    "ftlaunch.compatibility": (
-        "axes",
-        "refusals",
-        "__init__",
-        "table",
-        "__main__",
     ),
     "ftlaunch.load": (
         "origins",
@@ -111,10 +102,17 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.rules": (
-        "data secrets track",
+        "compatibility data secrets track",
         "stage",
         "adapter combinations evaluate noise order ppo",
         "__init__",
+    ),
+    "ftlaunch.rules.compatibility": (
+        "axes",
+        "refusals",
+        "__init__",
+        "table",
+        "__main__",
     ),
     "ftlaunch.run": (
         "__init__ files preparing spec",
@@ -144,7 +142,7 @@ FLOORS = {
         "store writer",
     ),
     "fttrain.data": (
-        "__init__ audit cores node_arrays sources templates",
+        "__init__ audit cores node_arrays segments sources templates",
         "render",
         "chat",
         "order token_set",
@@ -166,7 +164,7 @@ FLOORS = {
         "merge",
     ),
     "fttrain.model": (
-        "__init__ classifier halves tokenizer",
+        "__init__ attention classifier halves tokenizer",
         "packing",
         "scorer",
     ),
@@ -224,7 +222,7 @@ FLOORS = {
 The floors of a package's own files stand under its name; where they do not, its files agree among themselves.
 """
 
-STRANGERS = {("fttrain", "stages")}
+STRANGERS = {"fttrain.stages"}
 """Packages whose files do not import each other at all."""
 
 TRAINER_MAY_IMPORT = {
@@ -240,6 +238,10 @@ HEAVY = {
     *("pydantic", "submitit", "rich", "matplotlib"),
 }
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+MOST_ROOMS = {"ftlaunch": 16, "fttrain": 21}
+"""Packages and modules on each program's top floor, `__main__` not counted."""
+CALLED_BY_JOBS = SOURCES["ftlaunch"] / "backend/slurm/entry.py"
+"""Who submits a job names a function of this file; what the function imports is imported in the job, another process."""
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
 
@@ -300,13 +302,11 @@ def test_a_file_imports_from_lower_floors_only(path: Path) -> None:
     for other, target in imports(path):
         if not place or other != package or not exists(package, target[:1]):
             continue
-        if target[0] != place[0]:
-            scope, above, below = package, place[0], target[0]
-        else:
-            assert (package, place[0]) not in STRANGERS, f"{place} imports {target}: they are strangers"
-            scope = f"{package}.{place[0]}"
-            above = place[1] if len(place) > 1 else "__init__"
-            below = target[1] if exists(package, target[:2]) and len(target) > 1 else "__init__"
+        shared = next((n for n, (a, b) in enumerate(zip(place, target, strict=False)) if a != b), len(place))
+        assert not shared or ".".join((package, *place[:shared])) not in STRANGERS, f"{place} imports {target}"
+        scope = ".".join((package, *place[:shared]))
+        above = place[shared] if len(place) > shared else "__init__"
+        below = target[shared] if len(target) > shared and exists(package, target[: shared + 1]) else "__init__"
         if scope in FLOORS and above != below:
             assert floor(scope, below) < floor(scope, above), f"{scope}: {above} imports {below}"
 
@@ -321,11 +321,38 @@ def test_every_name_with_a_floor_exists() -> None:
 def test_every_file_has_a_floor() -> None:
     for path in files():
         package, place = inside(path)
-        if place:
-            floor(package, place[0])
-            scope = f"{package}.{place[0]}"
-            if path.parent != SOURCES[package] and scope in FLOORS:
-                floor(scope, place[1] if len(place) > 1 else "__init__")
+        for depth in range(len(place) + (path.name == "__init__.py")):
+            scope = ".".join((package, *place[:depth]))
+            if place and scope in FLOORS:
+                floor(scope, place[depth] if len(place) > depth else "__init__")
+
+
+def test_the_top_floors_keep_a_size() -> None:
+    for package, most in MOST_ROOMS.items():
+        places = [place for other, place in map(inside, files()) if other == package and place]
+        rooms = {place[0] for place in places} - {"__main__"}
+        assert len(rooms) <= most, f"{package} has {len(rooms)} rooms: {sorted(rooms)}"
+
+
+def imported_files(path: Path) -> set[Path]:
+    """The files of the two packages that a file imports by name."""
+    found = set[Path]()
+    for package, target in imports(path):
+        depth = next(
+            (n for n in range(len(target), -1, -1) if package in SOURCES and exists(package, target[:n])), None
+        )
+        if depth is not None:
+            place = SOURCES[package].joinpath(*target[:depth])
+            found.add(place / "__init__.py" if place.is_dir() else place.with_suffix(".py"))
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    rest = {path: imported_files(path) - {path} for path in files() if path != CALLED_BY_JOBS}
+    while free := [path for path, below in rest.items() if not below & rest.keys()]:
+        for path in free:
+            del rest[path]
+    assert not rest, f"a circle in: {sorted(map(name, rest))}"
 
 
 @pytest.mark.parametrize("path", files(), ids=name)

@@ -96,6 +96,17 @@ def test_make_help_lists_every_target():
     assert set(re.findall(r"^make (\S+) ", shown, re.M)) == set(listed[1].split())
 
 
+def test_every_file_and_module_that_the_makefile_names_exists():
+    told = (ROOT / "Makefile").read_text()
+    paths = set(re.findall(r"\b(?:tests|recipes|launcher|src|slurm)/[\w./]+", told))
+    modules = {name.replace(".", "/") for name in re.findall(r"-m (tests[\w.]+)", told)}
+    assert len(paths) > 10
+    assert len(modules) > 3
+    missing = [path for path in sorted(paths) if not (ROOT / path).exists()]
+    missing += [m for m in sorted(modules) if not any((ROOT / f"{m}{end}").exists() for end in (".py", "/__main__.py"))]
+    assert not missing
+
+
 def test_a_make_target_that_a_page_names_exists():
     listed = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
     assert listed

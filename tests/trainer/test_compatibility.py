@@ -1,4 +1,4 @@
-"""What the table of ftlaunch.compatibility says works is tried: trained, saved, killed, resumed, evaluated, merged.
+"""What the table of compatibility says works is tried: trained, saved, killed, resumed, evaluated, merged.
 
 Ranks are real processes, under real DeepSpeed, and one is killed by SIGKILL: two under ddp, one or two by turns under
 ZeRO. CI tries the first of a sample in which any two values that work together meet; `make compatibility` tries all of
@@ -15,10 +15,10 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
 from tests.specimens import Specimens, covering
 
-from ftlaunch.compatibility import complete
-from ftlaunch.compatibility.axes import Combination
 from ftlaunch.recipe import Recipe
 from ftlaunch.rules import find_problems
+from ftlaunch.rules.compatibility import complete
+from ftlaunch.rules.compatibility.axes import Combination
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 

@@ -1,17 +1,17 @@
-"""The rules of what goes together: the table of ftlaunch.compatibility, walked for each stage of a recipe."""
+"""The rules of what goes together: the table of ftlaunch.rules.compatibility, walked for each stage of a recipe."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
-from ftlaunch import compatibility
-from ftlaunch.compatibility.axes import Combination, describe
-from ftlaunch.compatibility.refusals import Refusal
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved
 from ftlaunch.recipe import Merge, Training, no_config_says
+from ftlaunch.rules import compatibility
+from ftlaunch.rules.compatibility.axes import Combination, describe
+from ftlaunch.rules.compatibility.refusals import Refusal
 from ftlaunch.rules.stage import TableName, TrainedStage, trainings
 
 

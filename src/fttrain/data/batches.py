@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fttrain.data.drawn import Drawn
+from fttrain.data.segments import Segments
 from fttrain.data.token_set import Group, Tokens
 from fttrain.objectives.logps import num_chunks
-from fttrain.segments import Segments
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from fttrain import attention
-from fttrain.attention import Unpackable
+from fttrain.data.segments import Segments
+from fttrain.model import attention
+from fttrain.model.attention import Unpackable
 from fttrain.model.halves import Halves
-from fttrain.segments import Segments
 
 STATEFUL = re.compile(
     "Mamba|Recurrent|Rglru|GatedDelta|DeltaNet|DeltaAttention|LinearAttention|LightningAttention|Rwkv|xLSTM|mLSTM|sLSTM"

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
 from ftlaunch.safety.model_files import has_safetensors
-from fttrain import adapters, attention, hub
+from fttrain import adapters, hub
 from fttrain.data.batches import MicroBatch
-from fttrain.model import classifier, packing, tokenizer
+from fttrain.model import attention, classifier, packing, tokenizer
 from fttrain.model.halves import Halves
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import ActivationNoise

@@ -13,8 +13,8 @@ from fttrain.data.chat import Encoded
 from fttrain.data.drawn import drawn
 from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
+from fttrain.data.segments import Segments
 from fttrain.data.token_set import Group, Tokens, token_set
-from fttrain.segments import Segments
 
 CPU = torch.device("cpu")
 

@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from ftlaunch.errors import UserError
-from fttrain import attention, segments
+from fttrain.data import segments
 from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import Group
+from fttrain.model import attention
 from fttrain.model.scorer import Scorer
 from fttrain.noise import neftune
 from fttrain.objectives import logps

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ftlaunch.recipe import Data, Dpo
 from ftlaunch.run.files import read_jsonl
-from fttrain import attention
 from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import PairSet
 from fttrain.data.tokens import tokenize
+from fttrain.model import attention
 from fttrain.model.scorer import RewardModel, Scorer
 from fttrain.objectives import preference
 from fttrain.preference.objective import answer_logps

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from ftlaunch.compatibility import MAIN, reasons
-from ftlaunch.compatibility.axes import AXES, BY_NAME
-from ftlaunch.compatibility.refusals import REFUSALS, Refusal
 from ftlaunch.load.messages import as_toml, join_or
+from ftlaunch.rules.compatibility import MAIN, reasons
+from ftlaunch.rules.compatibility.axes import AXES, BY_NAME
+from ftlaunch.rules.compatibility.refusals import REFUSALS, Refusal
 
 Named = tuple[str, str]
 """An axis and a value on it."""
@@ -14,8 +14,9 @@ WORKS = "✓"
 HEAD = """\
 # What goes with what
 
-Made from launcher/ftlaunch/compatibility by `python -m ftlaunch.compatibility`; do not edit. `ftlaunch validate` speaks
-from the same table: a recipe is refused where two of its values are, or three of them together (below).
+Made from launcher/ftlaunch/rules/compatibility by `python -m ftlaunch.rules.compatibility`; do not edit.
+`ftlaunch validate` speaks from the same table: a recipe is refused where two of its values are, or three of them
+together (below).
 
 ✓ works. tests/trainer/test_compatibility.py trains such combinations on a tiny model, kills them, resumes them,
 compares every metric and weight with a run that was left alone, evaluates, and merges where a merge comes after.

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from tests.specimens import Specimens, covering
 
-from ftlaunch.compatibility import complete, reasons, refusals
-from ftlaunch.compatibility.axes import AXES, describe
-from ftlaunch.compatibility.refusals import REFUSALS, Refusal
-from ftlaunch.compatibility.table import page
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.plan.resolve import for_stage
 from ftlaunch.recipe import Training
 from ftlaunch.rules import find_problems
+from ftlaunch.rules.compatibility import complete, reasons, refusals
+from ftlaunch.rules.compatibility.axes import AXES, describe
+from ftlaunch.rules.compatibility.refusals import REFUSALS, Refusal
+from ftlaunch.rules.compatibility.table import page
 
 PAGE = Path(__file__).parents[3] / "recipes" / "COMPATIBILITY.md"
 
@@ -24,7 +24,7 @@ def specimens(tmp_path_factory: pytest.TempPathFactory) -> Specimens:
 
 
 def test_the_page_is_current() -> None:
-    assert PAGE.read_text() == page(), "python -m ftlaunch.compatibility > recipes/COMPATIBILITY.md"
+    assert PAGE.read_text() == page(), "python -m ftlaunch.rules.compatibility > recipes/COMPATIBILITY.md"
 
 
 def test_validate_accepts_what_works_and_reads_it_as_it_was_meant(specimens: Specimens) -> None:

@@ -6,8 +6,8 @@ A combination that no refusal concerns works, and tests/trainer/test_compatibili
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ftlaunch.compatibility.axes import AXES, Combination
-from ftlaunch.compatibility.refusals import REFUSALS, Refusal
+from ftlaunch.rules.compatibility.axes import AXES, Combination
+from ftlaunch.rules.compatibility.refusals import REFUSALS, Refusal
 
 MAIN = ("method", "stage", "strategy", "quantization")
 """The axes on which every training stage says something; those after them are features."""

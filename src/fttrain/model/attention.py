@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from fttrain.segments import Block, Reach, Segments
+from fttrain.data.segments import Block, Reach, Segments
 
 NAME = "segments"
 WIDEST = 256

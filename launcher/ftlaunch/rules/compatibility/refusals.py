@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ftlaunch.compatibility.axes import (
+from ftlaunch.load.messages import as_toml, join_or
+from ftlaunch.rules.compatibility.axes import (
     BY_NAME,
     IN_FEW_BITS,
     PAGED,
@@ -13,7 +14,6 @@ from ftlaunch.compatibility.axes import (
     ZERO,
     Combination,
 )
-from ftlaunch.load.messages import as_toml, join_or
 
 UNMERGED = "ship base and adapter unmerged, without the merge"
 SHIP = "ship base and adapter: `ftlaunch chat` and plain peft load the artifact as it is"
