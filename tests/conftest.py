@@ -5,16 +5,23 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.ranks import Ranks
+
+    from ftlaunch.run.layout import RunDir
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+RunStages = Callable[..., "RunDir"]
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +100,32 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
         return done
 
     return call
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Ranks"]:
+    """Ranks of a stage that start by fork in a moment, as their imports are done."""
+    from tests.faults.ranks import Ranks
+
+    started = Ranks(tmp_path_factory.mktemp("cache"), OMP_NUM_THREADS="1")
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def run_stages(ranks: "Ranks") -> RunStages:
+    """Run all stages of a recipe with such ranks: `run_stages(recipe_file, run_folder, "key=value", …)`."""
+    from tests.faults.ranks import write_run
+
+    from ftlaunch.load import load_recipe
+
+    def run(path: Path, folder: Path, *settings: str) -> "RunDir":
+        written = write_run(load_recipe(path, list(settings)).recipe, folder)
+        for stage_dir in written.stage_dirs():
+            ranks.run(stage_dir)
+        return written
+
+    return run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

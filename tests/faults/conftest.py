@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.faults.ranks import Ranks
 from tests.trainer.conftest import RECIPE
 
 from ftlaunch.load import load_recipe
@@ -18,14 +17,6 @@ def trials(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """How many trials to make: `trials(sample, full)`."""
     full = request.config.getoption("--all-trials")
     return lambda sample, number: number if full else sample
-
-
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Ranks that start in a moment."""
-    started = Ranks(tmp_path_factory.mktemp("cache"))
-    yield started
-    started.close()
 
 
 PAIRS = """

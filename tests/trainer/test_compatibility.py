@@ -5,7 +5,6 @@ ZeRO. CI tries the first of a sample in which any two values that work together 
 it, and every cell of method × stage × strategy × quantization.
 """
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -28,14 +27,6 @@ HEADS = [{"device": "cpu", "strategy": "zero3", "dtype": "bf16", "stage": stage}
 """Weights made beside a model that is loaded in shards, in another format than it was stored in."""
 KILLED_AT = 4
 CLOSE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Ranks that start in a moment."""
-    started = Ranks(tmp_path_factory.mktemp("cache"), OMP_NUM_THREADS="1")
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

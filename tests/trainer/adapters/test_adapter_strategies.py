@@ -1,6 +1,5 @@
 """Two processes under each strategy train the same adapter as one process alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -37,14 +36,6 @@ ADAPTERS: dict[str, tuple[Adapter, Optimizer]] = {
     "adalora": (Adalora(rank=2, alpha=8, initial_rank=5, prune_after=0.3, prune_until=0.9), Optimizer()),
 }
 STRATEGIES = ("ddp", "zero2", "zero3")
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Ranks that start in a moment."""
-    started = Ranks(tmp_path_factory.mktemp("cache"), OMP_NUM_THREADS="1")
-    yield started
-    started.close()
 
 
 @pytest.fixture

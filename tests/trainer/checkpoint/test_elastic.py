@@ -1,6 +1,6 @@
 """A run goes on with other ranks under another strategy, and learns what it would have learnt."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,6 @@ LEGS = (("zero3", 2), ("ddp", 1), ("zero2", 3), ("ddp", 2))
 STEPS = 12
 SETTINGS = [f"stage.sft.steps={STEPS}", "stage.sft.batch_size=12", "stage.sft.evaluate_every=5"]
 TOLERANCE = 1e-6
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    started = Ranks(tmp_path_factory.mktemp("cache"))
-    yield started
-    started.close()
 
 
 def course(stage_dir: StageDir) -> list[tuple[int, str, float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import Launch
+from tests.conftest import RunStages
 
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
@@ -50,7 +50,7 @@ COMPARED = ("loss", "grad_norm", "reward", "kl", "entropy", "value_loss", "expla
 
 @pytest.fixture(scope="module")
 def run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_file: Path, launch: Launch
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_file: Path, run_stages: RunStages
 ) -> Callable[..., StageDir]:
     folder = tmp_path_factory.mktemp("ways")
     (folder / "rewards.py").write_text(REWARDS)
@@ -60,8 +60,8 @@ def run(
     def of(way: str) -> StageDir:
         done = RunDir(folder / way)
         if not done.path.exists():
-            shared = [] if way == "single" else ["--set", "parallel.procs_per_node=2"]
-            launch("run", path, "--set", f"parallel.strategy={way}", *shared, "--run-dir", done.path)
+            shared = [] if way == "single" else ["parallel.procs_per_node=2"]
+            run_stages(path, done.path, f"parallel.strategy={way}", *shared)
         return done.stage_dir("01-ppo")
 
     return of

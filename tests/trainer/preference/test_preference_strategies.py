@@ -1,6 +1,6 @@
 """Stages that learn from pairs are the same however they are shared out; chains end in a merged model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,14 +51,6 @@ WAYS = {
     "zero2": ["parallel.strategy=zero2", "parallel.procs_per_node=2"],
     "zero3": ["parallel.strategy=zero3", "parallel.procs_per_node=2"],
 }
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Ranks that start in a moment."""
-    started = Ranks(tmp_path_factory.mktemp("cache"), OMP_NUM_THREADS="1")
-    yield started
-    started.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file
-from tests.conftest import Launch
+from tests.conftest import Launch, RunStages
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -113,12 +113,13 @@ def test_the_command_line_trains_evaluates_and_merges(tmp_path: Path, model: Pat
     assert not hasattr(merged.config, "quantization_config")
 
 
-def test_two_processes_with_zero2_train_as_one_does(tmp_path: Path, model: Path, rows_file: Path, launch: Launch):
+def test_two_processes_with_zero2_train_as_one_does(
+    tmp_path: Path, model: Path, rows_file: Path, run_stages: RunStages
+):
     path = tmp_path / "nf4.toml"
     path.write_text(RECIPE.format(model=model, rows=rows_file, dtype="fp32"))
     zero = ["parallel.strategy=zero2", "parallel.procs_per_node=2", "stage.sft.micro_batch_size=2"]
-    launch("run", path, *(word for setting in zero for word in ("--set", setting)), "--run-dir", tmp_path / "run")
-    stage_dir = RunDir(tmp_path / "run").stage_dir("01-sft")
+    stage_dir = run_stages(path, tmp_path / "run", *zero).stage_dir("01-sft")
     alone = train(make_step(model, make_data(rows_file, test=8), model_fields=NF4, evaluate_every=3), tmp_path)
     assert [len(line) for line in told(stage_dir)] == [2, 2, 2, 1, 2, 2, 2, 1]
     for ours, theirs in zip(told(stage_dir), told(alone), strict=True):

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from msgspec.structs import replace
 from peft import AutoPeftModelForCausalLM
-from tests.conftest import CHATML, Launch
+from tests.conftest import CHATML, RunStages
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.recipe import Full
 from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.layout import StageDir
 from fttrain.checkpoint.manifest import verify
 from fttrain.data.order import Order
 from fttrain.data.templates import LLAMA2
@@ -119,14 +119,13 @@ def recipe_text(tiny_model: Path, rows_file: Path) -> Callable[[str], str]:
 
 @pytest.fixture(scope="module")
 def two_stages(
-    tmp_path_factory: pytest.TempPathFactory, recipe_text: Callable[[str], str], launch: Launch
+    tmp_path_factory: pytest.TempPathFactory, recipe_text: Callable[[str], str], run_stages: RunStages
 ) -> tuple[StageDir, StageDir]:
     """A finished run of both stages in one process, with deterministic kernels."""
     folder = tmp_path_factory.mktemp("two")
     path = folder / "two.toml"
     path.write_text(recipe_text("deterministic = true" + RECIPE + SECOND_STAGE))
-    launch("run", path, "--run-dir", folder / "run")
-    run = RunDir(folder / "run")
+    run = run_stages(path, folder / "run")
     return run.stage_dir("01-sft"), run.stage_dir("02-sft")
 
 
@@ -152,14 +151,13 @@ def test_evaluation_is_what_plain_transformers_says(
 
 
 def test_two_processes_evaluate_and_train_the_same(
-    tmp_path: Path, two_stages: tuple[StageDir, StageDir], recipe_text: Callable[[str], str], launch: Launch
+    tmp_path: Path, two_stages: tuple[StageDir, StageDir], recipe_text: Callable[[str], str], run_stages: RunStages
 ):
     """The last step has 8 rows where a full one has 16, and one process has a row of the 7 held out less."""
     path = tmp_path / "ddp.toml"
     path.write_text(recipe_text(RECIPE))
     ddp = ["parallel.strategy=ddp", "parallel.procs_per_node=2", "stage.sft.micro_batch_size=4"]
-    launch("run", path, *(word for setting in ddp for word in ("--set", setting)), "--run-dir", tmp_path / "run")
-    stage_dir = RunDir(tmp_path / "run").stage_dir("01-sft")
+    stage_dir = run_stages(path, tmp_path / "run", *ddp).stage_dir("01-sft")
     for key in ("loss", "grad_norm", "eval/loss", "eval/perplexity", "eval/token_accuracy"):
         ours, alone = ([line[key] for line in lines_with(one, key)] for one in (stage_dir, two_stages[0]))
         assert ours == pytest.approx(alone, rel=1e-5), key

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import Launch
+from tests.conftest import RunStages
 
 from ftlaunch.run.layout import RunDir, StageDir
 
@@ -25,7 +25,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def runs(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_file: Path, launch: Launch
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_file: Path, run_stages: RunStages
 ) -> Callable[[str], RunDir]:
     """Runs of one recipe in each of the ways, made when they are first asked for."""
     from tests.trainer.conftest import RECIPE
@@ -36,10 +36,7 @@ def runs(
 
     def of(way: str) -> RunDir:
         run = RunDir(folder / way)
-        if not run.path.exists():
-            flags = [flag for setting in WAYS.get(way, []) for flag in ("--set", setting)]
-            launch("run", path, *flags, "--run-dir", run.path)
-        return run
+        return run if run.path.exists() else run_stages(path, run.path, *WAYS.get(way, []))
 
     return of
 
@@ -75,14 +72,12 @@ def test_every_way_trains_the_same(way: str, runs: Callable[[str], RunDir], loss
 
 
 def test_full_fine_tuning_under_zero3_equals_one_process(
-    tmp_path: Path, recipe: Callable[..., Path], launch: Launch, losses: Callable
+    tmp_path: Path, recipe: Callable[..., Path], run_stages: RunStages, losses: Callable
 ):
     path, found = recipe(), []
-    full = ["--set", "adapter.kind=full", "--set", "stage.sft.learning_rate=1e-3", "--set", "stage.sft.steps=3"]
-    for name, flags in {"one": [], "zero3": WAYS["zero3"]}.items():
-        more = [flag for setting in flags for flag in ("--set", setting)]
-        launch("run", path, *full, *more, "--run-dir", tmp_path / name)
-        stage_dir = RunDir(tmp_path / name).stage_dir("01-sft")
+    full = ["adapter.kind=full", "stage.sft.learning_rate=1e-3", "stage.sft.steps=3"]
+    for name, settings in {"one": [], "zero3": WAYS["zero3"]}.items():
+        stage_dir = run_stages(path, tmp_path / name, *full, *settings).stage_dir("01-sft")
         found.append((losses(stage_dir), load_file(stage_dir.artifact / "model.safetensors")))
     (losses_1, weights_1), (losses_3, weights_3) = found
     assert losses_3 == [pytest.approx(pair, abs=1e-5) for pair in losses_1]
