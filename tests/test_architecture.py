@@ -41,7 +41,7 @@ FLOORS = {
         "stages",
     ),
     "ftlaunch.backend": (
-        "__init__ node_folder prepare replan watchdog",
+        "__init__ display node_folder prepare replan watchdog",
         "supervisor",
         "local rerun slurm",
         "control",
@@ -115,15 +115,14 @@ FLOORS = {
         "__main__",
     ),
     "ftlaunch.run": (
-        "__init__ files preparing spec",
-        "digests layout",
-        "provenance",
+        "__init__ files preparing spec tail",
+        "digests layout progress",
+        "outputs provenance",
         "changes snapshot",
     ),
     "ftlaunch.watch": (
-        "__init__ jobs outputs runs tail",
-        "progress",
-        "display status",
+        "__init__ jobs runs",
+        "status",
         "logs screen",
     ),
     "fttrain.adapters": (

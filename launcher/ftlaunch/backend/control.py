@@ -9,15 +9,15 @@ import sys
 import time
 
 from ftlaunch import processes
+from ftlaunch.backend.display import Display, open_display
 from ftlaunch.backend.local import driver as local_driver
 from ftlaunch.backend.slurm import control
 from ftlaunch.errors import DONE, UserError
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.signals import StopSignals
+from ftlaunch.run import outputs
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.safety import trust
-from ftlaunch.watch import outputs
-from ftlaunch.watch.display import Display, open_display
 from ftlaunch.watch.status import is_over
 
 CANCEL_SECONDS = 5.0

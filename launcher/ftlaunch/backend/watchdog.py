@@ -12,7 +12,7 @@ from ftlaunch import processes
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.run.layout import Attempt, StageDir
 from ftlaunch.run.preparing import read_preparing
-from ftlaunch.watch.progress import MetricsTail
+from ftlaunch.run.progress import MetricsTail
 
 PATIENCE = 4.0
 """Times the longest pause between two steps so far, an evaluation or a save included, that a step may take."""

@@ -70,7 +70,8 @@ def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | N
 
     `fresh`: the folder was written just now, and goes away where its jobs cannot be submitted.
     """
-    from ftlaunch.watch import outputs, runs
+    from ftlaunch.run import outputs
+    from ftlaunch.watch import runs
 
     where = folder.path
     quoted = shlex.quote(str(where))

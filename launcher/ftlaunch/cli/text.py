@@ -90,8 +90,8 @@ def run_status(status: "RunStatus") -> str:
 
 def _next(status: "RunStatus") -> Iterator[str]:
     """What the user of a run that does not work any more may want to do."""
+    from ftlaunch.run import outputs
     from ftlaunch.run.layout import RunDir
-    from ftlaunch.watch import outputs
 
     path = shlex.quote(status.path)
     if status.state == "done" and (told := outputs.describe(RunDir(Path(status.path)))):
@@ -122,7 +122,7 @@ def _loss(stage: "StageStatus") -> str:
 
 
 def _left(stage: "StageStatus") -> str:
-    from ftlaunch.watch.progress import duration
+    from ftlaunch.run.progress import duration
 
     return "" if stage.seconds_left is None else duration(stage.seconds_left)
 

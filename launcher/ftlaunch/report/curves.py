@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from ftlaunch.report.facts import RunFacts, StageFacts
-from ftlaunch.watch.progress import Entry
+from ftlaunch.run.progress import Entry
 
 Point = tuple[float, float]
 

@@ -15,9 +15,9 @@ from ftlaunch.processes.outcome import Stopped, read_failure
 from ftlaunch.recipe import Recipe, Training
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
+from ftlaunch.run.progress import Entry, all_entries, is_evaluation
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch import runs
-from ftlaunch.watch.progress import Entry, all_entries, is_evaluation
 from ftlaunch.watch.status import StageStatus, read_status
 
 UNSET = object()

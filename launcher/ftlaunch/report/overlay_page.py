@@ -12,7 +12,7 @@ from ftlaunch.report.facts import RunFacts, StageFacts, flattened, last_shared_t
 from ftlaunch.report.markup import escape, page, section, table
 from ftlaunch.report.run_page import state
 from ftlaunch.report.svg import draw, number
-from ftlaunch.watch.progress import duration
+from ftlaunch.run.progress import duration
 
 MISSING = "–"
 

@@ -8,8 +8,8 @@ from ftlaunch.report import curves
 from ftlaunch.report.facts import AttemptFacts, RunFacts, StageFacts, changed_keys, flattened
 from ftlaunch.report.markup import escape, folded, page, pairs, section, table
 from ftlaunch.report.svg import draw, number
-from ftlaunch.watch.outputs import describe_merge
-from ftlaunch.watch.progress import duration
+from ftlaunch.run.outputs import describe_merge
+from ftlaunch.run.progress import duration
 
 
 def run_page(run: RunFacts) -> str:

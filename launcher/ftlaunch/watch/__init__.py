@@ -1,1 +1,1 @@
-"""What there is to see of runs: finding them, how they stand, what they said and how far they have come."""
+"""What there is to see of runs: finding them, how they stand and what they said."""

@@ -12,10 +12,10 @@ from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity
 from ftlaunch.processes.outcome import Failure, read_failure
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
+from ftlaunch.run.tail import Tail
 from ftlaunch.watch import jobs
 from ftlaunch.watch.runs import find_stage
 from ftlaunch.watch.status import is_over, read_status
-from ftlaunch.watch.tail import Tail
 
 FOLLOW_SECONDS = 0.2
 QUEUE_SECONDS = 5.0

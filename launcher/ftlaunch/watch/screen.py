@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.watch.progress import Entry, MetricsTail, duration, is_evaluation, seconds_left
+from ftlaunch.run.progress import Entry, MetricsTail, duration, is_evaluation, seconds_left
 from ftlaunch.watch.status import RunStatus, StageStatus
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Answer
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
+from ftlaunch.run import progress
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
-from ftlaunch.watch import jobs, progress, runs
+from ftlaunch.watch import jobs, runs
 from ftlaunch.watch.jobs import State
 
 

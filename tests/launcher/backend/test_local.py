@@ -18,11 +18,11 @@ from tests.launcher.acted import write_run
 
 from ftlaunch import processes
 from ftlaunch.backend import control, supervisor, watchdog
+from ftlaunch.backend.display import PlainDisplay
 from ftlaunch.backend.local import driver
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.processes import lock
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch.display import PlainDisplay
 from ftlaunch.watch.status import read_status
 
 

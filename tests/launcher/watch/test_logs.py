@@ -13,8 +13,8 @@ from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import describe_failure, describe_in_full
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir
+from ftlaunch.run.tail import CHUNK, Tail
 from ftlaunch.watch import logs
-from ftlaunch.watch.tail import CHUNK, Tail
 
 
 @pytest.fixture

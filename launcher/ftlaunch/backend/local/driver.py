@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ftlaunch.backend import supervisor, watchdog
+from ftlaunch.backend.display import Display
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.backend.watchdog import HangWatch
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
@@ -17,9 +18,8 @@ from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
+from ftlaunch.run.progress import MetricsTail, duration
 from ftlaunch.watch import runs
-from ftlaunch.watch.display import Display
-from ftlaunch.watch.progress import MetricsTail, duration
 
 
 def refuse_several_nodes(plan: Plan) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from ftlaunch.backend.display import Display
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
@@ -26,9 +27,8 @@ from ftlaunch.processes.outcome import Done, Failure, Stopped, describe_failure,
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import last_lines, write_atomic, write_json
 from ftlaunch.run.layout import CANCEL, STOP, Attempt, RunDir, StageDir
+from ftlaunch.run.progress import MetricsTail, duration
 from ftlaunch.watch import runs
-from ftlaunch.watch.display import Display
-from ftlaunch.watch.progress import MetricsTail, duration
 
 POLL_SECONDS = 0.2
 KILL_SECONDS = 30.0

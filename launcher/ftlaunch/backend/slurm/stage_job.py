@@ -25,10 +25,11 @@ from ftlaunch.processes.outcome import (
     describe_failure,
 )
 from ftlaunch.processes.signals import PreemptionSignals
+from ftlaunch.run import progress
 from ftlaunch.run.files import last_lines, write_json
 from ftlaunch.run.layout import REQUEUE, Attempt, RunDir, StageDir
 from ftlaunch.safety.redact import redact_output
-from ftlaunch.watch import progress, runs
+from ftlaunch.watch import runs
 from ftlaunch.watch.status import newest_checkpoint
 
 SIGNALLED = 128

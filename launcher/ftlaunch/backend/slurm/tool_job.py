@@ -20,7 +20,7 @@ from ftlaunch.processes.signals import StopSignals
 from ftlaunch.recipe import Merge
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch.tail import Tail
+from ftlaunch.run.tail import Tail
 
 ANSWER, CODE, CALLED_IN, ALIVE = "answer", "code.json", "called_in.json", "alive"
 DEAD_SECONDS, LOOK_SECONDS = 120.0, 0.5

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 from ftlaunch.processes.signals import detach_output
-from ftlaunch.watch.progress import WINDOW, Entry, describe, is_evaluation, seconds_left
+from ftlaunch.run.progress import WINDOW, Entry, describe, is_evaluation, seconds_left
 
 EVERY_STEPS = 10
 EVERY_SECONDS = 10.0

@@ -7,8 +7,8 @@ from io import StringIO
 
 import pytest
 
-from ftlaunch.watch.display import BarDisplay, PlainDisplay, open_display
-from ftlaunch.watch.progress import Entry, describe, duration, seconds_left
+from ftlaunch.backend.display import BarDisplay, PlainDisplay, open_display
+from ftlaunch.run.progress import Entry, describe, duration, seconds_left
 
 
 class Clock:
@@ -72,7 +72,7 @@ def test_the_first_the_last_and_evaluations_are_always_shown() -> None:
 
 def test_a_reader_that_leaves_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     silenced: list[bool] = []
-    monkeypatch.setattr("ftlaunch.watch.display.detach_output", lambda: silenced.append(True))
+    monkeypatch.setattr("ftlaunch.backend.display.detach_output", lambda: silenced.append(True))
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w", buffering=1) as stream:
@@ -123,5 +123,5 @@ def read_all(descriptor: int) -> str:
 def test_rich_is_loaded_for_a_bar_only() -> None:
     import subprocess
 
-    code = "import sys; from ftlaunch.watch.display import PlainDisplay; sys.exit('rich' in sys.modules)"
+    code = "import sys; from ftlaunch.backend.display import PlainDisplay; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

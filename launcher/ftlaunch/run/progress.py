@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ftlaunch.watch.tail import Tail
+from ftlaunch.run.tail import Tail
 
 WINDOW = 32
 """Optimizer steps, the newest ones, that the time left is judged by."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
-from ftlaunch.watch.outputs import describe, newest_output
+from ftlaunch.run.outputs import describe, newest_output
 
 RESULT = {"method": "dequantized", "max_logit_difference": 0.0312, "kl": 0.00012, "top1_agreement": 0.9987, "tried": {}}
 
