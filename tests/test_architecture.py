@@ -115,7 +115,7 @@ FLOORS = {
         "__main__",
     ),
     "ftlaunch.run": (
-        "__init__ files preparing spec tail",
+        "__init__ files preparing records spec tail",
         "digests layout progress",
         "outputs provenance",
         "changes snapshot",

@@ -1,7 +1,6 @@
 """`python -m fttrain NN-kind`: run the step in a folder, as one rank of the process group that started it."""
 
 import faulthandler
-import json
 import os
 import signal
 import sys
@@ -9,13 +8,13 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.run import snapshot
 from ftlaunch.run.changes import require_unchanged
-from ftlaunch.run.files import temporary_path, write_json
-from ftlaunch.run.layout import NODE_FOLDER, Attempt, RunDir, StageDir
+from ftlaunch.run.files import write_first, write_json
+from ftlaunch.run.layout import ATTEMPT, NODE_FOLDER, Attempt, RunDir, StageDir
+from ftlaunch.run.records import Failure, Result, Stopped
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact, redact_output
@@ -40,7 +39,7 @@ def main() -> int:
 
 def _attempt(rank: int) -> Attempt | None:
     """The attempt's folder, with this rank's output going to its log there; None when started by hand."""
-    path = os.environ.get("FTLAUNCH_ATTEMPT")
+    path = os.environ.get(ATTEMPT)
     if path is None:
         return None
     attempt = Attempt(Path(path))
@@ -72,7 +71,7 @@ def _run(folder: StageDir, attempt: Attempt | None) -> int:
         result = _stage(step)(step, folder, world, stop)
     except StoppedEarly as stopped:
         if world.is_main and attempt is not None:
-            write_json(attempt.stopped, {"reason": stopped.reason, "step": stopped.step})
+            write_json(attempt.stopped, Stopped(reason=stopped.reason, step=stopped.step))
         worlds.leave(world)
         return STOPPED
     except UserError:
@@ -104,7 +103,7 @@ class PeerDied(Exception):
         self.rank = rank
 
 
-def _stage(spec: StageSpec) -> Callable[..., dict[str, Any]]:
+def _stage(spec: StageSpec) -> Callable[..., Result]:
     import importlib
 
     kind = spec.stage.__struct_config__.tag
@@ -116,22 +115,23 @@ def report(error: Exception, rank: int, attempt: Attempt | None) -> None:
     if attempt is None:
         return
     rank = error.rank if isinstance(error, PeerDied) else rank
-    content = {
-        "rank": rank,
-        "type": type(error).__name__,
-        "message": redact(error.message if isinstance(error, UserError) else str(error)),
-        "remedy": redact(error.remedy) if isinstance(error, UserError) else None,
-        "traceback": redact(traceback.format_exc()),
-        "log": str(attempt.rank_log(rank)),
-        "user_error": isinstance(error, UserError),
-    }
-    aside = temporary_path(attempt.error)
-    aside.write_text(json.dumps(content, indent=2))
-    try:
-        os.link(aside, attempt.error)
-    except FileExistsError:
+    is_user_error = isinstance(error, UserError)
+    failure = Failure(
+        rank=rank,
+        type=type(error).__name__,
+        message=_clean(error.message if is_user_error else str(error)),
+        remedy=_clean(error.remedy) if is_user_error else None,
+        traceback=_clean(traceback.format_exc()),
+        log=str(attempt.rank_log(rank)),
+        user_error=is_user_error,
+    )
+    if not write_first(attempt.error, failure):
         print("another rank has reported the first error", file=sys.stderr)
-    aside.unlink()
+
+
+def _clean(text: str) -> str:
+    """The text without secrets, and without what JSON cannot hold, such as bytes of a file's name that are no text."""
+    return redact(text).encode(errors="backslashreplace").decode()
 
 
 if __name__ == "__main__":

@@ -1,24 +1,20 @@
 """What one finished run shows: its quality, its speed, and what it takes."""
 
-import json
 from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from ftlaunch.recipe import Training
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.records import RowLosses, StepMetrics, TrainingResult
 
 WARM_UP_STEPS = 3
 """Steps at a stage's beginning whose time does not count, where there are more than twice as many."""
-NOT_QUALITY = frozenset(
-    [
-        *("step", "steps", "time", "learning_rate", "grad_norm", "noise/scale"),
-        *("tokens", "tokens_per_second", "epoch", "peak_memory_bytes"),
-    ]
-)
+NOT_QUALITY = (StepMetrics.__annotations__.keys() | {"noise/scale"}) - {"loss"}
 
 
 class Measures(Struct, frozen=True, kw_only=True):
@@ -55,7 +51,7 @@ def measure(run: RunDir) -> Measures:
         quality=_quality(newest),
         seconds_a_step=seconds,
         peak_memory_bytes=peak,
-        trained_parameters=json.loads(step.result.read_text())["trained_parameters"],
+        trained_parameters=msgspec.json.decode(step.result.read_bytes(), type=TrainingResult).trained_parameters,
         artifact_bytes=sum(path.stat().st_size for path in step.artifact.glob("*.safetensors")),
         row_losses=_row_losses(step),
     )
@@ -81,4 +77,5 @@ def seconds_a_step(trained: Iterable[dict[str, Any]]) -> list[float]:
 def _row_losses(stage_dir: StageDir) -> list[float]:
     if not stage_dir.evaluation.exists():
         return []
-    return [nll / tokens for nll, tokens in json.loads(stage_dir.evaluation.read_text())["rows"] if tokens]
+    told = msgspec.json.decode(stage_dir.evaluation.read_bytes(), type=RowLosses)
+    return [nll / tokens for nll, tokens in told.rows if tokens]

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-ATTEMPT = "FTLAUNCH_ATTEMPT"
-"""Environment variable with the attempt's absolute folder, links resolved."""
+from ftlaunch.run.layout import ATTEMPT
 
 START_TIME_FIELD = 22
 PROC = Path("/proc")

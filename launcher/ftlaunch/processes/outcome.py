@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.run.layout import Attempt, StageDir
+from ftlaunch.run.records import Failure, Stopped
 
 TAIL_LINES = 20
 SHOWN_LINES = 8
@@ -18,30 +19,6 @@ ECHO = "PeerDied"
 
 class Done(Struct, frozen=True):
     """The stage has its result."""
-
-
-class Stopped(Struct, frozen=True, kw_only=True):
-    """All ranks saved and left because they were asked to."""
-
-    reason: str = ""
-    step: int | None = None
-
-
-class Failure(Struct, frozen=True, kw_only=True):
-    """The first error of an attempt."""
-
-    rank: int | None
-    """None: the processes were never started, or nobody knows which one it was."""
-    type: str
-    """Name of the exception or of the signal, or the exit code."""
-    message: str
-    remedy: str | None = None
-    traceback: str = ""
-    """Python's, or the last lines of the log."""
-    log: str
-    """Where to read on."""
-    user_error: bool = False
-    """Whether the remedy is the user's to apply and the traceback of no use to them."""
 
 
 Outcome = Done | Stopped | Failure

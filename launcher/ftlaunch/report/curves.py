@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ftlaunch.report.facts import RunFacts, StageFacts
 from ftlaunch.run.progress import Entry
+from ftlaunch.run.records import StepMetrics
 
 Point = tuple[float, float]
 
@@ -56,7 +57,7 @@ KNOWN = (
     Curve("AdaLoRA's ranks", {"rank/most": "largest", "rank/mean": "mean", "rank/least": "smallest"}),
     Curve("Noise scale", {"noise/scale": "share of the recipe's"}),
 )
-COUNTERS = frozenset(["step", "steps", "tokens", "epoch", "time", "skipped", "rewound_to"])
+COUNTERS = StepMetrics.__annotations__.keys()
 """Keys of metrics.jsonl that are no curve."""
 
 

@@ -11,11 +11,12 @@ from msgspec import Struct
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
-from ftlaunch.processes.outcome import Stopped, read_failure
+from ftlaunch.processes.outcome import read_failure
 from ftlaunch.recipe import Recipe, Training
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.progress import Entry, all_entries, is_evaluation
+from ftlaunch.run.records import Result, Stopped, read_result
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch import runs
 from ftlaunch.watch.status import StageStatus, read_status
@@ -50,8 +51,10 @@ class StageFacts(Struct, frozen=True, kw_only=True):
     """A line for each optimizer step, each step once."""
     evaluated: list[Entry]
     attempts: list[AttemptFacts]
-    result: dict[str, Any]
-    """Content of result.json; empty while there is none."""
+    result: Result | None
+    """None while there is none, or where another version of ftlaunch has written it."""
+    left: dict[str, Any]
+    """Content of result.json as it is; empty while there is none."""
     predictions: list[dict[str, Any]]
     """The first of an evaluate stage's predictions."""
     model_bytes: int
@@ -122,7 +125,8 @@ def _stage(folder: StageDir, status: StageStatus, plan: Plan) -> StageFacts:
         trained=[entry for entry in entries if not is_evaluation(entry)],
         evaluated=[entry for entry in entries if is_evaluation(entry)],
         attempts=list(_attempts(folder, status, entries)),
-        result=_json(folder.result),
+        result=read_result(folder.result, folder.kind),
+        left=_json(folder.result),
         predictions=list(islice(read_jsonl(folder.predictions), SAMPLES)),
         model_bytes=sum(path.stat().st_size for path in weights),
     )

@@ -13,6 +13,7 @@ from ftlaunch.report.markup import escape, page, section, table
 from ftlaunch.report.run_page import state
 from ftlaunch.report.svg import draw, number
 from ftlaunch.run.progress import duration
+from ftlaunch.run.records import TrainingResult
 
 MISSING = "–"
 
@@ -59,12 +60,13 @@ def _outcomes(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
 
 
 def _measures(stage: StageFacts) -> dict[str, str]:
+    trained = stage.result.trained_parameters if isinstance(stage.result, TrainingResult) else 0
     return {
         "step": f"{stage.trained[-1]['step']} of {stage.trained[-1].get('steps', '?')}",
         **{key: number(value) for key, value in quality(stage).items()},
         "seconds a step": number(pace(stage)),
         "memory": f"{memory(stage):.2f} GB",
-        "trained parameters": f"{stage.result.get('trained_parameters', 0):,}",
+        "trained parameters": f"{trained:,}",
         "weights": f"{stage.model_bytes / 1e6:,.2f} MB",
     }
 

@@ -10,6 +10,7 @@ from ftlaunch.report.markup import escape, folded, page, pairs, section, table
 from ftlaunch.report.svg import draw, number
 from ftlaunch.run.outputs import describe_merge
 from ftlaunch.run.progress import duration
+from ftlaunch.run.records import Counts, EvaluationResult, Interval, MergeResult, TrainingResult
 
 
 def run_page(run: RunFacts) -> str:
@@ -82,7 +83,7 @@ def _stage(stage: StageFacts) -> str:
         + section("Against the adapter model", _merge_check(stage), level=3)
         + section("Rows", _rows(stage), level=3)
         + section("Steps left out", _skipped(stage), level=3)
-        + folded("What the stage left in result.json", pairs(_result(stage)) if stage.result else "")
+        + folded("What the stage left in result.json", pairs(_left(stage)) if stage.left else "")
         + "</section>"
     )
 
@@ -106,29 +107,33 @@ def _clock(seconds: float) -> str:
 
 
 def _merge_check(stage: StageFacts) -> str:
-    told = describe_merge(stage.result) if stage.kind == "merge" else None
-    return f"<p>{escape(told)}</p>" if told else ""
+    return f"<p>{escape(describe_merge(stage.result))}</p>" if isinstance(stage.result, MergeResult) else ""
 
 
 def _scores(stage: StageFacts) -> str:
     """Of an evaluate stage, each with its 95 % interval, beside those of the base."""
     result = stage.result
-    intervals, before = result.get("intervals", {}), result.get("base_scores", {})
-    gaps = result.get("differences", {})
+    if not isinstance(result, EvaluationResult):
+        return ""
+    before, gaps = result.base_scores or {}, result.differences or {}
     rows = [
         (
             key,
-            number(value),
-            _interval(intervals.get(key)),
-            number(before[key]) if key in before else None,
-            f"{number(gaps[key]['mean'])} {_interval(gaps[key]['interval'])}" if key in gaps else None,
+            _score(value),
+            _interval(result.intervals.get(key)),
+            _score(before[key]) if key in before else None,
+            f"{number(gaps[key].mean)} {_interval(gaps[key].interval)}" if key in gaps else None,
         )
-        for key, value in result.get("scores", {}).items()
+        for key, value in result.scores.items()
     ]
     return table(("score", "value", "95 % interval", "the base", "difference, with its interval"), rows)
 
 
-def _interval(bounds: list[float] | None) -> str:
+def _score(value: float | None) -> str:
+    return "not finite" if value is None else number(value)
+
+
+def _interval(bounds: Interval | None) -> str:
     return f"[{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
 
 
@@ -142,25 +147,21 @@ def _sample(line: dict[str, Any]) -> str:
 
 def _rows(stage: StageFacts) -> str:
     """What became of the rows of each data set, with the reasons why some were left out, and the first of these."""
-    found: dict[str, Any] = stage.result.get("data", {}) if stage.is_training else {}
+    found = stage.result.data if isinstance(stage.result, TrainingResult) else {}
     heads = ("data", "rows", "kept", "tokens", "trained tokens", "cut short", "left out")
     kept = [
-        (
-            name,
-            *(_plain(counts.get(key, 0)) for key in ("rows", "kept", "tokens", "trained", "truncated")),
-            _why(counts),
-        )
-        for name, counts in found.items()
+        (name, *map(_plain, (one.rows, one.kept, one.tokens, one.trained, one.truncated)), _why(one))
+        for name, one in found.items()
     ]
-    examples = [example for counts in found.values() for example in counts.get("examples", [])]
+    examples = [example for counts in found.values() for example in counts.examples]
     return table(heads, kept) + folded("The first rows left out", table(("row",), [(one,) for one in examples]))
 
 
-def _why(counts: dict[str, Any]) -> str:
+def _why(counts: Counts) -> str:
     """The reasons for which rows were left out, each with how many."""
-    reasons = {**counts.get("unfit", {}), **counts.get("excused", {})}
-    if untrained := counts.get("dropped_untrained"):
-        reasons["nothing in them is trained"] = untrained
+    reasons = counts.unfit | counts.excused
+    if counts.dropped_untrained:
+        reasons["nothing in them is trained"] = counts.dropped_untrained
     return "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
 
 
@@ -169,8 +170,8 @@ def _skipped(stage: StageFacts) -> str:
     return table(("step", "went back to the checkpoint of step"), rows)
 
 
-def _result(stage: StageFacts) -> list[tuple[str, object]]:
-    return [(key, _plain(value)) for key, value in flattened(stage.result).items()]
+def _left(stage: StageFacts) -> list[tuple[str, object]]:
+    return [(key, _plain(value)) for key, value in flattened(stage.left).items()]
 
 
 def _plain(value: Any) -> str:

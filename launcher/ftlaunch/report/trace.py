@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from ftlaunch.report.facts import RunFacts, StageFacts
+from ftlaunch.run.records import EvaluationResult
 
 AFTER = {
     "post_train_token_position_match": "token_position_match",
@@ -25,8 +26,10 @@ def trace(run: RunFacts) -> dict[str, Any] | None:
     if stage is None:
         return None
     evaluation = next((one for one in reversed(run.stages) if one.kind == "evaluate"), None)
-    told: dict[str, Any] = evaluation.result if evaluation else {}
-    scores: dict[str, float | None] = {**told.get("scores", {}), "answer_words": told.get("answer_words")}
+    told = evaluation.result if evaluation else None
+    scores: dict[str, float | None] = {}
+    if isinstance(told, EvaluationResult):
+        scores = told.scores | {"answer_words": told.answer_words or None}
     return {
         "logging_strategy": "steps",
         **_curves(stage),

@@ -31,16 +31,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def write_first(path: Path, value: Any) -> None:
-    """`write_json`, unless somebody else has written the file already."""
+def write_first(path: Path, value: Any) -> bool:
+    """`write_json`, unless somebody else has written the file already; returns whether nobody had."""
     aside = temporary_path(path)
     aside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     try:
         os.link(aside, path)
     except FileExistsError:
-        return
+        return False
     finally:
         aside.unlink()
+    return True
 
 
 def sync_folder(path: Path) -> None:

@@ -16,6 +16,8 @@ CARD = "artifact.json"
 """A file in each artifact: what base it belongs to, and what was made of it."""
 
 
+ATTEMPT = "FTLAUNCH_ATTEMPT"
+"""Variable of a rank with its attempt's absolute folder, links resolved."""
 NODE_FOLDER = "FTLAUNCH_NODE_FOLDER"
 """Variable that names a folder of this node, in memory or on a local disk, for as long as an attempt lives."""
 

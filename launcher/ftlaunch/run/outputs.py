@@ -2,38 +2,11 @@
 
 import shlex
 from pathlib import Path
-from typing import Literal
-
-import msgspec
-from msgspec import Struct
 
 from ftlaunch.run.layout import REWARD_HEAD, RunDir, StageDir
+from ftlaunch.run.records import MergeResult, read_result
 
 FOLDED_INTO = {"base": "the base's own weights", "dequantized": "the dequantized weights"}
-
-
-class Merged(Struct, frozen=True, kw_only=True):
-    """What result.json tells of a merge: the merged model against the adapter model, over probe text."""
-
-    method: str
-    kl: float
-    """Nats a token."""
-    max_logit_difference: float
-    top1_agreement: float
-    """Share of positions, or of pairs of probes."""
-    of: Literal["tokens", "rewards"] = "tokens"
-    """What the models say: a reward model's KL is of the preference between two probes."""
-
-    def __str__(self) -> str:
-        unit, value, same = {
-            "tokens": ("token", "logit", "first choice at {} of positions"),
-            "rewards": ("pair", "reward", "preference in {} of pairs"),
-        }[self.of]
-        return (
-            f"folded into {FOLDED_INTO.get(self.method, self.method)}; "
-            f"against the adapter model: KL {self.kl:.2g} nats a {unit}, "
-            f"max |Δ{value}| {self.max_logit_difference:.2g}, same {same.format(f'{self.top1_agreement:.1%}')}"
-        )
 
 
 def newest_output(run: RunDir, *, merged: bool) -> Path | None:
@@ -58,13 +31,16 @@ def describe(run: RunDir) -> str:
 
 
 def _read_merged(stage_dir: StageDir) -> str | None:
-    """The comparison in a merge's result, in words."""
-    return describe_merge(msgspec.json.decode(stage_dir.result.read_bytes()))
+    """The comparison in a merge's result, in words; None where another version of ftlaunch has written it."""
+    result = read_result(stage_dir.result, "merge")
+    return describe_merge(result) if isinstance(result, MergeResult) else None
 
 
-def describe_merge(result: object) -> str | None:
-    """What a merge's result.json says in words; None where another version of ftlaunch has written it."""
-    try:
-        return str(msgspec.convert(result, type=Merged))
-    except msgspec.ValidationError:
-        return None
+def describe_merge(result: MergeResult) -> str:
+    """How a merge was made, and how like the adapter model it is."""
+    value, unit, same = result.words
+    return (
+        f"folded into {FOLDED_INTO.get(result.method, result.method)}; "
+        f"against the adapter model: KL {result.kl:.2g} nats a {unit}, "
+        f"max |Δ{value}| {result.max_logit_difference:.2g}, same {same.format(f'{result.top1_agreement:.1%}')}"
+    )

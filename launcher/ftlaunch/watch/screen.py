@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.progress import Entry, MetricsTail, duration, is_evaluation, seconds_left
+from ftlaunch.run.records import EvaluationResult, read_result
 from ftlaunch.watch.status import RunStatus, StageStatus
 
 if TYPE_CHECKING:
@@ -106,10 +105,10 @@ def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
 
 def _scores(folder: StageDir) -> str:
     """What an evaluate stage has found; empty elsewhere, and before it has."""
-    if folder.kind != "evaluate" or not folder.result.exists():
-        return ""
-    scores = msgspec.json.decode(folder.result.read_bytes(), type=dict[str, Any]).get("scores", {})
-    return "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
+    result = read_result(folder.result, folder.kind)
+    scores = result.scores if isinstance(result, EvaluationResult) else {}
+    told = {key: "not finite" if value is None else f"{value:.4g}" for key, value in scores.items()}
+    return "  ".join(f"{key} {value}" for key, value in told.items())
 
 
 def _progress(status: StageStatus, tail: StageTail) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Sft
 from ftlaunch.rows import unfit
+from ftlaunch.run.records import Counts
 from ftlaunch.run.spec import StageSpec
 from fttrain.data import tokens
 from fttrain.data.batches import Layout, MicroBatch, split_batch
@@ -24,7 +25,7 @@ from fttrain.data.held_out import on_both_sides
 from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
 from fttrain.data.prepare import prepare
-from fttrain.data.token_set import Counts, Group, PairSet
+from fttrain.data.token_set import Group, PairSet
 from fttrain.distributed.world import World
 
 log = logging.getLogger(__name__)

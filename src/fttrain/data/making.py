@@ -17,11 +17,11 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import temporary_path, write_json
+from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoded, EncodedPair
 from fttrain.data.token_set import (
     MARGINS,
     OFFSETS,
-    Counts,
     Meta,
     PairSet,
     TokenSet,

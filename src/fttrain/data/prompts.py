@@ -12,10 +12,10 @@ from ftlaunch.rows import for_evaluation, unfit
 from ftlaunch.rows.messages import Conversation, Turn
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.template import Excused, Row, Unfit
+from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoder
 from fttrain.data.held_out import numbered
 from fttrain.data.sources import load_rows
-from fttrain.data.token_set import Counts
 from fttrain.data.tokens import split, split_by
 
 

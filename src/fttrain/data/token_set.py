@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import Struct, field
+from msgspec import Struct
 
+from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoded
 
 log = logging.getLogger(__name__)
@@ -127,35 +128,6 @@ class PairSet:
         """The set of these pairs, in this order, over the same arrays."""
         references = None if self.references is None else self.references[pairs]
         return replace(self, pairs=pairs if self.pairs is None else self.pairs[pairs], references=references)
-
-
-class Counts(Struct, frozen=True, kw_only=True):
-    """What became of a data set's rows; of pairs, each counts once."""
-
-    rows: int = 0
-    """Read."""
-    kept: int = 0
-    """Rows or pairs to train on; a row that was split counts as often as it has parts."""
-    tokens: int = 0
-    """Of the rows kept."""
-    trained: int = 0
-    """Trained tokens of the rows kept that something predicts."""
-    truncated: int = 0
-    """Rows kept, or left out as untrained, whose end was cut off."""
-    lost: int = 0
-    """Tokens that were cut off."""
-    split: int = 0
-    """Rows that make several."""
-    parted: int = 0
-    """Rows in which a token lay across the border of prompt and answer, and was parted there."""
-    dropped_untrained: int = 0
-    """Rows left out because no token of theirs would be trained, such as those whose answer was cut off."""
-    unfit: dict[str, int] = field(default_factory=dict[str, int])
-    """Rows left out because of what they hold, by the reason."""
-    excused: dict[str, int] = field(default_factory=dict[str, int])
-    """Rows left out that are no mistake: blank, too long, or pairs without a better answer, by the reason."""
-    examples: list[str] = field(default_factory=list[str])
-    """The first rows left out, as "facts.jsonl:17: field answer is null"."""
 
 
 class Meta(Struct, frozen=True, kw_only=True):

@@ -17,13 +17,14 @@ from ftlaunch.recipe import Data
 from ftlaunch.rows import for_evaluation, is_paired, is_text
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
+from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
 from fttrain.data.cores import in_order
 from fttrain.data.held_out import documents_of, numbered, prompts_of, whole_groups
 from fttrain.data.making import Block, Making, alone, block_of
 from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
 from fttrain.data.sources import fingerprint, load_rows, stream_rows
-from fttrain.data.token_set import Counts, PairSet, TokenSet, open_set, supervised, token_set
+from fttrain.data.token_set import PairSet, TokenSet, open_set, supervised, token_set
 
 T = TypeVar("T")
 Kept = TypeVar("Kept", bound=Encoded | EncodedPair)

@@ -1,11 +1,11 @@
 """The number format that models are computed in: what `model.dtype = "auto"` means on the device at hand."""
 
-import json
 import platform
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from msgspec.structs import replace
 
@@ -13,6 +13,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adalora, Dtype, Training
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.records import Precision
 from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.world import World
 
@@ -105,14 +106,15 @@ def _chosen(spec: StageSpec, folder: StageDir, world: World) -> Choice:
     chosen = fit[-1] if fit else _agreed(found, takes_fp16=takes_fp16)
     if world.is_main:
         nodes = {host: f"{choice.dtype}: {choice.why}" for host, _, choice in found}
-        write_json(folder.precision, {"dtype": chosen.dtype, "why": chosen.why, "nodes": nodes})
+        write_json(folder.precision, Precision(dtype=chosen.dtype, why=chosen.why, nodes=nodes))
     return chosen
 
 
 def _on_record(folder: StageDir) -> dict[str, Dtype]:
     """What this stage and those before it computed in, by their names, where their recipes left it open."""
     steps = [stage_dir for stage_dir in RunDir(folder.path.parent).stage_dirs() if stage_dir.name <= folder.name]
-    return {step.name: json.loads(step.precision.read_text())["dtype"] for step in steps if step.precision.exists()}
+    found = {one.name: one.precision.read_bytes() for one in steps if one.precision.exists()}
+    return {name: msgspec.json.decode(content, type=Precision).dtype for name, content in found.items()}
 
 
 def _agreed(found: Sequence[tuple[str, str, Choice]], *, takes_fp16: bool) -> Choice:

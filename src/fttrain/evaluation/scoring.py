@@ -15,6 +15,7 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import METRICS, Need
+from ftlaunch.run.records import Gap
 from ftlaunch.safety import trust
 from fttrain.evaluation.metrics.additive import AdditiveMetric
 
@@ -39,15 +40,6 @@ class Score:
     value: float
     interval: tuple[float, float] | None
     """95 %; None where the metric cannot be resampled, or nobody asked for it."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How much one model's score is above another's, over the same examples."""
-
-    mean: float
-    interval: tuple[float, float]
-    """95 %; one that holds 0 is no difference."""
 
 
 @dataclass(frozen=True)

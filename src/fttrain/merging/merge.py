@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
 from ftlaunch.run.files import sync_folder, write_json
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
+from ftlaunch.run.records import Divergence, MergeResult
 from fttrain import artifact
 from fttrain.merging import deltas, verify, weight_map
 from fttrain.merging.deltas import Delta, Fitted
-from fttrain.merging.verify import Divergence
 from fttrain.merging.weight_map import INDEX, WEIGHTS, Group, Read, Stored, WeightMap
 from fttrain.model import classifier
 from fttrain.model.scorer import DTYPES
@@ -47,16 +47,6 @@ class Source:
         """The head of a reward model, beside its adapter."""
         path = self.adapter / REWARD_HEAD
         return path if path.exists() else None
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What came of it."""
-
-    method: str
-    """"base" adds the adapter to the base's own weights; "dequantized" to what the weights in few bits stand for."""
-    divergence: Divergence
-    tried: dict[str, Divergence]
 
 
 @dataclass(frozen=True)
@@ -138,7 +128,9 @@ def find_source(path: Path) -> Source:
     return Source(Model(path=config["base_model_name_or_path"], revision=config.get("revision")), path)
 
 
-def merge(source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = "merge.max_kl = {}".format) -> Merged:
+def merge(
+    source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = "merge.max_kl = {}".format
+) -> MergeResult:
     """Write the merged model to `out`, read it back, and compare it with the adapter model.
 
     From a quantized base both ways of merging are tried and the closer one is kept. Raises UserError if the disk is
@@ -177,7 +169,7 @@ def merge(source: Source, out: Path, spec: Merge, allow: Callable[[str], str] = 
     for method in methods:
         shutil.rmtree(_aside(out, method), ignore_errors=True)
     sync_folder(out.parent)
-    return Merged(best, tried[best], tried)
+    return MergeResult(method=best, tried=tried, **msgspec.structs.asdict(tried[best]))
 
 
 def _formats(stored: list[Stored], spec: Merge) -> set[str]:
@@ -268,14 +260,3 @@ def _tokenizer(source: Source) -> Any:
 
     beside = (source.adapter / "tokenizer_config.json").exists()
     return load_tokenizer(str(source.adapter) if beside else source.base.path)
-
-
-def as_result(merged: Merged) -> dict[str, Any]:
-    """The comparison as plain values, for result.json."""
-    return msgspec.to_builtins(
-        {
-            "method": merged.method,
-            **asdict(merged.divergence),
-            "tried": {method: asdict(one) for method, one in merged.tried.items()},
-        }
-    )

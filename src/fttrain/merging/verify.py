@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ftlaunch.recipe import Model
+from ftlaunch.run.records import Divergence
 from fttrain import adapters, hub
 from fttrain.distributed.precision import computed_in
 from fttrain.merging import deltas, weight_map
@@ -32,32 +33,6 @@ EFFECT = 0.8
 """Where rounding drowns an adapter that does little, at least this share of what it does is in the merged model."""
 UNSEEN = 0.01
 """An adapter that moves the base by less than this share of the tolerance cannot be told from rounding."""
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Distance of a model from a reference over all positions of the probes; of a reward model, over their rewards."""
-
-    max_logit_difference: float
-    """Of a reward model, of a reward."""
-    kl: float
-    """Mean KL divergence from the reference, nats a token; of a reward model, of its preferences, nats a pair."""
-    top1_agreement: float
-    """Share of positions at which both prefer the same token; of pairs of which both prefer the same probe."""
-    of: Literal["tokens", "rewards"] = "tokens"
-    """What the models say."""
-    base_kl: float | None = None
-    """KL of the bare base, without the adapter."""
-    effect: float | None = None
-    """Share of what the adapter does to the logits (or rewards) that the model does too: 1 of a perfect merge."""
-
-    def __str__(self) -> str:
-        words = ("reward", "pair", "preference in {:.1%} of pairs")
-        value, unit, same = words if self.of == "rewards" else ("logit", "token", "first choice at {:.1%} of positions")
-        told = [f"max |Δ{value}| {self.max_logit_difference:.3g}", f"KL {self.kl:.3g} nats a {unit}"]
-        told += [] if self.base_kl is None else [f"of the bare base {self.base_kl:.3g}"]
-        told += [] if self.effect is None else [f"effect {self.effect:.3g}"]
-        return ", ".join([*told, f"same {same.format(self.top1_agreement)}"])
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ftlaunch.recipe import Ppo
+from ftlaunch.run.records import Counts
 from ftlaunch.run.spec import StageSpec
 from fttrain.data.batches import MicroBatch
 from fttrain.data.order import Order
 from fttrain.data.prompts import Prompt, Prompts
-from fttrain.data.token_set import Counts
 from fttrain.engine import Engine
 from fttrain.objectives import ppo
 from fttrain.objectives.ppo import Moments

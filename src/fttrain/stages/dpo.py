@@ -1,12 +1,11 @@
 """Direct preference optimization: the better answer is made more likely than the reference finds it, the worse less."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from ftlaunch.plan import resolve
 from ftlaunch.recipe import Dpo
 from ftlaunch.run.layout import StageDir
+from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters
 from fttrain.artifact import StartPoint
@@ -22,7 +21,7 @@ from fttrain.preference.objective import Compared, Comparison, answer_logps
 from fttrain.training.session import train
 
 
-def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
     """Train the stage; returns how far it came."""
     stage = spec.stage
     assert isinstance(stage, Dpo)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+from msgspec import UNSET
 
 from ftlaunch.recipe import Evaluate
 from ftlaunch.run.layout import StageDir
+from ftlaunch.run.records import EvaluationResult
 from ftlaunch.run.spec import StageSpec
 from fttrain.answering.examination import Exam, Examined, examine, set_exam
 from fttrain.answering.generation import Decoding
@@ -24,7 +26,7 @@ TRAINED, BASE = "trained", "base"
 """What predictions and result.json call the two models."""
 
 
-def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> EvaluationResult:
     """Evaluate the model, and the base where it is compared; returns all scores. Stopped where it was asked for."""
     stage = spec.stage
     assert isinstance(stage, Evaluate)
@@ -98,22 +100,19 @@ def shared(world: World, stop: StopRequest) -> Callable[..., list[Any]]:
     return share
 
 
-def result(stage: Evaluate, exam: Exam, models: Mapping[str, Examined], scored: Mapping[str, Scored]) -> dict[str, Any]:
-    """The content of result.json."""
-    trained = scored[TRAINED]
-    told: dict[str, Any] = {
-        "data": stage.data,
-        "examples": max(len(one.predictions) for one in models[TRAINED].inputs.values()),
-        "references": sum(len(one.references) for one in exam.asked),
-        "prompts_trained_on": sum(one.is_trained for one in exam.asked),
-        "scores": {key: found.value for key, found in trained.scores.items()},
-        "intervals": {key: found.interval for key, found in trained.scores.items() if found.interval},
-    }
-    if BASE in scored:
-        told["base_scores"] = {key: found.value for key, found in scored[BASE].scores.items()}
-        told["differences"] = {
-            key: {"mean": gap.mean, "interval": gap.interval} for key, gap in gaps(trained, scored[BASE]).items()
-        }
-    if answers := models[TRAINED].answers:
-        told["answer_words"] = sum(len(text.split()) for text in answers) / len(answers)
-    return told
+def result(
+    stage: Evaluate, exam: Exam, models: Mapping[str, Examined], scored: Mapping[str, Scored]
+) -> EvaluationResult:
+    """What was asked, and what came of it."""
+    trained, base, answers = scored[TRAINED], scored.get(BASE), models[TRAINED].answers
+    return EvaluationResult(
+        data=stage.data,
+        examples=max(len(one.predictions) for one in models[TRAINED].inputs.values()),
+        references=sum(len(one.references) for one in exam.asked),
+        prompts_trained_on=sum(one.is_trained for one in exam.asked),
+        scores={key: found.value for key, found in trained.scores.items()},
+        intervals={key: found.interval for key, found in trained.scores.items() if found.interval},
+        base_scores={key: found.value for key, found in base.scores.items()} if base else UNSET,
+        differences=gaps(trained, base) if base else UNSET,
+        answer_words=sum(len(text.split()) for text in answers) / len(answers) if answers else UNSET,
+    )

@@ -3,25 +3,25 @@
 import json
 import shlex
 import shutil
-from typing import Any
 
 from ftlaunch.recipe import Merge
 from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.records import MergeResult
 from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
-from fttrain.merging.merge import as_result, find_source, merge
+from fttrain.merging.merge import find_source, merge
 
 
-def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:  # noqa: ARG001 every stage's
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> MergeResult:  # noqa: ARG001 every stage's
     """Write the merged model to the step folder's `model`; returns how like it is to the adapter model."""
     assert isinstance(spec.stage, Merge)
     assert spec.start is not None, "rules.py asks for a training stage before a merge"
     shutil.rmtree(folder.model, ignore_errors=True)  # of an attempt that ended before it could say so in result.json
     source = find_source(folder.path.parent / spec.start)
     merged = merge(source, folder.model, spec.stage, lambda max_kl: _go_on(folder, max_kl))
-    print(f"merged: {merged.divergence}")
-    return as_result(merged)
+    print(f"merged: {merged}")
+    return merged
 
 
 def _go_on(folder: StageDir, max_kl: str) -> str:

@@ -1,9 +1,8 @@
 """Odds ratio preference optimization: SFT on the better answer that also moves the odds between the two."""
 
-from typing import Any
-
 from ftlaunch.recipe import Orpo
 from ftlaunch.run.layout import StageDir
+from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
 from fttrain.data.batches import MicroBatch
 from fttrain.distributed.stop_request import StopRequest
@@ -15,7 +14,7 @@ from fttrain.preference.objective import Compared, Comparison, answer_logps
 from fttrain.training.session import train
 
 
-def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
     """Train the stage; returns how far it came."""
     stage = spec.stage
     assert isinstance(stage, Orpo)

@@ -2,12 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from ftlaunch.recipe import Full, Ppo
 from ftlaunch.run.layout import StageDir
+from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
 from fttrain.artifact import StartPoint
@@ -68,7 +68,7 @@ class Clipped:
         return self._practice.evaluate()
 
 
-def run(step: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(step: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
     """Train the stage; returns how far it came."""
     step = with_formats(step)
     stage = step.stage

@@ -1,13 +1,12 @@
 """The reward model: a head that gives the better answer the larger number."""
 
-from typing import Any
-
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from ftlaunch.recipe import Reward
 from ftlaunch.run.layout import StageDir
+from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
 from fttrain.artifact import StartPoint
 from fttrain.data.batches import MicroBatch
@@ -20,7 +19,7 @@ from fttrain.preference.objective import Compared, Comparison
 from fttrain.training.session import train
 
 
-def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
     """Train the stage; returns how far it came."""
     stage = spec.stage
     assert isinstance(stage, Reward)

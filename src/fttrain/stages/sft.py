@@ -10,6 +10,7 @@ from torch import Tensor
 from ftlaunch.recipe import Sft
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
+from ftlaunch.run.records import RowLosses, TrainingResult
 from ftlaunch.run.spec import StageSpec
 from fttrain.artifact import StartPoint
 from fttrain.data import feed as feeds
@@ -70,7 +71,7 @@ class CrossEntropy:
 def _keep(rows: list[tuple[float, int]], path: Path) -> None:
     """Write down what rows have cost; a disk that does not let it is no reason to end training."""
     try:
-        write_json(path, {"rows": rows})
+        write_json(path, RowLosses(rows=rows))
     except OSError as error:
         log.warning("the rows of an evaluation are not kept in %s: %s", path, error)
 
@@ -104,7 +105,7 @@ class Consistency(CrossEntropy):
         return {"r_drop/divergence": divergence / tokens}
 
 
-def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> dict[str, Any]:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
     """Train the stage; returns how far it came."""
     stage = spec.stage
     assert isinstance(stage, Sft)

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Recipe
+from ftlaunch.run.records import Gap
 from fttrain.answering.examination import Exam, Examined, examine, set_exam
 from fttrain.answering.generation import Decoding
 from fttrain.answering.predictions import write_predictions
 from fttrain.evaluation.prompts import data_of
-from fttrain.evaluation.scoring import Gap, Scored, gaps, load_metric, needs_of, score
+from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
 from fttrain.tools.chat import load
 from fttrain.tools.output import answer
 from fttrain.tools.preview import read_recipe
@@ -170,10 +173,7 @@ def _as_json(name: str, every: list[Evaluated]) -> dict[str, Any]:
         "models": {one.model: _values(one) for one in every},
         "intervals": {one.model: {key: found.interval for key, found in one.scored.scores.items()} for one in every},
         "differences": {
-            one.model: {
-                key: {"mean": gap.mean, "interval": gap.interval}
-                for key, gap in gaps(one.scored, every[0].scored).items()
-            }
+            one.model: {key: structs.asdict(gap) for key, gap in gaps(one.scored, every[0].scored).items()}
             for one in every[1:]
         },
     }

@@ -27,7 +27,7 @@ def _merged(options: argparse.Namespace) -> Iterator[str]:
     words = ["ftlaunch", "merge", str(options.source), str(options.out)]
     words += ["--dtype", options.dtype] if options.dtype else []
     merged = merge(find_source(options.source), options.out, spec, lambda kl: shlex.join([*words, "--max-kl", kl]))
-    yield f"{options.out}: {merged.method} merge, {merged.divergence}"
+    yield f"{options.out}: {merged.method} merge, {merged}"
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from msgspec import structs
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Model, Ppo, Recipe, Training
+from ftlaunch.run.records import Counts
 from fttrain.data.held_out import on_both_sides
 from fttrain.data.prompts import load_prompts
 from fttrain.data.sources import load_rows, settled
-from fttrain.data.token_set import Counts, PairSet, TokenSet, token_set
+from fttrain.data.token_set import PairSet, TokenSet, token_set
 from fttrain.data.tokens import Tokenized, cache_root, stream, tokenize
 from fttrain.tools.output import answer
 

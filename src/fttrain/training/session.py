@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
 from ftlaunch.recipe import Adalora, LowRank, NoNoise, Pairwise, Pissa, Ppo, Sft, Training
 from ftlaunch.run.layout import StageDir
+from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
 from fttrain.artifact import StartPoint
@@ -51,8 +50,8 @@ def train(
     stop: StopRequest,
     make_scorer: MakeScorer,
     make_objective: MakeObjective,
-) -> dict[str, Any]:
-    """Train a stage whose rows are there beforehand; returns the content of result.json."""
+) -> TrainingResult:
+    """Train a stage whose rows are there beforehand."""
     step = with_formats(step)
     stage = step.stage
     assert isinstance(stage, Sft | Pairwise)
@@ -76,7 +75,7 @@ def complete(
     feed: Feed,
     objective: Objective,
     stateful: Stateful | None = None,
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
     stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
@@ -102,14 +101,14 @@ def complete(
         )
     tokenizer.chat_template = _template(spec, tokenizer)
     artifact.save(spec, origin, engine, tokenizer, folder.artifact)
-    return {
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "trained_parameters": engine.num_trained,
-        "data": {name: msgspec.to_builtins(counts) for name, counts in zip(spec.data, feed.counts(), strict=True)},
-        "artifact": Path(folder.artifact).name,
-        "probe": engine.verdict,
-    }
+    return TrainingResult(
+        steps=progress.step,
+        tokens=progress.tokens,
+        trained_parameters=engine.num_trained,
+        data=dict(zip(spec.data, feed.counts(), strict=True)),
+        artifact=folder.artifact.name,
+        probe=engine.verdict,
+    )
 
 
 def _template(spec: StageSpec, tokenizer: Any) -> str | None:

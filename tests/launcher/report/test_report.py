@@ -78,6 +78,8 @@ def finish(run: RunDir) -> None:
     counts = {"rows": 50, "kept": 47, "tokens": 900, "unfit": {"field a is missing": 2}, "dropped_untrained": 1}
     result = {
         "steps": 4,
+        "tokens": 400,
+        "artifact": "artifact",
         "trained_parameters": 1234,
         "data": {"qa": {**counts, "examples": ["f.jsonl:7: a is missing"]}},
     }
@@ -276,7 +278,8 @@ def test_an_evaluation_is_shown_with_intervals_and_answers(tmp_path: Path) -> No
     folder.new_attempt()
     scores = {"scores": {"bleu": 12.5, "rouge1": 50.0}, "base_scores": {"bleu": 2.5}, "intervals": {"bleu": [10, 15]}}
     gap = {"differences": {"bleu": {"mean": 10.0, "interval": [8.0, 12.0]}}, "answer_words": 7.5}
-    folder.result.write_text(json.dumps(scores | gap))
+    asked = {"data": "qa", "examples": 1, "references": 2, "prompts_trained_on": 0}
+    folder.result.write_text(json.dumps(asked | scores | gap))
     said = {"prompt": "Who?", "references": ["<b>I</b>", "me"], "answers": {"trained": "I", "base": "?"}, "scores": {}}
     folder.predictions.write_text(json.dumps(said) + "\n")
     told = Parsed(run_page(read_run(run))).text

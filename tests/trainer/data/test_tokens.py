@@ -13,10 +13,11 @@ import pytest
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.run.files import temporary_path
+from ftlaunch.run.records import Counts
 from fttrain.data import feed, tokens
 from fttrain.data.chat import Encoded, Encoder
 from fttrain.data.making import Making, block_of
-from fttrain.data.token_set import Counts, TokenSet
+from fttrain.data.token_set import TokenSet
 from fttrain.data.tokens import cache_root, stream, stream_test, tokenize
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}{' indeed' * (n % 3)}."} for n in range(40)]

@@ -156,8 +156,8 @@ def test_the_merged_model_is_the_one_that_was_trained(name: str, tmp_path: Path,
 
     out = tmp_path / "merged"
     merged = merge(find_source(calm.artifact), out, Merge())
-    assert merged.divergence.kl < 1e-6
-    assert merged.divergence.top1_agreement == 1.0
+    assert merged.kl < 1e-6
+    assert merged.top1_agreement == 1.0
     answering = [logits(chat.load(str(folder))[0].float()) for folder in (calm.artifact, out)]
     assert torch.allclose(*answering, atol=1e-4)
 

@@ -54,18 +54,18 @@ def test_the_loss_is_the_one_that_training_found_and_the_base_is_beside_it(train
     step, folder = evaluation(trained)
     result = evaluate.run(step, folder, ALONE, NEVER)
     (told,) = [line["eval/loss"] for line in read_jsonl(trained[1].metrics) if "eval/loss" in line]
-    assert result["scores"]["loss"] == pytest.approx(told, abs=1e-6)
-    assert result["base_scores"]["loss"] > told
-    gap = result["differences"]["loss"]
-    assert gap["mean"] == pytest.approx(told - result["base_scores"]["loss"], abs=1e-6)
-    assert gap["interval"][1] < 0
-    low, high = result["intervals"]["loss"]
-    assert low < result["scores"]["loss"] < high
-    json.dumps(result)
+    assert result.scores["loss"] == pytest.approx(told, abs=1e-6)
+    assert result.base_scores["loss"] > told
+    gap = result.differences["loss"]
+    assert gap.mean == pytest.approx(told - result.base_scores["loss"], abs=1e-6)
+    assert gap.interval[1] < 0
+    low, high = result.intervals["loss"]
+    assert low < result.scores["loss"] < high
+    json.dumps(msgspec.to_builtins(result))
 
     lines = list(read_jsonl(folder.predictions))
     asked = [line for line in lines if "prompt" in line]
-    assert len(asked) == result["examples"] or len(lines) > len(asked)
+    assert len(asked) == result.examples or len(lines) > len(asked)
     assert {*asked[0]["answers"]} == {*asked[0]["scores"]} == {"trained", "base"}
     rows = [line for line in lines if line.get("of") == "references"]
     mean = sum(line["predictions"]["trained"] for line in rows) / sum(line["reference"] for line in rows)
@@ -133,7 +133,7 @@ def test_two_ranks_find_what_one_finds(trained: tuple[StageSpec, StageDir]) -> N
     again = evaluation(trained)[1]
     first, second = in_two_ranks(step, [again, again], [StopAfter(None), StopAfter(None)])
     assert first == second
-    assert first["scores"] == pytest.approx(alone["scores"])
+    assert first.scores == pytest.approx(alone.scores)
     lines, others = (
         [line["answers"] for line in read_jsonl(one.predictions) if "answers" in line] for one in (folder, again)
     )
@@ -153,7 +153,7 @@ def test_answers_are_drawn_with_the_recipes_seed(trained: tuple[StageSpec, Stage
     for seed in (1, 1, 2):
         step, folder = evaluation(trained, compare=False, metrics=["bleu"], temperature=5.0, resamples=0)
         result = evaluate.run(msgspec.structs.replace(step, seed=seed), folder, ALONE, NEVER)
-        assert result["intervals"] == {}
+        assert result.intervals == {}
         answers.append([line["answers"]["trained"] for line in read_jsonl(folder.predictions)])
     assert answers[0] == answers[1] != answers[2]
 
@@ -184,7 +184,7 @@ def test_multiple_choice_is_by_the_likelihood_of_each_choice(
     result = evaluate.run(msgspec.structs.replace(step, data={"rows0": data}), folder, ALONE, NEVER)
     model, tokenizer = load(str(trained[1].artifact))
     lines = list(read_jsonl(folder.predictions))
-    assert len(lines) == result["examples"] == 2
+    assert len(lines) == result.examples == 2
     exam = set_exam(data, tokenizer, step.seed, {"choices"}, choices_field="options[text]", label_field="label")
     (first, *_) = exam.choices
     assert tokenizer.decode(first.rows[0].ids_T).endswith("assistant\nred lamp")
@@ -199,10 +199,10 @@ def test_pairs_are_judged_by_likelihood(trained: tuple[StageSpec, StageDir], pai
     data = msgspec.structs.replace(pairs, test=5)
     step, folder = evaluation(trained, metrics=["preference_accuracy"])
     result = evaluate.run(msgspec.structs.replace(step, data={"rows0": data}), folder, ALONE, NEVER)
-    assert result["examples"] == 5
+    assert result.examples == 5
     lines = list(read_jsonl(folder.predictions))
     right = [line["predictions"]["trained"][0][0] > line["predictions"]["trained"][1][0] for line in lines]
-    assert result["scores"]["preference_accuracy"] == pytest.approx(20 * sum(right))
+    assert result.scores["preference_accuracy"] == pytest.approx(20 * sum(right))
 
 
 def test_rows_without_pairs_have_no_preference(trained: tuple[StageSpec, StageDir]) -> None:

@@ -134,9 +134,9 @@ def test_merged_it_is_a_sequence_classifier_with_the_adapter_model_s_rewards(
 ) -> None:
     done = train(make_step(tiny_model, pairs, kind=Reward), tmp_path)
     merged = merge(find_source(done.artifact), tmp_path / "model", Merge())
-    assert merged.divergence.of == "rewards"
-    assert merged.divergence.kl < 1e-9
-    assert merged.divergence.max_logit_difference < 1e-5
+    assert merged.of == "rewards"
+    assert merged.kl < 1e-9
+    assert merged.max_logit_difference < 1e-5
     rater, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
