@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from tests.faults.ranks import Ranks
 
     from ftlaunch.run.layout import RunDir
@@ -126,6 +128,21 @@ def run_stages(ranks: "Ranks") -> RunStages:
         return written
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """Debian's Chromium without a screen; skipped where there is none, unless FTLAUNCH_TEST_BROWSER=must."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        reason = "chromium is not installed (Debian: apt-get install chromium)"
+        (pytest.fail if os.environ.get("FTLAUNCH_TEST_BROWSER") == "must" else pytest.skip)(reason)
+    with sync_playwright() as started:
+        made = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield made
+        made.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,8 +5,10 @@ import math
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from playwright.sync_api import Browser
 
 from ftlaunch import rules
 from ftlaunch.backend.prepare import prepare
@@ -133,6 +135,23 @@ def test_a_finished_run_tells_all_that_it_knows(run: RunDir) -> None:
     assert not told.asked
     assert "script" not in told.tags
     assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(("width", "colours"), [(390, "dark"), (1280, "light")])
+def test_a_browser_shows_it_whole_and_asks_nobody(
+    width: int, colours: Literal["dark", "light"], run: RunDir, browser: Browser, tmp_path: Path
+) -> None:
+    finish(run)
+    write_report(run, with_plots=False)
+    asked: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
+    page.on("request", lambda sent: asked.append(sent.url))
+    page.goto((run.path / "report/index.html").as_uri())
+    page.screenshot(path=tmp_path / "report.png", full_page=True)
+    assert page.locator("svg").first.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+    assert all(url.startswith(("file:", "data:")) for url in asked)
 
 
 def test_the_pictures_are_whole_xml(run: RunDir) -> None:

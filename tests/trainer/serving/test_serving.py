@@ -3,70 +3,21 @@
 import http.client
 import json
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
+from tests.trainer.serving.conftest import serving
 
 from ftlaunch.errors import UserError
 from fttrain.answering.streaming import Request
-from fttrain.serving.api import PAGE, Limits, make_app
+from fttrain.serving.api import PAGE
 from fttrain.serving.worker import Busy, Worker
 from fttrain.tools import serve
-from fttrain.tools.chat import generate, load
-
-LIMITS = Limits(max_new_tokens=16, seconds=60.0)
-HOSTS = frozenset(serve.LOOPBACK)
-
-
-class Broken:
-    """A model that cannot answer."""
-
-    def __init__(self, model: Any) -> None:
-        self.config, self.device = model.config, model.device
-
-    def generate(self, **_: object) -> None:
-        raise RuntimeError("a secret of this machine: /root/weights")
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> tuple[Any, Any]:
-    return load(str(tiny_model))
-
-
-@pytest.fixture(scope="module")
-def workers(loaded: tuple[Any, Any]) -> dict[str, Worker]:
-    model, tokenizer = loaded
-    sizes = {"batch_size": 8, "most_waiting": 64}
-    return {
-        "tiny": Worker("tiny", model, tokenizer, **sizes),
-        "broken": Worker("broken", Broken(model), tokenizer, **sizes),
-    }
-
-
-def serving(workers: dict[str, Worker], token: str | None = None) -> Iterator[int]:
-    """The port of a server that runs in a thread."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(workers, LIMITS, HOSTS, token), log_level="critical"))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def port(workers: dict[str, Worker]) -> Iterator[int]:
-    yield from serving(workers)
+from fttrain.tools.chat import generate
 
 
 def ask(port: int, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
@@ -233,6 +184,25 @@ def test_the_page_needs_no_other_site_and_says_which_script_is_its_own(port: int
     assert policy.count(f"'nonce-{nonce}'") == 2
     assert "//" not in re.sub(r"https?://127", "", PAGE.read_text()).replace("://", "")
     assert "innerHTML" not in text
+
+
+def test_who_comes_first_is_answered_first(loaded: tuple[Any, Any]) -> None:
+    worker = Worker("orderly", *loaded, batch_size=4, most_waiting=64)
+    begun, held = threading.Event(), threading.Event()
+
+    def hold(_: str) -> None:
+        begun.set()
+        held.wait(30)
+
+    answered: list[int] = []
+    worker.submit(Request([104], 2, hold), lambda _: answered.append(-1))
+    begun.wait(30)  # the others come while it is busy
+    for number in range(50):
+        worker.submit(Request([104], 1 + number % 3, lambda _: None), lambda _, number=number: answered.append(number))
+    held.set()
+    while len(answered) < 51:
+        time.sleep(0.01)
+    assert answered == [-1, *range(50)]
 
 
 def test_only_so_many_may_wait(loaded: tuple[Any, Any]) -> None:
