@@ -141,7 +141,8 @@ FLOORS = {
         "store writer",
     ),
     "fttrain.data": (
-        "__init__ audit cores node_arrays segments sources templates",
+        "__init__ audit blind cores node_arrays segments sources templates",
+        "skeleton",
         "render",
         "chat",
         "order token_set",

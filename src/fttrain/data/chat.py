@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from tokenizers import Encoding
+
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows.conversations import row_format
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import pair_of
 from ftlaunch.rows.template import Excused, Row, Unfit
-from fttrain.data.render import Rendered, Renderer, Span
+from fttrain.data.render import Renderer
+from fttrain.data.skeleton import Rendered, Span
 from fttrain.data.templates import added_bos, end_tokens
 
 Offset = tuple[int, int]
@@ -63,6 +66,7 @@ class Encoder:
         self.template = self._renderer.template
         """Jinja text; None where the row's text is taken as it is."""
         self._tokenizer = tokenizer
+        self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._start = [tokenizer.bos_token_id] if added_bos(tokenizer) else []
         self._end_ids = _end_ids(tokenizer)
         self._blank: dict[int, bool] = {}
@@ -144,20 +148,24 @@ class Encoder:
             add_special_tokens=False,
             padding=False,
             truncation=False,
-            return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        for (where, row), ids, offsets in zip(rendered, batch.input_ids, batch.offset_mapping, strict=True):
+        for (where, row), tokens in zip(rendered, batch.encodings, strict=True):
             try:
-                yield self._finished(row, ids, offsets, where)
+                yield self._finished(row, tokens, where)
             except Unfit as unfit:
                 yield unfit
 
-    def _finished(self, row: Rendered, ids: list[int], offsets: list[Offset], where: str) -> list[Encoded]:
+    def _finished(self, row: Rendered, tokens: Encoding, where: str) -> list[Encoded]:
         """Tokens and marks of a text, within `max_length`. Raises Unfit."""
+        ids = tokens.ids
         self._refuse_doubles(ids, where)
+        places = _places(tokens, row.trained)
+        if places is not None:
+            return self._fitted(Encoded(ids, _marked(len(ids), places)), where)
+        offsets = tokens.offsets
         whole = len(ids), offsets
         for border in reversed(row.borders):
             ids, offsets = self._parted(row.text, ids, offsets, border, where)
@@ -194,13 +202,14 @@ class Encoder:
         return ids[start:], [(first - 1, end - 1) for first, end in offsets[start:]]
 
     def _refuse_doubles(self, ids: list[int], where: str) -> None:
-        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        bos, eos = self._bos_id, self._eos_id
         if bos is not None and ids[:2] == [bos, bos]:
             name = self._tokenizer.bos_token
             remedy = f"take {name} out of the rows or of the template: one of them is enough"
             raise Unfit(where, f"the row begins with {name} twice: the text has one and another is added", remedy)
-        ends = [token for token in ids[-6:] if not self._is_blank(token)]
-        if eos is not None and ends[-2:] == [eos, eos]:
+        if eos is None or ids[-6:].count(eos) < 2:
+            return
+        if [token for token in ids[-6:] if not self._is_blank(token)][-2:] == [eos, eos]:
             name = self._tokenizer.eos_token
             raise Unfit(where, f"the row ends with {name} twice", f"take one {name} out of the chat template")
 
@@ -257,8 +266,35 @@ def _end_ids(tokenizer: Any) -> frozenset[int]:
 
 def _mark(starts: list[int], spans: list[Span]) -> list[bool]:
     """Which tokens begin inside a span; `starts` is the first character of each token."""
-    trained = [False] * len(starts)
-    for first, end in spans:
-        inside = range(bisect_left(starts, first), bisect_left(starts, end))
-        trained[inside.start : inside.stop] = [True] * len(inside)
+    return _marked(len(starts), [(bisect_left(starts, first), bisect_left(starts, end)) for first, end in spans])
+
+
+def _marked(count: int, places: list[Span]) -> list[bool]:
+    trained = [False] * count
+    for first, end in places:
+        trained[first:end] = [True] * (end - first)
     return trained
+
+
+def _places(tokens: Encoding, spans: list[Span]) -> list[Span] | None:
+    """The first token of each span and the one after its last; None where a span's edge may lie in a token."""
+    edges = [_token_from(tokens, edge) for span in spans for edge in span]
+    whole = [edge for edge in edges if edge is not None]
+    return list(zip(whole[::2], whole[1::2], strict=True)) if len(whole) == len(edges) else None
+
+
+def _token_from(tokens: Encoding, character: int) -> int | None:
+    """The token that begins at a character, all before it having ended there; their count where the text ends there.
+
+    It is asked for, as a list of all tokens' characters is far more work. None where there is no such token.
+    """
+    if character == 0:
+        return 0
+    token = tokens.char_to_token(character)
+    begins = None if token is None else tokens.token_to_chars(token)
+    if token is None:
+        token, begins = len(tokens), (character, character)
+    before = tokens.token_to_chars(token - 1) if token else None
+    if begins is None or before is None or begins[0] != character or before[0] >= character or before[1] > character:
+        return None
+    return token

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
@@ -16,10 +15,8 @@ from ftlaunch.rows.messages import REASONING, Conversation, Turn
 from ftlaunch.rows.pairs import Pair
 from ftlaunch.rows.template import Row, Unfit
 from fttrain.data import audit
+from fttrain.data.skeleton import Rendered, Skeletons, Span
 from fttrain.data.templates import added_bos, chat_template
-
-Span = tuple[int, int]
-"""First character and the one after the last."""
 
 OTHER_TEMPLATE = 'use another template: "chatml", "llama2", "none" or a file'
 KEEPING = "use a template that keeps it (template = a Jinja file), or take it out of the rows if it is not to be learnt"
@@ -31,19 +28,6 @@ RESERVED = frozenset(
     )
 )
 """Names that a column may not take from the renderer; nor may it those of special tokens, such as bos_token."""
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One row as text."""
-
-    text: str
-    trained: list[Span]
-
-    @property
-    def borders(self) -> list[int]:
-        """Where a prompt ends and an answer begins, so that a token may not lie across."""
-        return [start for start, _ in self.trained if start > 0]
 
 
 class Renderer:
@@ -63,6 +47,7 @@ class Renderer:
         self._written = Counter(token for template in templates for token in self._control.findall(template or ""))
         reserved = RESERVED | set(tokenizer.special_tokens_map)
         self._asked = set(re.findall(r"[A-Za-z_]\w*", self.template or "")) - reserved
+        self._skeletons = Skeletons(self.template, self._through_template)
 
     def row(self, row: Row, where: str) -> list[Rendered]:
         """The texts that a row is trained on: one, or one for each answer under a template that rewrites history."""
@@ -101,10 +86,18 @@ class Renderer:
         return text + eos
 
     def _conversation(self, conversation: Conversation, where: str) -> list[Rendered]:
-        conversation = self._without_ends(conversation)
-        self._refuse_control(conversation, where)
+        if any(self._control.search(text) for turn in conversation.turns for text in _texts(turn)):
+            conversation = self._without_ends(conversation)
+            self._refuse_control(conversation, where)
         if self.template is None:
             return [self._plain(conversation)]
+        if not (self._asked | {"tools"}) & conversation.fields.keys():
+            filled = self._skeletons.filled(conversation)
+            if filled is not None:
+                return [filled]
+        return self._through_template(conversation, where)
+
+    def _through_template(self, conversation: Conversation, where: str = "") -> list[Rendered]:
         text = self._render(conversation, where)
         self._refuse_loss(audit.left_out_of_prompt(conversation, text), where)
         wanted = self._trained_turns(conversation)

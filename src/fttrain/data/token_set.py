@@ -153,7 +153,7 @@ def token_set(rows: Iterable[Encoded]) -> TokenSet:
 
 def supervised(row: Encoded) -> int:
     """Trained tokens that something predicts: all but the row's first."""
-    return sum(row.trained_T[1:])
+    return row.trained_T.count(True) - (row.trained_T[:1] == [True])
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:

@@ -14,8 +14,12 @@ import pytest
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.rows import check_rows, settled
+from fttrain.data import chat
 from fttrain.data.prompts import load_prompts
-from fttrain.data.tokens import Tokenized, tokenize
+from fttrain.data.skeleton import Skeletons
+from fttrain.data.sources import load_rows
+from fttrain.data.templates import LLAMA2
+from fttrain.data.tokens import BlockEncoder, Tokenized, tokenize
 
 SHAPES = Path(__file__).parents[2] / "shapes"
 
@@ -299,6 +303,28 @@ def test_an_empty_system_turn_is_none(name: str, chat_tokenizer: Callable[[str],
     prompts = [prompt for row in range(len(made.train)) for prompt, _ in trained(made, tokenizer, row)]
     assert not any("system\n<|im_end|>" in prompt for prompt in prompts)
     assert any(prompt.startswith("<|im_start|>user") for prompt in prompts)
+
+
+def test_the_fast_way_is_the_slow_way(chat_tokenizer: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skeletons and borders that tokens are asked for, against every row rendered and every token looked at."""
+    every = {name: {**shape.fields, "train_on": "assistant"} for name, shape in {**SFT, **PAIRS}.items()}
+    every |= {name: {**fields, "format": "text"} for name, (fields, *_) in TEXTS.items()}
+    tables = [settled(table(name, **fields)) for name, fields in every.items()]
+    rows = [list(load_rows(data)) for data in tables]
+    tokenizers = [chat_tokenizer(template) for template in (TOOLS, LLAMA2)]
+
+    def encoded() -> list[Any]:
+        made = [
+            BlockEncoder(tokenizer, data)(found)
+            for data, found in zip(tables, rows, strict=True)
+            for tokenizer in tokenizers
+        ]
+        return [(block, tally.as_plain()) for block, tally in made]
+
+    fast = encoded()
+    monkeypatch.setattr(Skeletons, "filled", lambda *_: None)
+    monkeypatch.setattr(chat, "_places", lambda *_: None)
+    assert fast == encoded()
 
 
 @pytest.mark.parametrize("name", PROMPTS)
