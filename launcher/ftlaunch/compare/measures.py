@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -38,13 +38,13 @@ def measure(run: RunDir) -> Measures:
     newest: dict[str, Any] = {}
     peak = 0.0
 
-    def trained() -> Iterator[dict[str, Any]]:
+    def trained() -> Iterator[StepMetrics]:
         nonlocal peak
         for line in read_jsonl(step.metrics):
             newest.update(line)
             if "loss" in line:
                 peak = max(peak, line["peak_memory_bytes"])
-                yield line
+                yield cast(StepMetrics, line)
 
     seconds = median(seconds_a_step(trained()))
     return Measures(
@@ -63,13 +63,13 @@ def _quality(newest: dict[str, Any]) -> dict[str, float]:
     return dict(sorted(kept.items(), key=lambda item: not item[0].startswith("eval/")))
 
 
-def seconds_a_step(trained: Iterable[dict[str, Any]]) -> list[float]:
+def seconds_a_step(trained: Iterable[StepMetrics]) -> list[float]:
     """Seconds of each optimizer step after the warm-up, without evaluations and saves."""
     taken: list[float] = []
     tokens = 0
     for line in trained:
-        if line.get("tokens_per_second") and "tokens" in line:
-            taken.append((line["tokens"] - tokens) / line["tokens_per_second"])
+        if (speed := line.get("tokens_per_second")) and "tokens" in line:
+            taken.append((line["tokens"] - tokens) / speed)
             tokens = line["tokens"]
     return taken[WARM_UP_STEPS:] if len(taken) > 2 * WARM_UP_STEPS else taken
 

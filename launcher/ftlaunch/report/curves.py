@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from msgspec import Struct
 
@@ -83,11 +84,11 @@ def _with_perplexity(stage: StageFacts) -> list[Entry]:
     lines = [*stage.trained, *stage.evaluated]
     if stage.kind != "sft":
         return lines
-    return [{**line, **_perplexity(line)} for line in lines]
+    return [cast(Entry, {**line, **_perplexity(line)}) for line in lines]
 
 
-def _perplexity(line: Entry) -> Entry:
-    loss: float | None = line.get("loss")
+def _perplexity(line: Entry) -> dict[str, float]:
+    loss = line.get("loss")
     return {} if loss is None or not loss < 700 else {"perplexity": math.exp(loss)}
 
 

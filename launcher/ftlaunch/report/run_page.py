@@ -53,8 +53,8 @@ def _quality(run: RunFacts) -> Iterator[tuple[str, str]]:
         ("eval/rewards/accuracy", "reward accuracy held out"),
         ("reward", "mean reward"),
     ):
-        if isinstance(newest.get(key), int | float):
-            yield label, number(newest[key])
+        if isinstance(value := newest.get(key), int | float):
+            yield label, number(value)
 
 
 def _cost(run: RunFacts) -> Iterator[tuple[str, str]]:

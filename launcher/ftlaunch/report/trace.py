@@ -40,8 +40,8 @@ def trace(run: RunFacts) -> dict[str, Any] | None:
 
 
 def _curves(stage: StageFacts) -> dict[str, list[Any]]:
-    tested = {line["step"]: line["eval/loss"] for line in stage.evaluated if "eval/loss" in line}
-    trained = {line["step"]: line["loss"] for line in stage.trained}
+    tested: dict[int, Any] = {line["step"]: dict(line)["eval/loss"] for line in stage.evaluated if "eval/loss" in line}
+    trained = {line["step"]: line.get("loss") for line in stage.trained}
     steps = sorted(tested) or sorted(trained)
     train, test = [trained.get(step) for step in steps], [tested.get(step) for step in steps]
     return {

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
+from ftlaunch.run.records import StepMetrics
 from ftlaunch.run.tail import Tail
 
 WINDOW = 32
@@ -17,7 +18,7 @@ WINDOW = 32
 TAIL_BYTES = 1 << 16
 """End of a metrics.jsonl that holds more than a window of entries."""
 
-Entry = dict[str, Any]
+Entry = StepMetrics
 """One object of metrics.jsonl."""
 
 
@@ -101,7 +102,7 @@ def describe(entry: Entry, left: float | None) -> str:
     parts = [f"step {entry.get('step', '?')}{total}"]
     if is_evaluation(entry):
         return "  ".join([*parts, *(f"{key} {value:.4g}" for key, value in entry.items() if key.startswith("eval/"))])
-    loss = entry["loss"]
+    loss = entry.get("loss")
     parts.append(
         "left out: loss or gradient is not finite" if entry.get("skipped") or loss is None else f"loss {loss:.4f}"
     )

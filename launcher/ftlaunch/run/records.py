@@ -1,7 +1,7 @@
 """What the trainer leaves in a stage's folder, as both sides know it: it writes these, and the launcher reads them."""
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
@@ -57,7 +57,7 @@ class StepMetrics(TypedDict, total=False):
     An evaluation is a line too, with `step`, `time` and keys that begin with "eval/".
     """
 
-    step: int
+    step: Required[int]
     time: float
     """Unix seconds."""
     steps: int
@@ -70,7 +70,8 @@ class StepMetrics(TypedDict, total=False):
     tokens: int
     """Trained on so far, over all ranks."""
     tokens_per_second: float
-    epoch: float
+    epoch: float | None
+    """None: of a stream, whose length nobody knows."""
     peak_memory_bytes: int
     """Of the rank that used most."""
     skipped: int

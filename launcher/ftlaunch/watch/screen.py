@@ -30,7 +30,7 @@ class StageTail:
         self._tail = MetricsTail(folder.metrics)
         self.steps: list[Entry] = []
         """Optimizer steps in order, each once."""
-        self.evaluation: Entry = {}
+        self.evaluation: Entry | None = None
         """The newest."""
 
     def read(self) -> None:

@@ -1,6 +1,7 @@
 """How runs stand, read from their folders and the process table of this machine."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 from msgspec import Struct
@@ -54,7 +55,7 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     """Files of data and base that are not what they were when the run began; where they were looked at."""
 
 
-_NOTHING: progress.Entry = {}
+_NOTHING = cast(progress.Entry, {})
 _DRIVEN: dict[bool | None, State] = {True: "running", False: "waiting", None: "unknown"}
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ftlaunch.run.records import StepMetrics
 from fttrain.checkpoint.store import Checkpoints
 from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed
@@ -73,23 +74,20 @@ def fit(
         progress.step, progress.tokens = step, progress.tokens + int(tokens)
         progress.updates += outcome.is_finite
         trouble = guard.judge(outcome, micros, progress)
-        metrics.write(
-            step,
-            {
-                "steps": feed.num_steps,
-                "loss": _or_none(outcome.loss),
-                **{name: _or_none(value) for name, value in objective.measures(engine).items()},
-                **engine.measures(),
-                **engine.scorer.disturbance.measures(),
-                "learning_rate": schedule(step),
-                "grad_norm": _or_none(outcome.grad_norm),
-                "tokens": progress.tokens,
-                "tokens_per_second": tokens / (time.perf_counter() - started),
-                "epoch": feed.epoch_at(step),
-                "peak_memory_bytes": _peak_memory(engine),
-                **trouble,
-            },
+        measured = {name: _or_none(value) for name, value in objective.measures(engine).items()}
+        measured |= engine.measures() | engine.scorer.disturbance.measures()
+        line = StepMetrics(
+            step=step,
+            steps=feed.num_steps,
+            loss=_or_none(outcome.loss),
+            learning_rate=schedule(step),
+            grad_norm=_or_none(outcome.grad_norm),
+            tokens=progress.tokens,
+            tokens_per_second=tokens / (time.perf_counter() - started),
+            epoch=feed.epoch_at(step),
+            peak_memory_bytes=_peak_memory(engine),
         )
+        metrics.write(step, {**line, **measured, **trouble})
         last = step == feed.num_steps
         improved = False
         if last or (habits.evaluate_every and step % habits.evaluate_every == 0):
