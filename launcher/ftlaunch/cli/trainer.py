@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ftlaunch.cli import text
 from ftlaunch.errors import UserError
-from ftlaunch.processes.environment import inherited
+from ftlaunch.processes.environment import QUIET, inherited
 
 if TYPE_CHECKING:
     from ftlaunch.cluster.vocabulary import Cluster
@@ -25,14 +25,14 @@ def require() -> None:
 def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
     """Run `python -m MODULE ARGUMENTS`, here or on a node of a cluster, and return its exit code.
 
-    Here it is run with this interpreter. UserError without torch.
+    Here it is run with this interpreter, and only its own words are seen. UserError without torch.
     """
     if cluster is not None:
         from ftlaunch.backend.slurm import tool_job
 
         return tool_job.call(module, [*arguments], cluster)
     require()
-    return subprocess.call([sys.executable, "-P", "-m", module, *arguments], env=inherited())
+    return subprocess.call([sys.executable, "-P", "-m", module, *arguments], env=QUIET | inherited())
 
 
 def call_on(recipe: "Recipe", module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:

@@ -14,6 +14,13 @@ A process that finds one believes it: it waits for peers that never come, or div
 """
 
 
+QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+"""Keeps what libraries tell their own developers, and their progress bars, off a person's screen.
+
+A variable that is set already is left alone, so that whoever wants to see all of it can.
+"""
+
+
 def inherited() -> dict[str, str]:
     """This process's variables but for those of another launcher."""
     return {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}

@@ -102,7 +102,9 @@ def test_a_merge_overwrites_nothing(
 def test_chat_answers_greedily_with_each_model(run: RunDir, merged: Path, tiny_model: Path, launch: Launch):
     artifact = run.stage_dir("01-sft").artifact
     asked = [str(tiny_model), str(run.path), str(merged)]
-    said = launch("chat", *asked, "--prompt", PROMPT, "--max-new-tokens", "12").stdout
+    done = launch("chat", *asked, "--prompt", PROMPT, "--max-new-tokens", "12")
+    said = done.stdout
+    assert not done.stderr  # no library's warnings, no bars
     first, *answers = said.rstrip("\n").split("\n\n")
     assert first == f"prompt: {PROMPT}"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
