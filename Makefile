@@ -7,6 +7,8 @@
 # Long runs, by hand:
 # make faults      every fault trial, of which `make test` runs a sample: kills, corruption, failing disks; about an hour
 # make chains      whole chains, killed in every stage, here and on a SLURM cluster of their own; 20 minutes (as root)
+# make interruptions  `run`, `resume`, `stop` and `cancel` on a SLURM cluster of its own, interrupted at any moment, and the
+#                  queue compared with what ftlaunch knows; 5 minutes (as root)
 # make compatibility  all pairs of features, and every method × stage × strategy × quantization, of which `make test` runs
 #                  a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); about an hour
 # make zoo         families of models, each through every stage, into recipes/MODELS.md; 10 minutes
@@ -26,7 +28,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo help test check learning faults chains compatibility zoo storm scoreboard bench clean
+.PHONY: demo help test check learning faults chains interruptions compatibility zoo storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -50,6 +52,9 @@ faults: $(VENV)/installed
 
 chains: $(VENV)/installed
 	$(BIN)/python -u -m tests.faults.chains
+
+interruptions: $(VENV)/installed
+	PYTHONPATH=tests/slurm:. $(BIN)/python -u tests/slurm/interruptions.py
 
 compatibility: $(VENV)/installed
 	$(BIN)/python -m pytest tests/trainer/test_compatibility.py --all-trials

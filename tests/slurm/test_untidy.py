@@ -21,6 +21,7 @@ from ftlaunch.cluster.queue import Job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import logs, runs
 
 Submit = Callable[..., Acted]
@@ -214,6 +215,59 @@ def test_a_strangers_job_of_the_same_id_is_left_alone(act: Submit, tmp_path: Pat
     slurm("scancel", mine)
 
 
+def test_a_job_is_the_runs_whatever_is_done_to_it(act: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed, stopped by a signal, hidden by the user's own filters: it is alive, and not submitted again."""
+    acted = act("40 0.1 none")
+    acted.wait_for_step(2)
+    slurm("scontrol", "update", f"JobId={acted.job}", "JobName=mine")
+    slurm("scancel", "--signal=STOP", acted.job)
+    monkeypatch.setenv("SQUEUE_PARTITION", "none-such")
+    acted.wait(lambda status: status.state == "suspended")
+    with pytest.raises(UserError, match="in the queue already"):
+        submit.submit(acted.run, runs.read_plan(acted.run))
+    slurm("scancel", "--signal=CONT", acted.job)
+    assert acted.wait_for_end().state == "done"
+    assert acted.is_calm()
+
+
+def test_a_run_that_is_copied_or_moved_while_it_waits(
+    act: Submit, dev: Cluster, tmp_path: Path, cleared: list[Path]
+) -> None:
+    acted = act("3 0.1 none", sbatch={"begin": "now+1hour"})
+    copy, moved = RunDir(tmp_path / "copy"), RunDir(tmp_path / "moved")
+    cleared += [copy.path, moved.path]
+    shutil.copytree(acted.run.path, copy.path)
+    assert not control.cancel(copy)
+    assert in_queue(acted.run.path) == acted.jobs
+    write_json(copy.cluster, dev)
+    assert call("resume", copy.path).returncode == 0  # a run of its own
+    acted.run.path.rename(moved.path)
+    assert call("resume", moved.path).returncode == 2
+    assert control.cancel(moved)
+    wait_until(lambda: not in_queue(acted.run.path))
+    write_json(moved.cluster, dev)
+    assert call("resume", moved.path).returncode == 0
+    assert [Acted(run, dev).wait_for_end().state for run in (copy, moved)] == ["done", "done"]
+
+
+def test_a_job_that_sbatch_is_not_sure_of_is_not_trained_twice(
+    dev: Cluster, tmp_path: Path, cleared: list[Path]
+) -> None:
+    late = (
+        '(sleep 2; {} "$@") > /dev/null 2>&1 &\necho "sbatch: error: Batch job submission failed: Socket timed out on'
+    )
+    late = late.format(shutil.which("sbatch")) + ' send/recv operation" >&2; exit 1'
+    run = write_acted(tmp_path / "unsure", ("3 0.1 none",), 1, dev)
+    cleared.append(run.path)
+    done = call("resume", run.path, path=site_sbatch(tmp_path / "bin", late))
+    assert (done.returncode, "a job that was taken all the same" in done.stderr) == (2, True)
+    wait_until(lambda: bool(in_queue(run.path)))
+    wait_until(lambda: call("resume", run.path).returncode == 0)
+    acted = Acted(run, dev)
+    assert acted.wait_for_end().state == "done"
+    assert len(acted.ended()) == 1
+
+
 def test_a_run_of_another_cluster_is_not_judged_by_this_one(act: Submit) -> None:
     acted = act("3 0.1 none", sbatch={"hold": True})
     slurm("scancel", acted.job)
@@ -230,6 +284,7 @@ def test_a_run_of_another_cluster_is_not_judged_by_this_one(act: Submit) -> None
 
 def test_the_id_is_found_among_a_sites_own_lines(dev: Cluster, tmp_path: Path, cleared: list[Path]) -> None:
     banner = "echo 'sbatch: warning: job 4711 is what the site says'\necho '*** batch job 12 hours limit ***'"
+    banner += "\nprintf 'sch\\374n, 4712\\n'\nprintf 'gr\\374n 4713\\n' >&2"  # in another encoding
     site = site_sbatch(tmp_path / "bin", banner, "echo '*** bye ***'")
     run = write_acted(tmp_path / "banner", ("3 0.1 none", "3 0.1 none"), 1, dev)
     cleared.append(run.path)

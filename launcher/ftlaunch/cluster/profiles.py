@@ -24,7 +24,7 @@ EXCLUDE = re.compile(r"^exclude *= *\[[^\]\n]*\]", re.MULTILINE)
 SET_BY_FTLAUNCH = (
     "nodes ntasks-per-node dependency output error signal requeue no-requeue kill-on-invalid-dep array export"
     " parsable quiet wait test-only job-name wrap chdir partition account qos constraint cpus-per-task mem time exclude"
-    " gres gpus-per-node"
+    " gres gpus-per-node clusters cluster-constraint export-file input open-mode ntasks uid gid help usage version"
 )
 """Flags of sbatch that a job would not work without, or that a key of the profile stands for."""
 
@@ -114,7 +114,7 @@ def _strangers(values: dict[str, Toml], where: SourceMap) -> Iterator[Problem]:
     """Names in the profile's own tables that nothing heeds, or that would undo what a job needs."""
     flags, stages = values.get("sbatch"), values.get("stage")
     for key in [*flags] if isinstance(flags, dict) else ():
-        if key in SET_BY_FTLAUNCH.split():
+        if any(flag.startswith(key) for flag in SET_BY_FTLAUNCH.split()):  # sbatch takes the beginning of a flag for it
             place = where(("sbatch", key))
             yield Problem(place, f"sbatch.{key}", "is ftlaunch's own to set", "remove it; see the profile's other keys")
     for kind in [*stages] if isinstance(stages, dict) else ():

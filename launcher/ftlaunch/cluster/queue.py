@@ -1,7 +1,8 @@
 """SLURM's own word on the jobs of runs: one question to the controller, and one to the accounting if need be.
 
-A job is a run's if it works in the run's folder and is named for one of its stages. The id alone proves nothing: SLURM
-gives ids again, and another cluster gives the same ones.
+A job is a run's if it works in the run's folder and its batch script lies in the folder of a stage, or, where only the
+accounting knows it, if it is named for a stage. The id alone proves nothing: SLURM gives ids again, and another cluster
+gives the same ones. Nor does the name, which `scontrol update` may change.
 """
 
 import os
@@ -16,12 +17,14 @@ from msgspec import Struct
 
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.layout import JOBS, RunDir, StageDir
 
 TIMEOUT = 20.0
 """Seconds that a question to SLURM may take."""
-FIELDS = "%i|%T|%r|%N|%S|%L|%j|%Z"
-"""Id, state, reason, nodes, start, time left, name and folder. Only the last two may hold a bar."""
+SEPARATOR = "\x1f"
+"""Between the fields of a row: no run's folder holds a control character."""
+FIELDS = SEPARATOR.join(("%i", "%T", "%r", "%N", "%S", "%L", "%j", "%Z", "%o"))
+"""Id, state, reason, nodes, start, time left, name, folder and batch script."""
 SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,Start,JobName,WorkDir"
 CONFIGURATIONS = (Path("/etc/slurm/slurm.conf"), Path("/etc/slurm-llnl/slurm.conf"), Path("/run/slurm/conf/slurm.conf"))
 """Where SLURM's commands look for their configuration."""
@@ -32,17 +35,21 @@ AWAY = re.compile(
     re.IGNORECASE,
 )
 """What SLURM's commands say where the controller does not answer, rather than refuses."""
-ALIVE = {
-    "PENDING",
-    "RUNNING",
-    "CONFIGURING",
-    "COMPLETING",
-    "SUSPENDED",
-    "REQUEUED",
-    "RESIZING",
-    "SIGNALING",
-    "STAGE_OUT",
+ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
 }
+"""States that no job leaves by itself. In any other, such as STOPPED, it holds nodes or may yet start."""
+FILTERS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT")
+"""Variables with which a user has SLURM's commands leave jobs out, ask back or print otherwise."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -80,10 +87,21 @@ class Entry(Struct, frozen=True, kw_only=True):
     """RUN/STAGE, where it is a run's."""
     folder: str = ""
     """Where it works."""
+    script: str | None = None
+    """Its batch script; None in the accounting, which does not know it."""
 
     @property
     def alive(self) -> bool:
-        return self.state in ALIVE
+        return self.state not in ENDED
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that it is for: told by where its script lies, which cannot be changed, unlike its name."""
+        if self.script is None:
+            return self.name.rpartition("/")[2] if "/" in self.name else None
+        folder = Path(self.script).parent
+        is_ours = folder.name == JOBS and str(folder.parent.parent) == self.folder
+        return folder.parent.name if is_ours else None
 
 
 class Submission(Struct, frozen=True, kw_only=True):
@@ -108,7 +126,7 @@ class Answer:
     def of(self, stage_dir: StageDir) -> Entry | None:
         """That of a stage's job whose turn it is: the first that waits or runs, else the last that began."""
         job = read_job(stage_dir)
-        own = [entry for entry in self.entries.values() if entry.name.endswith(f"/{stage_dir.name}")]
+        own = [entry for entry in self.entries.values() if entry.stage == stage_dir.name]
         recorded = [entry for id in (job.ids if job else []) for entry in own if entry.id == id]
         alive = [entry for entry in [*recorded, *own] if entry.alive]
         begun = [entry for entry in recorded if entry.start is not None]
@@ -232,16 +250,21 @@ def dependency_on(run: RunDir) -> str | None:
 
 def belongs(entry: Entry, run: RunDir) -> bool:
     """Whether a job is one of a run's stages."""
-    stage = entry.name.rpartition("/")[2]
-    return entry.folder == folder_of_jobs(run) and "/" in entry.name and run.stage_dir(stage).path.is_dir()
+    stage = entry.stage
+    return stage is not None and entry.folder == folder_of_jobs(run) and run.stage_dir(stage).path.is_dir()
 
 
 def folder_of_jobs(run: RunDir) -> str:
-    """Where a run's jobs work: its folder, called as it was when it was planned."""
+    """Where a run's jobs work: its folder, called as it was when it was planned, also where it was moved since.
+
+    A copy has no jobs: those are of the run that it was copied from.
+    """
     try:
-        return msgspec.json.decode(run.plan.read_bytes(), type=_Place).run_dir
+        planned = Path(msgspec.json.decode(run.plan.read_bytes(), type=_Place).run_dir)
     except (OSError, msgspec.DecodeError):
         return str(run.path)
+    is_copy = (planned / run.plan.name).exists() and not run.path.samefile(planned)
+    return str(run.path if is_copy else planned)
 
 
 class _Place(Struct, frozen=True):
@@ -254,16 +277,18 @@ def _squeue(cluster: Cluster) -> list[Entry]:
     done = call(["squeue", "--noheader", "--states=all", f"--user={os.geteuid()}", f"--format={FIELDS}"], cluster)
     if done.returncode:
         raise UserError(f"squeue failed: {done.stderr.strip()}", "try again when the controller answers")
-    return [entry for line in done.stdout.splitlines() if (entry := _entry(line.split("|", 7)))]
+    if done.stdout and not done.stdout.endswith("\n"):
+        raise UserError("squeue's answer breaks off", "try again")
+    return [entry for line in done.stdout.split("\n") if (entry := _entry(line.split(SEPARATOR)))]
 
 
 def _entry(fields: list[str]) -> Entry | None:
     """A row of SLURM's; None for a line that is none, as a site may print some of its own."""
-    if len(fields) != 8 or not fields[0].isdigit():
+    if len(fields) not in (8, 9) or not fields[0].isdigit():
         return None
-    job, state, reason, nodes, start, left, name, folder = fields
+    job, state, reason, nodes, start, left, name, folder, *script = fields
     said = {"reason": _said(reason), "nodes": _said(nodes), "start": _said(start), "left": _said(left)}
-    return Entry(id=job, state=state, name=name, folder=folder, **said)
+    return Entry(id=job, state=state, name=name, folder=folder, script=script[0] if script else None, **said)
 
 
 def _said(text: str) -> str | None:
@@ -302,17 +327,25 @@ def cancel(ids: Iterable[str], cluster: Cluster, *options: str) -> None:
 
 
 def call(command: list[str], cluster: Cluster, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
-    """Run one of SLURM's commands. UserError where it is not installed or does not answer in time."""
+    """Run one of SLURM's commands. UserError where it is not installed or does not answer in time.
+
+    It has no terminal: neither can it ask back, nor does a Ctrl-C end it half-way. What it prints may be in any
+    encoding; like names of files, it is told apart by its bytes.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(FILTERS)}
     try:
-        return subprocess.run(
+        done = subprocess.run(
             command,
-            env=os.environ | environment(cluster),
+            env=variables | environment(cluster),
+            stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
             timeout=timeout,
             check=False,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not installed here", "call this on a login node of the cluster") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} has not answered for {timeout:g} s", "try again later") from None
+    out, err = os.fsdecode(done.stdout), done.stderr.decode(errors="replace")
+    return subprocess.CompletedProcess(command, done.returncode, out, err)

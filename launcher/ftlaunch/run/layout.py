@@ -22,6 +22,10 @@ NODE_FOLDER = "FTLAUNCH_NODE_FOLDER"
 """Variable that names a folder of this node, in memory or on a local disk, for as long as an attempt lives."""
 
 
+JOBS = "jobs"
+"""The folder of each stage with the batch scripts of its SLURM jobs, by which they are known."""
+
+
 class Attempt:
     """One start of a step's processes, as one of its nodes sees it; the first node is 0."""
 
@@ -108,7 +112,7 @@ class StageDir:
         """Written last: without it the stage has not finished."""
         self.stop = path / "stop"
         """While this file exists, ranks save at the next optimizer step and leave."""
-        self.jobs = path / "jobs"
+        self.jobs = path / JOBS
         """What submitit keeps for each SLURM job of the stage: script, call and output."""
         self.job = path / "job.json"
         """The newest SLURM job of the stage."""

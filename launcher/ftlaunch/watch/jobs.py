@@ -19,7 +19,10 @@ State = Literal[
 ]
 """queued: SLURM has not started its job yet, or not again. cancelled: its job was ended, as asked or with another.
 interrupted: its processes have gone without a word. unknown: they are, or were, where they cannot be seen from here."""
-ALIVE: dict[str, State] = {"RUNNING": "running", "COMPLETING": "running", "SUSPENDED": "suspended"}
+ALIVE: dict[str, State] = {
+    **dict.fromkeys(("RUNNING", "COMPLETING", "SIGNALING", "RESIZING", "STAGE_OUT"), "running"),
+    **dict.fromkeys(("SUSPENDED", "STOPPED"), "suspended"),
+}
 BROKEN = {"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"}
 NOISE = re.compile(r"^(srun|slurmstepd|submitit)\b|^\s*$|^\d+ submitit|^    |^Traceback")
 """Lines of a job's output that say that something failed, and not what."""
@@ -34,7 +37,8 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
         return _unseen(stage_dir, answer.silent) if is_first else ("waiting", None)
     entry = answer.of(stage_dir)
     if entry and entry.alive:
-        return _alive(entry)
+        state, note = _alive(entry)
+        return state, _cut_short(stage_dir) or note
     if (asked := stage_dir.stop_reason()) not in (None, REQUEUE):
         return _as_asked(stage_dir, asked)
     if told := _told(stage_dir, entry):
@@ -47,11 +51,26 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
 def _alive(entry: Entry) -> tuple[State, str | None]:
     if entry.state == "SUSPENDED":
         return "suspended", "SLURM has suspended its job, and lets it go on later"
+    if entry.state == "STOPPED":
+        return "suspended", f"its job was stopped by a signal: scancel --signal=CONT {entry.id}"
     if entry.state in ALIVE:
         return ALIVE[entry.state], None
     if entry.reason == "Dependency":
         return "waiting", None
     return "queued", reasons.why_waiting(entry.reason) if entry.state == "PENDING" else None
+
+
+def _cut_short(stage_dir: StageDir) -> str | None:
+    """What is to be said of a job whose submission was killed before it was whole: nobody will have it train."""
+    run = RunDir(stage_dir.path.parent)
+    submission = queue.read_submission(run)
+    if (
+        submission is None
+        or submission.complete
+        or ((who := lock.holder(run)) and processes.is_alive(who) is not False)
+    ):
+        return None
+    return "its submission was cut short, and it leaves as soon as it starts: ftlaunch resume submits the run again"
 
 
 def _as_asked(stage_dir: StageDir, asked: str | None) -> tuple[State, str | None]:

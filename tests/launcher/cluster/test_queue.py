@@ -1,5 +1,6 @@
 """What is made of SLURM's words, odd or missing, and of a run's folder: tried with a site's own squeue on the path."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,12 @@ def says(folder: Path, *lines: str, command: str = "squeue") -> None:
     """Have one of SLURM's commands print lines, and note that it was asked."""
     file = folder / "bin" / command
     text = "\n".join(line.replace("FOLDER", str(folder / "r")) for line in lines)
+    text = text.replace("|", queue.SEPARATOR) if command == "squeue" else text
     file.write_text(f"#!/bin/sh\nprintf . >> {folder}/asked\n/bin/cat <<'END'\n{text}\nEND\n")
     file.chmod(0o700)
 
 
-FIRST = "7|{}|{}|n1|N/A|1:00|r/01-sft|FOLDER"
+FIRST = "7|{}|{}|n1|N/A|1:00|r/01-sft|FOLDER|FOLDER/01-sft/jobs/7_submission.sh"
 
 
 def test_a_sites_own_lines_are_passed_over(run: RunDir, tmp_path: Path) -> None:
@@ -51,10 +53,55 @@ def test_a_sites_own_lines_are_passed_over(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_an_id_alone_is_no_job_of_the_run(run: RunDir, tmp_path: Path) -> None:
-    says(tmp_path, "7|PENDING|Priority||N/A|1:00|mywork|/home/me", "8|RUNNING|None|n1|N/A|1:00|r/02-sft|/elsewhere/r")
+    says(
+        tmp_path,
+        "7|PENDING|Priority||N/A|1:00|mywork|/home/me|/home/me/x.sh",
+        "8|RUNNING|None|n1|N/A|1:00|r/02-sft|/elsewhere/r|/elsewhere/r/02-sft/jobs/8_submission.sh",
+        "9|RUNNING|None|n1|N/A|1:00|r/02-sft|FOLDER|FOLDER/notes.sh",
+        "10|RUNNING|None|n1|N/A|1:00|r/02-sft|FOLDER|(null)",
+    )
     assert queue.read_queue(run) == {}
     first = read_status(run).stages[0]
     assert (first.state, first.note) == ("interrupted", "SLURM does not know job 7 any more")
+
+
+def test_a_job_keeps_its_run_under_another_name(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, FIRST.format("RUNNING", "None").replace("r/01-sft|", "mine|", 1))
+    assert [stage.state for stage in read_status(run).stages] == ["running", "waiting"]
+
+
+def test_a_users_own_filters_hide_no_job(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(tmp_path, FIRST.format("RUNNING", "None"))
+    file = tmp_path / "bin/squeue"
+    file.write_text(file.read_text().replace("#!/bin/sh\n", '#!/bin/sh\n[ -z "$SQUEUE_PARTITION" ] || exit 0\n'))
+    monkeypatch.setenv("SQUEUE_PARTITION", "debug")
+    assert [*queue.read_queue(run)] == ["7"]
+
+
+def test_an_answer_that_breaks_off_is_none(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, FIRST.format("RUNNING", "None"))
+    file = tmp_path / "bin/squeue"
+    file.write_text(file.read_text().replace("/bin/cat", "/usr/bin/head -c 60"))
+    with pytest.raises(UserError, match="breaks off"):
+        queue.read_queue(run)
+    assert _first(read_status(run)) == ("unknown", "SLURM does not answer: squeue's answer breaks off")
+
+
+def test_names_in_another_encoding_are_passed_over(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, "5|PENDING|Priority||N/A|1:00|gr\u00fcn|/home/me|/home/me/x.sh", FIRST.format("RUNNING", "None"))
+    file = tmp_path / "bin/squeue"
+    file.write_bytes(file.read_text().encode("latin-1"))
+    assert [*queue.read_queue(run)] == ["7"]
+
+
+def test_a_copy_of_a_run_has_no_jobs(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, FIRST.format("RUNNING", "None"))
+    write_json(run.plan, {"run_dir": str(run.path)})
+    shutil.copytree(run.path, tmp_path / "copy")
+    assert queue.read_queue(RunDir(tmp_path / "copy")) == {}
+    assert [*queue.read_queue(run)] == ["7"]
+    run.path.rename(tmp_path / "moved")
+    assert [*queue.read_queue(RunDir(tmp_path / "moved"))] == ["7"]
 
 
 def test_a_job_of_the_run_is_found_without_its_id(run: RunDir, tmp_path: Path) -> None:
@@ -102,6 +149,14 @@ def test_another_clusters_run_is_left_to_it(run: RunDir, tmp_path: Path) -> None
 
 STATES = {
     ("SUSPENDED", "None"): ("suspended", "SLURM has suspended its job, and lets it go on later"),
+    ("STOPPED", "None"): ("suspended", "its job was stopped by a signal: scancel --signal=CONT 7"),
+    ("SIGNALING", "None"): ("running", None),
+    ("SPECIAL_EXIT", "JobHeldUser"): ("queued", None),
+    ("PENDING", "launch failed requeued held"): (
+        "queued",
+        "will not start as it is: launch failed requeued held: its nodes could not start it, and it is held back: see"
+        " their slurmd's log, then scontrol release",
+    ),
     ("PENDING", "None"): ("queued", "waits in the queue"),
     ("PENDING", "Resources"): ("queued", "waits in the queue: Resources"),
     ("PENDING", "Dependency"): ("waiting", None),

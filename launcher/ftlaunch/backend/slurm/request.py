@@ -20,6 +20,14 @@ from ftlaunch.run.layout import RunDir
 ALONE = re.compile(r"^(\d+)(?:;\S+)?\s*$", re.MULTILINE)
 IN_WORDS = re.compile(r"^Submitted batch job (\d+)", re.MULTILINE)
 """How sbatch tells the id of a job: as asked, or where a site's own sbatch drops that wish."""
+READABLE = """\
+import subprocess, sys
+done = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, capture_output=True)
+sys.stdout.buffer.write(done.stdout.decode(errors="replace").encode())
+sys.stderr.buffer.write(done.stderr.decode(errors="replace").encode())
+sys.exit(done.returncode)
+"""
+"""Calls sbatch for submitit, which gives a job up whose site greets in another encoding than UTF-8."""
 EXPORTED = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "SLURM_CONF")
 """What a job has of the submitting shell. SLURM keeps and shows it, so nothing that may be secret is among it."""
 
@@ -40,7 +48,17 @@ class Batch(SlurmExecutor):
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         dependency = [f"--dependency={self.after}"] if self.after else []
         # In a session of its own: a Ctrl-C in the terminal must not end it half-way.
-        return ["setsid", "sbatch", "--parsable", *dependency, str(submission_file_path)]
+        return [
+            "setsid",
+            sys.executable,
+            "-IS",
+            "-c",
+            READABLE,
+            "sbatch",
+            "--parsable",
+            *dependency,
+            str(submission_file_path),
+        ]
 
     @staticmethod
     def _get_job_id_from_submission_command(string: str | bytes) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 
 import msgspec
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -43,7 +44,13 @@ GONE_SECONDS, GONE_POLL_SECONDS = 40.0, 0.5
 OR_RESUME = "; then: ftlaunch resume"
 LIMIT = re.compile(r"MaxSubmitJob|job submit limit")
 """sbatch's words where the queue holds as many jobs of the user as it may."""
+UNSURE = re.compile(r"timed out on|zero bytes", re.IGNORECASE)
+"""sbatch's words where the controller was asked and did not answer in time: it may have taken the job all the same."""
 REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
+
+
+class Unanswered(UserError):
+    """SLURM may have a job of which nobody knows the id."""
 
 
 def require_sbatch() -> None:
@@ -75,12 +82,24 @@ def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
         with StopSignals() as interrupts:
             clear_cut_short(run, cluster)
             refuse_twice(run)
+            plan = _at_home(run, plan)
             require_time_to_save(run, plan, cluster)
             if not run.code_index.exists() or any(stage_dir.job.exists() for stage_dir in run.stage_dirs()):
                 snapshot.retake(run, plan.recipe)
             return _all_or_nothing(run, plan, cluster, interrupts, after)
     finally:
         lock.release(held)
+
+
+def _at_home(run: RunDir, plan: Plan) -> Plan:
+    """A run's plan, which goes with its folder where that was moved or copied."""
+    planned = Path(plan.run_dir)
+    if planned.exists() and planned.samefile(run.path):
+        return plan
+    print(f"{run.path.name} was planned in {planned}: from now on it is {run.path}", file=sys.stderr)
+    moved = msgspec.structs.replace(plan, run_dir=str(run.path))
+    write_json(run.plan, moved)
+    return moved
 
 
 def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopSignals, after: str | None) -> list[Job]:
@@ -96,7 +115,7 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopS
         _require_known(run, jobs)
         write_json(run.submission, msgspec.structs.replace(record, complete=True))
     except BaseException as error:
-        left = _take_back(run, cluster)
+        left = _take_back(run, cluster, for_good=not isinstance(error, Unanswered))
         if isinstance(error, OSError):
             error = UserError(f"{run.path} cannot be written: {error.strerror or error}", "make room, or mend the disk")
         if left is not None and isinstance(error, UserError):
@@ -227,10 +246,11 @@ def clear_cut_short(run: RunDir, cluster: Cluster) -> None:
     run.submission.unlink()
 
 
-def _take_back(run: RunDir, cluster: Cluster) -> str | None:
+def _take_back(run: RunDir, cluster: Cluster, *, for_good: bool) -> str | None:
     """Take every job of a submission out of the queue, and its record away. Says why where that cannot be done.
 
-    They are those that SLURM knows as the run's: of the last one no id, or a wrong one, may have come back.
+    They are those that SLURM knows as the run's: of the last one no id, or a wrong one, may have come back. Where one
+    may still come, not `for_good`, the submission stays on record as cut short: the next one takes that back first.
     """
     try:
         queue.cancel([entry.id for entry in queue.read_queue(run).values() if entry.alive], cluster)
@@ -239,7 +259,8 @@ def _take_back(run: RunDir, cluster: Cluster) -> str | None:
     for stage_dir in run.stage_dirs():
         if not stage_dir.result.exists():
             stage_dir.job.unlink(missing_ok=True)
-    run.submission.unlink(missing_ok=True)
+    if for_good:
+        run.submission.unlink(missing_ok=True)
     return None
 
 
@@ -270,6 +291,9 @@ def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> st
             return batch.submit(job_entry.run_stage, str(stage_dir.path)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         said = (REASON.findall(str(error)) or [str(error)])[0]
+        if UNSURE.search(str(error)):
+            message = f"{stage_dir.name} cannot be submitted: {said}; a job that was taken all the same is not heeded"
+            raise Unanswered(message, f"when the controller answers: ftlaunch resume {_quoted(stage_dir)}") from error
         if queue.AWAY.search(str(error)):
             raise UserError(
                 f"{stage_dir.name} cannot be submitted: {said}", "try again when the controller answers"

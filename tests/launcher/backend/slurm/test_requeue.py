@@ -17,7 +17,7 @@ SQUEUE = """\
 echo asked >> {notes}
 [ $(wc -l < {notes}) -gt {failures} ] || {{ echo "{words}" >&2; exit 1; }}
 echo "*** the site says hello ***"
-echo "7|RUNNING|None|n1|N/A|1:00|r/01-sft|{folder}"
+echo "7|RUNNING|None|n1|N/A|1:00|r/01-sft|{folder}|{folder}/01-sft/jobs/7_submission.sh" | tr '|' '\\037'
 """
 
 
