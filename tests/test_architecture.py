@@ -48,8 +48,8 @@ FLOORS = {
     ),
     "ftlaunch.cli": (
         "options profile text",
-        "cluster trainer",
-        "compare model report run watch",
+        "cluster trainer watch",
+        "compare model report run",
         "evaluate recipe",
         "__init__",
     ),
@@ -121,7 +121,7 @@ FLOORS = {
         "changes snapshot",
     ),
     "ftlaunch.watch": (
-        "__init__ jobs runs",
+        "__init__ jobs runs saves",
         "status",
         "logs screen",
     ),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.faults.disks import Disk, mounted
 from tests.trainer.in_process import make_data, make_step, train
@@ -68,8 +69,13 @@ def test_training_outlives_a_full_disk(
     with mounted(tmp_path / "disk", kilobytes=8000) as disk:
         (disk.path / "cache").symlink_to(tmp_path)
         ballast = fill(disk)
+        told: list[dict[str, Any]] = []
         on_warning(ballast.unlink)
+        monkeypatch.setattr(store, "write_json", lambda _, said: told.append(msgspec.to_builtins(said)))
         step = train(spec(on_save_failure=policy, keep=9), disk.path)
+        assert {one["step"] for one in told} == {2}
+        assert NO_SPACE in told[0]["cause"]
+        assert not step.save_failure.exists()
         names = [path.name for path in reversed(newest_first(step.checkpoints))]
         assert all(verify(path) is None for path in newest_first(step.checkpoints))
         assert [line["step"] for line in read_jsonl(step.metrics)] == list(range(1, 9))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.slurm.carried import carried, not_heeded
 
 
 def test_variables_that_matter_travel_and_secrets_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -10,7 +10,13 @@ def test_variables_that_matter_travel_and_secrets_do_not(monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_person")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("SHELL_GAMES", "1")
-    carried = submit.carried()
-    assert carried["HF_HOME"] == "/scratch/hf"
-    assert carried["NCCL_DEBUG"] == "INFO"
-    assert {"HF_TOKEN", "SHELL_GAMES"}.isdisjoint(carried)
+    found = carried()
+    assert found["HF_HOME"] == "/scratch/hf"
+    assert found["NCCL_DEBUG"] == "INFO"
+    assert {"HF_TOKEN", "SHELL_GAMES"}.isdisjoint(found)
+
+
+def test_what_sbatch_would_heed_of_the_shell_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not_heeded() is None
+    monkeypatch.setenv("SBATCH_ACCOUNT", "physics")
+    assert not_heeded() == "SBATCH_ACCOUNT of this shell is not heeded: say it in the profile, or by --site"

@@ -29,6 +29,8 @@ LEAVE_SECONDS = 3.0
 """What is left of an attempt may take so long to go once its launching process has ended."""
 PEER_SECONDS = 15.0
 """Ranks may take so long to leave once one of them has failed; they could wait half an hour for the dead one."""
+IDLE_SECONDS, IDLE_WORK = 3.0, 15
+"""Ranks that do next to nothing for so long by then wait for the dead one, and would only be ended later."""
 TELL_SECONDS = 10.0
 """The launching process may take so long to tell, once no rank is left."""
 
@@ -91,6 +93,8 @@ def supervise(
         failure = FailureWatch(process.pid, attempt)
         try:
             write_json(attempt.process, processes.identify(process.pid))
+            now = time.time()
+            os.utime(attempt.process, (now, now))  # by this node's clock, which metrics go by, and not a file server's
             killed = _watch(process, failure, Looks(planned.spec.parallel.nodes, attempt.node), poll)
         finally:
             _kill_remaining(process, attempt)
@@ -136,13 +140,14 @@ class Looks:
     def __init__(self, nodes: int, node: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = POLL_SECONDS if nodes == 1 else FIRST_LOOKS_SECONDS if node == 0 else OTHERS_LOOK_SECONDS
         self._clock = clock
-        self._next = 0.0
+        self._next = self._last = 0.0
 
-    def are_due(self) -> bool:
-        """Whether it is time to look again; if so, the next time is later."""
+    def are_due(self, *, soon: bool = False) -> bool:
+        """Whether it is time to look again; if so, the next time is later. `soon`: something has happened."""
         now = self._clock()
-        if now < self._next:
+        if now < (min(self._next, self._last + FIRST_LOOKS_SECONDS) if soon else self._next):
             return False
+        self._last = now
         self._next = now + self._seconds
         return True
 
@@ -150,7 +155,7 @@ class Looks:
 def _watch(process: subprocess.Popen[bytes], failure: "FailureWatch", looks: Looks, poll: Callable[[], Order]) -> bool:
     """Wait for the launching process, ending ranks that outlive a failure; True where `poll` gave up on it."""
     while process.poll() is None:
-        if looks.are_due() and (said := look(failure, poll)) != "go on":
+        if looks.are_due(soon=failure.is_noticed) and (said := look(failure, poll)) != "go on":
             return said == "kill"
         time.sleep(POLL_SECONDS)
     return False
@@ -172,7 +177,14 @@ class FailureWatch:
         self.attempt = attempt
         self._since: float | None = None
         self._log_size = 0
+        self._at_work: tuple[float, int] | None = None
+        """When ranks were last seen at work here, and how much they had done by then."""
         self.forced = False
+
+    @property
+    def is_noticed(self) -> bool:
+        """Whether a rank has failed, so that shared files are looked at often for a while."""
+        return self._since is not None
 
     def end_stragglers(self) -> bool:
         """Whether even the launching process stays on, though no rank is left."""
@@ -180,10 +192,18 @@ class FailureWatch:
             self._since = time.monotonic() if self._has_failed() else None
             return False
         waited = time.monotonic() - self._since
-        if waited > PEER_SECONDS:
-            self.forced = True
+        if not self.forced and (waited > PEER_SECONDS or self._are_idle()):
+            self.forced, self._since = True, time.monotonic()
+        if self.forced:
             processes.end(self.attempt.path, spare=self._launcher)
-        return waited > PEER_SECONDS + TELL_SECONDS
+        return self.forced and time.monotonic() - self._since > TELL_SECONDS
+
+    def _are_idle(self) -> bool:
+        """Whether no rank here has computed, read or written anything lately, nor waits for a disk."""
+        done = processes.work_of([pid for pid in processes.of_attempts(self.attempt.path) if pid != self._launcher])
+        if self._at_work is None or done is None or abs(done - self._at_work[1]) > IDLE_WORK:
+            self._at_work = time.monotonic(), done or 0
+        return time.monotonic() - self._at_work[0] > IDLE_SECONDS
 
     def _has_failed(self) -> bool:
         if self.attempt.error.exists():

@@ -59,10 +59,16 @@ def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str
     """A plan in full, with what SLURM is asked for where it is for a cluster."""
     if cluster is None:
         return text.as_json(plan) if json else text.full(plan)
+    from ftlaunch.backend.slurm.carried import carried, not_heeded
     from ftlaunch.backend.slurm.request import request
 
     requests = {planned.name: request(plan, planned, cluster) for planned in plan.stages}
-    return text.as_json({"plan": plan, "requests": requests}) if json else text.full(plan, requests)
+    variables = carried() | cluster.environment
+    if (said := not_heeded()) is not None:
+        print(f"warning: {said}", file=sys.stderr)
+    if json:
+        return text.as_json({"plan": plan, "requests": requests, "variables": variables})
+    return text.full(plan, requests, variables)
 
 
 def run(

@@ -113,10 +113,13 @@ def _drive(folder: "RunDir", lock: int | None = None) -> int:
 def _submit(folder: "RunDir", *, fresh: bool, after: str | None) -> int:
     from ftlaunch.backend.prepare import discard
     from ftlaunch.backend.slurm import submit
+    from ftlaunch.backend.slurm.carried import not_heeded
     from ftlaunch.watch import runs
 
     if job := os.environ.get("SLURM_JOB_ID"):
         print(f"you are in job {job}: this submits other jobs; without --cluster its nodes are used", file=sys.stderr)
+    if (said := not_heeded()) is not None:
+        print(f"warning: {said}", file=sys.stderr)
     try:
         jobs = submit.submit(folder, runs.read_plan(folder), after)
     except UserError as error:
@@ -147,6 +150,7 @@ def status(
         str | None, typer.Argument(metavar="[RUN]", help="A run's folder or name. Default: all runs.")
     ] = None,
     json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay, as `ftlaunch watch` does, until it is over.")] = False,
 ) -> None:
     """Show how a run stands, or list all runs below ./runs.
 
@@ -154,10 +158,16 @@ def status(
     """
     import msgspec
 
+    from ftlaunch.cli.watch import watch as keep_watching
     from ftlaunch.run.changes import changes
     from ftlaunch.watch import runs
     from ftlaunch.watch.status import read_all, read_status
 
+    if watch:
+        if json:
+            raise UserError("--watch shows runs on the screen, and --json is for programs", "leave one of them out")
+        keep_watching([run] if run else None)
+        return
     if run is not None:
         folder = runs.find(run)
         found = msgspec.structs.replace(read_status(folder), changed=changes(folder, at_most=LOOKED_INTO_BYTES))

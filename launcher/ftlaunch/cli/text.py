@@ -51,8 +51,13 @@ def _summary(planned: "PlannedStage") -> Iterator[str]:
     yield from (f"    {label.ljust(width)}  {note}" for label, note in planned.notes.items())
 
 
-def full(plan: "Plan", requests: "Mapping[str, Request] | None" = None) -> str:
-    """A plan with every command and every file, as they will be used; `requests` are those to SLURM, by stage."""
+def full(
+    plan: "Plan", requests: "Mapping[str, Request] | None" = None, variables: "Mapping[str, str] | None" = None
+) -> str:
+    """A plan with every command and every file, as they will be used; `requests` are those to SLURM, by stage.
+
+    `variables` are what the stages' processes have of the submitting shell and the cluster's profile.
+    """
     parts = [
         summary(plan),
         *(f"── {planned.name} is started with\n{command(plan, planned)}" for planned in plan.stages),
@@ -61,6 +66,9 @@ def full(plan: "Plan", requests: "Mapping[str, Request] | None" = None) -> str:
         saving = f"\n   and is asked to save {asked.saving}" if asked.saving else ""
         terms = f"for {asked.price},\n   with {asked.cpus},{saving}"
         parts.append(f"── {name} is submitted with sbatch, {terms} as\n{asked.script.rstrip()}")
+    if variables:
+        lines = "\n".join(f"{name}={value}" for name, value in variables.items())
+        parts.append(f"── variables of this shell and the profile, which the stages' processes are given\n{lines}")
     for planned in plan.stages:
         parts += [f"── {planned.name}/{name}\n{content.rstrip()}" for name, content in planned.files.items()]
     return "\n\n".join(parts)

@@ -22,6 +22,7 @@ NODE_FOLDER = "FTLAUNCH_NODE_FOLDER"
 """Variable that names a folder of this node, in memory or on a local disk, for as long as an attempt lives."""
 
 
+SAVE_FAILURE = "save_failure.json"
 JOBS = "jobs"
 """The folder of each stage with the batch scripts of its SLURM jobs, by which they are known."""
 
@@ -105,6 +106,8 @@ class StageDir:
         self.preparing = path / "preparing.json"
         """How far a stage is with its rows, before its first step."""
         self.checkpoints = path / "checkpoints"
+        self.save_failure = path / SAVE_FAILURE
+        """Why checkpoints are not written, while they are not."""
         self.artifact = path / "artifact"
         self.model = path / "model"
         """Where a merge stage puts the merged model."""

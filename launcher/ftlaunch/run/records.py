@@ -44,6 +44,13 @@ class Precision(Struct, frozen=True, kw_only=True):
     """What each node would have computed in, and why, by its host name."""
 
 
+class SaveFailure(Struct, frozen=True, kw_only=True):
+    """save_failure.json: a checkpoint could not be written, and none has been since. Training goes on all the same."""
+
+    step: int
+    cause: str
+
+
 class RowLosses(Struct, frozen=True, kw_only=True):
     """evaluation.json: what each row held out has cost in the newest evaluation, in the order of the rows."""
 

@@ -16,6 +16,7 @@ from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.watch import jobs, runs
 from ftlaunch.watch.jobs import State
+from ftlaunch.watch.saves import failing_saves
 
 
 class StageStatus(Struct, frozen=True, kw_only=True):
@@ -92,6 +93,10 @@ def _measured(stage_dir: StageDir, attempts: int, state: State, note: str | None
     last = next((entry for entry in reversed(entries) if not progress.is_evaluation(entry)), _NOTHING)
     if state == "running" and note is None and (preparing := read_preparing(stage_dir.preparing)):
         note = preparing.describe()
+    checkpoint = newest_checkpoint(stage_dir)
+    if state in ("running", "unknown") and "step" in last:
+        notes = [note, failing_saves(stage_dir, last["step"], checkpoint)]
+        note = "; ".join(filter(None, notes)) or None
     return StageStatus(
         name=stage_dir.name,
         state=state,
@@ -100,7 +105,7 @@ def _measured(stage_dir: StageDir, attempts: int, state: State, note: str | None
         steps=last.get("steps"),
         loss=last.get("loss"),
         seconds_left=progress.seconds_left(entries) if state == "running" else None,
-        checkpoint=newest_checkpoint(stage_dir),
+        checkpoint=checkpoint,
         note=note,
     )
 

@@ -14,6 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,6 +24,9 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Training
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import SAVE_FAILURE
+from ftlaunch.run.records import SaveFailure
 from ftlaunch.run.spec import StageSpec
 from fttrain.checkpoint import manifest, pieces, random_states, shards
 from fttrain.checkpoint.shared_memory import SharedShard
@@ -179,6 +183,7 @@ class Checkpoints:
             self._failed(flight, "; ".join(failures), is_copied=is_copied)
         elif flight.committing:
             self._flight = None
+            self._tell(None)
             if unpruned := answers[0]["unpruned"]:
                 self._warn(f"an old checkpoint could not be deleted: {unpruned}")
         else:
@@ -235,11 +240,19 @@ class Checkpoints:
                 "the checkpoints before it are untouched; make room or mend the disk, then `ftlaunch resume`",
             )
         self._warn(message)
+        self._tell(SaveFailure(step=flight.step, cause=causes))
         if tries_again:
             self._warn(f"training waits: the next try is in {RETRY_SECONDS:.0f} s")
             time.sleep(RETRY_SECONDS)
             self._flight = replace(flight, committing=False, answer=None, retried=True)
             self._order_write(flight.step)
+
+    def _tell(self, failure: SaveFailure | None) -> None:
+        """Leave word for `ftlaunch status`, as far as a disk that fails takes it."""
+        if self._world.is_main:
+            file = self._folder.parent / SAVE_FAILURE
+            with suppress(OSError):
+                file.unlink(missing_ok=True) if failure is None else write_json(file, failure)
 
     def _warn(self, message: str) -> None:
         if self._world.is_main:

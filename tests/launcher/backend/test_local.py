@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.launcher.acted import write_run
@@ -108,6 +109,17 @@ def test_an_attempt_tells_who_launched_it_and_keeps_what_was_said(tmp_path: Path
     assert (run.path / "01-sft/attempts/latest").resolve() == attempt.path
 
 
+def test_when_an_attempt_began_is_told_by_the_clock_of_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As metrics are; a file server's clock may differ, and then a restart would be taken for a long step."""
+    clock = SimpleNamespace(time=lambda: 5000.0, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(supervisor, "time", clock)
+    run = write_run(tmp_path / "r", "train")
+    drive(run)
+    assert run.stage_dir("01-sft").all_attempts()[0].process.stat().st_mtime == 5000.0
+
+
 def test_finished_stages_are_skipped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "fail", "train")
     run.stage_dir("01-sft").result.write_text("{}")
@@ -169,8 +181,12 @@ def test_a_process_that_failed_before_it_had_a_log_is_heard(tmp_path: Path) -> N
     assert "\n    ImportError: no module\n  log: " in said
 
 
-def test_peers_of_a_failed_rank_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "PEER_SECONDS", 0.05)
+@pytest.mark.parametrize(("peer", "idle"), [(0.05, 60.0), (60.0, 0.3)], ids=["after a while", "once they idle"])
+def test_peers_of_a_failed_rank_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: float, idle: float
+) -> None:
+    monkeypatch.setattr(supervisor, "PEER_SECONDS", peer)
+    monkeypatch.setattr(supervisor, "IDLE_SECONDS", idle)
     run = write_run(tmp_path / "r", "fail_beside_a_deaf_peer")
     began = time.monotonic()
     assert drive(run)[0] == STAGE_FAILED  # drive() here asserts that no process is left

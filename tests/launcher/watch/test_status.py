@@ -12,7 +12,9 @@ from tests.launcher.acted import write_run
 from ftlaunch import processes
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity, lock
+from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
+from ftlaunch.run.records import SaveFailure
 from ftlaunch.watch import runs
 from ftlaunch.watch.status import StageStatus, is_over, read_status
 
@@ -156,6 +158,20 @@ def test_only_complete_checkpoints_count(run: RunDir) -> None:
         if complete:
             (folder / "manifest.json").write_text("{}")
     assert stage(run).checkpoint == str(first(run).checkpoints / "step-00000200")
+
+
+def test_saves_that_fail_are_told(run: RunDir) -> None:
+    launched(run)
+    first(run).step.write_text('{"stage": {"save_every": 10}}')
+    (first(run).checkpoints / "step-00000010").mkdir(parents=True)
+    (first(run).checkpoints / "step-00000010/manifest.json").write_text("{}")
+    measure(run, {"step": 30, "steps": 100, "loss": 1.0})
+    assert stage(run).note is None
+    measure(run, {"step": 31, "steps": 100, "loss": 1.0})
+    assert (stage(run).note or "").startswith("saves fail or are slow: one is due every 10 steps, and the newest")
+    write_json(first(run).save_failure, SaveFailure(step=20, cause="rank 0: No space left on device"))
+    cause = "step 20 could not be saved: rank 0: No space left on device; the newest checkpoint is of step 10"
+    assert stage(run).note == cause
 
 
 def test_runs_are_found_by_folder_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from submitit.helpers import clean_env
 
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.backend.slurm import entry as job_entry
+from ftlaunch.backend.slurm.carried import carried
 from ftlaunch.backend.slurm.request import Batch, executor
 from ftlaunch.backend.slurm.save_budget import require_time_to_save
 from ftlaunch.cluster import queue
@@ -30,14 +31,8 @@ from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run import snapshot
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.safety.redact import names_secret
 from ftlaunch.watch import runs
 
-CARRIED = re.compile(
-    r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|FI|OMP|MKL|CUDA|DS_(BUILD|SKIP)|XDG"
-    r"|WANDB)_[A-Z0-9_]+|LD_LIBRARY_PATH|(https?|no)_proxy|(HTTPS?|NO)_PROXY|SSL_CERT_(FILE|DIR)"
-)
-"""Variables that matter to the stages' processes, but for secrets. They travel in a file of the run's folder."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 GONE_SECONDS, GONE_POLL_SECONDS = 40.0, 0.5
 """Jobs that were taken back may take so long to be gone."""
@@ -200,11 +195,6 @@ def _require_known(run: RunDir, jobs: list[Job]) -> None:
             f"SLURM does not know job {', '.join(strange)} as the run's, though sbatch has told so",
             "look at what `sbatch --parsable` prints here: the last line of a number alone is taken for the job",
         )
-
-
-def carried() -> dict[str, str]:
-    """Variables of this process that stages are given."""
-    return {name: os.environ[name] for name in os.environ if CARRIED.fullmatch(name) and not names_secret(name)}
 
 
 def require_rest(run: RunDir) -> None:

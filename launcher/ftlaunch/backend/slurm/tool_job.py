@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.backend.slurm import entry
+from ftlaunch.backend.slurm.carried import carried
 from ftlaunch.backend.slurm.node_job import NodeJob
-from ftlaunch.backend.slurm.submit import carried, require_sbatch
+from ftlaunch.backend.slurm.submit import require_sbatch
 from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError

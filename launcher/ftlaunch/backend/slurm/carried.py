@@ -1,0 +1,25 @@
+"""What the stages' processes are given of the shell that submits them, and what of it SLURM's commands are not."""
+
+import os
+import re
+
+from ftlaunch.safety.redact import names_secret
+
+CARRIED = re.compile(
+    r"(HF|HUGGING_FACE|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|FI|OMP|MKL|CUDA|DS_(BUILD|SKIP)|XDG"
+    r"|WANDB)_[A-Z0-9_]+|LD_LIBRARY_PATH|(https?|no)_proxy|(HTTPS?|NO)_PROXY|SSL_CERT_(FILE|DIR)"
+)
+"""Variables that matter to the stages' processes, but for secrets. They travel in a file of the run's folder."""
+
+
+def carried() -> dict[str, str]:
+    """Variables of this process that stages are given."""
+    return {name: os.environ[name] for name in sorted(os.environ) if CARRIED.fullmatch(name) and not names_secret(name)}
+
+
+def not_heeded() -> str | None:
+    """A line about variables that would have sbatch ask for something else than was planned; None where none is set."""
+    if not (found := sorted(name for name in os.environ if name.startswith("SBATCH_"))):
+        return None
+    one = len(found) == 1
+    return f"{', '.join(found)} of this shell {'is' if one else 'are'} not heeded: say it in the profile, or by --site"
