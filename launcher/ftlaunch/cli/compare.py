@@ -52,8 +52,7 @@ def compare(
 
     paths = [catalog.find_recipe(name) for name in recipe]
     found = variants.variants(paths, settings or [])
-    where = (folder or Path("comparisons") / paths[0].stem).absolute()
-    trials = variants.trials(found, seeds, where)
+    trials = variants.trials(found, seeds, variants.home(paths[0]) if folder is None else folder.absolute())
     code = _on_cluster(trials, load_named(cluster, site), at_once) if cluster else _here(trials)
     if code != DONE:
         raise typer.Exit(code)

@@ -71,6 +71,18 @@ def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str
     return text.full(plan, requests, variables)
 
 
+def _show_sweep(loaded: "Loaded", settings: list[str], *, json: bool) -> str:
+    """The first variant of a sweep in a summary, and of the others what differs from it."""
+    from ftlaunch.compare import variants
+
+    found = variants.variants([loaded.source], settings)
+    plans = {trial.variant: trial.plan for trial in variants.trials(found, 1, variants.home(loaded.source))}
+    if json:
+        return text.as_json({variant.label: plan for variant, plan in plans.items()})
+    named = {" ".join([variant.label, *variant.settings[len(settings) :]]): plan for variant, plan in plans.items()}
+    return f"{len(found)} runs, by: ftlaunch compare {loaded.source}\n\n{text.variants(named)}"
+
+
 def run(
     recipe: RecipeName,
     settings: Settings = None,
@@ -145,8 +157,12 @@ def plan(
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
-    loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
+    asked = all_settings(settings, nodes, procs_per_node)
+    loaded = _load(recipe, asked)
     profile = for_recipe(loaded.recipe, cluster, site)
+    if loaded.recipe.sweep is not None:
+        print(_show_sweep(loaded, asked, json=json))
+        return
     print(_show(_plan(loaded, run_dir, here=profile is None), profile, json=json))
 
 

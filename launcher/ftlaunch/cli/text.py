@@ -51,6 +51,17 @@ def _summary(planned: "PlannedStage") -> Iterator[str]:
     yield from (f"    {label.ljust(width)}  {note}" for label, note in planned.notes.items())
 
 
+def variants(plans: "Mapping[str, Plan]") -> str:
+    """The first plan in a summary; of each other one, by its label, what is noted otherwise than in the first."""
+    (label, first), *others = plans.items()
+    known = {(planned.name, *note) for planned in first.stages for note in planned.notes.items()}
+    parts = [f"{label}\n{summary(first)}"]
+    for label, plan in others:
+        noted = [(planned.name, *note) for planned in plan.stages for note in planned.notes.items()]
+        parts.append("\n".join([label, *(f"    {'  '.join(note)}" for note in noted if note not in known)]))
+    return "\n\n".join(parts)
+
+
 def full(
     plan: "Plan", requests: "Mapping[str, Request] | None" = None, variables: "Mapping[str, str] | None" = None
 ) -> str:

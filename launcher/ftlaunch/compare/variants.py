@@ -98,6 +98,11 @@ def trials(found: Sequence[Variant], seeds: int, folder: Path) -> list[Trial]:
     return planned
 
 
+def home(first: Path) -> Path:
+    """Where a comparison's runs are, if not told otherwise, by the first of its recipes."""
+    return (Path("comparisons") / first.stem).absolute()
+
+
 def _require_one_budget(of_each: Sequence[Trial]) -> None:
     first, *others = of_each
     for other in others:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import typer.testing
 from tests.launcher.acted import make_plan, write_run
+from tests.launcher.conftest import Call
 
 from ftlaunch import __main__, cli, processes
 from ftlaunch.backend import control, supervisor
@@ -79,24 +80,6 @@ def _ctrl_c_is_heard() -> Iterator[None]:
 @pytest.fixture
 def torch_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "find_spec", lambda name: name)
-
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Runs a command line in this process; gives its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["ftlaunch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def spawn(*arguments: object, **how: object) -> subprocess.Popen[str]:

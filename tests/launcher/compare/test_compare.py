@@ -1,5 +1,6 @@
 """Variants of recipes, how they are run, their spread and paired differences, and the table."""
 
+import json
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.launcher.acted import Text, make_plan
+from tests.launcher.conftest import Call
 
 from ftlaunch.backend import supervisor
 from ftlaunch.compare import table
@@ -17,7 +19,7 @@ from ftlaunch.compare.measures import Measures
 from ftlaunch.compare.runner import conduct
 from ftlaunch.compare.statistics import paired, spread, t_quantile
 from ftlaunch.compare.variants import Trial, Variant, budget, trials, variants
-from ftlaunch.errors import STAGE_FAILED, STOPPED, RecipeError, UserError
+from ftlaunch.errors import DONE, STAGE_FAILED, STOPPED, RecipeError, UserError
 from ftlaunch.run.layout import RunDir
 
 RECIPE = """\
@@ -64,6 +66,22 @@ def test_a_sweep_is_every_variant_with_every_combination(write: Write, tmp_path:
     assert (spec.seed, spec.learning_rate, spec.noise.__struct_config__.tag) == (43, 1e-3, "gaussian")
     assert spec.adapter.rank == 4  # type: ignore[union-attr]
     assert last.recipe.sweep is None
+
+
+def test_the_plan_of_a_sweep_shows_each_variant_by_what_differs(write: Write, call: Call) -> None:
+    code, said, _ = call("plan", write("a", SWEEP))
+    assert code == DONE
+    first, *others = said.rstrip().split("\n\n")[1:]
+    assert first.startswith("lora,rank=2: adapter.rank=2\n")
+    assert "LoRA of rank 2" in first
+    assert [part.splitlines()[0] for part in others] == [
+        "lora,rank=4: adapter.rank=4",
+        "noisy,rank=2: noise.kind=gaussian, noise.std=0.5, adapter.rank=2",
+        "noisy,rank=4: noise.kind=gaussian, noise.std=0.5, adapter.rank=4",
+    ]
+    assert others[0].splitlines()[1:] == ["    01-sft  adapter  LoRA of rank 4 on all-linear, scale alpha / rank = 4"]
+    plans = json.loads(call("plan", "--json", write("a", SWEEP))[1])
+    assert [plan["stages"][0]["spec"]["adapter"]["rank"] for plan in plans.values()] == [2, 4, 2, 4]
 
 
 def test_recipes_are_variants_by_name(write: Write) -> None:
