@@ -79,7 +79,8 @@ def _show_sweep(loaded: "Loaded", settings: list[str], *, json: bool) -> str:
     plans = {trial.variant: trial.plan for trial in variants.trials(found, 1, variants.home(loaded.source))}
     if json:
         return text.as_json({variant.label: plan for variant, plan in plans.items()})
-    named = {" ".join([variant.label, *variant.settings[len(settings) :]]): plan for variant, plan in plans.items()}
+    own = len(settings)  # a variant's settings follow those of the command line
+    named = {f"{variant.label}: {', '.join(variant.settings[own:])}": plan for variant, plan in plans.items()}
     return f"{len(found)} runs, by: ftlaunch compare {loaded.source}\n\n{text.variants(named)}"
 
 
