@@ -15,6 +15,11 @@ from ftlaunch.load.toml_lines import key_lines, split_key
 
 KIND = "kind"
 """The key that says what a table is. A table of another kind replaces one whole, as its keys would make no sense."""
+PATH = "path"
+OF_PATH = ("config", "split", "revision")
+"""Keys that say more of what stands under `path`; they make no sense for what another path names."""
+INSTEAD = {"steps": "epochs", "epochs": "steps"}
+"""Keys of which one counts: what is set takes the place of the other that a file gives."""
 BASE = "extends"
 EXAMPLES = {"--set": "--set stage.0.learning_rate=1e-4", "--site": "--site time_limit=1:00:00"}
 
@@ -108,7 +113,7 @@ def override(layer: Layer, settings: Sequence[str], option: str = "--set") -> tu
     """The layer with each `key.path=value` of an option put in, and what is wrong with those that cannot be."""
     changed = Layer(deepcopy(layer.values), dict(layer.origins))
     problems: list[Problem] = []
-    for setting in sorted(settings, key=lambda setting: not _sets_kind(setting)):
+    for setting in sorted(settings, key=lambda setting: not _clears(setting)):
         try:
             _set(changed, setting, option)
         except UserError as error:
@@ -116,9 +121,9 @@ def override(layer: Layer, settings: Sequence[str], option: str = "--set") -> tu
     return changed, problems
 
 
-def _sets_kind(setting: str) -> bool:
-    """A `kind` goes first: it clears its table, and not what another `--set` puts there."""
-    return setting.partition("=")[0].strip().endswith(f".{KIND}")
+def _clears(setting: str) -> bool:
+    """A `kind` or a `path` goes first: it clears keys of its table, and not what another `--set` puts there."""
+    return setting.partition("=")[0].strip().endswith((f".{KIND}", f".{PATH}"))
 
 
 def _set(layer: Layer, setting: str, option: str) -> None:
@@ -172,6 +177,12 @@ def _index(elements: list[Toml], key: str, path: KeyPath) -> int:
     raise UserError(f"{dotted(path)} has no element {as_toml(key)}", remedy)
 
 
+def _remove(layer: Layer, table: dict[str, Toml], path: KeyPath, keys: Sequence[str]) -> None:
+    for key in keys:
+        table.pop(key, None)
+        _forget((*path, key), layer.origins)
+
+
 def _put(layer: Layer, path: KeyPath, value: Toml, origin: Source) -> None:
     node: Toml = layer.values
     for depth, key in enumerate(path[:-1], start=1):
@@ -184,6 +195,11 @@ def _put(layer: Layer, path: KeyPath, value: Toml, origin: Source) -> None:
         for key in node:
             _forget((*path[:-1], key), layer.origins)
         node.clear()
+    elif isinstance(node, dict) and path[-1] == PATH and node.get(PATH, value) != value:
+        _remove(layer, node, path[:-1], OF_PATH)
+    elif isinstance(node, dict) and (other := INSTEAD.get(str(path[-1]))) and other in node:
+        if not layer.origins[*path[:-1], other].place.startswith("--"):  # set as well: which one is meant?
+            _remove(layer, node, path[:-1], (other,))
     _forget(path, layer.origins)
     if isinstance(node, dict):
         node[str(path[-1])] = value

@@ -234,6 +234,21 @@ class TestSet:
         assert load(folder, text, "adapter.rank=2", "adapter.kind=lora").recipe.adapter == Lora(rank=2)
         assert load(folder, SMALL, "adapter.kind=lora").recipe.adapter == Lora(rank=4)
 
+    def test_another_path_clears_what_was_said_of_the_old_one_and_not_what_is_set_besides(self, folder: Path) -> None:
+        text = SMALL + '[data.hub]\npath = "owner/hub"\nconfig = "a"\nsplit = "train_sft"\nrevision = "r"\nlimit = 3\n'
+        here = load(folder, text, "data.hub.config=b", "data.hub.path=owner/other").recipe.data["hub"]
+        assert (here.path, here.config, here.split, here.revision, here.limit) == ("owner/other", "b", "train", None, 3)
+        assert load(folder, text, "data.hub.path=owner/hub").recipe.data["hub"].config == "a"
+
+    def test_steps_take_the_place_of_epochs(self, folder: Path) -> None:
+        text = SMALL.replace('kind = "sft"\n', 'kind = "sft"\nepochs = 3\n')
+        stage = sft(load(folder, text, "stage.sft.steps=2"))
+        assert (stage.steps, stage.epochs) == (2, None)
+        stage = sft(load(folder, text.replace("epochs", "steps"), "stage.sft.epochs=2"))
+        assert (stage.steps, stage.epochs) == (None, 2)
+        stage = sft(load(folder, text, "stage.sft.steps=2", "stage.sft.epochs=4"))
+        assert (stage.steps, stage.epochs) == (2, 4), "the rules ask which one is meant"
+
     def test_paths_count_from_the_working_directory(self, folder: Path) -> None:
         (folder / "rows.jsonl").touch()
         (Path.cwd() / "rows.jsonl").touch()
