@@ -183,6 +183,19 @@ def _remove(layer: Layer, table: dict[str, Toml], path: KeyPath, keys: Sequence[
         _forget((*path, key), layer.origins)
 
 
+def _make_way(layer: Layer, table: dict[str, Toml], path: KeyPath, value: Toml) -> None:
+    """Remove from the table what makes no sense any more once one of its keys has another value."""
+    key = str(path[-1])
+    if key == KIND and _other_kind(table, value):
+        _remove(layer, table, path[:-1], list(table))
+    elif key == PATH and table.get(PATH, value) != value:
+        _remove(layer, table, path[:-1], OF_PATH)
+    elif (other := INSTEAD.get(key)) in table:
+        assert other is not None
+        if not layer.origins[*path[:-1], other].place.startswith("--"):  # set as well: the rules ask which is meant
+            _remove(layer, table, path[:-1], [other])
+
+
 def _put(layer: Layer, path: KeyPath, value: Toml, origin: Source) -> None:
     node: Toml = layer.values
     for depth, key in enumerate(path[:-1], start=1):
@@ -191,15 +204,8 @@ def _put(layer: Layer, path: KeyPath, value: Toml, origin: Source) -> None:
             layer.origins.setdefault(path[:depth], origin)
         elif isinstance(node, list):
             node = node[int(key)]
-    if isinstance(node, dict) and path[-1] == KIND and _other_kind(node, value):
-        for key in node:
-            _forget((*path[:-1], key), layer.origins)
-        node.clear()
-    elif isinstance(node, dict) and path[-1] == PATH and node.get(PATH, value) != value:
-        _remove(layer, node, path[:-1], OF_PATH)
-    elif isinstance(node, dict) and (other := INSTEAD.get(str(path[-1]))) and other in node:
-        if not layer.origins[*path[:-1], other].place.startswith("--"):  # set as well: which one is meant?
-            _remove(layer, node, path[:-1], (other,))
+    if isinstance(node, dict):
+        _make_way(layer, node, path, value)
     _forget(path, layer.origins)
     if isinstance(node, dict):
         node[str(path[-1])] = value
