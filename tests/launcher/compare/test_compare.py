@@ -81,7 +81,7 @@ def test_the_plan_of_a_sweep_shows_each_variant_by_what_differs(write: Write, ca
     ]
     assert others[0].splitlines()[1:] == ["    01-sft  adapter  LoRA of rank 4 on all-linear, scale alpha / rank = 4"]
     plans = json.loads(call("plan", "--json", write("a", SWEEP))[1])
-    assert [plan["stages"][0]["spec"]["adapter"]["rank"] for plan in plans.values()] == [2, 4, 2, 4]
+    assert [plan["recipe"]["adapter"]["rank"] for plan in plans.values()] == [2, 4, 2, 4]
 
 
 def test_recipes_are_variants_by_name(write: Write) -> None:
