@@ -9,9 +9,12 @@ from pathlib import Path
 from tests.conftest import write_rows
 
 from ftlaunch.load import Loaded, load_recipe
+from ftlaunch.recipe import Pairwise, Stage
+from ftlaunch.recipe.types import kinds
 from ftlaunch.rules.compatibility import EVERYTHING, MAIN, Choices, complete, refusals
-from ftlaunch.rules.compatibility.axes import BY_NAME, PAIRWISE, Combination
+from ftlaunch.rules.compatibility.axes import BY_NAME, Combination
 
+PAIRWISE = kinds(Stage, lambda kind: issubclass(kind, Pairwise))
 HEAD = """
 name = "specimen"
 seed = 7

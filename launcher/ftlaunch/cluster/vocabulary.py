@@ -5,9 +5,9 @@ As in recipe.py, the string below a field is its documentation and a key that is
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
-from ftlaunch.recipe.types import Name, NonNegative, Positive
+from ftlaunch.recipe.types import Name, NonNegative, Positive, Table
 
 Line = Annotated[str, Meta(min_length=1, max_length=1024)]
 TimeLimit = Annotated[str, Meta(pattern=r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$")]
@@ -19,7 +19,7 @@ Mount = Annotated[str, Meta(pattern=r"^/[^:,]*(:/[^:,]*)?$", max_length=1024)]
 GpuRequest = Annotated[str, Meta(pattern=r"^(none|gpus-per-node|gres)(:[A-Za-z0-9._-]+)?$")]
 
 
-class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Resources(Table, frozen=True, kw_only=True):
     """What a stage's job is given. None leaves it to the cluster's own default."""
 
     partition: Line | None = None
@@ -38,7 +38,7 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of one start, as [days-]hours:minutes:seconds. A run that needs longer is restarted from its checkpoint."""
 
 
-class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Cluster(Resources, frozen=True, kw_only=True):
     """A SLURM cluster."""
 
     time_limit: TimeLimit = "4:00:00"
@@ -60,7 +60,7 @@ class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
     jobs that were submitted with it wait for its end (afternotok) and take over, one after the other."""
     successors: Positive = 3
     """So many jobs wait to follow each stage's own where restart = "successor": no stage starts again more often."""
-    exclude: list[Line] = []
+    exclude: list[Line] = field(default_factory=list[Line])
     """Nodes that are never used."""
     interface: Line | None = None
     """Network interface between nodes, such as "ib0". None: the one that leads to the other nodes."""
@@ -69,7 +69,7 @@ class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
     container: ContainerImage = "none"
     """What the tasks run in: "apptainer:IMAGE", "pyxis:IMAGE" (Pyxis with enroot) or "none". The run's folder is seen
     inside; the image holds Python with ftlaunch's dependencies, and no `scontrol` as a rule: see `restart`."""
-    mounts: list[Mount] = []
+    mounts: list[Mount] = field(default_factory=list[Mount])
     """Further folders that the container sees, as HOST or HOST:INSIDE."""
     python: Line | None = None
     """Python on the nodes, or in the container. None: at the path of the one that submits."""
@@ -78,14 +78,14 @@ class Cluster(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
     notify: Line | None = None
     """Line of bash run on the first node when the run is done, has failed or was stopped as asked. It finds the run's
     folder, the stage, the state and the reason in FTLAUNCH_RUN, FTLAUNCH_STAGE, FTLAUNCH_STATE and FTLAUNCH_REASON."""
-    setup: list[Line] = []
+    setup: list[Line] = field(default_factory=list[Line])
     """Lines of bash run on the first node before srun. The shell is no login shell: where `module` is wanted,
     begin with "source /etc/profile"."""
     environment: dict[Variable, Line] = field(default_factory=dict[Variable, Line])
     """Variables for the stages' processes. They travel in a file that only its owner can read."""
     sbatch: dict[Flag, Line | int | bool] = field(default_factory=dict[Flag, Line | int | bool])
     """Any further flags of sbatch, such as `reservation = "course"`. true stands for a flag without a value."""
-    srun: list[Line] = []
+    srun: list[Line] = field(default_factory=list[Line])
     """Further arguments of srun."""
     slurm_conf: Line | None = None
     """The cluster's slurm.conf, where it is not the one that SLURM's commands find by themselves."""

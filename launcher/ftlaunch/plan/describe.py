@@ -10,25 +10,20 @@ from ftlaunch.recipe import (
     Adalora,
     BitLinear,
     Data,
-    Dora,
     Dpo,
     Evaluate,
     Full,
-    Lora,
     LowRank,
     Merge,
     Model,
     NoNoise,
-    Orpo,
     Pairwise,
-    Pissa,
     Ppo,
     Prefix,
     Prompt,
     PTuning,
     Qat,
     Reward,
-    Rslora,
     Sft,
     Training,
     replaces,
@@ -38,8 +33,6 @@ from ftlaunch.run.spec import StageSpec
 
 NATIVE_FROM = 8
 """Major compute capability from which NVIDIA's GPUs have arithmetic for bf16."""
-
-NAMES: dict[type[LowRank], str] = {Lora: "LoRA", Rslora: "rsLoRA", Dora: "DoRA", Pissa: "PiSSA", Adalora: "AdaLoRA"}
 
 
 def of_step(spec: StageSpec, machine: Machine | None = None) -> dict[str, str]:
@@ -124,14 +117,11 @@ def _objective_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
                 "head": f"one number at an answer's last token, {f'going on from {spec.start}' if goes_on else 'new'}"
             }
         case Dpo():
-            rest = f", {stage.sft_weight:g} × SFT" if stage.sft_weight else ""
-            return {"loss": f"{stage.loss}, beta {stage.beta:g}{rest}", "reference": _reference_note(spec, stage)}
+            return {"loss": stage.objective, "reference": _reference_note(spec, stage)}
         case Ppo():
             return _ppo_notes(spec, stage)
-        case Orpo():
-            return {"loss": f"cross-entropy of the chosen answer, {stage.beta:g} × odds ratio; no reference"}
         case _:
-            return {}
+            return {"loss": stage.objective} if stage.objective else {}
 
 
 def _noise_notes(spec: StageSpec) -> dict[str, str]:
@@ -196,7 +186,7 @@ def _dtype_note(spec: StageSpec, machine: Machine | None) -> str:
     else:
         why = "the CPU here " + (f"has {machine.cpu_bf16}" if machine.cpu_bf16 else "has neither AVX512-BF16 nor AMX")
     native = not old if gpus else machine.cpu_bf16 is not None
-    other = "fp16" if gpus and not isinstance(spec.adapter, Adalora) else "fp32"
+    other = "fp16" if gpus and spec.adapter.takes_loss_scaling else "fp32"
     if written == "auto":
         return f"bf16, as {why} (auto)" if native else f"{other}, not bf16, as {why} (auto)"
     if written == "bf16" and not native:
@@ -232,27 +222,25 @@ def _adapter_note(spec: StageSpec) -> str:
             return "none: every weight is trained"
         case Prefix():
             made = ", made by two layers" if adapter.projection else ""
-            return f"prefix tuning: keys and values of {adapter.virtual_tokens} virtual tokens in every layer{made}"
+            return f"{adapter.label}: keys and values of {adapter.virtual_tokens} virtual tokens in every layer{made}"
         case Prompt():
             begun = {"text": "the text", "random": "noise"}.get(adapter.init, "words of the vocabulary")
-            return f"prompt tuning: embeddings of {adapter.virtual_tokens} virtual tokens, which begin as {begun}"
+            return f"{adapter.label}: embeddings of {adapter.virtual_tokens} virtual tokens, which begin as {begun}"
         case PTuning():
             made = adapter.encoder.upper()
-            return f"P-tuning: embeddings of {adapter.virtual_tokens} virtual tokens, made by an {made}"
+            return f"{adapter.label}: embeddings of {adapter.virtual_tokens} virtual tokens, made by an {made}"
         case _:
             return _low_rank_note(adapter)
 
 
 def _low_rank_note(adapter: LowRank) -> str:
     targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
-    ratio = "alpha / √rank" if isinstance(adapter, Rslora) else "alpha / rank"
-    rank = str(adapter.rank)
-    if isinstance(adapter, Adalora):
-        rank, ratio = f"{adapter.first_rank}, pruned to {rank} on average,", "alpha / first rank"
+    pruned = isinstance(adapter, Adalora)
+    rank = f"{adapter.first_rank}, pruned to {adapter.rank} on average," if pruned else str(adapter.rank)
     stacked = " and the experts" if adapter.experts else ""
     return (
-        f"{NAMES[type(adapter)]} of rank {rank} on {targets}{stacked}{_layers_note(adapter.layers)},"
-        f" scale {ratio} = {adapter.scale:.4g}"
+        f"{adapter.label} of rank {rank} on {targets}{stacked}{_layers_note(adapter.layers)},"
+        f" scale {adapter.scale_formula} = {adapter.scale:.4g}"
     )
 
 

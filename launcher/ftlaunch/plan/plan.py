@@ -9,37 +9,8 @@ from msgspec import Struct, field
 from ftlaunch.plan import describe, launch_config
 from ftlaunch.plan.chain import Link, is_merged, links
 from ftlaunch.plan.machine import Machine
-from ftlaunch.recipe import (
-    Adalora,
-    Adapter,
-    Dora,
-    Dpo,
-    Evaluate,
-    Full,
-    Lora,
-    Merge,
-    Orpo,
-    Pissa,
-    Ppo,
-    Prefix,
-    Prompt,
-    PTuning,
-    Recipe,
-    Reward,
-    Rslora,
-    Sft,
-    Training,
-)
+from ftlaunch.recipe import Adapter, Evaluate, Merge, Recipe, Training
 from ftlaunch.run.spec import StageSpec
-
-LORA_RATE: dict[type[Training], float] = {Sft: 2e-4, Reward: 1e-4, Dpo: 1e-5, Orpo: 8e-5, Ppo: 3e-5}
-"""Peak learning rates that suit each kind of stage with LoRA when the recipe names none."""
-TIMES_LORA: dict[type[Adapter], float] = {
-    **{Lora: 1, Rslora: 0.5, Dora: 1, Pissa: 0.5, Adalora: 15},
-    **{Prefix: 25, Prompt: 5, PTuning: 5, Full: 0.1},
-}
-"""What suits other adapters, in relation to LoRA: a larger scale or a start away from zero asks for smaller steps."""
-
 
 ON_THE_WAY = (
     "parallel",
@@ -143,7 +114,7 @@ def _make_spec(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -
 
 def suitable_rate(stage: Training, adapter: Adapter) -> float:
     """The peak learning rate of a stage whose recipe names none."""
-    return float(f"{LORA_RATE[type(stage)] * TIMES_LORA[type(adapter)]:.3g}")
+    return float(f"{stage.lora_rate * adapter.rate:.3g}")
 
 
 def _training_hash(spec: StageSpec, needed: list[str]) -> str:

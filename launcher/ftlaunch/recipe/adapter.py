@@ -1,17 +1,35 @@
 """The vocabulary of [adapter]: one struct a kind, each with the keys that it alone understands."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, NonNegative, Positive, Text
+from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Kind, NonNegative, Positive, Text
 
 SUPER_WEIGHTS = "super-weights"
 LAYERS = r"^((top|every):[1-9][0-9]*|super-weights)$"
 
 
-class LowRank(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Method(Kind, frozen=True, kw_only=True):
+    """What is true of every kind."""
+
+    label: ClassVar[str]
+    """The field's name for it."""
+    rate: ClassVar[float]
+    """Peak learning rate that suits it, in relation to LoRA's."""
+    begins_as_base: ClassVar[bool] = False
+    """Whether the model computes what its base does before the first step."""
+    takes_loss_scaling: ClassVar[bool] = True
+    """Whether it can be trained in fp16, where losses are scaled by a factor that changes."""
+
+
+class LowRank(_Method, frozen=True, kw_only=True):
     """What all adapters have that add a product of two narrow matrices to frozen weights."""
+
+    begins_as_base: ClassVar[bool] = True
+    is_plain: ClassVar[bool] = False
+    """Whether it is W + scale·BA and no more, as stacked experts, embeddings, rounded weights and vLLM want it."""
+    scale_formula: ClassVar[str] = "alpha / rank"
 
     rank: Positive = 8
     """Inner width of the adapter."""
@@ -31,41 +49,65 @@ class LowRank(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     "lora" and "rslora" do it, without dropout. Most of such a model's weights are in its experts."""
 
     @property
+    def first_rank(self) -> int:
+        """Rank of every layer at first."""
+        return self.rank
+
+    @property
     def scale(self) -> float:
         """What the product B·A counts with."""
-        return self.alpha / self.rank
+        return self.alpha / self.first_rank
 
 
-class Lora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="lora"):
+class Lora(LowRank, frozen=True, kw_only=True):
     """Low-rank adapters beside frozen weights: y = Wx + (alpha / rank)·B(A(x)) (arXiv 2106.09685)."""
 
+    label: ClassVar[str] = "LoRA"
+    rate: ClassVar[float] = 1
+    is_plain: ClassVar[bool] = True
 
-class Rslora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="rslora"):
+
+class Rslora(LowRank, frozen=True, kw_only=True):
     """LoRA with the scale alpha / √rank, under which large ranks learn as fast as small ones (arXiv 2312.03732)."""
+
+    label: ClassVar[str] = "rsLoRA"
+    rate: ClassVar[float] = 0.5
+    is_plain: ClassVar[bool] = True
+    scale_formula: ClassVar[str] = "alpha / √rank"
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank**0.5
 
 
-class Dora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dora"):
+class Dora(LowRank, frozen=True, kw_only=True):
     """LoRA that trains length and direction of each row of a weight apart: W' = m·(W + BA) / ‖W + BA‖
     (arXiv 2402.09353)."""
 
+    label: ClassVar[str] = "DoRA"
+    rate: ClassVar[float] = 1
 
-class Pissa(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="pissa"):
+
+class Pissa(LowRank, frozen=True, kw_only=True):
     """LoRA that starts from the principal part of each weight instead of zero, with the rest of it frozen
     (arXiv 2404.02948). The artifact is a plain LoRA adapter of twice the rank, on the unchanged base."""
 
+    label: ClassVar[str] = "PiSSA"
+    rate: ClassVar[float] = 0.5
+    begins_as_base: ClassVar[bool] = False
     svd_iterations: Positive | None = None
     """Power iterations of a randomized decomposition, much quicker on large weights; 16 is plenty. None: the exact
     one."""
 
 
-class Adalora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="adalora"):
+class Adalora(LowRank, frozen=True, kw_only=True):
     """LoRA that begins with more than `rank` in every layer and takes rank away where it matters least, until layers
     have `rank` on average (arXiv 2303.10512). The artifact is a plain LoRA adapter with a rank for each layer."""
 
+    label: ClassVar[str] = "AdaLoRA"
+    rate: ClassVar[float] = 15
+    takes_loss_scaling: ClassVar[bool] = False
+    scale_formula: ClassVar[str] = "alpha / first rank"
     initial_rank: Positive | None = None
     """Rank of every layer at first. None: half as much again as `rank`."""
     prune_after: Fraction = 0.1
@@ -83,43 +125,44 @@ class Adalora(LowRank, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
     @property
     def first_rank(self) -> int:
-        """Rank of every layer at first."""
         return self.initial_rank or -(-3 * self.rank // 2)
 
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.first_rank
 
-
-class Virtual(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Virtual(_Method, frozen=True, kw_only=True):
     """What all adapters have that put trained tokens before every row and leave the model's weights alone."""
 
     virtual_tokens: Positive = 20
     """How many there are. They count towards the model's longest row."""
 
 
-class Prefix(Virtual, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prefix"):
+class Prefix(Virtual, frozen=True, kw_only=True):
     """Prefix tuning: keys and values of the virtual tokens are trained, in every layer (arXiv 2101.00190)."""
 
+    label: ClassVar[str] = "prefix tuning"
+    rate: ClassVar[float] = 25
     projection: bool = False
     """Make them from narrower ones by two layers that are trained along and dropped afterwards; steadier, slower."""
     hidden_size: Positive | None = None
     """Width between those two layers. None: the model's."""
 
 
-class Prompt(Virtual, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prompt"):
+class Prompt(Virtual, frozen=True, kw_only=True):
     """Prompt tuning: embeddings of the virtual tokens are trained (arXiv 2104.08691)."""
 
+    label: ClassVar[str] = "prompt tuning"
+    rate: ClassVar[float] = 5
     init: Literal["vocabulary", "text", "random"] = "vocabulary"
     """What they begin as: embeddings of tokens drawn from the vocabulary, of `text`, or noise of the same size."""
     text: Text | None = None
     """The text for init = "text", repeated or cut to `virtual_tokens`."""
 
 
-class PTuning(Virtual, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="p_tuning"):
+class PTuning(Virtual, frozen=True, kw_only=True):
     """P-tuning: embeddings of the virtual tokens come from an encoder that is trained and dropped afterwards
     (arXiv 2103.10385)."""
 
+    label: ClassVar[str] = "P-tuning"
+    rate: ClassVar[float] = 5
     encoder: Literal["mlp", "lstm"] = "mlp"
     """Three linear layers, or a bidirectional LSTM and two of them."""
     hidden_size: Positive | None = None
@@ -130,8 +173,11 @@ class PTuning(Virtual, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     """Dropout between layers of the LSTM."""
 
 
-class Full(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="full"):
+class Full(_Method, frozen=True, kw_only=True):
     """Full fine-tuning: no adapter, every weight of the model is trained."""
+
+    label: ClassVar[str] = "full fine-tuning"
+    rate: ClassVar[float] = 0.1
 
 
 Adapter = Lora | Rslora | Dora | Pissa | Adalora | Prefix | Prompt | PTuning | Full

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
-from ftlaunch.recipe.types import Above0, Positive, Text
+from ftlaunch.recipe.types import Above0, Positive, Table, Text
 
 
-class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Data(Table, frozen=True, kw_only=True):
     """One data set: where its rows are, how a row becomes text, and which tokens are trained."""
 
     path: Text

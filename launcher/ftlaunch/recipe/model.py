@@ -2,15 +2,19 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from ftlaunch.recipe.types import Positive, Text
+from ftlaunch.recipe.types import Kind, Positive, Table, Text
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 """Number formats, and leaving the choice to the device."""
 
 
-class Qat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="qat"):
+FewBits = Literal["none", "nf4", "fp4", "int8"]
+"""How frozen weights are held."""
+
+
+class Qat(Kind, frozen=True, kw_only=True):
     """Quantization-aware training: layers compute with weights rounded to integers, and gradients pass straight through
     (arXiv 1712.05877). With an adapter it is W + scale·BA that is rounded. What is left is the rounded model."""
 
@@ -26,7 +30,7 @@ class Qat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fie
     """Train the scales, too (LSQ, arXiv 1902.08153), instead of spanning the weights' range. Symmetric only."""
 
 
-class BitLinear(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="bitlinear"):
+class BitLinear(Kind, frozen=True, kw_only=True, tag="bitlinear"):
     """BitNet b1.58: weights of -1, 0 and 1 times their mean magnitude, inputs in 8 bits by each token's largest
     (arXiv 2402.17764). A model that was not trained so loses much and needs many steps to recover."""
 
@@ -34,7 +38,7 @@ class BitLinear(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
     """Norm the inputs of each layer first, as BitNet does; for models trained so from the start."""
 
 
-class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Model(Table, frozen=True, kw_only=True):
     """The base model and the number format it is held in."""
 
     path: Text
@@ -48,7 +52,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy.
     "auto" is "bf16" where the device computes it natively (a GPU of capability 8 or more, a CPU with AVX512-BF16 or
     AMX), else "fp16" on a GPU and "fp32" on a CPU. It is decided where the stage runs, and kept to its end."""
-    quantization: Literal["none", "nf4", "fp4", "int8"] | Qat | BitLinear = "none"
+    quantization: FewBits | Qat | BitLinear = "none"
     """"nf4" holds the frozen weights in 4 bits with double quantization (QLoRA, arXiv 2305.14314); "fp4" has another
     table of levels; "int8" is LLM.int8, with inputs in 8 bits but for the largest (arXiv 2208.07339). A table of kind
     "qat" or "bitlinear" trains through rounded weights instead."""

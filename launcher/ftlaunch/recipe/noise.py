@@ -4,11 +4,11 @@ Throughout, a is the output of a site and y what the model goes on with. In eval
 rollouts y is a.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from ftlaunch.recipe.types import Above0, AtLeast0, Positive, Text
+from ftlaunch.recipe.types import Above0, AtLeast0, Kind, Positive, Text
 
 MLP = "mlp-activation"
 """What `sites` calls the activation functions of all MLP blocks."""
@@ -45,9 +45,11 @@ HIDDEN_ACT = {
 Probability = Annotated[float, Meta(gt=0, lt=1)]
 
 
-class _Sited(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Sited(Kind, frozen=True, kw_only=True):
     """What every kind has, none included."""
 
+    family: ClassVar[str]
+    """What sort of noise it is, which decides what it goes with."""
     sites: Text | list[Text] = MLP
     """Modules whose outputs are disturbed: "mlp-activation" (the activation function of every MLP block), a list of
     module names (whole, or their last parts: "act_fn", "mlp"), or one regular expression for whole names."""
@@ -56,18 +58,26 @@ class _Sited(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     there. It goes with the artifact. golu is x·exp(-exp(-x)) (arXiv 2502.03654); prelu's slope stays 0.25."""
 
 
-class NoNoise(_Sited, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="none"):
+class NoNoise(_Sited, frozen=True, kw_only=True, tag="none"):
     """No noise: y = a. The activation function may still be replaced."""
 
+    family: ClassVar[str] = "none"
 
-class _Annealed(_Sited, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class _Annealed(_Sited, frozen=True, kw_only=True):
     """What every noise has."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the noise's strength over the stage's optimizer steps; linear and cosine go from all of it to 0."""
 
 
-class _Additive(_Annealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Drawn(_Annealed, frozen=True, kw_only=True):
+    """What every noise has that needs no gradient and no activation function of its own."""
+
+    family: ClassVar[str] = "drawn"
+
+
+class _Additive(_Drawn, frozen=True, kw_only=True):
     """What noise that is added to an activation has."""
 
     mean: float = 0.0
@@ -78,17 +88,15 @@ class _Additive(_Annealed, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Mean and deviation are multiples of the activation's root mean square at each token, rather than absolute."""
 
 
-class Gaussian(_Additive, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="gaussian"):
+class Gaussian(_Additive, frozen=True, kw_only=True):
     """Gaussian noise on each element: y = a + mean + std·ξ, with ξ ~ N(0, 1)."""
 
 
-class Uniform(_Additive, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="uniform"):
+class Uniform(_Additive, frozen=True, kw_only=True):
     """Uniform noise on each element: y = a + mean + U(-c, c), with c = √3·std."""
 
 
-class Multiplicative(
-    _Annealed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="multiplicative"
-):
+class Multiplicative(_Drawn, frozen=True, kw_only=True):
     """Gaussian noise that each element is multiplied by: y = a·(mean + std·ξ). Annealing ends at y = a."""
 
     mean: float = 1.0
@@ -97,7 +105,7 @@ class Multiplicative(
     """Standard deviation of the factor."""
 
 
-class Poisson(_Annealed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="poisson"):
+class Poisson(_Drawn, frozen=True, kw_only=True):
     """Poisson noise on each element, less its mean: y = a + scale·(Poisson(rate) - rate)."""
 
     rate: Above0 = 1.0
@@ -108,45 +116,38 @@ class Poisson(_Annealed, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """The scale is a multiple of the activation's root mean square at each token, rather than absolute."""
 
 
-class _Masking(_Annealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Masking(_Drawn, frozen=True, kw_only=True):
     """What the kinds of dropout have."""
 
     probability: Probability = 0.1
     """Probability p that something is dropped."""
 
 
-class Dropout(_Masking, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dropout"):
+class Dropout(_Masking, frozen=True, kw_only=True):
     """Each element is 0 with probability p, else a / (1 - p)."""
 
 
-class GaussianDropout(
-    _Masking, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="gaussian_dropout"
-):
+class GaussianDropout(_Masking, frozen=True, kw_only=True):
     """Each element is multiplied by N(1, p / (1 - p)), dropout's mean and variance (Srivastava et al. 2014)."""
 
 
-class LockedDropout(
-    _Masking, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="locked_dropout"
-):
+class LockedDropout(_Masking, frozen=True, kw_only=True):
     """Dropout with one mask for all tokens of a row: a channel is dropped in the whole row (arXiv 1512.05287)."""
 
 
-class DropPath(_Masking, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="drop_path"):
+class DropPath(_Masking, frozen=True, kw_only=True):
     """A row's whole activation is 0 with probability p, else a / (1 - p) (stochastic depth, arXiv 1603.09382)."""
 
 
-class AlphaDropout(
-    _Masking, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="alpha_dropout"
-):
+class AlphaDropout(_Masking, frozen=True, kw_only=True):
     """Dropout to SELU's negative saturation that keeps mean 0 and variance 1 (arXiv 1706.02515)."""
 
 
-class Adversarial(
-    _Annealed, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="adversarial"
-):
+class Adversarial(_Annealed, frozen=True, kw_only=True):
     """The loss is L(a) + weight·L(a + δ), with δ of size epsilon along the gradient of L (FGM, arXiv 1605.07725; FGSM,
     1412.6572), found anew in each micro-batch; with several steps PGD (1706.06083). SFT only."""
 
+    family: ClassVar[str] = "adversarial"
     epsilon: Above0 = 0.1
     """Size of δ."""
     relative: bool = False
@@ -164,11 +165,12 @@ class Adversarial(
     """Weight of the disturbed loss."""
 
 
-class Saturated(_Sited, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="saturated"):
+class Saturated(_Sited, frozen=True, kw_only=True):
     """An activation function with noise only where it saturates (Gulcehre et al. 2016, arXiv 1603.00391):
     alpha·h(x) + (1 - alpha)·u(x) + d(x)·s(x)·ξ, with h hard, u its linear part, Δ = h - u, d = -sgn(x)·sgn(1 - alpha)
     and s = std·(σ(sharpness·Δ) - ½)². In evaluation ξ is its mean; so the function is part of the artifact."""
 
+    family: ClassVar[str] = "saturated"
     activation: Literal["hard_tanh", "hard_sigmoid"] = "hard_tanh"
     """h, which takes the place of each site: hard_tanh is x within ±1, hard_sigmoid x / 4 + ½ within 0 and 1."""
     alpha: Above0 = 1.1

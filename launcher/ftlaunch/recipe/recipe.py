@@ -6,7 +6,7 @@ Structs are frozen. A key that is not here is an error, never ignored. The strin
 
 from typing import Annotated
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
 from ftlaunch.recipe.adapter import Adapter, Full
 from ftlaunch.recipe.data import Data
@@ -14,10 +14,10 @@ from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.noise import Noise, NoNoise
 from ftlaunch.recipe.stages import Optimizer, Parallel, Stage
 from ftlaunch.recipe.track import Track
-from ftlaunch.recipe.types import Name, NonNegative, Text
+from ftlaunch.recipe.types import Name, NonNegative, Table, Text
 
 
-class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Sweep(Table, frozen=True, kw_only=True):
     """Variants of a recipe, which `ftlaunch compare` runs one after another: each of `variants` with each combination
     of `grid`. The first is what the others are compared with."""
 
@@ -29,7 +29,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Key, in quotes → its values: "adapter.rank" = [4, 8]."""
 
 
-class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Recipe(Table, frozen=True, kw_only=True):
     """A whole run: a model, what is done to it, on which data and on how many processes."""
 
     name: Name

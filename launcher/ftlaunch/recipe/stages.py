@@ -1,19 +1,22 @@
 """The vocabulary of [[stage]], and of the tables that a stage may have of its own."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
 from ftlaunch.recipe.adapter import Adapter
 from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.noise import Noise
-from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Name, NonNegative, Positive, Text
+from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Kind, Name, NonNegative, Positive, Table, Text
+
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 
 
-class Optimizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Optimizer(Table, frozen=True, kw_only=True):
     """How gradients move the weights."""
 
-    name: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    name: OptimizerName = "adamw"
     """AdamW (arXiv 1711.05101). The 8-bit and paged forms are bitsandbytes'; paging needs a GPU."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of the two moments."""
@@ -26,10 +29,10 @@ class Optimizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     None: all learn alike."""
 
 
-class Parallel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Parallel(Table, frozen=True, kw_only=True):
     """How many processes there are and what they share."""
 
-    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"] = "single"
+    strategy: Strategy = "single"
     """One process; replicas (ddp); or DeepSpeed ZeRO, which also shards optimizer, gradients and weights (1, 2, 3)."""
     nodes: Positive = 1
     """Machines."""
@@ -51,9 +54,13 @@ class Parallel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.nodes * self.procs_per_node
 
 
-class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Training(Kind, frozen=True, kw_only=True):
     """What every training stage has."""
 
+    lora_rate: ClassVar[float]
+    """Peak learning rate that suits it with LoRA when the recipe names none."""
+    has_head: ClassVar[bool] = False
+    """Whether it trains a head on the model's hidden states, which reads rows as they are."""
     data: Name | list[Name]
     """Name of a [data.NAME] table, or several, mixed by their weights."""
     learning_rate: Above0 | None = None
@@ -100,10 +107,16 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     parallel: Parallel | None = None
     """Overrides [parallel] for this stage."""
 
+    @property
+    def objective(self) -> str:
+        """The loss, as a plan tells it; "" where the kind says it all."""
+        return ""
 
-class Sft(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sft"):
+
+class Sft(Training, frozen=True, kw_only=True):
     """Supervised fine-tuning: cross-entropy of the trained tokens."""
 
+    lora_rate: ClassVar[float] = 2e-4
     label_smoothing: Fraction = 0.0
     """Share of the target's probability spread over the whole vocabulary."""
     neftune_alpha: AtLeast0 = 0.0
@@ -121,7 +134,7 @@ class Sft(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     """
 
 
-class Pairwise(Training, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Pairwise(Training, frozen=True, kw_only=True):
     """What the stages that learn from pairs of answers have."""
 
     packing: bool = True
@@ -130,21 +143,24 @@ class Pairwise(Training, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Compute what the two answers of a pair begin with once. The loss is the same. Needs packing."""
 
 
-class Reward(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reward"):
+class Reward(Pairwise, frozen=True, kw_only=True):
     """Reward model: one number for an answer, read at its last token, the chosen one's above the rejected one's.
 
     The loss is -log σ(r_chosen - r_rejected - margin) (Bradley-Terry; arXiv 2203.02155, margin 2307.09288).
     """
 
+    lora_rate: ClassVar[float] = 1e-4
+    has_head: ClassVar[bool] = True
     margin: AtLeast0 = 0.0
     """The reward of the chosen answer must be larger by so much, times the pair's own margin (see the data table)."""
     centering: AtLeast0 = 0.0
     """Weight of (r_chosen + r_rejected)², which keeps rewards around 0; 0.01 does (arXiv 2312.09244)."""
 
 
-class Dpo(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dpo"):
+class Dpo(Pairwise, frozen=True, kw_only=True):
     """Direct preference optimization against the policy that the stage starts from (arXiv 2305.18290)."""
 
+    lora_rate: ClassVar[float] = 1e-5
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     """"sigmoid" as in the paper; "ipo" squares the distance to 1 / (2·beta), per token (arXiv 2310.12036); "hinge" is
     SLiC's (arXiv 2305.10425); "robust" undoes the bias of labels wrong at the rate label_smoothing (2403.00409)."""
@@ -159,23 +175,34 @@ class Dpo(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     stage starts from. "precomputed" asks it for all pairs before the first step and keeps the answers on disk, where
     the next run finds them. Neither loads a second model. None: "live" with an adapter, else "precomputed"."""
 
+    @property
+    def objective(self) -> str:
+        return f"{self.loss}, beta {self.beta:g}" + (f", {self.sft_weight:g} × SFT" if self.sft_weight else "")
 
-class Orpo(Pairwise, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="orpo"):
+
+class Orpo(Pairwise, frozen=True, kw_only=True):
     """Odds ratio preference optimization: SFT on the chosen answer and preference in one, without a reference
     (arXiv 2403.07691)."""
 
+    lora_rate: ClassVar[float] = 8e-5
     beta: AtLeast0 = 0.1
     """Weight of the odds ratio loss beside the chosen answer's cross-entropy; the paper's lambda."""
+
+    @property
+    def objective(self) -> str:
+        return f"cross-entropy of the chosen answer, {self.beta:g} × odds ratio; no reference"
 
 
 SHIPPED_REWARDS = ("gsm8k",)
 """What `reward_function` may name without a file or module."""
 
 
-class Ppo(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="ppo"):
+class Ppo(Training, frozen=True, kw_only=True):
     """Proximal policy optimization: the policy answers prompts, each answer gets a score, and answers that score better
     than foreseen become more likely (arXiv 1707.06347, 2009.01325). Dropout is off."""
 
+    lora_rate: ClassVar[float] = 3e-5
+    has_head: ClassVar[bool] = True
     reward_function: Text | None = None
     """Function that scores an answer: called with the prompt's text, the answer's text and the row, it returns a
     number. "FILE.py:NAME", with the file relative to the recipe, "package.module:NAME", or "gsm8k", which is shipped:
@@ -232,7 +259,7 @@ class Ppo(Training, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     """Lay rows end to end in scoring and training instead of padding them. The loss is the same."""
 
 
-class Merge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merge"):
+class Merge(Kind, frozen=True, kw_only=True):
     """Folds the adapter into the base and checks the result against the adapter model."""
 
     start: Annotated[int, Meta(ge=0)] | Text | None = None
@@ -261,7 +288,7 @@ METRICS: Final[dict[str, Need]] = {
 """The metrics that are shipped."""
 
 
-class Evaluate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="evaluate"):
+class Evaluate(Kind, frozen=True, kw_only=True):
     """Asks what has been trained the prompts that were held out, and scores it beside the base. Nothing is trained."""
 
     data: Name

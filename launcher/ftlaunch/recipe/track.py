@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import field
 
-from ftlaunch.recipe.types import Text
+from ftlaunch.recipe.types import Table, Text
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet", "swanlab"]
 
 
-class Track(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Track(Table, frozen=True, kw_only=True):
     """Experiment trackers, through accelerate. metrics.jsonl has everything without them."""
 
     to: list[Tracker] = field(default_factory=list[Tracker])

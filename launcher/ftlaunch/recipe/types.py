@@ -1,8 +1,10 @@
-"""What the numbers and texts of a recipe are kept within."""
+"""What the vocabulary is made of: tables, kinds of tables, and what their numbers and texts are kept within."""
 
-from typing import Annotated
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
@@ -11,3 +13,23 @@ AtLeast0 = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of a recipe: a key that it does not know is an error."""
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Kind(Table, frozen=True, kw_only=True, tag_field="kind", tag=_snake_case):
+    """A table of one kind among several, which its key `kind` tells: the class's name in snake case.
+
+    What is true of all tables of a kind stands on its class.
+    """
+
+
+def kinds(union: Any, which: Callable[[Any], bool] = lambda _: True) -> tuple[str, ...]:
+    """What `kind` may be in a table of this union, in its order; only of members for which `which` holds."""
+    return tuple(member.__struct_config__.tag for member in get_args(union) if which(member))

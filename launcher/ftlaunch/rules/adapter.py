@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ftlaunch.errors import Problem
-from ftlaunch.load.messages import as_toml
+from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.recipe import SUPER_WEIGHTS, Adalora, LowRank, Prompt
+from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.stage import TrainedStage
 
 
@@ -81,10 +82,11 @@ def experts_are_plain(training: TrainedStage) -> Iterator[Problem]:
     adapter = training.resolved.adapter
     if not isinstance(adapter, LowRank) or not adapter.experts:
         return
-    kind = adapter.__struct_config__.tag
-    if kind not in ("lora", "rslora"):
-        message = f"{as_toml(kind)} has no form for stacked experts"
-        yield training.table_problem("adapter", "experts", message, 'write kind = "lora" or "rslora", or remove it')
+    if not adapter.is_plain:
+        message = f"{as_toml(adapter.__struct_config__.tag)} has no form for stacked experts"
+        yield training.table_problem(
+            "adapter", "experts", message, f"write kind = {join_or(map(as_toml, PLAIN))}, or remove it"
+        )
     if adapter.dropout:
         message = "does not go with dropout, which stacked experts have no place for"
         yield training.table_problem("adapter", "experts", message, "write dropout = 0, or remove it")

@@ -15,10 +15,10 @@ from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.paths import is_file
 from ftlaunch.plan import resolve
 from ftlaunch.recipe import SHIPPED_REWARDS, Ppo, replaces
+from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.data import DataTable
 from ftlaunch.rules.stage import TrainedStage, trainings
 
-VLLM_TAKES = ("lora", "rslora")
 FORM = '"FILE.py:NAME" or "package.module:NAME"'
 
 
@@ -176,7 +176,7 @@ def vllm_can_answer(ppo: PpoStage) -> Iterator[Problem]:
         message = "is of the model that answers itself, and vLLM finds its own"
         yield ppo.problem("generation_batch_size", message, "remove it")
     reasons = {
-        f"vLLM takes plain LoRA adapters, and kind is {as_toml(kind)}": kind not in VLLM_TAKES,
+        f"vLLM takes plain LoRA adapters, and kind is {as_toml(kind)}": kind not in PLAIN,
         "vLLM needs a GPU, and parallel.device is cpu": tables.parallel.device == "cpu",
         "vLLM would answer with a base that is not quantized": tables.model.quantization != "none",
         "vLLM would answer with the base's own activation function": replaces(tables.noise),

@@ -65,7 +65,7 @@ def _with_lora(model: Any, adapter: LowRank, start: Path | None, *, in_fp32: boo
     else:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
-            r=adapter.first_rank if isinstance(adapter, Adalora) else adapter.rank,
+            r=adapter.first_rank,
             lora_alpha=adapter.alpha,  # type: ignore[arg-type]
             lora_dropout=adapter.dropout,
             target_modules=targets.names(model, adapter),

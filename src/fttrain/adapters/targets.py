@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adalora, Dora, LowRank, Pissa
+from ftlaunch.recipe import Dora, LowRank
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
@@ -99,7 +99,7 @@ def converted_by_peft(model: nn.Module, modules: list[str]) -> set[str]:
 
 def _candidates(model: Any, adapter: LowRank) -> list[str]:
     """Names of the layers of the text body that hold a matrix, and of the head."""
-    kinds = LINEAR if isinstance(adapter, Adalora | Dora | Pissa) else (*LINEAR, nn.Embedding)
+    kinds = (*LINEAR, nn.Embedding) if adapter.is_plain else LINEAR
     prefix, _ = body_of(model)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return [

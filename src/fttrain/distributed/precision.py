@@ -10,7 +10,7 @@ import torch
 from msgspec.structs import replace
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adalora, Dtype, Training
+from ftlaunch.recipe import Dtype, Training
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.records import Precision
@@ -94,7 +94,7 @@ def _chosen(spec: StageSpec, folder: StageDir, world: World) -> Choice:
     on_record = world.from_main(_on_record(folder) if world.is_main else {})
     found = world.gather((socket.gethostname(), world.device.type, native(world.device)))
     on_gpus = all(device == "cuda" for _, device, _ in found)
-    takes_fp16 = on_gpus and not isinstance(spec.adapter, Adalora)  # it compares gradients of many steps
+    takes_fp16 = on_gpus and spec.adapter.takes_loss_scaling
     if folder.name in on_record:
         if on_record[folder.name] == "fp16" and not on_gpus:
             message = f"{folder.name} began in fp16, which needs a GPU, and there is none here"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftlaunch.recipe import Adalora, LowRank, NoNoise, Pairwise, Pissa, Ppo, Sft, Training
+from ftlaunch.recipe import Adalora, NoNoise, Pairwise, Ppo, Sft, Training
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
@@ -164,7 +164,7 @@ def _try(spec: StageSpec, engine: Engine, wanted: Layout, origin: StartPoint) ->
         else:
             engine.scorer.pad()
         return
-    is_new = origin.adapter is None and isinstance(spec.adapter, LowRank) and not isinstance(spec.adapter, Pissa)
+    is_new = origin.adapter is None and spec.adapter.begins_as_base
     engine.verdict = asdict(probe.settle(engine, wanted, spec.model.dtype, begins_as_base=is_new))
 
 

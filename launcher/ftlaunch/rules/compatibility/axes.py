@@ -2,38 +2,42 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from ftlaunch.plan.resolve import Resolved
 from ftlaunch.recipe import (
     HIDDEN_ACT,
     MLP,
-    Adversarial,
+    Adapter,
     Dpo,
     LowRank,
-    NoNoise,
+    Noise,
     Pairwise,
     Ppo,
     PTuning,
     Qat,
-    Saturated,
     Sft,
+    Stage,
     Training,
+    Virtual,
     replaces,
 )
+from ftlaunch.recipe.model import FewBits
+from ftlaunch.recipe.stages import OptimizerName, Strategy
+from ftlaunch.recipe.types import kinds
 
-METHODS = ("lora", "rslora", "dora", "pissa", "adalora", "prefix", "prompt", "p_tuning", "full")
-VIRTUAL = ("prefix", "prompt", "p_tuning")
-STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
-PAIRWISE = ("reward", "dpo", "orpo")
-ZERO = ("zero1", "zero2", "zero3")
-IN_FEW_BITS = ("nf4", "fp4", "int8")
+VIRTUAL = kinds(Adapter, lambda kind: issubclass(kind, Virtual))
+PLAIN = kinds(Adapter, lambda kind: issubclass(kind, LowRank) and kind.is_plain)
+LOSS_UNSCALED = kinds(Adapter, lambda kind: not kind.takes_loss_scaling)
+STAGES = kinds(Stage, lambda kind: issubclass(kind, Training))
+WITH_HEAD = kinds(Stage, lambda kind: issubclass(kind, Training) and kind.has_head)
+PAIR_POLICIES = kinds(Stage, lambda kind: issubclass(kind, Pairwise) and not kind.has_head)
+"""Stages that train a policy on pairs."""
+ZERO = tuple(name for name in get_args(Strategy) if name.startswith("zero"))
+IN_FEW_BITS = tuple(name for name in get_args(FewBits) if name != "none")
 ROUNDED = ("qat", "lsq", "bitlinear")
-PAGED = ("paged_adamw", "paged_adamw_8bit")
-DRAWN = (
-    *("gaussian", "uniform", "multiplicative", "poisson", "dropout", "gaussian_dropout"),
-    *("locked_dropout", "drop_path", "alpha_dropout"),
-)
-"""Kinds of noise that need no gradient and no activation function of their own."""
+PAGED = tuple(name for name in get_args(OptimizerName) if name.startswith("paged"))
+DRAWN = kinds(Noise, lambda kind: kind.family == "drawn")
 
 Combination = Mapping[str, str]
 """A value for every axis, or for some."""
@@ -68,18 +72,6 @@ def _quantization(_: Training, tables: Resolved) -> str:
     return "lsq" if isinstance(table, Qat) and table.learned_step else str(table.__struct_config__.tag)
 
 
-def _noise(_: Training, tables: Resolved) -> str:
-    match tables.noise:
-        case NoNoise():
-            return "none"
-        case Adversarial():
-            return "adversarial"
-        case Saturated():
-            return "saturated"
-        case _:
-            return "drawn"
-
-
 def _activation(_: Training, tables: Resolved) -> str:
     if not replaces(tables.noise):
         return "kept"
@@ -90,7 +82,7 @@ AXES = (
     _axis(
         "method",
         lambda _, tables: str(tables.adapter.__struct_config__.tag),
-        **{kind: f"adapter.kind={kind}" for kind in METHODS},
+        **{kind: f"adapter.kind={kind}" for kind in kinds(Adapter)},
     ),
     _axis(
         "stage",
@@ -100,7 +92,7 @@ AXES = (
     _axis(
         "strategy",
         lambda _, tables: tables.parallel.strategy,
-        **{name: f"parallel.strategy={name}" for name in ("single", "ddp", *ZERO)},
+        **{name: f"parallel.strategy={name}" for name in get_args(Strategy)},
     ),
     _axis(
         "quantization",
@@ -143,7 +135,7 @@ AXES = (
     ),
     _axis(
         "noise",
-        _noise,
+        lambda _, tables: tables.noise.family,
         none="noise.kind=none",
         drawn=tuple(f"noise.kind={kind}" for kind in DRAWN),
         adversarial=("noise.kind=adversarial", "noise.kind=adversarial noise.steps=2 noise.norm=linf"),
@@ -194,7 +186,7 @@ AXES = (
     _axis(
         "optimizer",
         lambda _, tables: tables.optimizer.name,
-        **{name: f"optimizer.name={name}" for name in ("adamw", "adamw_8bit", *PAGED)},
+        **{name: f"optimizer.name={name}" for name in get_args(OptimizerName)},
     ),
     _switch("offload", "parallel.offload=cpu", "", lambda _, tables: tables.parallel.offload != "none"),
     _axis(

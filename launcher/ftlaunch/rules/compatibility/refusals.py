@@ -2,15 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ftlaunch.load.messages import as_toml, join_or
+from ftlaunch.recipe import Adapter, Stage
+from ftlaunch.recipe.types import kinds
 from ftlaunch.rules.compatibility.axes import (
     BY_NAME,
     IN_FEW_BITS,
+    LOSS_UNSCALED,
     PAGED,
-    PAIRWISE,
+    PAIR_POLICIES,
+    PLAIN,
     ROUNDED,
     VIRTUAL,
+    WITH_HEAD,
     ZERO,
     Combination,
 )
@@ -48,19 +54,20 @@ def _but(axis: str, *values: str) -> tuple[str, ...]:
     return tuple(value for value in BY_NAME[axis].values if value not in values)
 
 
-def _only(axis: str, kinds: tuple[str, ...], switch: str, key: str, values: tuple[str, ...] = ON) -> Refusal:
-    """A key that only tables of these kinds have."""
-    message = f"belongs to kind {join_or(map(as_toml, kinds))}, and this table's kind is {{{axis}}}"
-    return Refusal({axis: _but(axis, *kinds), switch: values}, key, message, "remove it", at_load=True)
+def _only(axis: str, union: Any, switch: str, key: str, values: tuple[str, ...] = ON) -> Refusal:
+    """A key that only some kinds of a union have."""
+    having = kinds(union, lambda kind: key.partition(".")[2] in kind.__struct_fields__)
+    message = f"belongs to kind {join_or(map(as_toml, having))}, and this table's kind is {{{axis}}}"
+    return Refusal({axis: _but(axis, *having), switch: values}, key, message, "remove it", at_load=True)
 
 
 WITHOUT_KEY = (
-    _only("stage", PAIRWISE, "share_prompt", "stage.share_prompt"),
-    _only("stage", ("sft",), "neftune", "stage.neftune_alpha"),
-    _only("stage", ("sft",), "r_drop", "stage.r_drop"),
-    _only("stage", ("dpo",), "reference", "stage.reference", ("live", "precomputed")),
-    _only("method", _but("method", *VIRTUAL, "full"), "dropout", "adapter.dropout"),
-    _only("method", ("p_tuning",), "lstm", "adapter.encoder"),
+    _only("stage", Stage, "share_prompt", "stage.share_prompt"),
+    _only("stage", Stage, "neftune", "stage.neftune_alpha"),
+    _only("stage", Stage, "r_drop", "stage.r_drop"),
+    _only("stage", Stage, "reference", "stage.reference", ("live", "precomputed")),
+    _only("method", Adapter, "dropout", "adapter.dropout"),
+    _only("method", Adapter, "lstm", "adapter.encoder"),
     Refusal(
         {"noise": ("saturated",), "activation": ("kept", "named")},
         "noise.activation",
@@ -79,13 +86,13 @@ METHODS = (
         'remove it, or write kind = "lora"',
     ),
     Refusal(
-        {"method": ("adalora",), "dtype": ("fp16",)},
+        {"method": LOSS_UNSCALED, "dtype": ("fp16",)},
         "model.dtype",
         '"fp16" scales losses by a factor that changes, and AdaLoRA compares gradients of many steps',
         'write dtype = "bf16" or "fp32"',
     ),
     Refusal(
-        {"method": VIRTUAL, "stage": ("reward", "ppo")},
+        {"method": VIRTUAL, "stage": WITH_HEAD},
         "adapter.kind",
         "{stage} reads rows as they are, and kind = {method} puts tokens before them",
         'write kind = "lora" for this stage',
@@ -97,7 +104,7 @@ METHODS = (
         "write packing = false",
     ),
     Refusal(
-        {"method": VIRTUAL, "stage": ("dpo", "orpo"), "packing": ON},
+        {"method": VIRTUAL, "stage": PAIR_POLICIES, "packing": ON},
         "stage.packing",
         "rows laid end to end have no place before each for the virtual tokens of kind = {method}",
         "write packing = false and share_prompt = false",
@@ -205,13 +212,13 @@ QUANTIZED = (
         "write dropout = 0",
     ),
     Refusal(
-        {"quantization": ROUNDED, "method": _but("method", "lora", "rslora", "full")},
+        {"quantization": ROUNDED, "method": _but("method", *PLAIN, "full")},
         "adapter.kind",
         "W + scale·BA is rounded as one weight, and {method} has none",
-        'write kind = "lora", "rslora" or "full"',
+        f"write kind = {join_or(map(as_toml, (*PLAIN, 'full')))}",
     ),
     Refusal(
-        {"quantization": ROUNDED, "stage": ("reward", "ppo")},
+        {"quantization": ROUNDED, "stage": WITH_HEAD},
         "model.quantization",
         "a stage of kind {stage} is not trained through rounded weights",
         "remove it",
