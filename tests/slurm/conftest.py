@@ -53,9 +53,11 @@ def act_together(dev: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def _submitting(dev: Cluster, folder: Path) -> Iterator[Submit]:
     made: list[Acted] = []
 
-    def call(*stages: str, nodes: int = 1, name: str = "acted", **profile: Any) -> Acted:
+    def call(
+        *stages: str, nodes: int = 1, name: str = "acted", constants: dict[str, float] | None = None, **profile: Any
+    ) -> Acted:
         cluster = msgspec.structs.replace(dev, **profile)
-        made.append(submit_acted(folder / name, stages, nodes, cluster))
+        made.append(submit_acted(folder / name, stages, nodes, cluster, constants))
         return made[-1]
 
     yield call

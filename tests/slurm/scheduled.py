@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,9 +125,21 @@ class Acted:
         return json.loads(stage_dir.result.read_text()) == {"digest": digest}
 
 
-def submit_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster) -> Acted:
-    """Write and submit a run with a stage for each text, such as "40 0.1 kill@3": worker.py's arguments."""
+def submit_acted(
+    folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster, constants: dict[str, float] | None = None
+) -> Acted:
+    """Write and submit a run with a stage for each text, such as "40 0.1 kill@3": worker.py's arguments.
+
+    `constants` are those of a job's modules that it is to have otherwise, so that a test waits no longer than it must:
+    `{"record.RECORD_SECONDS": 2.0}`.
+    """
     run = write_acted(folder, stages, nodes, cluster)
+    for name, value in (constants or {}).items():
+        module, _, constant = name.partition(".")
+        file = run.packages / f"ftlaunch/backend/slurm/{module}.py"
+        text, count = re.subn(rf"^{constant} = .+$", f"{constant} = {value}", file.read_text(), flags=re.MULTILINE)
+        assert count == 1, name
+        file.write_text(text)
     submit.submit(run, runs.read_plan(run))
     return Acted(run, cluster)
 

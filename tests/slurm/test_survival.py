@@ -13,6 +13,7 @@ import pytest
 from scheduled import Acted, devcluster, slurm
 
 from ftlaunch.backend import control
+from ftlaunch.backend.slurm import restart_policy
 
 Submit = Callable[..., Acted]
 STATE = Path("/tmp/ftlaunch-devcluster")
@@ -66,16 +67,6 @@ def test_the_same_failure_twice_is_final(crowd: dict[str, Acted]) -> None:
     assert "failed twice at the same place" in acted.ended()[-1]["reason"]
 
 
-def test_it_saves_and_goes_on_when_the_time_limit_is_near(crowd: dict[str, Acted]) -> None:
-    acted = crowd["limited"]
-    acted.wait(lambda status: status.stages[0].attempts > 1, 180)
-    first = acted.ended()[0]
-    assert (first["cause"], first["restarted"]) == ("preempted", True)
-    assert Path(first["checkpoint"]).name == f"step-{first['step']:08d}"
-    acted.wait_for_step(first["step"] + 1)
-    assert control.cancel(acted.run)
-
-
 def test_tasks_that_are_killed_leave_a_job_that_goes_on(act: Submit) -> None:
     """As srun kills them where it has lost a node that SLURM itself does not give up."""
     acted = act("40 0.1 none", nodes=2)
@@ -107,15 +98,26 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(act: Submit) -> None:
     assert acted.is_calm()
 
 
-def test_a_short_job_preempted_five_times_still_finishes(act: Submit) -> None:
+def test_it_saves_and_goes_on_when_the_time_limit_is_near(crowd: dict[str, Acted]) -> None:
+    acted = crowd["limited"]
+    acted.wait(lambda status: status.stages[0].attempts > 1, 180)
+    first = acted.ended()[0]
+    assert (first["cause"], first["restarted"]) == ("preempted", True)
+    assert Path(first["checkpoint"]).name == f"step-{first['step']:08d}"
+    acted.wait_for_step(first["step"] + 1)
+    assert control.cancel(acted.run)
+
+
+def test_a_short_job_preempted_again_and_again_still_finishes(act: Submit) -> None:
+    """More often than a job may be that makes no checkpoint."""
     acted = act("80 0.1 none", nodes=3)
     before = 0
-    for _ in range(5):
+    for _ in range(restart_policy.FRUITLESS + 1):
         acted.wait_for_step(before + 2)
         slurm("srun", "--partition=urgent", "--nodes=3", "--exclusive", "true")
         before = acted.status.stages[0].step
     assert acted.wait_for_end().state == "done"
-    assert [ended["cause"] for ended in acted.ended()] == ["preempted"] * 5 + ["done"]
+    assert [ended["cause"] for ended in acted.ended()] == ["preempted"] * (restart_policy.FRUITLESS + 1) + ["done"]
     assert acted.is_calm()
 
 
