@@ -35,6 +35,7 @@ from ftlaunch.cluster.queue import read_job, read_submission
 from ftlaunch.run.layout import RunDir
 
 VERBS = ("run", "resume", "stop", "cancel")
+BLOWS = ("kill -9", "Ctrl-C", "hang-up", "SIGTERM", "Ctrl-C twice")
 STEPS, PACE = 30, 0.15
 STRANGER_WITHIN = "notes"
 """Name of a job that its user has submitted by hand in the run's folder."""
@@ -163,7 +164,7 @@ class Trial:
 
     def _interrupt(self) -> None:
         seconds = self.draw.uniform(0.0, WHOLE[self.verb])
-        blow = self.draw.choice(("Ctrl-C", "Ctrl-C twice", "hang-up", "SIGTERM", "kill -9", "kill -9"))
+        blow = BLOWS[self.number % len(BLOWS)]
         process = ftlaunch(*self.words(), path=self.site.slow)
         try:
             _, err = process.communicate(timeout=seconds)

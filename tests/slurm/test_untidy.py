@@ -18,6 +18,7 @@ from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
+from ftlaunch.recipe import Parallel
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import logs, runs
@@ -321,6 +322,31 @@ def test_a_chain_that_is_longer_than_the_queue_takes_goes_on_by_itself(
     acted = Acted(run, dev)
     wait_until(lambda: all(stage_dir.result.exists() for stage_dir in run.stage_dirs()), 120)
     assert [len(acted.ended(stage_dir.name)) for stage_dir in run.stage_dirs()] == [1, 1, 1, 1]
+
+
+def test_a_chain_goes_on_where_the_queue_takes_one_job(dev: Cluster, tmp_path: Path, cleared: list[Path]) -> None:
+    """In that job, which also comes back from the queue to the stage that it was at, and has nodes to spare by then."""
+    words = "QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: Job violates accounting policy"
+    count = f"squeue -h -o %Z | grep -c '^{tmp_path}/one$'"
+    site = site_sbatch(tmp_path / "bin", f'[ "$({count})" = 0 ] || {{ printf "sbatch: error: {words}" >&2; exit 1; }}')
+    run = write_acted(tmp_path / "one", ("5 0.1 none", "40 0.1 none", "5 0.1 kill@3"), 2, dev)
+    plan = runs.read_plan(run)
+    last = msgspec.structs.replace(plan.stages[2].spec, parallel=Parallel(nodes=1), world_size=1)
+    files = {"step.json": msgspec.json.encode(last).decode()}
+    stages = [*plan.stages[:2], msgspec.structs.replace(plan.stages[2], spec=last, files=files)]
+    write_json(run.plan, msgspec.structs.replace(plan, stages=stages))
+    cleared.append(run.path)
+    done = call("resume", run.path, path=site)
+    assert done.returncode == 0, done.stderr
+    acted = Acted(run, dev)
+    acted.wait(lambda status: (status.stages[1].step or 0) >= 12)
+    assert (acted.status.stages[1].state, acted.status.stages[1].job) == ("running", acted.job)
+    slurm("scontrol", "requeue", acted.job)
+    assert acted.wait_for_end().state == "done", acted.told()
+    ended = [acted.ended(stage_dir.name) for stage_dir in run.stage_dirs()]
+    assert [[one["cause"] for one in stage] for stage in ended] == [["done"], ["preempted", "done"], ["failed", "done"]]
+    assert {one["job"] for stage in ended for one in stage} == {acted.job}
+    assert all(acted.is_calm(stage_dir.name) for stage_dir in run.stage_dirs())
 
 
 def test_a_full_disk_in_the_middle_leaves_no_job(

@@ -127,7 +127,8 @@ class Answer:
         """That of a stage's job whose turn it is: the first that waits or runs, else the last that began."""
         job = read_job(stage_dir)
         own = [entry for entry in self.entries.values() if entry.stage == stage_dir.name]
-        recorded = [entry for id in (job.ids if job else []) for entry in own if entry.id == id]
+        # A job may be another stage's by its script, and have taken this one over.
+        recorded = [self.entries[id] for id in (job.ids if job else []) if id in self.entries]
         alive = [entry for entry in [*recorded, *own] if entry.alive]
         begun = [entry for entry in recorded if entry.start is not None]
         return next(iter([*alive, *reversed(begun), *recorded]), None)

@@ -47,6 +47,9 @@ class HeldTask(NodeTask):
     def _submit_rest(self) -> None:
         """There is nothing to submit."""
 
+    def _take_over(self) -> str | None:
+        """The one that started the tasks sees to the next stage."""
+
     def _go_back(self, attempt: Attempt, ended: AttemptRecord) -> AttemptRecord:  # noqa: ARG002 (there is no queue to go back to)
         return ended
 

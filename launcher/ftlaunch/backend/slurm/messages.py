@@ -26,6 +26,8 @@ class HeadNotice(Struct, frozen=True, kw_only=True):
     """None: there is nothing to do any more."""
     address: str | None = None
     port: int | None = None
+    following: str | None = None
+    """Where there is nothing to do any more: the stage that this job takes over, for which the queue has no room."""
 
 
 class NodeReport(Struct, frozen=True, kw_only=True):

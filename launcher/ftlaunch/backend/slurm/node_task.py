@@ -3,6 +3,7 @@
 The first node leads: it makes the attempt, tells the others where to meet, and decides what becomes of the job.
 """
 
+import os
 import shlex
 import signal
 import sys
@@ -49,16 +50,20 @@ POLL_SECONDS, MOST_POLL_SECONDS = 0.2, 1.0
 
 def run_stage(folder: str) -> None:
     """Run the stage in a folder as the task of this node, and leave with the code that SLURM is to see."""
-    run_task(NodeTask(StageDir(Path(folder)), PreemptionSignals()))
+    stage_dir = record.stage_of(StageDir(Path(folder)), os.environ["SLURM_JOB_ID"])
+    run_task(NodeTask(stage_dir, PreemptionSignals()))
 
 
 def run_task(task: "NodeTask") -> None:
-    """Do what a task does, and leave with its code."""
+    """Do what a task does, for one stage after another where its job takes over what follows; leave with its code."""
     redact_output()
     trust.write_for_ourselves()
     task.warnings.listen()  # instead of submitit, which would requeue at once and in the middle of a step
     try:
-        code = task.run_as_head() if task.rank == 0 else task.run_as_worker()
+        code = task.attend()
+        while code == DONE and task.following is not None:
+            task = type(task)(task.run.stage_dir(task.following), task.warnings)
+            code = task.attend()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
@@ -71,6 +76,8 @@ class NodeTask(StageJob):
 
     states: list[RankState] = field(default_factory=list[RankState])
     """What the ranks here were at, where they were found to hang."""
+    following: str | None = None
+    """The stage that the job takes over once this one is done."""
 
     @property
     def rank(self) -> int:
@@ -86,17 +93,24 @@ class NodeTask(StageJob):
         """A number by which jobs that share nodes choose different ports."""
         return int(self.slurm.job_id)
 
+    def attend(self) -> int:
+        """See the stage to its end, as this node does it, and say the code that SLURM is to see."""
+        return self.run_as_head() if self.rank == 0 else self.run_as_worker()
+
     # The first node
 
     def run_as_head(self) -> int:
         """Start the stage, again inside the job while that is worth it, and say the code that SLURM is to see."""
         try:
             if (code := self._refusal()) is not None:
+                self.following = self._take_over() if code == DONE else None
                 return code
             self.stage_dir.stop.unlink(missing_ok=True)
             self._submit_rest()
             while (ended := self._attempt()).in_place:
                 self.starts += 1
+            if ended.cause == "done":
+                self.following = self._take_over()
             return {"done": DONE, "failed": STAGE_FAILED}.get(ended.cause, STOPPED)
         finally:
             self._let_go()
@@ -108,11 +122,15 @@ class NodeTask(StageJob):
         except UserError as error:
             print(f"the next stage is not submitted: {error}", file=sys.stderr)
 
+    def _take_over(self) -> str | None:
+        """The next stage, where the queue has no room for it as long as this job is in it, and it fits in here."""
+        return submit.take_over(self.run, self.stage_dir, self.slurm.job_id)
+
     def _let_go(self) -> None:
-        """Have the other nodes leave, which wait for what comes next."""
+        """Have the other nodes leave, which wait for what comes next, or turn to the stage that follows."""
         if self.start_file.exists():
             self.starts += 1
-        messages.tell(self.start_file, HeadNotice(attempt=None))
+        messages.tell(self.start_file, HeadNotice(attempt=None, following=self.following))
 
     def _attempt(self) -> AttemptRecord:
         """One start of the stage's processes on all nodes, concluded."""
@@ -196,9 +214,10 @@ class NodeTask(StageJob):
 
     def run_as_worker(self) -> int:
         """Do as the first node says. Whatever becomes of the processes here, that one decides what it means."""
-        if self.stage_dir.result.exists():
-            return DONE
         while (start := self._hear_start()).attempt is not None:
+            if self.rank >= len(self.nodes):  # to spare: its leaving would have srun end the others
+                self.starts += 1
+                continue
             attempt = Attempt(self.stage_dir.attempts / str(start.attempt), self.rank)
             self.states = []
             try:
@@ -209,6 +228,7 @@ class NodeTask(StageJob):
                 verdict = NodeReport(exit_code=BAD_INPUT, killed=None)
             write_json(attempt.verdict(self.rank), verdict)
             self.starts += 1
+        self.following = start.following
         return DONE
 
     def _hear_start(self) -> HeadNotice:

@@ -32,6 +32,18 @@ def is_on_record(stage_dir: StageDir, job: str, is_over: Callable[[], bool] = la
     return False
 
 
+def stage_of(stage_dir: StageDir, job: str) -> StageDir:
+    """The stage that a job is for by now: its own, or a later one that it has taken over at the end of that."""
+    run = RunDir(stage_dir.path.parent)
+    taken = [one for one in run.stage_dirs() if one.name > stage_dir.name and _holds(one, job)]
+    return taken[-1] if stage_dir.result.exists() and taken else stage_dir
+
+
+def _holds(stage_dir: StageDir, job: str) -> bool:
+    record = queue.read_job(stage_dir)
+    return record is not None and record.id == job
+
+
 def _taken(run: RunDir) -> list[str]:
     """Jobs on record so far."""
     return [id for stage_dir in run.stage_dirs() if (job := queue.read_job(stage_dir)) for id in job.ids]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from submitit.core.utils import FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
@@ -193,6 +194,14 @@ def _last_words(run: RunDir, planned: PlannedStage, cluster: Cluster) -> list[st
 
 def _resources(planned: PlannedStage, cluster: Cluster) -> Resources:
     return cluster.resources(planned.name.partition("-")[2])
+
+
+def fits_into(following: PlannedStage, now: PlannedStage, cluster: Cluster) -> bool:
+    """Whether the job of one stage has all that another asks for: its nodes, resources and GPUs."""
+    wanted, given = (msgspec.structs.replace(_resources(one, cluster), time_limit=None) for one in (following, now))
+    gpus = _gpus(following, cluster)
+    enough = following.spec.parallel.nodes <= now.spec.parallel.nodes and gpus in ({}, _gpus(now, cluster))
+    return enough and wanted == given and cluster.restart == "requeue"
 
 
 def _srun(run: RunDir, resources: Resources, cluster: Cluster) -> list[str]:

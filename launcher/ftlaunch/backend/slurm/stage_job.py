@@ -42,6 +42,7 @@ def conclude_cut_off(stage_dir: StageDir, code: int) -> None:
     `code` is srun's: 128 and the number of the signal, where one has ended a task.
     """
     redact_output()
+    stage_dir = record.stage_of(stage_dir, os.environ["SLURM_JOB_ID"])
     job = StageJob(stage_dir, PreemptionSignals())
     if stage_dir.result.exists() or (attempt := job.cut_off(code)) is None:
         return
@@ -104,8 +105,8 @@ class StageJob:
         """
         names = list(self.slurm.hostnames)
         planned = self.planned.spec.parallel.nodes
-        assert len(names) == planned, f"SLURM gave the nodes {names}, and {planned} were asked for"
-        return names
+        assert len(names) >= planned, f"SLURM gave the nodes {names}, and {planned} were asked for"
+        return names[:planned]
 
     @property
     def start_file(self) -> Path:

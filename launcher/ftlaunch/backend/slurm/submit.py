@@ -19,7 +19,7 @@ from submitit.helpers import clean_env
 from ftlaunch.backend.prepare import write_files
 from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.carried import carried
-from ftlaunch.backend.slurm.request import Batch, executor
+from ftlaunch.backend.slurm.request import Batch, executor, fits_into
 from ftlaunch.backend.slurm.save_budget import require_time_to_save
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Job, Submission
@@ -175,6 +175,28 @@ def submit_rest(run: RunDir, stage_dir: StageDir) -> None:
         _submit_all(run, plan, rest, cluster, StopSignals(), after_success(job))
     finally:
         lock.release(held)
+
+
+def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
+    """At the end of a stage, the next one that its job goes on with; None where that has, or gets, a job of its own.
+
+    It does so where the queue takes no job besides this one, and the next stage asks for no more than this one has.
+    """
+    plan, cluster = runs.read_plan(run), queue.read_cluster(run)
+    following = next((planned for planned in plan.stages if planned.name > stage_dir.name), None)
+    if following is None or run.stage_dir(following.name).job.exists() or _is_finished(run, following):
+        return None
+    try:
+        submit_rest(run, stage_dir)
+    except UserError as error:
+        now = next(planned for planned in plan.stages if planned.name == stage_dir.name)
+        if not (LIMIT.search(error.message) and fits_into(following, now, cluster)):
+            print(f"{following.name} is not submitted: {error}", file=sys.stderr)
+            return None
+        print(f"{following.name} goes on in job {job}, as the queue takes no other", file=sys.stderr)
+        write_json(run.stage_dir(following.name).job, Job(id=job, submitted=time.time()))
+        return following.name
+    return None
 
 
 def _is_finished(run: RunDir, planned: PlannedStage) -> bool:
