@@ -20,8 +20,9 @@ FLOORS = {
         "load rows safety",
         "run",
         "cluster plan processes",
-        "rules watch",
+        "rules",
         "backend",
+        "watch",
         "compare",
         "report",
         "cli",
@@ -41,10 +42,13 @@ FLOORS = {
         "stages",
     ),
     "ftlaunch.backend": (
-        "__init__ display node_folder prepare replan watchdog",
-        "supervisor",
-        "local rerun slurm",
-        "control",
+        "__init__ display folders node_folder runs status watchdog",
+        "driven protocol replan supervisor",
+        "driving",
+        "local slurm",
+        "backends",
+        "control prepare",
+        "rerun",
     ),
     "ftlaunch.cli": (
         "options profile text",
@@ -117,12 +121,11 @@ FLOORS = {
     "ftlaunch.run": (
         "__init__ files preparing records spec tail",
         "digests layout progress",
-        "outputs provenance",
+        "outputs provenance saves",
         "changes snapshot",
     ),
     "ftlaunch.watch": (
-        "__init__ jobs runs saves",
-        "status",
+        "__init__ status",
         "logs screen",
     ),
     "fttrain.adapters": (

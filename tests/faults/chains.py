@@ -22,8 +22,9 @@ from tests.faults.strikes import DEVCLUSTER
 from tests.trainer.conftest import make_pairs
 
 from ftlaunch import processes
+from ftlaunch.backend.status import newest_checkpoint
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.watch.status import is_over, newest_checkpoint, read_status
+from ftlaunch.watch.status import is_over, read_status
 
 PATIENCE_SECONDS = 300.0
 POLL_SECONDS = 0.1

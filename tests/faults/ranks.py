@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from tests.faults.orders import Fault
 
-from ftlaunch.backend.prepare import write_files
+from ftlaunch.backend.folders import write_files
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.recipe import Recipe
 from ftlaunch.run.layout import RunDir, StageDir

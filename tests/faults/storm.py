@@ -24,10 +24,10 @@ from msgspec import Struct
 from tests.conftest import save_tiny_model, write_rows
 from tests.faults.strikes import CONF, DEVCLUSTER, STRIKES, find_target
 
+from ftlaunch.backend.status import newest_checkpoint
 from ftlaunch.run import progress
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
-from ftlaunch.watch.status import newest_checkpoint
 
 EVERY_SECONDS = 30.0
 STEPS_A_MINUTE = 20

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import msgspec
 
+from ftlaunch.backend import backends
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Merge, Model, Optimizer, Parallel, Recipe
@@ -52,4 +53,4 @@ def write_run(run_dir: Path, *acts: str) -> RunDir:
     """A written run, ready to be driven."""
     # Two calls of git and nine packages' metadata, for a file that no test of acted runs reads.
     with patch("ftlaunch.run.provenance.collect", return_value={}):
-        return prepare(make_plan(run_dir, *acts), Text(run_dir.parent / "recipe.toml"))
+        return prepare(make_plan(run_dir, *acts), Text(run_dir.parent / "recipe.toml"), backends.here())

@@ -18,8 +18,10 @@ from unittest.mock import patch
 import msgspec
 
 from ftlaunch import processes
+from ftlaunch.backend import backends, runs
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Entry, read_job
 from ftlaunch.cluster.vocabulary import Cluster
@@ -28,8 +30,7 @@ from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance
 from ftlaunch.run.spec import StageSpec
-from ftlaunch.watch import runs
-from ftlaunch.watch.status import RunStatus, is_over, read_status
+from ftlaunch.watch.status import is_over, read_status
 
 NOWHERE = Provenance(
     recipe="gone.toml", commit=None, diff_sha256=None, packages={}, python="", platform="", host="", data={}
@@ -147,7 +148,7 @@ def submit_acted(
 def write_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster | None) -> RunDir:
     """Write such a run, which `ftlaunch resume` would submit."""
     with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE):
-        return prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), cluster)
+        return prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), backends.on(cluster))
 
 
 class _Text(msgspec.Struct):

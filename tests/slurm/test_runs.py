@@ -9,12 +9,11 @@ from collections.abc import Callable
 import pytest
 from scheduled import Acted, slurm
 
-from ftlaunch.backend import control
+from ftlaunch.backend import control, runs
 from ftlaunch.backend.slurm import submit
 from ftlaunch.backend.slurm.request import request
 from ftlaunch.cluster.queue import Job
 from ftlaunch.run.files import write_json
-from ftlaunch.watch import runs
 
 Submit = Callable[..., Acted]
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from scheduled import ROOT, Acted, devcluster, slurm, write_acted
 
-from ftlaunch.backend import control
+from ftlaunch.backend import control, runs
 from ftlaunch.backend.slurm import submit
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.queue import Job
@@ -21,7 +21,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Parallel
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch import logs, runs
+from ftlaunch.watch import logs
 
 Submit = Callable[..., Acted]
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import msgspec
 
 from ftlaunch import rules
+from ftlaunch.backend import runs
 from ftlaunch.errors import UserError
 from ftlaunch.load.messages import join_or
 from ftlaunch.plan.plan import ON_THE_WAY, Plan, make_plan
 from ftlaunch.processes import lock
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch import runs
 
 
 def replan(run: RunDir, settings: Sequence[str]) -> Plan:

@@ -3,14 +3,13 @@
 import shutil
 from typing import TYPE_CHECKING
 
+from ftlaunch.backend import backends, runs
 from ftlaunch.backend.prepare import first_changed, write_plan
-from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.backend.protocol import Backend
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch import runs
-from ftlaunch.watch.status import is_over
 
 if TYPE_CHECKING:
     from ftlaunch.rules import Loaded
@@ -50,9 +49,9 @@ def _find(plan: Plan, stage: str) -> PlannedStage:
     raise UserError(message, f"name one of {', '.join(planned.name for planned in plan.stages)}")
 
 
-def rerun_from(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | None, removed: list[str]) -> None:
+def rerun_from(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend, removed: list[str]) -> None:
     """Remove stages and write the plan that the run goes on by, here or on a cluster. UserError where it is running."""
-    if not is_over(run):
+    if not backends.of(run).is_over(run):
         raise UserError(f"{run.path.name} is running", f"end it first: ftlaunch stop {run.path}")
     held = lock.take(run)
     try:
@@ -60,6 +59,6 @@ def rerun_from(run: RunDir, plan: Plan, loaded: "Loaded", cluster: Cluster | Non
             run.stage_dir(name).result.unlink(missing_ok=True)  # first of all: without it nothing counts as finished
         for name in removed:
             shutil.rmtree(run.stage_dir(name).path)
-        write_plan(run, plan, loaded, cluster)
+        write_plan(run, plan, loaded, backend)
     finally:
         lock.release(held)

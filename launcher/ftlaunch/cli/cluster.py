@@ -45,9 +45,9 @@ def attach(
 
     Example: ftlaunch attach my-run --rank 3 -- nvidia-smi
     """
+    from ftlaunch.backend import runs
     from ftlaunch.backend.slurm.attach import command
     from ftlaunch.cluster import queue
-    from ftlaunch.watch import runs
 
     folder = runs.find(run)
     line = command(folder, rank, words or [], terminal=sys.stdin.isatty())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftlaunch.cli import text, trainer
+from ftlaunch.cli import text
 from ftlaunch.cli.options import ClusterName, Json, Settings, Site
 from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import DONE, INTERRUPTED
@@ -64,8 +64,9 @@ def compare(
 
 def _here(trials: "list[Trial]") -> int:
     from ftlaunch.compare.runner import conduct
+    from ftlaunch.processes.environment import require_trainer
 
-    trainer.require()
+    require_trainer()
     return conduct(trials)
 
 

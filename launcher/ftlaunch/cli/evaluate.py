@@ -68,8 +68,8 @@ def evaluate(
 def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe, list[str]]":
     """The recipe, and what is to be evaluated. UserError where either is wanting."""
     from ftlaunch import rules
+    from ftlaunch.backend import runs
     from ftlaunch.load import catalog
-    from ftlaunch.watch import runs
 
     if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
         recipe = rules.load_and_check(catalog.find_recipe(source), settings).recipe

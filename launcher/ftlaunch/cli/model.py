@@ -13,8 +13,8 @@ from ftlaunch.errors import UserError
 
 def resolve_model(source: str, *, merged: bool) -> str:
     """The folder of what a run has made last, where `source` names a run; else `source` itself. UserError if none."""
+    from ftlaunch.backend import runs
     from ftlaunch.run import outputs
-    from ftlaunch.watch import runs
 
     if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
         return source

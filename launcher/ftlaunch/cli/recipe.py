@@ -24,7 +24,7 @@ from ftlaunch.cli.profile import for_recipe, load_named
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
-    from ftlaunch.cluster.vocabulary import Cluster
+    from ftlaunch.backend.protocol import Backend
     from ftlaunch.plan.plan import Plan
     from ftlaunch.rules import Loaded
     from ftlaunch.run.layout import RunDir
@@ -40,11 +40,9 @@ def _load(recipe: str, settings: list[str]) -> "Loaded":
     return loaded
 
 
-def _plan(loaded: "Loaded", run_dir: Path | None, *, here: bool) -> "Plan":
-    """The plan of one run; with `here` it is for this machine, and says what that makes of it."""
-    from ftlaunch.plan import machine
-    from ftlaunch.plan.plan import make_plan
-    from ftlaunch.watch import runs
+def _folder(loaded: "Loaded", run_dir: Path | None = None) -> Path:
+    """Where the one run of a recipe goes. UserError where it is several runs, or cannot go there."""
+    from ftlaunch.backend import runs
 
     if loaded.recipe.sweep is not None:
         message = f"{loaded.source.name} has a [sweep] table: it is several runs, not one"
@@ -52,23 +50,15 @@ def _plan(loaded: "Loaded", run_dir: Path | None, *, here: bool) -> "Plan":
     folder = (run_dir or runs.HOME / loaded.recipe.name).absolute()
     if not str(folder).isprintable():  # a line break would end a line of a batch script, and begin a command
         raise UserError(f"{str(folder)!r} holds control characters", "choose another folder with --run-dir")
-    return make_plan(loaded.recipe, folder, machine.look() if here else None)
+    return folder
 
 
-def _show(plan: "Plan", cluster: "Cluster | None", *, json: bool = False) -> str:
-    """A plan in full, with what SLURM is asked for where it is for a cluster."""
-    if cluster is None:
-        return text.as_json(plan) if json else text.full(plan)
-    from ftlaunch.backend.slurm.carried import carried, not_heeded
-    from ftlaunch.backend.slurm.request import request
-
-    requests = {planned.name: request(plan, planned, cluster) for planned in plan.stages}
-    variables = carried() | cluster.environment
-    if (said := not_heeded()) is not None:
-        print(f"warning: {said}", file=sys.stderr)
+def _show(plan: "Plan", backend: "Backend", *, json: bool = False) -> str:
+    """A plan in full, with what a scheduler is asked for where there is one."""
+    asked = backend.describe(plan)
     if json:
-        return text.as_json({"plan": plan, "requests": requests, "variables": variables})
-    return text.full(plan, requests, variables)
+        return text.as_json({"plan": plan, "requests": asked.requests, "variables": asked.variables} if asked else plan)
+    return text.full(plan, asked)
 
 
 def _show_sweep(loaded: "Loaded", settings: list[str], *, json: bool) -> str:
@@ -104,34 +94,28 @@ def run(
 
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
+    from ftlaunch.backend import backends
     from ftlaunch.backend.prepare import prepare
-    from ftlaunch.cli.run import dependency, require_here, start
+    from ftlaunch.cli.run import start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    profile = for_recipe(loaded.recipe, cluster, site)
-    planned = _plan(loaded, run_dir, here=profile is None)
+    backend = backends.on(for_recipe(loaded.recipe, cluster, site))
+    planned = backend.plan(loaded.recipe, _folder(loaded, run_dir))
     if dry_run:
-        print(_show(planned, profile))
+        print(_show(planned, backend))
         return
-    if profile is None:
-        require_here(planned)
-    else:
-        from ftlaunch.backend.slurm import submit
-
-        submit.require_fit(planned, profile)
-    waited_for = dependency(after, on_cluster=profile is not None)
+    backend.require(planned, after)
     print(text.summary(planned), file=sys.stderr)
     if begin_from is None:
-        folder = prepare(planned, loaded, profile)
+        folder = prepare(planned, loaded, backend)
     else:
-        folder = _begin_anew(planned, loaded, profile, begin_from, yes=yes)
-    raise typer.Exit(start(folder, detach=detach, fresh=begin_from is None, after=waited_for))
+        folder = _begin_anew(planned, loaded, backend, begin_from, yes=yes)
+    raise typer.Exit(start(folder, detach=detach, fresh=begin_from is None, after=after))
 
 
-def _begin_anew(planned: "Plan", loaded: "Loaded", cluster: "Cluster | None", stage: str, *, yes: bool) -> "RunDir":
+def _begin_anew(planned: "Plan", loaded: "Loaded", backend: "Backend", stage: str, *, yes: bool) -> "RunDir":
     """The run's folder without the stages that are done anew, once the user agrees."""
-    from ftlaunch.backend import rerun
-    from ftlaunch.watch import runs
+    from ftlaunch.backend import rerun, runs
 
     run = runs.find(planned.run_dir)
     removed = rerun.obsolete_stages(run, planned, stage)
@@ -140,7 +124,7 @@ def _begin_anew(planned: "Plan", loaded: "Loaded", cluster: "Cluster | None", st
         if not sys.stdin.isatty():
             raise UserError(f"--from removes {what}", "add --yes if that is meant")
         typer.confirm(f"This removes {what}. Go on?", abort=True, err=True)
-    rerun.rerun_from(run, planned, loaded, cluster, removed)
+    rerun.rerun_from(run, planned, loaded, backend, removed)
     return run
 
 
@@ -158,13 +142,15 @@ def plan(
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
+    from ftlaunch.backend import backends
+
     asked = all_settings(settings, nodes, procs_per_node)
     loaded = _load(recipe, asked)
-    profile = for_recipe(loaded.recipe, cluster, site)
+    backend = backends.on(for_recipe(loaded.recipe, cluster, site))
     if loaded.recipe.sweep is not None:
         print(_show_sweep(loaded, asked, json=json))
         return
-    print(_show(_plan(loaded, run_dir, here=profile is None), profile, json=json))
+    print(_show(backend.plan(loaded.recipe, _folder(loaded, run_dir)), backend, json=json))
 
 
 def validate(
@@ -177,6 +163,8 @@ def validate(
 
     Example: ftlaunch validate my.toml
     """
+    from ftlaunch.plan.plan import make_plan
+
     asked = all_settings(settings, nodes, procs_per_node)
     loaded = _load(recipe, asked)
     if loaded.recipe.sweep is not None:
@@ -186,7 +174,7 @@ def validate(
         variants.trials(found, 1, Path())
         print(f"{loaded.source.name}: ok — {', '.join(variant.label for variant in found)}")
         return
-    steps = _plan(loaded, None, here=False).stages
+    steps = make_plan(loaded.recipe, _folder(loaded)).stages
     stages = ", ".join(planned.name.partition("-")[2] for planned in steps)
     count = max(planned.spec.world_size for planned in steps)
     print(f"{loaded.source.name}: ok — {stages} on {text.processes(count)}")

@@ -23,8 +23,8 @@ def report(
 
     Example: ftlaunch report my-run other-run
     """
+    from ftlaunch.backend import runs
     from ftlaunch.report import write
-    from ftlaunch.watch import runs
 
     found = [runs.find(name) for name in run]
     if as_json:

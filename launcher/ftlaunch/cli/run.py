@@ -1,15 +1,13 @@
 """Verbs that take a run. What they need is imported when they are called: startup time is a feature."""
 
 import contextlib
-import os
-import shlex
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftlaunch.cli import text, trainer
+from ftlaunch.cli import text
 from ftlaunch.cli.options import (
     After,
     AttemptNumber,
@@ -24,41 +22,11 @@ from ftlaunch.cli.options import (
     StageName,
     all_settings,
 )
+from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import DONE, STAGE_FAILED, UserError
 
 if TYPE_CHECKING:
-    from ftlaunch.plan.plan import Plan
     from ftlaunch.run.layout import RunDir
-
-
-def dependency(after: str | None, *, on_cluster: bool) -> str | None:
-    """What --after means to sbatch: a job's number, or the last job of a run. UserError where it means nothing."""
-    from ftlaunch.cluster.queue import dependency_on
-    from ftlaunch.watch import runs
-
-    if after is None:
-        return None
-    if not on_cluster:
-        raise UserError("--after is for jobs of a cluster", "add --cluster NAME")
-    return f"afterok:{after}" if after.isdecimal() else dependency_on(runs.find(after))
-
-
-def require_here(plan: "Plan") -> None:
-    """UserError where a plan cannot run on this machine, nor on nodes that are held."""
-    from ftlaunch.backend.local.driver import refuse_several_nodes
-
-    if not _holds_nodes_for(plan):
-        refuse_several_nodes(plan)
-    trainer.require()
-
-
-def _holds_nodes_for(plan: "Plan") -> bool:
-    """Whether a plan is to run on nodes of a job that this process is in."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return False
-    from ftlaunch.backend.slurm.held import is_for
-
-    return is_for(plan) is not None
 
 
 LOOKED_INTO_BYTES = 64 * 2**20
@@ -66,83 +34,34 @@ LOOKED_INTO_BYTES = 64 * 2**20
 
 
 def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | None = None) -> int:
-    """Drive a written run here, in the background or on its cluster; the exit code.
+    """Start a written run where it belongs; the exit code.
 
     `fresh`: the folder was written just now, and goes away where its jobs cannot be submitted.
     """
+    from ftlaunch.backend import backends, runs
     from ftlaunch.run import outputs
-    from ftlaunch.watch import runs
 
-    where = folder.path
-    quoted = shlex.quote(str(where))
     if runs.finished(folder):
+        where = folder.path
         print(f"{where.name} is already finished: {where}\n{outputs.describe(folder)}".rstrip(), file=sys.stderr)
         return DONE
-    if folder.cluster.exists():
-        return _submit(folder, fresh=fresh, after=after)
-    require_here(plan := runs.read_plan(folder))
-    if "SLURM_JOB_ID" in os.environ or folder.held.exists():
-        from ftlaunch.backend.slurm.held import claim
-
-        claim(folder, plan)
-    if not detach:
-        return _drive(folder)
-    from ftlaunch.backend import control
-
-    control.drive_detached(folder)
-    print(f"{where.name} runs in the background. Come back with", file=sys.stderr)
-    print(f"  ftlaunch status {quoted}\n  ftlaunch logs -f {quoted}\n  ftlaunch stop {quoted}")
-    return DONE
+    code = backends.of(folder).start(folder, detach=detach, after=after, fresh=fresh)
+    if code is None:
+        return DONE
+    _leave_report(folder)
+    return code
 
 
-def _drive(folder: "RunDir", lock: int | None = None) -> int:
-    """Drive a written run to its end, and leave a report of it, however it ended; the exit code."""
-    from ftlaunch.backend import control
+def _leave_report(folder: "RunDir") -> None:
+    """Write the report of a run that was driven here, however it ended."""
     from ftlaunch.report.write import write_report
 
-    code = control.drive_here(folder, lock)
     try:
         page = write_report(folder, with_plots=False)
     except (OSError, UserError) as error:
         print(f"there is no report of {folder.path.name}: {error}", file=sys.stderr)
     else:
         print(f"report: {page}", file=sys.stderr)
-    return code
-
-
-def _submit(folder: "RunDir", *, fresh: bool, after: str | None) -> int:
-    from ftlaunch.backend.prepare import discard
-    from ftlaunch.backend.slurm import submit
-    from ftlaunch.backend.slurm.carried import not_heeded
-    from ftlaunch.watch import runs
-
-    if job := os.environ.get("SLURM_JOB_ID"):
-        print(f"you are in job {job}: this submits other jobs; without --cluster its nodes are used", file=sys.stderr)
-    if (said := not_heeded()) is not None:
-        print(f"warning: {said}", file=sys.stderr)
-    try:
-        jobs = submit.submit(folder, runs.read_plan(folder), after)
-    except UserError as error:
-        if fresh and not folder.submission.exists():
-            discard(folder)
-            error.remedy = error.remedy.partition(submit.OR_RESUME)[0] + "; run it again then: nothing is left of it"
-        raise
-    where = shlex.quote(str(folder.path))
-    ids = ", ".join(f"job {job.id}" for job in jobs)
-    print(f"{folder.path.name} is submitted: {ids}. Come back with", file=sys.stderr)
-    print(f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}")
-    _warn_of_waiting(folder)
-    return DONE
-
-
-def _warn_of_waiting(folder: "RunDir") -> None:
-    """Say so at once where SLURM will not start a job as it is."""
-    from ftlaunch.cluster import queue, reasons
-
-    answer = queue.ask([folder])[0]
-    for stage_dir in folder.stage_dirs():
-        if (entry := answer.of(stage_dir)) and entry.state == "PENDING" and reasons.never_starts(entry.reason):
-            print(f"warning: {stage_dir.name} {reasons.why_waiting(entry.reason)}", file=sys.stderr)
 
 
 def status(
@@ -158,9 +77,9 @@ def status(
     """
     import msgspec
 
+    from ftlaunch.backend import runs
     from ftlaunch.cli.watch import watch as keep_watching
     from ftlaunch.run.changes import changes
-    from ftlaunch.watch import runs
     from ftlaunch.watch.status import read_all, read_status
 
     if watch:
@@ -193,8 +112,9 @@ def logs(
 
     Example: ftlaunch logs -f my-run --rank 0
     """
+    from ftlaunch.backend import runs
     from ftlaunch.processes.outcome import describe_in_full
-    from ftlaunch.watch import logs, runs
+    from ftlaunch.watch import logs
 
     folder = runs.find(run)
     if first_error:
@@ -219,8 +139,7 @@ def stop(
 
     Example: ftlaunch stop my-run --wait 60
     """
-    from ftlaunch.backend import control
-    from ftlaunch.watch import runs
+    from ftlaunch.backend import control, runs
     from ftlaunch.watch.status import read_status
 
     folder = runs.find(run)
@@ -238,8 +157,7 @@ def cancel(run: RunName) -> None:
 
     Example: ftlaunch cancel my-run
     """
-    from ftlaunch.backend import control
-    from ftlaunch.watch import runs
+    from ftlaunch.backend import control, runs
 
     folder = runs.find(run)
     ended = control.cancel(folder)
@@ -263,32 +181,22 @@ def resume(
 
     Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
     """
+    from ftlaunch.backend import backends, runs
     from ftlaunch.backend.replan import replan, save_plan
-    from ftlaunch.watch import runs
 
     folder = runs.find(run)
     if not runs.finished(folder):
         _mind_changes(folder, accepted=changed)
-    here = cluster is None and not folder.cluster.exists()
-    if here:
-        trainer.require()
-    else:
-        from ftlaunch.backend.slurm.submit import require_rest
-
-        if folder.cluster.exists():
-            require_rest(folder)
-    if cluster is not None:
-        _move(folder, cluster, site or [])
-    elif site:
-        raise UserError("--site sets keys of a cluster's profile, and none is named", "add --cluster NAME")
+    profile = load_named(cluster, site)
+    backends.of(folder).require_rest(folder)
+    if profile is not None:
+        backends.move(folder, backends.on(profile))
     if asked := all_settings(settings, nodes, procs_per_node):
         planned = replan(folder, asked)
-        if here:
-            require_here(planned)
+        backends.of(folder).require(planned, after)
         save_plan(folder, planned)
         print(text.summary(planned), file=sys.stderr)
-    waited_for = dependency(after, on_cluster=folder.cluster.exists())
-    raise typer.Exit(start(folder, detach=detach, after=waited_for))
+    raise typer.Exit(start(folder, detach=detach, after=after))
 
 
 def _mind_changes(folder: "RunDir", *, accepted: bool) -> None:
@@ -302,22 +210,11 @@ def _mind_changes(folder: "RunDir", *, accepted: bool) -> None:
         print(f"{change}: the run goes on with it as it is", file=sys.stderr)
 
 
-def _move(folder: "RunDir", cluster: str, site: list[str]) -> None:
-    """Have a run that is at rest go on by a cluster's profile as it is now."""
-    from ftlaunch.cluster.profiles import load_cluster
-    from ftlaunch.processes import lock
-    from ftlaunch.run.files import write_json
-
-    profile = load_cluster(cluster, site)
-    held = lock.take(folder)
-    try:
-        write_json(folder.cluster, profile)
-    finally:
-        lock.release(held)
-
-
 def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:
     """Drive a written run whose lock this process has inherited: what --detach starts."""
-    from ftlaunch.watch import runs
+    from ftlaunch.backend import control, runs
 
-    raise typer.Exit(_drive(runs.find(run), lock))
+    folder = runs.find(run)
+    code = control.drive_here(folder, lock)
+    _leave_report(folder)
+    raise typer.Exit(code)

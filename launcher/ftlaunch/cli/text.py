@@ -1,14 +1,16 @@
 """How plans, runs and tables look as text."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftlaunch.backend.slurm.request import Request
+    from collections.abc import Mapping
+
+    from ftlaunch.backend.protocol import Requests
+    from ftlaunch.backend.status import RunStatus, StageStatus
     from ftlaunch.plan.plan import Plan, PlannedStage
-    from ftlaunch.watch.status import RunStatus, StageStatus
 
 
 def as_json(value: Any) -> str:
@@ -62,23 +64,18 @@ def variants(plans: "Mapping[str, Plan]") -> str:
     return "\n\n".join(parts)
 
 
-def full(
-    plan: "Plan", requests: "Mapping[str, Request] | None" = None, variables: "Mapping[str, str] | None" = None
-) -> str:
-    """A plan with every command and every file, as they will be used; `requests` are those to SLURM, by stage.
-
-    `variables` are what the stages' processes have of the submitting shell and the cluster's profile.
-    """
+def full(plan: "Plan", asked: "Requests | None" = None) -> str:
+    """A plan with every command and every file, as they will be used, and what a scheduler is asked for."""
     parts = [
         summary(plan),
         *(f"── {planned.name} is started with\n{command(plan, planned)}" for planned in plan.stages),
     ]
-    for name, asked in (requests or {}).items():
-        saving = f"\n   and is asked to save {asked.saving}" if asked.saving else ""
-        terms = f"for {asked.price},\n   with {asked.cpus},{saving}"
-        parts.append(f"── {name} is submitted with sbatch, {terms} as\n{asked.script.rstrip()}")
-    if variables:
-        lines = "\n".join(f"{name}={value}" for name, value in variables.items())
+    for name, request in asked.requests.items() if asked else ():
+        saving = f"\n   and is asked to save {request.saving}" if request.saving else ""
+        terms = f"for {request.price},\n   with {request.cpus},{saving}"
+        parts.append(f"── {name} is submitted with sbatch, {terms} as\n{request.script.rstrip()}")
+    if asked and asked.variables:
+        lines = "\n".join(f"{name}={value}" for name, value in asked.variables.items())
         parts.append(f"── variables of this shell and the profile, which the stages' processes are given\n{lines}")
     for planned in plan.stages:
         parts += [f"── {planned.name}/{name}\n{content.rstrip()}" for name, content in planned.files.items()]

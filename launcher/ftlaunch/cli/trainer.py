@@ -3,23 +3,15 @@
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftlaunch.cli import text
-from ftlaunch.errors import UserError
-from ftlaunch.processes.environment import QUIET, inherited
+from ftlaunch.processes.environment import QUIET, inherited, require_trainer
 
 if TYPE_CHECKING:
     from ftlaunch.cluster.vocabulary import Cluster
     from ftlaunch.recipe import Recipe
-
-
-def require() -> None:
-    """UserError where the trainer's packages are not installed beside this interpreter."""
-    if find_spec("torch") is None:
-        raise UserError(f"torch is not installed for {sys.executable}", "pip install 'ftlaunch[train]'")
 
 
 def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
@@ -31,7 +23,7 @@ def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
         from ftlaunch.backend.slurm import tool_job
 
         return tool_job.call(module, [*arguments], cluster)
-    require()
+    require_trainer()
     return subprocess.call([sys.executable, "-P", "-m", module, *arguments], env=QUIET | inherited())
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 GOES_ON = ("running", "queued", "unknown")
 """States of runs that there is something to see of."""
-SECONDS, QUEUE_SECONDS = 1.0, 5.0
-"""Between two looks; with runs on SLURM longer, as its controller is asked."""
+SECONDS = 1.0
+"""Between two looks at runs that disturb nobody."""
 
 
 def watch(
@@ -31,7 +31,7 @@ def watch(
     """
     from rich.console import Console
 
-    from ftlaunch.watch import runs
+    from ftlaunch.backend import runs
     from ftlaunch.watch.screen import RunTail
 
     found = [runs.find(name) for name in run] if run else _under_way()
@@ -49,7 +49,7 @@ def watch(
 
 def _under_way() -> "list[RunDir]":
     """The runs below ./runs that work now, or wait for a machine."""
-    from ftlaunch.watch import runs
+    from ftlaunch.backend import runs
     from ftlaunch.watch.status import read_all
 
     every = runs.all_runs()
@@ -59,7 +59,9 @@ def _under_way() -> "list[RunDir]":
 def _follow(console: "Console", tails: "list[RunTail]") -> None:
     from rich.live import Live
 
-    pause = QUEUE_SECONDS if any(tail.run.cluster.exists() for tail in tails) else SECONDS
+    from ftlaunch.backend import backends
+
+    pause = max(SECONDS, *(backends.of(tail.run).patience for tail in tails))
     shown, is_over = _look(tails)
     with Live(shown, console=console, auto_refresh=False) as live:
         while not is_over:

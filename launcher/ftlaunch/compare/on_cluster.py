@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ftlaunch.backend import backends, runs
+from ftlaunch.backend.driving import Driven
 from ftlaunch.backend.prepare import first_changed, prepare
 from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.compare.variants import Trial
 from ftlaunch.errors import DONE, STAGE_FAILED, Interrupted, UserError
-from ftlaunch.processes import lock
-from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch import runs
-from ftlaunch.watch.status import RunStatus, read_all
+from ftlaunch.watch.status import read_all
 
 LOOK_SECONDS = 5.0
 """Between two questions to a SLURM controller, which others need too."""
@@ -50,15 +50,13 @@ def _folder(trial: Trial, cluster: Cluster) -> RunDir:
     """The trial's run folder, written where it is not there yet, and given the profile where it is at rest."""
     path = Path(trial.plan.run_dir)
     if not runs.is_run(path):
-        return prepare(trial.plan, trial.loaded, cluster)
+        return prepare(trial.plan, trial.loaded, backends.on(cluster))
     folder = RunDir(path)
     if first_changed(runs.read_plan(folder), trial.plan) is not None:
         remedy = "name another folder with --dir, or remove this one"
         raise UserError(f"{path} holds a run of another recipe or other settings", remedy)
-    if not folder.cluster.exists() and not runs.finished(folder):
-        held = lock.take(folder)
-        write_json(folder.cluster, cluster)
-        lock.release(held)
+    if isinstance(backends.of(folder), Driven) and not runs.finished(folder):
+        backends.move(folder, backends.on(cluster))
     return folder
 
 

@@ -4,14 +4,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ftlaunch.backend import control
-from ftlaunch.backend.local.driver import refuse_several_nodes
+from ftlaunch.backend import backends, control, runs
 from ftlaunch.backend.prepare import first_changed, prepare
 from ftlaunch.compare.variants import Trial
 from ftlaunch.errors import DONE, STAGE_FAILED, UserError
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch import runs
 
 
 def conduct(trials: Sequence[Trial], say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> int:
@@ -20,7 +18,7 @@ def conduct(trials: Sequence[Trial], say: Callable[[str], None] = lambda line: p
     UserError where a trial's folder holds something else.
     """
     for trial in trials:
-        refuse_several_nodes(trial.plan)
+        backends.here().require_nodes(trial.plan)
     folders = [_folder(trial) for trial in trials]
     with StopSignals() as interrupts:
         return _conduct(trials, folders, interrupts, say)
@@ -49,11 +47,11 @@ def _folder(trial: Trial) -> RunDir:
     """The trial's run folder, written where it is not there yet."""
     path = Path(trial.plan.run_dir)
     if not runs.is_run(path):
-        return prepare(trial.plan, trial.loaded)
+        return prepare(trial.plan, trial.loaded, backends.here())
     folder = RunDir(path)
     if first_changed(runs.read_plan(folder), trial.plan) is not None:
         remedy = "name another folder with --dir, or remove this one"
         raise UserError(f"{path} holds a run of another recipe or other settings", remedy)
-    if folder.cluster.exists() and not runs.finished(folder):
-        raise UserError(f"{path} is a cluster's to run", "add --cluster NAME, or name another folder with --dir")
+    if not runs.finished(folder):
+        backends.driven(folder)
     return folder

@@ -2,6 +2,10 @@
 
 import os
 import re
+import sys
+from importlib.util import find_spec
+
+from ftlaunch.errors import UserError
 
 FOREIGN = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|(NODE|CROSS)_RANK|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|PET_\w+"
@@ -24,3 +28,9 @@ A variable that is set already is left alone, so that whoever wants to see all o
 def inherited() -> dict[str, str]:
     """This process's variables but for those of another launcher."""
     return {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+
+
+def require_trainer() -> None:
+    """UserError where the trainer's packages are not installed beside this interpreter."""
+    if find_spec("torch") is None:
+        raise UserError(f"torch is not installed for {sys.executable}", "pip install 'ftlaunch[train]'")

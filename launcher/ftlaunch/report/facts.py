@@ -8,7 +8,9 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.backend import runs
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
+from ftlaunch.backend.status import StageStatus
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
 from ftlaunch.processes.outcome import read_failure
@@ -18,8 +20,7 @@ from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.progress import Entry, all_entries, is_evaluation
 from ftlaunch.run.records import Result, Stopped, read_result
 from ftlaunch.run.spec import StageSpec
-from ftlaunch.watch import runs
-from ftlaunch.watch.status import StageStatus, read_status
+from ftlaunch.watch.status import read_status
 
 UNSET = object()
 SAMPLES = 5

@@ -1,1 +1,1 @@
-"""What there is to see of runs: finding them, how they stand and what they said."""
+"""What there is to see of runs: how they stand and what they said."""

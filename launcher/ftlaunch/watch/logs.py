@@ -7,19 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from ftlaunch.cluster import queue
+from ftlaunch.backend import backends
+from ftlaunch.backend.runs import find_stage
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity
 from ftlaunch.processes.outcome import Failure, read_failure
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.tail import Tail
-from ftlaunch.watch import jobs
-from ftlaunch.watch.runs import find_stage
-from ftlaunch.watch.status import is_over, read_status
+from ftlaunch.watch.status import read_status
 
 FOLLOW_SECONDS = 0.2
-QUEUE_SECONDS = 5.0
-"""Between two questions to a SLURM controller, which others need too."""
 
 
 def choose(run: RunDir, stage: str | None, number: int | None) -> Attempt | None:
@@ -101,10 +98,10 @@ class _QueueWatch:
         self._told: str | None = None
 
     def is_over(self, *, nothing_said: bool) -> bool:
-        pause = QUEUE_SECONDS if self._run.cluster.exists() else 0.0
-        if time.monotonic() - self._asked >= pause:
-            self._over, self._asked = is_over(self._run), time.monotonic()
-            if nothing_said and pause and (told := _why_not_yet(self._run)) != self._told:
+        backend = backends.of(self._run)
+        if time.monotonic() - self._asked >= backend.patience:
+            self._over, self._asked = backend.is_over(self._run), time.monotonic()
+            if nothing_said and backend.patience and (told := _why_not_yet(self._run)) != self._told:
                 self._told = told
                 print(f"── {told}", file=sys.stderr, flush=True)
         return self._over
@@ -178,10 +175,7 @@ def _died_early(run: RunDir, stage: str | None) -> Failure | None:
     """What ended the job of the stage asked for, or of the one whose turn it is, before its processes started."""
     steps = run.stage_dirs() if stage is None else [find_stage(run, stage)]
     step = next((step for step in steps if not step.result.exists()), None)
-    if step is None or not run.cluster.exists():
-        return None
-    answer = queue.ask([run])[0]
-    return None if answer.silent is not None else jobs.died_early(step, answer.of(step))
+    return backends.of(run).last_words(step) if step else None
 
 
 def _newest_first(steps: list[StageDir]) -> Iterator[Attempt]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftlaunch.backend.status import RunStatus, StageStatus
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.progress import Entry, MetricsTail, duration, is_evaluation, seconds_left
 from ftlaunch.run.records import EvaluationResult, read_result
-from ftlaunch.watch.status import RunStatus, StageStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

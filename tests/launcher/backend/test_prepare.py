@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from tests.launcher.acted import Text, make_plan, write_run
 
+from ftlaunch.backend import backends
 from ftlaunch.backend import prepare as prepare_module
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.errors import UserError
@@ -20,7 +21,7 @@ from ftlaunch.run.files import write_atomic
 
 def test_what_was_planned_is_what_is_written(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "runs/r", "train", "fail")
-    run = prepare(plan, Text(tmp_path / "recipe.toml", "# as written\n"))
+    run = prepare(plan, Text(tmp_path / "recipe.toml", "# as written\n"), backends.here())
     assert run.path == tmp_path / "runs/r"
     assert run.recipe.read_text() == "# as written\n"
     assert msgspec.json.decode(run.plan.read_bytes(), type=Plan) == plan
@@ -47,7 +48,7 @@ def test_a_folder_with_another_recipe_is_left_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
     before = run.plan.read_bytes()
     with pytest.raises(UserError, match="holds another recipe"):
-        prepare(make_plan(tmp_path / "r", "train", seed=2), Text(tmp_path))
+        prepare(make_plan(tmp_path / "r", "train", seed=2), Text(tmp_path), backends.here())
     assert run.plan.read_bytes() == before
 
 

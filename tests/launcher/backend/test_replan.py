@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from ftlaunch import rules
-from ftlaunch.backend.prepare import prepare, write_files
+from ftlaunch.backend import backends, runs
+from ftlaunch.backend.folders import write_files
+from ftlaunch.backend.prepare import prepare
 from ftlaunch.backend.replan import replan, save_plan
 from ftlaunch.errors import RecipeError, UserError
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.processes import lock
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch import runs
 
 RECIPE = """
 name = "tiny"
@@ -45,7 +46,7 @@ def write(tmp_path: Path) -> Callable[..., RunDir]:
 
     def act(*settings: str) -> RunDir:
         loaded = rules.load_and_check(tmp_path / "tiny.toml", settings)
-        return prepare(make_plan(loaded.recipe, tmp_path / "run"), loaded)
+        return prepare(make_plan(loaded.recipe, tmp_path / "run"), loaded, backends.here())
 
     return act
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from ftlaunch import rules
+from ftlaunch.backend import backends, runs
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.backend.rerun import obsolete_stages, rerun_from
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.rules import Loaded
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch import runs
 
 RECIPE = """
 name = "chain"
@@ -60,7 +60,7 @@ def plan(tmp_path: Path) -> Callable[..., tuple[Plan, Loaded]]:
 @pytest.fixture
 def run(plan: Callable[..., tuple[Plan, Loaded]]) -> RunDir:
     """A run whose stages are all finished."""
-    made = prepare(*plan())
+    made = prepare(*plan(), backends.here())
     for stage_dir in made.stage_dirs():
         stage_dir.result.write_text("{}")
     return made
@@ -83,7 +83,7 @@ def test_what_depends_on_the_stage_goes(
 ) -> None:
     after, loaded = plan(*settings)
     assert obsolete_stages(run, after, stage) == removed
-    rerun_from(run, after, loaded, None, removed)
+    rerun_from(run, after, loaded, backends.here(), removed)
     assert [stage_dir.name for stage_dir in run.stage_dirs()] == [SFT, DPO, REWARD, MERGE]
     assert [stage_dir.name for stage_dir in run.stage_dirs() if not stage_dir.result.exists()] == removed
     assert runs.read_plan(run) == after
@@ -113,8 +113,8 @@ def test_a_recipe_that_grows_keeps_what_is_done(
     (tmp_path / "chain.toml").write_text(RECIPE + '[[stage]]\nkind = "merge"\nstart = "sft"\n')
     after, loaded = plan()
     with pytest.raises(UserError) as caught:
-        prepare(after, loaded)
+        prepare(after, loaded, backends.here())
     assert caught.value.remedy.endswith(f"keep {SFT}, {DPO}, {REWARD}, {MERGE} and begin anew with --from 05-merge")
     assert obsolete_stages(run, after, "05-merge") == []
-    rerun_from(run, after, loaded, None, [])
+    rerun_from(run, after, loaded, backends.here(), [])
     assert [stage_dir.name for stage_dir in run.stage_dirs() if not stage_dir.result.exists()] == ["05-merge"]

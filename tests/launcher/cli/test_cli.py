@@ -19,10 +19,10 @@ from tests.launcher.conftest import Call
 
 from ftlaunch import __main__, cli, processes
 from ftlaunch.backend import control, supervisor
-from ftlaunch.cli import trainer
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED
 from ftlaunch.plan.machine import Machine
 from ftlaunch.plan.plan import Plan
+from ftlaunch.processes import environment
 from ftlaunch.recipe import Recipe
 from ftlaunch.run.layout import RunDir
 
@@ -79,7 +79,7 @@ def _ctrl_c_is_heard() -> Iterator[None]:
 
 @pytest.fixture
 def torch_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "find_spec", lambda name: name)
+    monkeypatch.setattr(environment, "find_spec", lambda name: name)
 
 
 def spawn(*arguments: object, **how: object) -> subprocess.Popen[str]:
@@ -152,7 +152,7 @@ def test_several_nodes_need_a_cluster(call: Call, recipe: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("torch_is_there")
 def test_run_writes_and_drives(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlaunch.plan.plan.make_plan", acted_plan)
+    monkeypatch.setattr("ftlaunch.backend.driving.make_plan", acted_plan)
     code, out, err = call("run", recipe)
     assert (code, out) == (DONE, "")
     assert err.startswith(f"small → {recipe.parent}/runs/small\n01-sft: 2 processes")
@@ -249,7 +249,7 @@ def acted_plan(_: Recipe, run_dir: Path, machine: Machine) -> Plan:  # noqa: ARG
 
 
 def test_without_torch_the_remedy_is_the_extra(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "find_spec", lambda _: None)
+    monkeypatch.setattr(environment, "find_spec", lambda _: None)
     write_run(recipe.parent / "runs/r", "train")
     for line in (("run", recipe), ("resume", "r"), ("merge", "x", "y"), ("preview", recipe)):
         code, _, err = call(*line)

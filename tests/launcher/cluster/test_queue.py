@@ -9,6 +9,7 @@ from tests.launcher.acted import write_run
 from ftlaunch.backend.slurm import submit
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.stage_job import StageJob
+from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.queue import Job, Submission
 from ftlaunch.cluster.vocabulary import Cluster
@@ -17,7 +18,7 @@ from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import logs
-from ftlaunch.watch.status import RunStatus, read_all, read_status
+from ftlaunch.watch.status import read_all, read_status
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from ftlaunch import rules
+from ftlaunch.backend import backends
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.cli import main
 from ftlaunch.plan.plan import make_plan
@@ -48,7 +49,7 @@ def make_run(folder: Path, rank: int = 4) -> RunDir:
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text(RECIPE.format(name=folder.name, rank=rank))
     loaded = rules.load_and_check(source, [])
-    return prepare(make_plan(loaded.recipe, folder), loaded)
+    return prepare(make_plan(loaded.recipe, folder), loaded, backends.here())
 
 
 @pytest.fixture
@@ -292,7 +293,7 @@ def test_an_evaluation_is_shown_with_intervals_and_answers(tmp_path: Path) -> No
     stage = '[[stage]]\nkind = "evaluate"\ndata = "qa"\n'
     source.write_text(RECIPE.format(name="e", rank=4).replace('[[stage]]\nkind = "merge"\n', stage))
     loaded = rules.load_and_check(source, [])
-    run = prepare(make_plan(loaded.recipe, tmp_path / "e"), loaded)
+    run = prepare(make_plan(loaded.recipe, tmp_path / "e"), loaded, backends.here())
     folder = run.stage_dir("02-evaluate")
     folder.new_attempt()
     scores = {"scores": {"bleu": 12.5, "rouge1": 50.0}, "base_scores": {"bleu": 2.5}, "intervals": {"bleu": [10, 15]}}

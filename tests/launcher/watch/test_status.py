@@ -10,13 +10,14 @@ import pytest
 from tests.launcher.acted import write_run
 
 from ftlaunch import processes
+from ftlaunch.backend import runs
+from ftlaunch.backend.status import StageStatus
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity, lock
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.records import SaveFailure
-from ftlaunch.watch import runs
-from ftlaunch.watch.status import StageStatus, is_over, read_status
+from ftlaunch.watch.status import is_over, read_status
 
 
 @pytest.fixture

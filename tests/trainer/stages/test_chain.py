@@ -14,7 +14,7 @@ from tests.trainer.in_process import ALONE, StopAfter, start_afresh
 from transformers import AutoModelForCausalLM
 
 from ftlaunch import rules
-from ftlaunch.backend.prepare import write_files
+from ftlaunch.backend.folders import write_files
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.run.layout import RunDir
 from fttrain.distributed.stop_request import StopRequest

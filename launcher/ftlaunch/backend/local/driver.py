@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from ftlaunch.backend import supervisor, watchdog
+from ftlaunch.backend import runs, supervisor, watchdog
 from ftlaunch.backend.display import Display
-from ftlaunch.backend.prepare import write_files
+from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.watchdog import HangWatch
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
@@ -19,7 +19,6 @@ from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.run.progress import MetricsTail, duration
-from ftlaunch.watch import runs
 
 
 def refuse_several_nodes(plan: Plan) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display
-from ftlaunch.backend.prepare import write_files
+from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.cluster import queue
@@ -28,7 +29,6 @@ from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import last_lines, write_atomic, write_json
 from ftlaunch.run.layout import CANCEL, STOP, Attempt, RunDir, StageDir
 from ftlaunch.run.progress import MetricsTail, duration
-from ftlaunch.watch import runs
 
 POLL_SECONDS = 0.2
 KILL_SECONDS = 30.0

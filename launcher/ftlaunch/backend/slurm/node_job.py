@@ -7,6 +7,7 @@ from pathlib import Path
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from ftlaunch.backend.slurm import jobs
 from ftlaunch.backend.slurm.request import Batch, executor
 from ftlaunch.backend.slurm.submit import leading_to, private
 from ftlaunch.cluster import queue
@@ -19,7 +20,6 @@ from ftlaunch.run import snapshot
 from ftlaunch.run.files import sync_folder, write_atomic, write_json
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.spec import StageSpec
-from ftlaunch.watch import jobs
 
 STAGE = "01-sft"
 POLL_SECONDS = 1.0

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from submitit.core.utils import FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
+from ftlaunch.backend.protocol import Request
 from ftlaunch.backend.slurm.save_budget import longest_step
 from ftlaunch.cluster.vocabulary import Cluster, Resources, seconds
 from ftlaunch.errors import UserError
@@ -68,19 +68,6 @@ class Batch(SlurmExecutor):
         if not (found := ALONE.findall(text) or IN_WORDS.findall(text)):
             raise FailedSubmissionError(f"sbatch: error: it has told no job id, but {text.strip()[:500]!r}")
         return found[-1]
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """What SLURM is asked for on behalf of a stage."""
-
-    script: str
-    """The batch script, to the byte as it is submitted."""
-    price: str
-    """What it may use up at most."""
-    saving: str | None
-    """How long it has to save, where it trains."""
-    cpus: str
-    """How many CPUs each node gives."""
 
 
 def request(plan: Plan, planned: PlannedStage, cluster: Cluster) -> Request:

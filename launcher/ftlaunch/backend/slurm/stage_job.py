@@ -10,10 +10,12 @@ import msgspec
 from submitit.core.job_environment import JobEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from ftlaunch.backend import runs
 from ftlaunch.backend.slurm import messages, record, requeue, restart_policy
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
+from ftlaunch.backend.status import newest_checkpoint
 from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
@@ -29,8 +31,6 @@ from ftlaunch.run import progress
 from ftlaunch.run.files import last_lines, write_json
 from ftlaunch.run.layout import REQUEUE, Attempt, RunDir, StageDir
 from ftlaunch.safety.redact import redact_output
-from ftlaunch.watch import runs
-from ftlaunch.watch.status import newest_checkpoint
 
 SIGNALLED = 128
 """srun's exit code is this and the number of the signal that has ended a task."""

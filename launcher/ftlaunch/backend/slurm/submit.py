@@ -16,7 +16,8 @@ import msgspec
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
-from ftlaunch.backend.prepare import write_files
+from ftlaunch.backend import runs
+from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.carried import carried
 from ftlaunch.backend.slurm.request import Batch, executor, fits_into
@@ -31,7 +32,6 @@ from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run import snapshot
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.watch import runs
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 GONE_SECONDS, GONE_POLL_SECONDS = 40.0, 0.5

@@ -1,12 +1,14 @@
 """How stages stand that are SLURM jobs: told by the run's folder, and by SLURM where it answers."""
 
 import re
-from typing import Literal
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Struct
 
 from ftlaunch import processes
+from ftlaunch.backend import runs
+from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
 from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.queue import Answer, Entry
 from ftlaunch.processes import lock
@@ -14,11 +16,6 @@ from ftlaunch.processes.outcome import Failure, Stopped, read_outcome
 from ftlaunch.run.files import last_lines
 from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StageDir
 
-State = Literal[
-    "waiting", "queued", "running", "suspended", "done", "stopped", "cancelled", "failed", "interrupted", "unknown"
-]
-"""queued: SLURM has not started its job yet, or not again. cancelled: its job was ended, as asked or with another.
-interrupted: its processes have gone without a word. unknown: they are, or were, where they cannot be seen from here."""
 ALIVE: dict[str, State] = {
     **dict.fromkeys(("RUNNING", "COMPLETING", "SIGNALING", "RESIZING", "STAGE_OUT"), "running"),
     **dict.fromkeys(("SUSPENDED", "STOPPED"), "suspended"),
@@ -26,6 +23,37 @@ ALIVE: dict[str, State] = {
 BROKEN = {"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"}
 NOISE = re.compile(r"^(srun|slurmstepd|submitit)\b|^\s*$|^\d+ submitit|^    |^Traceback")
 """Lines of a job's output that say that something failed, and not what."""
+
+
+def states(every: Sequence[RunDir]) -> list[RunStatus]:
+    """How runs stand, in their order; SLURM is asked once for all of those that are not finished."""
+    asked = [run for run in every if not runs.finished(run)]
+    answers = {run.path: answer for run, answer in zip(asked, queue.ask(asked), strict=True)}
+    return [_state_of_run(run, answers.get(run.path, Answer())) for run in every]
+
+
+def is_over(run: RunDir) -> bool:
+    """Whether none of a run's jobs waits or works; False where SLURM does not answer."""
+    answer = queue.ask([run])[0]
+    return answer.silent is None and not any(entry.alive for entry in answer.entries.values())
+
+
+def _state_of_run(run: RunDir, answer: Answer) -> RunStatus:
+    stage_dirs = run.stage_dirs()
+    first = next((stage_dir for stage_dir in stage_dirs if not stage_dir.result.exists()), None)
+    return run_status(run, [_state_of_stage(stage_dir, answer, first) for stage_dir in stage_dirs])
+
+
+def _state_of_stage(stage_dir: StageDir, answer: Answer, first: StageDir | None) -> StageStatus:
+    job, entry = queue.read_job(stage_dir), answer.of(stage_dir)
+    stage = measured(stage_dir, len(stage_dir.all_attempts()), *stage_state(stage_dir, answer, first))
+    waits = entry is not None and entry.state == "PENDING"
+    return msgspec.structs.replace(
+        stage,
+        job=entry.id if entry else job.id if job else None,
+        nodes=entry.nodes if entry else None,
+        start=entry.start if entry and waits else None,
+    )
 
 
 def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir | None) -> tuple[State, str | None]:

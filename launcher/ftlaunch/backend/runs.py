@@ -61,3 +61,8 @@ def read_plan(run: RunDir) -> Plan:
 def finished(run: RunDir) -> bool:
     """Whether every stage has its result."""
     return all(stage.result.exists() for stage in run.stage_dirs())
+
+
+def first_unfinished(run: RunDir) -> StageDir | None:
+    """The stage whose turn it is; None where every stage has its result."""
+    return next((stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()), None)

@@ -1,0 +1,178 @@
+"""Runs that a process on this machine drives, stage by stage: started, asked to stop and ended from any other."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from ftlaunch import processes
+from ftlaunch.backend import driven, runs
+from ftlaunch.backend.display import Display, open_display
+from ftlaunch.backend.protocol import Requests
+from ftlaunch.backend.status import RunStatus
+from ftlaunch.errors import DONE, UserError
+from ftlaunch.plan import machine
+from ftlaunch.plan.plan import Plan, make_plan
+from ftlaunch.processes import Identity, lock
+from ftlaunch.processes.environment import require_trainer
+from ftlaunch.processes.outcome import Failure
+from ftlaunch.processes.signals import StopSignals
+from ftlaunch.recipe import Recipe
+from ftlaunch.run import outputs
+from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.safety import trust
+
+CANCEL_SECONDS = 5.0
+POLL_SECONDS = 0.1
+
+
+class Driven(ABC):
+    """A backend whose runs are driven by a process here, which holds the run's lock while it does so."""
+
+    patience = 0.0
+
+    @abstractmethod
+    def drive_stages(self, run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
+        """Run the unfinished stages and return the exit code. The caller holds the run's lock."""
+
+    @abstractmethod
+    def require_nodes(self, plan: Plan) -> None:
+        """UserError where a plan asks for more nodes than there are."""
+
+    def choose_nodes(self, run: RunDir) -> None:
+        """Note where a run goes on: on this machine."""
+        run.held.unlink(missing_ok=True)
+
+    def plan(self, recipe: Recipe, folder: Path) -> Plan:
+        """The plan of one run of a recipe, which tells what this machine makes of it."""
+        return make_plan(recipe, folder, machine.look())
+
+    def describe(self, plan: Plan) -> Requests | None:  # noqa: ARG002 - as the protocol has it
+        """None: no scheduler is asked."""
+        return None
+
+    def require(self, plan: Plan, after: str | None) -> None:
+        """UserError where a plan cannot be started here."""
+        self.require_nodes(plan)
+        require_trainer()
+        if after is not None:
+            raise UserError("--after is for jobs of a cluster", "add --cluster NAME")
+
+    def claim(self, run: RunDir, source: Path | None = None) -> None:  # noqa: ARG002 - for jobs
+        """Note that a run is not a cluster's."""
+        run.cluster.unlink(missing_ok=True)
+
+    def require_rest(self, run: RunDir) -> None:  # noqa: B027 - nothing is right
+        """Nothing: whoever drives a run holds its lock."""
+
+    def start(self, run: RunDir, *, detach: bool, after: str | None, fresh: bool) -> int | None:  # noqa: ARG002
+        """Drive a run from here and return the exit code, or have a driver in the background do it and return None."""
+        self.require(runs.read_plan(run), after)
+        self.choose_nodes(run)
+        if not detach:
+            return self.drive(run)
+        drive_detached(run)
+        print(f"{run.path.name} runs in the background. Come back with", file=sys.stderr)
+        print(come_back(run))
+        return None
+
+    def drive(self, run: RunDir, held: int | None = None, interrupts: StopSignals | None = None) -> int:
+        """Drive a run in this process and return the exit code; `held` is its lock where this process was born with it.
+
+        `interrupts` is the caller's where it listens to signals already. UserError where the run cannot be taken over.
+        """
+        held = _take_over(run) if held is None else held
+        try:
+            code = self.drive_stages(run, display := open_display(), interrupts)
+        finally:
+            lock.release(held)
+        if code == DONE and (told := outputs.describe(run)):
+            display.say(told)
+        return code
+
+    def states(self, runs: Sequence[RunDir]) -> list[RunStatus]:
+        """How runs stand, in their order."""
+        return [driven.state(run) for run in runs]
+
+    def is_over(self, run: RunDir) -> bool:
+        """Whether nothing of a run works any more. False where its driver cannot be seen from here."""
+        return driven.is_over(run)
+
+    def last_words(self, stage_dir: StageDir) -> Failure | None:  # noqa: ARG002 - for jobs
+        """None: the driver's processes have logs from the first."""
+        return None
+
+    def ask_to_stop(self, run: RunDir) -> None:
+        """Have the stage that runs save and leave; its driver then starts no other."""
+        if (stage_dir := runs.first_unfinished(run)) is not None:
+            stage_dir.stop.touch()
+
+    def cancel(self, run: RunDir) -> None:
+        """End every process of a run at once, its driver included.
+
+        UserError where its driver is on another host, or where a process cannot be ended.
+        """
+        if driver := lock.holder(run):
+            _end_driver(driver)
+        if stuck := processes.end(run.path):
+            raise UserError(
+                f"processes {stuck} cannot be ended", "they hang in the kernel: the machine may need a restart"
+            )
+
+
+def come_back(run: RunDir) -> str:
+    """The commands by which a user sees to a run that goes on by itself, one a line."""
+    where = shlex.quote(str(run.path))
+    return f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}"
+
+
+def _take_over(run: RunDir) -> int:
+    """The lock of a run, with nothing left of what the last driver was asked.
+
+    UserError where another process drives it, where processes of a driver that is gone still work in it, and where
+    others may have written in it: its plan says what is run, its checkpoints what is loaded.
+    """
+    trust.require(run.path, deep=True)
+    held = lock.take(run)
+    if leftovers := processes.of_attempts(run.path):
+        lock.release(held)
+        raise UserError(
+            f"{run.path.name} still has {len(leftovers)} processes, though nothing drives them",
+            f"end them with `ftlaunch cancel {run.path}`",
+        )
+    for stage_dir in run.stage_dirs():
+        stage_dir.stop.unlink(missing_ok=True)
+    return held
+
+
+def drive_detached(run: RunDir) -> None:
+    """Start a driver that outlives this process and its terminal. UserError where the run cannot be taken over.
+
+    The lock passes from this process to that one without ever being free.
+    """
+    held = _take_over(run)
+    command = [sys.executable, "-P", "-m", "ftlaunch", "drive", str(run.path), "--lock", str(held)]
+    with run.driver_log.open("ab") as log:
+        driver = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[held]
+        )
+    lock.name_holder(held, driver.pid)
+    os.close(held)
+
+
+def _end_driver(driver: Identity) -> None:
+    """Have the driver kill and leave (SIGQUIT), so that a terminal is left in order; kill it where it does not."""
+    if processes.is_alive(driver) is None:
+        raise UserError(f"it is driven on {driver.host}", "cancel it there")
+    for how in (signal.SIGQUIT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(driver.pid, how)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while processes.is_alive(driver) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,140 @@
+"""A SLURM cluster as a place that runs are started in: each stage is a job. submitit is imported when jobs are."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from ftlaunch.backend import runs
+from ftlaunch.backend.driving import come_back
+from ftlaunch.backend.folders import discard
+from ftlaunch.backend.protocol import Requests
+from ftlaunch.backend.slurm import control, jobs
+from ftlaunch.backend.slurm.carried import carried, not_heeded
+from ftlaunch.backend.status import RunStatus
+from ftlaunch.cluster import queue, reasons
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.plan.plan import Plan, make_plan
+from ftlaunch.processes.outcome import Failure
+from ftlaunch.recipe import Recipe
+from ftlaunch.run import snapshot
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir, StageDir
+
+WHERE_IT_WAITS = "jobs that wait leave as soon as they start; call this again when SLURM answers to have them go now"
+
+
+class Slurm:
+    """Runs whose stages are jobs. `profile` is called where it is needed: a run's may be of another version."""
+
+    patience = 5.0
+    """A controller is asked, which others need too."""
+
+    def __init__(self, profile: Callable[[], Cluster]) -> None:
+        self._profile = profile
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The profile of the cluster. UserError where it cannot be read."""
+        return self._profile()
+
+    def plan(self, recipe: Recipe, folder: Path) -> Plan:
+        """The plan of one run of a recipe; what its nodes compute with is not known here."""
+        return make_plan(recipe, folder)
+
+    def describe(self, plan: Plan) -> Requests:
+        """The batch script of each stage with what it may use up, and the variables that its processes are given."""
+        from ftlaunch.backend.slurm.request import request
+
+        _warn_of_variables()
+        requests = {planned.name: request(plan, planned, self.cluster) for planned in plan.stages}
+        return Requests(requests=requests, variables=carried() | self.cluster.environment)
+
+    def require(self, plan: Plan, after: str | None) -> None:
+        """UserError where a plan's jobs cannot be submitted from here, or where `after` names nothing to wait for."""
+        from ftlaunch.backend.slurm import submit
+
+        submit.require_fit(plan, self.cluster)
+        dependency(after)
+
+    def claim(self, run: RunDir, source: Path | None = None) -> None:
+        """Write the profile that the run's jobs are submitted by and, of a run with a recipe's file, the code."""
+        write_json(run.cluster, self.cluster)
+        if source is not None:
+            snapshot.take(run, source, runs.read_plan(run).recipe)
+
+    def require_rest(self, run: RunDir) -> None:
+        """UserError where jobs of the run wait or work or are being submitted."""
+        from ftlaunch.backend.slurm import submit
+
+        submit.require_rest(run)
+
+    def start(self, run: RunDir, *, detach: bool, after: str | None, fresh: bool) -> None:  # noqa: ARG002
+        """Submit the unfinished stages, which then go on by themselves."""
+        from ftlaunch.backend.slurm import submit
+
+        if job := os.environ.get("SLURM_JOB_ID"):
+            print(
+                f"you are in job {job}: this submits other jobs; without --cluster its nodes are used", file=sys.stderr
+            )
+        try:
+            submitted = submit.submit(run, runs.read_plan(run), dependency(after))
+        except UserError as error:
+            if fresh and not run.submission.exists():
+                discard(run)
+                error.remedy = (
+                    error.remedy.partition(submit.OR_RESUME)[0] + "; run it again then: nothing is left of it"
+                )
+            raise
+        ids = ", ".join(f"job {job.id}" for job in submitted)
+        print(f"{run.path.name} is submitted: {ids}. Come back with", file=sys.stderr)
+        print(come_back(run))
+        _warn_of_waiting(run)
+
+    def states(self, runs: Sequence[RunDir]) -> list[RunStatus]:
+        """How runs stand, in their order; SLURM is asked once for all of those that are not finished."""
+        return jobs.states(runs)
+
+    def is_over(self, run: RunDir) -> bool:
+        """Whether none of a run's jobs waits or works. False where SLURM does not answer."""
+        return jobs.is_over(run)
+
+    def last_words(self, stage_dir: StageDir) -> Failure | None:
+        """What a stage's newest job said before its death, where that came before it could make an attempt."""
+        answer = queue.ask([RunDir(stage_dir.path.parent)])[0]
+        return None if answer.silent is not None else jobs.died_early(stage_dir, answer.of(stage_dir))
+
+    def ask_to_stop(self, run: RunDir) -> UserError | None:
+        """Have the stage that runs save and leave, and jobs that wait leave the queue; an error if out of reach."""
+        silent = control.ask_to_stop(run)
+        return (
+            UserError(f"{run.path.name} saves and leaves if it runs, but {silent}", WHERE_IT_WAITS) if silent else None
+        )
+
+    def cancel(self, run: RunDir) -> None:
+        """End the run's jobs at once. UserError where SLURM could not be told."""
+        if silent := control.cancel(run):
+            raise UserError(f"{run.path.name} is ended where it runs, but {silent}", WHERE_IT_WAITS)
+
+
+def dependency(after: str | None) -> str | None:
+    """What --after means to sbatch: a job's number, or the last job of a run. UserError where it means nothing."""
+    if after is None:
+        return None
+    return f"afterok:{after}" if after.isdecimal() else queue.dependency_on(runs.find(after))
+
+
+def _warn_of_variables() -> None:
+    """Say that variables of this shell are not heeded, where there are some that sbatch itself would heed."""
+    if (said := not_heeded()) is not None:
+        print(f"warning: {said}", file=sys.stderr)
+
+
+def _warn_of_waiting(run: RunDir) -> None:
+    """Say so at once where SLURM will not start a job as it is."""
+    answer = queue.ask([run])[0]
+    for stage_dir in run.stage_dirs():
+        if (entry := answer.of(stage_dir)) and entry.state == "PENDING" and reasons.never_starts(entry.reason):
+            print(f"warning: {stage_dir.name} {reasons.why_waiting(entry.reason)}", file=sys.stderr)

@@ -1,0 +1,92 @@
+"""How runs stand: the words for it, and what a stage's own files tell whoever has started it."""
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+from msgspec import Struct
+
+from ftlaunch.run import progress
+from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.preparing import read_preparing
+from ftlaunch.run.saves import failing_saves
+
+State = Literal[
+    "waiting", "queued", "running", "suspended", "done", "stopped", "cancelled", "failed", "interrupted", "unknown"
+]
+"""queued: SLURM has not started its job yet, or not again. cancelled: its job was ended, as asked or with another.
+interrupted: its processes have gone without a word. unknown: they are, or were, where they cannot be seen from here."""
+
+
+class StageStatus(Struct, frozen=True, kw_only=True):
+    """How one stage stands."""
+
+    name: str
+    state: State
+    attempts: int
+    step: int | None
+    """Optimizer steps taken."""
+    steps: int | None
+    """Optimizer steps in all."""
+    loss: float | None
+    seconds_left: float | None
+    """While it runs."""
+    checkpoint: str | None
+    """Folder of the newest complete checkpoint."""
+    note: str | None
+    """The first error, the host it was started on, or what SLURM says."""
+    job: str | None = None
+    """Its newest SLURM job."""
+    nodes: str | None = None
+    """Where that runs, in SLURM's short form."""
+    start: str | None = None
+    """When SLURM guesses that a waiting job will start."""
+
+
+class RunStatus(Struct, frozen=True, kw_only=True):
+    """How a run stands."""
+
+    name: str
+    path: str
+    state: State
+    """That of its first stage that is not done."""
+    stages: list[StageStatus]
+    changed: list[str] = []
+    """Files of data and base that are not what they were when the run began; where they were looked at."""
+
+
+_NOTHING = cast(progress.Entry, {})
+
+
+def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None) -> StageStatus:
+    """The status of a stage with what its metrics tell."""
+    entries = progress.newest(stage_dir.metrics)
+    last = next((entry for entry in reversed(entries) if not progress.is_evaluation(entry)), _NOTHING)
+    if state == "running" and note is None and (preparing := read_preparing(stage_dir.preparing)):
+        note = preparing.describe()
+    checkpoint = newest_checkpoint(stage_dir)
+    if state in ("running", "unknown") and "step" in last:
+        notes = [note, failing_saves(stage_dir, last["step"], checkpoint)]
+        note = "; ".join(filter(None, notes)) or None
+    return StageStatus(
+        name=stage_dir.name,
+        state=state,
+        attempts=attempts,
+        step=last.get("step"),
+        steps=last.get("steps"),
+        loss=last.get("loss"),
+        seconds_left=progress.seconds_left(entries) if state == "running" else None,
+        checkpoint=checkpoint,
+        note=note,
+    )
+
+
+def run_status(run: RunDir, stages: Sequence[StageStatus]) -> RunStatus:
+    """How a run stands as a whole: as its first stage that is not done."""
+    states: list[State] = [*(stage.state for stage in stages if stage.state != "done"), "done"]
+    return RunStatus(name=run.path.name, path=str(run.path), state=states[0], stages=[*stages])
+
+
+def newest_checkpoint(stage_dir: StageDir) -> str | None:
+    """The folder of the newest checkpoint that was written to its end."""
+    complete = sorted(path.parent for path in stage_dir.checkpoints.glob("step-*/manifest.json"))
+    return str(complete[-1]) if complete else None
