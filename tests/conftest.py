@@ -145,6 +145,20 @@ def browser() -> Iterator["Browser"]:
         made.close()
 
 
+FIRST = ("slurm", "end_to_end", "faults", "trainer")
+"""Folders in the order in which workers take them up: those that wait for others long, then those of long tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several workers share the tests, a file stays with one, and the tests on the one SLURM cluster do, too."""
+    here = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(here).parts[0]
+        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else str(item.path.relative_to(here))))
+    places = {folder: place for place, folder in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(here).parts[0], len(FIRST)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-trials", action="store_true", help="make every trial of faults and combinations, not a sample: hours"
