@@ -35,7 +35,8 @@ PERHAPS = (
     ),
 )
 ENDED = {
-    "JobLaunchFailure": "its batch script could not be started: is the run's folder there, at this path, on the nodes?",
+    "JobLaunchFailure": "its batch script could not be started (is the run's folder there, at this path, on the nodes?)"
+    " or was killed by a signal",
     "TIMEOUT": "its time limit ran out",
     "OUT_OF_MEMORY": "it was given too little memory: see memory_per_node",
     "NODE_FAIL": "a node has died, and it was not put back into the queue",

@@ -169,6 +169,10 @@ class NodeTask(StageJob):
         return record.is_on_record(self.stage_dir, self.slurm.job_id, lambda: self.warnings.heard is not None)
 
     def _start(self, attempt: Attempt) -> HeadNotice:
+        planned = self.planned.spec.parallel.nodes
+        if len(self.nodes) < planned:  # ranks would wait for those that are missing
+            message = f"the job has {len(self.nodes)} of the {planned} nodes that were asked for: it was changed"
+            raise UserError(message, f"ftlaunch resume RUN --nodes {len(self.nodes)}, or as it is for {planned}")
         if len(self.nodes) == 1:
             return HeadNotice(attempt=attempt.number, address=None, port=None)
         address = rendezvous.own_address(self.nodes[1:], self.cluster.interface)
