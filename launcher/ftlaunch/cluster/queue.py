@@ -1,8 +1,8 @@
 """SLURM's own word on the jobs of runs: one question to the controller, and one to the accounting if need be.
 
-A job is a run's if it works in the run's folder and its batch script lies in the folder of a stage, or, where only the
-accounting knows it, if it is named for a stage. The id alone proves nothing: SLURM gives ids again, and another cluster
-gives the same ones. Nor does the name, which `scontrol update` may change.
+A job is a run's if it works in the run's folder, and its script lies in a stage's folder or it is named for a stage.
+Either may be missing: a site's own sbatch submits a copy of the script, the accounting knows none, and
+`scontrol update` may change the name. The id alone proves nothing: SLURM gives ids again, and so does another cluster.
 """
 
 import os
@@ -96,12 +96,11 @@ class Entry(Struct, frozen=True, kw_only=True):
 
     @property
     def stage(self) -> str | None:
-        """The stage that it is for: told by where its script lies, which cannot be changed, unlike its name."""
-        if self.script is None:
-            return self.name.rpartition("/")[2] if "/" in self.name else None
-        folder = Path(self.script).parent
-        is_ours = folder.name == JOBS and str(folder.parent.parent) == self.folder
-        return folder.parent.name if is_ours else None
+        """The stage that it is for, by where its script lies or else by its name; None where neither tells of one."""
+        folder = Path(self.script or "").parent
+        if folder.name == JOBS and str(folder.parent.parent) == self.folder:
+            return folder.parent.name
+        return self.name.rpartition("/")[2] if "/" in self.name else None
 
 
 class Submission(Struct, frozen=True, kw_only=True):

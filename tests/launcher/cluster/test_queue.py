@@ -58,8 +58,8 @@ def test_an_id_alone_is_no_job_of_the_run(run: RunDir, tmp_path: Path) -> None:
         tmp_path,
         "7|PENDING|Priority||N/A|1:00|mywork|/home/me|/home/me/x.sh",
         "8|RUNNING|None|n1|N/A|1:00|r/02-sft|/elsewhere/r|/elsewhere/r/02-sft/jobs/8_submission.sh",
-        "9|RUNNING|None|n1|N/A|1:00|r/02-sft|FOLDER|FOLDER/notes.sh",
-        "10|RUNNING|None|n1|N/A|1:00|r/02-sft|FOLDER|(null)",
+        "9|RUNNING|None|n1|N/A|1:00|notes|FOLDER|FOLDER/notes.sh",
+        "10|RUNNING|None|n1|N/A|1:00|wrap|FOLDER|(null)",
     )
     assert queue.read_queue(run) == {}
     first = read_status(run).stages[0]
@@ -68,6 +68,14 @@ def test_an_id_alone_is_no_job_of_the_run(run: RunDir, tmp_path: Path) -> None:
 
 def test_a_job_keeps_its_run_under_another_name(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path, FIRST.format("RUNNING", "None").replace("r/01-sft|", "mine|", 1))
+    assert [stage.state for stage in read_status(run).stages] == ["running", "waiting"]
+
+
+@pytest.mark.parametrize("script", ["/tmp/copy.sh", "(null)"])
+def test_a_job_keeps_its_run_where_a_site_submits_a_copy_of_its_script(
+    run: RunDir, tmp_path: Path, script: str
+) -> None:
+    says(tmp_path, FIRST.format("RUNNING", "None").replace("FOLDER/01-sft/jobs/7_submission.sh", script))
     assert [stage.state for stage in read_status(run).stages] == ["running", "waiting"]
 
 
