@@ -5,11 +5,14 @@ import functools
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.tree import PAGE, page
+
+from ftlaunch import __version__
 
 ROOT = Path(__file__).parent.parent
 SOURCES = {"ftlaunch": ROOT / "launcher/ftlaunch", "fttrain": ROOT / "src/fttrain"}
@@ -479,3 +482,10 @@ def test_everyday_verbs_load_nothing_heavy(line: list[str], tmp_path: Path) -> N
 
 def test_the_tree_in_the_architecture_page_is_that_of_the_files() -> None:
     assert PAGE.read_text() == page(), "python -m tests.tree --write"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    assert ROOT / project["tool"]["hatch"]["version"]["path"] == SOURCES["ftlaunch"] / "__init__.py"
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ftlaunch import __version__
 from ftlaunch.recipe import Data, Merge, Model, Recipe
 from ftlaunch.run.provenance import collect
 
@@ -78,7 +79,7 @@ def test_without_git_there_is_no_commit(checkout: Path, monkeypatch: pytest.Monk
 
 
 def test_versions_are_those_installed(tmp_path: Path) -> None:
-    assert collect(recipe(), tmp_path / "r.toml").packages["ftlaunch"] == "0.1.0"
+    assert collect(recipe(), tmp_path / "r.toml").packages["ftlaunch"] == __version__
 
 
 def test_local_data_is_fingerprinted_and_hub_data_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
