@@ -1,1 +1,1 @@
-"""Where the stages of a written run are started: here or by a scheduler. One backend never imports another."""
+"""Where the stages of a written run are started: here or by a scheduler. No backend imports another."""
