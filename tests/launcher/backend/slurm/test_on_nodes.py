@@ -1,0 +1,133 @@
+"""What runs on a node, or leads there, apart from a stage's own task: tools, shells, nodes that are held."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.launcher.acted import make_plan
+
+from ftlaunch.backend import backends, runs
+from ftlaunch.backend.slurm import attach, entry, held, messages, tool_job
+from ftlaunch.backend.slurm.held_task import HeldTask
+from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
+from ftlaunch.backend.slurm.notify import notify
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.processes import identify
+from ftlaunch.processes.signals import PreemptionSignals
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
+
+
+def test_a_shell_is_opened_on_the_node_of_a_rank_at_work(run: RunDir, slurm: Path) -> None:
+    stage_dir = run.stage_dir("01-sft")
+    with pytest.raises(UserError, match="no job of r trains"):
+        attach.command(run, 0, [], terminal=True)
+    attempt = stage_dir.new_attempt(MadeBy(job="100", restart=0))
+    backends.of(run).start(run, detach=False, after=None, fresh=False)
+    queue = slurm / "queue"
+    queue.write_text(queue.read_text().replace("PENDING", "RUNNING", 1))
+    who = identify(os.getpid())
+    write_json(attempt.process, who)
+    line = attach.command(run, 0, ["top"], terminal=False)
+    node = f"--nodelist={who.host.partition('.')[0]}"
+    assert line == [
+        "srun",
+        "--jobid=100",
+        "--overlap",
+        "--nodes=1",
+        "--ntasks=1",
+        node,
+        f"--chdir={run.path}",
+        "top",
+    ]
+    assert attach.command(run, 0, [], terminal=True)[-3:] == ["--pty", "bash", "-i"]
+    with pytest.raises(UserError, match="has no rank 9"):
+        attach.command(run, 9, [], terminal=True)
+
+
+def test_tasks_read_what_the_first_node_says(run: RunDir) -> None:
+    stage_dir = run.stage_dir("01-sft")
+    stage_dir.jobs.mkdir()
+    file = messages.start_file(stage_dir, MadeBy(job="7", restart=2), 1)
+    assert file.name == "7.2.1.json"
+    messages.tell(file, HeadNotice(attempt=3, address="10.0.0.1", port=29500))
+    assert messages.read_start(file) == HeadNotice(attempt=3, address="10.0.0.1", port=29500)
+    attempt = stage_dir.new_attempt()
+    assert messages.read_made_by(attempt) is None
+    assert messages.read_verdict(attempt, 0) is None
+    assert messages.read_made_by(stage_dir.new_attempt(MadeBy(job="7", restart=2))) == MadeBy(job="7", restart=2)
+
+
+def record(cause: str) -> AttemptRecord:
+    return AttemptRecord(
+        job="7", restart=0, nodes=["n1"], cause=cause, step=3, checkpoint=None, lost=[], restarted=False, reason="why"
+    )
+
+
+def test_the_profiles_line_is_told_how_a_run_ended(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = tmp_path / "said"
+    cluster = Cluster(notify=f'echo "$FTLAUNCH_STAGE $FTLAUNCH_STATE $FTLAUNCH_REASON" >> {said}')
+    stage_dir = run.stage_dir("01-sft")
+    notify(cluster, stage_dir, record("done"), is_last=False)
+    notify(cluster, stage_dir, record("preempted"), is_last=False)
+    notify(cluster, stage_dir, record("done"), is_last=True)
+    notify(Cluster(), stage_dir, record("failed"), is_last=True)
+    assert said.read_text().splitlines() == ["01-sft stopped why", "01-sft done why"]
+    notify(Cluster(notify="exit 3"), stage_dir, record("failed"), is_last=True)
+    assert "notify: " in capsys.readouterr().err
+
+
+def test_a_tools_answer_and_exit_code_come_back_from_its_node(run: RunDir, tmp_path: Path) -> None:
+    write_json(run.environment, {"PYTHONHASHSEED": "0"})
+    write_json(run.path / tool_job.CALLED_IN, str(tmp_path))
+    (tmp_path / "numbers.json").write_text("[1, 2]")
+    entry.run_tool(str(run.path), "json.tool", ["--compact", "numbers.json"])
+    assert (run.path / tool_job.ANSWER).read_text() == "[1,2]\n"
+    assert json.loads((run.path / tool_job.CODE).read_text()) == 0
+    entry.run_tool(str(run.path), "json.tool", ["missing.json"])
+    assert json.loads((run.path / tool_job.CODE).read_text()) != 0
+
+
+def test_a_tool_whose_caller_is_dead_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool_job, "DEAD_SECONDS", 0.0)
+    monkeypatch.setattr(tool_job, "LOOK_SECONDS", 0.02)
+    process = subprocess.Popen(["sleep", "60"])
+    assert tool_job._attend(process, tmp_path / "alive") == -9
+
+
+@pytest.fixture
+def allocation(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell of salloc with two nodes."""
+    scontrol = slurm / "scontrol"
+    scontrol.write_text("#!/bin/sh\nprintf 'n1\\nn2\\n'\n")
+    scontrol.chmod(0o700)
+    for name, value in {"JOB_ID": "55", "JOB_NODELIST": "n[1-2]", "JOB_CPUS_PER_NODE": "8,4", "STEP_ID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+
+
+@pytest.mark.usefixtures("allocation")
+def test_a_run_goes_on_by_the_nodes_that_are_held(run: RunDir) -> None:
+    run.cluster.unlink()
+    found = held.allocation()
+    assert found == held.Allocation(job="55", nodes=["n1", "n2"], cpus=4)
+    backend = backends.driven(run)
+    backend.require_nodes(runs.read_plan(run))
+    backend.choose_nodes(run)
+    assert run.held.exists()
+    assert HeldTask(run.stage_dir("01-sft"), PreemptionSignals()).made_by == MadeBy(job="55.3", restart=0)
+
+
+def test_a_run_leaves_the_nodes_that_were_held(run: RunDir, slurm: Path) -> None:
+    assert slurm.exists()
+    run.cluster.unlink()
+    write_json(run.held, Cluster())
+    assert held.is_for(make_plan(run.path, "train")) is None
+    backends.driven(run).choose_nodes(run)
+    assert not run.held.exists()

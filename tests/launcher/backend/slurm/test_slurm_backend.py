@@ -1,0 +1,121 @@
+"""The SLURM backend's verbs, from submitting to cancelling."""
+
+from pathlib import Path
+
+import pytest
+from tests.launcher.acted import write_run
+
+from ftlaunch.backend import backends, control, runs
+from ftlaunch.backend.slurm import submit
+from ftlaunch.cluster import queue
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import UserError
+from ftlaunch.run.layout import RunDir
+from ftlaunch.watch.status import read_all, read_status
+
+
+def start(run: RunDir, *, fresh: bool = False, after: str | None = None) -> int | None:
+    return backends.of(run).start(run, detach=False, after=after, fresh=fresh)
+
+
+def states(run: RunDir) -> list[str]:
+    return [stage.state for stage in read_status(run).stages]
+
+
+def test_each_stage_is_a_job_that_waits_for_the_one_before(
+    run: RunDir, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(run, after="77") is None
+    assert (slurm / "waits").read_text() == "100 afterok:77\n101 afterok:100\n"
+    out, err = capsys.readouterr()
+    assert "r is submitted: job 100, job 101. Come back with" in err
+    assert f"ftlaunch status {run.path}" in out
+    submission = queue.read_submission(run)
+    assert submission is not None
+    assert submission.complete
+    assert states(run) == ["waiting", "waiting"]
+    assert not backends.of(run).is_over(run)
+    with pytest.raises(UserError, match="in the queue already"):
+        backends.of(run).require_rest(run)
+
+
+def test_a_run_of_which_a_job_is_refused_is_taken_back(run: RunDir, slurm: Path) -> None:
+    (slurm / "refused").write_text("1")
+    with pytest.raises(UserError, match="Invalid account"):
+        start(run)
+    assert backends.of(run).is_over(run)
+    assert not any(stage_dir.job.exists() for stage_dir in run.stage_dirs())
+    assert not run.submission.exists()
+
+
+def test_a_fresh_run_that_is_refused_leaves_no_folder(run: RunDir, slurm: Path) -> None:
+    (slurm / "refused").write_text("0")
+    with pytest.raises(UserError) as caught:
+        start(run, fresh=True)
+    assert not run.path.exists()
+    assert caught.value.remedy.endswith("run it again then: nothing is left of it")
+
+
+def test_stopping_takes_what_waits_out_of_the_queue(run: RunDir, slurm: Path) -> None:
+    start(run)
+    assert (slurm / "queue").exists()
+    assert control.ask_to_stop(run, wait=0)
+    assert run.stage_dir("01-sft").stop.read_text() == "asked"
+    assert states(run) == ["stopped", "cancelled"]
+    with pytest.raises(UserError, match="not running"):
+        control.ask_to_stop(run, wait=0)
+
+
+def test_cancelling_ends_every_job(run: RunDir, slurm: Path) -> None:
+    start(run)
+    assert (slurm / "queue").exists()
+    assert control.cancel(run)
+    assert states(run) == ["cancelled", "cancelled"]
+    assert not control.cancel(run)
+
+
+def test_a_queue_out_of_reach_is_told_after_the_stop_was_asked_for(run: RunDir, slurm: Path) -> None:
+    start(run)
+    (slurm / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact' >&2; exit 1\n")
+    with pytest.raises(UserError, match="saves and leaves if it runs, but"):
+        control.ask_to_stop(run, wait=0)
+    with pytest.raises(UserError, match="is ended where it runs, but"):
+        control.cancel(run)
+    assert read_status(run).state == "unknown"
+
+
+def test_a_local_run_that_moves_to_a_cluster_is_the_clusters(run: RunDir, slurm: Path) -> None:
+    run.cluster.unlink()
+    local = backends.driven(run)
+    assert local.patience == 0
+    backends.move(run, backends.on(Cluster(partition="gpu")))
+    assert queue.read_cluster(run).partition == "gpu"
+    with pytest.raises(UserError, match="a cluster's to run"):
+        backends.driven(run)
+    start(run)
+    assert "--partition=gpu" in (next(run.stage_dir("01-sft").jobs.glob("*.sh"))).read_text()
+    assert (slurm / "queue").exists()
+
+
+def test_runs_of_several_backends_are_told_in_their_order(run: RunDir, slurm: Path, tmp_path: Path) -> None:
+    start(run)
+    assert (slurm / "queue").exists()
+    here, there = write_run(tmp_path / "a", "train"), write_run(tmp_path / "z", "train")
+    found = read_all([here, run, there])
+    assert [(one.name, one.state) for one in found] == [("a", "waiting"), ("r", "queued"), ("z", "waiting")]
+    assert [stage.job for one in found for stage in one.stages] == [None, "100", "101", None]
+
+
+def test_the_scripts_that_are_shown_are_those_of_every_stage(run: RunDir) -> None:
+    plan = runs.read_plan(run)
+    asked = backends.on(Cluster(partition="gpu", account="physics")).describe(plan)
+    assert asked is not None
+    assert [*asked.requests] == ["01-sft", "02-sft"]
+    assert "#SBATCH --account=physics" in asked.requests["01-sft"].script
+    assert backends.on(None).describe(plan) is None
+
+
+def test_without_sbatch_nothing_is_submitted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="sbatch is not installed here"):
+        submit.require_fit(runs.read_plan(run), Cluster())
