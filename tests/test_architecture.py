@@ -172,6 +172,7 @@ FLOORS = {
     "fttrain.model": (
         "__init__ attention classifier halves tokenizer",
         "packing",
+        "completeness",
         "scorer",
     ),
     "fttrain.noise": (

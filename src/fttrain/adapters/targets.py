@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ CHOOSERS = {"router", "gate", "indexer", "shared_expert_gate"}
 CHOOSES = "it chooses experts or tokens"
 NO_LINEAR_MAP = "it computes more than a linear map"
 READ_PAST = "the model's own kernels read its weight past an adapter"
+SHARED = "its weight is another layer's as well, and a merge would change both"
 UNLOADABLE = "PEFT would load it as a bare weight, for which it has no DoRA"
 
 
@@ -45,7 +47,9 @@ def names(model: nn.Module, adapter: LowRank) -> list[str]:
 
 def left_out(model: nn.Module, adapter: LowRank) -> dict[str, str]:
     """Linear modules of the text body that no adapter is put on, each with the reason."""
-    reasons = {name: _reason(model, name) for name in _candidates(model, adapter)}
+    candidates = _candidates(model, adapter)
+    shared = _shared(model, candidates)
+    reasons = {name: SHARED if name in shared else _reason(model, name) for name in candidates}
     if isinstance(adapter, Dora):
         converted = converted_by_peft(model, list(reasons))
         reasons = {name: reason or (UNLOADABLE if name in converted else None) for name, reason in reasons.items()}
@@ -107,6 +111,15 @@ def _candidates(model: Any, adapter: LowRank) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, kinds) and (name.startswith(prefix) or any(module is end for end in ends))
     ]
+
+
+def _shared(model: Any, names: list[str]) -> set[str]:
+    """Those of the layers whose weight is also another's, as Zamba's blocks are; a tied head is another matter."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers = {name: model.get_submodule(name) for name in names}
+    weights = {name: id(layer.weight) for name, layer in layers.items() if all(layer is not end for end in ends)}
+    often = Counter(weights.values())
+    return {name for name, weight in weights.items() if often[weight] > 1}
 
 
 def _reason(model: nn.Module, name: str) -> str | None:

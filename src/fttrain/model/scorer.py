@@ -16,7 +16,7 @@ from ftlaunch.recipe import Model
 from ftlaunch.safety.model_files import has_safetensors
 from fttrain import adapters, hub
 from fttrain.data.batches import MicroBatch
-from fttrain.model import attention, classifier, packing, tokenizer
+from fttrain.model import attention, classifier, completeness, packing, tokenizer
 from fttrain.model.halves import Halves
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import ActivationNoise
@@ -39,7 +39,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     """The base as a causal language model in `dtype`, on the CPU unless it is quantized on a GPU.
 
     `packing` chooses the attention that packed rows need. Raises UserError where the model cannot be had, run so or
-    trusted.
+    trusted, and where its files lack weights or have others.
     """
     from transformers import AutoModelForCausalLM
 
@@ -51,8 +51,10 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     replace_activations.make_known()
     try:
         folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             use_safetensors=has_safetensors(folder),
             trust_remote_code=False,
             attn_implementation=attention.NAME if packing and _attends_as_told(folder) else None,
@@ -62,6 +64,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         raise UserError(
             f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
         ) from error
+    completeness.require(spec.path, model, found)
     model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it
     model.config.use_cache = False
     layers: list[Any] = list(model.modules())
