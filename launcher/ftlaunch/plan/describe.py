@@ -82,7 +82,7 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
         "batch": f"{stage.batch_size} {rows} = {spec.micro_batch_size} a micro-batch × {spec.accumulation} accumulated"
         f" × {spec.world_size} process{'es' if spec.world_size > 1 else ''}",
         **_layout_notes(spec, stage),
-        **_router_notes(spec),
+        **_router_notes(spec, stage),
         "learning rate": _learning_rate_note(spec, stage),
     }
 
@@ -97,9 +97,20 @@ def _layout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
     return {"layout": f"rows are padded, not packed{shared}: {why}"}
 
 
-def _router_notes(spec: StageSpec) -> dict[str, str]:
-    said = family.router_loss_left_out(Path(spec.model.path))
-    return {} if said is None else {"router loss": said}
+def _router_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
+    """What is said of the loss that balances experts, where the recipe or the model's config asks for it."""
+    wanted = family.router_loss_of(Path(spec.model.path))
+    set_to = stage.router_loss if isinstance(stage, Sft) else None
+    in_full = isinstance(stage, Sft) and isinstance(spec.adapter, Full)
+    weight = set_to if set_to is not None else wanted if in_full else 0
+    if weight:
+        return {"router loss": f"{weight:g} times the loss that balances experts is added"}
+    if not wanted or set_to is not None:
+        return {}
+    way = f"; router_loss = {wanted:g} in the stage adds it" if isinstance(stage, Sft) else ""
+    return {
+        "router loss": f"left out: the model's config asks for {wanted:g} times the loss that balances experts{way}"
+    }
 
 
 def _format_note(data: Data) -> str:

@@ -36,16 +36,11 @@ def padded_because(folder: Path) -> str | None:
     return None
 
 
-def router_loss_left_out(folder: Path) -> str | None:
-    """What is said where the config asks for a loss that balances experts, as no stage adds it; else None.
-
-    transformers adds it, times `router_aux_loss_coef`, where `output_router_logits` is true; few models have it so.
-    """
+def router_loss_of(folder: Path) -> float | None:
+    """Weight of the loss that balances experts, where the config asks for it by `output_router_logits`; few do."""
     config = _text_config(folder)
-    weight = config.get("router_aux_loss_coef") or config.get("aux_loss_alpha") or 0
-    if not config.get("output_router_logits") or not weight:
-        return None
-    return f"left out: the model's config asks for {weight:g} times the loss that balances its experts"
+    weight = config.get("router_aux_loss_coef") or config.get("aux_loss_coef") or 0
+    return weight if config.get("output_router_logits") and weight else None
 
 
 def _text_config(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.origins import KeyPath
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved
-from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Qat, Sft, Training
+from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Prefix, Prompt, PTuning, Qat, Sft, Training
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import model_files, trust
@@ -106,6 +106,17 @@ def smoothing_suits_loss(training: TrainedStage) -> Iterator[Problem]:
     if isinstance(stage, Dpo) and stage.label_smoothing and stage.loss not in ("sigmoid", "robust"):
         message = f"counts only for the losses sigmoid and robust, and this is {as_toml(stage.loss)}"
         yield training.problem("label_smoothing", message, 'remove it, or write loss = "sigmoid" or "robust"')
+
+
+def experts_are_balanced_in_plain_passes(training: TrainedStage) -> Iterator[Problem]:
+    stage = training.stage
+    if not isinstance(stage, Sft) or not stage.router_loss:
+        return
+    if stage.r_drop:
+        yield training.problem("router_loss", "does not go with r_drop, which computes a batch twice", "remove one")
+    if isinstance(training.resolved.adapter, Prefix | Prompt | PTuning):
+        message = "does not go with virtual tokens, which experts would be balanced for as well"
+        yield training.problem("router_loss", message, "remove it, or write another adapter.kind")
 
 
 def steps_are_learned_around_zero(training: TrainedStage) -> Iterator[Problem]:
@@ -207,6 +218,7 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     data_suits_stage,
     answers_are_there,
     smoothing_suits_loss,
+    experts_are_balanced_in_plain_passes,
     steps_are_learned_around_zero,
     one_length,
     batch_divides,

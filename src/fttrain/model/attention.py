@@ -25,7 +25,12 @@ from fttrain.data.segments import Block, Reach, Segments
 NAME = "segments"
 WIDEST = 256
 """Largest width of a head that variable-length kernels take."""
-HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict"})
+HARMLESS = frozenset(
+    {
+        *("position_ids", "use_cache", "return_dict"),
+        *("output_attentions", "output_hidden_states", "output_router_logits"),
+    }
+)
 """What models hand to every attention function, and no plain one computes with."""
 OF_ROWS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
 """Borders of rows, for kernels that take them; here the `RowMask` has them."""

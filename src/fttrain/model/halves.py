@@ -31,6 +31,8 @@ class Halves:
             if name in takes
         }
         self._takes_ids = "input_ids" in takes
+        self.balances = "output_router_logits" in takes and self.router_weight is not None
+        """Whether the model has a loss that balances its experts."""
 
     @property
     def body(self) -> Any:
@@ -42,15 +44,34 @@ class Halves:
         beside = [parameter for parameter in self.causal.parameters() if id(parameter) not in in_body]
         return [*beside, *self.causal.get_output_embeddings().parameters()]
 
+    @property
+    def router_weight(self) -> float | None:
+        """What the model's config multiplies that loss by."""
+        names = ("router_aux_loss_coef", "aux_loss_coef")
+        return next((getattr(self.causal, name) for name in names if hasattr(self.causal, name)), None)
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, D] → [N, V]. Only one thread may call a model at a time."""
+        return self._headed(_Said(hidden_ND[None])).logits[0]
+
+    def router_loss(self, passed: Any, mask_BT: Tensor | None) -> Tensor:
+        """The loss that balances experts, as the model's own code makes it of what its routers have said in a pass.
+
+        `passed` is the body's output; the mask is 0 where there is padding.
+        """
+        said = _Said(passed.last_hidden_state[:1, :1], passed.router_logits)
+        return self._headed(said, output_router_logits=True, attention_mask=mask_BT).aux_loss
+
+    def _headed(self, said: "_Said", **asked: Any) -> Any:
+        """What the whole model says when its body says that."""
         body = self.body
-        ids_1N = torch.zeros(1, len(hidden_ND), dtype=torch.long, device=hidden_ND.device)
-        asked = {"input_ids": ids_1N} if self._takes_ids else {}
-        self.causal._modules[self.name] = _StandIn(body, hidden_ND[None])
+        hidden_1ND = said.last_hidden_state
+        if self._takes_ids:
+            asked["input_ids"] = torch.zeros(hidden_1ND.shape[:2], dtype=torch.long, device=hidden_1ND.device)
+        self.causal._modules[self.name] = _StandIn(body, said)
         try:
             # Not by __call__: hooks of the whole model (PEFT's, DeepSpeed's) are for whole passes.
-            return self.causal.forward(**asked, **self._options).logits[0]
+            return self.causal.forward(**(self._options | asked))
         finally:
             self.causal._modules[self.name] = body
 
@@ -58,9 +79,9 @@ class Halves:
 class _StandIn:
     """Answers any call with hidden states; what else is asked of it, the body answers."""
 
-    def __init__(self, body: nn.Module, hidden_1ND: Tensor) -> None:
+    def __init__(self, body: nn.Module, said: "_Said") -> None:
         self._body = body
-        self._said = _Said(hidden_1ND)
+        self._said = said
 
     def __call__(self, *_: object, **__: object) -> "_Said":
         return self._said
@@ -73,10 +94,11 @@ class _StandIn:
 
 
 class _Said:
-    """An output of a body that has hidden states and nothing else."""
+    """An output of a body that has hidden states and, where they are given, what its routers have said."""
 
-    def __init__(self, hidden_1ND: Tensor) -> None:
+    def __init__(self, hidden_1ND: Tensor, router_logits: Any = None) -> None:
         self.last_hidden_state = hidden_1ND
+        self.router_logits = router_logits
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):

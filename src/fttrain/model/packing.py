@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
-
 from ftlaunch.errors import UserError
 from fttrain.data.segments import Segments
 from fttrain.model import attention
@@ -33,16 +31,16 @@ def refusal(causal: Any) -> str | None:
     return None
 
 
-def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Tensor:
-    """[1, T, D]: what the body says of packed rows. Raises UserError where it does not keep them apart."""
+def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Any:
+    """What the body says of packed rows, hidden states [1, T, D]. UserError where it does not keep them apart."""
     try:
         with attention.over(segments) as made:
-            hidden_1TD = halves.body(use_cache=False, **asked).last_hidden_state
+            passed = halves.body(use_cache=False, **asked)
     except Unpackable as error:
         raise _refused(halves.causal, str(error)) from error
     if made.calls < (layers := _layers(halves.causal)):
         raise _refused(halves.causal, f"attends as it is told in only {made.calls} of {layers} layers")
-    return hidden_1TD
+    return passed
 
 
 def own_attention(causal: Any) -> str:

@@ -132,6 +132,8 @@ class Scorer(nn.Module):
         """Where the rows of the micro-batch that is being computed lie."""
         self.disturbance = ActivationNoise()
         """The noise that the model's activations have in training."""
+        self.router_weight = 0.0
+        """Weight of the loss that balances experts, in training."""
         self._smoothing = smoothing
         self._halves: dict[int, Halves] = {}
         self._trained_head = any(p.requires_grad for p in self._of(self._causal()).head_parameters())
@@ -142,7 +144,17 @@ class Scorer(nn.Module):
 
     def answer(self, micro: MicroBatch) -> Any:
         """Scores of the micro-batch's trained tokens, N of them."""
-        return self._scores(self._hidden(micro)[micro.positions_N], micro)
+        if not self.router_weight or not self.training:
+            return self._scores(self._hidden(micro)[micro.positions_N], micro)
+        passed = self._pass(micro, output_router_logits=True)
+        scores = self._scores(passed.last_hidden_state.flatten(0, 1)[micro.positions_N], micro)
+        return scores._replace(router_loss=self.router_weight * self._balance(passed, micro))
+
+    def _balance(self, passed: Any, micro: MicroBatch) -> Tensor:
+        """The loss that balances experts over the micro-batch's tokens, padding left out."""
+        has_padding = micro.segments is None and not self.is_alone and bool(micro.targets_N.numel())
+        mask_BT = (micro.lengths > 0).long() if has_padding else None
+        return self._of(self._causal()).router_loss(passed, mask_BT)
 
     def _scores(self, hidden_ND: Tensor, micro: MicroBatch, *, with_entropy: bool = False) -> Scores:
         return score(
@@ -195,8 +207,12 @@ class Scorer(nn.Module):
 
     def _hidden(self, micro: MicroBatch) -> Tensor:
         """[lines · T, D]: what the body says at each place."""
+        return self._pass(micro).last_hidden_state.flatten(0, 1)
+
+    def _pass(self, micro: MicroBatch, **besides: Any) -> Any:
+        """What the body says, with [lines, T, D] hidden states."""
         self.places.take(micro.lengths, micro.position_ids)
-        asked: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids}
+        asked: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids, **besides}
         virtual = 0
         if adapters.leads(self.model):
             from fttrain.adapters import virtual_tokens
@@ -205,15 +221,16 @@ class Scorer(nn.Module):
             asked, virtual = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
         halves = self._of(self._causal())
         if micro.segments is None and halves.alone and not virtual:
-            hidden_BTD = _row_by_row(halves.body, micro)
-        elif micro.segments is None:
-            hidden_BTD = halves.body(use_cache=False, **asked).last_hidden_state
-        else:
-            if not halves.packs:
-                packing.require(halves.causal)
-                halves.packs = True
-            hidden_BTD = packing.pass_over(halves, asked, micro.segments)
-        return hidden_BTD[:, virtual:].flatten(0, 1)
+            return _row_by_row(halves.body, micro, besides)
+        if micro.segments is None:
+            passed = halves.body(use_cache=False, **asked)
+            if virtual:
+                passed.last_hidden_state = passed.last_hidden_state[:, virtual:]
+            return passed
+        if not halves.packs:
+            packing.require(halves.causal)
+            halves.packs = True
+        return packing.pass_over(halves, asked, micro.segments)
 
     def _of(self, causal: Any) -> Halves:
         if id(causal) not in self._halves:
@@ -238,15 +255,21 @@ class Trial:
     """By the model's whole `forward`, as its library has it; the micro-batch is then one row. Else as in training."""
 
 
-def _row_by_row(body: Any, micro: MicroBatch) -> Tensor:
+def _row_by_row(body: Any, micro: MicroBatch, besides: dict[str, Any]) -> Any:
     """[lines, T, D], the padding 0. All ranks call the body as often, as weights may be gathered for each call."""
     lengths = micro.lengths[:, 0].clamp(min=1).tolist()
-    parts = [body(input_ids=ids[None, :n], use_cache=False) for ids, n in zip(micro.input_ids, lengths, strict=True)]
-    hidden_BTD = pad_sequence([part.last_hidden_state[0] for part in parts], batch_first=True)
-    for _ in range(len(parts), micro.lines):
+    rows = [ids[None, :n] for ids, n in zip(micro.input_ids, lengths, strict=True)]
+    passed = [body(input_ids=row, use_cache=False, **besides) for row in rows]
+    hidden_BTD = pad_sequence([one.last_hidden_state[0] for one in passed], batch_first=True)
+    for _ in range(len(passed), micro.lines):
         nothing = body(input_ids=micro.input_ids[:1, :1], use_cache=False).last_hidden_state
         hidden_BTD = hidden_BTD + 0 * nothing
-    return hidden_BTD
+    whole = passed[0]
+    if besides:
+        by_layer = zip(*(one.router_logits for one in passed), strict=True)
+        whole.router_logits = tuple(torch.cat([one.flatten(0, -2) for one in layer]) for layer in by_layer)
+    whole.last_hidden_state = hidden_BTD
+    return whole
 
 
 class RDropScorer(Scorer):

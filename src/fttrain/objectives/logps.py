@@ -30,6 +30,8 @@ class Scores(NamedTuple):
     """Whether the target is the most probable token."""
     entropy_N: Tensor
     """Entropy of the distribution in nats; carries the gradient. Empty unless it was asked for."""
+    router_loss: Tensor | None = None
+    """The loss that balances experts, times its weight; carries the gradient. None unless it was asked for."""
 
 
 def num_chunks(tokens: int) -> int:

@@ -21,6 +21,7 @@ from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.model.scorer import RDropScorer, Scorer
 from fttrain.noise import neftune
+from fttrain.objectives.logps import Scores
 from fttrain.objectives.r_drop import RDropScores
 from fttrain.training.session import train
 
@@ -28,20 +29,40 @@ log = logging.getLogger(__name__)
 
 
 class CrossEntropy:
-    """Sum of the trained tokens' cross-entropies, smoothed as the recipe says."""
+    """Sum of the trained tokens' cross-entropies, smoothed as the recipe says.
+
+    The loss that balances experts, where there is one, counts for each micro-batch by its trained tokens.
+    """
 
     def __init__(self, told: Path | None = None) -> None:
         """`told` is a file for the newest evaluation, row by row."""
         self._told = told
+        self._router_loss = 0.0
+        self._balanced = 0.0
+        """Trained tokens that the sum above is over; 0 where no loss balances experts."""
 
     def weight(self, micro: MicroBatch) -> float:
         return float(micro.targets_N.numel())
 
     def loss(self, engine: Engine, micro: MicroBatch) -> Tensor:
-        return engine.scorer.disturbance.loss(lambda: -engine.scores(micro).smoothed_N.sum())
+        return engine.scorer.disturbance.loss(lambda: self._of(engine.scores(micro)))
 
-    def measures(self, engine: Engine) -> dict[str, float]:  # noqa: ARG002 the protocol's
-        return {}
+    def _of(self, scores: Scores) -> Tensor:
+        loss = -scores.smoothed_N.sum()
+        if scores.router_loss is None:
+            return loss
+        count = scores.smoothed_N.numel()
+        self._router_loss += count * float(scores.router_loss.detach())
+        self._balanced += count
+        return loss + count * scores.router_loss
+
+    def measures(self, engine: Engine) -> dict[str, float]:
+        """The part of the step's loss that balances experts."""
+        if not engine.scorer.router_weight:
+            return {}
+        total, count = engine.world.sum([self._router_loss, self._balanced])
+        self._router_loss, self._balanced = 0.0, 0.0
+        return {"router_loss": total / count}
 
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
         """Loss, perplexity and accuracy over all trained tokens of the rows held out, weighted by token.

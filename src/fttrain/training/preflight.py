@@ -3,11 +3,12 @@
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adapter, LowRank, Model
+from ftlaunch.recipe import Adapter, LowRank, Model, Sft, Training
 from ftlaunch.run.spec import StageSpec
 from fttrain.adapters import coverage
 from fttrain.distributed.world import World
 from fttrain.merging import dry_run
+from fttrain.model.halves import Halves
 
 
 def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> None:
@@ -17,11 +18,27 @@ def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> N
         lines.append(coverage.require_few_bits(model, str(spec.quantization)))
     if isinstance(adapter, LowRank):
         lines += coverage.of(model, adapter).lines()
-    config = model.config.get_text_config()
-    weight = getattr(config, "router_aux_loss_coef", None)
-    if getattr(config, "output_router_logits", False) and weight:
-        lines.append(f"left out of the loss: {weight:g} times the loss that balances experts, as the config asks for")
     _say(lines, world)
+
+
+def router_weight(model: Any, stage: Training, world: World, *, in_full: bool) -> float:
+    """What the loss that balances experts is multiplied by; said where it is in the loss, or asked for and left out.
+
+    Raises UserError where the stage wants it and the model has none.
+    """
+    halves = Halves(model)
+    asks = bool(getattr(model.config.get_text_config(), "output_router_logits", False)) and halves.balances
+    wanted = halves.router_weight if asks else None
+    set_to = stage.router_loss if isinstance(stage, Sft) else None
+    if set_to and not halves.balances:
+        message = f"router_loss is {set_to:g}, and {model.config.model_type} models have no loss that balances experts"
+        raise UserError(message, "remove router_loss from the stage")
+    weight = set_to if set_to is not None else (wanted or 0.0) if in_full and isinstance(stage, Sft) else 0.0
+    if weight:
+        _say([f"in the loss: {weight:g} times the loss that balances experts"], world)
+    elif wanted and set_to is None:
+        _say([f"left out of the loss: {wanted:g} times the loss that balances experts, as the config asks for"], world)
+    return weight
 
 
 def of_merge(spec: StageSpec, base: Model, model: Any, world: World) -> None:

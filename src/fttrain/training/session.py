@@ -135,6 +135,7 @@ def build(
         [] if isinstance(spec.noise, NoNoise) else modules.find(base, spec.noise.sites)
     )  # as adapters add modules
     preflight.of_base(base, None if origin.adapter else adapter, origin.base, world)
+    router_weight = preflight.router_weight(base, stage, world, in_full=trained_in_full)
     model = adapters.attach(
         base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=spec.accumulation
     )
@@ -144,6 +145,7 @@ def build(
     if stage.activation_checkpointing:
         checkpoint_activations(base)
     scorer = make_scorer(model, origin)
+    scorer.router_weight = router_weight
     if engine.zero_stage:
         hold_heads_in(dtype, scorer)
     scorer.disturbance = noise_builder.disturbance(base, disturbed, spec.noise, scorer.places)

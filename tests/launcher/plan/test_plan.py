@@ -123,14 +123,20 @@ def test_the_plan_says_which_models_rows_are_padded(config: dict[str, Any], note
     assert dpo.notes.get("layout") == (note and f"rows are padded, not packed, and prompts are not shared: {note}")
 
 
-def test_the_plan_says_that_a_loss_that_the_config_asks_for_is_left_out(tmp_path: Path) -> None:
-    def note(**config: Any) -> str | None:
+def test_the_plan_says_whether_the_loss_that_balances_experts_counts(tmp_path: Path) -> None:
+    def note(adapter: str, loss: str = "", **config: Any) -> str | None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral", **config}))
         recipe = tmp_path / "recipe.toml"
-        text = RECIPE.format(adapter=f'model.path = "{tmp_path}"', kind="dpo")
+        text = RECIPE.format(adapter=f'model.path = "{tmp_path}"\nadapter.kind = "{adapter}"', kind="dpo")
+        text = text.replace('kind = "sft"', f'kind = "sft"\n{loss}')
         recipe.write_text(text.replace('model.path = "owner/model"\n', ""))
         return make_plan(load_recipe(recipe).recipe, tmp_path / "run").stages[0].notes.get("router loss")
 
-    assert note(output_router_logits=False, router_aux_loss_coef=0.02) is None
-    said = note(output_router_logits=True, router_aux_loss_coef=0.02)
-    assert said == "left out: the model's config asks for 0.02 times the loss that balances its experts"
+    asks = {"output_router_logits": True, "router_aux_loss_coef": 0.02}
+    assert note("lora", output_router_logits=False, router_aux_loss_coef=0.02) is None
+    said = note("lora", **asks)
+    assert said is not None
+    assert said.startswith("left out: the model's config asks for 0.02 times the loss that balances experts; router_")
+    assert note("full", **asks) == "0.02 times the loss that balances experts is added"
+    assert note("full", "router_loss = 0", **asks) is None
+    assert note("lora", "router_loss = 0.1", **asks) == "0.1 times the loss that balances experts is added"

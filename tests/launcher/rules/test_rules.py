@@ -78,6 +78,13 @@ def test_conversations_may_train_every_assistant_turn(recipe: Path, data_format:
     assert keys(recipe, "data.qa.train_on=assistant", "data.qa.messages_field=turns") == []
 
 
+def test_experts_are_balanced_in_plain_passes_only(recipe: Path) -> None:
+    assert keys(recipe, "stage.0.router_loss=0.1") == []
+    assert keys(recipe, "stage.0.router_loss=0.1", "stage.0.r_drop=1") == ["stage[0].router_loss"]
+    virtual = ["adapter.kind=prompt", "adapter.virtual_tokens=4", "stage.0.packing=false"]
+    assert "stage[0].router_loss" in keys(recipe, "stage.0.router_loss=0.1", *virtual)
+
+
 def test_a_revision_belongs_to_a_model_of_the_hub(recipe: Path, tmp_path: Path) -> None:
     assert keys(recipe, "model.revision=v1") == []
     assert keys(recipe, "model.revision=v1", f"model.path={tmp_path}") == ["model.revision"]

@@ -20,7 +20,9 @@ def changed(tiny_model: Path, folder: Path, **tensors: torch.Tensor | None) -> M
     """The model with some tensors set, or removed where they are None."""
     shutil.copytree(tiny_model, folder)
     held = load_file(folder / "model.safetensors") | tensors
-    save_file({key: one for key, one in held.items() if one is not None}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: one for key, one in held.items() if one is not None}, folder / "model.safetensors", {"format": "pt"}
+    )
     return Model(path=str(folder), dtype="fp32")
 
 
@@ -45,9 +47,7 @@ def test_weights_of_nothing_are_named(tiny_model: Path, tmp_path: Path) -> None:
         load(spec)
 
 
-def test_a_tower_is_left_out_with_a_word(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tower_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     beside = {"model.vision_tower.proj.weight": torch.zeros(4, 4), "mtp.layers.0.weight": torch.zeros(4)}
     with caplog.at_level(logging.WARNING):
         load(changed(tiny_model, tmp_path / "model", **beside))
