@@ -127,8 +127,8 @@ class Sft(Training, frozen=True, kw_only=True):
     """Weight of R-Drop (arXiv 2106.14448): each batch is computed twice, under two draws of dropout and noise, and the
     loss is the mean of both cross-entropies and r_drop / 2 times the KL divergences of the two, one from the other."""
     router_loss: AtLeast0 | None = None
-    """Weight of the loss that keeps the experts of a mixture evenly used (arXiv 2101.03961, 2006.16668), as the model's own
-    code computes it, over the tokens of each micro-batch. None: in full tuning what the model's config asks for with
+    """Weight of the loss that keeps the experts of a mixture evenly used (arXiv 2101.03961), as the model's own code
+    computes it, over the tokens of each micro-batch. None: in full tuning what the model's config asks for with
     `output_router_logits`; 0 with an adapter, which leaves the routers as they are."""
     packing: bool = True
     """Lay rows end to end instead of padding them. Rows never see each other and the loss is the same.

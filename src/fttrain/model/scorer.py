@@ -51,7 +51,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     replace_activations.make_known()
     try:
         folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -64,6 +64,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         raise UserError(
             f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
         ) from error
+    model, found = loaded
     completeness.require(spec.path, model, found)
     model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it
     model.config.use_cache = False
