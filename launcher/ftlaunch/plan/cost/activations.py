@@ -1,0 +1,77 @@
+"""What a forward pass keeps for the backward one, counted tensor by tensor as autograd holds them."""
+
+from msgspec import Struct
+
+from ftlaunch.plan.cost.shape import Shape
+from ftlaunch.plan.cost.trained import Trained
+
+CHUNK = 1024
+"""Tokens whose logits exist at once (`fttrain.objectives.logps`)."""
+ROWS = 128
+"""Of these, those that exist in fp32 too where the head is frozen."""
+FLOAT = 4
+
+
+class Arithmetic(Struct, frozen=True, kw_only=True):
+    """In which formats a stage computes."""
+
+    bytes: int
+    """Of an element that matrices are multiplied in."""
+    stream: int
+    """Of an element that layers hand to each other: wider where the weights are fp32 and only products are cast."""
+    has_kernel: bool
+    """Whether attention is one kernel over rows of any length, as on a GPU in 16 bits. Else rows are copied for it."""
+
+
+def of_layer(shape: Shape, trained: Trained, arithmetic: Arithmetic, dropout: float, *, full: bool) -> int:
+    """Bytes a token that one decoder layer keeps for its backward pass."""
+    size = arithmetic.bytes
+    adapted = {linear.name for linear in trained.adapted}
+    keeps = {linear.name: full or linear.name in adapted for linear in shape.linears}
+    kept = _norms(shape, arithmetic, keeps, full=full)
+    kept += size * (2 * shape.queries + 2 * shape.keys)  # queries, keys and values, and what attention makes of them
+    last = next(linear for linear in shape.linears if linear.outputs == shape.width)
+    if keeps[last.name] and not arithmetic.has_kernel:
+        kept += size * shape.queries  # put back into the order of the tokens
+    kept += size * (_experts(shape, full=full) if shape.expert_parameters else _mlp(shape, keeps))
+    kept += size * trained.rank * len(trained.adapted)
+    if dropout:
+        kept += (size + 1) * sum(linear.inputs for linear in trained.adapted)
+    return kept
+
+
+def _norms(shape: Shape, arithmetic: Arithmetic, keeps: dict[str, bool], *, full: bool) -> int:
+    """Two norms: their inputs in fp32, what is scaled by their weights where these are trained, and their outputs."""
+    inputs = FLOAT * shape.width
+    normed = arithmetic.stream * shape.width if full and shape.is_gated else 0
+    kept = 2 * (inputs + normed)
+    is_cast = arithmetic.stream != arithmetic.bytes
+    for linears in (shape.linears[:-2], shape.linears[-2:]):
+        readers = sum(keeps[linear.name] for linear in linears if linear.inputs == shape.width)
+        kept += arithmetic.bytes * shape.width * (readers if is_cast else min(readers, 1))
+    return kept
+
+
+def _mlp(shape: Shape, keeps: dict[str, bool]) -> int:
+    """Elements a token: what comes in and out of the activation function, what it is multiplied with, and the product.
+
+    GPT-2's function is written out: its input, half of it, the tanh and one more than that.
+    """
+    product = keeps[shape.linears[-1].name]
+    return (3 if shape.is_gated else 4) * shape.mlp + shape.mlp * product
+
+
+def _experts(shape: Shape, *, full: bool) -> int:
+    """Elements a token of the experts that it is sent to."""
+    of_one = shape.width + 3 * shape.mlp + shape.width + (shape.mlp if full else 0)
+    return shape.experts_per_token * of_one
+
+
+def of_logits(shape: Shape, tokens: int, size: int, *, trained_head: bool, backward: bool) -> int:
+    """Bytes of the logits of one chunk of trained tokens, with what is made of them at the same time."""
+    chunk = min(tokens, CHUNK)
+    if not trained_head:
+        rows = min(chunk, ROWS)
+        return shape.vocabulary * (size * chunk + FLOAT * rows * (1 if size == FLOAT else 2))
+    wide = FLOAT * chunk * (1 if size == FLOAT else 2) if size < FLOAT else FLOAT * chunk
+    return shape.vocabulary * (wide + (2 * FLOAT * chunk if backward else FLOAT * chunk))

@@ -1,0 +1,253 @@
+"""The memory of one rank of a stage: what it holds all the time, and its peaks in each part of its course."""
+
+from msgspec import Struct
+
+from ftlaunch.plan import resolve
+from ftlaunch.plan.cost import activations, trained
+from ftlaunch.plan.cost.activations import FLOAT, Arithmetic
+from ftlaunch.plan.cost.shape import Shape
+from ftlaunch.plan.cost.trained import Trained
+from ftlaunch.recipe import Dpo, Full, LowRank, Pairwise, Ppo, Reward, Training, Virtual
+from ftlaunch.run.spec import StageSpec
+
+MOMENTS = 2
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits: half a byte, a scale in 8 bits for 64 of them, and one in fp32 for 256 of those."""
+BUCKET = 500_000_000
+"""Elements of the buffer in which DeepSpeed gathers gradients, and of a step's weights that ZeRO-3 leaves unsharded."""
+ROOM_CPU = 140 << 20
+ROOM_GPU = 900 << 20
+"""Bytes that libraries take for themselves besides: the CUDA context with its kernels, oneDNN's buffers."""
+
+
+class Part(Struct, frozen=True):
+    """One thing that takes memory."""
+
+    name: str
+    bytes: int
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """The memory of one rank."""
+
+    device: str
+    """"cuda" or "cpu": where these parts lie."""
+    parts: list[Part]
+    """What there is, each at its largest. Not all of it at the same time."""
+    phases: dict[str, int]
+    """Bytes at the peak of each part of a stage's course."""
+    host: list[Part]
+    """What a rank on a GPU takes of the host's memory."""
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+    @property
+    def host_peak(self) -> int:
+        return sum(part.bytes for part in self.host)
+
+
+class Load(Struct, frozen=True, kw_only=True):
+    """What one rank of a stage works at."""
+
+    tokens: int
+    """Tokens of a micro-batch at most."""
+    targets: int
+    """Trained tokens among them at most."""
+    size: int
+    """Bytes of an element that is computed with."""
+    cuda: bool
+
+
+def load_of(spec: StageSpec, size: int, *, cuda: bool) -> Load:
+    """The work of one rank, with every row as long as the data tables allow."""
+    stage = spec.stage
+    longest = max((data.max_length for data in spec.data.values()), default=0)
+    rows = spec.micro_batch_size * (2 if isinstance(stage, Pairwise) else 1)
+    if isinstance(stage, Ppo):
+        longest += stage.max_new_tokens
+    if isinstance(spec.adapter, Virtual):
+        longest += spec.adapter.virtual_tokens
+    return Load(tokens=rows * longest, targets=rows * (longest - 1), size=size, cuda=cuda)
+
+
+def of_stage(spec: StageSpec, shape: Shape, size: int, *, cuda: bool) -> Memory:
+    """Memory of one rank of a training stage. `size` is the bytes of an element that is computed with."""
+    assert isinstance(spec.stage, Training)
+    return _Ledger(spec, shape, load_of(spec, size, cuda=cuda)).memory()
+
+
+class _Ledger:
+    """The arithmetic of one rank."""
+
+    def __init__(self, spec: StageSpec, shape: Shape, load: Load) -> None:
+        self.spec, self.shape, self.load = spec, shape, load
+        self.zero, self.ranks = spec.parallel.zero_stage, spec.world_size
+        self.full = isinstance(spec.adapter, Full)
+        self.trained: Trained = trained.of(spec.adapter, shape)
+        self.size = load.size
+        self.held_in_float = self.full and not self.zero
+        stream = FLOAT if self.held_in_float else self.size
+        kernel = load.cuda and self.size < FLOAT
+        self.arithmetic = Arithmetic(bytes=self.size, stream=stream, has_kernel=kernel)
+        self.offloads = spec.parallel.offload == "cpu"
+
+    def memory(self) -> Memory:
+        parts = self._standing() | self._passing()
+        host = []
+        if self.load.cuda:
+            host = [("libraries", 3 << 30), ("image of the checkpoint", self._image())]
+            if self.offloads:
+                host.append(("optimizer and gradients", self._masters() + self._moments() + self._sharded_gradients()))
+        else:
+            parts["image of the checkpoint"] = self._image()
+        return Memory(
+            device="cuda" if self.load.cuda else "cpu",
+            parts=[Part(name, size) for name, size in parts.items() if size],
+            phases=self._phases(parts),
+            host=[Part(name, size) for name, size in host],
+        )
+
+    def _standing(self) -> dict[str, int]:
+        """What is held from the first step to the last."""
+        on_device = not (self.offloads and self.load.cuda)
+        return {
+            "weights": self._weights(),
+            "adapter": self._adapter(),
+            "reference": self._reference(),
+            "fp32 masters": self._masters() * on_device,
+            "optimizer": self._moments() * on_device,
+            "libraries": ROOM_GPU if self.load.cuda else ROOM_CPU,
+        }
+
+    def _passing(self) -> dict[str, int]:
+        """What comes and goes within a step."""
+        return {
+            "gradients": self._gradients(),
+            "gradient buffer": self._bucket(),
+            "gathered weights": self._gathered(),
+            "activations": self._activations(),
+            "logits": self._logits(backward=False),
+        }
+
+    def _weights(self) -> int:
+        """The base as this rank holds it."""
+        shape = self.shape
+        if self.held_in_float:
+            return FLOAT * shape.parameters
+        few = {"nf4": NF4, "fp4": NF4, "int8": 1.0}.get(str(self.spec.model.quantization), float(self.size))
+        matrices = shape.matrix_parameters
+        held = int(few * matrices) + self.size * (shape.parameters - matrices)
+        return held // self.ranks if self.zero == 3 else held
+
+    def _adapter(self) -> int:
+        if self.full:
+            return 0
+        size = self.size if self.zero else FLOAT
+        own = size * (self.trained.parameters + self.trained.beside)
+        return own // self.ranks if self.zero == 3 else own
+
+    def _reference(self) -> int:
+        """A frozen copy of what PPO and DPO are held to: all weights, or the adapter that a stage starts from."""
+        stage = self.spec.stage
+        if isinstance(stage, Ppo) and self.full:
+            return self.size * self.shape.parameters
+        live = isinstance(stage, Dpo) and resolve.reference(stage, self.spec.adapter) == "live"
+        goes_on = self.spec.start is not None and self.spec.start.endswith("/artifact")
+        return self._adapter() if (live or isinstance(stage, Ppo)) and goes_on and not self.full else 0
+
+    def _masters(self) -> int:
+        return FLOAT * self.trained.parameters // self.ranks if self.zero else 0
+
+    def _moments(self) -> int:
+        size = 1 if "8bit" in self.spec.optimizer.name else FLOAT
+        count = self.trained.parameters * MOMENTS * size
+        return count // self.ranks if self.zero else count
+
+    def _gradient_size(self) -> int:
+        return self.size if self.zero else FLOAT
+
+    def _gradients(self) -> int:
+        whole = self._gradient_size() * self.trained.parameters
+        return whole // self.ranks if self.zero >= 2 else whole
+
+    def _sharded_gradients(self) -> int:
+        return FLOAT * self.trained.parameters // self.ranks
+
+    def _bucket(self) -> int:
+        """DDP's buckets are the gradients themselves; DeepSpeed's are taken whole on a GPU, and as far as used on a CPU."""
+        if not self.zero:
+            return 0
+        used = BUCKET if self.load.cuda else min(BUCKET, self.trained.parameters)
+        return self._gradient_size() * used
+
+    def _gathered(self) -> int:
+        """Weights that ZeRO-3 has brought together: it lets them be until there are a thousand million."""
+        return self.size * min(self.shape.parameters, 2 * BUCKET) if self.zero == 3 else 0
+
+    def _activations(self) -> int:
+        return self._kept(checkpointing=getattr(self.spec.stage, "activation_checkpointing", False))
+
+    def _kept(self, *, checkpointing: bool) -> int:
+        """Bytes that the layers keep for the backward pass of a micro-batch, and what the head reads."""
+        shape, tokens = self.shape, self.load.tokens
+        dropout = self.spec.adapter.dropout if isinstance(self.spec.adapter, LowRank) else 0.0
+        layer = activations.of_layer(shape, self.trained, self.arithmetic, dropout, full=self.full)
+        layers = self.trained.layers_backward
+        stream = self.arithmetic.stream * shape.width
+        kept = stream * layers + layer if checkpointing else layer * layers
+        ends = shape.width * (FLOAT + self.arithmetic.stream * (2 if self.full else 1))
+        return tokens * (kept + ends) + self.load.targets * shape.width * self.size * 2
+
+    def _logits(self, *, backward: bool) -> int:
+        if isinstance(self.spec.stage, Reward):
+            return 0
+        return activations.of_logits(
+            self.shape, self.load.targets, self.size, trained_head=self.trained.head, backward=backward
+        )
+
+    def _image(self) -> int:
+        """The copy from which checkpoints are written: weights and moments of what this rank trains."""
+        return FLOAT * self.trained.parameters * (1 + MOMENTS) // self.ranks
+
+    def _phases(self, parts: dict[str, int]) -> dict[str, int]:
+        """Peaks: reading the model, the forward pass, the backward pass, the optimizer's step, the artifact."""
+        held = sum(self._standing().values()) + parts["gathered weights"]
+        held += 0 if self.load.cuda else self._image()
+        gradients = parts["gradients"] + parts["gradient buffer"]
+        early = gradients if self.zero or self.ranks > 1 or self.spec.accumulation > 1 else 0
+        head_gradient = FLOAT * self.shape.embedding_parameters if self.full and not early else 0
+        backward = self._logits(backward=True) + head_gradient
+        passing = parts["activations"] + max(parts["logits"], backward)
+        return {
+            "loading": self._loading(parts),
+            "forward and backward": held + max(early + passing, gradients),
+            "optimizer": held + gradients + self._step(),
+            "artifact": held + self._artifact(),
+        }
+
+    def _step(self) -> int:
+        """What AdamW needs for a moment: two tensors like the largest weight, or like all of them at once on a GPU.
+
+        ZeRO's optimizer has one weight, which is flat, and a gradient of it in fp32.
+        """
+        if self.offloads and self.load.cuda:
+            return 0
+        if self.zero:
+            share = FLOAT * self.trained.parameters // self.ranks
+            return 3 * share
+        return FLOAT * (self.trained.parameters if self.load.cuda else 2 * self.trained.largest)
+
+    def _loading(self, parts: dict[str, int]) -> int:
+        whole = self.shape.parameters * (FLOAT if self.held_in_float else self.size)
+        mapped = self.shape.parameters * self.shape.disk_bytes
+        if self.load.cuda:
+            return parts["weights"]
+        return whole + mapped + parts["libraries"]
+
+    def _artifact(self) -> int:
+        """Weights whole in fp32, and in the format that they are written in."""
+        if self.load.cuda:
+            return 0
+        return self.trained.parameters * FLOAT + (self.trained.parameters * self.size if self.full else 0)

@@ -1,0 +1,326 @@
+"""The memory that `ftlaunch plan` foresees against the peak that is measured, over combinations on small models.
+
+    PYTHONPATH=. python tests/benchmarks/estimates.py --model .cache/SmolLM2-135M-Instruct [--only TEXT] [--json FILE]
+
+A process imports everything, then makes ranks by fork. Each rank first maps all pages of the libraries, so that its
+resident set from then on grows by its own work only; the peak above that is what is compared, of the rank that used
+most. The C library is told to give back what is freed, which it would keep to save time.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+MIB = 1 << 20
+POPULATE_READ = 22
+"""Linux's MADV_POPULATE_READ."""
+
+
+class Combination(NamedTuple):
+    """One way to train."""
+
+    stage: str
+    method: str
+    strategy: str
+    micro: int
+    length: int
+    model: str = "mid"
+    more: str = ""
+    """More settings of the recipe, as `--set` takes them, with blanks between them."""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self)).strip()
+
+
+COMBINATIONS = [
+    Combination("sft", "lora", "single", 2, 256),
+    Combination("sft", "lora", "single", 8, 128),
+    Combination("sft", "lora", "single", 1, 1024),
+    Combination("sft", "lora", "single", 2, 512, "mid", "stage.0.activation_checkpointing=true"),
+    Combination("sft", "lora", "ddp", 2, 256),
+    Combination("sft", "lora", "zero1", 2, 256),
+    Combination("sft", "lora", "zero2", 2, 256),
+    Combination("sft", "lora", "zero3", 2, 256),
+    Combination("sft", "full", "single", 2, 256),
+    Combination("sft", "full", "single", 1, 1024, "mid", "stage.0.activation_checkpointing=true"),
+    Combination("sft", "full", "ddp", 2, 256),
+    Combination("sft", "full", "zero1", 2, 256),
+    Combination("sft", "full", "zero2", 2, 256),
+    Combination("sft", "full", "zero3", 2, 256),
+    Combination("sft", "dora", "single", 2, 256),
+    Combination("sft", "rslora", "single", 4, 256, "mid", "adapter.rank=64"),
+    Combination("sft", "prompt", "single", 2, 256),
+    Combination("sft", "prefix", "single", 2, 256),
+    Combination("sft", "lora", "single", 2, 256, "gpt2"),
+    Combination("sft", "full", "single", 2, 256, "gpt2"),
+    Combination("sft", "lora", "single", 2, 256, "qwen2"),
+    Combination("sft", "full", "zero2", 2, 256, "qwen2"),
+    Combination("sft", "lora", "single", 2, 256, "moe"),
+    Combination("dpo", "lora", "single", 2, 256),
+    Combination("dpo", "lora", "zero2", 2, 128),
+    Combination("dpo", "full", "single", 1, 256),
+    Combination("orpo", "lora", "single", 2, 256),
+    Combination("reward", "lora", "single", 2, 256),
+    Combination("sft", "lora", "single", 2, 256, "smol"),
+    Combination("sft", "lora", "single", 4, 256, "smol", "adapter.layers=top:8"),
+    Combination("sft", "full", "single", 1, 256, "smol"),
+    Combination("dpo", "lora", "single", 1, 256, "smol"),
+]
+
+RECIPE = """
+name = "estimate"
+[model]
+path = "{model}"
+dtype = "fp32"
+[adapter]
+kind = "{method}"
+{data}
+[[stage]]
+kind = "{stage}"
+data = "rows"
+steps = 3
+batch_size = {batch}
+micro_batch_size = {micro}
+save_every = 2
+{sharing}
+[parallel]
+strategy = "{strategy}"
+procs_per_node = {processes}
+device = "cpu"
+"""
+
+
+def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[Path, Any]:
+    """A run folder with one stage whose rows are all as long as may be; returns the stage's folder and its spec."""
+    from tests.faults.ranks import write_run as write
+
+    from ftlaunch.load import load_recipe
+
+    pairs = one.stage in ("dpo", "orpo", "reward")
+    words = ["lamp kettle river stone seven green table window " * 400]
+    rows = (
+        [
+            {"prompt": f"{n} go", "chosen": f"{n} {words[0]}", "rejected": f"{words[0][5 * n :]} {n}"}
+            for n in range(32)
+        ]
+        if pairs
+        else [{"text": f"{n} {words[0] * 4}"} for n in range(32)]
+    )
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = 'format = "preference"\ntemplate = "none"' if pairs else 'format = "text"\ntemplate = "none"'
+    processes = 1 if one.strategy == "single" else 2
+    text = RECIPE.format(
+        model=models[one.model],
+        method=one.method,
+        stage=one.stage,
+        micro=one.micro,
+        batch=one.micro * processes,
+        strategy=one.strategy,
+        processes=processes,
+        sharing="share_prompt = false" if pairs else "",
+        data=f'[data.rows]\npath = "rows.jsonl"\nmax_length = {one.length}\n{how}\n',
+    )
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    recipe = load_recipe(path, one.more.split()).recipe
+    step = write(recipe, folder / "run").stage_dir(f"01-{one.stage}")
+    return step.path, step.read_spec()
+
+
+def make_models(folder: Path, smol: Path) -> dict[str, Path]:
+    """Random models of a few families with the real tokenizer, in fp32 on disk; and the real one."""
+    import shutil
+
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
+
+    sizes = {"vocab_size": 49152, "max_position_embeddings": 2048}
+    gated = {**sizes, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    configs = {
+        "mid": LlamaConfig(**gated, **heads, tie_word_embeddings=False),
+        "qwen2": Qwen2Config(**gated, **heads, tie_word_embeddings=True),
+        "gpt2": GPT2Config(vocab_size=49152, n_positions=1024, n_embd=384, n_layer=12, n_head=6),
+        "moe": MixtralConfig(**{**gated, "num_hidden_layers": 6}, **heads, num_local_experts=4),
+    }
+    made = {"smol": smol}
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        made[name] = folder / name
+        AutoModelForCausalLM.from_config(config).save_pretrained(made[name])
+        for path in smol.glob("*token*"):
+            shutil.copy(path, made[name])
+    return made
+
+
+def populate_libraries() -> None:
+    """Map every page of the files that are mapped already, so that they do not count later."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, mode, _, _, inode, *_ = line.split()
+        if inode != "0" and "r" in mode:
+            start, end = (int(address, 16) for address in place.split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), POPULATE_READ)
+
+
+def resident(name: str) -> int:
+    """A line of this process's status, in bytes."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def serve() -> None:
+    """The process that makes ranks: reads step folders, answers with the peaks of their ranks in bytes."""
+    from tests.faults import zygote
+
+    from fttrain.stages import dpo, orpo, reward, sft  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    zygote._import_everything()
+    _warm_up()
+    for line in sys.stdin:
+        order = json.loads(line)
+        environment = zygote._environment(Path(order["step"]), order["world_size"])
+        pids = [_fork(order, rank, environment) for rank in range(order["world_size"])]
+        codes = [os.waitstatus_to_exitcode(status) for status in zygote._wait(pids)]
+        peaks = [int(Path(f"{order['step']}/peak-{rank}").read_text()) for rank in range(len(pids))] if not any(codes) else []
+        print(json.dumps(peaks), file=answers, flush=True)
+
+
+def _warm_up() -> None:
+    """Have torch make its threads and buffers, as they are no part of a model."""
+    import torch
+
+    x = torch.randn(64, 64, requires_grad=True)
+    (x @ x).sum().backward()
+
+
+def _fork(order: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
+    if pid := os.fork():
+        return pid
+    os.setpgid(0, 0)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": order["world_size"], "LOCAL_WORLD_SIZE": order["world_size"]}
+    os.environ.update(environment)
+    os.environ.update({name: str(value) for name, value in places.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]))
+    os.chdir(Path(order["step"]).parent)
+    sys.argv = ["fttrain", order["step"]]
+    from fttrain.__main__ import main as run_rank
+
+    code = 1
+    try:
+        populate_libraries()
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        if os.environ.get("PHASES"):
+            _watch(order["step"])
+        code = run_rank()
+        Path(f"{order['step']}/peak-{rank}").write_text(str(resident("VmHWM") - before))
+    finally:
+        os._exit(code)
+
+
+def _watch(step: str) -> None:
+    """Note the peak of each part of a stage, for whoever looks for a difference."""
+    from fttrain.checkpoint.store import Checkpoints
+    from fttrain.engine import Engine
+    from fttrain.training import session
+
+    notes = open(f"{step}/phases", "w")  # noqa: SIM115
+
+    def around(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def noted(*arguments: Any, **named: Any) -> Any:
+            notes.write(f"{name} begins: now {resident('VmRSS') / MIB:.0f}, most {resident('VmHWM') / MIB:.0f}\n")
+            Path("/proc/self/clear_refs").write_text("5")
+            answer = whole(*arguments, **named)
+            notes.write(f"{name} ends: now {resident('VmRSS') / MIB:.0f} (anon {resident('RssAnon') / MIB:.0f} file {resident('RssFile') / MIB:.0f} shm {resident('RssShmem') / MIB:.0f}), most {resident('VmHWM') / MIB:.0f}\n")
+            notes.flush()
+            return answer
+
+        setattr(owner, name, noted)
+
+    notes.write(f"start: now {resident('VmRSS') / MIB:.0f}\n")
+    around(session, "load_base")
+    around(session, "build")
+    around(Engine, "prepare")
+    around(Engine, "forward")
+    around(Engine, "backward")
+    around(Engine, "step")
+    around(Checkpoints, "save")
+    around(session.artifact, "save")
+
+
+def measure(zygote: "subprocess.Popen[str]", step: Path, world_size: int) -> int:
+    """Peak in bytes of the rank that used most."""
+    from tests.faults.ranks import _free_port
+
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    zygote.stdin.write(json.dumps({"step": str(step), "world_size": world_size, "port": _free_port()}) + "\n")
+    zygote.stdin.flush()
+    peaks = json.loads(zygote.stdout.readline())
+    return max(peaks, default=0)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        serve()
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--only", default="", help="combinations with this text in them")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", action="store_true")
+    options = parser.parse_args()
+    from ftlaunch.plan import cost
+
+    folder = Path(tempfile.mkdtemp(prefix="estimates-"))
+    models = make_models(folder, options.model.resolve())
+    environment = os.environ | GIVE_BACK | {"XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    if options.keep:
+        environment |= {"PHASES": "1"}
+    zygote = subprocess.Popen(
+        [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        stderr=open(folder / "log", "w"),
+    )
+    ratios: dict[str, float] = {}
+    for number, one in enumerate(one for one in COMBINATIONS if options.only in str(one)):
+        place = folder / str(number)
+        place.mkdir()
+        step, spec = write_run(one, models, place)
+        peak = measure(zygote, step, spec.world_size)
+        told = cost.memory(spec)
+        foreseen = told.peak
+        if not peak:
+            print(f"{one!s:60s} FAILED, see {folder}", flush=True)
+            continue
+        ratios[str(one)] = foreseen / peak
+        print(f"{one!s:60s} foreseen {foreseen / MIB:7.0f} measured {peak / MIB:7.0f} MiB  {foreseen / peak - 1:+.1%}", flush=True)
+        if options.keep:
+            print((step / "phases").read_text())
+            for part in told.parts:
+                print("   ", part)
+            print(told.phases)
+    off = [abs(ratio - 1) for ratio in ratios.values()]
+    print(f"{len(off)} combinations: median off by {statistics.median(off):.1%}, within 10 %: {sum(o <= .1 for o in off)}, most {max(off):.1%}")
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(ratios)))
+
+
+if __name__ == "__main__":
+    main()
