@@ -22,7 +22,8 @@ FLOORS = {
         "errors recipe",
         "load rows safety",
         "run",
-        "cluster plan processes",
+        "cluster processes",
+        "plan",
         "rules",
         "backend",
         "watch",
@@ -77,8 +78,18 @@ FLOORS = {
     ),
     "ftlaunch.plan": (
         "__init__ family launch_config machine resolve",
-        "chain describe",
+        "chain cost describe",
         "plan",
+    ),
+    "ftlaunch.plan.cost": (
+        "calibration devices known",
+        "shape",
+        "trained",
+        "activations",
+        "memory",
+        "disk fit speed",
+        "__init__",
+        "words",
     ),
     "ftlaunch.report": (
         "__init__ facts markup",
@@ -214,7 +225,7 @@ FLOORS = {
     ),
     "fttrain.tools": (
         "__init__ output",
-        "chat import_gguf merge preview quantize superweights",
+        "calibrate chat import_gguf merge preview quantize superweights",
         "evaluate serve",
     ),
     "fttrain.training": (

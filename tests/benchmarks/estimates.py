@@ -89,10 +89,10 @@ kind = "{method}"
 [[stage]]
 kind = "{stage}"
 data = "rows"
-steps = 3
+steps = 2
 batch_size = {batch}
 micro_batch_size = {micro}
-save_every = 2
+save_every = 1
 {sharing}
 [parallel]
 strategy = "{strategy}"
@@ -108,14 +108,11 @@ def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[
     from ftlaunch.load import load_recipe
 
     pairs = one.stage in ("dpo", "orpo", "reward")
-    words = ["lamp kettle river stone seven green table window " * 400]
+    words = "lamp kettle river stone seven green table window " * (one.length // 6)
     rows = (
-        [
-            {"prompt": f"{n} go", "chosen": f"{n} {words[0]}", "rejected": f"{words[0][5 * n :]} {n}"}
-            for n in range(32)
-        ]
+        [{"prompt": f"{n} go", "chosen": f"{n} {words}", "rejected": f"{words[5 * n :]} {n}"} for n in range(16)]
         if pairs
-        else [{"text": f"{n} {words[0] * 4}"} for n in range(32)]
+        else [{"text": f"{n} {words}"} for n in range(16)]
     )
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     how = 'format = "preference"\ntemplate = "none"' if pairs else 'format = "text"\ntemplate = "none"'
@@ -139,28 +136,26 @@ def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[
 
 
 def make_models(folder: Path, smol: Path) -> dict[str, Path]:
-    """Random models of a few families with the real tokenizer, in fp32 on disk; and the real one."""
-    import shutil
-
+    """Random models of a few families over single bytes, in fp32 on disk; and the real one."""
     import torch
+    from tests.conftest import _byte_tokenizer
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 
-    sizes = {"vocab_size": 49152, "max_position_embeddings": 2048}
-    gated = {**sizes, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12}
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    sizes = {"vocab_size": 8192, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0}
+    gated = {**sizes, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2}
     configs = {
         "mid": LlamaConfig(**gated, **heads, tie_word_embeddings=False),
         "qwen2": Qwen2Config(**gated, **heads, tie_word_embeddings=True),
-        "gpt2": GPT2Config(vocab_size=49152, n_positions=1024, n_embd=384, n_layer=12, n_head=6),
-        "moe": MixtralConfig(**{**gated, "num_hidden_layers": 6}, **heads, num_local_experts=4),
+        "gpt2": GPT2Config(**sizes, n_positions=1024, n_embd=512, n_layer=4, n_head=8),
+        "moe": MixtralConfig(**{**gated, "num_hidden_layers": 2}, **heads, num_local_experts=4),
     }
     made = {"smol": smol}
     for name, config in configs.items():
         torch.manual_seed(0)
         made[name] = folder / name
         AutoModelForCausalLM.from_config(config).save_pretrained(made[name])
-        for path in smol.glob("*token*"):
-            shutil.copy(path, made[name])
+        _byte_tokenizer().save_pretrained(made[name])
     return made
 
 
@@ -196,7 +191,11 @@ def serve() -> None:
         environment = zygote._environment(Path(order["step"]), order["world_size"])
         pids = [_fork(order, rank, environment) for rank in range(order["world_size"])]
         codes = [os.waitstatus_to_exitcode(status) for status in zygote._wait(pids)]
-        peaks = [int(Path(f"{order['step']}/peak-{rank}").read_text()) for rank in range(len(pids))] if not any(codes) else []
+        peaks = (
+            [int(Path(f"{order['step']}/peak-{rank}").read_text()) for rank in range(len(pids))]
+            if not any(codes)
+            else []
+        )
         print(json.dumps(peaks), file=answers, flush=True)
 
 
@@ -212,7 +211,12 @@ def _fork(order: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
     if pid := os.fork():
         return pid
     os.setpgid(0, 0)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": order["world_size"], "LOCAL_WORLD_SIZE": order["world_size"]}
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": order["world_size"],
+        "LOCAL_WORLD_SIZE": order["world_size"],
+    }
     os.environ.update(environment)
     os.environ.update({name: str(value) for name, value in places.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]))
@@ -248,7 +252,9 @@ def _watch(step: str) -> None:
             notes.write(f"{name} begins: now {resident('VmRSS') / MIB:.0f}, most {resident('VmHWM') / MIB:.0f}\n")
             Path("/proc/self/clear_refs").write_text("5")
             answer = whole(*arguments, **named)
-            notes.write(f"{name} ends: now {resident('VmRSS') / MIB:.0f} (anon {resident('RssAnon') / MIB:.0f} file {resident('RssFile') / MIB:.0f} shm {resident('RssShmem') / MIB:.0f}), most {resident('VmHWM') / MIB:.0f}\n")
+            notes.write(
+                f"{name} ends: now {resident('VmRSS') / MIB:.0f} (anon {resident('RssAnon') / MIB:.0f} file {resident('RssFile') / MIB:.0f} shm {resident('RssShmem') / MIB:.0f}), most {resident('VmHWM') / MIB:.0f}\n"
+            )
             notes.flush()
             return answer
 
@@ -295,7 +301,11 @@ def main() -> None:
     if options.keep:
         environment |= {"PHASES": "1"}
     zygote = subprocess.Popen(
-        [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        [sys.executable, __file__, "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
         stderr=open(folder / "log", "w"),
     )
     ratios: dict[str, float] = {}
@@ -304,20 +314,25 @@ def main() -> None:
         place.mkdir()
         step, spec = write_run(one, models, place)
         peak = measure(zygote, step, spec.world_size)
-        told = cost.memory(spec)
+        told = cost.of_rank(spec)
         foreseen = told.peak
         if not peak:
             print(f"{one!s:60s} FAILED, see {folder}", flush=True)
             continue
         ratios[str(one)] = foreseen / peak
-        print(f"{one!s:60s} foreseen {foreseen / MIB:7.0f} measured {peak / MIB:7.0f} MiB  {foreseen / peak - 1:+.1%}", flush=True)
+        print(
+            f"{one!s:60s} foreseen {foreseen / MIB:7.0f} measured {peak / MIB:7.0f} MiB  {foreseen / peak - 1:+.1%}",
+            flush=True,
+        )
         if options.keep:
             print((step / "phases").read_text())
             for part in told.parts:
                 print("   ", part)
             print(told.phases)
     off = [abs(ratio - 1) for ratio in ratios.values()]
-    print(f"{len(off)} combinations: median off by {statistics.median(off):.1%}, within 10 %: {sum(o <= .1 for o in off)}, most {max(off):.1%}")
+    print(
+        f"{len(off)} combinations: median off by {statistics.median(off):.1%}, within 10 %: {sum(o <= 0.1 for o in off)}, most {max(off):.1%}"
+    )
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(ratios)))
 

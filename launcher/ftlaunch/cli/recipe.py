@@ -25,6 +25,8 @@ from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
     from ftlaunch.backend.protocol import Backend
+    from ftlaunch.cluster.vocabulary import Cluster
+    from ftlaunch.plan.cost import Cost
     from ftlaunch.plan.plan import Plan
     from ftlaunch.rules import Loaded
     from ftlaunch.run.layout import RunDir
@@ -53,12 +55,15 @@ def _folder(loaded: "Loaded", run_dir: Path | None = None) -> Path:
     return folder
 
 
-def _show(plan: "Plan", backend: "Backend", *, json: bool = False) -> str:
-    """A plan in full, with what a scheduler is asked for where there is one."""
-    asked = backend.describe(plan)
-    if json:
-        return text.as_json({"plan": plan, "requests": asked.requests, "variables": asked.variables} if asked else plan)
-    return text.full(plan, asked)
+def _show(plan: "Plan", backend: "Backend", cluster: "Cluster | None", *, json: bool = False) -> str:
+    """A plan in full, with what its stages cost, and what a scheduler is asked for where there is one."""
+    import msgspec
+
+    asked, costs = backend.describe(plan), _costs(plan, cluster)
+    if json and asked:
+        told = {"plan": plan, "requests": asked.requests, "variables": asked.variables, "costs": costs}
+        return text.as_json(told)
+    return text.as_json(msgspec.to_builtins(plan) | {"costs": costs}) if json else text.full(plan, asked, costs)
 
 
 def _show_sweep(loaded: "Loaded", settings: list[str], *, json: bool) -> str:
@@ -72,6 +77,28 @@ def _show_sweep(loaded: "Loaded", settings: list[str], *, json: bool) -> str:
     own = len(settings)  # a variant's settings follow those of the command line
     named = {f"{variant.label}: {', '.join(variant.settings[own:])}": plan for variant, plan in plans.items()}
     return f"{len(found)} runs, by: ftlaunch compare {loaded.source}\n\n{text.variants(named)}"
+
+
+def _costs(plan: "Plan", cluster: "Cluster | None") -> "dict[str, Cost | str]":
+    from ftlaunch.plan import cost, machine
+    from ftlaunch.plan.cost import calibration
+
+    specs = {planned.name: planned.spec for planned in plan.stages}
+    return cost.of_stages(specs, machine.look(), cluster, calibration.read())
+
+
+def _calibrate() -> None:
+    """Measure this machine, and keep what was found."""
+    import msgspec
+
+    from ftlaunch.plan.cost import calibration
+
+    try:
+        measured = calibration.keep(trainer.ask("fttrain.tools.calibrate"))
+    except msgspec.DecodeError as error:
+        raise UserError("the calibration has not said how fast this machine is", "see what it said above") from error
+    speeds = ", ".join(f"{word} {rate / 1e12:.3g}" for word, rate in measured.operations_per_second.items())
+    print(f"calibrated: {measured.device}, 10¹² operations a second: {speeds}", file=sys.stderr)
 
 
 def run(
@@ -99,10 +126,11 @@ def run(
     from ftlaunch.cli.run import start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    backend = backends.on(for_recipe(loaded.recipe, cluster, site))
+    profile = for_recipe(loaded.recipe, cluster, site)
+    backend = backends.on(profile)
     planned = backend.plan(loaded.recipe, _folder(loaded, run_dir))
     if dry_run:
-        print(_show(planned, backend))
+        print(_show(planned, backend, profile))
         return
     backend.require(planned, after)
     print(text.summary(planned), file=sys.stderr)
@@ -136,21 +164,27 @@ def plan(
     cluster: ClusterName = None,
     site: Site = None,
     run_dir: RunFolder = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure how fast this machine is; kept for later plans.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Show what a run would do, in full.
+    """Show what a run would do and what it would cost, in full.
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
     from ftlaunch.backend import backends
 
     asked = all_settings(settings, nodes, procs_per_node)
+    if calibrate:
+        _calibrate()
     loaded = _load(recipe, asked)
-    backend = backends.on(for_recipe(loaded.recipe, cluster, site))
+    profile = for_recipe(loaded.recipe, cluster, site)
+    backend = backends.on(profile)
     if loaded.recipe.sweep is not None:
         print(_show_sweep(loaded, asked, json=json))
         return
-    print(_show(backend.plan(loaded.recipe, _folder(loaded, run_dir)), backend, json=json))
+    print(_show(backend.plan(loaded.recipe, _folder(loaded, run_dir)), backend, profile, json=json))
 
 
 def validate(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from ftlaunch.backend.protocol import Requests
     from ftlaunch.backend.status import RunStatus, StageStatus
+    from ftlaunch.plan.cost import Cost
     from ftlaunch.plan.plan import Plan, PlannedStage
 
 
@@ -64,10 +65,13 @@ def variants(plans: "Mapping[str, Plan]") -> str:
     return "\n\n".join(parts)
 
 
-def full(plan: "Plan", asked: "Requests | None" = None) -> str:
+def full(plan: "Plan", asked: "Requests | None" = None, costs: "Mapping[str, Cost | str] | None" = None) -> str:
     """A plan with every command and every file, as they will be used, and what a scheduler is asked for."""
+    from ftlaunch.plan.cost import words
+
     parts = [
         summary(plan),
+        *(f"── {name} costs\n{words.of_stage(cost)}" for name, cost in (costs or {}).items()),
         *(f"── {planned.name} is started with\n{command(plan, planned)}" for planned in plan.stages),
     ]
     for name, request in asked.requests.items() if asked else ():

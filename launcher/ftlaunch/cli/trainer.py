@@ -27,6 +27,13 @@ def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
     return subprocess.call([sys.executable, "-P", "-m", module, *arguments], env=QUIET | inherited())
 
 
+def ask(module: str, *arguments: str) -> bytes:
+    """What `python -m MODULE ARGUMENTS` says on stdout, run with this interpreter. UserError without torch."""
+    require()
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    return subprocess.run(command, env=inherited(), stdout=subprocess.PIPE, check=False).stdout
+
+
 def call_on(recipe: "Recipe", module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
     """`call` with a file that holds the recipe as the first argument."""
     here = None if cluster is None else Path.cwd()  # nodes see this folder, and no other's /tmp

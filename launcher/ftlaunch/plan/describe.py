@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.plan import family, resolve
-from ftlaunch.plan.machine import Machine
+from ftlaunch.plan.machine import NATIVE_FROM, Machine
 from ftlaunch.recipe import (
     Adalora,
     BitLinear,
@@ -30,9 +30,6 @@ from ftlaunch.recipe import (
 )
 from ftlaunch.rows import looks
 from ftlaunch.run.spec import StageSpec
-
-NATIVE_FROM = 8
-"""Major compute capability from which NVIDIA's GPUs have arithmetic for bf16."""
 
 
 def of_step(spec: StageSpec, machine: Machine | None = None) -> dict[str, str]:

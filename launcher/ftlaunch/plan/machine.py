@@ -9,6 +9,8 @@ from msgspec import Struct
 
 BF16_FLAGS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "bf16": "Arm's BF16"}
 """Flags in /proc/cpuinfo → names of the instructions."""
+NATIVE_FROM = 8
+"""Major compute capability from which NVIDIA's GPUs have arithmetic for bf16."""
 PATIENCE = 10.0
 """Seconds that nvidia-smi may take."""
 

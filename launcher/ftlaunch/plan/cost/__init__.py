@@ -1,14 +1,131 @@
-"""What a stage will cost: memory, disk and time, by arithmetic on config.json alone."""
+"""What a run will cost: memory, disk and time of each stage, by arithmetic on config.json alone."""
 
-from ftlaunch.plan.cost import shape as shapes
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.plan.cost import devices, disk, fit, shape, speed
+from ftlaunch.plan.cost.calibration import Measured
+from ftlaunch.plan.cost.devices import Device
+from ftlaunch.plan.cost.disk import Disk
+from ftlaunch.plan.cost.fit import Misfit
 from ftlaunch.plan.cost.memory import Memory, of_stage
+from ftlaunch.plan.cost.shape import Shape
+from ftlaunch.plan.cost.speed import Time
+from ftlaunch.plan.machine import NATIVE_FROM, Machine
+from ftlaunch.recipe import Dtype, Evaluate, Merge
 from ftlaunch.run.spec import StageSpec
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of an element, by number format."""
 
 
-def memory(spec: StageSpec, *, cuda: bool = False) -> Memory:
-    """Memory of a rank of a training stage whose number format is settled."""
-    shape = shapes.read(spec.model.path)
-    assert shape is not None
-    return of_stage(spec, shape, SIZES[spec.model.dtype], cuda=cuda)
+class Cost(Struct, frozen=True, kw_only=True):
+    """What one stage costs."""
+
+    memory: Memory
+    """Of each rank."""
+    without_checkpointing: int | None = None
+    """Bytes of activations if they were not computed again; None where they are not."""
+    with_checkpointing: int | None = None
+    """Bytes of activations if they were computed again; None where they are."""
+    disk: Disk
+    time: Time | None
+    """None where nothing tells how fast the device is."""
+    device: Device
+    misfit: Misfit | None
+    remarks: list[str]
+
+
+def of_spec(spec: StageSpec, device: Device, size: int, measured: float | None = None) -> Cost | str:
+    """The cost of a stage on a device that computes with elements of `size` bytes; or why it cannot be told.
+
+    `measured` is how many operations a second a calibration found; without it the published peak counts.
+    """
+    found = shape.read(spec.model.path)
+    if found is None:
+        return f"not estimated: no config.json of {spec.model.path} is here, and it is not among the bases known"
+    memory = _memory(spec, found, size, device)
+    trains = not isinstance(spec.stage, Merge | Evaluate)
+    return Cost(
+        memory=memory,
+        **(_other_activations(spec, found, size, device) if trains else {}),
+        disk=disk.of_stage(spec, found, size),
+        time=_time(spec, found, device, measured) if trains else None,
+        device=device,
+        misfit=fit.misfit(spec, found, size, device, memory) if trains else None,
+        remarks=_remarks(spec, found),
+    )
+
+
+def _memory(spec: StageSpec, found: Shape, size: int, device: Device) -> Memory:
+    match spec.stage:
+        case Merge() as stage:
+            return disk.memory_of_merge(stage, found, size)
+        case Evaluate() as stage:
+            return disk.memory_of_evaluation(spec, stage, found, size, cuda=device.cuda)
+        case _:
+            return of_stage(spec, found, size, cuda=device.cuda)
+
+
+def _other_activations(spec: StageSpec, found: Shape, size: int, device: Device) -> dict[str, int]:
+    """Bytes of activations with checkpointing where there is none, and without where there is."""
+    recomputes = bool(getattr(spec.stage, "activation_checkpointing", False))
+    other = msgspec.structs.replace(spec.stage, activation_checkpointing=not recomputes)
+    memory = of_stage(msgspec.structs.replace(spec, stage=other), found, size, cuda=device.cuda)
+    kept = next((part.bytes for part in memory.parts if part.name == "activations"), 0)
+    return {"without_checkpointing" if recomputes else "with_checkpointing": kept}
+
+
+def _time(spec: StageSpec, found: Shape, device: Device, measured: float | None) -> Time | None:
+    if measured is not None:
+        return speed.of_stage(spec, found, measured * speed.SHARE_OF_MEASURED)
+    if device.teraflops is None:
+        return None
+    return speed.of_stage(spec, found, device.teraflops * 1e12 * speed.SHARE_OF_PEAK)
+
+
+def _remarks(spec: StageSpec, found: Shape) -> list[str]:
+    told = []
+    if shape.is_guess(found):
+        told.append(f"{found.family} models are not known here: they are taken for one like Llama of the same sizes")
+    if spec.start is not None and spec.reward is not None:
+        told.append("the reward model is taken for an adapter on the same base")
+    return told
+
+
+def of_rank(spec: StageSpec, *, cuda: bool = False) -> Memory:
+    """Memory of a rank of a training stage whose number format is written."""
+    found = shape.read(spec.model.path)
+    assert found is not None
+    return of_stage(spec, found, SIZES[spec.model.dtype], cuda=cuda)
+
+
+def of_stages(
+    specs: Mapping[str, StageSpec], machine: Machine, cluster: Cluster | None, measured: Measured | None
+) -> dict[str, Cost | str]:
+    """The cost of every stage by its name, on this machine or on a cluster."""
+    found: dict[str, Cost | str] = {}
+    for name, spec in specs.items():
+        if cluster is None:
+            device = devices.here(machine, spec.parallel)
+        else:
+            device = devices.on_cluster(cluster, spec.parallel, str(spec.stage.__struct_config__.tag))
+        word = settled(spec.model.dtype, machine if cluster is None else None, device)
+        rate = None
+        if measured is not None and cluster is None and (measured.device != "the CPU") == device.cuda:
+            rate = measured.operations_per_second.get(word)
+        found[name] = of_spec(spec, device, SIZES[word], rate)
+    return found
+
+
+def settled(dtype: Dtype, machine: Machine | None, device: Device) -> str:
+    """The number format that "auto" comes to on a device; on a cluster's GPUs it is taken to be bf16."""
+    if dtype != "auto":
+        return dtype
+    if device.cuda:
+        old = machine is not None and any(major < NATIVE_FROM for _, major in machine.gpus)
+        return "fp16" if old else "bf16"
+    return "bf16" if machine is not None and machine.cpu_bf16 else "fp32"

@@ -88,7 +88,7 @@ def _like_llama(
     head_width: int,
     mlp: int,
     vocabulary: int,
-    tied: bool,  # noqa: FBT001 a column of the table
+    tied: bool,
 ) -> dict[str, Any]:
     return {
         "model_type": family,

@@ -11,11 +11,13 @@ from ftlaunch.recipe import Dpo, Full, LowRank, Pairwise, Ppo, Reward, Training,
 from ftlaunch.run.spec import StageSpec
 
 MOMENTS = 2
+READING = "loading"
+"""The phase in which the model is read from disk."""
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: half a byte, a scale in 8 bits for 64 of them, and one in fp32 for 256 of those."""
 BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed gathers gradients, and of a step's weights that ZeRO-3 leaves unsharded."""
-ROOM_CPU = 140 << 20
+ROOM_CPU = 40 << 20
 ROOM_GPU = 900 << 20
 """Bytes that libraries take for themselves besides: the CUDA context with its kernels, oneDNN's buffers."""
 
@@ -38,10 +40,17 @@ class Memory(Struct, frozen=True, kw_only=True):
     """Bytes at the peak of each part of a stage's course."""
     host: list[Part]
     """What a rank on a GPU takes of the host's memory."""
+    mapped: int = 0
+    """Bytes of files that are mapped while the model is read: resident, but the kernel takes them back when it must."""
 
     @property
     def peak(self) -> int:
         return max(self.phases.values())
+
+    @property
+    def needed(self) -> int:
+        """The peak without what the kernel can take back."""
+        return max(size - (self.mapped if name == READING else 0) for name, size in self.phases.items())
 
     @property
     def host_peak(self) -> int:
@@ -107,6 +116,7 @@ class _Ledger:
             parts=[Part(name, size) for name, size in parts.items() if size],
             phases=self._phases(parts),
             host=[Part(name, size) for name, size in host],
+            mapped=self._mapped(),
         )
 
     def _standing(self) -> dict[str, int]:
@@ -127,6 +137,7 @@ class _Ledger:
             "gradients": self._gradients(),
             "gradient buffer": self._bucket(),
             "gathered weights": self._gathered(),
+            "16-bit copies of weights": self._casts(),
             "activations": self._activations(),
             "logits": self._logits(backward=False),
         }
@@ -176,7 +187,7 @@ class _Ledger:
         return FLOAT * self.trained.parameters // self.ranks
 
     def _bucket(self) -> int:
-        """DDP's buckets are the gradients themselves; DeepSpeed's are taken whole on a GPU, and as far as used on a CPU."""
+        """Of DeepSpeed: taken whole on a GPU, and as far as it is used on a CPU. DDP's buckets are the gradients."""
         if not self.zero:
             return 0
         used = BUCKET if self.load.cuda else min(BUCKET, self.trained.parameters)
@@ -185,6 +196,10 @@ class _Ledger:
     def _gathered(self) -> int:
         """Weights that ZeRO-3 has brought together: it lets them be until there are a thousand million."""
         return self.size * min(self.shape.parameters, 2 * BUCKET) if self.zero == 3 else 0
+
+    def _casts(self) -> int:
+        """Of fp32 weights that are trained, which autocast makes once for a step's forward and backward pass."""
+        return self.size * self.trained.parameters if self.size < FLOAT and not self.zero else 0
 
     def _activations(self) -> int:
         return self._kept(checkpointing=getattr(self.spec.stage, "activation_checkpointing", False))
@@ -219,9 +234,9 @@ class _Ledger:
         early = gradients if self.zero or self.ranks > 1 or self.spec.accumulation > 1 else 0
         head_gradient = FLOAT * self.shape.embedding_parameters if self.full and not early else 0
         backward = self._logits(backward=True) + head_gradient
-        passing = parts["activations"] + max(parts["logits"], backward)
+        passing = parts["activations"] + self._casts() + max(parts["logits"], backward)
         return {
-            "loading": self._loading(parts),
+            READING: parts["weights"] + parts["libraries"] + self._mapped(),
             "forward and backward": held + max(early + passing, gradients),
             "optimizer": held + gradients + self._step(),
             "artifact": held + self._artifact(),
@@ -239,12 +254,8 @@ class _Ledger:
             return 3 * share
         return FLOAT * (self.trained.parameters if self.load.cuda else 2 * self.trained.largest)
 
-    def _loading(self, parts: dict[str, int]) -> int:
-        whole = self.shape.parameters * (FLOAT if self.held_in_float else self.size)
-        mapped = self.shape.parameters * self.shape.disk_bytes
-        if self.load.cuda:
-            return parts["weights"]
-        return whole + mapped + parts["libraries"]
+    def _mapped(self) -> int:
+        return 0 if self.load.cuda else self.shape.parameters * self.shape.disk_bytes
 
     def _artifact(self) -> int:
         """Weights whole in fp32, and in the format that they are written in."""

@@ -80,54 +80,6 @@ class Shape(Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> int:
-        return self.inputs * self.outputs + self.outputs * self.bias
-
-
-class Shape(Struct, frozen=True, kw_only=True):
-    """A decoder-only model's sizes, in elements."""
-
-    family: str
-    width: int
-    layers: int
-    queries: int
-    """Width of all query heads together."""
-    keys: int
-    """Width of all key heads together; values have the same."""
-    heads: int
-    mlp: int
-    """Inner width of the MLP, or of one expert."""
-    vocabulary: int
-    is_gated: bool
-    is_tied: bool
-    linears: tuple[Linear, ...]
-    """Of one layer, experts apart."""
-    expert_parameters: int = 0
-    """Of one layer."""
-    experts_per_token: int = 0
-    norm_parameters: int
-    """Of one layer."""
-    positions: int = 0
-    """Learned position embeddings."""
-    disk_bytes: int = 2
-    """Of one weight in its file."""
-
-    @property
-    def layer_parameters(self) -> int:
-        return sum(linear.parameters for linear in self.linears) + self.expert_parameters + self.norm_parameters
-
-    @property
-    def embedding_parameters(self) -> int:
-        return self.vocabulary * self.width
-
-    @property
-    def outside_parameters(self) -> int:
-        """All that is in no layer: embeddings, the head where it has weights of its own, and the last norm."""
-        embeddings = self.embedding_parameters * (1 if self.is_tied else 2)
-        last_norm = self.norm_parameters // (2 if self.is_gated else 4) if self.family in LIKE_GPT2 else self.width
-        return embeddings + self.positions * self.width + (2 * self.width if self.family in LIKE_GPT2 else last_norm)
-
-    @property
-    def parameters(self) -> int:
         return self.layers * self.layer_parameters + self.outside_parameters
 
     @property

@@ -34,9 +34,7 @@ def of(adapter: Adapter, shape: Shape) -> Trained:
     """What an adapter trains of a model of that shape."""
     match adapter:
         case Full():
-            return Trained(
-                parameters=shape.parameters, layers_backward=shape.layers, largest=shape.largest, head=True
-            )
+            return Trained(parameters=shape.parameters, layers_backward=shape.layers, largest=shape.largest, head=True)
         case Prefix():
             elements = adapter.virtual_tokens * shape.layers * 2 * shape.keys
             if adapter.projection:

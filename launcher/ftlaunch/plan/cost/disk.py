@@ -1,0 +1,75 @@
+"""What a run's stages write to disk, and what a merge takes."""
+
+from msgspec import Struct
+
+from ftlaunch.plan.cost import trained
+from ftlaunch.plan.cost.activations import FLOAT
+from ftlaunch.plan.cost.memory import ROOM_CPU, Memory, Part
+from ftlaunch.plan.cost.shape import Shape
+from ftlaunch.recipe import Evaluate, Full, Merge, Training
+from ftlaunch.run.spec import StageSpec
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    """Bytes on disk, of all ranks together."""
+
+    checkpoint: int = 0
+    """One of them."""
+    checkpoints: int = 0
+    """All that lie there at the same time: those that are kept, the best one, and the one that is being written."""
+    result: int = 0
+    """The artifact, or the merged model."""
+
+
+def of_stage(spec: StageSpec, shape: Shape, size: int) -> Disk:
+    """What a stage writes; `size` is the bytes of an element that is computed with."""
+    stage = spec.stage
+    if isinstance(stage, Training):
+        parameters = trained.of(spec.adapter, shape).parameters
+        one = 3 * FLOAT * parameters  # weights and both moments, in fp32
+        saves = stage.keep + 2
+        if stage.steps is not None:
+            saves = min(saves, -(-stage.steps // stage.save_every))
+        result = parameters * (size if isinstance(spec.adapter, Full) else FLOAT)
+        return Disk(checkpoint=one, checkpoints=one * saves, result=result)
+    if isinstance(stage, Merge):
+        return Disk(result=merged_bytes(stage, shape) * (2 if spec.model.is_quantized else 1))
+    return Disk()
+
+
+def merged_bytes(stage: Merge, shape: Shape) -> int:
+    """Of a merged model."""
+    size = shape.disk_bytes if stage.dtype is None else {"fp32": 4}.get(stage.dtype, 2)
+    return size * shape.parameters
+
+
+def memory_of_merge(stage: Merge, shape: Shape, size: int) -> Memory:
+    """A merge holds one output file at a time; its check then has one of both models in memory, in turn."""
+    shard = min(stage.max_shard_bytes, merged_bytes(stage, shape))
+    model = size * shape.parameters
+    parts = [Part("libraries", ROOM_CPU), Part("one output file", shard), Part("model, while it is checked", model)]
+    return Memory(
+        device="cpu",
+        parts=parts,
+        phases={"writing": ROOM_CPU + shard, "check": ROOM_CPU + model},
+        host=[],
+    )
+
+
+def memory_of_evaluation(spec: StageSpec, stage: Evaluate, shape: Shape, size: int, *, cuda: bool) -> Memory:
+    """An evaluation holds the weights, and the keys and values of the answers that are generated side by side."""
+    longest = max((data.max_length for data in spec.data.values()), default=0) + stage.max_new_tokens
+    cache = cache_bytes(shape, stage.batch_size * stage.beams, longest, size)
+    parts = [
+        Part("libraries", ROOM_CPU),
+        Part("weights", size * shape.parameters),
+        Part("keys and values of answers", cache),
+    ]
+    return Memory(
+        device="cuda" if cuda else "cpu", parts=parts, phases={"answers": sum(part.bytes for part in parts)}, host=[]
+    )
+
+
+def cache_bytes(shape: Shape, rows: int, tokens: int, size: int) -> int:
+    """Of the keys and values of so many rows of so many tokens."""
+    return rows * tokens * shape.layers * 2 * shape.keys * size

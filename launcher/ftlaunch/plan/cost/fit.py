@@ -1,0 +1,170 @@
+"""What would not fit first, and what its user may write instead."""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import msgspec
+from msgspec import Struct
+
+from ftlaunch.plan.cost.devices import Device
+from ftlaunch.plan.cost.memory import Memory, of_stage
+from ftlaunch.plan.cost.shape import Shape
+from ftlaunch.recipe import Full, Lora, Training
+from ftlaunch.run.spec import StageSpec
+
+WAYS = 3
+"""Ways out that are told."""
+CHANGES = 3
+"""Changes that a way out may consist of."""
+Way = tuple[str, StageSpec]
+"""What to write in the recipe, and the stage that it makes."""
+Change = Callable[[StageSpec, Training], Way | None]
+"""One thing that saves memory; None where it is done already, or cannot be."""
+
+
+class WayOut(Struct, frozen=True):
+    """What a user may write to need less."""
+
+    words: str
+    needed: int
+    """Bytes at the peak."""
+    fits: bool
+
+
+class Misfit(Struct, frozen=True):
+    """A stage that needs more memory than a process has."""
+
+    part: str
+    """The first thing for which there is no room, once what comes before it is held."""
+    needed: int
+    available: int
+    ways: list[WayOut]
+
+
+def misfit(spec: StageSpec, shape: Shape, size: int, device: Device, memory: Memory) -> Misfit | None:
+    """What does not fit; None where all does, or where nobody knows how much memory there is."""
+    if device.memory is None or memory.needed <= device.memory:
+        return None
+    held, part = 0, memory.parts[-1].name
+    for each in sorted(memory.parts, key=lambda part: part.name != "libraries"):
+        held += each.bytes
+        if held > device.memory:
+            part = each.name
+            break
+    return Misfit(part, memory.needed, device.memory, _ways_out(spec, shape, size, device, device.memory))
+
+
+def _ways_out(spec: StageSpec, shape: Shape, size: int, device: Device, available: int) -> list[WayOut]:
+    """The first few that suffice, fewest changes first; where none does, the one that comes nearest."""
+    found: list[tuple[frozenset[Change], WayOut]] = []
+    nearest: WayOut | None = None
+    for count in range(1, CHANGES + 1):
+        for changes in combinations(CHANGES_BY_PRICE, count):
+            if any(fewer <= set(changes) for fewer, _ in found) or (made := _made(spec, changes)) is None:
+                continue
+            words, other = made
+            peak = of_stage(other, shape, size, cuda=device.cuda).needed
+            way = WayOut(words, peak, peak <= available)
+            if way.fits:
+                found.append((frozenset(changes), way))
+            elif nearest is None or peak < nearest.needed:
+                nearest = way
+            if len(found) == WAYS:
+                return [way for _, way in found]
+    return [way for _, way in found] or ([nearest] if nearest else [])
+
+
+def _made(spec: StageSpec, changes: tuple[Change, ...]) -> Way | None:
+    """All of these changes together; None where one of them does nothing."""
+    words: list[str] = []
+    for change in changes:
+        assert isinstance(spec.stage, Training)
+        made = change(spec, spec.stage)
+        if made is None:
+            return None
+        words.append(made[0])
+        spec = made[1]
+    return " and ".join(words), spec
+
+
+def _smaller_batches(spec: StageSpec, stage: Training) -> Way | None:
+    if spec.micro_batch_size == 1:
+        return None
+    rest = stage.batch_size // spec.world_size
+    return "micro_batch_size = 1", msgspec.structs.replace(spec, micro_batch_size=1, accumulation=rest)
+
+
+def _checkpointing(spec: StageSpec, stage: Training) -> Way | None:
+    if stage.activation_checkpointing:
+        return None
+    other = msgspec.structs.replace(stage, activation_checkpointing=True)
+    return "activation_checkpointing = true", msgspec.structs.replace(spec, stage=other)
+
+
+def _sharded(spec: StageSpec, strategy: str, zero_stage: int) -> Way | None:
+    if spec.world_size == 1 or spec.optimizer.name != "adamw" or spec.parallel.zero_stage >= zero_stage:
+        return None
+    parallel = msgspec.structs.replace(spec.parallel, strategy=strategy)
+    return f'parallel.strategy = "{strategy}"', msgspec.structs.replace(spec, parallel=parallel)
+
+
+def _zero2(spec: StageSpec, _: Training) -> Way | None:
+    return _sharded(spec, "zero2", 2)
+
+
+def _zero3(spec: StageSpec, _: Training) -> Way | None:
+    return _sharded(spec, "zero3", 3)
+
+
+def _adapter(spec: StageSpec, _: Training) -> Way | None:
+    if not isinstance(spec.adapter, Full):
+        return None
+    return 'adapter.kind = "lora"', msgspec.structs.replace(spec, adapter=Lora())
+
+
+def _few_bits(spec: StageSpec, _: Training) -> Way | None:
+    if spec.model.quantization != "none" or isinstance(spec.adapter, Full):
+        return None
+    model = msgspec.structs.replace(spec.model, quantization="nf4")
+    return 'model.quantization = "nf4"', msgspec.structs.replace(spec, model=model)
+
+
+def _shorter(spec: StageSpec, _: Training) -> Way | None:
+    longest = max((data.max_length for data in spec.data.values()), default=0)
+    if longest <= 512:
+        return None
+    half = {
+        name: msgspec.structs.replace(data, max_length=min(data.max_length, longest // 2))
+        for name, data in spec.data.items()
+    }
+    return f"max_length = {longest // 2}", msgspec.structs.replace(spec, data=half)
+
+
+def _offload(spec: StageSpec, _: Training) -> Way | None:
+    if spec.parallel.offload == "cpu" or spec.optimizer.name != "adamw":
+        return None
+    kept = spec.parallel.strategy if spec.parallel.zero_stage else "zero2"
+    parallel = msgspec.structs.replace(spec.parallel, strategy=kept, offload="cpu")
+    words = f'parallel.strategy = "{kept}" and parallel.offload = "cpu"'
+    return words, msgspec.structs.replace(spec, parallel=parallel)
+
+
+CHANGES_BY_PRICE: tuple[Change, ...] = (
+    _smaller_batches,
+    _checkpointing,
+    _zero2,
+    _zero3,
+    _adapter,
+    _few_bits,
+    _shorter,
+    _offload,
+)
+"""What costs least time or quality first."""
+
+
+def fitting(candidates: Iterator[Way], shape: Shape, size: int, device: Device) -> str | None:
+    """The first of the candidates that fits; None where none does."""
+    for words, spec in candidates:
+        if device.memory is None or of_stage(spec, shape, size, cuda=device.cuda).needed <= device.memory:
+            return words
+    return None

@@ -1,0 +1,81 @@
+"""How long an optimizer step takes: the operations that it needs, over what a device is published or measured to do."""
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from ftlaunch.plan.cost import trained
+from ftlaunch.plan.cost.memory import load_of
+from ftlaunch.plan.cost.shape import Shape
+from ftlaunch.recipe import Data, Full, Pairwise, Ppo, Training
+from ftlaunch.run.spec import StageSpec
+
+SHARE_OF_PEAK = 0.4
+"""Of a GPU's published peak that training reaches with rows laid end to end; 0.3 to 0.5 is what others report."""
+SHARE_OF_MEASURED = 0.6
+"""The same of what a large matrix product was measured to reach."""
+LARGEST_COUNTED = 2 << 30
+"""Bytes of a file whose lines are counted."""
+
+
+class Time(Struct, frozen=True, kw_only=True):
+    """Seconds, with every row as long as it may be."""
+
+    step: float
+    steps: int | None
+    """Optimizer steps of the stage; None where the rows are not counted here."""
+    total: float | None
+    device_hours: float | None
+    """Of all processes together."""
+
+
+def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float) -> Time:
+    """Of a training stage on devices that do so many operations a second."""
+    stage = spec.stage
+    assert isinstance(stage, Training)
+    load = load_of(spec, 2, cuda=True)
+    tokens = load.tokens * spec.accumulation
+    step = tokens * operations(spec, shape) / operations_per_second
+    steps = stage.steps or _steps(spec, stage)
+    total = None if steps is None else step * steps
+    hours = None if total is None else total * spec.world_size / 3600
+    return Time(step=step, steps=steps, total=total, device_hours=hours)
+
+
+def operations(spec: StageSpec, shape: Shape) -> float:
+    """Of a token of a training step: two for each weight forward; backward two for the weights below whatever is
+    trained, and two more for trained ones; a third pass where activations are computed again."""
+    stage = spec.stage
+    what = trained.of(spec.adapter, shape)
+    in_layer = sum(linear.inputs * linear.outputs for linear in shape.linears)
+    if shape.expert_parameters:
+        in_layer += shape.experts_per_token * 3 * shape.width * shape.mlp
+    head = shape.embedding_parameters
+    attention = 2 * shape.queries * max((data.max_length for data in spec.data.values()), default=0)
+    layer = 2 * in_layer + attention
+    forward = layer * shape.layers + 2 * head
+    backward = layer * what.layers_backward + 2 * head
+    trains = forward if isinstance(spec.adapter, Full) else 6 * what.parameters
+    again = layer * what.layers_backward if getattr(stage, "activation_checkpointing", False) else 0
+    passes = (stage.ppo_epochs if isinstance(stage, Ppo) else 1) * (forward + backward + trains + again)
+    return passes + (forward if isinstance(stage, Pairwise) else 0)
+
+
+def _steps(spec: StageSpec, stage: Training) -> int | None:
+    """Optimizer steps, where all of the rows lie in files whose lines can be counted."""
+    counts = [_rows(data) for data in spec.data.values()]
+    if any(count is None for count in counts):
+        return None
+    rows = sum(count for count in counts if count)
+    return max(1, -(-int(rows * (stage.epochs or 1)) // stage.batch_size))
+
+
+def _rows(data: Data) -> int | None:
+    """Rows that are trained on; None where they are not one a line."""
+    path = Path(data.path)
+    if data.format == "text" or path.suffix != ".jsonl" or not path.is_file() or path.stat().st_size > LARGEST_COUNTED:
+        return None
+    with path.open("rb") as file:
+        count = sum(1 for line in file if line.strip())
+    count = min(count, data.limit or count)
+    return count - int(data.test if data.test >= 1 else data.test * count)

@@ -1,0 +1,77 @@
+"""What stages cost, as text."""
+
+from collections.abc import Iterator
+
+from ftlaunch.plan.cost import Cost
+from ftlaunch.plan.cost.fit import Misfit
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+def amount(size: int) -> str:
+    """Bytes in the unit that suits them."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
+
+
+def of_stage(cost: Cost | str) -> str:
+    """A stage's table, line by line."""
+    return cost if isinstance(cost, str) else "\n".join(_lines(cost))
+
+
+def _lines(cost: Cost) -> Iterator[str]:
+    memory, device = cost.memory, cost.device
+    there = "" if device.memory is None else f", of {amount(device.memory)} that there are"
+    yield f"memory of each process on {device.name}: {amount(memory.peak)} at its peak{there}"
+    for part in memory.parts:
+        yield f"    {part.name.ljust(26)}{amount(part.bytes).rjust(10)}{_beside(cost, part.name)}"
+    peaks = ", ".join(f"{name} {amount(size)}" for name, size in memory.phases.items())
+    yield f"    peaks: {peaks}"
+    if memory.host:
+        yield f"    besides, in the node's memory: {amount(memory.host_peak)} for each process"
+    if cost.misfit is not None:
+        yield from _misfit(cost.misfit)
+    yield from _disk(cost)
+    yield from _time(cost)
+    yield from cost.remarks
+
+
+def _beside(cost: Cost, name: str) -> str:
+    if name != "activations":
+        return ""
+    if cost.with_checkpointing is not None:
+        return f"   ({amount(cost.with_checkpointing)} with activation_checkpointing)"
+    return "" if cost.without_checkpointing is None else f"   ({amount(cost.without_checkpointing)} if all were kept)"
+
+
+def _misfit(misfit: Misfit) -> Iterator[str]:
+    missing = amount(misfit.needed - misfit.available)
+    yield f"does not fit: there is no room for the {misfit.part}; {missing} are missing"
+    for way in misfit.ways:
+        yield f"    {way.words}: {amount(way.needed)}{', which fits' if way.fits else ', still too much'}"
+
+
+def _disk(cost: Cost) -> Iterator[str]:
+    disk = cost.disk
+    if disk.checkpoint:
+        yield (
+            f"disk: {amount(disk.checkpoints)} of checkpoints ({amount(disk.checkpoint)} each),"
+            f" {amount(disk.result)} for what is trained"
+        )
+    elif disk.result:
+        yield f"disk: {amount(disk.result)}"
+
+
+def _time(cost: Cost) -> Iterator[str]:
+    time = cost.time
+    if time is None:
+        return
+    total = "" if time.total is None else f", {_duration(time.total)} for {time.steps} steps"
+    hours = "" if time.device_hours is None or not cost.device.cuda else f", {time.device_hours:.2g} GPU-hours"
+    yield f"time: at most about {_duration(time.step)} a step{total}{hours}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

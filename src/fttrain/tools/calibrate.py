@@ -1,0 +1,54 @@
+"""`ftlaunch plan --calibrate`, as `python -m fttrain.tools.calibrate`: how fast this machine multiplies matrices."""
+
+import json
+import platform
+import sys
+import time
+
+import torch
+
+from fttrain.distributed import precision
+from fttrain.tools.output import answer
+
+SIDE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices."""
+SECONDS = 0.5
+"""For which each format is tried."""
+
+
+def main() -> int:
+    return answer([json.dumps(measure(torch.device("cuda" if torch.cuda.is_available() else "cpu")))])
+
+
+def measure(device: torch.device) -> dict[str, object]:
+    """The machine, its device, and operations a second in fp32 and in the format that "auto" chooses there."""
+    formats = {"fp32": torch.float32}
+    native = precision.native(device).dtype
+    if native != "fp32":
+        formats[native] = {"bf16": torch.bfloat16, "fp16": torch.float16}[native]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    found = {word: _speed(dtype, device) for word, dtype in formats.items()}
+    return {"machine": platform.node(), "device": name, "operations_per_second": found}
+
+
+def _speed(dtype: torch.dtype, device: torch.device) -> float:
+    side = SIDE[device.type]
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    left @ right
+    _wait(device)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < SECONDS:
+        left @ right
+        _wait(device)
+        count += 1
+    return count * 2 * side**3 / (time.perf_counter() - started)
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device is done with what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
