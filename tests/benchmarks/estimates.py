@@ -1,6 +1,6 @@
 """The memory that `ftlaunch plan` foresees against the peak that is measured, over combinations on small models.
 
-    PYTHONPATH=. python tests/benchmarks/estimates.py --model .cache/SmolLM2-135M-Instruct [--only TEXT] [--json FILE]
+    PYTHONPATH=. python tests/benchmarks/estimates.py --model .cache/SmolLM2-135M-Instruct [--measured FILE]
 
 A process imports everything, then makes ranks by fork. Each rank first maps all pages of the libraries, so that its
 resident set from then on grows by its own work only; the peak above that is what is compared, of the rank that used
@@ -19,10 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 MIB = 1 << 20
+NEAR = 0.1
 POPULATE_READ = 22
 """Linux's MADV_POPULATE_READ."""
 
@@ -115,7 +114,11 @@ def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[
         else [{"text": f"{n} {words}"} for n in range(16)]
     )
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    how = 'format = "preference"\ntemplate = "none"' if pairs else 'format = "text"\ntemplate = "none"'
+    how = (
+        'format = "preference"\ntemplate = "none"'
+        if pairs
+        else 'format = "text"\noverlong = "truncate"\ntemplate = "none"'
+    )
     processes = 1 if one.strategy == "single" else 2
     text = RECIPE.format(
         model=models[one.model],
@@ -141,9 +144,9 @@ def make_models(folder: Path, smol: Path) -> dict[str, Path]:
     from tests.conftest import _byte_tokenizer
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 
-    sizes = {"vocab_size": 8192, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0}
-    gated = {**sizes, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 8192, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0}
+    gated: dict[str, Any] = {**sizes, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4}
+    heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 2}
     configs = {
         "mid": LlamaConfig(**gated, **heads, tie_word_embeddings=False),
         "qwen2": Qwen2Config(**gated, **heads, tie_word_embeddings=True),
@@ -243,24 +246,26 @@ def _watch(step: str) -> None:
     from fttrain.engine import Engine
     from fttrain.training import session
 
-    notes = open(f"{step}/phases", "w")  # noqa: SIM115
+    notes = Path(f"{step}/phases").open("w")  # noqa: SIM115 it is closed with the process
+
+    def note(what: str) -> None:
+        told = ", ".join(f"{name} {resident(name) / MIB:.0f}" for name in ("VmRSS", "RssFile", "RssShmem", "VmHWM"))
+        notes.write(f"{what}: {told}\n")
+        notes.flush()
+        Path("/proc/self/clear_refs").write_text("5")
 
     def around(owner: Any, name: str) -> None:
         whole = getattr(owner, name)
 
         def noted(*arguments: Any, **named: Any) -> Any:
-            notes.write(f"{name} begins: now {resident('VmRSS') / MIB:.0f}, most {resident('VmHWM') / MIB:.0f}\n")
-            Path("/proc/self/clear_refs").write_text("5")
+            note(f"{name} begins")
             answer = whole(*arguments, **named)
-            notes.write(
-                f"{name} ends: now {resident('VmRSS') / MIB:.0f} (anon {resident('RssAnon') / MIB:.0f} file {resident('RssFile') / MIB:.0f} shm {resident('RssShmem') / MIB:.0f}), most {resident('VmHWM') / MIB:.0f}\n"
-            )
-            notes.flush()
+            note(f"{name} ends")
             return answer
 
         setattr(owner, name, noted)
 
-    notes.write(f"start: now {resident('VmRSS') / MIB:.0f}\n")
+    note("start")
     around(session, "load_base")
     around(session, "build")
     around(Engine, "prepare")
@@ -283,6 +288,18 @@ def measure(zygote: "subprocess.Popen[str]", step: Path, world_size: int) -> int
     return max(peaks, default=0)
 
 
+def start_zygote(folder: Path, *, phases: bool) -> "subprocess.Popen[str]":
+    environment = os.environ | GIVE_BACK | {"XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, __file__, "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment | ({"PHASES": "1"} if phases else {}),
+        stderr=(folder / "log").open("w"),
+    )
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         serve()
@@ -290,51 +307,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--only", default="", help="combinations with this text in them")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--measured", type=Path, help="file with peaks: those in it are not measured again")
+    parser.add_argument("--phases", action="store_true", help="also show peaks call by call; the last line is no peak")
     options = parser.parse_args()
     from ftlaunch.plan import cost
 
+    kept: dict[str, int] = {}
+    if options.measured and options.measured.exists():
+        kept = json.loads(options.measured.read_text())
     folder = Path(tempfile.mkdtemp(prefix="estimates-"))
     models = make_models(folder, options.model.resolve())
-    environment = os.environ | GIVE_BACK | {"XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    if options.keep:
-        environment |= {"PHASES": "1"}
-    zygote = subprocess.Popen(
-        [sys.executable, __file__, "--serve"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        stderr=open(folder / "log", "w"),
-    )
-    ratios: dict[str, float] = {}
+    zygote = start_zygote(folder, phases=options.phases)
+    off: list[float] = []
     for number, one in enumerate(one for one in COMBINATIONS if options.only in str(one)):
         place = folder / str(number)
         place.mkdir()
         step, spec = write_run(one, models, place)
-        peak = measure(zygote, step, spec.world_size)
-        told = cost.of_rank(spec)
-        foreseen = told.peak
+        peak = kept.get(str(one)) or measure(zygote, step, spec.world_size)
         if not peak:
-            print(f"{one!s:60s} FAILED, see {folder}", flush=True)
+            print(f"{one!s:72s} FAILED, see {folder}", flush=True)
             continue
-        ratios[str(one)] = foreseen / peak
-        print(
-            f"{one!s:60s} foreseen {foreseen / MIB:7.0f} measured {peak / MIB:7.0f} MiB  {foreseen / peak - 1:+.1%}",
-            flush=True,
-        )
-        if options.keep:
-            print((step / "phases").read_text())
-            for part in told.parts:
-                print("   ", part)
-            print(told.phases)
-    off = [abs(ratio - 1) for ratio in ratios.values()]
-    print(
-        f"{len(off)} combinations: median off by {statistics.median(off):.1%}, within 10 %: {sum(o <= 0.1 for o in off)}, most {max(off):.1%}"
-    )
-    if options.json:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(ratios)))
+        kept[str(one)] = peak
+        if options.measured:
+            options.measured.write_text(json.dumps(kept, indent=1))
+        told = cost.of_rank(spec)
+        off.append(told.peak / peak - 1)
+        sizes = f"foreseen {told.peak / MIB:6.0f} measured {peak / MIB:6.0f} MiB"
+        print(f"{one!s:72s} {sizes}  {off[-1]:+.1%}", flush=True)
+        if options.phases:
+            print((step / "phases").read_text(), *(f"  {part.name} {part.bytes / MIB:.0f}" for part in told.parts))
+            print({name: round(size / MIB) for name, size in told.phases.items()})
+    near = sum(abs(each) <= NEAR for each in off)
+    median = statistics.median(map(abs, off))
+    print(f"{len(off)} combinations: off by {median:.1%} in the median, {near} within {NEAR:.0%}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _time(spec: StageSpec, found: Shape, device: Device, measured: float | None)
 
 
 def _remarks(spec: StageSpec, found: Shape) -> list[str]:
-    told = []
+    told: list[str] = []
     if shape.is_guess(found):
         told.append(f"{found.family} models are not known here: they are taken for one like Llama of the same sizes")
     if spec.start is not None and spec.reward is not None:
