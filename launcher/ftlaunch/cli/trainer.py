@@ -29,9 +29,9 @@ def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
 
 def ask(module: str, *arguments: str) -> bytes:
     """What `python -m MODULE ARGUMENTS` says on stdout, run with this interpreter. UserError without torch."""
-    require()
+    require_trainer()
     command = [sys.executable, "-P", "-m", module, *arguments]
-    return subprocess.run(command, env=inherited(), stdout=subprocess.PIPE, check=False).stdout
+    return subprocess.run(command, env=QUIET | inherited(), stdout=subprocess.PIPE, check=False).stdout
 
 
 def call_on(recipe: "Recipe", module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
