@@ -159,11 +159,18 @@ def alone(folder: Path, tick: Callable[[], None]) -> Generator[Path]:
     """The folder in which to make a set, while no other process of this node does; `tick` is called while one does.
 
     What another node has left there is taken over. Several nodes may be at it: that costs time and nothing else.
+    Raises UserError where nothing can be written there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = folder.with_name(f".making-{folder.name}-{socket.gethostname()}")
     lock = aside.with_name(f"{aside.name}.lock")
-    descriptor, is_locked = _locked(lock, tick)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, is_locked = _locked(lock, tick)
+    except OSError as error:
+        message = f"tokens cannot be kept in {folder.parent}: {error.strerror}"
+        raise UserError(
+            message, "set XDG_CACHE_HOME to a folder that can be written, such as one on scratch"
+        ) from error
     try:
         if is_locked:
             _take_over(folder, aside, descriptor)

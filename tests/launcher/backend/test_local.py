@@ -329,3 +329,29 @@ def test_processes_without_a_driver_are_not_joined_by_others(tmp_path: Path) -> 
     assert control.cancel(run) is True
     assert orphan.wait() == -signal.SIGKILL
     assert drive(run)[0] == DONE
+
+
+WITHOUT_LOOPBACK = """
+from types import SimpleNamespace as Here
+from ftlaunch.backend.local.driver import require_machine
+from ftlaunch.errors import UserError
+def plan(count):
+    spec = Here(world_size=count, parallel=Here(nodes=1))
+    return Here(stages=[Here(spec=spec)])
+require_machine(plan(1))
+try:
+    require_machine(plan(2))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_ranks_that_have_nowhere_to_meet_are_refused_at_once():
+    """In a network of its own, whose loopback is down: torch would try to connect for a quarter of an hour."""
+    command = ["unshare", "--map-root-user", "--net", sys.executable, "-c", WITHOUT_LOOPBACK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip(f"no network namespace may be made here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert "127.0.0.1, which cannot be reached on this machine" in done.stdout
+    assert "ip address add 127.0.0.1/8 dev lo" in done.stdout

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.trainer.in_process import ALONE, make_data
 
+from ftlaunch.errors import UserError
 from fttrain.data import cores, tokens
 from fttrain.data.chat import Encoder
 from fttrain.data.prepare import prepare
@@ -47,6 +48,14 @@ def test_all_cores_make_what_one_makes(
 
 class Cut(Exception):
     """The process was ended."""
+
+
+def test_a_home_that_cannot_be_written_is_told_with_a_way_out(write_rows: Writer, tokenizer: Any, tmp_path: Path):
+    home = tmp_path / "home"
+    home.write_text("no folder, and nothing can be made in it\n")
+    with pytest.raises(UserError, match="tokens cannot be kept in ") as told:
+        tokens.tokenize(make_data(write_rows(ROWS[:3])), tokenizer, 1, home / "tokens")
+    assert "XDG_CACHE_HOME" in told.value.remedy
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -17,4 +17,4 @@ class Local(Driven):
 
     def require_nodes(self, plan: Plan) -> None:
         """UserError where a plan asks for more than this machine."""
-        driver.refuse_several_nodes(plan)
+        driver.require_machine(plan)

@@ -20,15 +20,33 @@ from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.run.progress import MetricsTail, duration
 
+LOOPBACK_SECONDS = 5.0
 
-def refuse_several_nodes(plan: Plan) -> None:
-    """UserError where a plan asks for more than this machine."""
+
+def require_machine(plan: Plan) -> None:
+    """UserError where a plan asks for more than this machine is."""
     nodes = max(planned.spec.parallel.nodes for planned in plan.stages)
     if nodes > 1:
         raise UserError(
             f"the recipe asks for {nodes} nodes, and this is one machine",
             "several nodes need a cluster: name one with --cluster; or use --nodes 1",
         )
+    require_loopback(plan)
+
+
+def require_loopback(plan: Plan) -> None:
+    """UserError where several processes are to meet at 127.0.0.1, and it cannot be reached: torch tries for long."""
+    if max(planned.spec.world_size for planned in plan.stages) == 1:
+        return
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=LOOPBACK_SECONDS).close()
+    except OSError as error:
+        message = (
+            f"several processes meet at 127.0.0.1, which cannot be reached on this machine ({error.strerror or error})"
+        )
+        remedy = "have it set up (`ip link set lo up`, `ip address add 127.0.0.1/8 dev lo`), or use --procs-per-node 1"
+        raise UserError(message, remedy) from error
 
 
 def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) -> int:
@@ -38,6 +56,7 @@ def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) 
     starting.
     """
     plan = runs.read_plan(run)
+    require_loopback(plan)
     unfinished = [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]
     with nullcontext(interrupts) if interrupts else StopSignals() as heard:
         driver = _Driver(run, display, heard)
