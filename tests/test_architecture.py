@@ -20,7 +20,7 @@ SOURCES = {"ftlaunch": ROOT / "launcher/ftlaunch", "fttrain": ROOT / "src/fttrai
 FLOORS = {
     "ftlaunch": (
         "errors recipe",
-        "load rows safety",
+        "load rows safety tools",
         "run",
         "cluster processes",
         "plan",
@@ -225,7 +225,7 @@ FLOORS = {
     ),
     "fttrain.tools": (
         "__init__ output",
-        "calibrate chat import_gguf merge preview quantize superweights",
+        "calibrate chat import_gguf merge preview quantize superweights unpack",
         "evaluate serve",
     ),
     "fttrain.training": (
@@ -244,7 +244,7 @@ STRANGERS = {"fttrain.stages"}
 """Packages whose files do not import each other at all."""
 
 TRAINER_MAY_IMPORT = {
-    *("errors", "recipe", "rows", "run", "safety"),
+    *("errors", "recipe", "rows", "run", "safety", "tools"),
     "plan.resolve",
 }
 LAUNCHER_MAY_IMPORT = {"typer", "msgspec", "rich"} | sys.stdlib_module_names

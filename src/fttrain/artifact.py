@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Full, Model, Noise, NoNoise, Saturated, replaces
-from ftlaunch.run.files import sync_folder, write_json
+from ftlaunch.run.files import folder_by_rename, write_json
 from ftlaunch.run.layout import CARD, REWARD_HEAD, StageDir
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters
@@ -101,17 +101,14 @@ def save(spec: StageSpec, source: StartPoint, engine: Engine, tokenizer: Any, fo
     if engine.world.is_main:
         empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
         assert not empty, f"weights were not gathered: {empty}"
-        aside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        _write(spec, source.base.revision, engine, weights, tokenizer, aside)
         base = source.base if has_adapter(spec) else msgspec.structs.replace(source.base, path=str(folder))
         adapter = spec.adapter if has_adapter(spec) else None
         card = {"format": 1, "base": base, "adapter": adapter, "activations": replaced_activations(spec, source)}
         card["rendering"] = "none" if _is_untemplated(spec) else "template"
-        write_json(aside / CARD, card)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-        sync_folder(folder.parent)
+        with folder_by_rename(folder) as aside:
+            _write(spec, source.base.revision, engine, weights, tokenizer, aside)
+            write_json(aside / CARD, card)
+            shutil.rmtree(folder, ignore_errors=True)
     engine.world.barrier()
 
 

@@ -147,13 +147,29 @@ def test_a_rank_is_visited_and_a_run_waits_for_another(
     assert Acted(run, dev).wait_for_end().state == "cancelled"  # what it waited for has not succeeded
 
 
+TOOL = """\
+import json, os, pathlib, socket, sys
+print(socket.gethostname(), os.getcwd(), json.loads(pathlib.Path(sys.argv[1]).read_text())["text"])
+"""
+CALL = """\
+import sys
+from ftlaunch.backend.slurm import tool_job
+from ftlaunch.cluster.profiles import load_cluster
+from ftlaunch.tools import ToolOptions
+
+class Options(ToolOptions, frozen=True, kw_only=True, tag="stand-in"):
+    text: str
+    module = '{module}'
+
+sys.exit(tool_job.call(Options(text="a b"), load_cluster({profile!r}, ["environment.PYTHONPATH=."])))
+"""
+
+
 @pytest.mark.usefixtures("dev")
 def test_a_tool_answers_from_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tool.py").write_text("import os, socket, sys; print(socket.gethostname(), os.getcwd(), sys.argv[1])")
+    (tmp_path / "tool.py").write_text(TOOL)
     monkeypatch.chdir(tmp_path)
-    line = "from ftlaunch.backend.slurm import tool_job; from ftlaunch.cluster.profiles import load_cluster; import sys"
-    line += f"; sys.exit(tool_job.call('tool', ['a b'], load_cluster({str(ROOT / 'slurm/profiles/dev.toml')!r}"
-    line += ", ['environment.PYTHONPATH=.'])))"
+    line = CALL.format(profile=str(ROOT / "slurm/profiles/dev.toml"), module="tool")
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split(" ", 1)[1]) == (0, f"{tmp_path} a b\n"), done.stderr
     assert done.stdout.startswith("n")

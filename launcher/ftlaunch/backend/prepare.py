@@ -12,7 +12,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
 from ftlaunch.run import provenance
-from ftlaunch.run.files import sync_folder, temporary_path, write_atomic, write_json
+from ftlaunch.run.files import sync, temporary_path, write_atomic, write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import has_secret
@@ -39,7 +39,7 @@ def prepare(plan: Plan, loaded: "Loaded", backend: Backend) -> RunDir:
             return _existing(target, plan)
         _write(RunDir(aside), plan, loaded, backend)
         aside.rename(target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise UserError(
             f"{target} cannot be written: {error.strerror}", "make room or choose another folder with --run-dir"

@@ -7,9 +7,12 @@ import typer
 
 from ftlaunch.cli import trainer
 from ftlaunch.cli.model import resolve_model
-from ftlaunch.cli.options import ClusterName, Json, Settings, Site
+from ftlaunch.cli.options import ClusterName, Json, Settings, Site, defaults
 from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import UserError
+from ftlaunch.tools import EvaluateOptions
+
+_DEFAULTS = defaults(EvaluateOptions)
 
 if TYPE_CHECKING:
     from ftlaunch.recipe import Recipe
@@ -31,7 +34,9 @@ def evaluate(
         str | None, typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits.")
     ] = None,
     prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask the first N of the prompts.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")
+    ] = _DEFAULTS.max_new_tokens,
     answers: Annotated[
         Path | None, typer.Option("--answers", metavar="FILE", help="Write prompts, references and answers (.jsonl).")
     ] = None,
@@ -43,7 +48,7 @@ def evaluate(
     ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=0, metavar="N", help="For 95 % intervals, by bootstrap. 0: none.")
-    ] = 1000,
+    ] = _DEFAULTS.resamples,
     settings: Settings = None,
     cluster: ClusterName = None,
     site: Site = None,
@@ -57,12 +62,20 @@ def evaluate(
     recipe, models = _asked(source, model or [], settings or [])
     if answers is not None:
         _require_room(answers)
-    options = ["--max-new-tokens", str(max_new_tokens), "--resamples", str(resamples)]
-    options += [*(["--json"] if as_json else []), *(word for name in metric or [] for word in ("--metric", name))]
-    given = {"--data": data, "--prompts": prompts, "--answers": answers}
-    given |= {"--choices-field": choices_field, "--label-field": label_field}
-    options += [str(word) for name, value in given.items() if value is not None for word in (name, value)]
-    raise typer.Exit(trainer.call_on(recipe, "fttrain.tools.evaluate", *models, *options, cluster=profile))
+    options = EvaluateOptions(
+        recipe=recipe,
+        models=models,
+        metrics=tuple(metric) if metric else _DEFAULTS.metrics,
+        data=data,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        choices_field=choices_field,
+        label_field=label_field,
+        resamples=resamples,
+        answers=None if answers is None else str(answers),
+        json=as_json,
+    )
+    raise typer.Exit(trainer.call(options, profile))
 
 
 def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe, list[str]]":

@@ -1,14 +1,32 @@
 """Verbs that take a model: they are the trainer's work, started from here."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ftlaunch.cli import trainer
-from ftlaunch.cli.options import ClusterName, Json, Site
+from ftlaunch.cli.options import ClusterName, Json, Site, defaults
 from ftlaunch.cli.profile import load_named
 from ftlaunch.errors import UserError
+from ftlaunch.tools import (
+    ActivationGranularity,
+    CalibratorName,
+    ChatOptions,
+    Granularity,
+    ImportOptions,
+    MergeOptions,
+    QuantizeOptions,
+    SavedDtype,
+    ServeOptions,
+    SpikeLimits,
+    SuperweightsOptions,
+    UnpackOptions,
+    WeightFormat,
+)
+
+_CHAT, _SERVE, _QUANTIZE = map(defaults, (ChatOptions, ServeOptions, QuantizeOptions))
+_SUPERWEIGHTS, _LIMITS = map(defaults, (SuperweightsOptions, SpikeLimits))
 
 
 def resolve_model(source: str, *, merged: bool) -> str:
@@ -25,16 +43,11 @@ def resolve_model(source: str, *, merged: bool) -> str:
     return str(path)
 
 
-def _call(tool: str, cluster: str | None, site: list[str] | None, *arguments: str) -> int:
-    """Run one of the trainer's tools, here or on a cluster; its exit code."""
-    return trainer.call(f"fttrain.tools.{tool}", *arguments, cluster=load_named(cluster, site))
-
-
 def merge(
     source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or the folder of an adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
     dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None,
+        SavedDtype | None,
         typer.Option("--dtype", help="Of the merged weights. Default: the base's."),
     ] = None,
     max_kl: Annotated[
@@ -47,8 +60,9 @@ def merge(
 
     Example: ftlaunch merge my-run merged
     """
-    options = (["--dtype", dtype] if dtype else []) + ([] if max_kl is None else ["--max-kl", str(max_kl)])
-    raise typer.Exit(_call("merge", cluster, site, resolve_model(source, merged=False), str(out), *options))
+    found = resolve_model(source, merged=False)
+    options = MergeOptions(source=found, out=str(out), dtype=dtype, max_kl=max_kl)
+    raise typer.Exit(trainer.call(options, load_named(cluster, site)))
 
 
 def import_model(
@@ -61,9 +75,8 @@ def import_model(
 
     Example: ftlaunch import SmolLM2-135M-Instruct.Q4_1.gguf smollm2
     """
-    if model.is_dir():
-        raise typer.Exit(trainer.call("fttrain.tools.quantize", str(model), str(folder), "--unpack"))
-    raise typer.Exit(trainer.call("fttrain.tools.import_gguf", str(model), str(folder)))
+    kind = UnpackOptions if model.is_dir() else ImportOptions
+    raise typer.Exit(trainer.call(kind(source=str(model), out=str(folder))))
 
 
 def chat(
@@ -79,17 +92,15 @@ def chat(
     ] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0, metavar="T", help="0 takes the likeliest token each time.")
-    ] = 0,
+    ] = _CHAT.temperature,
 ) -> None:
     """Talk with one or several models, or ask them one thing.
 
     Example: ftlaunch chat smollm2 my-run --prompt "Who are you?"
     """
     asked = [resolve_model(each, merged=True) for each in model]
-    longest = max_new_tokens or (64 if prompt is not None else 512)
-    options = ["--max-new-tokens", str(longest), *(["--temperature", str(temperature)] if temperature else [])]
-    options += [] if prompt is None else ["--prompt", prompt]
-    raise typer.Exit(trainer.call("fttrain.tools.chat", *asked, *options))
+    options = ChatOptions(models=asked, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature)
+    raise typer.Exit(trainer.call(options))
 
 
 def serve(
@@ -99,41 +110,50 @@ def serve(
     ] = None,
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Beyond this machine a token is asked for.")
-    ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,
+    ] = _SERVE.host,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, metavar="N", help="Port to listen on.")
+    ] = _SERVE.port,
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="Another name that this server has.")
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, metavar="N", help="Requests answered side by side.")
-    ] = 8,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 1024,
+    ] = _SERVE.batch_size,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")
+    ] = _SERVE.max_new_tokens,
 ) -> None:
     """Serve a model to a browser and to OpenAI's clients.
 
     Example: ftlaunch serve my-run --compare base
     """
-    options = ["--host", host, "--port", str(port), "--batch-size", str(batch_size)]
-    options += ["--max-new-tokens", str(max_new_tokens)]
-    options += [word for name in allow_host or [] for word in ("--allow-host", name)]
-    served = resolve_model(model, merged=compare != "base")
-    if compare is not None:
-        options += ["--compare", compare if compare == "base" else resolve_model(compare, merged=True)]
-    raise typer.Exit(trainer.call("fttrain.tools.serve", served, *options))
+    options = ServeOptions(
+        model=resolve_model(model, merged=compare != "base"),
+        compare=compare if compare in (None, "base") else resolve_model(compare, merged=True),
+        host=host,
+        port=port,
+        allow_host=allow_host or [],
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+    raise typer.Exit(trainer.call(options))
 
 
 def superweights(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for two plots and the report.")] = Path(
-        "superweights"
+        _SUPERWEIGHTS.out
     ),
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure perplexity on.")
+        str | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure perplexity on.")
     ] = None,
-    absolute: Annotated[float, typer.Option(min=0, metavar="A", help="A spike is larger than A; 0: any size.")] = 50,
+    absolute: Annotated[
+        float, typer.Option(min=0, metavar="A", help="A spike is larger than A; 0: any size.")
+    ] = _LIMITS.absolute,
     relative: Annotated[
         float, typer.Option(min=0, metavar="R", help="A spike is larger than R times the layers' median; 0: any.")
-    ] = 10,
+    ] = _LIMITS.relative,
     ablate: Annotated[
         bool, typer.Option("--ablate", help="Also put back their activations, and scale them: the paper's ablations.")
     ] = False,
@@ -146,42 +166,44 @@ def superweights(
 
     Example: ftlaunch superweights smollm2
     """
-    options = ["--out", str(out), "--absolute", str(absolute), "--relative", str(relative)]
-    options += ["--text", str(text)] if text else []
-    flags = {"--ablate": ablate, "--attention-spikes": attention_spikes, "--json": as_json}
-    options += [flag for flag, wanted in flags.items() if wanted]
-    raise typer.Exit(trainer.call("fttrain.tools.superweights", model, *options))
+    options = SuperweightsOptions(
+        model=model,
+        out=str(out),
+        text=text,
+        limits=SpikeLimits(absolute, relative),
+        ablate=ablate,
+        attention_spikes=attention_spikes,
+        json=as_json,
+    )
+    raise typer.Exit(trainer.call(options))
 
 
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the quantized model and its report.")],
-    number_format: Annotated[
-        Literal["int", "ternary", "nf4", "fp4"], typer.Option("--format", help="What weights become.")
-    ] = "int",
-    bits: Annotated[int, typer.Option("--bits", min=2, max=8, metavar="B", help="Of an integer.")] = 4,
+    number_format: Annotated[WeightFormat, typer.Option("--format", help="What weights become.")] = _QUANTIZE.format,
+    bits: Annotated[int, typer.Option("--bits", min=2, max=8, metavar="B", help="Of an integer.")] = _QUANTIZE.bits,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Integers with a zero point.")] = False,
     granularity: Annotated[
-        Literal["tensor", "channel", "group"], typer.Option("--granularity", help="What shares one scale.")
-    ] = "group",
-    group_size: Annotated[int, typer.Option("--group-size", min=1, metavar="N", help="Weights of a group.")] = 64,
+        Granularity, typer.Option("--granularity", help="What shares one scale.")
+    ] = _QUANTIZE.granularity,
+    group_size: Annotated[
+        int, typer.Option("--group-size", min=1, metavar="N", help="Weights of a group.")
+    ] = _QUANTIZE.group_size,
     calibrator: Annotated[
-        Literal["min-max", "moving-average", "percentile", "mse", "entropy", "power-of-two"],
-        typer.Option("--calibrator", help="How the range of values is chosen."),
-    ] = "min-max",
+        CalibratorName, typer.Option("--calibrator", help="How the range of values is chosen.")
+    ] = _QUANTIZE.calibrator,
     activation_bits: Annotated[
         int | None,
         typer.Option("--activation-bits", min=2, max=8, metavar="B", help="Measure with rounded inputs, too."),
     ] = None,
     activation_granularity: Annotated[
-        Literal["tensor", "token"], typer.Option("--activation-granularity", help="tensor is calibrated on text.")
-    ] = "token",
+        ActivationGranularity, typer.Option("--activation-granularity", help="tensor is calibrated on text.")
+    ] = _QUANTIZE.activation_granularity,
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="FILE", help="Text or data file to calibrate on.")
+        str | None, typer.Option("--calibration", metavar="FILE", help="Text or data file to calibrate on.")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure on.")
-    ] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure on.")] = None,
     protect: Annotated[bool, typer.Option("--protect", help="Keep super weights in float.")] = False,
     packed: Annotated[bool, typer.Option("--packed", help="Store the integers, for ftlaunch import.")] = False,
     cluster: ClusterName = None,
@@ -192,18 +214,21 @@ def quantize(
 
     Example: ftlaunch quantize smollm2 smollm2-int4 --protect
     """
-    told = {
-        "--format": number_format,
-        "--bits": bits,
-        "--granularity": granularity,
-        "--group-size": group_size,
-        "--calibrator": calibrator,
-        "--activation-granularity": activation_granularity,
-        "--activation-bits": activation_bits,
-        "--calibration": calibration,
-        "--text": text,
-    }
-    options = [str(word) for name, value in told.items() if value is not None for word in (name, value)]
-    flags = {"--asymmetric": asymmetric, "--protect": protect, "--packed": packed, "--json": as_json}
-    options += [flag for flag, wanted in flags.items() if wanted]
-    raise typer.Exit(_call("quantize", cluster, site, model, str(out), *options))
+    options = QuantizeOptions(
+        model=model,
+        out=str(out),
+        format=number_format,
+        bits=bits,
+        asymmetric=asymmetric,
+        granularity=granularity,
+        group_size=group_size,
+        calibrator=calibrator,
+        activation_bits=activation_bits,
+        activation_granularity=activation_granularity,
+        calibration=calibration,
+        text=text,
+        protect=protect,
+        packed=packed,
+        json=as_json,
+    )
+    raise typer.Exit(trainer.call(options, load_named(cluster, site)))

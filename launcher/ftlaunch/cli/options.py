@@ -1,8 +1,10 @@
 """Arguments and options that several verbs share."""
 
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 RecipeName = Annotated[
@@ -47,3 +49,8 @@ def all_settings(settings: list[str] | None, nodes: int | None, procs_per_node: 
     """Every setting that was asked for, the short forms spelt out."""
     spelt = {"parallel.nodes": nodes, "parallel.procs_per_node": procs_per_node}
     return [*(settings or []), *(f"{key}={value}" for key, value in spelt.items() if value is not None)]
+
+
+def defaults(options: type[msgspec.Struct]) -> Any:
+    """What a tool goes by where the user says nothing, by its options' names: it stands once, and the help shows it."""
+    return SimpleNamespace(**{field.name: field.default for field in msgspec.structs.fields(options)})

@@ -19,9 +19,13 @@ from ftlaunch.cli.options import (
     Settings,
     Site,
     all_settings,
+    defaults,
 )
 from ftlaunch.cli.profile import for_recipe, load_named
 from ftlaunch.errors import UserError
+from ftlaunch.tools import PreviewOptions
+
+_PREVIEW = defaults(PreviewOptions)
 
 if TYPE_CHECKING:
     from ftlaunch.backend.protocol import Backend
@@ -240,7 +244,7 @@ def schema() -> None:
 
 def preview(
     recipe: RecipeName,
-    rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="Rows of each data set.")] = 2,
+    rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="Rows of each data set.")] = _PREVIEW.rows,
     settings: Settings = None,
     cluster: ClusterName = None,
     site: Site = None,
@@ -251,4 +255,4 @@ def preview(
     """
     profile = load_named(cluster, site)
     loaded = _load(recipe, settings or [])
-    raise typer.Exit(trainer.call_on(loaded.recipe, "fttrain.tools.preview", "--rows", str(rows), cluster=profile))
+    raise typer.Exit(trainer.call(PreviewOptions(recipe=loaded.recipe, rows=rows), profile))

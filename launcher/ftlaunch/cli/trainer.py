@@ -1,4 +1,4 @@
-"""Work that needs torch, handed to the trainer's modules in a process of their own."""
+"""Work that needs torch, handed to the trainer's tools in a process of their own."""
 
 import subprocess
 import sys
@@ -6,25 +6,28 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlaunch.cli import text
 from ftlaunch.processes.environment import QUIET, inherited, require_trainer
+from ftlaunch.run.files import write_json
+from ftlaunch.tools import ToolOptions
 
 if TYPE_CHECKING:
     from ftlaunch.cluster.vocabulary import Cluster
-    from ftlaunch.recipe import Recipe
 
 
-def call(module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
-    """Run `python -m MODULE ARGUMENTS`, here or on a node of a cluster, and return its exit code.
+def call(options: ToolOptions, cluster: "Cluster | None" = None) -> int:
+    """Run the tool that the options are for, here or on a node of a cluster, and return its exit code.
 
     Here it is run with this interpreter, and only its own words are seen. UserError without torch.
     """
     if cluster is not None:
         from ftlaunch.backend.slurm import tool_job
 
-        return tool_job.call(module, [*arguments], cluster)
+        return tool_job.call(options, cluster)
     require_trainer()
-    return subprocess.call([sys.executable, "-P", "-m", module, *arguments], env=QUIET | inherited())
+    with tempfile.TemporaryDirectory(prefix="ftlaunch-") as folder:
+        file = Path(folder, "options.json")
+        write_json(file, options)
+        return subprocess.call([sys.executable, "-P", "-m", options.module, str(file)], env=QUIET | inherited())
 
 
 def ask(module: str, *arguments: str) -> bytes:
@@ -32,12 +35,3 @@ def ask(module: str, *arguments: str) -> bytes:
     require_trainer()
     command = [sys.executable, "-P", "-m", module, *arguments]
     return subprocess.run(command, env=QUIET | inherited(), stdout=subprocess.PIPE, check=False).stdout
-
-
-def call_on(recipe: "Recipe", module: str, *arguments: str, cluster: "Cluster | None" = None) -> int:
-    """`call` with a file that holds the recipe as the first argument."""
-    here = None if cluster is None else Path.cwd()  # nodes see this folder, and no other's /tmp
-    with tempfile.NamedTemporaryFile("w", prefix=".ftlaunch-", suffix=".json", dir=here) as file:
-        file.write(text.as_json(recipe))
-        file.flush()
-        return call(module, file.name, *arguments, cluster=cluster)

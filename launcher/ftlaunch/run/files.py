@@ -2,11 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+
+from ftlaunch.errors import UserError
 
 
 def temporary_path(path: Path) -> Path:
@@ -16,14 +20,52 @@ def temporary_path(path: Path) -> Path:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file that a reader sees whole or not at all, and that survives a crash once this returns."""
-    data = content.encode() if isinstance(content, str) else content
+    with file_by_rename(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_by_rename(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
+    """A file to write, which takes the place of `path` once it is whole; if `durable`, it then survives a power cut."""
     aside = temporary_path(path)
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
+    try:
+        with aside.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    if durable:
+        sync(path.parent)
+
+
+@contextmanager
+def folder_by_rename(path: Path, *, durable: bool = True) -> Generator[Path]:
+    """A new folder to fill, which becomes `path` once it is whole; if `durable`, it then survives a power cut.
+
+    OSError where `path` is there by then and holds anything: who replaces a folder removes the old one last. What an
+    attempt that was killed has left is removed.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700, parents=True)
+    try:
+        yield aside
+        for inner in aside.rglob("*") if durable else ():
+            sync(inner)
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    if durable:
+        sync(path.parent)
+
+
+def require_empty(folder: Path) -> None:
+    """UserError where a folder that is to be written holds anything."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not empty", "name another folder, or remove it")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,8 +86,8 @@ def write_first(path: Path, value: Any) -> bool:
     return True
 
 
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries, so that renames in it survive a crash."""
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, so that what was written, or renamed in it, survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Evaluate, Ppo, Recipe
-from ftlaunch.run.files import write_json
+from ftlaunch.run.files import folder_by_rename, write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance, git
 from ftlaunch.run.spec import StageSpec
@@ -56,15 +56,12 @@ def take_packages(run: RunDir) -> None:
 
 def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
     """Fill a folder, aside first, with files that nobody else may write."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(mode=0o700)
-    for below in sorted({copy.parent for copy in copies.values()}):
-        (aside / below).mkdir(parents=True, exist_ok=True)
-    for original, copy in copies.items():
-        shutil.copyfile(original, aside / copy)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with folder_by_rename(folder, durable=False) as aside:
+        for below in sorted({copy.parent for copy in copies.values()}):
+            (aside / below).mkdir(parents=True, exist_ok=True)
+        for original, copy in copies.items():
+            shutil.copyfile(original, aside / copy)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _package_files() -> Iterator[tuple[Path, Path]]:

@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).with_name("text.txt")
 """English prose of this project's own, where the user names no text."""
 
 
-def windows(tokenizer: Any, source: Path | None, *, length: int, count: int) -> list[Tensor]:
+def windows(tokenizer: Any, source: Path | str | None, *, length: int, count: int) -> list[Tensor]:
     """At most `count` windows [1, length] of the text in `source`, each after what the tokenizer begins texts with.
 
     `source` is a plain text file, or a data file or folder, of which every row's texts count; None is the text that
@@ -24,7 +24,7 @@ def windows(tokenizer: Any, source: Path | None, *, length: int, count: int) -> 
     cannot be read, or is empty.
     """
     start = list(tokenizer("")["input_ids"])
-    ids = tokenizer("\n".join(_read(source or SHIPPED)), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer("\n".join(_read(Path(source or SHIPPED))), add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < 2:
         raise UserError(f"{source} holds no text to measure with", "name a longer one")
     room = length - len(start)

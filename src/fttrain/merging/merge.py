@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
-from ftlaunch.run.files import sync_folder, write_json
+from ftlaunch.run.files import require_empty, sync, write_json
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
 from ftlaunch.run.records import Divergence, MergeResult
 from fttrain import artifact
@@ -137,8 +137,7 @@ def merge(
     too small, the adapter does not fit the base, or the merged model differs by more than rounding explains, with the
     command that `allow` tells for going on with another `max_kl`; `out` appears only if all went well.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
+    require_empty(out)
     folder = weight_map.folder_of(source.base)
     stored = list(weight_map.stored(folder))
     config = json.loads((folder / "config.json").read_text())
@@ -168,7 +167,7 @@ def merge(
     _aside(out, best).replace(out)
     for method in methods:
         shutil.rmtree(_aside(out, method), ignore_errors=True)
-    sync_folder(out.parent)
+    sync(out.parent)
     return MergeResult(method=best, tried=tried, **msgspec.structs.asdict(tried[best]))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ftlaunch.run import digests
-from ftlaunch.run.files import temporary_path
+from ftlaunch.run.files import file_by_rename
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
 from fttrain.artifact import StartPoint
@@ -104,10 +104,8 @@ def _read(path: Path, pairs: int) -> np.ndarray | None:
 
 def _write(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = temporary_path(path)
-    with aside.open("wb") as file:
+    with file_by_rename(path) as file:
         np.save(file, values)
-    aside.replace(path)
 
 
 def precomputed(micro: MicroBatch) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftlaunch.tools import CalibratorName
 from fttrain.quant import grid as grids
 from fttrain.quant.calibrate import CALIBRATORS
 from fttrain.quant.grid import Grid, Steps
@@ -48,7 +49,12 @@ def install(layers: dict[str, nn.Module], how: Activations, keep: dict[str, list
 
 @torch.no_grad()
 def observe(
-    model: Any, layers: dict[str, nn.Module], windows: list[Tensor], grid: Grid, calibrator: str, keep: dict[str, Any]
+    model: Any,
+    layers: dict[str, nn.Module],
+    windows: list[Tensor],
+    grid: Grid,
+    calibrator: CalibratorName,
+    keep: dict[str, Any],
 ) -> Activations:
     """Ranges of the inputs of each layer over windows of text, a batch a window, by the calibrator.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ftlaunch.tools import CalibratorName
 from fttrain.quant.grid import Grid, dequantize, quantize, steps
 
 Range = tuple[Tensor, Tensor]
@@ -114,7 +115,7 @@ def power_of_two(batches: Sequence[Tensor], grid: Grid) -> Range:
     return low * wider, high * wider
 
 
-CALIBRATORS: dict[str, Calibrator] = {
+CALIBRATORS: dict[CalibratorName, Calibrator] = {
     "min-max": min_max,
     "moving-average": moving_average,
     "percentile": percentile,

@@ -22,6 +22,12 @@ FILE = "packed.safetensors"
 CARD = "packed.json"
 
 
+def dtype_of(folder: Path) -> torch.dtype:
+    """The number format that a model folder's config names for its weights."""
+    config = json.loads((folder / "config.json").read_text())
+    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
 def pack(codes: Tensor, grid: Grid) -> Tensor:
     """Codes of any shape as bytes, `grid.bits` bits each; the last byte is filled up with zeros."""
     values = (codes.flatten().to(torch.int64) - grid.lowest).numpy().astype(np.uint8)

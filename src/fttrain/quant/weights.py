@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ftlaunch.tools import CalibratorName, WeightFormat
 from fttrain.quant import grid as grids
 from fttrain.quant.calibrate import CALIBRATORS
 from fttrain.quant.grid import Granularity, Grid, Steps
 from fttrain.quant.ternary import stored_scale, ternary
 
-Format = Literal["int", "ternary", "nf4", "fp4"]
 Place = tuple[int, int]
 """Row (output channel) and column (input channel) of a weight."""
-TERNARY, FOUR_BITS = Grid(2), Grid(4)
+TERNARY = Grid(2)
 DOUBLE_QUANTIZATION = 8 / 64 + 32 / (64 * 256)
 """Bits a weight that the scales of blocks of 64 take: 8 each, and one fp32 for 256 of them (arXiv 2305.14314)."""
 
@@ -24,11 +23,11 @@ DOUBLE_QUANTIZATION = 8 / 64 + 32 / (64 * 256)
 class Scheme:
     """How weights are quantized."""
 
-    format: Format = "int"
-    grid: Grid = FOUR_BITS
-    granularity: Granularity = "group"
-    group_size: int = 64
-    calibrator: str = "min-max"
+    format: WeightFormat
+    grid: Grid
+    granularity: Granularity
+    group_size: int
+    calibrator: CalibratorName
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftlaunch.tools import SpikeLimits
 from fttrain.superweights.projections import ATTENTION, Place, Projection, down_projections, named, scaled
 
 PROMPT = "Apple Inc. is a worldwide tech company."
 """Any short text does; this is the paper's."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a value is a spike. All that are set must hold, for input and output both."""
-
-    absolute: float = 50.0
-    """Least magnitude; the paper's code has 50. 0 turns the test off."""
-    relative: float = 10.0
-    """Least magnitude as a multiple of the median over all layers' largest. 0 turns the test off."""
-    share: float = 0.5
-    """Least share of the output's spike that the one weight must make up: W[row, column] · X[column] / Y[row]."""
-    passes: int = 10
-    """Most rounds of finding and zeroing."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ class Found:
         return [spike.place for spike in self.weights]
 
 
-def find(model: Any, ids: Tensor, limits: Limits) -> Found:
+def find(model: Any, ids: Tensor, limits: SpikeLimits) -> Found:
     """Super weights of a model, told from one forward pass over `ids` [1, T] at a time; the model stays as it is.
 
     Each pass zeroes what it finds, so that the next one sees what was hidden behind it.
@@ -88,19 +75,19 @@ def find(model: Any, ids: Tensor, limits: Limits) -> Found:
     return Found(found, first, unexplained)
 
 
-def attention_spikes(model: Any, ids: Tensor, limits: Limits) -> list[Spike]:
+def attention_spikes(model: Any, ids: Tensor, limits: SpikeLimits) -> list[Spike]:
     """Layers, not weights: attention output projections whose output alone spikes, as seed projects choose layers."""
     seen = spikes(model, ids, named(model, ATTENTION).values())
     return [spike for spike in seen if _is_spike([other.output for other in seen], spike.output, limits)]
 
 
-def spiking(layers: list[Spike], limits: Limits) -> list[Spike]:
+def spiking(layers: list[Spike], limits: SpikeLimits) -> list[Spike]:
     """Those with a spike in both input and output."""
     inputs, outputs = [one.input for one in layers], [one.output for one in layers]
     return [one for one in layers if _is_spike(inputs, one.input, limits) and _is_spike(outputs, one.output, limits)]
 
 
-def _is_spike(values: list[float], value: float, limits: Limits) -> bool:
+def _is_spike(values: list[float], value: float, limits: SpikeLimits) -> bool:
     median = statistics.median(map(abs, values))
     return abs(value) > max(limits.absolute, limits.relative * median)
 

@@ -7,9 +7,10 @@ import torch
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import SUPER_WEIGHTS, Adapter, LowRank, Model
+from ftlaunch.tools import SpikeLimits
 from fttrain.distributed.world import World
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
-from fttrain.superweights.find import PROMPT, Limits, find
+from fttrain.superweights.find import PROMPT, find
 
 
 def resolved(adapter: Adapter, base: Model, world: World) -> Adapter:
@@ -33,7 +34,7 @@ def _look(base: Model) -> list[int]:
     tokenizer = load_tokenizer(base.path, base.revision)
     plain = msgspec.structs.replace(base, quantization="none")
     model = load_base(plain, dtype=DTYPES[base.dtype], packing=False).eval()
-    found = find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), Limits())
+    found = find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), SpikeLimits())
     del model
     gc.collect()
     return sorted({place.layer for place in found.places})

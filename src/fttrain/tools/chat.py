@@ -1,9 +1,8 @@
-"""`python -m fttrain.tools.chat MODEL… [--prompt TEXT]`: what models answer, once or in a conversation."""
+"""`ftlaunch chat`: what models answer, once or in a conversation."""
 
-import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +12,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG
+from ftlaunch.tools import ChatOptions
 from fttrain import adapters, artifact, hub
 from fttrain.answering.conversation import Message, end_ids, prompt_ids
 from fttrain.answering.streaming import Request, answer_together
@@ -21,7 +21,7 @@ from fttrain.merging.merge import find_source
 from fttrain.model.scorer import DTYPES, load_tokenizer
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
-from fttrain.tools.output import answer
+from fttrain.tools.output import answer, called_with
 
 
 def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
@@ -107,31 +107,30 @@ def say(
     return "".join(pieces).strip()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ftlaunch chat")
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    options = parser.parse_args(argv)
-    return answer(_replies(options) if options.prompt is not None else _conversation(options, sys.stdin, sys.stdout))
+def main(options: ChatOptions) -> int:
+    """Answer the prompt, or talk until the user leaves; the exit code."""
+    talk = _conversation(options, sys.stdin, sys.stdout)
+    return answer(talk if options.prompt is None else _replies(options, options.prompt))
 
 
-def _replies(options: argparse.Namespace) -> Iterator[str]:
-    yield f"prompt: {options.prompt}"
+def _replies(options: ChatOptions, prompt: str) -> Iterator[str]:
+    longest = options.max_new_tokens or SHORT
+    yield f"prompt: {prompt}"
     for path in options.models:
         model, tokenizer = load(path)
-        turn = [{"role": "user", "content": options.prompt}]
-        text = say(model, tokenizer, turn, options.max_new_tokens, lambda _: None, options.temperature)
+        turn = [{"role": "user", "content": prompt}]
+        text = say(model, tokenizer, turn, longest, lambda _: None, options.temperature)
         yield f"\n{path}:\n  {text}"
 
 
+SHORT, LONG = 64, 512
+"""Tokens of an answer to one prompt, and in a conversation, where the user names no number."""
 HELP = (
     "Write, and each model answers. /reset forgets what was said, /exit or Ctrl-D leaves, Ctrl-C cuts an answer short."
 )
 
 
-def _conversation(options: argparse.Namespace, source: TextIO, out: TextIO) -> Iterator[str]:
+def _conversation(options: ChatOptions, source: TextIO, out: TextIO) -> Iterator[str]:
     """A conversation with every model, line by line; each has its own history. Answers appear as they are made."""
     models = {path: load(path) for path in options.models}
     history: dict[str, list[Message]] = {path: [] for path in models}
@@ -152,9 +151,7 @@ def _conversation(options: argparse.Namespace, source: TextIO, out: TextIO) -> I
                 _take_turn(model, tokenizer, history[path], line.strip(), options, out)
 
 
-def _take_turn(
-    model: Any, tokenizer: Any, turns: list[Message], said: str, options: argparse.Namespace, out: TextIO
-) -> None:
+def _take_turn(model: Any, tokenizer: Any, turns: list[Message], said: str, options: ChatOptions, out: TextIO) -> None:
     """One turn of the user and one of the model, told as it is made; both are added to `turns`."""
     turns.append({"role": "user", "content": said})
     pieces: list[str] = []
@@ -164,10 +161,10 @@ def _take_turn(
         print(piece, end="", file=out, flush=True)
 
     with contextlib.suppress(KeyboardInterrupt):  # it cuts the answer short, and what was said of it stays
-        say(model, tokenizer, turns, options.max_new_tokens, tell, options.temperature)
+        say(model, tokenizer, turns, options.max_new_tokens or LONG, tell, options.temperature)
     print(file=out, flush=True)
     turns.append({"role": "assistant", "content": "".join(pieces).strip()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(ChatOptions)))

@@ -1,11 +1,10 @@
-"""`ftlaunch eval`, as `python -m fttrain.tools.evaluate RESOLVED.json MODEL…`.
+"""`ftlaunch eval`.
 
 What models answer to a recipe's held-out prompts, and how well, with intervals and differences from the first one.
 
 Each prompt is asked once. What every row with that prompt has for an answer is a reference.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,19 +15,16 @@ from typing import Any
 from msgspec import structs
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Recipe
+from ftlaunch.recipe import Data
 from ftlaunch.run.records import Gap
+from ftlaunch.tools import EvaluateOptions
 from fttrain.answering.examination import Exam, Examined, examine, set_exam
 from fttrain.answering.generation import Decoding
 from fttrain.answering.predictions import write_predictions
 from fttrain.evaluation.prompts import data_of
 from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
 from fttrain.tools.chat import load
-from fttrain.tools.output import answer
-from fttrain.tools.preview import read_recipe
-
-DEFAULT = ("bleu", "nist", "coco_rouge_l")
-"""The scores of the E2E challenge."""
+from fttrain.tools.output import answer, called_with
 
 
 @dataclass(frozen=True)
@@ -41,33 +37,19 @@ class Evaluated:
     scored: Scored
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(options: EvaluateOptions) -> int:
     """Print the scores to stdout and return the exit code; what is wrong goes to stderr."""
-    parser = argparse.ArgumentParser(prog="ftlaunch eval")
-    parser.add_argument("recipe", type=Path, help="resolved.json of a run")
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--metric", action="append", dest="metrics")
-    parser.add_argument("--data")
-    parser.add_argument("--prompts", type=int)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--choices-field")
-    parser.add_argument("--label-field")
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--answers", type=Path)
-    parser.add_argument("--json", action="store_true")
-    return answer(_told(parser.parse_args(argv)))
+    return answer(_told(options))
 
 
-def _told(options: argparse.Namespace) -> Iterator[str]:
-    recipe = read_recipe(options.recipe)
-    metrics: list[str] = options.metrics or list(DEFAULT)
-    for metric in metrics:
+def _told(options: EvaluateOptions) -> Iterator[str]:
+    for metric in options.metrics:
         load_metric(metric)  # a wrong name is said before minutes are spent on answers
-    name, data = data_of(recipe, options.data, needs_of(metrics))
+    name, data = data_of(options.recipe, options.data, needs_of(options.metrics))
     every: list[Evaluated] = []
     width = max(map(len, [*options.models, "model"]))
     for path in options.models:
-        every.append(evaluate(path, recipe, data, metrics, options))
+        every.append(evaluate(path, data, options))
         _require_same_rows(every[0], every[-1])
         if options.json:
             continue
@@ -77,14 +59,14 @@ def _told(options: argparse.Namespace) -> Iterator[str]:
         yield _line(path, width, *_cells(every[-1]))
     if options.answers is not None:
         models = {one.model: (one.examined, one.scored) for one in every}
-        write_predictions(options.answers, every[0].exam, models)
+        write_predictions(Path(options.answers), every[0].exam, models)
     if options.json:
         yield json.dumps(_as_json(name, every), indent=2)
     else:
         yield from _differences(every)
 
 
-def evaluate(path: str, recipe: Recipe, data: Data, metrics: list[str], options: argparse.Namespace) -> Evaluated:
+def evaluate(path: str, data: Data, options: EvaluateOptions) -> Evaluated:
     """What the model says to the rows held out, or to all where none is.
 
     Raises UserError where the model or the rows cannot be had.
@@ -93,14 +75,15 @@ def evaluate(path: str, recipe: Recipe, data: Data, metrics: list[str], options:
     exam = set_exam(
         data,
         tokenizer,
-        recipe.seed,
-        needs_of(metrics),
+        options.recipe.seed,
+        needs_of(options.metrics),
         most=options.prompts,
         choices_field=options.choices_field,
         label_field=options.label_field,
     )
     examined = examine(model, tokenizer, exam, Decoding(options.max_new_tokens), with_progress)
-    return Evaluated(path, exam, examined, score(metrics, examined.inputs, options.resamples, recipe.seed))
+    scored = score(options.metrics, examined.inputs, options.resamples, options.recipe.seed)
+    return Evaluated(path, exam, examined, scored)
 
 
 def with_progress(items: Sequence[Any], work: Any) -> list[Any]:
@@ -185,4 +168,4 @@ def _values(one: Evaluated) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(EvaluateOptions)))

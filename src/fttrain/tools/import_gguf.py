@@ -1,9 +1,5 @@
-"""`ftlaunch import`, as `python -m fttrain.tools.import_gguf MODEL.gguf DIR`.
+"""`ftlaunch import` of a GGUF file: a safetensors folder that everything else here loads."""
 
-A GGUF file as a safetensors folder that everything else here loads."""
-
-import argparse
-import shutil
 import struct
 import sys
 import tempfile
@@ -14,9 +10,11 @@ from typing import Any
 import torch
 
 from ftlaunch.errors import UserError
+from ftlaunch.run.files import folder_by_rename, require_empty
 from ftlaunch.safety import trust
+from ftlaunch.tools import ImportOptions
 from fttrain.model.scorer import DTYPES
-from fttrain.tools.output import answer
+from fttrain.tools.output import answer, called_with
 
 
 def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
@@ -26,15 +24,12 @@ def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
     """
     if not source.is_file():
         raise UserError(f"{source} does not exist", "name a .gguf file")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
+    require_empty(out)
     trust.require(source)
     model, tokenizer = _read(source)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.to(dtype).save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    aside.replace(out)
+    with folder_by_rename(out) as aside:
+        model.to(dtype).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
 
 
 def _read(source: Path) -> tuple[Any, Any]:
@@ -57,19 +52,15 @@ def _read(source: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ftlaunch import")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
-    options = parser.parse_args()
+def main(options: ImportOptions) -> int:
+    """Write the folder and say so; the exit code."""
     return answer(_converted(options))
 
 
-def _converted(options: argparse.Namespace) -> Iterator[str]:
-    convert(options.source, options.out, DTYPES[options.dtype])
+def _converted(options: ImportOptions) -> Iterator[str]:
+    convert(Path(options.source), Path(options.out), DTYPES[options.dtype])
     yield f"{options.out}: ready for model.path"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(ImportOptions)))

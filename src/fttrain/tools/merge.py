@@ -1,34 +1,30 @@
-"""`ftlaunch merge`, as `python -m fttrain.tools.merge RUN|ARTIFACT|ADAPTER OUT`."""
+"""`ftlaunch merge`: the adapter of a run, or of a folder, folded into its base."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ftlaunch.recipe import Merge
+from ftlaunch.tools import MergeOptions
 from fttrain.merging.merge import find_source, merge
-from fttrain.model.scorer import DTYPES
-from fttrain.tools.output import answer
+from fttrain.tools.output import answer, called_with
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ftlaunch merge")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--dtype", choices=list(DTYPES))
-    parser.add_argument("--max-kl", type=float)
-    options = parser.parse_args()
+def main(options: MergeOptions) -> int:
+    """Write the merged model and say how like it is; the exit code."""
     return answer(_merged(options))
 
 
-def _merged(options: argparse.Namespace) -> Iterator[str]:
+def _merged(options: MergeOptions) -> Iterator[str]:
     spec = Merge(dtype=options.dtype, max_kl=options.max_kl)
-    words = ["ftlaunch", "merge", str(options.source), str(options.out)]
+    words = ["ftlaunch", "merge", options.source, options.out]
     words += ["--dtype", options.dtype] if options.dtype else []
-    merged = merge(find_source(options.source), options.out, spec, lambda kl: shlex.join([*words, "--max-kl", kl]))
+    merged = merge(
+        find_source(Path(options.source)), Path(options.out), spec, lambda kl: shlex.join([*words, "--max-kl", kl])
+    )
     yield f"{options.out}: {merged.method} merge, {merged}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(MergeOptions)))

@@ -1,10 +1,22 @@
-"""How a tool of the trainer answers: stdout holds its answer and nothing else, stderr what is wrong with its remedy."""
+"""How a tool is called and answers: stdout holds its answer and nothing else, stderr what is wrong with its remedy."""
 
 import contextlib
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.tools import ToolOptions
+
+Options = TypeVar("Options", bound=ToolOptions)
+
+
+def called_with(kind: type[Options]) -> Options:
+    """The options in the file that the command line of this process names."""
+    return msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=kind)
 
 
 def answer(parts: Iterable[str]) -> int:

@@ -1,12 +1,11 @@
-"""What training will see: `python -m fttrain.tools.preview RESOLVED.json [--rows N] [--json]`.
+"""`ftlaunch preview`: what training will see.
 
 For each data set: what became of its rows, and some of them as the model gets them, trained tokens marked.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -17,15 +16,15 @@ import msgspec
 import numpy as np
 from msgspec import structs
 
-from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Model, Ppo, Recipe, Training
 from ftlaunch.run.records import Counts
+from ftlaunch.tools import PreviewOptions
 from fttrain.data.held_out import on_both_sides
 from fttrain.data.prompts import load_prompts
 from fttrain.data.sources import load_rows, settled
 from fttrain.data.token_set import PairSet, TokenSet, token_set
 from fttrain.data.tokens import Tokenized, cache_root, stream, tokenize
-from fttrain.tools.output import answer
+from fttrain.tools.output import answer, called_with
 
 STREAMED_ROWS = 200
 """Rows of streamed data that are looked at."""
@@ -57,19 +56,14 @@ class Preview:
     samples: list[list[Piece]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(options: PreviewOptions) -> int:
     """Print the preview to stdout and return the exit code; what is wrong goes to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m fttrain.tools.preview", description="Show what training will see.")
-    parser.add_argument("recipe", type=Path, help="resolved.json of a run")
-    parser.add_argument("--rows", type=int, default=3, help="samples of each data set")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
-    options = parser.parse_args(argv)
     mark = green if sys.stdout.isatty() else bracketed
     return answer(_previewed(options, mark))
 
 
-def _previewed(options: argparse.Namespace, mark: Callable[[str], str]) -> Iterator[str]:
-    previews = look_at(read_recipe(options.recipe), options.rows)
+def _previewed(options: PreviewOptions, mark: Callable[[str], str]) -> Iterator[str]:
+    previews = look_at(options.recipe, options.rows)
     if options.json:
         yield json.dumps([as_json(preview) for preview in previews], ensure_ascii=False, indent=2)
     else:
@@ -233,14 +227,6 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
     return load(path, revision)
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a resolved.json; UserError where there is none."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Recipe)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UserError(f"{path} is no resolved recipe: {error}", "name the resolved.json of a run's folder") from error
-
-
 def _trained_on(recipe: Recipe) -> list[tuple[str, Model, bool]]:
     """Each data set with the model whose tokenizer it gets and whether it gives prompts only, without repeats."""
     found: list[tuple[str, Model, bool]] = []
@@ -257,4 +243,4 @@ def _counts(train: TokenSet) -> Counts:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(PreviewOptions)))

@@ -1,13 +1,6 @@
-"""`ftlaunch quantize`, as `python -m fttrain.tools.quantize MODEL OUT`.
+"""`ftlaunch quantize`: post-training quantization, and what it costs in perplexity, size and logits."""
 
-Post-training quantization, and what it costs in perplexity, size and logits.
-
-`python -m fttrain.tools.quantize --unpack FOLDER OUT` turns what `--packed` has written into a plain model folder.
-"""
-
-import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,19 +12,19 @@ from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
-from ftlaunch.run.files import sync_folder, write_json
+from ftlaunch.run.files import folder_by_rename, require_empty, write_json
+from ftlaunch.tools import QuantizeOptions, SpikeLimits
 from fttrain import hub
 from fttrain.evaluation import perplexity
 from fttrain.merging import verify
 from fttrain.model.scorer import load_base, load_tokenizer
 from fttrain.quant import activations, packing, weights
 from fttrain.quant.activations import Activations
-from fttrain.quant.calibrate import CALIBRATORS
 from fttrain.quant.grid import Grid
 from fttrain.quant.weights import Scheme
-from fttrain.superweights.find import PROMPT, Limits, find
+from fttrain.superweights.find import PROMPT, find
 from fttrain.superweights.projections import Projection
-from fttrain.tools.output import answer
+from fttrain.tools.output import answer, called_with
 
 LENGTH, WINDOWS = 256, 4
 """Tokens in a window of text, and how many windows each of calibration and measurement."""
@@ -60,43 +53,17 @@ class Measured:
     logits: list[Tensor]
 
 
-def main() -> int:
-    options = _options()
-    return answer(_unpacked(options) if options.unpack else _quantized(options))
+def main(options: QuantizeOptions) -> int:
+    """Print the report to stdout and return the exit code; what is wrong goes to stderr."""
+    return answer(_quantized(options))
 
 
-def _unpacked(options: argparse.Namespace) -> Iterator[str]:
-    unpack(Path(options.model), options.out)
-    yield f"{options.out}: ready for model.path"
-
-
-def _quantized(options: argparse.Namespace) -> Iterator[str]:
+def _quantized(options: QuantizeOptions) -> Iterator[str]:
     report = quantize(options)
     yield json.dumps(report, indent=2) if options.json else _text(report)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ftlaunch quantize")
-    parser.add_argument("model")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--format", choices=["int", "ternary", "nf4", "fp4"], default="int")
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--asymmetric", action="store_true")
-    parser.add_argument("--granularity", choices=["tensor", "channel", "group"], default="group")
-    parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--calibrator", choices=list(CALIBRATORS), default="min-max")
-    parser.add_argument("--activation-bits", type=int)
-    parser.add_argument("--activation-granularity", choices=["tensor", "token"], default="token")
-    parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--protect", action="store_true")
-    parser.add_argument("--packed", action="store_true")
-    parser.add_argument("--unpack", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
-
-
-def quantize(options: argparse.Namespace) -> dict[str, Any]:
+def quantize(options: QuantizeOptions) -> dict[str, Any]:
     """Write the quantized model to `options.out`, which appears when it is whole; returns the report as plain values.
 
     Raises UserError for a model or text that cannot be had, groups that do not fit, or an `out` that is not empty.
@@ -108,33 +75,28 @@ def quantize(options: argparse.Namespace) -> dict[str, Any]:
     how = _activations(options, loaded, calibration)
     grid = Grid(options.bits, not options.asymmetric)
     scheme = Scheme(options.format, grid, options.granularity, options.group_size, options.calibrator)
-    aside = options.out.with_name(f".{options.out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(mode=0o700, parents=True)
-    bits = _write(loaded, scheme, aside, packed=options.packed)
-    after = _measure(loaded.model, windows)
-    report: dict[str, Any] = {
-        "model": options.model,
-        "weights": asdict(scheme),
-        "protected": {name: places for name, places in loaded.keep.items() if places},
-        "original": {"perplexity": before.perplexity, "bytes": _bytes(loaded, None)},
-        "quantized": _compared(before, after) | {"bytes": _bytes(loaded, bits), "bytes_on_disk": _on_disk(aside)},
-        "bits_per_weight": bits / sum(layer.matrix.numel() for layer in loaded.layers.values()),
-    }
-    if how:
-        columns = {name: [column for _, column in places] for name, places in loaded.keep.items() if places}
-        activations.install({name: layer.module for name, layer in loaded.layers.items()}, how, columns)
-        report["activations"] = {"bits": how.grid.bits, "granularity": options.activation_granularity}
-        report["with_activations"] = _compared(before, _measure(loaded.model, windows))
-    write_json(aside / REPORT, report)
-    aside.replace(options.out)
-    sync_folder(options.out.parent)
+    with folder_by_rename(Path(options.out)) as aside:
+        bits = _write(loaded, scheme, aside, packed=options.packed)
+        after = _measure(loaded.model, windows)
+        report: dict[str, Any] = {
+            "model": options.model,
+            "weights": asdict(scheme),
+            "protected": {name: places for name, places in loaded.keep.items() if places},
+            "original": {"perplexity": before.perplexity, "bytes": _bytes(loaded, None)},
+            "quantized": _compared(before, after) | {"bytes": _bytes(loaded, bits), "bytes_on_disk": _on_disk(aside)},
+            "bits_per_weight": bits / sum(layer.matrix.numel() for layer in loaded.layers.values()),
+        }
+        if how:
+            columns = {name: [column for _, column in places] for name, places in loaded.keep.items() if places}
+            activations.install({name: layer.module for name, layer in loaded.layers.items()}, how, columns)
+            report["activations"] = {"bits": how.grid.bits, "granularity": options.activation_granularity}
+            report["with_activations"] = _compared(before, _measure(loaded.model, windows))
+        write_json(aside / REPORT, report)
     return report
 
 
-def _require_sense(options: argparse.Namespace) -> None:
-    if options.out.exists() and any(options.out.iterdir()):
-        raise UserError(f"{options.out} exists and is not empty", "name another folder, or remove it")
+def _require_sense(options: QuantizeOptions) -> None:
+    require_empty(Path(options.out))
     if options.packed and options.format in ("nf4", "fp4"):
         raise UserError(f"{options.format} is not stored in packed form", "leave --packed out: transformers packs it")
     if options.format != "int" and (options.calibrator != "min-max" or options.asymmetric):
@@ -157,17 +119,12 @@ def _load(path: str, *, protect: bool) -> Loaded:
     }
     keep: dict[str, list[tuple[int, int]]] = {name: [] for name in layers}
     if protect:
-        for one in find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), Limits()).weights:
+        for one in find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), SpikeLimits()).weights:
             keep[one.module].append((one.row, one.column))
-    return Loaded(model, tokenizer, _dtype(Path(hub.model_folder(path))), layers, keep)
+    return Loaded(model, tokenizer, packing.dtype_of(Path(hub.model_folder(path))), layers, keep)
 
 
-def _dtype(folder: Path) -> torch.dtype:
-    config = json.loads((folder / "config.json").read_text())
-    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def _windows(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Tensor], list[Tensor]]:
+def _windows(options: QuantizeOptions, tokenizer: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Text to calibrate on and other text to measure on: of one source, what comes first and what comes then."""
     if options.calibration is not None:
         sources = options.calibration, options.text
@@ -196,7 +153,7 @@ def _compared(before: Measured, after: Measured) -> dict[str, Any]:
     }
 
 
-def _activations(options: argparse.Namespace, loaded: Loaded, calibration: list[Tensor]) -> Activations | None:
+def _activations(options: QuantizeOptions, loaded: Loaded, calibration: list[Tensor]) -> Activations | None:
     if options.activation_bits is None:
         return None
     grid = Grid(options.activation_bits, not options.asymmetric)
@@ -258,29 +215,6 @@ def _on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def unpack(folder: Path, out: Path) -> None:
-    """Write a plain model folder from a packed one: the very weights that were measured. Raises UserError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if not (folder / packing.CARD).exists():
-        raise UserError(f"{folder} holds no {packing.CARD}", "name a folder that `ftlaunch quantize --packed` has made")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty", "name another folder, or remove it")
-    tokenizer = load_tokenizer(str(folder))
-    dtype = _dtype(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    missing, unexpected = model.load_state_dict(packing.load(folder, dtype), strict=False)
-    assert not unexpected, unexpected
-    assert set(missing) <= set(model.all_tied_weights_keys), missing
-    model.tie_weights()
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    aside.replace(out)
-
-
 def _text(report: dict[str, Any]) -> str:
     lines = [_row("", "perplexity", "MB", "KL", "same first choice", "max |Δlogit|")]
     lines += [_line(name, report[name]) for name in ("original", "quantized", "with_activations") if name in report]
@@ -304,4 +238,4 @@ def _row(name: str, *cells: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(QuantizeOptions)))

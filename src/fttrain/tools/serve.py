@@ -1,6 +1,5 @@
-"""`ftlaunch serve`, as `python -m fttrain.tools.serve MODEL [--compare base|MODEL]`: models behind a port."""
+"""`ftlaunch serve`: one model or two behind a port."""
 
-import argparse
 import ipaddress
 import os
 import sys
@@ -9,33 +8,25 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.tools import ServeOptions
 from fttrain.tools.chat import base_of, load
+from fttrain.tools.output import called_with
 
 TOKEN = "FTLAUNCH_SERVE_TOKEN"
 """Variable with the token that is asked for beyond this machine."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(options: ServeOptions) -> int:
     """Serve until interrupted; the exit code."""
-    parser = argparse.ArgumentParser(prog="ftlaunch serve")
-    parser.add_argument("model")
-    parser.add_argument("--compare")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--allow-host", action="append", default=[])
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--most-waiting", type=int, default=64)
-    parser.add_argument("--max-new-tokens", type=int, default=1024)
-    parser.add_argument("--timeout", type=float, default=300.0)
     try:
-        return _serve(parser.parse_args(argv))
+        return _serve(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: ServeOptions) -> int:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("fastapi and uvicorn are not installed", "pip install 'ftlaunch[serve]'")
     token = token_for(options.host)
@@ -87,4 +78,4 @@ def names(paths: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(ServeOptions)))

@@ -1,6 +1,5 @@
-"""`python -m fttrain.superweights MODEL`: the super weights of a model, and what it loses without each."""
+"""`ftlaunch superweights`: the super weights of a model, and what it loses without each."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ftlaunch.recipe import Model
+from ftlaunch.tools import SuperweightsOptions
 from fttrain.evaluation import perplexity as texts
 from fttrain.model.scorer import load_base, load_tokenizer
 from fttrain.superweights import ablate, known
-from fttrain.superweights.find import PROMPT, Found, Limits, attention_spikes, find
+from fttrain.superweights.find import PROMPT, Found, attention_spikes, find
 from fttrain.superweights.projections import Place, down_projections
-from fttrain.tools.output import answer
+from fttrain.tools.output import answer, called_with
 
 RANDOM = 100
 """Weights of like size that are zeroed for comparison."""
@@ -26,37 +26,23 @@ LENGTH, WINDOWS = 256, 4
 COLUMNS = ("layer", "row", "column", "weight", "input", "output", "share")
 
 
-def main() -> int:
-    options = _options()
+def main(options: SuperweightsOptions) -> int:
+    """Print what was found to stdout and return the exit code; what is wrong goes to stderr."""
     return answer(_found(options))
 
 
-def _found(options: argparse.Namespace) -> Iterator[str]:
+def _found(options: SuperweightsOptions) -> Iterator[str]:
     report = _report(options)
     yield json.dumps(report, indent=2) if options.json else _text(report)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ftlaunch superweights")
-    parser.add_argument("model")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--absolute", type=float, default=Limits.absolute)
-    parser.add_argument("--relative", type=float, default=Limits.relative)
-    parser.add_argument("--attention-spikes", action="store_true")
-    parser.add_argument("--ablate", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
-
-
-def _report(options: argparse.Namespace) -> dict[str, Any]:
+def _report(options: SuperweightsOptions) -> dict[str, Any]:
     """Everything that was asked for, as plain values; the plots and the same report as a file are in `options.out`."""
     tokenizer = load_tokenizer(options.model)
     model: Any = load_base(Model(path=options.model), dtype=torch.float32, packing=False).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    limits = Limits(options.absolute, options.relative)
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
-    found = find(model, ids, limits)
+    found = find(model, ids, options.limits)
     windows = texts.windows(tokenizer, options.text, length=LENGTH, count=WINDOWS)
     report: dict[str, Any] = {
         "model": options.model,
@@ -67,12 +53,12 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
         "perplexity": _perplexities(model, found, windows, options),
     }
     if options.attention_spikes:
-        report["attention_spikes"] = [spike.as_json() for spike in attention_spikes(model, ids, limits)]
-    _save(report, found, options.out)
+        report["attention_spikes"] = [spike.as_json() for spike in attention_spikes(model, ids, options.limits)]
+    _save(report, found, Path(options.out))
     return report
 
 
-def _perplexities(model: Any, found: Found, windows: list[Tensor], options: argparse.Namespace) -> dict[str, Any]:
+def _perplexities(model: Any, found: Found, windows: list[Tensor], options: SuperweightsOptions) -> dict[str, Any]:
     down, places = down_projections(model), found.places
     told: dict[str, Any] = {"original": texts.perplexity(model, windows)}
     if not places:
@@ -144,4 +130,4 @@ def _row(cells: list[Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(SuperweightsOptions)))

@@ -18,7 +18,7 @@ import msgspec
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Track
-from ftlaunch.run.files import read_jsonl, temporary_path
+from ftlaunch.run.files import file_by_rename, read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec
 
@@ -123,13 +123,11 @@ class Trackers:
         """Keep how far trackers came. A rename is whole after a kill, and a power cut is no matter here."""
         if not self._sinks:
             return
-        aside = temporary_path(self._ledger)
         try:
-            aside.write_text(json.dumps(self._known))
-            aside.replace(self._ledger)
+            with file_by_rename(self._ledger, durable=False) as file:
+                file.write(json.dumps(self._known).encode())
         except OSError as error:
             log.warning("how far trackers came is not kept: %s", error)
-            aside.unlink(missing_ok=True)
 
 
 def _open(name: str, spec: StageSpec, folder: StageDir, known: dict[str, Any]) -> Any:

@@ -25,6 +25,21 @@ from ftlaunch.plan.plan import Plan
 from ftlaunch.processes import environment
 from ftlaunch.recipe import Recipe
 from ftlaunch.run.layout import RunDir
+from ftlaunch.tools import (
+    ChatOptions,
+    EvaluateOptions,
+    ImportOptions,
+    MergeOptions,
+    PreviewOptions,
+    QuantizeOptions,
+    ServeOptions,
+    SpikeLimits,
+    SuperweightsOptions,
+    ToolOptions,
+    UnpackOptions,
+)
+
+TOOLS = {f"fttrain.tools.{kind.__struct_config__.tag}": kind for kind in ToolOptions.__subclasses__()}
 
 RECIPE = """\
 # A small one.
@@ -407,18 +422,23 @@ def test_recipes_and_schema_are_machine_readable(call: Call) -> None:
     assert json.loads(call("schema")[1])["title"] == "ftlaunch recipe"
 
 
-@pytest.mark.usefixtures("torch_is_there")
-def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[list[str]] = []
-    read: list[Recipe] = []
+@pytest.fixture
+def called(torch_is_there: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ToolOptions]]:  # noqa: ARG001
+    """The options of each tool that is called, by which none is started; their files are gone at the end."""
+    found: list[ToolOptions] = []
+    files: list[Path] = []
 
     def act(command: list[str], env: dict[str, str]) -> int:  # noqa: ARG001 as subprocess.call has it
-        called.append(command[3:])
-        if command[4].endswith(".json"):
-            read.append(msgspec.json.decode(Path(command[4]).read_bytes(), type=Recipe))
+        files.append(Path(command[4]))
+        found.append(msgspec.json.decode(files[-1].read_bytes(), type=TOOLS[command[3]]))
         return 3
 
     monkeypatch.setattr(subprocess, "call", act)
+    yield found
+    assert not any(file.exists() for file in files)
+
+
+def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, called: list[ToolOptions]) -> None:
     (recipe.parent / "m.gguf").touch()
     metrics = ["--metric", "chrf", "--metric", "rouge"]
     lines = (
@@ -430,43 +450,51 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, monkeypatch: pyt
         ("quantize", "model", "out", "--bits", "3", "--asymmetric", "--activation-bits", "8", "--protect"),
         ("import", recipe.parent, "model"),
         ("eval", recipe, "model", "--prompts", "3", "--answers", "said.jsonl", "--json", *metrics),
+        ("serve", "model", "--compare", "base", "--allow-host", "a", "--allow-host", "b", "--port", "9"),
     )
     assert [call(*line)[0] for line in lines] == [3] * len(lines)
-    assert called[4] == [
-        *("fttrain.tools.superweights", "model", "--out", "superweights"),
-        *("--absolute", "50.0", "--relative", "8.0", "--ablate"),
+    previewed, evaluated = called[3], called[7]
+    assert isinstance(previewed, PreviewOptions)
+    assert isinstance(evaluated, EvaluateOptions)
+    assert (previewed.recipe.name, previewed.rows) == ("other", 5)
+    assert called == [
+        MergeOptions(source="adapter", out="out", dtype="fp16"),
+        ImportOptions(source="m.gguf", out="model"),
+        ChatOptions(models=["one", "two"], prompt="hi there"),
+        previewed,
+        SuperweightsOptions(model="model", limits=SpikeLimits(relative=8), ablate=True),
+        QuantizeOptions(model="model", out="out", bits=3, asymmetric=True, activation_bits=8, protect=True),
+        UnpackOptions(source=str(recipe.parent), out="model"),
+        EvaluateOptions(
+            recipe=evaluated.recipe,
+            models=["model"],
+            metrics=("chrf", "rouge"),
+            prompts=3,
+            answers="said.jsonl",
+            json=True,
+        ),
+        ServeOptions(model="model", compare="base", allow_host=["a", "b"], port=9),
     ]
-    assert called[5] == [
-        *("fttrain.tools.quantize", "model", "out", "--format", "int", "--bits", "3", "--granularity", "group"),
-        *("--group-size", "64", "--calibrator", "min-max", "--activation-granularity", "token"),
-        *("--activation-bits", "8", "--asymmetric", "--protect"),
-    ]
-    assert called[6] == ["fttrain.tools.quantize", str(recipe.parent), "model", "--unpack"]
-    assert called[:3] == [
-        ["fttrain.tools.merge", "adapter", "out", "--dtype", "fp16"],
-        ["fttrain.tools.import_gguf", "m.gguf", "model"],
-        ["fttrain.tools.chat", "one", "two", "--max-new-tokens", "64", "--prompt", "hi there"],
-    ]
-    assert (called[3][0], called[3][2:]) == ("fttrain.tools.preview", ["--rows", "5"])
-    given = ["model", "--max-new-tokens", "128", "--resamples", "1000", "--json", *metrics]
-    given += ["--prompts", "3", "--answers", "said.jsonl"]
-    assert (called[7][0], called[7][2:]) == ("fttrain.tools.evaluate", given)
-    assert read[0].name == "other"
-    assert not Path(called[3][1]).exists()
 
 
-@pytest.mark.usefixtures("torch_is_there")
-def test_a_run_stands_for_what_it_made(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tool_has_a_module_of_the_trainer_that_reads_its_options() -> None:
+    for module, kind in TOOLS.items():
+        source = Path(__file__).parents[3].joinpath("src", *module.split(".")).with_suffix(".py").read_text()
+        assert f"sys.exit(main(called_with({kind.__name__})))" in source
+
+
+def test_a_run_stands_for_what_it_made(call: Call, tmp_path: Path, called: list[ToolOptions]) -> None:
     run = write_run(tmp_path / "r", "train", "train")
-    called: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda command, **_: called.append(command[4:5]) or 0)
     code, _, err = call("chat", run.path, "--prompt", "hi")
     assert (code, "has made no model yet" in err) == (BAD_INPUT, True)
     made(run, "01-sft/artifact")
     made(run, "02-sft/model")
     call("chat", run.path, "--prompt", "hi")
     call("merge", run.path, tmp_path / "out")
-    assert called == [[f"{run.path}/02-sft/model"], [f"{run.path}/01-sft/artifact"]]
+    assert called == [
+        ChatOptions(models=[f"{run.path}/02-sft/model"], prompt="hi"),
+        MergeOptions(source=f"{run.path}/01-sft/artifact", out=str(tmp_path / "out")),
+    ]
 
 
 @pytest.mark.usefixtures("torch_is_there")

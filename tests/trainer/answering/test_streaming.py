@@ -10,6 +10,7 @@ import torch
 from tests.trainer.tools.test_tools import greedy
 
 from ftlaunch.errors import UserError
+from ftlaunch.tools import ChatOptions
 from fttrain.answering.conversation import end_ids, prompt_ids
 from fttrain.answering.streaming import Request, Text, answer_together
 from fttrain.tools import chat
@@ -123,7 +124,7 @@ def test_a_conversation_keeps_its_history_until_it_is_reset(
 
     monkeypatch.setattr(chat, "prompt_ids", remember)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand you?\n/reset\nagain\n/exit\nnever\n"))
-    assert chat.main([str(tiny_model), "--max-new-tokens", "4"]) == 0
+    assert chat.main(ChatOptions(models=[str(tiny_model)], max_new_tokens=4)) == 0
     assert [[turn["role"] for turn in turns] for turns in asked] == [
         ["user"],
         ["user", "assistant", "user"],

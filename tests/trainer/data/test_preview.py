@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from ftlaunch.recipe import Data, Model, Ppo, Recipe, Sft
+from ftlaunch.tools import PreviewOptions
 from fttrain.tools import preview
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)]
@@ -29,7 +29,9 @@ def show(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(preview, "load_tokenizer", lambda *_: tokenizer)
 
-    def run(*options: str, rows: Any = ROWS, stage: Any = None, **fields: Any) -> tuple[int, str, str]:
+    def run(
+        shown: int = 2, *, rows: Any = ROWS, json: bool = False, stage: Any = None, **fields: Any
+    ) -> tuple[int, str, str]:
         data = Data(path=write_rows(rows), **FIELDS | fields)
         recipe = Recipe(
             name="x",
@@ -37,9 +39,7 @@ def show(
             stage=[Sft(data="facts"), Sft(data=["facts"])] if stage is None else [stage],
             data={"facts": data, "unused": Data(path="no/such.csv", format="text")},
         )
-        path = tmp_path / "resolved.json"
-        path.write_bytes(msgspec.json.encode(recipe))
-        code = preview.main([str(path), *options])
+        code = preview.main(PreviewOptions(recipe=recipe, rows=shown, json=json))
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -47,7 +47,7 @@ def show(
 
 
 def test_counts_and_samples(show: Show) -> None:
-    code, out, _ = show("--rows", "2", test=4)
+    code, out, _ = show(2, test=4)
     assert code == 0
     assert out.count("facts: 20 of 20 rows, 4 held out") == 1
     assert out.count("  row ") == 2
@@ -57,7 +57,7 @@ def test_counts_and_samples(show: Show) -> None:
 
 def test_of_many_rows_the_first_are_looked_at(show: Show, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(preview, "SAMPLED_ROWS", 12)
-    code, out, _ = show("--rows", "1", test=10)
+    code, out, _ = show(1, test=10)
     assert code == 0
     assert "facts: 12 of 12 rows (the first ones: a run tokenizes all), 6 held out" in out
     assert not list((tmp_path / "cache").rglob("ids")), "a sample is not kept as if it were the whole"
@@ -73,7 +73,7 @@ def test_green_on_a_terminal(show: Show, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_json_holds_the_same(show: Show) -> None:
-    _, out, _ = show("--json", "--rows", "1", max_length=1024)
+    _, out, _ = show(1, json=True, max_length=1024)
     (facts,) = json.loads(out)
     assert (facts["name"], facts["rows"], facts["kept"], facts["held_out"]) == ("facts", 20, 20, 0)
     assert facts["longest"] >= facts["mean_length"] > 0
@@ -88,19 +88,16 @@ def test_a_stream_is_only_looked_into(show: Show) -> None:
     assert "facts: 200 of 200 rows (the first 200 of a stream), 0 held out" in out
 
 
-def test_what_is_wrong_goes_to_stderr(show: Show, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_goes_to_stderr(show: Show) -> None:
     code, out, err = show(rows=[{"question": "Why?"}])
     assert (code, out) == (2, "")
     assert "rows.jsonl:1: field answer is missing" in err
     assert "→ the row has the fields question" in err
-    assert preview.main([str(tmp_path / "no.json")]) == 2
-    assert "is no resolved recipe" in capsys.readouterr().err
 
 
 def test_prompts_without_completions_are_shown_with_nothing_trained(show: Show):
     code, out, _ = show(
-        "--rows",
-        "1",
+        1,
         stage=Ppo(data="facts"),
         completion=None,
         max_length=44,

@@ -12,9 +12,10 @@ import torch
 from tests.trainer.tools.test_tools import greedy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.errors import BAD_INPUT, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Recipe
+from ftlaunch.tools import EvaluateOptions
 from fttrain.answering.generation import Decoding, reply
 from fttrain.data.tokens import tokenize
 from fttrain.evaluation.prompts import data_of, held_out_prompts
@@ -104,11 +105,9 @@ def test_models_are_set_side_by_side(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    resolved = tmp_path / "resolved.json"
-    resolved.write_bytes(msgspec.json.encode(recipe))
     answers = tmp_path / "answers.jsonl"
-    call = [str(resolved), str(tiny_model), str(tiny_model), "--max-new-tokens", "4"]
-    assert evaluate.main([*call, "--answers", str(answers)]) == 0
+    options = EvaluateOptions(recipe=recipe, models=[str(tiny_model), str(tiny_model)], max_new_tokens=4)
+    assert evaluate.main(msgspec.structs.replace(options, answers=str(answers))) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("rows: 1 prompt held out, ")
     head = next(place for place, line in enumerate(said) if line.startswith("model"))
@@ -118,7 +117,7 @@ def test_models_are_set_side_by_side(
     (line,) = map(json.loads, answers.read_text().splitlines())
     assert list(line) == ["prompt", "references", "answers", "scores"]
 
-    assert evaluate.main([*call, "--json"]) == 0
+    assert evaluate.main(msgspec.structs.replace(options, json=True)) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["models"][str(tiny_model)].keys() == {"bleu", "nist", "rouge_l", "words"}
 
@@ -136,8 +135,3 @@ def test_data_that_answers_cannot_be_compared_with(recipe: Recipe, change: dict[
     changed = msgspec.structs.replace(recipe.data["rows"], **change)
     with pytest.raises(UserError, match=message):
         data_of(msgspec.structs.replace(recipe, data={"rows": changed}), name)
-
-
-def test_a_file_that_is_no_recipe_is_a_users_mistake(tmp_path: Path, tiny_model: Path):
-    (tmp_path / "none.json").write_text("{}")
-    assert evaluate.main([str(tmp_path / "none.json"), str(tiny_model)]) == BAD_INPUT

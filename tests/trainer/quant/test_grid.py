@@ -9,6 +9,7 @@ import torch
 from torch.ao.quantization.observer import MinMaxObserver, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
 from ftlaunch.errors import UserError
+from ftlaunch.tools import Granularity, WeightFormat
 from fttrain.quant import activations, calibrate, grid, packing, weights
 from fttrain.quant.grid import Grid
 from fttrain.quant.ternary import absmean, ternary
@@ -20,6 +21,17 @@ UNSIGNED = [255, 0, 64, 93, 240, 44, 253, 30, 86, 80, 88, 185, 120, 1, 185, 241,
 SIGNED = [127, -43, 0, 19, 117, -13, 126, -23, 15, 11, 16, 81, 38, -42, 81, 118, 71, -18, 62, -5]
 NF4 = [-1, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0]
 NF4 += [0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1]
+
+FOUR_BITS = Grid(4)
+
+
+def how(
+    format: WeightFormat = "int",
+    grid: Grid = FOUR_BITS,
+    granularity: Granularity = "group",
+    group_size: int = 64,
+) -> Scheme:
+    return Scheme(format, grid, granularity, group_size, "min-max")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -136,7 +148,7 @@ def test_granularity():
     with pytest.raises(UserError, match="groups of 60"):
         grid.blocks(x, "group", 60)
     errors = [
-        float((round_trip(x, Scheme(granularity=g, group_size=32))[0] - x).square().sum())
+        float((round_trip(x, how(granularity=g, group_size=32))[0] - x).square().sum())
         for g in ("tensor", "channel", "group")
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -161,7 +173,7 @@ def test_what_scales_of_scales_cost():
     weight = normal(64, 256 * 4)
     packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     bits = 8 * (packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes) / weight.numel()
-    assert bits == 4 + DOUBLE_QUANTIZATION == round_trip(weight, Scheme("nf4"))[1] / weight.numel()
+    assert bits == 4 + DOUBLE_QUANTIZATION == round_trip(weight, how("nf4"))[1] / weight.numel()
 
 
 def test_normal_weights_become_zero_so_often():
@@ -170,7 +182,7 @@ def test_normal_weights_become_zero_so_often():
     assert float((codes == 0).float().mean()) == pytest.approx(0.310, abs=0.002)
     assert float((codes == 1).float().mean()) == pytest.approx(0.345, abs=0.002)
     assert float(absmean(torch.zeros(4))) == pytest.approx(1e-5)
-    made, bits = round_trip(weight, Scheme("ternary"))
+    made, bits = round_trip(weight, how("ternary"))
     assert torch.equal(made, codes * weight.abs().mean())
     assert bits == 2 * weight.numel() + 32
 
@@ -180,7 +192,7 @@ def test_what_is_kept_stays_and_stretches_nothing(kind: str):
     weight = normal(8, 64)
     large = weight.clone()
     large[2, 3] = 50.0
-    scheme = Scheme(kind, granularity="tensor")  # type: ignore[arg-type]
+    scheme = how(kind, granularity="tensor")  # type: ignore[arg-type]
     kept, bits = round_trip(large, scheme, [(2, 3)])
     assert float(kept[2, 3]) == 50.0
     without = weight.clone()
@@ -204,9 +216,9 @@ def test_codes_take_exactly_their_bits_and_come_back(bits: int):
 
 def test_stored_matrices_come_back_to_the_last_bit(tmp_path: Path):
     schemes = {
-        "a.weight": (Scheme(grid=Grid(4, symmetric=False)), [(1, 2)]),
-        "b.weight": (Scheme(grid=Grid(3), granularity="channel"), []),
-        "c.weight": (Scheme("ternary"), [(0, 0), (3, 5)]),
+        "a.weight": (how(grid=Grid(4, symmetric=False)), [(1, 2)]),
+        "b.weight": (how(grid=Grid(3), granularity="channel"), []),
+        "c.weight": (how("ternary"), [(0, 0), (3, 5)]),
     }
     made = {key: quantized(normal(8, 64, seed=n), *told) for n, (key, told) in enumerate(schemes.items())}
     rest = {"norm.weight": normal(8)}
@@ -268,6 +280,6 @@ def test_ranges_are_observed_layer_by_layer():
 
 
 def test_weights_know_their_size():
-    made = quantized(normal(4, 128), Scheme(grid=Grid(4, symmetric=False), group_size=64))
+    made = quantized(normal(4, 128), how(grid=Grid(4, symmetric=False), group_size=64))
     assert made.num_bits == 4 * 128 * 4 + 8 * (32 + 8)
     assert weights.TERNARY.bits == 2

@@ -16,6 +16,7 @@ from transformers.integrations.bitnet import ActQuant, WeightQuant
 from ftlaunch.recipe import BitLinear, Data, Dpo, Full, Lora, Merge, Qat
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
+from ftlaunch.tools import QuantizeOptions
 from fttrain import adapters
 from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.merging import deltas
@@ -23,7 +24,7 @@ from fttrain.merging.merge import find_source, merge
 from fttrain.merging.verify import distance
 from fttrain.quant import qat
 from fttrain.quant.qat import Rounding
-from fttrain.tools import chat, quantize
+from fttrain.tools import chat, quantize, unpack
 
 QATS = {
     "qat": Qat(bits=4),
@@ -216,13 +217,12 @@ def test_trained_ternary_weights_are_packed_in_two_bits(
     spec = make_step(tiny_model, make_data(rows_file, test=8), adapter=Full(), model_fields=fields, steps=2)
     artifact = train(spec, tmp_path).artifact
     monkeypatch.setattr(quantize, "LENGTH", 64)
-    line = ["ftlaunch quantize", str(artifact), str(tmp_path / "packed"), "--format", "ternary", "--packed"]
-    monkeypatch.setattr("sys.argv", line)
-    assert quantize.main() == 0
+    options = QuantizeOptions(model=str(artifact), out=str(tmp_path / "packed"), format="ternary", packed=True)
+    assert quantize.main(options) == 0
     report = json.loads((tmp_path / "packed" / quantize.REPORT).read_text())
     assert report["bits_per_weight"] < 2.02
     assert report["quantized"]["max_logit_difference"] == 0.0
-    quantize.unpack(tmp_path / "packed", tmp_path / "again")
+    unpack.unpack(tmp_path / "packed", tmp_path / "again")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", artifact))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from ftlaunch.errors import BAD_INPUT, DONE
+from ftlaunch.tools import QuantizeOptions, SpikeLimits, UnpackOptions
 from fttrain.evaluation import perplexity
 from fttrain.quant.grid import Grid
 from fttrain.quant.weights import Scheme, round_trip
-from fttrain.superweights.find import Limits
-from fttrain.tools import quantize
+from fttrain.tools import quantize, unpack
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,15 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the tool, returns (code, what it printed, what it complained)."""
+    """Quantizes, or unpacks where that is asked for; returns (code, what it printed, what it complained)."""
     monkeypatch.setattr(quantize, "LENGTH", 64)
 
-    def run(*words: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ftlaunch quantize", *map(str, words)])
+    def run(model: Path, out: Path, *, unpacked: bool = False, **options: Any) -> tuple[int, str, str]:
         capsys.readouterr()  # what fixtures made libraries say
-        code = quantize.main()
+        if unpacked:
+            code = unpack.main(UnpackOptions(source=str(model), out=str(out)))
+        else:
+            code = quantize.main(QuantizeOptions(model=str(model), out=str(out), **options))
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -47,8 +49,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_what_is_stored_is_what_was_measured(name: str, request: pytest.FixtureRequest, tmp_path: Path, call: Any):
     model = request.getfixturevalue(name)
     plain, packed, again = tmp_path / "plain", tmp_path / "packed", tmp_path / "again"
-    options = ["--bits", 3, "--asymmetric", "--group-size", 32, "--json"]
-    code, said, _ = call(model, plain, *options)
+    options: dict[str, Any] = {"bits": 3, "asymmetric": True, "group_size": 32, "json": True}
+    code, said, _ = call(model, plain, **options)
     assert code == DONE
     report = json.loads(said)
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
@@ -59,14 +61,14 @@ def test_what_is_stored_is_what_was_measured(name: str, request: pytest.FixtureR
     theirs = original.state_dict()
     key = "model.layers.1.mlp.down_proj.weight" if name == "tiny_model" else "transformer.h.1.mlp.c_proj.weight"
     matrix = theirs[key] if name == "tiny_model" else theirs[key].T
-    expected, _ = round_trip(matrix, Scheme(grid=Grid(3, symmetric=False), group_size=32))
+    expected, _ = round_trip(matrix, Scheme("int", Grid(3, symmetric=False), "group", 32, "min-max"))
     expected = expected if name == "tiny_model" else expected.T
     dtype = torch.float32 if name == "tiny_model" else torch.bfloat16
     assert torch.equal(load_file(plain / "model.safetensors")[key], expected.to(dtype))
     assert report["bits_per_weight"] == 3 + (32 + 8) / 32
 
-    call(model, packed, *options, "--packed")
-    code, said, _ = call(packed, again, "--unpack")
+    call(model, packed, **options, packed=True)
+    code, said, _ = call(packed, again, unpacked=True)
     assert (code, said) == (DONE, f"{again}: ready for model.path\n")
     ours, others = load_file(again / "model.safetensors"), load_file(plain / "model.safetensors")
     assert ours.keys() == others.keys()
@@ -77,9 +79,9 @@ def test_what_is_stored_is_what_was_measured(name: str, request: pytest.FixtureR
 
 
 def test_ternary_weights_in_two_bits_come_back(tiny_model: Path, tmp_path: Path, call: Any):
-    call(tiny_model, tmp_path / "plain", "--format", "ternary")
-    call(tiny_model, tmp_path / "packed", "--format", "ternary", "--packed")
-    call(tmp_path / "packed", tmp_path / "again", "--unpack")
+    call(tiny_model, tmp_path / "plain", format="ternary")
+    call(tiny_model, tmp_path / "packed", format="ternary", packed=True)
+    call(tmp_path / "packed", tmp_path / "again", unpacked=True)
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "plain"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert len(theirs["model.layers.0.mlp.up_proj.weight"].unique()) == 3
@@ -93,11 +95,11 @@ def test_super_weights_are_kept(tiny_model: Path, tmp_path: Path, call: Any, mon
     mlp.down_proj.weight.data[5, 7] = 30.0
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(quantize, "Limits", lambda: Limits(relative=1.5, passes=1))  # of two layers' median
+    monkeypatch.setattr(quantize, "SpikeLimits", lambda: SpikeLimits(relative=1.5, passes=1))  # of two layers' median
     place, key = [[5, 7]], "model.layers.1.mlp.down_proj"
-    options = ["--granularity", "tensor", "--bits", 4, "--json"]
-    spoilt = json.loads(call(tmp_path / "model", tmp_path / "spoilt", *options)[1])
-    kept = json.loads(call(tmp_path / "model", tmp_path / "kept", *options, "--protect")[1])
+    options: dict[str, Any] = {"granularity": "tensor", "bits": 4, "json": True}
+    spoilt = json.loads(call(tmp_path / "model", tmp_path / "spoilt", **options)[1])
+    kept = json.loads(call(tmp_path / "model", tmp_path / "kept", **options, protect=True)[1])
     assert spoilt["protected"] == {}
     assert kept["protected"] == {key: place}
     ours, theirs, original = (
@@ -108,8 +110,9 @@ def test_super_weights_are_kept(tiny_model: Path, tmp_path: Path, call: Any, mon
 
 
 def test_activations_and_the_table(tiny_model: Path, tmp_path: Path, call: Any):
-    line = [tiny_model, tmp_path / "out", "--bits", 8, "--granularity", "channel", "--activation-bits", 4]
-    code, said, _ = call(*line, "--activation-granularity", "tensor", "--calibrator", "percentile")
+    options: dict[str, Any] = {"bits": 8, "granularity": "channel", "calibrator": "percentile"}
+    options |= {"activation_bits": 4, "activation_granularity": "tensor"}
+    code, said, _ = call(tiny_model, tmp_path / "out", **options)
     assert code == DONE
     assert [row.split()[0] for row in said.splitlines()[1:4]] == ["original", "quantized", "with"]
     report = json.loads((tmp_path / "out" / quantize.REPORT).read_text())
@@ -119,15 +122,17 @@ def test_activations_and_the_table(tiny_model: Path, tmp_path: Path, call: Any):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--group-size", "60"], "groups of 60 weights"),
-        (["--format", "nf4", "--packed"], "not stored in packed form"),
-        (["--format", "ternary", "--asymmetric"], "nothing calibrates"),
-        (["--calibration", "x.txt"], "calibrated on themselves"),
-        (["--unpack"], "holds no packed.json"),
+        ({"group_size": 60}, "groups of 60 weights"),
+        ({"format": "nf4", "packed": True}, "not stored in packed form"),
+        ({"format": "ternary", "asymmetric": True}, "nothing calibrates"),
+        ({"calibration": "x.txt"}, "calibrated on themselves"),
+        ({"unpacked": True}, "holds no packed.json"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: list[str], message: str, tiny_model: Path, tmp_path: Path, call: Any):
-    code, _, complaint = call(tiny_model, tmp_path / "out", *options)
+def test_what_makes_no_sense_is_refused(
+    options: dict[str, Any], message: str, tiny_model: Path, tmp_path: Path, call: Any
+):
+    code, _, complaint = call(tiny_model, tmp_path / "out", **options)
     assert code == BAD_INPUT
     assert message in complaint
     assert not (tmp_path / "out").exists()

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from tests.trainer.in_process import make_data, make_step, train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.recipe import Lora
+from ftlaunch.tools import SpikeLimits, SuperweightsOptions
 from fttrain.evaluation import perplexity as texts
 from fttrain.superweights import ablate, known
-from fttrain.superweights.find import Limits, attention_spikes, find, spikes
+from fttrain.superweights.find import attention_spikes, find, spikes
 from fttrain.superweights.projections import Place, down_projections, scaled
 from fttrain.tools import superweights as tool
 
@@ -47,7 +49,7 @@ def plant(config: Any) -> Any:
 def test_the_planted_weight_is_found_and_nothing_after_it(config: Any):
     model = plant(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = find(model, IDS, Limits())
+    found = find(model, IDS, SpikeLimits())
     assert found.places == [Place(LAYER, ROW, COLUMN)]
     (weight,) = found.weights
     assert weight.weight == 4.0
@@ -57,26 +59,26 @@ def test_the_planted_weight_is_found_and_nothing_after_it(config: Any):
     with scaled(down_projections(model), found.places, 0.0):
         index = (ROW, COLUMN) if config.model_type == "llama" else (COLUMN, ROW)
         assert down_projections(model)[LAYER].module.weight[index] == 0.0
-        assert find(model, IDS, Limits()).places == []
+        assert find(model, IDS, SpikeLimits()).places == []
 
 
 def test_weights_that_hide_behind_another_are_found_in_the_next_pass():
     model = plant(LLAMA)
     down_projections(model)[LAYER].module.weight.data[9, COLUMN] = 3.0
-    assert find(model, IDS, Limits()).places == [Place(LAYER, ROW, COLUMN), Place(LAYER, 9, COLUMN)]
-    assert find(model, IDS, Limits(passes=1)).places == [Place(LAYER, ROW, COLUMN)]
+    assert find(model, IDS, SpikeLimits()).places == [Place(LAYER, ROW, COLUMN), Place(LAYER, 9, COLUMN)]
+    assert find(model, IDS, SpikeLimits(passes=1)).places == [Place(LAYER, ROW, COLUMN)]
 
 
 def test_limits_are_what_they_say():
     """The spikes are 300 in and 1200 out; the other layers' are below 1."""
     model = plant(LLAMA)
-    assert find(model, IDS, Limits(absolute=299, relative=0)).weights
-    assert not find(model, IDS, Limits(absolute=301, relative=0)).weights
+    assert find(model, IDS, SpikeLimits(absolute=299, relative=0)).weights
+    assert not find(model, IDS, SpikeLimits(absolute=301, relative=0)).weights
     seen = spikes(model, IDS, down_projections(model).values())
     median = sorted(abs(spike.input) for spike in seen)
     ratio = 300 / ((median[1] + median[2]) / 2)
-    assert find(model, IDS, Limits(absolute=0, relative=ratio * 0.99)).weights
-    assert not find(model, IDS, Limits(absolute=0, relative=ratio * 1.01)).weights
+    assert find(model, IDS, SpikeLimits(absolute=0, relative=ratio * 0.99)).weights
+    assert not find(model, IDS, SpikeLimits(absolute=0, relative=ratio * 1.01)).weights
 
 
 def test_a_spike_of_many_small_products_is_no_super_weight():
@@ -91,7 +93,7 @@ def test_a_spike_of_many_small_products_is_no_super_weight():
         return (x,)
 
     down_projections(model)[LAYER].module.register_forward_pre_hook(all_large)
-    found = find(model, IDS, Limits())
+    found = find(model, IDS, SpikeLimits())
     assert found.weights == []
     assert [spike.layer for spike in found.unexplained] == [LAYER]
 
@@ -99,7 +101,7 @@ def test_a_spike_of_many_small_products_is_no_super_weight():
 def test_attention_spikes_name_layers():
     model = plant(LLAMA)
     model.model.layers[2].self_attn.o_proj.weight.data[3] = 1e4
-    (spike,) = attention_spikes(model, IDS, Limits())
+    (spike,) = attention_spikes(model, IDS, SpikeLimits())
     assert (spike.layer, spike.row, spike.module) == (2, 3, "model.layers.2.self_attn.o_proj")
 
 
@@ -159,16 +161,14 @@ def planted(tmp_path: Path, tiny_model: Path) -> Path:
     return folder
 
 
-def test_the_tool_reports_and_draws(planted: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+def test_the_tool_reports_and_draws(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    line = ["ftlaunch superweights", str(planted), "--out", str(out), "--relative", "5", "--ablate"]
-    monkeypatch.setattr("sys.argv", [*line, "--attention-spikes"])
-    assert tool.main() == 0
+    options = SuperweightsOptions(model=str(planted), out=str(out), limits=SpikeLimits(relative=5), ablate=True)
+    assert tool.main(structs.replace(options, attention_spikes=True)) == 0
     said = capsys.readouterr().out
     assert "perplexity without" in said
     assert "published: missed [[0, 1995, 21041]]" in said
-    monkeypatch.setattr("sys.argv", [*line, "--json"])
-    assert tool.main() == 0
+    assert tool.main(structs.replace(options, json=True)) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((out / "superweights.json").read_text())
     found = report["weights"][0]
@@ -182,10 +182,9 @@ def test_the_tool_reports_and_draws(planted: Path, tmp_path: Path, monkeypatch, 
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_wrong_text_is_a_users_mistake(tiny_model: Path, tmp_path: Path, monkeypatch, capsys):
-    line = ["ftlaunch superweights", str(tiny_model), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", [*line, "--text", str(tmp_path / "none.csv")])
-    assert tool.main() == BAD_INPUT
+def test_a_wrong_text_is_a_users_mistake(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = str(tmp_path / "none.csv")
+    assert tool.main(SuperweightsOptions(model=str(tiny_model), out=str(tmp_path / "out"), text=text)) == BAD_INPUT
     assert "no such file" in capsys.readouterr().err
 
 

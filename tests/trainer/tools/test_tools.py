@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.run.layout import RunDir
+from ftlaunch.tools import MergeOptions
 from fttrain.tools import chat, merge
 from fttrain.tools.import_gguf import convert
 
@@ -90,12 +91,9 @@ def test_a_run_is_merged_as_its_adapter_folder_is(run: RunDir, merged: Path, tin
     assert AutoTokenizer.from_pretrained(other).chat_template == CHATML
 
 
-def test_a_merge_overwrites_nothing(
-    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_merge_overwrites_nothing(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mine").touch()
-    monkeypatch.setattr("sys.argv", ["ftlaunch merge", str(run.path), str(tmp_path)])
-    assert merge.main() == BAD_INPUT
+    assert merge.main(MergeOptions(source=str(run.path), out=str(tmp_path))) == BAD_INPUT
     assert "exists and is not empty\n  → name another folder" in capsys.readouterr().err
 
 

@@ -15,8 +15,8 @@ def run_probe(folder: str, interface: str | None) -> None:
     look(folder, interface)
 
 
-def run_tool(folder: str, module: str, arguments: list[str]) -> None:
+def run_tool(folder: str, module: str) -> None:
     """Run one of the trainer's tools on the node of this task."""
     from ftlaunch.backend.slurm.tool_job import run_tool
 
-    run_tool(folder, module, arguments)
+    run_tool(folder, module)

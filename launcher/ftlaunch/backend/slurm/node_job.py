@@ -17,7 +17,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft, Stage
 from ftlaunch.run import snapshot
-from ftlaunch.run.files import sync_folder, write_atomic, write_json
+from ftlaunch.run.files import sync, write_atomic, write_json
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.spec import StageSpec
 
@@ -91,7 +91,7 @@ class NodeJob:
         """Wait until it is done with, and return what the job said where it ended without that."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while deadline is None or time.monotonic() < deadline:
-            sync_folder(self.run_dir.path)
+            sync(self.run_dir.path)
             entry = self.entry
             if is_done():
                 return ""

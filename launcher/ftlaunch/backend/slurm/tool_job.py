@@ -22,14 +22,15 @@ from ftlaunch.recipe import Merge
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.tail import Tail
+from ftlaunch.tools import MergeOptions, ToolOptions
 
-ANSWER, CODE, CALLED_IN, ALIVE = "answer", "code.json", "called_in.json", "alive"
+ANSWER, CODE, CALLED_IN, ALIVE, OPTIONS = "answer", "code.json", "called_in.json", "alive", "options.json"
 DEAD_SECONDS, LOOK_SECONDS = 120.0, 0.5
 """A caller that gives no sign of life for so long is dead."""
 
 
-def call(module: str, arguments: list[str], cluster: Cluster) -> int:
-    """Run `python -m MODULE ARGUMENTS` on a node, in this very folder, and return its exit code.
+def call(options: ToolOptions, cluster: Cluster) -> int:
+    """Run the tool that the options are for on a node, in this very folder, and return its exit code.
 
     What it says comes through on stderr as it says it, its answer on stdout at its end. It ends with this process,
     by a signal (Interrupted) or, a while later, however else. UserError where it cannot be submitted, or ends without
@@ -37,12 +38,13 @@ def call(module: str, arguments: list[str], cluster: Cluster) -> int:
     """
     require_sbatch()
     folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-tool-", dir=Path.cwd()))
-    job = NodeJob(folder, cluster, 1, Merge() if module.endswith(".merge") else None)
+    job = NodeJob(folder, cluster, 1, Merge() if isinstance(options, MergeOptions) else None)
     try:
         write_json(job.run_dir.environment, carried())
         write_json(folder / CALLED_IN, str(Path.cwd()))
+        write_json(folder / OPTIONS, options)
         with StopSignals() as interrupts:
-            job.submit(entry.run_tool, str(folder), module, arguments)
+            job.submit(entry.run_tool, str(folder), options.module)
             if said := job.wait(_Listener(job, interrupts).is_done):
                 raise UserError(said, "look at the profile's setup, python, container and limits")
         print((folder / ANSWER).read_text(errors="replace"), end="", flush=True)
@@ -82,14 +84,14 @@ class _Listener:
         self._told = told
 
 
-def run_tool(name: str, module: str, arguments: list[str]) -> None:
+def run_tool(name: str, module: str) -> None:
     """What the task on the node does: the tool's answer and exit code end up in the folder of that name."""
     folder = Path(name)
     run = RunDir(folder)
     cluster = queue.read_cluster(run)
     variables: dict[str, str] = msgspec.json.decode(run.environment.read_bytes(), type=dict[str, str])
     variables = os.environ | variables | ({"HF_HUB_OFFLINE": "1"} if cluster.offline else {}) | cluster.environment
-    command = [sys.executable, "-P", "-m", module, *arguments]
+    command = [sys.executable, "-P", "-m", module, str(folder / OPTIONS)]
     with (folder / ANSWER).open("wb") as answer:
         called_in = msgspec.json.decode((folder / CALLED_IN).read_bytes(), type=str)
         process = subprocess.Popen(command, cwd=called_in, env=variables, stdin=subprocess.DEVNULL, stdout=answer)

@@ -1,0 +1,47 @@
+"""`ftlaunch import` of what `ftlaunch quantize --packed` has written: a plain model folder."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ftlaunch.errors import UserError
+from ftlaunch.run.files import folder_by_rename, require_empty
+from ftlaunch.tools import UnpackOptions
+from fttrain.model.scorer import load_tokenizer
+from fttrain.quant import packing
+from fttrain.tools.output import answer, called_with
+
+
+def main(options: UnpackOptions) -> int:
+    """Write the folder and say so; the exit code."""
+    return answer(_unpacked(options))
+
+
+def _unpacked(options: UnpackOptions) -> Iterator[str]:
+    unpack(Path(options.source), Path(options.out))
+    yield f"{options.out}: ready for model.path"
+
+
+def unpack(folder: Path, out: Path) -> None:
+    """Write a plain model folder from a packed one: the very weights that were measured. Raises UserError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (folder / packing.CARD).exists():
+        raise UserError(f"{folder} holds no {packing.CARD}", "name a folder that `ftlaunch quantize --packed` has made")
+    require_empty(out)
+    tokenizer = load_tokenizer(str(folder))
+    dtype = packing.dtype_of(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    missing, unexpected = model.load_state_dict(packing.load(folder, dtype), strict=False)
+    assert not unexpected, unexpected
+    assert set(missing) <= set(model.all_tied_weights_keys), missing
+    model.tie_weights()
+    with folder_by_rename(out) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+
+if __name__ == "__main__":
+    sys.exit(main(called_with(UnpackOptions)))
