@@ -8,6 +8,7 @@ from typing import Any
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import folder_by_rename, require_empty
 from ftlaunch.tools import UnpackOptions
+from fttrain import hub
 from fttrain.model.scorer import load_tokenizer
 from fttrain.quant import packing
 from fttrain.tools.output import answer, called_with
@@ -32,7 +33,7 @@ def unpack(folder: Path, out: Path) -> None:
     require_empty(out)
     tokenizer = load_tokenizer(str(folder))
     dtype = packing.dtype_of(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(hub.tokenizer_folder(str(folder)), trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     missing, unexpected = model.load_state_dict(packing.load(folder, dtype), strict=False)
     assert not unexpected, unexpected
