@@ -143,8 +143,10 @@ FLOORS = {
         "logs screen",
     ),
     "fttrain.adapters": (
-        "adalora frozen_weights targets",
-        "coverage dora peft_files pissa virtual_tokens",
+        "frozen_weights targets",
+        "coverage peft_files virtual_tokens",
+        "low_rank",
+        "adalora dora pissa",
         "__init__",
     ),
     "fttrain.answering": (

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from fttrain.model.scorer import Scorer
 from fttrain.objectives.logps import Scores
 
 
+@runtime_checkable
 class RankAllocator(Protocol):
     """What decides which of the trained weights stay."""
 

@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duel
 from sft import BATCH, LEARNING_RATE, MAX_LENGTH, rows_of
@@ -36,6 +36,7 @@ def make(name: str, step: Any, me: Any) -> Any:
     import torch
 
     from fttrain import adapters
+    from fttrain.adapters import low_rank
     from fttrain.engine import Engine
     from fttrain.model.scorer import DTYPES, Scorer, load_base
     from fttrain.training import optim, session
@@ -43,8 +44,14 @@ def make(name: str, step: Any, me: Any) -> Any:
     torch.manual_seed(0)
     engine = Engine(step, me)
     base: Any = load_base(step.model, dtype=DTYPES[step.model.dtype], packing=True)
-    attach = adapters._with_lora if name.startswith("PEFT") else adapters.attach
-    wrapped = attach(base.requires_grad_(False), step.adapter, None, in_fp32=True)
+
+    class AsInPeft(low_rank.Method[Any]):
+        options: ClassVar[dict[str, Any]] = {"use_dora": "DoRA" in name}
+
+    if name.startswith("PEFT"):
+        wrapped = AsInPeft(step.adapter, adapters.TRAINED).attach(base.requires_grad_(False), None, in_fp32=True)
+    else:
+        wrapped = adapters.attach(base, step.adapter, None, in_fp32=True)
     if "checkpointed" in name:
         session.checkpoint_activations(base)
     scorer = Scorer(wrapped)

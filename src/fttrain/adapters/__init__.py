@@ -1,5 +1,6 @@
-"""Adapters: one entry a kind in `attach`. PEFT makes the layers; what it leaves to its callers is here."""
+"""Adapters: a table of their kinds. PEFT makes the layers; what it leaves to its callers is in each kind's module."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,13 +8,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adalora, Adapter, Dora, Full, LowRank, Pissa, Rslora, Virtual
-from fttrain.adapters import targets
+from ftlaunch.recipe import Adapter, Full
 from fttrain.hub import adapter_folder
 
 TRAINED = "default"
 """PEFT's name for the adapter that is trained; frozen ones beside it have others."""
+MODULES = {
+    "lora": "low_rank",
+    "rslora": "low_rank",
+    "dora": "dora",
+    "pissa": "pissa",
+    "adalora": "adalora",
+    "prefix": "virtual_tokens",
+    "prompt": "virtual_tokens",
+    "p_tuning": "virtual_tokens",
+}
+"""Each kind of adapter and the module here whose `Method` knows it. "full" needs none: every weight is trained."""
+
+
+def _method(adapter: Adapter, accumulation: int = 1) -> Any:
+    """The `Method` of the adapter's kind, which has `attach`, `save` and `state`; only now are PEFT and it imported."""
+    module = importlib.import_module(f"fttrain.adapters.{MODULES[str(adapter.__struct_config__.tag)]}")
+    return module.Method(adapter, TRAINED, accumulation)
 
 
 def attach(
@@ -30,62 +46,7 @@ def attach(
         return model.requires_grad_(True)
     model.requires_grad_(False)
     start = None if start is None else adapter_folder(start)
-    if isinstance(adapter, Virtual):
-        from fttrain.adapters import virtual_tokens
-
-        return virtual_tokens.attach(model, adapter, start, name=TRAINED, in_fp32=in_fp32)
-    continued = None if isinstance(adapter, Pissa) else start  # whose saved form has another rank
-    wrapped = _with_lora(model, adapter, continued, in_fp32=in_fp32)
-    match adapter:
-        case Dora():
-            from fttrain.adapters import dora
-
-            dora.install(wrapped, TRAINED, fresh=start is None)
-        case Pissa():
-            from fttrain.adapters import pissa
-
-            pissa.install(wrapped, TRAINED, iterations=adapter.svd_iterations, start=start)
-        case Adalora():
-            from fttrain.adapters import adalora
-
-            adalora.install(wrapped, TRAINED, adapter, accumulation=accumulation, fresh=start is None)
-        case _:
-            pass
-    return wrapped
-
-
-def _with_lora(model: Any, adapter: LowRank, start: Path | None, *, in_fp32: bool) -> nn.Module:
-    from peft import LoraConfig, TaskType
-
-    from fttrain.adapters import peft_files
-
-    if start is not None:
-        dropout = adapter.dropout
-        wrapped = peft_files.load(model, start, TRAINED, trained=True, in_fp32=in_fp32, dropout=dropout)
-    else:
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=adapter.first_rank,
-            lora_alpha=adapter.alpha,  # type: ignore[arg-type]
-            lora_dropout=adapter.dropout,
-            target_modules=targets.names(model, adapter),
-            target_parameters=_experts(model, adapter),
-            use_rslora=isinstance(adapter, Rslora),
-            use_dora=isinstance(adapter, Dora),
-        )
-        wrapped = peft_files.add(model, config, TRAINED, in_fp32=in_fp32)
-    _leave_inputs_alone(wrapped)
-    return wrapped
-
-
-def _experts(model: nn.Module, adapter: LowRank) -> list[str] | None:
-    if not adapter.experts:
-        return None
-    found = targets.experts(model, adapter)
-    if not found:
-        kind = model.config.model_type  # type: ignore[union-attr]
-        raise UserError(f"adapter.experts: this {kind} model has none in the layers asked for", "remove the key")
-    return found
+    return _method(adapter, accumulation).attach(model, start, in_fp32=in_fp32)
 
 
 def with_saved(model: Any, folder: Path) -> Any:
@@ -98,13 +59,6 @@ def with_saved(model: Any, folder: Path) -> Any:
     if PeftConfig.from_pretrained(str(folder)).peft_type != "LORA":
         return PeftModel.from_pretrained(model, str(folder))
     return peft_files.load(model, folder, TRAINED, trained=False)
-
-
-def _leave_inputs_alone(model: nn.Module) -> None:
-    """Under autocast PEFT's cast of the input to fp32 is undone at once by the matrix product."""
-    for module in model.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
 
 
 def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
@@ -140,41 +94,10 @@ def using_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 def save(model: Any, adapter: Adapter, weights: dict[str, Tensor], folder: Path) -> None:
     """Write the trained weights, whole and by their names, as plain PEFT loads them on the unchanged base."""
-    if isinstance(adapter, Virtual):
-        from fttrain.adapters import virtual_tokens
-
-        virtual_tokens.save(model, TRAINED, weights, folder)
-        return
-    if isinstance(adapter, Pissa):
-        from fttrain.adapters import pissa
-
-        weights = pissa.as_plain_lora(model, weights, model.peft_config[TRAINED])
-    if isinstance(adapter, Adalora):
-        from fttrain.adapters import adalora
-
-        weights = adalora.as_plain_lora(model, weights, model.peft_config[TRAINED])
-    from fttrain.adapters import peft_files
-
-    held = model.peft_config[TRAINED]
-    model.peft_config[TRAINED] = peft_files.portable(model, TRAINED)
-    # PEFT would ask the hub whether the vocabulary was resized; nothing here resizes it.
-    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False, selected_adapters=[TRAINED])
-    model.peft_config[TRAINED] = held
+    _method(adapter).save(model, weights, folder)
 
 
 def stateful(model: nn.Module, adapter: Adapter, num_steps: int) -> Any:
-    """What checkpoints carry of the adapter besides trained weights and moments (`Carried`); None where nothing.
-
-    AdaLoRA's is its allocator, over so many optimizer steps.
-    """
-    match adapter:
-        case Pissa():
-            from fttrain.adapters import pissa
-
-            return pissa.Starts(model)
-        case Adalora():
-            from fttrain.adapters import adalora
-
-            return adalora.RankAllocator(model, adapter, num_steps)
-        case _:
-            return None
+    """What checkpoints of a stage with so many optimizer steps carry of the adapter, other than trained weights and
+    moments (`Stateful`); None where nothing."""
+    return None if isinstance(adapter, Full) else _method(adapter).state(model, num_steps)

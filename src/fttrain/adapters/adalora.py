@@ -6,6 +6,7 @@ is saved is a plain LoRA adapter, in which every layer has its own rank and λ i
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Adalora
+from ftlaunch.recipe.adapter import Adalora
+from fttrain.adapters.low_rank import Method as LowRankMethod
 
 
 class Triplets(nn.Module):
@@ -60,23 +62,6 @@ class _Variant(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: object) -> Tensor:
         return result + module.adalora(module.lora_dropout[active_adapter](x)).to(result.dtype)
-
-
-def install(model: nn.Module, adapter: str, spec: Adalora, *, accumulation: int, fresh: bool) -> None:
-    """Make every LoRA layer of the adapter one of triplets: new ones, or those that a plain LoRA adapter stands for."""
-    layers = list(_layers(model, adapter))
-    for _, layer in layers:
-        triplets = Triplets(layer, adapter, layer.scaling[adapter])
-        triplets.pull = spec.orthogonality / (2 * len(layers) * accumulation)
-        with torch.no_grad():
-            if fresh:
-                nn.init.normal_(triplets.q, std=0.02)
-                nn.init.normal_(triplets.p, std=0.02)
-            else:
-                triplets.lambdas.copy_(triplets.p.norm(dim=0))
-                triplets.p.div_(triplets.lambdas.clamp(min=1e-12))
-        layer.add_module("adalora", triplets)
-        layer.lora_variant[adapter] = _Variant()
 
 
 def _layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
@@ -171,27 +156,49 @@ class RankAllocator:
             self._spread = {name: tensors[f"spread|{name}"] for name in self.watched}
 
 
-def as_plain_lora(model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """The trained weights as a LoRA adapter whose layers have ranks of their own; the config is changed to say so.
+class Method(LowRankMethod[Adalora]):
+    """Triplets, of which an allocator tells which stay."""
 
-    A layer whose λ are all zero has no part in it.
-    """
-    plain: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name, part in model.named_modules():
-        if not isinstance(part, Triplets):
-            continue
-        layer = name.removesuffix(".adalora")
-        (key_a,) = (key for key in weights if key.startswith(f"{layer}.lora_A."))
-        (key_b,) = (key for key in weights if key.startswith(f"{layer}.lora_B."))
-        lambdas_R = weights[f"{name}.lambdas"]
-        kept = lambdas_R != 0
-        if kept.any():
-            ranks[layer.removeprefix("base_model.model.")] = int(kept.sum())
-            plain[key_a] = weights[key_a][kept]
-            plain[key_b] = (weights[key_b] * lambdas_R)[:, kept]
-    scale = config.lora_alpha / config.r
-    config.target_modules = sorted(ranks)
-    config.rank_pattern = ranks  # type: ignore[assignment]
-    config.alpha_pattern = {name: scale * rank for name, rank in ranks.items()}  # type: ignore[assignment]
-    return plain
+    def install(self, model: nn.Module, start: Path | None) -> None:
+        """Make every LoRA layer one of triplets: new ones, or those that a plain LoRA adapter stands for."""
+        layers = list(_layers(model, self.name))
+        for _, layer in layers:
+            triplets = Triplets(layer, self.name, layer.scaling[self.name])
+            triplets.pull = self.adapter.orthogonality / (2 * len(layers) * self.accumulation)
+            with torch.no_grad():
+                if start is None:
+                    nn.init.normal_(triplets.q, std=0.02)
+                    nn.init.normal_(triplets.p, std=0.02)
+                else:
+                    triplets.lambdas.copy_(triplets.p.norm(dim=0))
+                    triplets.p.div_(triplets.lambdas.clamp(min=1e-12))
+            layer.add_module("adalora", triplets)
+            layer.lora_variant[self.name] = _Variant()
+
+    def as_plain_lora(self, model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+        """The trained weights as a LoRA adapter whose layers have ranks of their own; the config is changed to say so.
+
+        A layer whose λ are all zero has no part in it.
+        """
+        plain: dict[str, Tensor] = {}
+        ranks: dict[str, int] = {}
+        for name, part in model.named_modules():
+            if not isinstance(part, Triplets):
+                continue
+            layer = name.removesuffix(".adalora")
+            (key_a,) = (key for key in weights if key.startswith(f"{layer}.lora_A."))
+            (key_b,) = (key for key in weights if key.startswith(f"{layer}.lora_B."))
+            lambdas_R = weights[f"{name}.lambdas"]
+            kept = lambdas_R != 0
+            if kept.any():
+                ranks[layer.removeprefix("base_model.model.")] = int(kept.sum())
+                plain[key_a] = weights[key_a][kept]
+                plain[key_b] = (weights[key_b] * lambdas_R)[:, kept]
+        scale = config.lora_alpha / config.r
+        config.target_modules = sorted(ranks)
+        config.rank_pattern = ranks  # type: ignore[assignment]
+        config.alpha_pattern = {name: scale * rank for name, rank in ranks.items()}  # type: ignore[assignment]
+        return plain
+
+    def state(self, model: nn.Module, num_steps: int) -> RankAllocator:
+        return RankAllocator(model, self.adapter, num_steps)

@@ -4,8 +4,9 @@ PEFT makes and saves the weights; the arithmetic is ours. Of each row, ‖W + sB
 neither product on the right needs the matrix BA: ⟨W, BA⟩ is read off WAᵀ, ‖BA‖² off AAᵀ, both as narrow as the rank.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,21 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
+from ftlaunch.recipe.adapter import Dora
 from fttrain.adapters.frozen_weights import weight_of, whole
+from fttrain.adapters.low_rank import Method as LowRankMethod
 
 TINY = 1e-30
 """Least square of a norm: a row that is all zero stays finite."""
+
+
+class Method(LowRankMethod[Dora]):
+    """PEFT's DoRA with this arithmetic."""
+
+    options: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+
+    def install(self, model: nn.Module, start: Path | None) -> None:
+        install(model, self.name, fresh=start is None)
 
 
 def install(model: nn.Module, adapter: str, *, fresh: bool) -> None:

@@ -19,33 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
+from ftlaunch.recipe.adapter import Pissa
 from fttrain.adapters.frozen_weights import weight_of, whole
-
-
-def install(model: nn.Module, adapter: str, *, iterations: int | None, start: Path | None) -> None:
-    """Give every layer of the adapter of that name its start and this arithmetic.
-
-    From an artifact folder `start` it goes on as that was left; otherwise W is decomposed, exactly or in so many
-    iterations.
-    """
-    saved = {} if start is None else load_file(start / "adapter_model.safetensors")
-    for name, layer in _layers(model, adapter):
-        if saved:
-            a_2RI, b_O2R = (saved[f"{name}.lora_{letter}.weight"] for letter in "AB")
-            (a, a0), (b, minus_b0) = a_2RI.chunk(2), b_O2R.chunk(2, dim=1)
-            start_of = a0, -minus_b0
-        else:
-            rank, most = layer.r[adapter], min(layer.in_features, layer.out_features)
-            if rank > most:
-                raise UserError(f"adapter.rank {rank}: {name} has only {most} directions", "write a smaller rank")
-            with whole(layer.get_base_layer().weight):
-                a, b = principal(weight_of(layer), rank, layer.scaling[adapter], iterations)
-            start_of = a, b
-        with torch.no_grad():
-            layer.lora_A[adapter].weight.copy_(a)
-            layer.lora_B[adapter].weight.copy_(b)
-        layer.add_module("pissa", Principal(layer, adapter, *start_of))
-        layer.lora_variant[adapter] = _Variant()
+from fttrain.adapters.low_rank import Method as LowRankMethod
 
 
 def principal(weight_OI: Tensor, rank: int, scale: float, iterations: int | None) -> tuple[Tensor, Tensor]:
@@ -104,16 +80,48 @@ class Starts:
             buffer.copy_(tensors[name])
 
 
-def as_plain_lora(model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """The trained weights [r, …] and starts as one adapter of rank 2r; the config is changed to say so."""
-    doubled = dict(weights)
-    for name, part in model.named_modules():
-        if isinstance(part, Principal):
-            layer = name.removesuffix(".pissa")
-            (key_a,) = (key for key in weights if key.startswith(f"{layer}.lora_A."))
-            (key_b,) = (key for key in weights if key.startswith(f"{layer}.lora_B."))
-            doubled[key_a] = torch.cat([weights[key_a], part.a0.float().cpu()])
-            doubled[key_b] = torch.cat([weights[key_b], -part.b0.float().cpu()], dim=1)
-    config.r *= 2
-    config.lora_alpha *= 2
-    return doubled
+class Method(LowRankMethod[Pissa]):
+    """Decomposed at the start, and saved with it."""
+
+    is_saved_as_trained = False
+
+    def install(self, model: nn.Module, start: Path | None) -> None:
+        """Give every layer of the adapter its start and this arithmetic.
+
+        From an artifact folder `start` it goes on as that was left; otherwise W is decomposed.
+        """
+        saved = {} if start is None else load_file(start / "adapter_model.safetensors")
+        for path, layer in _layers(model, self.name):
+            if saved:
+                a_2RI, b_O2R = (saved[f"{path}.lora_{letter}.weight"] for letter in "AB")
+                (a, a0), (b, minus_b0) = a_2RI.chunk(2), b_O2R.chunk(2, dim=1)
+                start_of = a0, -minus_b0
+            else:
+                rank, most = layer.r[self.name], min(layer.in_features, layer.out_features)
+                if rank > most:
+                    raise UserError(f"adapter.rank {rank}: {path} has only {most} directions", "write a smaller rank")
+                with whole(layer.get_base_layer().weight):
+                    a, b = principal(weight_of(layer), rank, layer.scaling[self.name], self.adapter.svd_iterations)
+                start_of = a, b
+            with torch.no_grad():
+                layer.lora_A[self.name].weight.copy_(a)
+                layer.lora_B[self.name].weight.copy_(b)
+            layer.add_module("pissa", Principal(layer, self.name, *start_of))
+            layer.lora_variant[self.name] = _Variant()
+
+    def as_plain_lora(self, model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+        """The trained weights [r, …] and starts as one adapter of rank 2r; the config is changed to say so."""
+        doubled = dict(weights)
+        for name, part in model.named_modules():
+            if isinstance(part, Principal):
+                layer = name.removesuffix(".pissa")
+                (key_a,) = (key for key in weights if key.startswith(f"{layer}.lora_A."))
+                (key_b,) = (key for key in weights if key.startswith(f"{layer}.lora_B."))
+                doubled[key_a] = torch.cat([weights[key_a], part.a0.float().cpu()])
+                doubled[key_b] = torch.cat([weights[key_b], -part.b0.float().cpu()], dim=1)
+        config.r *= 2
+        config.lora_alpha *= 2
+        return doubled
+
+    def state(self, model: nn.Module, num_steps: int) -> Starts:  # noqa: ARG002 as `Method` has it
+        return Starts(model)

@@ -24,21 +24,6 @@ ENCODER = "prompt_encoder.safetensors"
 SMALL = 0.02
 
 
-def attach(model: Any, adapter: Prefix | Prompt | PTuning, start: Path | None, *, name: str, in_fp32: bool) -> Any:
-    """The model in PEFT's wrapper, with an encoder of virtual tokens as trained weights."""
-    wrapped: Any = get_peft_model(model, _config(model, adapter), adapter_name=name)
-    encoder = wrapped.prompt_encoder[name]
-    if start is not None:
-        _go_on(encoder, start)
-    elif isinstance(adapter, Prompt):
-        with torch.no_grad():
-            encoder.embedding.weight.copy_(_first_tokens(model, adapter))
-    elif isinstance(adapter, Prefix) and not adapter.projection:
-        nn.init.normal_(encoder.embedding.weight, std=SMALL)
-    encoder.to(torch.float32 if in_fp32 else next(model.parameters()).dtype)
-    return wrapped
-
-
 def _config(model: Any, adapter: Prefix | Prompt | PTuning) -> Any:
     options: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM, "num_virtual_tokens": adapter.virtual_tokens}
     match adapter:
@@ -101,22 +86,46 @@ def led(model: Any, ids_BT: Tensor, positions_BT: Tensor) -> tuple[dict[str, Any
     }, count
 
 
-@torch.no_grad()
-def save(model: Any, name: str, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write the adapter as PEFT loads it, from the encoder's trained weights by the names that the model gives them."""
-    prefix = f"prompt_encoder.{name}."
-    state = {key.removeprefix(prefix): weight.float() for key, weight in weights.items() if key.startswith(prefix)}
-    config = copy.copy(model.peft_config[name])
-    if len(state) == 1:
-        made = state["embedding.weight"]
-    else:
-        config.inference_mode = False
-        encoder = PromptEncoder(config) if isinstance(config, PromptEncoderConfig) else PrefixEncoder(config)
-        encoder.load_state_dict(state)
-        made = encoder.eval()(torch.arange(config.num_virtual_tokens)[None])[0]
-    folder.mkdir(parents=True)
-    save_file({SAVED: made.contiguous()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if len(state) > 1:
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / ENCODER)
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
+class Method:
+    """What the three kinds do."""
+
+    def __init__(self, adapter: Prefix | Prompt | PTuning, name: str, accumulation: int) -> None:  # noqa: ARG002 for AdaLoRA
+        self.adapter = adapter
+        self.name = name
+
+    def attach(self, model: Any, start: Path | None, *, in_fp32: bool) -> Any:
+        """The model in PEFT's wrapper, with an encoder of virtual tokens as trained weights."""
+        wrapped: Any = get_peft_model(model, _config(model, self.adapter), adapter_name=self.name)
+        encoder = wrapped.prompt_encoder[self.name]
+        if start is not None:
+            _go_on(encoder, start)
+        elif isinstance(self.adapter, Prompt):
+            with torch.no_grad():
+                encoder.embedding.weight.copy_(_first_tokens(model, self.adapter))
+        elif isinstance(self.adapter, Prefix) and not self.adapter.projection:
+            nn.init.normal_(encoder.embedding.weight, std=SMALL)
+        encoder.to(torch.float32 if in_fp32 else next(model.parameters()).dtype)
+        return wrapped
+
+    @torch.no_grad()
+    def save(self, model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+        """Write the adapter as PEFT loads it, from the encoder's trained weights by their names in the model."""
+        prefix = f"prompt_encoder.{self.name}."
+        state = {key.removeprefix(prefix): weight.float() for key, weight in weights.items() if key.startswith(prefix)}
+        config = copy.copy(model.peft_config[self.name])
+        if len(state) == 1:
+            made = state["embedding.weight"]
+        else:
+            config.inference_mode = False
+            encoder = PromptEncoder(config) if isinstance(config, PromptEncoderConfig) else PrefixEncoder(config)
+            encoder.load_state_dict(state)
+            made = encoder.eval()(torch.arange(config.num_virtual_tokens)[None])[0]
+        folder.mkdir(parents=True)
+        save_file({SAVED: made.contiguous()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        if len(state) > 1:
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / ENCODER)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+
+    def state(self, model: nn.Module, num_steps: int) -> None:
+        """Nothing: trained weights are all there is."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftlaunch.recipe import Adalora, NoNoise, Pairwise, Ppo, Sft, Training
+from ftlaunch.recipe import NoNoise, Pairwise, Ppo, Sft, Training
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
@@ -23,7 +23,7 @@ from fttrain.data.sources import with_formats
 from fttrain.data.templates import chat_template
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
-from fttrain.engine import Engine
+from fttrain.engine import Engine, RankAllocator
 from fttrain.model import packing
 from fttrain.model.scorer import DTYPES, RewardHead, Scorer, load_base, load_tokenizer
 from fttrain.noise import build as noise_builder
@@ -80,7 +80,7 @@ def complete(
     stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
     of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
-    engine.allocator = of_adapter if isinstance(spec.adapter, Adalora) else None
+    engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
     besides = {"stage": stateful, "adapter": of_adapter}
     checkpoints = Checkpoints(folder.checkpoints, spec, engine, together(besides))
     loaded = checkpoints.load()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from tests.trainer.adapters.conftest import FAMILIES, IDS, base_of, logits
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adalora, Adapter, Data, Dora, Dpo, Lora, Merge, Model, Pissa, Prompt, Rslora
+from ftlaunch.recipe import Adalora, Adapter, Data, Dora, Dpo, Full, Lora, Merge, Model, Pissa, Prompt, Rslora
+from ftlaunch.recipe.types import kinds
 from ftlaunch.run.files import read_jsonl
 from fttrain import adapters
 from fttrain.adapters import dora, targets
@@ -300,3 +301,10 @@ def test_dpo_goes_on_as_sft_has_left_it(
     assert lines[0]["grad_norm"] > 1e-3
     one, two = (logits(PeftModel.from_pretrained(base_of(family("qwen2")), s.artifact)) for s in (first, second))
     torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
+def test_each_kind_has_its_module() -> None:
+    assert {"full", *adapters.MODULES} == {*kinds(Adapter)}
+    for kind in get_args(Adapter):
+        if kind is not Full:
+            assert adapters._method(kind()).adapter == kind()
