@@ -10,13 +10,35 @@ from msgspec import Meta, field
 from ftlaunch.recipe.types import Name, NonNegative, Positive, Table
 
 Line = Annotated[str, Meta(min_length=1, max_length=1024)]
-TimeLimit = Annotated[str, Meta(pattern=r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$")]
-Memory = Annotated[str, Meta(pattern=r"^\d+[KMGT]?$")]
-Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Flag = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$")]
-ContainerImage = Annotated[str, Meta(pattern=r"^(none|(apptainer|pyxis):[^\s].*)$", max_length=1024)]
-Mount = Annotated[str, Meta(pattern=r"^/[^:,]*(:/[^:,]*)?$", max_length=1024)]
-GpuRequest = Annotated[str, Meta(pattern=r"^(none|gpus-per-node|gres)(:[A-Za-z0-9._-]+)?$")]
+TimeLimit = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$",
+        description='a time as in "4:00:00" (hours, minutes, seconds) or "2-12:00:00" (with days)',
+    ),
+]
+Memory = Annotated[str, Meta(pattern=r"^\d+[KMGT]?$", description='an amount of memory as in "64G"')]
+Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the name of a variable")]
+Flag = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$", description="a flag without its dashes")]
+ContainerImage = Annotated[
+    str,
+    Meta(
+        pattern=r"^(none|(apptainer|pyxis):[^\s].*)$",
+        max_length=1024,
+        description='"none", "apptainer:IMAGE" or "pyxis:IMAGE"',
+    ),
+]
+Mount = Annotated[
+    str,
+    Meta(pattern=r"^/[^:,]*(:/[^:,]*)?$", max_length=1024, description='a folder as in "/data" or "/data:/inside"'),
+]
+GpuRequest = Annotated[
+    str,
+    Meta(
+        pattern=r"^(none|gpus-per-node|gres)(:[A-Za-z0-9._-]+)?$",
+        description='"none", "gpus-per-node", "gres" or, with a type, "gres:a100"',
+    ),
+]
 
 
 class Resources(Table, frozen=True, kw_only=True):

@@ -77,6 +77,8 @@ def structs(kind: types.Type) -> tuple[types.StructType, ...]:
     match kind:
         case types.StructType():
             return (kind,)
+        case types.Metadata():
+            return structs(kind.type)
         case types.UnionType():
             return tuple(struct for member in kind.types for struct in structs(member))
         case types.ListType():

@@ -5,22 +5,11 @@ import json
 import re
 from collections.abc import Iterable
 from datetime import date, time
+from typing import cast
 
 import msgspec.inspect as types
 
 from ftlaunch.load.origins import Toml
-
-PATTERNS = {
-    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit",
-    r"^((top|every):[1-9][0-9]*|super-weights)$": '"super-weights", "top:8" or "every:4", with any number of layers',
-    r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$": 'a time as in "4:00:00" (hours, minutes, seconds) '
-    'or "2-12:00:00" (with days)',
-    r"^\d+[KMGT]$": 'an amount of memory as in "64G"',
-    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of a variable",
-    r"^[a-z][a-z0-9-]*$": "a flag without its dashes",
-    r"^(none|gpus-per-node|gres)(:[A-Za-z0-9._-]+)?$": '"none", "gpus-per-node", "gres" or, with a type, "gres:a100"',
-}
-"""What a pattern in recipe.py or cluster.py asks for."""
 
 
 def expected(kind: types.Type) -> str:
@@ -34,6 +23,9 @@ def expected(kind: types.Type) -> str:
             return _number(kind)
         case types.StrType():
             return _text(kind)
+        case types.Metadata():
+            schema = cast("dict[str, str]", kind.extra_json_schema)  # pyright: ignore[reportUnknownMemberType]
+            return _text(cast("types.StrType", kind.type), schema["description"])
         case types.TupleType():
             return f"a list of {len(kind.item_types)}: {', '.join(map(expected, kind.item_types))}"
         case types.ListType():
@@ -61,8 +53,7 @@ def _number(kind: types.IntType | types.FloatType) -> str:
     return f"{noun}{bounds} up" if bounds else noun
 
 
-def _text(kind: types.StrType) -> str:
-    words = "text" if kind.pattern is None else PATTERNS.get(kind.pattern, f"text like {kind.pattern}")
+def _text(kind: types.StrType, words: str = "text") -> str:
     if kind.max_length is not None:
         words += f", of at most {kind.max_length} characters"
     return words

@@ -17,6 +17,8 @@ LARGEST = 2**63 - 1
 def matches(kind: types.Type, value: Toml) -> bool:
     """Whether the value, tables aside, is of the type and within its bounds."""
     match kind:
+        case types.Metadata():
+            return matches(kind.type, value)
         case types.UnionType():
             return any(matches(member, value) for member in kind.types)
         case types.ListType():

@@ -8,6 +8,7 @@ from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Kind, NonNegative,
 
 SUPER_WEIGHTS = "super-weights"
 LAYERS = r"^((top|every):[1-9][0-9]*|super-weights)$"
+LAYERS_SAID = '"super-weights", "top:8" or "every:4", with any number of layers'
 
 
 class _Method(Kind, frozen=True, kw_only=True):
@@ -40,7 +41,7 @@ class LowRank(_Method, frozen=True, kw_only=True):
     targets: Text | list[Text] = "all-linear"
     """"all-linear" (every linear layer of the text body), a list of module names, or one regular expression, which
     must match a module's whole name. Vision towers, and what chooses experts or tokens, are never adapted."""
-    layers: list[NonNegative] | Annotated[str, Meta(pattern=LAYERS)] | None = None
+    layers: list[NonNegative] | Annotated[str, Meta(pattern=LAYERS, description=LAYERS_SAID)] | None = None
     """Layers that are adapted: their numbers from 0, "top:8" for the eight next to the output, "every:4" for the last
     of every four, or "super-weights" for those in which `ftlaunch superweights` finds one. None: all. Nothing is
     computed backwards below the lowest of them, so "top" saves time."""

@@ -8,11 +8,14 @@ from typing import Any, cast
 import msgspec
 
 from ftlaunch.recipe import adapter, data, model, noise, recipe, stages, track
+from ftlaunch.recipe.types import Name
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """What taplo and VS Code both know. msgspec speaks 2020-12, so a few words are put differently below."""
 
 Node = dict[str, Any]
+NAME: Node = {key: value for key, value in msgspec.json.schema(Name).items() if key in ("maxLength", "pattern")}
+"""What a user may call a table. msgspec leaves it out of a dict's keys where their type has a description."""
 
 
 def json_schema() -> Node:
@@ -71,6 +74,8 @@ def _plain_object(node: Node) -> Node:
     plain: Node = {key: _plain(value) for key, value in node.items() if key != "discriminator"}
     if "prefixItems" in plain:
         plain |= {"items": plain.pop("prefixItems"), "additionalItems": False}
+    if isinstance(plain.get("additionalProperties"), dict):
+        plain.setdefault("propertyNames", NAME)
     if plain.get("default", ...) is None:
         del plain["default"]
     return _without_null(plain)
@@ -90,5 +95,6 @@ def _describe(node: Node, strings: dict[str, str]) -> Node:
     for name, schema in node.get("properties", {}).items():
         # Draft 7 ignores what stands beside a $ref.
         wrapped = {"allOf": [schema]} if "$ref" in schema else schema
-        properties[name] = {"description": strings.get(name, node["description"]), **wrapped}
+        described = {"description": strings.get(name, node["description"])}
+        properties[name] = described | wrapped | described
     return {**node, "properties": properties}

@@ -12,7 +12,8 @@ Above0 = Annotated[float, Meta(gt=0)]
 AtLeast0 = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Text = Annotated[str, Meta(min_length=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+WORD = "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit"
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, description=WORD)]
 
 
 class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
