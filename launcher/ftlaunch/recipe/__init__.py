@@ -1,122 +1,60 @@
 """The vocabulary of a recipe: every table and key that a user may write, with its default and its meaning."""
 
-from ftlaunch.recipe.adapter import (
-    LAYERS,
-    SUPER_WEIGHTS,
-    Adalora,
-    Adapter,
-    Dora,
-    Full,
-    Lora,
-    LowRank,
-    Pissa,
-    Prefix,
-    Prompt,
-    PTuning,
-    Rslora,
-    Virtual,
-)
-from ftlaunch.recipe.data import Data
-from ftlaunch.recipe.model import BitLinear, Dtype, Model, Qat
-from ftlaunch.recipe.noise import (
-    HIDDEN_ACT,
-    KEEP,
-    MLP,
-    Activation,
-    Adversarial,
-    AlphaDropout,
-    Dropout,
-    DropPath,
-    Gaussian,
-    GaussianDropout,
-    LockedDropout,
-    Multiplicative,
-    Noise,
-    NoNoise,
-    Poisson,
-    Probability,
-    Saturated,
-    Uniform,
-    no_config_says,
-    replaces,
-)
-from ftlaunch.recipe.recipe import Recipe, Sweep
-from ftlaunch.recipe.stages import (
-    METRICS,
-    SHIPPED_REWARDS,
-    Dpo,
-    Evaluate,
-    Merge,
-    Need,
-    Optimizer,
-    Orpo,
-    Pairwise,
-    Parallel,
-    Ppo,
-    Reward,
-    Sft,
-    Stage,
-    Training,
-)
-from ftlaunch.recipe.track import Track, Tracker
-
-__all__ = [
-    "HIDDEN_ACT",
-    "KEEP",
-    "LAYERS",
-    "METRICS",
-    "MLP",
-    "SHIPPED_REWARDS",
-    "SUPER_WEIGHTS",
-    "Activation",
-    "Adalora",
-    "Adapter",
-    "Adversarial",
-    "AlphaDropout",
-    "BitLinear",
-    "Data",
-    "Dora",
-    "Dpo",
-    "DropPath",
-    "Dropout",
-    "Dtype",
-    "Evaluate",
-    "Full",
-    "Gaussian",
-    "GaussianDropout",
-    "LockedDropout",
-    "Lora",
-    "LowRank",
-    "Merge",
-    "Model",
-    "Multiplicative",
-    "Need",
-    "NoNoise",
-    "Noise",
-    "Optimizer",
-    "Orpo",
-    "PTuning",
-    "Pairwise",
-    "Parallel",
-    "Pissa",
-    "Poisson",
-    "Ppo",
-    "Prefix",
-    "Probability",
-    "Prompt",
-    "Qat",
-    "Recipe",
-    "Reward",
-    "Rslora",
-    "Saturated",
-    "Sft",
-    "Stage",
-    "Sweep",
-    "Track",
-    "Tracker",
-    "Training",
-    "Uniform",
-    "Virtual",
-    "no_config_says",
-    "replaces",
-]
+from ftlaunch.recipe.adapter import LAYERS as LAYERS
+from ftlaunch.recipe.adapter import SUPER_WEIGHTS as SUPER_WEIGHTS
+from ftlaunch.recipe.adapter import Adalora as Adalora
+from ftlaunch.recipe.adapter import Adapter as Adapter
+from ftlaunch.recipe.adapter import Dora as Dora
+from ftlaunch.recipe.adapter import Full as Full
+from ftlaunch.recipe.adapter import Lora as Lora
+from ftlaunch.recipe.adapter import LowRank as LowRank
+from ftlaunch.recipe.adapter import Pissa as Pissa
+from ftlaunch.recipe.adapter import Prefix as Prefix
+from ftlaunch.recipe.adapter import Prompt as Prompt
+from ftlaunch.recipe.adapter import PTuning as PTuning
+from ftlaunch.recipe.adapter import Rslora as Rslora
+from ftlaunch.recipe.adapter import Virtual as Virtual
+from ftlaunch.recipe.data import Data as Data
+from ftlaunch.recipe.model import BitLinear as BitLinear
+from ftlaunch.recipe.model import Dtype as Dtype
+from ftlaunch.recipe.model import Model as Model
+from ftlaunch.recipe.model import Qat as Qat
+from ftlaunch.recipe.noise import HIDDEN_ACT as HIDDEN_ACT
+from ftlaunch.recipe.noise import KEEP as KEEP
+from ftlaunch.recipe.noise import MLP as MLP
+from ftlaunch.recipe.noise import Activation as Activation
+from ftlaunch.recipe.noise import Adversarial as Adversarial
+from ftlaunch.recipe.noise import AlphaDropout as AlphaDropout
+from ftlaunch.recipe.noise import Dropout as Dropout
+from ftlaunch.recipe.noise import DropPath as DropPath
+from ftlaunch.recipe.noise import Gaussian as Gaussian
+from ftlaunch.recipe.noise import GaussianDropout as GaussianDropout
+from ftlaunch.recipe.noise import LockedDropout as LockedDropout
+from ftlaunch.recipe.noise import Multiplicative as Multiplicative
+from ftlaunch.recipe.noise import Noise as Noise
+from ftlaunch.recipe.noise import NoNoise as NoNoise
+from ftlaunch.recipe.noise import Poisson as Poisson
+from ftlaunch.recipe.noise import Probability as Probability
+from ftlaunch.recipe.noise import Saturated as Saturated
+from ftlaunch.recipe.noise import Uniform as Uniform
+from ftlaunch.recipe.noise import no_config_says as no_config_says
+from ftlaunch.recipe.noise import replaces as replaces
+from ftlaunch.recipe.recipe import Recipe as Recipe
+from ftlaunch.recipe.recipe import Sweep as Sweep
+from ftlaunch.recipe.stages import METRICS as METRICS
+from ftlaunch.recipe.stages import SHIPPED_REWARDS as SHIPPED_REWARDS
+from ftlaunch.recipe.stages import Dpo as Dpo
+from ftlaunch.recipe.stages import Evaluate as Evaluate
+from ftlaunch.recipe.stages import Merge as Merge
+from ftlaunch.recipe.stages import Need as Need
+from ftlaunch.recipe.stages import Optimizer as Optimizer
+from ftlaunch.recipe.stages import Orpo as Orpo
+from ftlaunch.recipe.stages import Pairwise as Pairwise
+from ftlaunch.recipe.stages import Parallel as Parallel
+from ftlaunch.recipe.stages import Ppo as Ppo
+from ftlaunch.recipe.stages import Reward as Reward
+from ftlaunch.recipe.stages import Sft as Sft
+from ftlaunch.recipe.stages import Stage as Stage
+from ftlaunch.recipe.stages import Training as Training
+from ftlaunch.recipe.track import Track as Track
+from ftlaunch.recipe.track import Tracker as Tracker

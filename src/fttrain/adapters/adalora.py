@@ -5,14 +5,13 @@ P and Q are kept near orthogonal by the gradient of γ‖QQᵀ - I‖ (and of P�
 is saved is a plain LoRA adapter, in which every layer has its own rank and λ is part of B.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
@@ -62,12 +61,6 @@ class _Variant(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: object) -> Tensor:
         return result + module.adalora(module.lora_dropout[active_adapter](x)).to(result.dtype)
-
-
-def _layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and adapter in module.lora_A:
-            yield name, module
 
 
 class RankAllocator:
@@ -161,7 +154,7 @@ class Method(LowRankMethod[Adalora]):
 
     def install(self, model: nn.Module, start: Path | None) -> None:
         """Make every LoRA layer one of triplets: new ones, or those that a plain LoRA adapter stands for."""
-        layers = list(_layers(model, self.name))
+        layers = list(self.layers(model))
         for _, layer in layers:
             triplets = Triplets(layer, self.name, layer.scaling[self.name])
             triplets.pull = self.adapter.orthogonality / (2 * len(layers) * self.accumulation)

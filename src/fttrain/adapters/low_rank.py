@@ -1,11 +1,12 @@
 """LoRA and rsLoRA, which PEFT knows well: the ground on which other kinds of low-rank adapters stand."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from peft import LoraConfig, TaskType
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
@@ -56,6 +57,12 @@ class Method(Generic[A]):
 
     def install(self, model: nn.Module, start: Path | None) -> None:
         """Make the layers of LoRA into what the kind has: new ones, or such as the artifact folder `start` holds."""
+
+    def layers(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
+        """The layers that the adapter is in, each with its name in the model."""
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer) and self.name in module.lora_A:
+                yield name, module
 
     def as_plain_lora(self, model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:  # noqa: ARG002 as kinds have them
         """The trained weights as plain PEFT loads them; the config is changed to say so."""

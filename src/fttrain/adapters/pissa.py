@@ -6,14 +6,12 @@ of twice the rank, which is what is saved. On weights in 4 bits the start is tha
 not quantized anew.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -34,12 +32,6 @@ def principal(weight_OI: Tensor, rank: int, scale: float, iterations: int | None
         vt_KI = v_IK.T
     root_R = (s_K[:rank] / scale).sqrt()
     return root_R[:, None] * vt_KI[:rank], u_OK[:, :rank] * root_R
-
-
-def _layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and adapter in module.lora_A:
-            yield name, module
 
 
 class Principal(nn.Module):
@@ -91,7 +83,7 @@ class Method(LowRankMethod[Pissa]):
         From an artifact folder `start` it goes on as that was left; otherwise W is decomposed.
         """
         saved = {} if start is None else load_file(start / "adapter_model.safetensors")
-        for path, layer in _layers(model, self.name):
+        for path, layer in self.layers(model):
             if saved:
                 a_2RI, b_O2R = (saved[f"{path}.lora_{letter}.weight"] for letter in "AB")
                 (a, a0), (b, minus_b0) = a_2RI.chunk(2), b_O2R.chunk(2, dim=1)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftlaunch.recipe import (
+from ftlaunch.recipe.noise import (
     AlphaDropout,
     Dropout,
     DropPath,
