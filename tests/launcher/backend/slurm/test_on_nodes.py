@@ -5,17 +5,19 @@ import os
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
-from tests.launcher.acted import make_plan
+from tests.launcher.acted import make_plan, write_run
 
-from ftlaunch.backend import backends, runs
-from ftlaunch.backend.slurm import attach, entry, held, messages, tool_job
+from ftlaunch.backend import backends, control, runs
+from ftlaunch.backend.slurm import attach, entry, held, messages, requeue, tool_job
 from ftlaunch.backend.slurm.held_task import HeldTask
 from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
 from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
+from ftlaunch.backend.slurm.stage_job import conclude_cut_off
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import UserError
+from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.processes import identify
 from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.files import write_json
@@ -131,3 +133,56 @@ def test_a_run_leaves_the_nodes_that_were_held(run: RunDir, slurm: Path) -> None
     assert held.is_for(make_plan(run.path, "train")) is None
     backends.driven(run).choose_nodes(run)
     assert not run.held.exists()
+
+
+SRUN = """\
+#!/bin/sh
+while [ "${1#--}" != "$1" ]; do shift; done
+export SLURM_STEP_NODELIST=n1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1
+exec "$@"
+"""
+SCONTROL = """\
+#!/bin/sh
+for word; do nodes=$word; done
+[ "$nodes" = n1 ] && echo n1 || printf 'n1\\nn2\\n'
+"""
+
+
+@pytest.mark.usefixtures("allocation")
+@pytest.mark.parametrize(("act", "code", "cause"), [("train", DONE, "done"), ("fail_by_user", BAD_INPUT, "failed")])
+def test_a_stage_is_run_by_a_task_on_a_node_that_is_held(
+    run: RunDir, slurm: Path, tmp_path: Path, act: str, code: int, cause: str
+) -> None:
+    for name, script in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        (slurm / name).write_text(script)
+        (slurm / name).chmod(0o700)
+    plan = make_plan(tmp_path / act, act)
+    line = [*plan.stages[0].command, "--machine_rank", "0"]
+    run = write_run(tmp_path / act, act)
+    write_json(run.plan, msgspec.structs.replace(plan, stages=[msgspec.structs.replace(plan.stages[0], command=line)]))
+    backends.driven(run).choose_nodes(run)
+    assert control.drive_here(run) == code
+    (attempt,) = run.stage_dir("01-sft").all_attempts()
+    ended = msgspec.json.decode(attempt.ended.read_bytes(), type=AttemptRecord)
+    assert (ended.job, ended.nodes, ended.cause) == ("55.3", ["n1"], cause)
+
+
+def test_a_job_whose_tasks_were_killed_is_put_back(
+    run: RunDir, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backends.of(run).start(run, detach=False, after=None, fresh=False)
+    queue = slurm / "queue"
+    queue.write_text(queue.read_text().replace("PENDING", "RUNNING", 1))
+    (slurm / "scontrol").write_text(f'#!/bin/sh\n[ "$1" = show ] && echo n1 || echo "$@" >> {slurm}/told\n')
+    (slurm / "scontrol").chmod(0o700)
+    for name, value in {"JOB_ID": "100", "JOB_NODELIST": "n1", "NODEID": "0", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    stage_dir = run.stage_dir("01-sft")
+    stage_dir.new_attempt(MadeBy(job="100", restart=0))
+    monkeypatch.setattr(requeue, "LEAVE_SECONDS", 0.0)  # nobody ends this process
+    conclude_cut_off(stage_dir, 137)
+    (attempt,) = stage_dir.all_attempts()
+    ended = msgspec.json.decode(attempt.ended.read_bytes(), type=AttemptRecord)
+    assert (ended.job, ended.cause, ended.restarted) == ("100", "failed", True)
+    assert "requeue 100" in (slurm / "told").read_text()
+    assert "failed; goes on from the newest checkpoint" in capsys.readouterr().err
