@@ -16,6 +16,11 @@ LONGEST_LINE: Final = 8 * 2**20
 PIECE: Final = 2**20
 """Bytes of a larger piece."""
 POINTER = b"version https://git-lfs.github.com/spec/"
+PACKED = {
+    b"\x1f\x8b": ("is packed with gzip, which its name does not tell", "rename it so that it ends in .gz"),
+    b"PK\x03\x04": ("is a zip archive, as sheets of Excel are", "unpack it, or save the sheet as “CSV UTF-8”"),
+}
+"""How packed files begin, with what is wrong with one of another name and its remedy."""
 TWICE = "ÿþ".encode()
 """How a UTF-16 file begins that was converted to UTF-8 as if it were Latin-1."""
 
@@ -90,6 +95,8 @@ class Lines:
         self.number = self.position = 0
         with _unpacked(self.path) as file:
             begins = file.read(4)
+        if (packed := next((magic for magic in PACKED if begins.startswith(magic)), None)) is not None:
+            raise DataError(str(self.path), *PACKED[packed])
         if begins.startswith(TWICE):
             remedy = "convert it from its source as what it is: `iconv -f utf-16 -t utf-8 FILE > NEW`"
             raise DataError(self.at(1), "UTF-16 that was converted as if it were Latin-1", remedy)

@@ -88,12 +88,13 @@ def _json_rows(lines: Lines) -> Iterator[tuple[str, object]]:
 
 
 def _is_object(line: str) -> bool:
-    """Whether a line holds a whole object by itself; one that nests too deeply is left to the reader of lines."""
+    """Whether a line holds a whole object by itself; one that nests too deeply, or holds
+    a number of thousands of digits, is left to the reader of lines."""
     try:
         _JSON.raw_decode(line)
     except json.JSONDecodeError:
         return False
-    except RecursionError:
+    except (ValueError, RecursionError):
         return True
     return True
 
@@ -298,6 +299,8 @@ def _records(lines: Lines) -> Iterator[tuple[str, list[str]]]:
             start = skipped + reader.line_num + 1
     except csv.Error as error:
         remedy = 'put text with a comma, a quote or a line end in "…", with quotes doubled, and close each "'
+        if "new-line character" in str(error):
+            remedy = "its lines end in CR alone, as on old Macs: `tr '\\r' '\\n' < FILE > NEW`"
         raise DataError(lines.at(start), f"not CSV: {error}", remedy) from error
 
 
@@ -305,7 +308,10 @@ def _delimiter(sample: list[str]) -> str:
     """What separates the cells: the sign that gives every record as many cells as the first line has names."""
 
     def fits(sign: str) -> tuple[bool, int]:
-        widths = [len(record) for record in csv.reader(sample, delimiter=sign) if record]
+        try:
+            widths = [len(record) for record in csv.reader(sample, delimiter=sign) if record]
+        except csv.Error:
+            return False, 0
         whole = widths[:-1] if len(sample) == SAMPLED else widths  # the last record may be cut off
         return bool(widths) and widths[0] > 1 and len(set(whole or widths)) == 1, widths[0] if widths else 0
 

@@ -280,4 +280,5 @@ _KINDS = {
     "float": "a number",
     "dict": "an object",
     "list": "a list",
+    "bytes": "binary data",
 }

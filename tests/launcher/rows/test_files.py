@@ -146,3 +146,20 @@ def test_patterns(tmp_path: Path) -> None:
     assert [path.name for path in data_files(tmp_path / "**" / "*")] == ["a.jsonl", "b.jsonl"]
     files(tmp_path, "odd[1].jsonl")
     assert data_files(tmp_path / "odd[1].jsonl") == [tmp_path / "odd[1].jsonl"]
+
+
+ODD = {
+    "old_mac.csv": (b"prompt,completion\ra?,b\rc?,d\r", "not CSV", "lines end in CR alone"),
+    "digits.jsonl": (b'{"prompt": ' + b"9" * 5000 + b"}\n", "not JSON: Exceeds the limit", "one JSON object a line"),
+    "sheet.csv": (b"PK\x03\x04\x14\x00", "is a zip archive", "save the sheet as"),
+    "packed.jsonl": (gzip.compress(b'{"prompt": "a"}\n'), "is packed with gzip", "ends in .gz"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_files_that_are_not_what_their_name_says_are_told_for_what_they_are(name: str, tmp_path: Path) -> None:
+    content, message, remedy = ODD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as told:
+        list(read_rows(tmp_path / name))
+    assert remedy in told.value.remedy
