@@ -30,8 +30,12 @@ _SUPPORTED = (
 
 
 def is_local(path: str) -> bool:
-    """Whether a `Data.path` names files here, rather than a data set of the hub."""
-    return path.startswith(("/", "./", "../", "~")) or path.endswith(ENDINGS) or is_pattern(path) or Path(path).exists()
+    """Whether a `Data.path` names files here, rather than a data set of the hub.
+
+    Told by its text alone: loading a recipe has made local paths absolute, so that an id of the hub stays one wherever
+    there is a folder of that name.
+    """
+    return path.startswith(("/", "./", "../", "~")) or path.endswith(ENDINGS) or glob.has_magic(path)
 
 
 def is_pattern(path: str) -> bool:

@@ -112,6 +112,14 @@ def test_what_counts_as_local(tmp_path: Path) -> None:
     assert not any(map(is_local, ["mandarjoshi/trivia_qa", "squad"]))
 
 
+def test_an_id_of_the_hub_stays_one_beside_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mandarjoshi/trivia_qa").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_local("mandarjoshi/trivia_qa")
+
+
 @pytest.mark.parametrize(
     ("template", "text"),
     [
