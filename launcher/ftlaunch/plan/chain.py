@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ftlaunch.plan import resolve
-from ftlaunch.plan.resolve import Resolved
-from ftlaunch.recipe import Merge, Ppo, Recipe, Stage, Training
+from ftlaunch.plan.resolve import Resolved, ResolvedStage
+from ftlaunch.recipe import Merge, Ppo, Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,12 @@ class Link:
 def links(recipe: Recipe) -> list[Link]:
     """Every stage in order. A stage with another adapter than that it starts from begins on a merge of the two."""
     made: list[Link] = []
-    for stage in recipe.stage:
-        trained = resolve.trained_before(recipe, stage)
-        resolved = resolve.for_stage(recipe, stage)
-        start = _artifact(made, trained)
-        if isinstance(stage, Training) and trained is not None and needs_merge(recipe, trained, resolved):
-            start = _merged(made, trained, recipe)
-        reward = _artifact(made, resolve.reward_before(recipe, stage)) if isinstance(stage, Ppo) else None
-        made.append(Link(_name(made, stage), stage, resolved, start, reward))
+    for one in resolve.resolve(recipe):
+        start = _artifact(made, one.before)
+        if one.before is not None and one.begins_on_merge:
+            start = _merged(made, one.before)
+        reward = _artifact(made, one.reward) if isinstance(one.stage, Ppo) else None
+        made.append(Link(_name(made, one.stage), one.stage, one.tables, start, reward))
     return made
 
 
@@ -41,24 +39,19 @@ def is_merged(chain: list[Link], link: Link) -> bool:
     return any(isinstance(other.stage, Merge) or is_merged(chain, other) for other in later)
 
 
-def needs_merge(recipe: Recipe, trained: Training, after: Resolved) -> bool:
-    """Whether a stage with these tables begins on a merge of what it starts from: only the same adapter goes on."""
-    return resolve.merges(resolve.for_stage(recipe, trained).adapter, after.adapter)
-
-
-def _merged(made: list[Link], trained: Training, recipe: Recipe) -> str:
+def _merged(made: list[Link], trained: ResolvedStage) -> str:
     """Where the merge of a training is: an earlier one, or one that is put in here."""
     artifact = _artifact(made, trained)
     there = next((link for link in made if isinstance(link.stage, Merge) and link.start == artifact), None)
     if there is None:
         merge = Merge()
-        there = Link(_name(made, merge), merge, resolve.for_merge_of(recipe, trained), artifact)
+        there = Link(_name(made, merge), merge, resolve.for_merge_of(trained.tables), artifact)
         made.append(there)
     return f"{there.name}/model"
 
 
-def _artifact(made: list[Link], trained: Training | None) -> str | None:
-    return next((f"{link.name}/artifact" for link in made if link.stage is trained), None)
+def _artifact(made: list[Link], trained: ResolvedStage | None) -> str | None:
+    return next((f"{link.name}/artifact" for link in made if trained and link.stage is trained.stage), None)
 
 
 def _name(made: list[Link], stage: Stage) -> str:

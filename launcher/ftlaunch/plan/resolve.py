@@ -18,6 +18,7 @@ from ftlaunch.recipe import (
     Ppo,
     Recipe,
     Reward,
+    Stage,
     Training,
     Virtual,
     replaces,
@@ -40,12 +41,56 @@ class Resolved:
     """Processes on all nodes together."""
 
 
-def for_stage(recipe: Recipe, stage: Training | Merge | Evaluate) -> Resolved:
-    """The tables of a stage of this recipe. A merge has those of what it folds, and runs in one process."""
+@dataclass(frozen=True)
+class ResolvedStage:
+    """A stage of a recipe with the tables that count for it and the earlier stages that it needs."""
+
+    index: int
+    stage: Stage
+    tables: Resolved
+    named: tuple["ResolvedStage", ...]
+    """The earlier training stages that its `start` may mean; none for "base"."""
+    before: "ResolvedStage | None"
+    """The training stage that it goes on from. It is the one that `start` names, else the last earlier one. PPO passes
+    over reward stages: it asks them for scores, and goes on with the policy. So does an evaluation."""
+    reward: "ResolvedStage | None"
+    """The last earlier reward stage."""
+
+    @property
+    def begins_on_merge(self) -> bool:
+        """Whether it trains on a merge of what it goes on from: only the same adapter goes on."""
+        if self.before is None or not isinstance(self.stage, Training):
+            return False
+        return not isinstance(self.before.tables.adapter, Full) and self.before.tables.adapter != self.tables.adapter
+
+    @property
+    def replaced_activations(self) -> list[Noise]:
+        """The [noise] tables that have replaced an activation function since the last base or merge, its own last."""
+        earlier = [] if self.before is None or self.begins_on_merge else self.before.replaced_activations
+        return earlier + [self.tables.noise] * replaces(self.tables.noise)
+
+
+def resolve(recipe: Recipe) -> list[ResolvedStage]:
+    """Every stage of a recipe, in order."""
+    stages: list[ResolvedStage] = []
+    for index, stage in enumerate(recipe.stage):
+        trained = [other for other in stages if isinstance(other.stage, Training)]
+        named = tuple(other for other in trained if stage.start in (other.index, other.stage.__struct_config__.tag))
+        passed_over = Reward if isinstance(stage, Ppo | Evaluate) else ()
+        last = next((other for other in reversed(trained) if not isinstance(other.stage, passed_over)), None)
+        before = last if stage.start is None else named[0] if len(named) == 1 else None
+        reward = next((other for other in reversed(trained) if isinstance(other.stage, Reward)), None)
+        tables = _tables(recipe, stage, None if before is None else before.tables)
+        stages.append(ResolvedStage(index, stage, tables, named, before, reward))
+    return stages
+
+
+def _tables(recipe: Recipe, stage: Stage, before: Resolved | None) -> Resolved:
+    """The tables of a stage. A merge and an evaluation have those of what they start from."""
     if isinstance(stage, Merge):
-        return for_merge_of(recipe, trained_before(recipe, stage))
+        return for_merge_of(before or recipe)
     if isinstance(stage, Evaluate):
-        return _for_evaluation(recipe, stage)
+        return _for_evaluation(recipe, stage, before)
     parallel = stage.parallel or recipe.parallel
     return Resolved(
         model=stage.model or recipe.model,
@@ -53,13 +98,13 @@ def for_stage(recipe: Recipe, stage: Training | Merge | Evaluate) -> Resolved:
         noise=stage.noise or recipe.noise,
         optimizer=stage.optimizer or recipe.optimizer,
         parallel=parallel,
-        world_size=parallel.nodes * parallel.procs_per_node,
+        world_size=parallel.world_size,
     )
 
 
-def _for_evaluation(recipe: Recipe, stage: Evaluate) -> Resolved:
+def _for_evaluation(recipe: Recipe, stage: Evaluate, before: Resolved | None) -> Resolved:
     """The tables of what is evaluated, by as many processes as the recipe has: each holds all of the model."""
-    alone = for_merge_of(recipe, trained_before(recipe, stage))
+    alone = for_merge_of(before or recipe)
     shared = recipe.parallel
     parallel = stage.parallel or (alone.parallel if shared.strategy == "zero3" else replicas(shared))
     return replace(alone, parallel=parallel, world_size=parallel.world_size)
@@ -71,55 +116,10 @@ def replicas(parallel: Parallel) -> Parallel:
     return msgspec.structs.replace(parallel, strategy="single" if alone else "ddp", offload="none")
 
 
-def for_merge_of(recipe: Recipe, trained: Training | None) -> Resolved:
-    """The tables of a merge of what a stage has trained."""
-    before: Recipe | Resolved = recipe if trained is None else for_stage(recipe, trained)
-    device = before.parallel.device
-    return Resolved(before.model, before.adapter, before.noise, before.optimizer, Parallel(device=device), world_size=1)
-
-
-def trained_before(recipe: Recipe, stage: Training | Merge | Evaluate) -> Training | None:
-    """The training stage that this one, which must be the recipe's own object, goes on from; None where there is none.
-
-    It is the one that `start` names, else the last earlier one. PPO passes over reward stages: it asks them for scores,
-    and goes on with the policy. So does an evaluation, which asks for answers.
-    """
-    if stage.start is not None:
-        found = named_by_start(recipe, stage)
-        return found[0] if len(found) == 1 else None
-    passed_over = Reward if isinstance(stage, Ppo | Evaluate) else ()
-    return next((other for other in reversed(_earlier(recipe, stage)) if not isinstance(other, passed_over)), None)
-
-
-def named_by_start(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[Training]:
-    """The earlier training stages that a stage's `start` may mean; none for "base"."""
-    earlier = _earlier(recipe, stage)
-    if isinstance(stage.start, int):
-        return [other for other in earlier if stage.start < len(recipe.stage) and recipe.stage[stage.start] is other]
-    return [other for other in earlier if other.__struct_config__.tag == stage.start]
-
-
-def replaced_activations(recipe: Recipe, stage: Training) -> list[Noise]:
-    """The [noise] tables that have replaced an activation function since the last base or merge, this stage's last."""
-    before, own = trained_before(recipe, stage), for_stage(recipe, stage)
-    merged = before is not None and merges(for_stage(recipe, before).adapter, own.adapter)
-    earlier = [] if before is None or merged else replaced_activations(recipe, before)
-    return earlier + [own.noise] * replaces(own.noise)
-
-
-def merges(before: Adapter, after: Adapter) -> bool:
-    """Whether a stage with the one adapter begins on a merge of the other: only the same adapter goes on."""
-    return not isinstance(before, Full) and before != after
-
-
-def reward_before(recipe: Recipe, stage: Ppo) -> Reward | None:
-    """The last reward stage before this one."""
-    return next((other for other in reversed(_earlier(recipe, stage)) if isinstance(other, Reward)), None)
-
-
-def _earlier(recipe: Recipe, stage: Training | Merge | Evaluate) -> list[Training]:
-    place = next(index for index, other in enumerate(recipe.stage) if other is stage)
-    return [other for other in recipe.stage[:place] if isinstance(other, Training)]
+def for_merge_of(trained: Recipe | Resolved) -> Resolved:
+    """The tables of a merge of what a stage has trained with these, which runs in one process."""
+    parallel = Parallel(device=trained.parallel.device)
+    return Resolved(trained.model, trained.adapter, trained.noise, trained.optimizer, parallel, world_size=1)
 
 
 def reference(stage: Dpo, adapter: Adapter) -> Literal["live", "precomputed"]:

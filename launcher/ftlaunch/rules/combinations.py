@@ -7,7 +7,7 @@ from typing import cast
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.plan import resolve
-from ftlaunch.plan.resolve import Resolved
+from ftlaunch.plan.resolve import Resolved, ResolvedStage
 from ftlaunch.recipe import Merge, Training, no_config_says
 from ftlaunch.rules import compatibility
 from ftlaunch.rules.compatibility.axes import Combination, describe
@@ -24,30 +24,27 @@ def values_go_together(training: TrainedStage) -> Iterator[Problem]:
 
 def stages_go_on(training: TrainedStage) -> Iterator[Problem]:
     """What the stage before has trained, with this one after it."""
-    recipe, own = training.loaded.recipe, training.resolved
-    before = resolve.trained_before(recipe, training.stage)
+    own, before = training.resolved, training.whole.before
     if before is not None:
-        tables = resolve.for_stage(recipe, before)
-        after = "same_adapter" if tables.adapter == own.adapter else "other_adapter"
+        after = "same_adapter" if before.tables.adapter == own.adapter else "other_adapter"
         # How the weights are held that it goes on with is this stage's affair.
-        for refusal, message in _behind(training.loaded, before, replace(tables, model=own.model), after):
+        for refusal, message in _behind(before, replace(before.tables, model=own.model), after):
             yield _problem(training, refusal, message)
 
 
 def merges_have_a_result(loaded: Loaded) -> Iterator[Problem]:
     """What the stage before has trained, with a merge after it."""
-    for index, stage in enumerate(loaded.recipe.stage):
-        before = resolve.trained_before(loaded.recipe, stage) if isinstance(stage, Merge) else None
-        if before is not None:
-            tables = resolve.for_stage(loaded.recipe, before)
-            for refusal, message in _behind(loaded, before, tables, "merge"):
-                yield loaded.problem(("stage", index), message, refusal.remedy)
+    for one in resolve.resolve(loaded.recipe):
+        if isinstance(one.stage, Merge) and one.before is not None:
+            for refusal, message in _behind(one.before, one.before.tables, "merge"):
+                yield loaded.problem(("stage", one.index), message, refusal.remedy)
 
 
-def _behind(loaded: Loaded, before: Training, tables: Resolved, after: str) -> Iterator[tuple[Refusal, str]]:
+def _behind(before: ResolvedStage, tables: Resolved, after: str) -> Iterator[tuple[Refusal, str]]:
     """What refuses that which comes after a training, with its message; every activation function worn counts."""
-    for noise in resolve.replaced_activations(loaded.recipe, before) or [tables.noise]:
-        combination: Combination = describe(before, replace(tables, noise=noise)) | {"after": after}
+    assert isinstance(before.stage, Training)
+    for noise in before.replaced_activations or [tables.noise]:
+        combination: Combination = describe(before.stage, replace(tables, noise=noise)) | {"after": after}
         for refusal in compatibility.refusals(combination):
             if "after" in refusal.of:
                 yield refusal, refusal.said(combination, reason=no_config_says(noise) or "")

@@ -8,7 +8,7 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.plan import resolve
-from ftlaunch.recipe import METRICS, Evaluate, Reward
+from ftlaunch.recipe import METRICS, Evaluate, Reward, Stage
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import trust
@@ -21,6 +21,8 @@ class EvaluateStage:
     loaded: Loaded
     index: int
     stage: Evaluate
+    before: Stage | None
+    """What it evaluates."""
 
     @property
     def table(self) -> DataTable | None:
@@ -42,9 +44,10 @@ class EvaluateStage:
 
 def evaluate_stages(loaded: Loaded) -> Iterator[EvaluateStage]:
     """The recipe's evaluate stages."""
-    for index, stage in enumerate(loaded.recipe.stage):
-        if isinstance(stage, Evaluate):
-            yield EvaluateStage(loaded, index, stage)
+    for one in resolve.resolve(loaded.recipe):
+        if isinstance(one.stage, Evaluate):
+            before = one.before and one.before.stage
+            yield EvaluateStage(loaded, one.index, one.stage, before)
 
 
 def data_is_known(evaluation: EvaluateStage) -> Iterator[Problem]:
@@ -138,8 +141,7 @@ def processes_hold_whole_models(evaluation: EvaluateStage) -> Iterator[Problem]:
 
 
 def start_gives_answers(evaluation: EvaluateStage) -> Iterator[Problem]:
-    before = resolve.trained_before(evaluation.loaded.recipe, evaluation.stage)
-    if isinstance(before, Reward):
+    if isinstance(evaluation.before, Reward):
         message = "names a reward stage, whose model rates answers and gives none"
         yield evaluation.problem("start", message, "name a stage that trains a policy")
 

@@ -6,7 +6,6 @@ from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.plan import resolve
-from ftlaunch.plan.chain import needs_merge
 from ftlaunch.recipe import Evaluate, Merge, Reward, Training
 from ftlaunch.rules.stage import trainings
 
@@ -24,10 +23,9 @@ def data_is_used(loaded: Loaded) -> Iterator[Problem]:
 
 def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
     for training in trainings(loaded):
-        before = resolve.trained_before(loaded.recipe, training.stage)
-        if before is None:
+        if (before := training.whole.before) is None:
             continue
-        earlier = resolve.for_stage(loaded.recipe, before).model.path
+        earlier = before.tables.model.path
         if training.resolved.model.path != earlier:
             message = f"names another model than the stage before, whose result on {earlier} this one starts from"
             remedy = f"write path = {as_toml(earlier)}, or make two recipes"
@@ -35,10 +33,10 @@ def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
 
 
 def start_is_one_earlier_stage(loaded: Loaded) -> Iterator[Problem]:
-    for index, stage in enumerate(loaded.recipe.stage):
+    for one in resolve.resolve(loaded.recipe):
+        index, stage, found = one.index, one.stage, len(one.named)
         if stage.start is None or (stage.start == resolve.BASE and not isinstance(stage, Merge)):
             continue
-        found = len(resolve.named_by_start(loaded.recipe, stage))
         if found != 1:
             earlier = {
                 place: other for place, other in enumerate(loaded.recipe.stage[:index]) if isinstance(other, Training)
@@ -52,8 +50,8 @@ def start_is_one_earlier_stage(loaded: Loaded) -> Iterator[Problem]:
 def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
     """What a reward stage leaves gives rewards, not answers: no other kind of training can go on from it."""
     for training in trainings(loaded):
-        before = resolve.trained_before(loaded.recipe, training.stage)
-        if isinstance(before, Reward) and not isinstance(training.stage, Reward):
+        before = training.whole.before
+        if before is not None and isinstance(before.stage, Reward) and not isinstance(training.stage, Reward):
             kind = as_toml(training.stage.__struct_config__.tag)
             message = f"{kind} trains a policy, and the stage before, from which it would start, makes a reward model"
             yield training.problem(
@@ -62,24 +60,21 @@ def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
 
 
 def merge_has_its_weights(loaded: Loaded) -> Iterator[Problem]:
-    recipe = loaded.recipe
-    for index, stage in enumerate(recipe.stage):
-        if not isinstance(stage, Merge) or (stage.start is not None and not resolve.named_by_start(recipe, stage)):
+    for one in resolve.resolve(loaded.recipe):
+        if not isinstance(one.stage, Merge) or (one.stage.start is not None and not one.named):
             continue
-        trained = resolve.trained_before(recipe, stage)
-        if trained is None:
+        if one.before is None:
             remedy = 'put a stage with kind = "sft" before it'
-            yield loaded.problem(("stage", index), "merge has nothing to merge, as no stage comes before it", remedy)
-        elif resolve.for_stage(recipe, trained).model.allow_pickle:
-            yield loaded.problem(("stage", index), COPIES, "remove allow_pickle or the stage")
+            yield loaded.problem(
+                ("stage", one.index), "merge has nothing to merge, as no stage comes before it", remedy
+            )
+        elif one.before.tables.model.allow_pickle:
+            yield loaded.problem(("stage", one.index), COPIES, "remove allow_pickle or the stage")
 
 
 def merge_on_the_way_reads_safetensors(loaded: Loaded) -> Iterator[Problem]:
     for training in trainings(loaded):
-        before = resolve.trained_before(loaded.recipe, training.stage)
-        if before is None or not training.resolved.model.allow_pickle:
-            continue
-        if needs_merge(loaded.recipe, before, training.resolved):
+        if training.resolved.model.allow_pickle and training.whole.begins_on_merge:
             message = f"is not that of the stage before, so this one begins on a merge; {COPIES}"
             yield training.problem("adapter", message, "remove allow_pickle, or give both the same adapter")
 

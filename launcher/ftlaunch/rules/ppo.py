@@ -13,7 +13,6 @@ from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.paths import is_file
-from ftlaunch.plan import resolve
 from ftlaunch.recipe import SHIPPED_REWARDS, Ppo, replaces
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.data import DataTable
@@ -42,7 +41,7 @@ def ppo_stages(loaded: Loaded) -> Iterator[PpoStage]:
 
 def there_is_one_reward(ppo: PpoStage) -> Iterator[Problem]:
     function, model = ppo.stage.reward_function, ppo.stage.reward_model
-    before = resolve.reward_before(ppo.training.loaded.recipe, ppo.stage)
+    before = ppo.training.whole.reward
     if function is not None and model is not None:
         yield ppo.problem("reward_model", "is given together with reward_function", "keep the one that is meant")
     elif function is None and model is None and before is None:
@@ -51,7 +50,7 @@ def there_is_one_reward(ppo: PpoStage) -> Iterator[Problem]:
 
 
 def reward_stage_is_used(ppo: PpoStage) -> Iterator[Problem]:
-    before = resolve.reward_before(ppo.training.loaded.recipe, ppo.stage)
+    before = ppo.training.whole.reward
     for key in ("reward_function", "reward_model"):
         if before is not None and getattr(ppo.stage, key) is not None:
             message = "is given, and so is a reward stage before it, which would be trained for nothing"

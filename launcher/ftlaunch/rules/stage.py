@@ -11,7 +11,7 @@ from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.origins import KeyPath
 from ftlaunch.plan import resolve
-from ftlaunch.plan.resolve import Resolved
+from ftlaunch.plan.resolve import Resolved, ResolvedStage
 from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Prefix, Prompt, PTuning, Qat, Sft, Training
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
@@ -24,12 +24,17 @@ TableName = Literal["model", "adapter", "noise", "optimizer", "parallel"]
 
 @dataclass(frozen=True)
 class TrainedStage:
-    """A training stage, the tables that count for it, and where they stand."""
+    """A training stage of a recipe, and where its keys stand."""
 
     loaded: Loaded
     index: int
     stage: Training
-    resolved: Resolved
+    whole: ResolvedStage
+    """The tables that count for it, and the stages that it needs."""
+
+    @property
+    def resolved(self) -> Resolved:
+        return self.whole.tables
 
     @property
     def data_names(self) -> list[str]:
@@ -52,9 +57,9 @@ class TrainedStage:
 
 def trainings(loaded: Loaded) -> Iterator[TrainedStage]:
     """The recipe's training stages."""
-    for index, stage in enumerate(loaded.recipe.stage):
-        if isinstance(stage, Training):
-            yield TrainedStage(loaded, index, stage, resolve.for_stage(loaded.recipe, stage))
+    for one in resolve.resolve(loaded.recipe):
+        if isinstance(one.stage, Training):
+            yield TrainedStage(loaded, one.index, one.stage, one)
 
 
 def data_is_known(training: TrainedStage) -> Iterator[Problem]:

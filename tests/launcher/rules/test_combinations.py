@@ -7,7 +7,7 @@ import pytest
 from tests.specimens import Specimens, covering
 
 from ftlaunch.errors import Problem, RecipeError
-from ftlaunch.plan.resolve import for_stage
+from ftlaunch.plan.resolve import resolve
 from ftlaunch.recipe import Training
 from ftlaunch.rules import find_problems
 from ftlaunch.rules.compatibility import complete, reasons, refusals
@@ -33,7 +33,7 @@ def test_validate_accepts_what_works_and_reads_it_as_it_was_meant(specimens: Spe
         assert find_problems(loaded) == [], combination
         stage = loaded.recipe.stage[0]
         assert isinstance(stage, Training)
-        assert describe(stage, for_stage(loaded.recipe, stage)).items() <= combination.items()
+        assert describe(stage, resolve(loaded.recipe)[0].tables).items() <= combination.items()
 
 
 def with_one_more(values: dict[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from ftlaunch.load import load_recipe
 from ftlaunch.plan import resolve
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import HIDDEN_ACT, Gaussian, Multiplicative, NoNoise, Training
+from ftlaunch.recipe import HIDDEN_ACT, Gaussian, Multiplicative, NoNoise
 from ftlaunch.rules import find_problems
 from ftlaunch.run.spec import StageSpec
 
@@ -123,9 +123,10 @@ def test_what_is_worn_goes_along_the_chain_to_the_next_merge(write: Write) -> No
     none = SFT + 'noise = {kind = "none"}\n'
     other = none + 'adapter = {kind = "lora", rank = 4}\n'
     recipe = load_recipe(write(REPLACED.format("relu"), SFT, none, other)).recipe
-    worn = [resolve.replaced_activations(recipe, stage) for stage in recipe.stage if isinstance(stage, Training)]
-    assert [len(tables) for tables in worn] == [1, 1, 0]
-    assert resolve.for_stage(recipe, recipe.stage[1]).noise == NoNoise()
+    stages = resolve.resolve(recipe)
+    assert [len(stage.replaced_activations) for stage in stages] == [1, 1, 0]
+    assert [stage.begins_on_merge for stage in stages] == [False, False, True]
+    assert stages[1].tables.noise == NoNoise()
 
 
 def test_a_plan_tells_of_noise_and_activation(write: Write) -> None:

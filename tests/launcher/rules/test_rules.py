@@ -207,7 +207,7 @@ class TestResolve:
     def test_a_stage_s_tables_win_whole(self, recipe: Path) -> None:
         overrides = ["parallel.nodes=2", "parallel.strategy=ddp", "stage.0.parallel.procs_per_node=3"]
         loaded = load_recipe(recipe, [*overrides, "stage.0.parallel.strategy=ddp"])
-        resolved = resolve.for_stage(loaded.recipe, loaded.recipe.stage[0])
+        resolved = resolve.resolve(loaded.recipe)[0].tables
         assert resolved.parallel == Parallel(strategy="ddp", procs_per_node=3)
         assert resolved.world_size == 3
         assert resolved.adapter == Lora()
@@ -216,7 +216,7 @@ class TestResolve:
         overrides = ["stage.0.adapter.rank=3", "stage.0.adapter.kind=lora", "adapter.kind=full"]
         parallel = ["parallel.strategy=zero3", "parallel.nodes=2", "parallel.device=cpu"]
         loaded = load_recipe(recipe, overrides + parallel)
-        resolved = resolve.for_stage(loaded.recipe, loaded.recipe.stage[1])
+        resolved = resolve.resolve(loaded.recipe)[1].tables
         assert resolved.adapter == Lora(rank=3)
         assert resolved.parallel == Parallel(device="cpu")
         assert resolved.world_size == 1
@@ -226,9 +226,10 @@ class TestResolve:
         first, last = Sft(data="qa"), Sft(data="qa")
         stages = [first, Merge(), last, Merge()]
         changed = type(loaded.recipe)(name="x", model=loaded.recipe.model, stage=stages)
-        assert resolve.trained_before(changed, stages[0]) is None
-        assert resolve.trained_before(changed, stages[2]) is first
-        assert resolve.trained_before(changed, stages[3]) is last
+        before = [one.before and one.before.stage for one in resolve.resolve(changed)]
+        assert before[0] is None
+        assert before[2] is first
+        assert before[3] is last
 
 
 class TestCheck:
