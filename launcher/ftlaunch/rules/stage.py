@@ -202,6 +202,7 @@ def model_is_plain(training: TrainedStage) -> Iterator[Problem]:
     try:
         trust.require(folder)
         model_files.require_plain(folder)
+        model_files.require_weights_to_train(folder)
     except UserError as error:
         yield training.table_problem("model", "path", error.message, error.remedy)
 

@@ -24,6 +24,8 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+TRAINED_THROUGH = {"bitsandbytes", "mxfp4"}
+"""Formats of stored weights that training goes through: gpt-oss's are made 16 bits wide when they are loaded."""
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 """Their keys are words of the model's language, which may be any."""
 
@@ -50,6 +52,18 @@ def require_plain(folder: Path, *, allow_pickle: bool = False) -> None:
     _require_names_inside(folder)
     if not allow_pickle:
         _require_no_pickle(folder)
+
+
+def require_weights_to_train(folder: Path) -> None:
+    """Nothing, where a model can be trained over its weights as they are stored. Raises UserError where it cannot."""
+    config = _read(folder / "config.json")
+    stored = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(stored, dict) or (method := stored.get("quant_method")) in TRAINED_THROUGH:
+        return
+    raise UserError(
+        f"{folder} holds its weights in few bits ({method}), which nothing can be trained over or merged into",
+        "name the model that it was made from, with weights in 16 bits; model.quantization makes few bits of those",
+    )
 
 
 def has_safetensors(folder: Path) -> bool:

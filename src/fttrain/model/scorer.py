@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
-from ftlaunch.safety.model_files import has_safetensors
+from ftlaunch.safety.model_files import has_safetensors, require_weights_to_train
 from fttrain import adapters, hub
 from fttrain.data.batches import MicroBatch
 from fttrain.model import attention, classifier, completeness, packing, tokenizer
@@ -51,6 +51,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     replace_activations.make_known()
     try:
         folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
+        require_weights_to_train(folder)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,

@@ -7,7 +7,7 @@ import pytest
 
 from ftlaunch import rules
 from ftlaunch.errors import RecipeError, UserError
-from ftlaunch.safety.model_files import require_plain, shard_names
+from ftlaunch.safety.model_files import require_plain, require_weights_to_train, shard_names
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = """\
@@ -148,3 +148,14 @@ def test_a_secret_in_a_recipe_is_refused_wherever_it_stands(recipe: Path, monkey
     for setting in (f"model.revision={token}", "data.qa.prompt={question} correct-horse-battery"):
         found = problems(recipe, "model.path=owner/model", setting)
         assert [key for key, _ in found] == [setting.partition("=")[0]]
+
+
+@pytest.mark.parametrize(("method", "is_refused"), [("gptq", True), ("awq", True), ("fp8", True), ("mxfp4", False)])
+def test_weights_in_few_bits_are_no_base(method: str, is_refused: bool, tmp_path: Path) -> None:
+    config = {"model_type": "llama", "quantization_config": {"quant_method": method}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if not is_refused:
+        require_weights_to_train(tmp_path)
+        return
+    with pytest.raises(UserError, match=rf"holds its weights in few bits \({method}\)"):
+        require_weights_to_train(tmp_path)
