@@ -77,6 +77,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi": ("phi", {}),
     "phi3": ("phi3", {"original_max_position_embeddings": 512}),
+    "phi3, long rope": (
+        "phi3",
+        {
+            "rope_parameters": {
+                **{"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+                **{"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 32},
+            },
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "phi3, window": ("phi3", {"original_max_position_embeddings": 512, **WINDOWED}),
     "gpt2": ("gpt2", {**OLD, "attn_pdrop": 0.0}),
     "gpt_bigcode": ("gpt_bigcode", {**OLD, "attn_pdrop": 0.0}),

@@ -38,3 +38,11 @@ def test_a_model_that_would_mix_rows_refuses_to_pack_them_and_is_right_padded(na
     with pytest.raises(UserError, match="cannot be trained on packed rows"):
         faith.trained(model, groups, packing=True)
     assert faith.trained(model, groups, packing=False).is_same(faith.plain(model, rows))
+
+
+def test_rows_that_stretch_positions_are_computed_one_by_one(tmp_path: Path) -> None:
+    model, rows = build("phi3, long rope", tmp_path), faith.rows()
+    groups = [Group((row,)) for row in rows]
+    with pytest.raises(UserError, match="longer than 32 tokens"):
+        faith.trained(model, groups, packing=True)
+    assert faith.trained(model, groups, packing=False).is_same(faith.plain(model, rows))

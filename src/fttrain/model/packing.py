@@ -18,6 +18,7 @@ STATEFUL = re.compile(
 """Classes of mixers with a state of their own, which runs on from row to row."""
 ELSEWHERE = re.compile("vision|visual|image|audio|speech|projector")
 """Parts of multimodal models that text does not go through."""
+STRETCHES = "turns the positions of all rows of a micro-batch by the longest of them"
 REMEDY = "write packing = false (and share_prompt = false) in the stage: its rows are then padded"
 
 
@@ -29,6 +30,21 @@ def refusal(causal: Any) -> str | None:
         if STATEFUL.search(type(module).__name__) and not ELSEWHERE.search(name.lower()):
             return f"carries a state from token to token ({type(module).__name__}), which runs on into the next row"
     return None
+
+
+def stretches_beyond(causal: Any) -> int | None:
+    """Longest row that leaves rotary embeddings as they are: a longer one turns all rows of its micro-batch otherwise.
+
+    None where no row does. "dynamic" and "longrope" scale their frequencies by the longest row (arXiv 2402.13753).
+    """
+    config = causal.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    scaled = [one for one in kinds if one.get("rope_type") in ("dynamic", "longrope")]
+    if not scaled:
+        return None
+    holders = [config.max_position_embeddings, getattr(config, "original_max_position_embeddings", None)]
+    return min(int(one) for one in [*holders, *(one.get("original_max_position_embeddings") for one in scaled)] if one)
 
 
 def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Any:
@@ -65,6 +81,12 @@ def require(causal: Any) -> None:
     """Raise UserError where `refusal` knows a reason."""
     if (why := refusal(causal)) is not None:
         raise _refused(causal, why)
+
+
+def require_short(causal: Any, longest: int) -> None:
+    """Raise UserError where a row of this length would change the others in its line."""
+    if (limit := stretches_beyond(causal)) is not None and longest > limit:
+        raise _refused(causal, f"{STRETCHES}, where one is longer than {limit} tokens")
 
 
 def _refused(causal: Any, why: str) -> UserError:

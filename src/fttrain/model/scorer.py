@@ -222,7 +222,8 @@ class Scorer(nn.Module):
             assert micro.segments is None, "the launcher asks for padded rows"
             asked, virtual = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
         halves = self._of(self._causal())
-        if micro.segments is None and halves.alone and not virtual:
+        is_stretched = self._is_stretched(micro)
+        if micro.segments is None and (halves.alone or is_stretched) and not virtual:
             return _row_by_row(halves.body, micro, besides)
         if micro.segments is None:
             passed = halves.body(use_cache=False, **asked)
@@ -232,7 +233,14 @@ class Scorer(nn.Module):
         if not halves.packs:
             packing.require(halves.causal)
             halves.packs = True
+        if is_stretched:
+            packing.require_short(halves.causal, int(micro.lengths.max()))
         return packing.pass_over(halves, asked, micro.segments)
+
+    def _is_stretched(self, micro: MicroBatch) -> bool:
+        """Whether the longest row changes what the model says of the others."""
+        limit = packing.stretches_beyond(self._causal())
+        return limit is not None and int(micro.lengths.max()) > limit
 
     def _of(self, causal: Any) -> Halves:
         if id(causal) not in self._halves:

@@ -123,6 +123,12 @@ def settle(engine: Engine, wanted: Layout, dtype: str, *, begins_as_base: bool) 
     """
     started = time.perf_counter()
     probe = Probe(engine, dtype)
+    if not probe.rounding <= MARGIN * CEILINGS[dtype]:
+        raise UserError(
+            f"{probe.family} cannot be trained to go on with a text: tokens change what it says of those before them"
+            f" ({probe.rounding:.2g} nats a token)",
+            "use a base that reads from left to right; for some encoders, such as bert, config.json says is_decoder",
+        )
     if not probe.is_head_right():
         raise _wrong(probe, "head", "what training makes of its last hidden states is not what its own forward says")
     if begins_as_base and not probe.is_identity():

@@ -1,5 +1,6 @@
 """What every training stage does around the loop: from its start, through its newest checkpoint, to its artifact."""
 
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine, RankAllocator
 from fttrain.model import packing
+from fttrain.model.packing import STRETCHES
 from fttrain.model.scorer import DTYPES, RewardHead, Scorer, load_base, load_tokenizer
 from fttrain.noise import build as noise_builder
 from fttrain.noise import modules, replace_activations
@@ -37,6 +39,7 @@ from fttrain.training.metrics import MetricsLog
 from fttrain.training.optim import Schedule
 from fttrain.training.tracking import Trackers, require_installed
 
+log = logging.getLogger(__name__)
 MakeScorer = Callable[[nn.Module, StartPoint], Scorer]
 """The module to train, around the model with its trainable weights chosen."""
 MakeObjective = Callable[[Engine, Feed, StartPoint], Objective]
@@ -166,6 +169,13 @@ def _try(spec: StageSpec, engine: Engine, wanted: Layout, origin: StartPoint) ->
         else:
             engine.scorer.pad()
         return
+    longest = max(data.max_length for data in spec.data.values())
+    longest += spec.stage.max_new_tokens if isinstance(spec.stage, Ppo) else 0
+    limit = packing.stretches_beyond(engine.scorer.causal)
+    if limit is not None and longest > limit:
+        log.warning("each row is computed by itself: the model %s, and rows may be longer than %d", STRETCHES, limit)
+        engine.scorer.compute_alone()
+        wanted = Layout(packing=False)
     is_new = origin.adapter is None and spec.adapter.begins_as_base
     engine.verdict = asdict(probe.settle(engine, wanted, spec.model.dtype, begins_as_base=is_new))
 

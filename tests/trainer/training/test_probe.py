@@ -8,8 +8,9 @@ import pytest
 import torch
 from tests.conftest import _byte_tokenizer
 from tests.trainer.in_process import make_data, make_step, train
+from tests.zoo.families import build
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 modules of families that use it have it
 
 from ftlaunch.errors import UserError
@@ -136,6 +137,19 @@ def test_logits_that_hidden_states_do_not_give_end_the_stage_before_a_step(tmp_p
     assert not (tmp_path / "01-sft/metrics.jsonl").exists()
 
 
+def test_a_model_that_reads_both_ways_is_refused(tmp_path: Path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = AutoModelForCausalLM.from_config(BertConfig(**shape, vocab_size=len(_byte_tokenizer())))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "model")
+    _byte_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="bert cannot be trained to go on with a text: tokens change what it says of"):
+        trained(tmp_path / "model", tmp_path)
+
+
 def test_what_a_model_does_to_its_logits_is_done_in_training_too(tmp_path: Path):
     found, _ = trained(saved(ScaledConfig, tmp_path / "model"), tmp_path)
     assert found["layout"] == "packed"
@@ -146,3 +160,8 @@ def test_a_model_that_is_known_to_be_right_stays_packed_with_shared_prompts(tiny
     found, _ = trained(tiny_model, tmp_path, kind="dpo")
     assert (found["layout"], found["share_prompt"], found["warnings"]) == ("packed", True, [])
     assert max(found["differences"].values()) < 1e-5
+
+
+def test_rows_long_enough_to_stretch_positions_are_computed_by_themselves(tmp_path: Path):
+    model = build("phi3, long rope", tmp_path / "model")
+    assert trained(model, tmp_path)[0]["layout"] == "alone"
