@@ -122,7 +122,7 @@ FLOORS = {
     "ftlaunch.rules": (
         "compatibility data secrets track",
         "stage",
-        "adapter combinations evaluate noise order ppo",
+        "adapter combinations evaluate noise order ppo strategy",
         "__init__",
     ),
     "ftlaunch.rules.compatibility": (

@@ -32,8 +32,10 @@ class Optimizer(Table, frozen=True, kw_only=True):
 class Parallel(Table, frozen=True, kw_only=True):
     """How many processes there are and what they share."""
 
-    strategy: Strategy = "single"
-    """One process; replicas (ddp); or DeepSpeed ZeRO, which also shards optimizer, gradients and weights (1, 2, 3)."""
+    strategy: Strategy | Literal["auto"] = "single"
+    """One process; replicas (ddp); or DeepSpeed ZeRO, which also shards optimizer, gradients and weights (1, 2, 3).
+    "auto" takes the first of these that fits this machine's memory as `ftlaunch plan` foresees it, and says why; the
+    run keeps what it began with."""
     nodes: Positive = 1
     """Machines."""
     procs_per_node: Positive = 1

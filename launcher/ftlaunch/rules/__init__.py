@@ -12,7 +12,7 @@ from ftlaunch.load import Loaded, load_recipe_as_written, load_resolved
 from ftlaunch.recipe import Ppo, Recipe, Training
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
-from ftlaunch.rules import combinations, order, secrets, track
+from ftlaunch.rules import combinations, order, secrets, strategy, track
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import evaluate as evaluate_rules
 from ftlaunch.rules import noise as noise_rules
@@ -33,7 +33,7 @@ def check_resolved(resolved: Path, overrides: Sequence[str]) -> Loaded:
 def _passed(loaded: Loaded) -> Loaded:
     if loaded.misplaced:  # no row can be looked at, but what needs none is told as well
         raise RecipeError([*loaded.misplaced, *find_problems(loaded)])
-    loaded, unread = _with_formats(loaded)
+    loaded, unread = _with_formats(strategy.settled(loaded, find_problems))
     problems = [*find_problems(loaded), *unread]
     if problems:
         raise RecipeError(problems)
