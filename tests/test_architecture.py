@@ -58,7 +58,7 @@ FLOORS = {
         "options profile text",
         "cluster trainer watch",
         "compare model report run",
-        "evaluate recipe",
+        "evaluate recipe ship",
         "__init__",
     ),
     "ftlaunch.cluster": (
@@ -94,7 +94,7 @@ FLOORS = {
     "ftlaunch.report": (
         "__init__ facts markup",
         "curves",
-        "plots svg trace",
+        "model_card plots svg trace",
         "run_page",
         "overlay_page",
         "write",
@@ -227,7 +227,7 @@ FLOORS = {
     ),
     "fttrain.tools": (
         "__init__ output",
-        "calibrate chat import_gguf merge preview quantize superweights unpack",
+        "calibrate chat import_gguf merge preview push quantize superweights unpack",
         "evaluate serve",
     ),
     "fttrain.training": (

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ftlaunch import __version__
-from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run, watch
+from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run, ship, watch
 from ftlaunch.errors import UserError
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
@@ -29,6 +29,8 @@ app.command()(cluster.attach)
 for verb in (watch.watch, report.report):
     app.command()(verb)
 for verb in (model.merge, model.chat, model.serve):
+    app.command()(verb)
+for verb in (ship.push, ship.export):
     app.command()(verb)
 app.command("eval")(evaluate.evaluate)
 for verb in (model.quantize, model.superweights, cluster.doctor):

@@ -53,11 +53,14 @@ def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | N
 
 
 def _leave_report(folder: "RunDir") -> None:
-    """Write the report of a run that was driven here, however it ended."""
+    """Write the report of a run that was driven here, however it ended, and the cards of what it has made."""
+    from ftlaunch.report.facts import read_run
+    from ftlaunch.report.model_card import write_cards
     from ftlaunch.report.write import write_report
 
     try:
         page = write_report(folder, with_plots=False)
+        write_cards(folder, read_run(folder))
     except (OSError, UserError) as error:
         print(f"there is no report of {folder.path.name}: {error}", file=sys.stderr)
     else:

@@ -544,7 +544,7 @@ def test_the_help_is_what_typer_would_say(call: Call, monkeypatch: pytest.Monkey
 def test_every_verb_shows_an_example(call: Call) -> None:
     group = typer.main.get_command(cli.app)
     verbs = [name for name, command in group.commands.items() if not command.hidden]
-    assert len(verbs) == 23
+    assert len(verbs) == 25
     for verb in verbs:
         assert f"Example: ftlaunch {verb}" in call(verb, "--help")[1]
 

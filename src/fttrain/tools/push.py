@@ -1,0 +1,93 @@
+"""`ftlaunch push`, as `python -m fttrain.tools.push FOLDER REPOSITORY`: what a run has made, sent to the hub."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from ftlaunch.errors import UserError
+from ftlaunch.run.layout import CARD
+from ftlaunch.safety.redact import has_secret
+from fttrain.tools.output import answer
+
+SENT = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
+"""Endings of what is sent."""
+KEPT_BACK = {CARD}
+"""Files that speak of this machine and of nothing else."""
+WEIGHTS = ".safetensors"
+MIB = 1 << 20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("repository")
+    parser.add_argument("--public", action="store_true")
+    parser.add_argument("--revision")
+    parser.add_argument("--dry-run", action="store_true")
+    asked = parser.parse_args()
+    return answer(
+        push(asked.folder, asked.repository, public=asked.public, revision=asked.revision, dry_run=asked.dry_run)
+    )
+
+
+def push(folder: Path, repository: str, *, public: bool, revision: str | None, dry_run: bool) -> Iterator[str]:
+    """Send a model's or an adapter's folder; tells what goes, and where it is then. UserError where it may not go."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"{repository} is no name of a repository", "write OWNER/NAME") from error
+    files = list(_files(folder))
+    yield f"to {repository} ({'public' if public else 'private'}{f', branch {revision}' if revision else ''}):"
+    yield from (f"  {path.name}  {path.stat().st_size / MIB:,.1f} MiB" for path in files)
+    if dry_run:
+        yield "nothing was sent: this is a dry run"
+        return
+    yield _send(folder, files, repository, public=public, revision=revision)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What goes. UserError where there are no weights, or where a text holds what looks like a secret."""
+    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    files = [path for path in found if path.suffix in SENT and path.name not in KEPT_BACK]
+    if not any(path.suffix == WEIGHTS for path in files):
+        raise UserError(f"{folder} holds no weights", "name a run, or the folder of a model or an adapter")
+    for path in files:
+        if path.suffix != WEIGHTS and has_secret(path.read_text(errors="replace")):
+            raise UserError(f"{path} holds what looks like a secret", "take it out of the file; nothing was sent")
+    yield from files
+
+
+def _send(folder: Path, files: list[Path], repository: str, *, public: bool, revision: str | None) -> str:
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # What it is made of: the errors of the HTTP library that is in use, and the system's.
+    failures = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    token = get_token()
+    if token is None:
+        raise UserError("there is no token for the hub", "sign in by `hf auth login`, or set HF_TOKEN")
+    hub: Any = HfApi(token=token)
+    try:
+        where = hub.create_repo(repository, private=not public, exist_ok=True)
+        if revision is not None:
+            hub.create_branch(repository, branch=revision, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=[path.name for path in files],
+            commit_message="Weights and card, by ftlaunch",
+        )
+    except failures as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        remedy = "check the name, your rights to it and the network; then call it again"
+        raise UserError(f"the hub has not taken {repository}: {said}", remedy) from error
+    return f"sent: {where}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Sending a model's folder to a hub that a small server acts."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from ftlaunch.errors import UserError
+from fttrain.tools.push import push
+
+TOKEN = "hf_" + "x" * 30
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as an upload of small files asks for."""
+
+    sent: dict[str, bytes]
+    asked: list[tuple[str, Any]]
+    refuses = False
+
+    def do_GET(self) -> None:
+        self._answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        type(self).asked.append((self.path, self.headers.get("Authorization")))
+        if self.refuses:
+            self._answer({"error": "You may not"}, 403)
+        elif self.path.endswith("/repos/create"):
+            self._answer({"url": f"http://{self.headers['Host']}/me/model", "name": "me/model", "id": "1"})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            told = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]
+            self._answer({"files": told})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    type(self).sent[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self._answer({"commitUrl": f"http://{self.headers['Host']}/me/model/commit/1", "commitOid": "1" * 40})
+        else:
+            self._answer({})
+
+    def _answer(self, told: dict[str, Any], status: int = 200) -> None:
+        body = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is said of requests."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    acted = type("Acted", (Hub,), {"sent": {}, "asked": [], "refuses": False})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), acted)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield acted
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    for name, content in {
+        "model.safetensors": "weights",
+        "config.json": "{}",
+        "README.md": "# A model\n",
+        "artifact.json": '{"base": "/home/me"}',
+        "notes.log": "x",
+    }.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def sent(folder: Path, repository: str = "me/model", *, dry_run: bool = False) -> str:
+    return "\n".join(push(folder, repository, public=False, revision=None, dry_run=dry_run))
+
+
+def test_weights_config_and_card_go_and_nothing_of_this_machine(hub: type[Hub], model: Path) -> None:
+    said = sent(model)
+    assert hub.sent == {"model.safetensors": b"weights", "config.json": b"{}", "README.md": b"# A model\n"}
+    assert hub.asked[0] == ("/api/repos/create", f"Bearer {TOKEN}")
+    assert said.startswith("to me/model (private):")
+    assert TOKEN not in said
+
+
+def test_a_dry_run_asks_nobody_anything(hub: type[Hub], model: Path) -> None:
+    said = sent(model, dry_run=True)
+    assert not hub.asked
+    assert "model.safetensors" in said
+    assert said.endswith("nothing was sent: this is a dry run")
+
+
+def test_without_a_token_nothing_is_sent(hub: type[Hub], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="no token for the hub") as refused:
+        sent(model)
+    assert "hf auth login" in (refused.value.remedy or "")
+    assert not hub.asked
+
+
+def test_what_the_hub_refuses_is_told_in_its_words(hub: type[Hub], model: Path) -> None:
+    hub.refuses = True
+    with pytest.raises(UserError, match="the hub has not taken me/model: "):
+        sent(model)
+
+
+def test_a_secret_in_a_file_stops_all(hub: type[Hub], model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"note": TOKEN}))
+    with pytest.raises(UserError, match="looks like a secret"):
+        sent(model)
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a b", ""])
+def test_a_bad_name_is_refused_first(model: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is no name of a repository"):
+        sent(model, name)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no weights"):
+        sent(tmp_path)
