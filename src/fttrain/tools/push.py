@@ -1,6 +1,7 @@
 """`ftlaunch push`, as `python -m fttrain.tools.push FOLDER REPOSITORY`: what a run has made, sent to the hub."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,19 @@ def push(folder: Path, repository: str, *, public: bool, revision: str | None, d
     files = list(_files(folder))
     yield f"to {repository} ({'public' if public else 'private'}{f', branch {revision}' if revision else ''}):"
     yield from (f"  {path.name}  {path.stat().st_size / MIB:,.1f} MiB" for path in files)
+    if (base := _local_base(folder)) is not None:
+        yield f"note: adapter_config.json names its base by a folder of this machine, {base}: others cannot load it so"
     if dry_run:
         yield "nothing was sent: this is a dry run"
         return
     yield _send(folder, files, repository, public=public, revision=revision)
+
+
+def _local_base(folder: Path) -> str | None:
+    """The base that an adapter names by a folder; None for a hub id, and for whole models."""
+    config = folder / "adapter_config.json"
+    base = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None
+    return base if base and Path(base).is_absolute() else None
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -134,3 +134,10 @@ def test_a_bad_name_is_refused_first(model: Path, name: str) -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no weights"):
         sent(tmp_path)
+
+
+def test_a_base_that_only_this_machine_has_is_told(model: Path) -> None:
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/base"}')
+    assert "names its base by a folder of this machine, /home/me/base" in sent(model, dry_run=True)
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    assert "of this machine" not in sent(model, dry_run=True)
