@@ -52,6 +52,18 @@ class UnpackOptions(ToolOptions, frozen=True, kw_only=True, tag="unpack"):
     out: str
 
 
+class PushOptions(ToolOptions, frozen=True, kw_only=True, tag="push"):
+    """`ftlaunch push`."""
+
+    folder: str
+    """Of a model or an adapter."""
+    repository: str
+    public: bool = False
+    revision: str | None = None
+    """Branch. None: main."""
+    dry_run: bool = False
+
+
 class ChatOptions(ToolOptions, frozen=True, kw_only=True, tag="chat"):
     """`ftlaunch chat`."""
 

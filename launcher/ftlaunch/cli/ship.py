@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 import typer
 
 from ftlaunch.cli import trainer
 from ftlaunch.cli.model import resolve_model
 from ftlaunch.errors import UserError
+from ftlaunch.tools import PushOptions
 
 CONVERTER = "convert_hf_to_gguf.py"
 """llama.cpp's own program."""
@@ -33,15 +35,15 @@ def push(
     Example: ftlaunch push my-run me/my-model --dry-run
     """
     folder = _made(source, merged=not adapter)
-    told = [folder, repository, *(["--public"] if public else []), *(["--revision", revision] if revision else [])]
-    if not yes:
-        code = trainer.call("fttrain.tools.push", *told, "--dry-run")
+    told = PushOptions(folder=folder, repository=repository, public=public, revision=revision, dry_run=True)
+    if dry_run or not yes:
+        code = trainer.call(told)
         if code or dry_run:
             raise typer.Exit(code)
         if not sys.stdin.isatty():
             raise UserError("push sends nothing without being asked", "add --yes")
         typer.confirm(f"Send this to {repository}?", abort=True, err=True)
-    raise typer.Exit(trainer.call("fttrain.tools.push", *told, *(["--dry-run"] if dry_run else [])))
+    raise typer.Exit(trainer.call(msgspec.structs.replace(told, dry_run=False)))
 
 
 def export(

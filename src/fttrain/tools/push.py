@@ -1,6 +1,5 @@
-"""`ftlaunch push`, as `python -m fttrain.tools.push FOLDER REPOSITORY`: what a run has made, sent to the hub."""
+"""`ftlaunch push`, as `python -m fttrain.tools.push OPTIONS.json`: what a run has made, sent to the hub."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from typing import Any, cast
 from ftlaunch.errors import UserError
 from ftlaunch.run.layout import CARD
 from ftlaunch.safety.redact import has_secret
-from fttrain.tools.output import answer
+from ftlaunch.tools import PushOptions
+from fttrain.tools.output import answer, called_with
 
 SENT = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
 """Endings of what is sent."""
@@ -20,17 +20,10 @@ WEIGHTS = ".safetensors"
 MIB = 1 << 20
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("repository")
-    parser.add_argument("--public", action="store_true")
-    parser.add_argument("--revision")
-    parser.add_argument("--dry-run", action="store_true")
-    asked = parser.parse_args()
-    return answer(
-        push(asked.folder, asked.repository, public=asked.public, revision=asked.revision, dry_run=asked.dry_run)
-    )
+def main(options: PushOptions) -> int:
+    """Send the folder, or say what would go; the exit code."""
+    asked = {"public": options.public, "revision": options.revision, "dry_run": options.dry_run}
+    return answer(push(Path(options.folder), options.repository, **asked))
 
 
 def push(folder: Path, repository: str, *, public: bool, revision: str | None, dry_run: bool) -> Iterator[str]:
@@ -100,4 +93,4 @@ def _send(folder: Path, files: list[Path], repository: str, *, public: bool, rev
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(called_with(PushOptions)))

@@ -8,6 +8,7 @@ import pytest
 from ftlaunch import cli
 from ftlaunch.cli import ship, trainer
 from ftlaunch.errors import BAD_INPUT, DONE
+from ftlaunch.tools import PushOptions
 
 
 @pytest.fixture
@@ -18,12 +19,12 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[PushOptions]:
     """What the trainer's tools are called with."""
-    calls: list[tuple[str, ...]] = []
+    calls: list[PushOptions] = []
 
-    def call(*arguments: str) -> int:
-        calls.append(arguments)
+    def call(options: PushOptions) -> int:
+        calls.append(options)
         return DONE
 
     monkeypatch.setattr(trainer, "call", call)
@@ -38,24 +39,24 @@ def ends(monkeypatch: pytest.MonkeyPatch, *line: str) -> int:
 
 
 def test_nothing_is_sent_without_being_asked(
-    model: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, asked: list[PushOptions], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ends(monkeypatch, "push", str(model), "me/model") == BAD_INPUT
-    assert asked == [("fttrain.tools.push", str(model), "me/model", "--dry-run")]
+    assert asked == [PushOptions(folder=str(model), repository="me/model", dry_run=True)]
     assert "add --yes" in capsys.readouterr().err
 
 
-def test_with_yes_it_is_sent(model: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_yes_it_is_sent(model: Path, asked: list[PushOptions], monkeypatch: pytest.MonkeyPatch) -> None:
     assert ends(monkeypatch, "push", str(model), "me/model", "--yes", "--public") == DONE
-    assert asked == [("fttrain.tools.push", str(model), "me/model", "--public")]
+    assert asked == [PushOptions(folder=str(model), repository="me/model", public=True)]
 
 
 @pytest.mark.parametrize("more", [[], ["--yes"]])
 def test_a_dry_run_sends_nothing_even_with_yes(
-    model: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, more: list[str]
+    model: Path, asked: list[PushOptions], monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
     assert ends(monkeypatch, "push", str(model), "me/model", "--dry-run", *more) == DONE
-    assert asked == [("fttrain.tools.push", str(model), "me/model", "--dry-run")]
+    assert asked == [PushOptions(folder=str(model), repository="me/model", dry_run=True)]
 
 
 def test_without_llama_cpp_the_command_is_told(
