@@ -1,5 +1,6 @@
 # make demo        fine-tune, merge and question a 135M model, in minutes
 # make check       lint, format, types
+# make test-fast   a sample of each part in under 3 minutes on two cores: all tests but those marked slow
 # make test        the tests, some tens of minutes on two cores (those on SLURM need root on Debian)
 # make help        this list
 # make clean       remove .venv, .cache and runs
@@ -28,7 +29,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo help test check learning faults chains interruptions compatibility zoo storm scoreboard bench clean
+.PHONY: demo help test test-fast check learning faults chains interruptions compatibility zoo storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -41,6 +42,9 @@ help:
 
 test: $(VENV)/installed $(MODEL)/config.json
 	FTLAUNCH_TEST_MODEL=$(abspath $(MODEL)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test-fast: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 
 check: $(VENV)/installed
 	$(BIN)/ruff check

@@ -147,16 +147,79 @@ def browser() -> Iterator["Browser"]:
 
 FIRST = ("slurm", "end_to_end", "faults", "trainer")
 """Folders in the order in which workers take them up: those that wait for others long, then those of long tests."""
+SLOW_FOLDERS = {"end_to_end", "faults", "scoreboard", "slurm", "zoo"}
+SLOW_FIXTURES = {"launch", "ranks", "run_stages"}
+"""Fixtures that start processes which import torch."""
+SLOW_FILES = {
+    "launcher/backend/test_metadata.py",
+    "trainer/adapters/test_adalora.py",
+    "trainer/adapters/test_adapters.py",
+    "trainer/adapters/test_virtual_tokens.py",
+    "trainer/checkpoint/test_checkpoint.py",
+    "trainer/data/test_feed.py",
+    "trainer/data/test_preview.py",
+    "trainer/evaluation/test_evaluate.py",
+    "trainer/merging/test_families.py",
+    "trainer/merging/test_merge.py",
+    "trainer/noise/test_stages.py",
+    "trainer/objectives/test_trl.py",
+    "trainer/ppo/test_actor.py",
+    "trainer/ppo/test_ppo.py",
+    "trainer/ppo/test_rewards.py",
+    "trainer/ppo/test_trl_ppo.py",
+    "trainer/ppo/test_vllm_rollout.py",
+    "trainer/preference/test_dpo.py",
+    "trainer/quant/test_qat.py",
+    "trainer/quant/test_quantize.py",
+    "trainer/quant/test_quantized.py",
+    "trainer/quant/test_twins.py",
+    "trainer/serving/test_openai_client.py",
+    "trainer/serving/test_page.py",
+    "trainer/serving/test_serving.py",
+    "trainer/stages/test_evaluation_stage.py",
+    "trainer/stages/test_reward.py",
+    "trainer/stages/test_sft.py",
+    "trainer/superweights/test_superweights.py",
+    "trainer/test_canaries.py",
+    "trainer/test_compatibility.py",
+    "trainer/tools/test_tools.py",
+    "trainer/training/test_nonfinite.py",
+    "trainer/training/test_probe.py",
+}
+"""Files whose tests train whole stages or start servers: the first test of each is the sample that is not slow."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers share the tests, a file stays with one, and the tests on the one SLURM cluster do, too."""
+    """Mark tests by what they need, and put them in order and in groups for several workers.
+
+    Where several workers share the tests, a file stays with one, and the tests on the one SLURM cluster do, too.
+    """
     here = Path(__file__).parent
+    sampled: set[str] = set()
     for item in items:
-        folder = item.path.relative_to(here).parts[0]
-        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else str(item.path.relative_to(here))))
+        path = str(item.path.relative_to(here))
+        folder = path.partition("/")[0]
+        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else path))
+        if folder == "slurm":
+            item.add_marker("slurm")
+        starts_processes = SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if folder in SLOW_FOLDERS or starts_processes or (path in SLOW_FILES and path in sampled):
+            item.add_marker("slow")
+        else:
+            sampled.add(path)
     places = {folder: place for place, folder in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.relative_to(here).parts[0], len(FIRST)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with the reason, a test whose marker names what is not here."""
+    if item.get_closest_marker("real_model") and "FTLAUNCH_TEST_MODEL" not in os.environ:
+        pytest.skip("FTLAUNCH_TEST_MODEL does not name the folder of SmolLM2-135M-Instruct")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no GPU here")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

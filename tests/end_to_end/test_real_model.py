@@ -29,7 +29,7 @@ PROMPT = (
 )
 
 
-@pytest.mark.skipif(MODEL is None, reason="FTLAUNCH_TEST_MODEL does not name the folder of SmolLM2-135M-Instruct")
+@pytest.mark.real_model
 def test_the_quickstart_in_four_steps(tmp_path: Path, launch: Launch):
     assert MODEL is not None
     flags = [flag for key, value in SETTINGS.items() for flag in ("--set", f"{key}={value}")]
