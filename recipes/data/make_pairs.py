@@ -41,6 +41,7 @@ def rows() -> list[Facts]:
 
 
 def main() -> None:
+    """Write the pairs to the file that the command line names, or next to this script."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("pairs.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
 

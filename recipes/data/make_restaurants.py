@@ -79,6 +79,7 @@ def verdict(facts: Facts, rng: random.Random) -> str:
 
 
 def children(facts: Facts, rng: random.Random) -> str:
+    """Return a sentence on children, or nothing where the facts do not mention them."""
     if "family friendly" not in facts:
         return ""
     if facts["family friendly"] == "yes":
@@ -105,6 +106,7 @@ def rows() -> list[Facts]:
 
 
 def main() -> None:
+    """Write the rows to the file that the command line names, or next to this script."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("restaurants.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
 

@@ -11,6 +11,7 @@ NAMESPACES = Path("/run/netns")
 
 
 def namespace(node: str) -> str:
+    """Return the name of a node's network namespace."""
     return f"ftl-{node}"
 
 

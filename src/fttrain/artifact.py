@@ -1,4 +1,4 @@
-"""What a stage hands to the next: an adapter or a whole model, its tokenizer, and where they come from."""
+"""The artifact that a stage hands to the next: an adapter or a whole model, its tokenizer, and their origin."""
 
 import json
 import shutil
@@ -25,30 +25,31 @@ from fttrain.quant import qat
 
 GENERATION_CONFIG = "generation_config.json"
 VALUE_HEAD = "value_head."
-"""What the weights of PPO's value head begin with. It foresees one policy's rewards, and no later stage needs it."""
+"""Prefix of the weights of PPO's value head. It predicts one policy's rewards, and no later stage needs it."""
 
 
 @dataclass(frozen=True)
 class StartPoint:
-    """What a stage starts from."""
+    """The base, adapter and tokenizer that a stage starts from."""
 
     base: Model
     adapter: Path | None
-    """Folder of the adapter that goes on being trained; None for a fresh one."""
+    """Folder of the adapter that is trained further; None for a new one."""
     tokenizer: str
-    """Where the tokenizer is: the base's, or the one that the stage before has trained with."""
+    """Folder or hub id of the tokenizer: the base's, or the previous stage's."""
     head: Path | None = None
-    """The reward model's head that goes on being trained; None for a fresh one."""
-    worn: tuple[Noise, ...] = ()
+    """File of the reward model's head that is trained further; None for a new one."""
+    replaced: tuple[Noise, ...] = ()
     """The [noise] tables that have replaced the base's activation functions, in order."""
 
 
 def has_adapter(spec: StageSpec) -> bool:
+    """Return whether the stage trains an adapter rather than all weights."""
     return not isinstance(spec.adapter, Full)
 
 
 def origin(spec: StageSpec, folder: StageDir) -> StartPoint:
-    """The base and adapter that a stage starts from: the recipe's, or the artifact of the stage before."""
+    """Return the base and adapter that a stage starts from: the recipe's, or the previous stage's artifact."""
     if spec.start is None:
         return StartPoint(spec.model, None, spec.model.path)
     start = folder.path.parent / spec.start
@@ -62,7 +63,7 @@ def origin(spec: StageSpec, folder: StageDir) -> StartPoint:
 
 
 def read(folder: Path) -> tuple[Model, Path | None]:
-    """The base that an artifact belongs to, and the adapter's folder if it is an adapter; a merged model is a base."""
+    """Return the base of an artifact, and the folder of its adapter if it is one; a merged model is a base itself."""
     if not (folder / CARD).exists() and (folder / "config.json").exists():
         return Model(path=str(folder)), None
     try:
@@ -74,28 +75,28 @@ def read(folder: Path) -> tuple[Model, Path | None]:
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether an artifact was trained on prompts and answers as they are, so that no chat template is for it."""
+    """Return whether an artifact was trained without a chat template, so that none may be used with it."""
     card = folder / CARD
     return card.exists() and json.loads(card.read_text()).get("rendering") == "none"
 
 
 def replaced_activations(spec: StageSpec, origin: StartPoint) -> tuple[Noise, ...]:
-    """The tables that count in a stage: those it starts with, and its own if that is another."""
+    """Return the [noise] tables in force in a stage: those of its start, and its own if that replaces functions."""
     noise = spec.noise
     own = noise if isinstance(noise, Saturated) else NoNoise(sites=noise.sites, activation=noise.activation)
-    return (*origin.worn, own) if replaces(own) and own not in origin.worn[-1:] else origin.worn
+    return (*origin.replaced, own) if replaces(own) and own not in origin.replaced[-1:] else origin.replaced
 
 
 def trained_weights(engine: Engine) -> dict[str, Tensor]:
-    """What an artifact holds, whole and in fp32: on the CPU of rank 0, empty elsewhere. Collective."""
+    """Return an artifact's weights, whole and in fp32: on the CPU of rank 0, empty elsewhere. Collective."""
     return {name: tensor for name, tensor in engine.full_tensors() if not name.startswith(VALUE_HEAD)}
 
 
 def save(spec: StageSpec, source: StartPoint, engine: Engine, tokenizer: Any, folder: Path) -> None:
-    """Gather the model's trained weights and write them, with the tokenizer, as plain transformers or peft loads them.
+    """Gather the trained weights and write them, with the tokenizer, as plain transformers or PEFT loads them.
 
-    The head of a reward model goes to a file of its own; with a model trained in full it makes a sequence classifier
-    too. A value head stays behind. Collective. The folder appears by rename, on rank 0.
+    A reward model's head gets a file of its own; if all weights were trained, the folder is a sequence classifier as
+    well. A value head is not saved. Collective. The folder appears by rename, on rank 0.
     """
     weights = trained_weights(engine)
     if engine.world.is_main:
@@ -113,7 +114,7 @@ def save(spec: StageSpec, source: StartPoint, engine: Engine, tokenizer: Any, fo
 
 
 def _is_untemplated(spec: StageSpec) -> bool:
-    """Whether all of a stage's rows are taken as they are."""
+    """Return whether none of a stage's data sets uses a chat template."""
     return all(data.template == "none" for data in spec.data.values())
 
 
@@ -128,6 +129,7 @@ def _write(
         adapters.save(model, spec.adapter, weights, folder)
     else:
         dtype = DTYPES[spec.model.dtype]
+        # A model that was trained through rounding is saved rounded: what was evaluated is what users load.
         for name, (rounding, _) in qat.roundings(model).items():
             weights[name] = rounding.stored(weights[name], steps.get(name))
         model.config.dtype = dtype
@@ -147,7 +149,7 @@ def _write(
 
 
 def _write_generation_config(spec: StageSpec, engine: Engine, tokenizer: Any, folder: Path) -> None:
-    """What the base has, with the tokens that end answers in training among those that end generation."""
+    """Write the base's generation config, with the tokens that end answers in training added to those that end it."""
     config: dict[str, Any] = engine.scorer.causal.generation_config.to_diff_dict()
     template = None if _is_untemplated(spec) else tokenizer.chat_template
     known = config.get("eos_token_id")
@@ -159,6 +161,6 @@ def _write_generation_config(spec: StageSpec, engine: Engine, tokenizer: Any, fo
 
 
 def _buffers(model: Any) -> dict[str, Tensor]:
-    """What belongs to a model besides its weights, such as the bias of a router of DeepSeek's kind."""
+    """Return a model's buffers that are saved, such as the bias of DeepSeek's router: they are no parameters."""
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in weights}

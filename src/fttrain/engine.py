@@ -103,9 +103,9 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["times"]
 
-    def forward(self, asked: Any) -> Any:
+    def forward(self, inputs: Any) -> Any:
         """What the wrapped module says to `asked`, in the mode that it is in."""
-        return self._wrapped(asked)
+        return self._wrapped(inputs)
 
     def scores(self, micro: MicroBatch) -> Scores:
         """Forward pass of a plain Scorer."""

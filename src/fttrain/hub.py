@@ -1,4 +1,4 @@
-"""Models on their way in: fetched, then judged, and only then loaded, from the very folder that was judged."""
+"""Models from disk or the hub: fetched, then vetted, and only then loaded, from the very folder that was vetted."""
 
 from pathlib import Path
 
@@ -10,54 +10,55 @@ PICKLED = ["pytorch_model*.bin"]
 
 
 def tokenizer_folder(path: str, revision: str | None = None) -> Path:
-    """The folder with a tokenizer's files, fetched from the hub where `path` is an id.
+    """Return the folder with a tokenizer's files, fetched from the hub where `path` is an id.
 
-    Raises UserError where it asks for code or is not to be trusted, OSError or ValueError where it cannot be had.
+    Raises UserError where it needs its own code or cannot be trusted, OSError or ValueError where it cannot be fetched.
     """
     folder = _fetch(path, revision, CONFIGS)
-    _judge(folder, allow_pickle=True)  # no weights are looked at
+    _vet(folder, allow_pickle=True)  # no weights are read
     return folder
 
 
 def model_folder(path: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
-    """The folder with a model's files, fetched from the hub where `path` is an id; nothing is run or unpickled.
+    """Return the folder with a model's files, fetched from the hub where `path` is an id; nothing is executed.
 
-    Raises as `tokenizer_folder` does, also where the weights are pickled and that is not allowed, or it is an adapter.
+    Raises as `tokenizer_folder` does, and where the weights are pickled and that is not allowed, or it is an adapter.
     """
+    # The configs come first: a model that is refused must not cost a download of its weights.
     folder = _fetch(path, revision, CONFIGS)
-    _judge(folder, allow_pickle=True)
+    _vet(folder, allow_pickle=True)
     if (folder / model_files.ADAPTER_CONFIG).exists():
         raise UserError(f"{path} is an adapter, not a model", "merge it into its base, and name what that makes")
     if not Path(path).is_dir():
         weights = model_files.shard_names(folder) or [model_files.WEIGHTS]
         folder = _fetch(path, revision, [*CONFIGS, *weights, *(PICKLED if allow_pickle else [])])
         _refuse_pickles_of_the_hub(path, folder, allow_pickle=allow_pickle)
-    _judge(folder, allow_pickle=allow_pickle)
+    _vet(folder, allow_pickle=allow_pickle)
     return folder
 
 
 def adapter_folder(path: Path) -> Path:
-    """The folder of an adapter, judged. Raises UserError where it is not to be trusted or its weights are pickled."""
+    """Return an adapter's folder, vetted. Raises UserError where it cannot be trusted or its weights are pickled."""
     folder = path.resolve()
-    _judge(folder, allow_pickle=False)
+    _vet(folder, allow_pickle=False)
     return folder
 
 
-def _judge(folder: Path, *, allow_pickle: bool) -> None:
+def _vet(folder: Path, *, allow_pickle: bool) -> None:
     trust.require(folder)
     model_files.require_plain(folder, allow_pickle=allow_pickle)
 
 
 def _fetch(path: str, revision: str | None, patterns: list[str]) -> Path:
     if Path(path).is_dir():
-        return Path(path).resolve()  # what is judged is what is loaded, wherever a link may lead by then
+        return Path(path).resolve()  # a link could lead elsewhere between vetting and loading
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
 
 
 def _refuse_pickles_of_the_hub(path: str, folder: Path, *, allow_pickle: bool) -> None:
-    """Pickles are not even fetched: that safetensors are missing is what tells of them."""
+    """Raise UserError where the hub has no safetensors: pickles were not even fetched."""
     if not model_files.has_safetensors(folder) and not allow_pickle:
         raise UserError(
             f"no safetensors can be had of {path}, and loading a pickle can run code", model_files.UNPICKLED

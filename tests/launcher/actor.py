@@ -47,9 +47,9 @@ def measure(step: int, steps: int) -> None:
 
 
 def write(path: Path, value: object) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value))
-    aside.replace(path)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
 
 
 def error(rank: int, kind: str, message: str, **more: object) -> None:

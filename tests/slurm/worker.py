@@ -26,9 +26,9 @@ asked: list[int] = []
 
 
 def write(path: Path, value: object) -> None:
-    aside = path.with_name(f".{path.name}.{RANK}")
-    aside.write_text(json.dumps(value))
-    aside.replace(path)
+    temporary = path.with_name(f".{path.name}.{RANK}")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
 
 
 def say(text: str) -> None:
@@ -137,10 +137,10 @@ def main() -> int:
         say(repr(error))
         content = {"rank": RANK, "type": type(error).__name__, "message": str(error), "remedy": None}
         content |= {"traceback": repr(error), "log": str(ATTEMPT / f"rank{RANK}.log"), "user_error": False}
-        aside = ATTEMPT / f".error{RANK}"
-        aside.write_text(json.dumps(content))
+        temporary = ATTEMPT / f".error{RANK}"
+        temporary.write_text(json.dumps(content))
         with contextlib.suppress(FileExistsError):
-            os.link(aside, ATTEMPT / "error.json")
+            os.link(temporary, ATTEMPT / "error.json")
         return 1
 
 

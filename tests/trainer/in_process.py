@@ -74,7 +74,7 @@ class StopAfter:
     def pending(self) -> str | None:
         return None
 
-    def asked(self) -> str | None:
+    def poll(self) -> str | None:
         if self._left is None:
             return None
         self._left -= 1

@@ -106,7 +106,7 @@ def _data(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def _said(trial: Callable[[], None]) -> str:
-    """ "✓", or why not: a refusal's message, or the error that nobody has foreseen."""
+    """Return "✓", or why not: a refusal's message, or the error that nobody has foreseen."""
     try:
         trial()
     except UserError as error:

@@ -25,6 +25,7 @@ def _age(path: Path) -> float:
 
 
 def is_run(path: Path) -> bool:
+    """Return whether a folder is a run: it has a plan."""
     return (path / "plan.json").is_file()
 
 

@@ -29,6 +29,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def processes(count: int) -> str:
+    """Return a number of processes in words, such as "1 process" or "2 processes"."""
     return f"{count} process{'es' if count > 1 else ''}"
 
 

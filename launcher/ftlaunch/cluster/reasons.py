@@ -57,6 +57,7 @@ def why_waiting(reason: str | None) -> str:
 
 
 def never_starts(reason: str | None) -> bool:
+    """Return whether a job that waits for this reason will wait for ever."""
     return reason is not None and _told(NEVER, reason) is not None
 
 

@@ -35,6 +35,7 @@ class Difference(Struct, frozen=True):
 
 
 def spread(values: Sequence[float]) -> Spread:
+    """Return mean and sample standard deviation; a single value has none."""
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
 

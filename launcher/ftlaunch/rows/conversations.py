@@ -47,10 +47,12 @@ def finished(conversation: Conversation, data: Data, row: Row, where: str) -> Co
 
 
 def user(text: str) -> Turn:
+    """Return a turn of the user."""
     return {"role": "user", "content": text}
 
 
 def answer(text: str) -> Turn:
+    """Return a turn of the assistant."""
     return {"role": "assistant", "content": text}
 
 

@@ -48,6 +48,7 @@ def _parse(line: str) -> Entry | None:
 
 
 def is_evaluation(entry: Entry) -> bool:
+    """Return whether a line of metrics.jsonl is of an evaluation: those of optimizer steps have a loss."""
     return "loss" not in entry
 
 

@@ -67,6 +67,7 @@ def require_weights_to_train(folder: Path) -> None:
 
 
 def has_safetensors(folder: Path) -> bool:
+    """Return whether a folder has weights in safetensors, in one file or in shards with an index."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 

@@ -54,6 +54,7 @@ def names_secret(variable: str) -> bool:
 
 
 def has_secret(text: str) -> bool:
+    """Return whether a text holds what looks like a token, a key or a password."""
     return _pattern().search(text) is not None
 
 

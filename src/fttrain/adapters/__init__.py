@@ -35,7 +35,7 @@ def _method(adapter: Adapter, accumulation: int = 1) -> Any:
 def attach(
     model: nn.Module, adapter: Adapter, start: Path | None, *, in_fp32: bool, accumulation: int = 1
 ) -> nn.Module:
-    """The model with its trainable weights chosen: a new adapter, or the one in the artifact folder `start`.
+    """Return the model with its trainable weights chosen: a new adapter, or the one in the artifact folder `start`.
 
     `in_fp32` holds adapters in fp32 over a base in 16 bits; DeepSpeed wants one format and keeps the fp32 copy itself.
     `accumulation` is how many backward passes make a step. Activation checkpointing comes afterwards: where it is on,
@@ -62,7 +62,7 @@ def with_saved(model: Any, folder: Path) -> Any:
 
 
 def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
-    """Load the adapter of an artifact folder beside the trained one, under a name of its own; it is never trained."""
+    """Load the adapter of an artifact folder as a second one, under a name of its own; it is never trained."""
     from fttrain.adapters import peft_files
 
     peft_files.load(model, folder, name, trained=False, in_fp32=in_fp32)
@@ -73,14 +73,14 @@ def add_frozen(model: Any, folder: Path, name: str, *, in_fp32: bool) -> None:
 
 
 def leads(model: Any) -> bool:
-    """Whether virtual tokens go before the rows of this model."""
+    """Return whether this model puts virtual tokens before each row."""
     return hasattr(model, "active_peft_config") and model.active_peft_config.is_prompt_learning
 
 
 @contextmanager
 def using_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Within, the adapter of this name counts; where the model has none of that name, the bare base."""
-    # PEFT's own switches would also say anew which weights are trained.
+    """Within, the adapter of this name is active; if the model has none of that name, the bare base is computed."""
+    # PEFT's own switches would also change which weights require gradients.
     layers = [module for module in model.modules() if hasattr(module, "_active_adapter")]
     held = [layer._active_adapter for layer in layers]
     for layer in layers:

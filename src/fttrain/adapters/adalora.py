@@ -1,8 +1,8 @@
 """AdaLoRA (arXiv 2303.10512): W + s·PΛQ, whose triplets (a column of P, a λ, a row of Q) are pruned where they matter
 least, until the ranks of all layers together keep to a budget.
 
-P and Q are kept near orthogonal by the gradient of γ‖QQᵀ - I‖ (and of PᵀP), which is added where they are used. What
-is saved is a plain LoRA adapter, in which every layer has its own rank and λ is part of B.
+P and Q are kept near orthogonal by the gradient of γ‖QQᵀ - I‖ (and of PᵀP), which is added where they are used. The
+artifact is a plain LoRA adapter, in which every layer has its own rank and λ is part of B.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Triplets(nn.Module):
 
 
 class _Orthogonal(torch.autograd.Function):
-    """The rows as they are; on the way back their gradient and that of pull·‖rows·rowsᵀ - I‖ (Frobenius)."""
+    """The identity; its backward pass adds the gradient of pull·‖rows·rowsᵀ - I‖ (Frobenius norm)."""
 
     @staticmethod
     def forward(ctx: Any, rows_RD: Tensor, pull: float) -> Tensor:
@@ -64,7 +64,7 @@ class _Variant(LoraVariant):
 
 
 class RankAllocator:
-    """Tells after each optimizer step which triplets stay. All ranks hold it and reckon the same."""
+    """Decides after each optimizer step which triplets stay. All ranks hold one and compute the same."""
 
     def __init__(self, model: nn.Module, spec: Adalora, num_steps: int) -> None:
         parts = {name: part for name, part in model.named_modules() if isinstance(part, Triplets)}
@@ -87,7 +87,7 @@ class RankAllocator:
         return [name for names in self._names.values() for name in names]
 
     def update(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """After a step, with the weights that it made of these gradients: what the λ must be set to, by name."""
+        """Return what each λ must be set to after a step, by name, given the new weights and the step's gradients."""
         self._steps += 1
         if self._steps <= self._last:
             for name, gradient in gradients.items():
@@ -100,14 +100,14 @@ class RankAllocator:
         return {key: weights[key] * self._keep[name].to(weights[key]) for name, key in lambdas.items()}
 
     def _note(self, name: str, importance: Tensor) -> None:
-        """Running mean of importance and of its distance from the mean (eq. 9 and 10 of the paper)."""
+        """Update the running means of importance and of its deviation from the mean (eq. 9 and 10 of the paper)."""
         zero = torch.zeros_like(importance)
         mean, spread = (kept.get(name, zero).to(zero.device) for kept in (self._mean, self._spread))
         self._mean[name] = mean = self._spec.beta1 * mean + (1 - self._spec.beta1) * importance
         self._spread[name] = self._spec.beta2 * spread + (1 - self._spec.beta2) * (importance - mean).abs()
 
     def budget(self, step: int) -> int:
-        """Triplets that may stay after a step: falls with the third power (eq. 12)."""
+        """Return how many triplets may stay after a step: the number falls with the third power (eq. 12)."""
         if step >= self._last:
             return self._target
         left = 1 - max(0, step - self._first) / max(1, self._last - self._first)
@@ -132,8 +132,8 @@ class RankAllocator:
         return {"rank/mean": sum(ranks) / len(ranks), "rank/least": float(min(ranks)), "rank/most": float(max(ranks))}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """As `Carried` has it."""
-        nothing = torch.zeros(1)
+        """Return counters, kept triplets and running means, as `Stateful` wants."""
+        nothing = torch.zeros(1)  # stands for means that do not exist yet, so that a checkpoint's keys never change
         return {
             "steps": torch.tensor(self._steps),
             **{f"keep|{name}": keep for name, keep in self._keep.items()},

@@ -1,4 +1,4 @@
-"""Which share of a model an adapter is on, and which is held in few bits: counted, so that nobody has to guess."""
+"""Which share of a model an adapter is on, and which share is held in few bits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ LARGEST_REST = 0.2
 
 @dataclass(frozen=True)
 class Coverage:
-    """Numbers of weights of the text body's matrices, embeddings aside."""
+    """Numbers of weights of the text body's matrices, without embeddings."""
 
     layers: int
-    """In adapted layers."""
+    """Weights in adapted layers."""
     experts: int
-    """In stacked experts, adapted or not."""
+    """Weights in stacked experts, adapted or not."""
     has_experts: bool
     """Whether the experts are adapted."""
     total: int
@@ -30,11 +30,11 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of the weights that are adapted."""
+        """Share of the weights that are adapted, from 0 to 1."""
         return (self.layers + self.experts * self.has_experts) / max(self.total, 1)
 
     def lines(self) -> Iterator[str]:
-        """What there is to say to a user."""
+        """Yield the sentences for the user."""
         yield f"the adapter is on {self.share:.1%} of the body's weights"
         if self.experts and not self.has_experts:
             rest = self.experts / self.total
@@ -45,7 +45,7 @@ class Coverage:
 
 
 def of(model: nn.Module, adapter: LowRank) -> Coverage:
-    """Coverage of a plain model by an adapter that is about to be put on it."""
+    """Return the coverage of a plain model by an adapter that is not attached yet."""
     layers = sum(_size(model.get_submodule(name)) for name in targets.names(model, adapter))
     experts = sum(_numel(model.get_parameter(name)) for name in targets.experts(model, adapter))
     left_out = targets.left_out(model, adapter)
@@ -53,7 +53,7 @@ def of(model: nn.Module, adapter: LowRank) -> Coverage:
 
 
 def require_few_bits(model: nn.Module, quantization: str) -> str:
-    """How much of the body is held in few bits, as a sentence. Raises UserError where too much is not."""
+    """Return how much of the body is held in few bits, as a sentence. Raises UserError where that is too little."""
     total = _in_all(model)
     held = sum(_size(module) for module in _layers(model) if type(module).__name__ in targets.QUANTIZED)
     rest = 1 - held / max(total, 1)

@@ -19,7 +19,7 @@ from fttrain.adapters.frozen_weights import weight_of, whole
 from fttrain.adapters.low_rank import Method as LowRankMethod
 
 TINY = 1e-30
-"""Least square of a norm: a row that is all zero stays finite."""
+"""Smallest square of a norm: a row of zeros stays finite."""
 
 
 class Method(LowRankMethod[Dora]):
@@ -34,7 +34,7 @@ class Method(LowRankMethod[Dora]):
 def install(model: nn.Module, adapter: str, *, fresh: bool) -> None:
     """Put this arithmetic into every DoRA layer of the adapter of that name; `fresh` also sets m = ‖W‖.
 
-    A row of W that is zero gets a direction, a row of B, as it has none of its own; it is m that keeps it at zero.
+    A row of W that is zero has no direction, so it gets one from a row of B; m keeps the row at zero.
     """
     for layer in _layers(model, adapter):
         with whole(layer.get_base_layer().weight):
@@ -55,9 +55,9 @@ def _layers(model: nn.Module, adapter: str) -> Iterator[Any]:
 
 
 class Magnitude(nn.Module):
-    """What makes a LoRA layer a DoRA layer: the lengths m of the rows, and the arithmetic.
+    """The part of a DoRA layer that a LoRA layer lacks: the lengths m of the rows, and the arithmetic.
 
-    A and B are the layer's own; held here too, they are gathered under ZeRO-3 when this module is called.
+    A and B are the layer's own; as this module holds them as well, ZeRO-3 gathers them when it is called.
     """
 
     def __init__(self, layer: Any, adapter: str, squares_O: Tensor) -> None:
@@ -70,9 +70,9 @@ class Magnitude(nn.Module):
         self._squares_O = squares_O  # no buffer: DeepSpeed would round it to 16 bits
 
     def forward(self, x: Tensor, base: Tensor, base_layer: nn.Module) -> Tensor:
-        """m/n · (Wx + sBAx) + bias, where `base` is what the frozen layer says, and `x` is given to A.
+        """Return m/n · (Wx + sBAx) + bias, where `base` is the frozen layer's output and `x` the input of A.
 
-        The answer takes the place of `base`, or of a copy where `base` is a view: autograd lets some of them alone.
+        The result overwrites `base`, or a copy of it if `base` is a view: autograd forbids changing some views.
         """
         if base._is_view():
             base = base.clone()
@@ -82,7 +82,7 @@ class Magnitude(nn.Module):
 
     @torch.no_grad()
     def _norm(self, base_layer: nn.Module, dtype: torch.dtype) -> Tensor:
-        """[out]: n, in the format of m, so that the two are equal at the start."""
+        """Return n, [out], rounded as m is, so that m/n is exactly 1 at the start."""
         wa_RO = base_layer(self.a.to(dtype))  # through the layer itself, as its weight may be quantized or sharded
         if self.bias is not None:
             wa_RO = wa_RO - self.bias
@@ -103,9 +103,9 @@ arithmetic there."""
 class _Turned(torch.autograd.Function):
     """ratio·(base + low·Bᵀ) by column, in the place of `base` and in its format; a bias within `base` stays as it is.
 
-    Of outputs [N, out] no other than the answer is kept for the way back: what the ratio is multiplied by is the answer
-    over the ratio. Where W's row is zero, as `lone_O` tells, that is low·Bᵀ, which needs no division; it is all that is
-    left, too, of a row whose ratio alone is zero, which training does not reach.
+    Of all tensors [N, out] the backward pass keeps only the result: what the ratio was multiplied by is result / ratio.
+    Where W's row is zero (`lone_O`) that is low·Bᵀ, which needs no division; the same is used where a ratio is zero,
+    which training does not reach.
     """
 
     @staticmethod

@@ -1,9 +1,8 @@
-"""Low-rank adapters as PEFT makes, saves and loads them, with each where it was asked for.
+"""Making, saving and loading low-rank adapters with PEFT, on exactly the layers that the recipe names.
 
-For some families PEFT takes every target named gate_proj, up_proj or down_proj for experts as an older transformers
-had them, also where it is a dense or shared layer: it would leave those out and adapt the experts instead. Here it is
-kept from that. In an artifact such layers stand under `target_parameters`, as their weights: what plain PEFT then
-computes is the same.
+For some families PEFT takes every target named gate_proj, up_proj or down_proj for experts of an older transformers,
+even a dense or shared layer: it would skip that layer and adapt the experts instead. This module prevents that. In an
+artifact such layers stand under `target_parameters`, as their weights, so plain PEFT computes the same.
 """
 
 import copy
@@ -29,7 +28,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def add(model: Any, config: LoraConfig, name: str, *, in_fp32: bool) -> Any:
-    """The model in PEFT's wrapper, with a new adapter of that name on exactly the targets of the config."""
+    """Return the model in PEFT's wrapper, with a new adapter of that name on exactly the targets of the config."""
     with _targets_as_they_are():
         if hasattr(model, "peft_config"):
             model.add_adapter(name, config, autocast_adapter_dtype=in_fp32)
@@ -40,9 +39,9 @@ def add(model: Any, config: LoraConfig, name: str, *, in_fp32: bool) -> Any:
 def load(
     model: Any, folder: Path, name: str, *, trained: bool, in_fp32: bool = True, dropout: float | None = None
 ) -> Any:
-    """The model with the adapter of a folder, under that name. `dropout` counts instead of the folder's.
+    """Return the model with the adapter of a folder, under that name. `dropout` overrides the folder's.
 
-    Raises UserError where the folder's weights and the layers of the model are not one for one, or it is not trusted.
+    Raises UserError where the folder's weights do not match the model's layers one to one, or it cannot be trusted.
     """
     folder = adapter_folder(folder)
     config: Any = PeftConfig.from_pretrained(str(folder))
@@ -78,7 +77,7 @@ def _set_weights(model: Any, saved: dict[str, Tensor], name: str, folder: Path) 
         for key, tensor in saved.items():
             wanted[key].copy_(tensor)
         return
-    # As an older transformers or another tool has left it: PEFT knows such names, and says what it could not place.
+    # Names of an older transformers or another tool: PEFT knows such names, and returns those that it could not place.
     result = set_peft_model_state_dict(model, saved, adapter_name=name)
     absent = [key for key in result.missing_keys if ".lora_" in key and f".{name}" in key]
     odd = [*result.unexpected_keys, *absent]
@@ -103,7 +102,7 @@ def _saved_key(key: str, name: str) -> str:
 
 
 def portable(model: Any, name: str) -> LoraConfig:
-    """The config of an adapter as plain PEFT must be told it to adapt the same layers."""
+    """Return the config with which plain PEFT adapts the same layers."""
     config: Any = copy.deepcopy(model.peft_config[name])
     layers = [
         key.removeprefix(PREFIX)
@@ -122,7 +121,7 @@ def portable(model: Any, name: str) -> LoraConfig:
 
 @contextmanager
 def _targets_as_they_are() -> Iterator[None]:
-    """Within, PEFT takes targets to be what the model calls them now."""
+    """Within, PEFT takes targets by the model's present names."""
     from peft.utils import transformers_weight_conversion as conversion
 
     held = conversion.convert_peft_config_for_transformers

@@ -1,9 +1,9 @@
 """PiSSA (arXiv 2404.02948): A and B begin as the principal part of W instead of zero, and the rest of W is frozen.
 
-The rest is never made: y = Wx + s(BA - B₀A₀)x is the same, with the start B₀A₀ frozen beside. So the base stays as it
-is for whatever else uses it, no bits of W are lost to rounding, and A over A₀ with B beside -B₀ is a plain LoRA adapter
-of twice the rank, which is what is saved. On weights in 4 bits the start is that of what they stand for, and they are
-not quantized anew.
+The rest is never computed: y = Wx + s(BA - B₀A₀)x is the same, with the start B₀A₀ frozen. So the base stays unchanged
+for other users of it, no bits of W are lost to rounding, and [A; A₀] with [B, -B₀] is a plain LoRA adapter of twice the
+rank, which is saved. From 4-bit weights the start is computed from the dequantized weights; they are not quantized a
+second time.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ from fttrain.adapters.low_rank import Method as LowRankMethod
 
 
 def principal(weight_OI: Tensor, rank: int, scale: float, iterations: int | None) -> tuple[Tensor, Tensor]:
-    """(A [R, in], B [out, R]), equally large, whose scale·B·A is the best approximation of this rank to the weight."""
+    """Return (A [R, in], B [out, R]) of equal norm, whose scale·B·A is the weight's best approximation of this rank."""
     if iterations is None:
         u_OK, s_K, vt_KI = torch.linalg.svd(weight_OI, full_matrices=False)
     else:
-        width = min(2 * rank, *weight_OI.shape)  # the last of the directions that are asked for come out badly
+        width = min(2 * rank, *weight_OI.shape)  # a randomized SVD gets its last directions wrong; these are cut off
         u_OK, s_K, v_IK = torch.svd_lowrank(weight_OI, width, niter=iterations)
         vt_KI = v_IK.T
     root_R = (s_K[:rank] / scale).sqrt()
@@ -35,7 +35,7 @@ def principal(weight_OI: Tensor, rank: int, scale: float, iterations: int | None
 
 
 class Principal(nn.Module):
-    """The product that is trained less the one that it began as. A and B are the layer's own, as in `Magnitude`."""
+    """The trained product less the initial one. A and B are the layer's own, as in `Magnitude`."""
 
     a0: Tensor
     b0: Tensor
@@ -59,7 +59,7 @@ class _Variant(LoraVariant):
 
 
 class Starts:
-    """The starts of all layers, which a checkpoint carries: decomposed anew they might differ in the last bits."""
+    """The starts of all layers, for checkpoints: a second decomposition might differ in the last bits."""
 
     def __init__(self, model: nn.Module) -> None:
         self._parts = {name: module for name, module in model.named_modules() if isinstance(module, Principal)}

@@ -1,4 +1,4 @@
-"""Which weights of a model an adapter is put on: `targets`, `layers` and `experts` of a recipe as names."""
+"""The weights of a model that an adapter is put on: a recipe's `targets`, `layers` and `experts` as names."""
 
 import functools
 import inspect
@@ -20,7 +20,7 @@ LINEAR = (nn.Linear, Conv1D)
 """bitsandbytes' quantized layers are among them."""
 QUANTIZED = {"Linear4bit", "Linear8bitLt"}
 CHOOSERS = {"router", "gate", "indexer", "shared_expert_gate"}
-"""Parts of a module's path: what is below them chooses experts or tokens."""
+"""Parts of a module's path: modules below them choose experts or tokens."""
 
 CHOOSES = "it chooses experts or tokens"
 NO_LINEAR_MAP = "it computes more than a linear map"
@@ -30,9 +30,9 @@ UNLOADABLE = "PEFT would load it as a bare weight, for which it has no DoRA"
 
 
 def names(model: nn.Module, adapter: LowRank) -> list[str]:
-    """Full names of the modules to adapt, in the model's order. Raises UserError where a target or layer is missing.
+    """Return full names of the modules to adapt, in the model's order. UserError where a target or layer is missing.
 
-    They are inside the text body, but for the output head where it is named.
+    All are inside the text body, except the output head where the recipe names it.
     """
     left = left_out(model, adapter)
     able = [name for name in _candidates(model, adapter) if name not in left]
@@ -57,7 +57,7 @@ def left_out(model: nn.Module, adapter: LowRank) -> dict[str, str]:
 
 
 def experts(model: nn.Module, adapter: LowRank) -> list[str]:
-    """Full names of the parameters that hold the experts of `adapter.layers`, stacked. [] where there are none."""
+    """Return full names of the parameters that hold the stacked experts of `adapter.layers`; [] without experts."""
     prefix, body = body_of(model)
     found = [
         f"{prefix}{name}.{key}"
@@ -80,7 +80,7 @@ def _is_matrices(parameter: nn.Parameter) -> bool:
 
 
 def body_of(model: Any) -> tuple[str, nn.Module]:
-    """The text body, with what its modules' names begin with: "model.", and "model.language_model." beside a tower."""
+    """Return the prefix of the text body's modules, such as "model." or "model.language_model.", and the body."""
     body = model.get_decoder()
     if body is model:
         embedding = model.get_input_embeddings()
@@ -89,7 +89,7 @@ def body_of(model: Any) -> tuple[str, nn.Module]:
 
 
 def converted_by_peft(model: nn.Module, modules: list[str]) -> set[str]:
-    """Those of the modules' names that PEFT takes for experts of an older transformers, whatever they are."""
+    """Return the names that PEFT would take for experts of an older transformers, whatever they are."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -102,7 +102,7 @@ def converted_by_peft(model: nn.Module, modules: list[str]) -> set[str]:
 
 
 def _candidates(model: Any, adapter: LowRank) -> list[str]:
-    """Names of the layers of the text body that hold a matrix, and of the head."""
+    """Return names of the layers of the text body that hold a matrix, and of the head."""
     kinds = (*LINEAR, nn.Embedding) if adapter.is_plain else LINEAR
     prefix, _ = body_of(model)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -123,7 +123,7 @@ def _shared(model: Any, names: list[str]) -> set[str]:
 
 
 def _reason(model: nn.Module, name: str) -> str | None:
-    """Why no adapter can be put on a layer; None where one can."""
+    """Return why a layer cannot have an adapter; None where it can."""
     path, _, leaf = name.rpartition(".")
     module: Any = model.get_submodule(name)
     if CHOOSERS & set(name.split(".")):
@@ -137,9 +137,9 @@ def _reason(model: nn.Module, name: str) -> str | None:
 
 @functools.cache
 def is_linear_map(kind: type) -> bool:
-    """Whether layers of this class compute xWᵀ + b and nothing else: tried out, where a class has a forward of its own.
+    """Return whether layers of this class compute xWᵀ + b and nothing else; a class with its own forward is tried.
 
-    A router that is an nn.Linear may answer with a tuple, a grouped layer with another shape.
+    A router that inherits from nn.Linear may return a tuple, a grouped layer another shape.
     """
     if kind.forward in (nn.Linear.forward, Conv1D.forward) or kind.__name__ in QUANTIZED:
         return True
@@ -154,7 +154,8 @@ def is_linear_map(kind: type) -> bool:
 
 @functools.cache
 def _read_by_code(parent: type) -> frozenset[str]:
-    """Names of the layers of a module whose weights its code hands to a kernel, as Mamba's does with out_proj."""
+    """Return names of layers whose weights a module's code hands to a kernel, as Mamba does with out_proj."""
+    # Such a weight is read past the layer's forward, and with it past the adapter, which would then never be trained.
     own = [kind for kind in parent.__mro__ if kind.__module__.startswith(parent.__module__.partition(".")[0])]
     try:
         code = "".join(inspect.getsource(kind) for kind in own)
@@ -164,7 +165,7 @@ def _read_by_code(parent: type) -> frozenset[str]:
 
 
 def numbers(layers: list[int] | str, count: int) -> list[int]:
-    """The layers meant, out of `count`. Raises UserError where there are not so many."""
+    """Return the numbers of the layers that a recipe means, out of `count`. Raises UserError where there are fewer."""
     if isinstance(layers, list):
         wrong = [number for number in layers if number >= count]
         if wrong or not layers:
@@ -221,7 +222,7 @@ def _all_linear(model: Any, able: list[str]) -> Iterator[str]:
 
 
 def layers_of(model: Any) -> tuple[str, int]:
-    """Name of the list of the text body's layers, and how many there are."""
+    """Return the name of the list of the text body's layers, and their number."""
     count = model.config.get_text_config().num_hidden_layers
     prefix, body = body_of(model)
     for name, module in body.named_modules():
@@ -238,5 +239,5 @@ def _known(able: list[str]) -> str:
 
 
 def collapsed(names: Iterable[str]) -> list[str]:
-    """Names with their numbers left open, each once: "model.layers.*.mlp.up_proj"."""
+    """Return names with their numbers replaced by *, each once: "model.layers.*.mlp.up_proj"."""
     return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names))

@@ -1,7 +1,7 @@
-"""Prefix tuning, prompt tuning and P-tuning: virtual tokens before every row, made by a small encoder of PEFT's.
+"""Prefix tuning, prompt tuning and P-tuning: virtual tokens before every row, made by one of PEFT's small encoders.
 
-What is saved is what the encoder makes, as PEFT loads it; an encoder that is more than a table is kept beside it, for a
-stage that goes on.
+The artifact has the encoder's output, which PEFT loads; an encoder that is more than a table has a file of its own, for
+a stage that trains it further.
 """
 
 import copy
@@ -19,7 +19,7 @@ from fttrain import hub
 from fttrain.adapters.frozen_weights import whole
 
 SAVED = "prompt_embeddings"
-"""PEFT's name for what is loaded."""
+"""PEFT's name for the saved tensor."""
 ENCODER = "prompt_encoder.safetensors"
 SMALL = 0.02
 
@@ -43,7 +43,7 @@ def _config(model: Any, adapter: Prefix | Prompt | PTuning) -> Any:
 
 
 def _first_tokens(model: Any, adapter: Prompt) -> Tensor:
-    """[virtual tokens, D]: embeddings of a text, over and over, or of tokens drawn from the vocabulary; or noise."""
+    """Return [virtual tokens, D]: embeddings of a text, repeated, or of tokens drawn from the vocabulary; or noise."""
     table, count = model.get_input_embeddings(), adapter.virtual_tokens
     if adapter.init == "text":
         ids = torch.tensor(_ids(model, adapter.text or ""))
@@ -70,7 +70,8 @@ def _go_on(encoder: nn.Module, start: Path) -> None:
 
 
 def led(model: Any, ids_BT: Tensor, positions_BT: Tensor) -> tuple[dict[str, Any], int]:
-    """What the body is given for rows that virtual tokens lead, and how many of its places are theirs."""
+    """Return the body's inputs for rows with virtual tokens before them, and how many positions those take."""
+    # A prefix lives in the cache and takes no positions of the line; prompt embeddings are tokens of the line itself.
     config = model.active_peft_config
     count = config.num_virtual_tokens
     # oneDNN has no LSTM in bf16 for CPUs without bf16 instructions, and fails when it is called without gradients.

@@ -1,4 +1,4 @@
-"""Answers to prompts, generated side by side: the likeliest tokens, drawn ones, or by beam search."""
+"""Answers to prompts, generated in batches: greedy, sampled, or by beam search."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from fttrain.evaluation.prompts import text_of
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are made."""
+    """How answers are generated."""
 
     max_new_tokens: int
     batch_size: int = 16
-    """Answers side by side."""
+    """Answers that are generated at the same time."""
     temperature: float = 0.0
     """0 takes the likeliest token each time."""
     top_p: float = 1.0
     beams: int = 1
 
     def arguments(self) -> dict[str, Any]:
-        """As `generate` takes it."""
+        """Return the arguments for transformers' `generate`."""
         drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
         lengths = {"max_new_tokens": self.max_new_tokens, "num_beams": self.beams}
         return {"do_sample": bool(self.temperature), **drawn, **lengths}
@@ -32,6 +32,8 @@ def reply(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], end_ids: frozenset[int], decoding: Decoding
 ) -> Iterator[dict[int, str]]:
     """The answer to each prompt by its place, up to one of `end_ids` or the longest: a batch at a time, long first."""
+    # Prompts of a batch are of like length, so there is little padding; the longest come first, so that running out of
+    # memory shows at once.
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     for start in range(0, len(order), decoding.batch_size):
         places = order[start : start + decoding.batch_size]

@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens: rows side by side, of each the sum over the tokens that are asked for."""
+"""Log-likelihoods of given tokens under a model, in batches, summed over chosen tokens of each row."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,21 +7,21 @@ import numpy as np
 import torch
 
 TOKENS_SIDE_BY_SIDE = 2048
-"""Of a batch, its padding counted: logits are held for all of them."""
+"""Tokens of a batch at most, padding included: logits of all of them are in memory."""
 
 
 class Row(NamedTuple):
-    """Tokens, and which of them are asked for; the first token of a row has no likelihood and is never counted."""
+    """Tokens, and which of them are scored; the first token of a row has no likelihood and is never counted."""
 
     ids_T: np.ndarray
     asked_T: np.ndarray
 
 
 class Likelihood(NamedTuple):
-    """Of the tokens of a row that are asked for."""
+    """Log-likelihood of a row's scored tokens."""
 
     logp: float
-    """In nats, their sum."""
+    """Sum over the tokens, in nats."""
     tokens: int
 
 

@@ -1,4 +1,4 @@
-"""Answers to several requests at once, each drawn in its own way, told piece by piece while they are made."""
+"""Answers to several requests at once, each with its own sampling, streamed while they are generated."""
 
 import threading
 import time
@@ -22,14 +22,14 @@ class Request:
     ids: Sequence[int]
     max_new_tokens: int
     say: Callable[[str], None]
-    """Is given each piece of the answer, from the thread that generates."""
+    """Called with each piece of the answer, from the thread that generates."""
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     stop: Sequence[str] = ()
     """Texts that end the answer and do not belong to it."""
     deadline: float = float("inf")
-    """By time.monotonic: then the answer ends where it is."""
+    """Time by time.monotonic() at which the answer is cut off."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set by whoever does not want the answer any more."""
     tokens: int = 0
@@ -52,6 +52,8 @@ class Text:
     def add(self, token: int) -> str:
         """The text that is new with this token."""
         self._ids.append(token)
+        # A token's text depends on those before it, spaces above all. So the newest tokens are decoded with and without
+        # the last one, and the difference is its text; the window is short, so the cost does not grow.
         before = self._decode(self._ids[self._start : self._read])
         now = self._decode(self._ids[self._start :])
         if now.endswith(UNFINISHED):
@@ -159,7 +161,9 @@ class _Ending(StoppingCriteria):
 
 @torch.no_grad()
 def answer_together(model: Any, tokenizer: Any, requests: Sequence[Request], end_ids: frozenset[int]) -> None:
-    """Answer requests side by side; each is told its own text, and knows at the end why it ended."""
+    """Answer requests in one batch; each gets its own text piece by piece, and at the end why it ended."""
+    # `generate` samples with one setting for all rows. So a processor chooses each row's token by its own request and
+    # leaves it as the only one possible: whatever `generate` draws then, it is that token.
     width = max(len(one.ids) for one in requests)
     pad = tokenizer.eos_token_id
     ids = torch.tensor([[pad] * (width - len(one.ids)) + list(one.ids) for one in requests], device=model.device)

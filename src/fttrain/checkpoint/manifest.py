@@ -16,17 +16,19 @@ FILE = "manifest.json"
 BLOCK = 1 << 23
 """Bytes that are read, hashed or written at once."""
 THREADS = 4
-"""Files that one process verifies at the same time; hashing leaves the interpreter's lock."""
+"""Files that one process verifies at the same time; hashing releases the interpreter's lock."""
 
 FileDigest = dict[str, Any]
 """`bytes` and `sha256` of a file."""
 
 
 def folder_name(step: int) -> str:
+    """Return the name of the checkpoint of an optimizer step; names sort as steps do."""
     return f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:
+    """Return the optimizer step of a checkpoint folder."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -37,6 +39,7 @@ def temporary_path(final: Path) -> Path:
 
 def render(manifest: dict[str, Any]) -> str:
     """The text of a manifest, with its own digest as the last key."""
+    # The digest covers the text without itself, so that `read` can take the key out, render again and compare bytes.
     text = json.dumps(manifest, indent=2)
     return json.dumps({**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2)
 
@@ -45,6 +48,7 @@ def seal(path: Path) -> FileDigest:
     """Size and digest of a file as the disk has it."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
+        # The page cache would answer with what was written rather than with what the disk holds.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while block := file.read(BLOCK):
             digest.update(block)
@@ -53,12 +57,13 @@ def seal(path: Path) -> FileDigest:
 
 
 def verify(folder: Path, *, share: int = 0, of: int = 1) -> str | None:
-    """What is wrong with a checkpoint folder, or None: manifest present, every file there, of its size and digest.
+    """Return what is wrong with a checkpoint folder; None where every file has the manifest's size and digest.
 
-    Where several processes share the work, number `share` of `of` looks at its part of the files.
+    Several processes can share the work: process `share` of `of` looks at its part of the files.
     """
     try:
         manifest = read(folder)
+        # Shards are of like size, so every `of`-th file gives each process about the same number of bytes to hash.
         files = sorted(manifest["files"].items())[share::of]
         with ThreadPoolExecutor(THREADS) as threads:
             return _first(threads.map(lambda item: _file_problem(folder / item[0], item[1]), files))
@@ -103,7 +108,9 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def surplus(folder: Path, *, keep: int, best: int | None, is_good: Callable[[Path], bool]) -> list[Path]:
-    """What may go: all but the `keep` newest good ones and that of step `best`."""
+    """Return what may be deleted: all but the `keep` newest good checkpoints and that of step `best`."""
+    # A bad one does not count as kept: else `keep` torn checkpoints in a row would delete the last good one. And it
+    # is only verified while good ones are still to be found, because that reads the whole folder.
     good, rest = 0, []
     for path in newest_first(folder):
         if good < keep:

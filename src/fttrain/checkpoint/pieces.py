@@ -30,6 +30,7 @@ class Index:
     def parts(self, key: str, start: int, end: int) -> Iterator[Part]:
         """The parts of a flattened tensor that hold any of its elements from `start` to `end`."""
         split = self.splits[self.pieces[key]] if key in self.pieces else ()
+        # Parts come in order: the last one that begins at or before `start` is the first that may hold it.
         first = bisect_right(split, start, key=lambda part: part[1]) - 1
         yield from takewhile(lambda part: part[1] < end, islice(split, max(first, 0), None))
 
@@ -38,7 +39,9 @@ class Index:
 
 
 def index_of(shards: Iterable[Mapping[str, Sequence[int]]]) -> Index:
-    """The index of shards, given what each rank's header says of it, in order of rank."""
+    """Return the index of shards, given what each rank's header says of it, in order of rank."""
+    # Thousands of tensors are cut in a few ways. So parts are kept as a tree of prefixes: a key remembers only the
+    # last of its parts, each part the one before it, and keys that were cut alike end at the same node.
     parts: list[tuple[int, Part]] = []
     """(place of the part before it or -1, part): keys with the same parts so far have the same last one."""
     last: dict[str, int] = {}
@@ -72,7 +75,8 @@ def read(folder: Path) -> Index | None:
 
 
 def of_shard(path: Path) -> dict[str, list[int]]:
-    """What a shard's header says of its pieces."""
+    """Return what a shard's header says of its pieces: {key: [offset, length]}."""
     with path.open("rb") as file:
+        # safetensors: eight bytes of header length, little-endian, and the header as JSON.
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return json.loads(header["__metadata__"][METADATA])

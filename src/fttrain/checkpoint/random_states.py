@@ -23,7 +23,7 @@ def take() -> dict[str, Tensor]:
 def restore(states: dict[str, Tensor]) -> None:
     """Go on from states that `take` returned."""
     torch.set_rng_state(states["torch"])
-    random.setstate((3, tuple(states["python"].tolist()), None))
+    random.setstate((3, tuple(states["python"].tolist()), None))  # 3: the version of Python's own format
     *keys, position = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, 0, 0.0))
     if "cuda" in states and torch.cuda.is_available():
@@ -31,7 +31,8 @@ def restore(states: dict[str, Tensor]) -> None:
 
 
 def begin(seed: int, *place: int) -> None:
-    """Start every generator anew, from the seed and numbers such as step and rank that tell this start from others."""
+    """Seed every generator from the recipe's seed and from numbers, such as step and rank, that identify this start."""
+    # A SeedSequence mixes its words: seed + rank would give rank 1 of seed 0 the numbers of rank 0 of seed 1.
     words = np.random.SeedSequence([seed, *place]).generate_state(3)
     torch.manual_seed(int(words[0]))  # the GPUs' as well
     random.seed(int(words[1]))

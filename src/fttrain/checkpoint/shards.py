@@ -32,7 +32,7 @@ class Piece:
 
 
 def owned(engine: Engine) -> list[Piece]:
-    """What this rank saves. All ranks' pieces together cover every element of the trained state exactly once.
+    """Return what this rank saves. All ranks' pieces together cover every element of the trained state exactly once.
 
     Without ZeRO every rank holds everything, and saves its share of the bytes: a few whole tensors and parts of two.
     """
@@ -45,6 +45,8 @@ def owned(engine: Engine) -> list[Piece]:
 def _share(pieces: list[Piece], rank: int, size: int) -> Iterator[Piece]:
     total = sum(piece.tensor.nbytes for piece in pieces)
     first, end = total * rank // size, total * (rank + 1) // size
+    # Pieces lie end to end on a line of bytes, of which this rank has [first, end). An element belongs to the rank in
+    # whose stretch it begins: both edges are rounded up to the next element, so none is saved twice or left out.
     begun = 0
     for piece in pieces:
         width = piece.tensor.element_size()
@@ -55,7 +57,7 @@ def _share(pieces: list[Piece], rank: int, size: int) -> Iterator[Piece]:
 
 
 def held(engine: Engine) -> list[Piece]:
-    """What this rank holds, and must be filled with when a checkpoint is loaded."""
+    """Return what this rank holds, which a checkpoint must fill when it is loaded."""
     if engine.zero_stage == 3:
         return list(_zero3(engine))
     return list(_zero12(engine) if engine.zero_stage else _replicated(engine))
@@ -70,6 +72,9 @@ def _replicated(engine: Engine) -> Iterator[Piece]:
 
 
 def _zero12(engine: Engine) -> Iterator[Piece]:
+    # ZeRO 1 and 2 lay all weights of a group end to end and cut that line by ranks, in the middle of tensors. The
+    # fp32 masters of this rank's stretch are one flat tensor; each weight has a mapping to its place in it (`hp`, high
+    # precision) and to the elements of the weight that these are (`lp`, low precision).
     zero = engine.zero
     _begin_state(zero.optimizer)
     for name, parameter in engine.trained_parameters():
@@ -83,6 +88,8 @@ def _zero12(engine: Engine) -> Iterator[Piece]:
 
 
 def _zero3(engine: Engine) -> Iterator[Piece]:
+    # ZeRO-3 cuts every weight by itself into as many equal parts as there are ranks, so rank r always has the elements
+    # from r · length on; the parts that fall to this rank lie end to end in its group's flat tensor.
     zero = engine.zero
     _begin_state(zero.optimizer, zero.fp32_partitioned_groups_flat)
     for name, parameter in engine.trained_parameters():
@@ -106,7 +113,10 @@ def _slots(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _begin_state(optimizer: Any, flats: list[Tensor] | None = None) -> None:
-    """Make the state that the optimizer itself would make at its first step, where there is none yet."""
+    """Make the state that the optimizer itself would make at its first step, where there is none yet.
+
+    A checkpoint is loaded before that step, and needs tensors to fill.
+    """
     if hasattr(optimizer, "init_state"):  # bitsandbytes
         for group_index, group in enumerate(optimizer.param_groups):
             for index, parameter in enumerate(group["params"]):

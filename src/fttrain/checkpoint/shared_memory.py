@@ -39,7 +39,7 @@ class SharedShard:
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("ftlaunch-checkpoint")
-        """Of the memory, for the process that writes it to a file."""
+        """Descriptor of the memory, for the process that writes it to a file."""
         self.size = 0
         """Bytes of the file."""
         self._layout: Layout = ()
@@ -63,9 +63,9 @@ class SharedShard:
             header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
             ends[name] = start
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % ALIGNMENT)
+        text += b" " * (-len(text) % ALIGNMENT)  # JSON allows spaces at its end; tensors then begin aligned
         begin = ALIGNMENT + len(text)
-        self._views = {}
+        self._views = {}  # they keep the old mapping alive
         self.size = begin + end
         os.ftruncate(self.descriptor, self.size)
         memory = mmap.mmap(self.descriptor, self.size)

@@ -2,7 +2,7 @@
 
     step-00000100/
       rank0.safetensors  pieces of weights and moments, random states; which elements they are, in the header;
-                         in rank 0's also what the stage carries besides
+                         in rank 0's also the further state of the stage
       pieces.json        which shard holds which elements
       manifest.json      optimizer step, world size, SHA-256 and size of every file; written last
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint says besides weights and moments."""
+    """The part of a checkpoint that is neither weights nor moments."""
 
     step: int
     state: dict[str, Any]
@@ -72,15 +72,16 @@ class PendingSave:
     """It has failed before, and training waits for it."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
-    """What a stage goes on with besides weights, moments and random states; the same on every rank."""
+    """State that a stage needs to go on, in addition to weights, moments and random states; the same on every rank."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as it stands."""
+        """Return the state as it is now, by names."""
         ...
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Go on with what `tensors` returned."""
+        """Go on from what `state_dict` returned."""
         ...
 
 
@@ -126,8 +127,8 @@ class Checkpoints:
         """Copy the state of training in memory and have it written in the background; `advance` sees to the rest.
 
         At most one save is on its way: where the one before still is, this waits, or passes the save over by policy.
-        `keep` is how many of the newest good checkpoints stay, besides that of step `best`. The last save is on disk
-        when this returns. Raises UserError on all ranks where a save fails that the policy does not pass over.
+        The `keep` newest good checkpoints stay, and that of step `best`. The last save is on disk when this returns.
+        Raises UserError on all ranks where a save fails that the policy does not pass over.
         """
         if not self._wait(None if is_last or self._policy != "go-on" else PATIENCE_SECONDS):
             assert self._flight is not None
@@ -147,12 +148,14 @@ class Checkpoints:
             self._copy()
             self._order_write(step)
         except OSError as error:
+            # Only this rank may have failed: the others learn of it in `_advance`, and all act together there.
             self._flight.answer = {"error": str(error), "is_copied": False}
         if is_last:
             self._wait(None)
             self._background.close()
 
     def _copy(self) -> None:
+        # Each rank has random states of its own; the stage's further state is the same everywhere, so rank 0 saves it.
         own = shards.owned(self._engine)
         tensors = {piece.key: piece.tensor for piece in own}
         tensors |= {f"{RANDOM}{name}": state for name, state in random_states.take().items()}
@@ -163,7 +166,9 @@ class Checkpoints:
         )
 
     def advance(self) -> None:
-        """Take a save on its way one stage further, where all ranks have come so far; to be called every step."""
+        """Take a pending save one phase further once all ranks are ready for it; to be called at every step."""
+        # The phases: every rank writes its shard; all learn of every shard's digest; rank 0 writes the manifest and
+        # renames the folder. No phase begins before the one before it is done on all ranks.
         if self._flight is not None:
             self._advance(self._flight)
         while self._flight is not None and self._flight.retried:
@@ -174,7 +179,7 @@ class Checkpoints:
         if flight.answer is None:
             waits_for_nothing = flight.committing and not self._world.is_main
             flight.answer = {} if waits_for_nothing else self._background.answer()
-        if self._world.max(float(flight.answer is None)):
+        if self._world.max(float(flight.answer is None)):  # a rank's writer is still at it, so nobody goes on
             return
         answers: list[Any] = self._world.gather(flight.answer)
         failures = [f"rank {rank}: {said['error']}" for rank, said in enumerate(answers) if "error" in said]
@@ -194,11 +199,11 @@ class Checkpoints:
         self._wait(None)
 
     def _wait(self, limit: float | None) -> bool:
-        """Wait until no save is on its way, at most `limit` seconds; whether there is none."""
+        """Wait until no save is pending, at most `limit` seconds; return whether none is."""
         began = time.monotonic()
         while self._flight is not None:
             self.advance()
-            waited = self._world.max(time.monotonic() - began)
+            waited = self._world.max(time.monotonic() - began)  # by one clock, so that all ranks give up together
             if self._flight is not None and limit is not None and (self._flight.impatient or waited > limit):
                 self._flight.impatient = True
                 return False
@@ -261,7 +266,7 @@ class Checkpoints:
     def load(self) -> Loaded | None:
         """Restore the newest checkpoint that verifies; None if there is none. Bad ones are named and passed over.
 
-        The random states go on where as many ranks wrote it, and begin anew from seed, step and rank otherwise.
+        Random states are restored if the same number of ranks wrote them, and seeded from seed, step and rank if not.
         Raises UserError if all that exist are bad, or if it belongs to another recipe.
         """
         self._wait(None)
@@ -272,6 +277,7 @@ class Checkpoints:
         content = manifest.read(folder)
         if content["training_hash"] != self._spec.training_hash:
             raise UserError(f"{folder} was written by another recipe", "resume the run that it belongs to")
+        # Pieces are views of the live state, so reading fills the fp32 masters; weights that are computed with follow.
         self._agree(lambda: self._read(folder, content))
         shards.adopt(self._engine, content["state"]["updates"])
         self._engine.set_loss_scale(content["loss_scale"])
@@ -286,6 +292,7 @@ class Checkpoints:
         candidates = self._world.from_main([path.name for path in manifest.newest_first(self._folder)])
         problems: list[str] = []
         for name in candidates:
+            # Hashing is the slow part of a resume; each rank does a share, and all hear of every rank's finding.
             found = manifest.verify(self._folder / name, share=self._world.rank, of=self._world.size)
             problem = next((problem for problem in self._world.gather(found) if problem), None)
             if problem is None:
@@ -319,7 +326,7 @@ class Checkpoints:
         _fill(shards.held(self._engine), index, folder)
         if self._stateful is not None:
             self._stateful.load_state_dict(_named(folder / _file(0), CARRIED))
-        if writers != self._world.size:
+        if writers != self._world.size:  # no rank's old state fits a rank of another world
             random_states.begin(self._spec.seed, content["step"], self._world.rank)
             return
         random_states.restore(_named(folder / _file(self._world.rank), RANDOM))

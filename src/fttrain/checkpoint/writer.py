@@ -28,11 +28,12 @@ class Known:
     good: set[str] = field(default_factory=set[str])
     """Checkpoints that have verified."""
     layout: str = ""
-    """Of the shards that `index` is of: a digest of their headers."""
+    """A digest of the headers of the shards that `index` describes."""
     index: bytes = b""
 
 
 def main() -> None:
+    """Obey one order after another until the rank closes the pipe."""
     image, rank_pid = int(sys.argv[1]), int(sys.argv[2])
     if not sidecar.keep_to(rank_pid):
         return
@@ -82,8 +83,8 @@ def _add_index(folder: Path, files: dict[str, manifest.FileDigest], layouts: lis
 
 
 def write(path: Path, image: int, size: int) -> dict[str, Any]:
-    """Put the image's first `size` bytes into a file, flush it and read it back; returns its seal and its layout."""
-    for folder in (path.parent.parent, path.parent):  # but not the step's own: it is gone if somebody removed it
+    """Put the image's first `size` bytes into a file, flush it and read it back; return its digest and its layout."""
+    for folder in (path.parent.parent, path.parent):  # not the stage's own: if somebody removed that, the save fails
         if not folder.is_dir():
             _make(folder)
     digest = hashlib.sha256()
@@ -98,6 +99,7 @@ def write(path: Path, image: int, size: int) -> dict[str, Any]:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    # Some file systems report a full disk or a failed write only when the file is read again.
     meant = {"bytes": size, "sha256": digest.hexdigest()}
     if manifest.seal(path) != meant:
         raise OSError(f"{path.name} does not read back as it was written")
@@ -119,20 +121,22 @@ def _make(folder: Path) -> None:
 
 def _write_all(descriptor: int, block: memoryview) -> None:
     done = 0
-    while done < len(block):
+    while done < len(block):  # write(2) may take less than it is given, on network file systems above all
         done += os.write(descriptor, block[done:])
 
 
 def commit(final: Path, content: dict[str, Any]) -> None:
     """Write the manifest, flush it and give the folder its real name, in place of a bad one of the same step."""
-    aside = manifest.temporary_path(final)
-    with (aside / manifest.FILE).open("w") as file:
+    # The order is what makes a crash harmless: shards are on disk already, then the manifest, then the folder's list
+    # of files, then the rename, then the parent's list of folders. At any point there is a whole checkpoint or none.
+    temporary = manifest.temporary_path(final)
+    with (temporary / manifest.FILE).open("w") as file:
         file.write(manifest.render(content))
         file.flush()
         os.fsync(file.fileno())
-    _sync(aside)
+    _sync(temporary)
     shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
+    temporary.rename(final)
     _sync(final.parent)
 
 
@@ -145,9 +149,9 @@ def _sync(folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int, best: int | None, good: set[str]) -> str | None:
-    """Delete what is no longer kept; returns why something could not be deleted.
+    """Delete checkpoints that are no longer kept; return why something could not be deleted, or None.
 
-    A checkpoint counts as good once it has verified, which is asked once only.
+    A checkpoint is verified once, and counts as good from then on.
     """
 
     def is_good(path: Path) -> bool:

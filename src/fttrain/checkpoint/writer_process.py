@@ -8,7 +8,7 @@ from typing import Any
 
 
 class WriterProcess:
-    """The writing process of this rank, started when it is first needed and anew if it has died."""
+    """The writing process of this rank, started when it is first needed, and again if it has died."""
 
     def __init__(self, image: int) -> None:
         """`image` is the descriptor of the memory that it writes from."""
@@ -25,10 +25,10 @@ class WriterProcess:
             self._process.stdin.write(json.dumps({"do": do, **details}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            return  # `answer` tells
+            return  # it has died; `answer` finds the closed pipe and says so
 
     def answer(self) -> dict[str, Any] | None:
-        """What came of the order, with "error" where it failed; None while the process is at it."""
+        """Return the result of the order, with "error" if it failed; None while the process works on it."""
         process = self._process
         assert process is not None
         assert process.stdout is not None
@@ -61,8 +61,10 @@ class WriterProcess:
         return process
 
     def close(self) -> None:
-        """Let the process end, which has nothing to do."""
+        """End the process, which must have answered its last order."""
         if self._process is not None:
             assert self._process.stdin is not None
+            assert self._process.stdout is not None
             self._process.stdin.close()
             self._process.wait()
+            self._process.stdout.close()

@@ -31,7 +31,7 @@ class MicroBatch:
     input_ids: Tensor
     """[lines, T]"""
     position_ids: Tensor
-    """[lines, T], starting anew with each row; on padding they go on, so that a line counts as one row."""
+    """[lines, T], from 0 in each row; on padding they go on counting, so that a padded line is one row."""
     lengths: Tensor
     """[lines, T]: for each token the length of its row; 0 on padding."""
     segments: Segments | None
@@ -70,6 +70,8 @@ def balance(lengths: Sequence[int], slots: int) -> list[list[int]]:
     """
     limit = -(-len(lengths) // slots)
     members: list[list[int]] = [[] for _ in range(slots)]
+    # The greedy rule for even loads: with the longest rows placed first, short ones fill the gaps at the end. The limit
+    # on rows keeps a slot of many short rows from needing much more memory than the others.
     open_slots = [(0, slot) for slot in range(slots)]
     """A heap of (tokens so far, slot) with those that are not full."""
     for row in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -94,6 +96,8 @@ def split_batch(
 
     Micro-batch j of rank r is slot j·world_size + r. A slot without a group computes one token and trains nothing.
     """
+    # Every rank computes the whole assignment and takes its own slots: nothing is sent. Micro-batch j runs on all
+    # ranks at the same time, so its slots are neighbours, and all make as many calls of the head as the largest needs.
     slots = balance(_sizes(groups, share=share), world_size * accumulation)
     predicted = groups.supervised if isinstance(groups, Drawn) else [_predicted(group) for group in groups]
     micros = []
@@ -128,7 +132,7 @@ def _shared(group: Group, *, share: bool) -> list[int]:
 
 
 def _in_common(first: np.ndarray, other: np.ndarray) -> int:
-    end = min(len(first), len(other) - 1)
+    end = min(len(first), len(other) - 1)  # the last token stays its own: something of the row must be laid down
     apart = np.flatnonzero(first[:end] != other[:end])
     return int(apart[0]) if len(apart) else end
 
@@ -142,10 +146,13 @@ def collate(
     """
     rows = [row for group in groups for row in group.rows]
     laid = _packed(groups or [EMPTY], device, share=share) if packing else _padded(rows or EMPTY.rows)
+    # All indices are flat, over lines · T. A row's tokens go to its places; in a packed line with shared prefixes the
+    # places of a prefix belong to several rows, which all write the same tokens there.
     ids, lengths = (np.zeros(laid.shape, dtype=np.int64) for _ in range(2))
     positions = np.tile(np.arange(laid.shape[1]), (laid.shape[0], 1))
     for (row_ids, _), places in zip(rows, laid.places, strict=False):
         ids.flat[places], positions.flat[places], lengths.flat[places] = row_ids, np.arange(len(places)), len(places)
+    # Token t + 1 is predicted at position t: so positions are places[at], and targets ids[at + 1].
     predicted = [np.flatnonzero(trained[1:]) for _, trained in rows]
     return MicroBatch(
         input_ids=torch.from_numpy(ids).to(device),
@@ -187,6 +194,8 @@ def _packed(groups: Sequence[Group], device: torch.device, *, share: bool) -> _L
     places: list[np.ndarray] = []
     lengths: list[int] = []
     prefixes: list[tuple[int, int]] = []
+    # The first row of a group is laid down whole. Each other row lays down only what differs from it, and sees the
+    # common beginning as its prefix: (first token of the group, number of tokens in common).
     for group in groups:
         begin = sum(lengths)
         for (ids, _), common in zip(group.rows, _shared(group, share=share), strict=True):

@@ -120,7 +120,7 @@ class Encoder:
         return end_tokens(self._tokenizer, self.template)
 
     def is_ended(self, encoded: Encoded) -> bool:
-        """Whether the last trained token, white space aside, is one that ends a turn: EOS or another special token."""
+        """Return whether the last trained token, without white space, ends a turn: EOS or another special token."""
         for token, trained in zip(reversed(encoded.ids_T), reversed(encoded.trained_T), strict=True):
             if trained and not self._is_blank(token):
                 return token in self._end_ids
@@ -179,6 +179,8 @@ class Encoder:
         place = bisect_left(offsets, (border, 0)) - 1
         if place < 0 or offsets[place][1] <= border:
             return ids, offsets
+        # The text before the border is tokenized by itself, as it will be when the model is asked; then the rest of the
+        # token that lay across; the tokens after that stay as they were.
         end = max(stop for start, stop in offsets if start < border)
         after = bisect_left(offsets, (end, 0))
         head = self._tokens(text[:border])
@@ -195,6 +197,7 @@ class Encoder:
 
     def _continued(self, text: str) -> tuple[list[int], list[Offset]] | None:
         """Tokens of a text that follows another, so without the space that some tokenizers put before a first word."""
+        # A line end keeps the tokenizer from putting its space before the first word, and is taken off again.
         ids, offsets = self._tokens("\n" + text)
         start = bisect_left(offsets, (1, 0))
         if start and offsets[start - 1][1] > 1:

@@ -42,7 +42,7 @@ Ask = Callable[[str, Sequence[Group], InTurn], np.ndarray]
 
 
 class Feed(Protocol):
-    """What the loop asks of data."""
+    """The data that the loop trains and evaluates on."""
 
     num_steps: int
 
@@ -51,7 +51,7 @@ class Feed(Protocol):
         ...
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
-        """What a person calls some of optimizer step `number`'s rows or pairs."""
+        """Return names for people, such as "facts.jsonl:17", of some rows or pairs of optimizer step `number`."""
         ...
 
     def epoch_at(self, number: int) -> float | None:
@@ -68,10 +68,10 @@ class Feed(Protocol):
 
 
 class RowFeed(Feed, Protocol):
-    """A feed of rows that are there before the model is."""
+    """A feed of rows that exist before the model is built."""
 
     def lay(self, layout: Layout) -> None:
-        """From now on lay rows down so."""
+        """Use this layout of rows from now on."""
         ...
 
 
@@ -123,7 +123,7 @@ def report_shared(name: str, tokenized: tokens.Tokenized) -> None:
 
 
 class _Layout:
-    """How a step's rows are shared out and laid down."""
+    """How a step's rows are divided among ranks and laid out in memory."""
 
     def __init__(self, spec: StageSpec, stage: Sft | Pairwise, world: World) -> None:
         self._micro = spec.micro_batch_size
@@ -146,6 +146,7 @@ class _Layout:
     def in_turn(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], MicroBatch]]:
         """Groups in micro-batches of the training size, with their places, in rounds in which every rank has one."""
         width = self._micro * self._world.size
+        # A round is as wide as all ranks together, so that each rank has a micro-batch in each: passes are collective.
         for start in range(0, len(groups), width):
             for micro in self.split_batch(groups[start : start + width], accumulation=1):
                 yield [start + row for row in micro.rows], micro
@@ -156,7 +157,7 @@ class _Layout:
 
 
 class TableFeed:
-    """Rows that are all tokenized beforehand."""
+    """Rows that are all tokenized before training."""
 
     def __init__(
         self,
@@ -243,7 +244,7 @@ class StreamFeed:
 
     def step(self, number: int) -> list[MicroBatch]:
         start = (number - 1) * self._batch
-        for _ in islice(self._rows, start - self._taken):
+        for _ in islice(self._rows, start - self._taken):  # rows of a resumed run that no checkpoint says were passed
             pass
         rows = list(islice(self._rows, self._batch))
         self._taken = start + len(rows)
@@ -312,5 +313,5 @@ class StreamFeed:
 
 
 def mean_perplexity(loss: float) -> float:
-    """exp of a mean loss in nats a token; infinite where it would overflow."""
+    """Return exp of a mean loss in nats per token; infinity where it would overflow."""
     return math.exp(loss) if loss < 700 else math.inf

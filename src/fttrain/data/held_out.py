@@ -23,15 +23,18 @@ def numbered(prompts: Iterable[bytes]) -> np.ndarray:
 def documents_of(rows: TokenSet) -> np.ndarray:
     """[N] int64: the number of the document that each row of text is a part of. A document's last part ends in EOS."""
     ends = rows.ids[(rows.offsets + rows.lengths - 1).astype(np.int64)]
-    is_last = ends == ends[-1]
+    is_last = ends == ends[-1]  # the last row of all ends a document, so its last token is EOS
     return np.cumsum(is_last) - is_last
 
 
 def whole_groups(groups_N: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on, in their order, and rows held out: groups are drawn, with all their rows, until there are
-    `size`. None is left to train on where there is one group."""
+    """Return rows to train on, in their order, and held-out rows: whole groups are drawn until they have `size` rows.
+
+    If there is only one group, no row is left to train on.
+    """
     count = int(groups_N.max()) + 1
     drawn = np.random.Generator(np.random.PCG64(seed)).permutation(count)
+    # After how many drawn groups are `size` rows reached? One more than the search finds, as it counts from 0.
     sizes = np.bincount(groups_N, minlength=count)[drawn].cumsum()
     held = np.zeros(count, dtype=bool)
     held[drawn[: int(np.searchsorted(sizes, size)) + 1]] = size > 0

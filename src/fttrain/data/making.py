@@ -1,4 +1,4 @@
-"""A set of tokens on its way to disk: added to block by block, kept where it is cut short, and put in place whole."""
+"""A set of tokens on its way to disk: written block by block, resumed after a kill, and put in place as a whole."""
 
 import contextlib
 import errno
@@ -100,6 +100,8 @@ class Making:
         self._noted_at = time.monotonic()
         for file in self._files.values():
             file.flush()
+        # Without fsync: after a power cut the sizes may promise lost bytes. `open_folder` compares sizes, and a broken
+        # set is made again.
         sizes = {name: file.tell() for name, file in self._files.items()}
         with contextlib.suppress(FileNotFoundError):  # another node has taken it over, or somebody has removed it
             write_json(self._aside / KEPT, {"sizes": sizes, "state": state()})
@@ -124,7 +126,7 @@ class Making:
             self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Delete the unfinished set."""
         for file in self._files.values():
             file.close()
         shutil.rmtree(self._aside, ignore_errors=True)
@@ -151,7 +153,7 @@ def _put_in_place(aside: Path, folder: Path) -> tuple[TokenSet | PairSet, Counts
                 raise
         if found := open_folder(place):
             return found
-    raise UserError(f"the cached tokens in {folder} and beside it are all broken", "mend the disk, and remove them")
+    raise UserError(f"the cached tokens in {folder} and next to it are all broken", "mend the disk, and remove them")
 
 
 @contextmanager
@@ -193,6 +195,7 @@ def _locked(path: Path, tick: Callable[[], None]) -> tuple[int, bool]:
             continue
         except OSError:
             return descriptor, False
+        # The holder deletes the file before it lets go: whoever waited for that file holds a lock that nobody sees.
         if _is_still(path, descriptor):
             return descriptor, True
         os.close(descriptor)  # of a holder that is done with it

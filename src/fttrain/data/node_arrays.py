@@ -40,6 +40,8 @@ class NodeArrays:
             made = np.empty(length, dtype=kind)
             fill(made)
             return made
+        # The file appears by rename, so whoever sees it may map it. The lock only keeps two ranks from making it twice.
+        # Ranks may be one epoch apart, so the previous array stays; those who have mapped a deleted one keep it.
         path = self._folder / f"{name}-{number}"
         if not path.exists():
             with _alone(self._folder / f"{name}.lock"):

@@ -50,11 +50,13 @@ class Order:
         return steps or max(1, round((epochs or 1) * self.steps_per_epoch))
 
     def step(self, number: int) -> list[Row]:
-        """Rows of optimizer step 1, 2, …"""
+        """Return the rows of an optimizer step; the first step is number 1."""
         epoch, index = divmod(number - 1, self.steps_per_epoch)
         start, end = index * self._batch, min((index + 1) * self._batch, self.epoch_rows)
         if len(self._sizes) == 1:
             return [(0, row) for row in self._permutation_of(0, epoch)[start:end].tolist()]
+        # Which data set each draw of the epoch is from is shuffled once; the n-th draw of a set, counted over all
+        # epochs, takes the n-th row of its walk. So a set's own epochs need not end with those of the mixture.
         mixture = self._mixture_of(epoch)
         sources = mixture.sources[start:end]
         rows = np.empty(end - start, dtype=np.int64)
@@ -114,6 +116,7 @@ class _Mixture:
 
     def drawn_before(self, draw: int) -> list[int]:
         """How often each data set is drawn before draw number `draw`."""
+        # A running count per block and a look into one block: a count per draw would need more memory than the draws.
         block = draw // BLOCK
         rest = np.bincount(self.sources[block * BLOCK : draw], minlength=self.counts.shape[1])
         return (self.counts[block] + rest).tolist()
@@ -125,5 +128,6 @@ def _blocks(draws: int) -> range:
 
 def _share_out(total: int, weights: Sequence[float]) -> list[int]:
     """Split `total` by weight into whole numbers that add up to it."""
+    # The edges are rounded, not the parts: rounded parts need not add up.
     edges = np.cumsum([0.0, *weights]) / sum(weights) * total
     return np.diff(np.rint(edges).astype(int)).tolist()

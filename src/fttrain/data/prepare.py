@@ -1,6 +1,6 @@
-"""Data sets made ready before a stage's first step, by one rank of a node while the others wait as long as it takes.
+"""Preparing data sets before a stage's first step: one rank of a node works, and the others wait as long as it takes.
 
-They wait in rounds, each a collective of a moment: so none runs into a time-out, all learn of a stop at once, and the
+They wait in rounds, each a short collective: so no collective times out, all learn of a stop request at once, and the
 launcher sees signs of life.
 """
 
@@ -96,6 +96,7 @@ def _wait_for(work: Work | None, world: World, asked: Callable[[], str | None], 
     """Wait until no rank works any more, and raise together what any of them has met."""
     is_stopping = False
     while True:
+        # The work runs in a thread, so that its rank can take part in the rounds.
         is_over = work is None or work.is_over(ROUND_SECONDS)
         if work is None and world.size > 1:
             time.sleep(ROUND_SECONDS / 10)
@@ -126,7 +127,7 @@ def _raise_together(work: Work | None, world: World, asked: Callable[[], str | N
 
 
 def _agreed(keys: list[tokens.Keys], world: World) -> list[tokens.Keys]:
-    """Rank 0's keys. UserError where another node has other rows under the same name."""
+    """Return rank 0's keys. Raises UserError where another node has other rows under the same name."""
     for rank, others in enumerate(world.gather(keys)):
         if rank == 0:
             keys = others

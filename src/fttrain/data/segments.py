@@ -150,15 +150,18 @@ class Segments:
         return torch.tensor(np.cumsum([0, *counts]), dtype=torch.int32, device=self.device)
 
     def _pieces(self, reach: Reach) -> list[Piece]:
-        """The rows' pieces in order of the line, so that their queries are its tokens from first to last."""
+        """Return the rows' pieces in order of the line, so that their queries are its tokens from first to last."""
         pieces: list[Piece] = []
         for start, length, (first, shared) in zip(self.starts, self.lengths, self.prefixes, strict=True):
+            # A row's positions are its prefix, which lies elsewhere in the line, and its own tokens: `index` maps them.
             index = np.concatenate([np.arange(first, first + shared), np.arange(start, start + length)])
             pieces += _cut(index, shared, reach)
         return pieces
 
     def _laid_in_blocks(self, reach: Reach) -> Blocks:
         pieces = self._pieces(reach)
+        # Outputs of all blocks are laid end to end: `used` places so far, a line of `width` places for each piece. A
+        # token's output is then at used + line · width + its place in the piece; padding is never looked up.
         blocks, scatter, used = [], np.empty(self.tokens, dtype=np.int64), 0
         for members in _alike([len(piece) for piece in pieces], [piece.earlier for piece in pieces]):
             chosen = [pieces[member] for member in members]
@@ -180,6 +183,8 @@ def _cut(index: np.ndarray, shared: int, reach: Reach) -> list[Piece]:
     end = len(index)
     if reach.window is None and reach.chunk is None:
         return [Piece(index, 0, shared, end)]
+    # Queries are cut into tiles. Under a window a tile of `width` queries sees width + window - 1 keys instead of all;
+    # with a chunk the tile is the chunk, and sees only its own keys. Tiles of the prefix alone are left out.
     width = reach.chunk or max(reach.window or 0, TILE)
     pieces = []
     for tile in range(shared // width * width, end, width):
@@ -197,6 +202,7 @@ def _block(pieces: list[Piece], window: int | None, device: torch.device) -> Blo
     keys = np.zeros((len(pieces), wide + long), dtype=np.int64)
     for line, piece in enumerate(pieces):
         queries[line, : len(piece)] = piece.index[piece.queries_from : piece.end]
+        # Earlier keys are aligned at column `wide`, so that query q's own key is at column wide + q in every line.
         keys[line, wide - piece.earlier : wide + len(piece)] = piece.index[piece.keys_from : piece.end]
     mask = _seen([piece.earlier for piece in pieces], long, window, device)
     return Block(torch.from_numpy(queries).to(device), torch.from_numpy(keys).to(device), mask)
@@ -208,7 +214,7 @@ def _seen(earlier: list[int], long: int, window: int | None, device: torch.devic
     if wide == 0 and (window is None or window >= long):
         return None
     places = torch.arange(wide + long, device=device)
-    back = torch.arange(long, device=device)[:, None] + wide - places
+    back = torch.arange(long, device=device)[:, None] + wide - places  # how many keys before the query's own
     mask = (back >= 0)[None, None]
     if window is not None:
         mask = mask & (back < window)
@@ -219,7 +225,7 @@ def _seen(earlier: list[int], long: int, window: int | None, device: torch.devic
 
 
 def _alike(lengths: list[int], earlier: list[int]) -> list[list[int]]:
-    """Pieces grouped by length, and by the number of keys before them; the longest of each group first."""
+    """Return pieces grouped by length and by the number of keys before them, the longest of each group first."""
     order = sorted(range(len(lengths)), key=lambda piece: (-earlier[piece], -lengths[piece]))
     groups: list[list[int]] = []
     for piece in order:

@@ -71,6 +71,8 @@ class Skeletons:
         turns = conversation.turns
         if self._blindness is None or not all(self._fits(turn) for turn in turns):
             return None
+        # A blind template copies contents without looking at them, so its output depends on the roles alone: one
+        # rendering with marks in the place of contents serves all conversations of these roles.
         shape = (tuple(turn["role"] for turn in turns), conversation.untrained)
         if shape not in self._made:
             self._made[shape] = self._skeleton(conversation)

@@ -25,14 +25,14 @@ SHUFFLED_ROWS = 1000
 
 
 def settled(data: Data, *, only_prompts: bool = False) -> Data:
-    """The data table with the format that its first rows tell, where it leaves that open. Raises UserError."""
+    """Return the data table with the format of its first rows, if it leaves the format open. Raises UserError."""
     if not looks.is_open(data):
         return data
     return looks.looked_at(data, islice(load_rows(data), looks.LOOKED_AT), only_prompts=only_prompts)
 
 
 def with_formats(spec: StageSpec) -> StageSpec:
-    """The step with the formats of its data told. Raises UserError where a stage cannot train on one."""
+    """Return the spec with the formats of its data filled in. Raises UserError where the stage cannot train on one."""
     only_prompts = isinstance(spec.stage, Ppo)
     data = {name: settled(table, only_prompts=only_prompts) for name, table in spec.data.items()}
     for name, table in data.items():
@@ -54,7 +54,8 @@ def load_rows(data: Data) -> Rows:
 
 
 def stream_rows(data: Data, seed: int, skip: int) -> Rows:
-    """The rows after the first `skip` in a seeded order, shuffled within a window of 1000 rows."""
+    """Yield the rows after the first `skip` in a seeded order, shuffled within a window of 1000 rows."""
+    # Skipped before shuffling: the first rows are the test, and must be the same ones for every seed.
     if is_local(data.path):
         return _shuffled(islice(load_rows(data), skip, None), seed)
     found = _open_hub(data)

@@ -46,7 +46,7 @@ class TokenSet:
     ids: np.ndarray
     """int32, the token ids of all rows in the arrays."""
     trained: np.ndarray
-    """bool, beside `ids`: whether the token is trained."""
+    """bool, parallel to `ids`: whether the token is trained."""
     offsets: np.ndarray
     """int64: where each row of the arrays begins in `ids`."""
     sizes: np.ndarray
@@ -157,19 +157,21 @@ def supervised(row: Encoded) -> int:
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Return [N] int64: where each row begins, for rows of these lengths laid end to end."""
     return np.cumsum(lengths, dtype=np.int64) - lengths
 
 
 def open_set(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     """The set that was kept under a folder's name, mapped from disk; None where there is none that can be read."""
+    # A set is put into the first folder that is free, so behind the first one that is missing there is none.
     there = takewhile(Path.exists, places(folder))
     return next((found for place in there if (found := open_folder(place))), None)
 
 
 def places(folder: Path) -> Iterator[Path]:
-    """Where a set may be: in the folder, or beside it if what is there is broken.
+    """Yield the folders where a set may be: the named one, or numbered ones next to it if that is broken.
 
-    Nothing is ever cleared away, as it may be what another node has just put there.
+    A broken set is never deleted: it may be one that another node has just put there.
     """
     yield folder
     yield from (folder.with_name(f"{folder.name}-{number}") for number in range(2, PLACES + 1))

@@ -37,13 +37,13 @@ Keys = tuple[str, ...]
 """Of a data set in the cache, and of the one that it is evaluated on, if there is one."""
 
 VERSION = 3
-"""Of the files in the cache and of what is written there: raise it when `chat` encodes a row differently."""
+"""Version of the cache's files and of their content: raise it when `chat` encodes a row differently."""
 BATCH = 512
 """Rows tokenized together."""
 BATCH_CHARACTERS = 1 << 20
 STREAM_BATCH = 64
 JUDGED_ROWS = 1000
-"""Rows of a stream after which it is judged; one that is shorter is judged at its end."""
+"""Rows of a stream after which its counts are checked; a shorter stream is checked at its end."""
 
 _NOT_IN_ROWS = (
     "path",
@@ -113,6 +113,7 @@ def opened(keys: Keys, data: Data, seed: int, cache: Path, arrays: NodeArrays | 
     if (evaluated := for_evaluation(data)) is not None:
         held_out = opened(tuple(of_evaluated), evaluated, seed, cache, arrays)
         return Tokenized(everything, held_out.train, counts, f"{key} {held_out.key}")
+    # Parts of one document, or answers to one prompt, must not be on both sides: the test would be seen in training.
     by = "prompt" if data.test_by == "prompt" else "document" if counts.split and is_text(data) else "row"
     if by == "prompt":
         train, test = split_by(numbered(prompts_of(everything)), data, seed)
@@ -134,6 +135,8 @@ def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None, 
     """
     encoder, tally = Encoder(tokenizer, data), tally or Tally()
     rows, judged = stream_rows(data, seed, _held_out(data)), tally.rows >= JUDGED_ROWS
+    # A resumed pass: rows before the last counted one are read and dropped; that one is encoded again, without being
+    # counted again, as the checkpoint may lie between two of the several rows that it makes.
     if tally.rows:
         rows = islice(rows, tally.rows - 1, None)
         for made in encoder.encode_many(list(islice(rows, 1))):
@@ -208,7 +211,7 @@ class BlockEncoder:
 
 
 def _batches(rows: Iterator[T], size: int) -> Iterator[list[T]]:
-    """So many rows together, or fewer if they are long: a batch is a matter of a second."""
+    """Yield `size` rows together, or fewer if they are long, so that a batch takes about a second."""
     batch: list[T] = []
     characters = 0
     for row in rows:
@@ -222,7 +225,7 @@ def _batches(rows: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 def _ticking(rows: Iterator[T], tick: Callable[[], None]) -> Iterator[T]:
-    """The rows, with a tick now and then: those that are done already are read fast, but there may be many."""
+    """Yield the rows and call `tick` now and then: rows that are done already are skipped fast, but may be many."""
     for number, row in enumerate(rows):
         if number % BATCH == 0:
             tick()
@@ -249,7 +252,7 @@ def split(
         rows[:] = np.arange(count, dtype=rows.dtype)
         if size:
             np.random.Generator(np.random.PCG64(seed)).shuffle(rows)
-            rows[size:].sort()
+            rows[size:].sort()  # trained rows keep the data's own order, which reads a mapped file from front to back
 
     order = (arrays or NodeArrays()).get(f"split-{name}-{size}", 0, count, smallest_unsigned(count), fill)
     return order[size:], order[:size]
@@ -280,7 +283,7 @@ _COUNTERS = (
 
 
 class Tally:
-    """Counts rows as they come, and judges what is left of them."""
+    """Counts of a data set's rows as they are encoded, and the check of these counts."""
 
     def __init__(self) -> None:
         self.rows = self.tokens = self.trained = self.truncated = self.lost = self.split = self.parted = 0
@@ -300,7 +303,7 @@ class Tally:
         return kept
 
     def _counted(self, encoded: Encoded | EncodedPair, encoder: Encoder) -> bool:
-        """Whether there is something to train on; it is counted in either case."""
+        """Return whether there is something to train on; the row is counted in either case."""
         rows = (encoded.chosen, encoded.rejected) if isinstance(encoded, EncodedPair) else (encoded,)
         truncated = any(row.truncated for row in rows)
         self.truncated += truncated
@@ -323,7 +326,7 @@ class Tally:
         self.unfit.append(later.unfit)
 
     def as_plain(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """Return the tally as plain values, for JSON."""
         return {**vars(self), "unfit": self.unfit.as_plain()}
 
     @classmethod
@@ -368,7 +371,7 @@ class Tally:
 def _key(data: Data, tokenizer: Any, encoder: Encoder) -> str:
     """SHA-256 of all that the tokens depend on."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend.update(padding=None, truncation=None)  # left behind by whoever called the tokenizer last
+    backend.update(padding=None, truncation=None)  # settings of the last call, which change no row
     fields = {key: value for key, value in msgspec.to_builtins(data).items() if key not in _NOT_IN_ROWS}
     made_of = [VERSION, fingerprint(data), fields, encoder.template, backend, tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()

@@ -45,7 +45,7 @@ def native(device: torch.device) -> Choice:
 
 
 def _bf16_instructions() -> str | None:
-    """What this CPU multiplies bf16 matrices with, where oneDNN uses it."""
+    """Return the instructions with which oneDNN multiplies bf16 matrices on this CPU; None where it has none."""
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return None
     if platform.machine() in ("aarch64", "arm64"):
@@ -73,10 +73,10 @@ def _is_emulated(dtype: Dtype, device: torch.device, best: Choice) -> bool:
 
 
 def settle(step: StageSpec, folder: StageDir, world: World) -> StageSpec:
-    """The step with the format that all ranks compute in, where its recipe leaves that open. Collective.
+    """Return the stage's spec with the format that all ranks compute in, where its recipe leaves that open. Collective.
 
-    A stage keeps the format that it began with, wherever it goes on; a new one takes that of the stages before it. What
-    was decided is on record in the stage's folder. Raises UserError where this device cannot go on in that format.
+    A resumed stage keeps the format that it began with; a new one takes that of the previous stages. The decision is
+    recorded in the stage's folder. Raises UserError where this device cannot compute in the recorded format.
     """
     if not isinstance(step.stage, Training):  # it goes by the card of what it merges or evaluates
         return step

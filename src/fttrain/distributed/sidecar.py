@@ -1,4 +1,4 @@
-"""A process beside a rank that works for it: told what to do line by line, and ended with it."""
+"""A helper process of a rank: it takes orders line by line, and ends when its rank ends."""
 
 import ctypes
 import os
@@ -8,11 +8,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def keep_to(rank_pid: int) -> bool:
-    """Have this process end with its rank, whatever ends that; False where the rank has gone already.
+    """Have the kernel end this process when its rank ends; return False if the rank is gone already.
 
-    Signals that a rank acts on come to its whole process group; here they are not heard.
+    Signals that a rank acts on are sent to its whole process group, so this process ignores them.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == rank_pid
+    return os.getppid() == rank_pid  # a rank that died before the call above would never have sent its signal

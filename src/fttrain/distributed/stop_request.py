@@ -23,21 +23,23 @@ class StoppedEarly(Exception):
 
 
 class StopRequest:
-    """Has this process been asked to save and leave?
+    """Requests that this process save and leave.
 
     SIGUSR2, SIGTERM and the step folder's `stop` file ask for it. Torch elastic also sends SIGTERM when a peer has
     died; no save can succeed then, and a collective may never return, so a thread ends this process instead.
     """
 
     def __init__(self, stop_file: Path | None, dead_peers: Callable[[], list[int]], beat: Path | None = None) -> None:
-        """`stop_file` is None on ranks that leave it to another to look, as all agree on what any of them is asked.
+        """`stop_file` is None on ranks that leave looking to another, because all ranks act on any rank's request.
 
-        It lies on a file system that all ranks share; `beat` need not.
+        It lies on a file system that all ranks share; `beat`, whose time tells the launcher of life, need not.
         """
         self._stop_file = stop_file
         self._beat = beat
         self._dead_peers = dead_peers
         self._signal: str | None = None
+        # Python runs signal handlers in the main thread between bytecodes, so never while it waits in a collective.
+        # The wake-up descriptor gets each signal's number at once, and a thread reads it.
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -46,15 +48,15 @@ class StopRequest:
             signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, name="leave", daemon=True).start()
 
-    def asked(self) -> str | None:
-        """Why this rank was asked to stop, or None. Being asked at every step, it is a sign of life, left in `beat`."""
+    def poll(self) -> str | None:
+        """Return why this rank was asked to stop, or None; called at every step, it also leaves a sign of life."""
         if self._beat is not None:
-            with contextlib.suppress(OSError):  # what a failing disk means is for those to say who write what counts
+            with contextlib.suppress(OSError):  # a failing disk is reported by whoever writes checkpoints
                 self._beat.touch()
         return self.pending()
 
     def pending(self) -> str | None:
-        """The same where no step begins."""
+        """Return the same, without a sign of life: for places where no step begins."""
         if self._signal is None and self._stop_file is not None and self._stop_file.exists():
             return "stop file"
         return self._signal

@@ -1,4 +1,4 @@
-"""The processes of a step: who this one is, and how all of them agree."""
+"""The processes of a stage: which one this is, and how all of them agree."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ A rank that has died is noticed at once and one that hangs by the launcher, so n
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """One process and its peers: ranks, devices, and the collectives by which they agree."""
 
     rank: int
     size: int
@@ -120,7 +120,7 @@ def _pick_device(spec: StageSpec) -> str:
     device = "cpu" if wanted == "cpu" or gpus == 0 else "cuda"
     if device == "cuda" and gpus < spec.parallel.procs_per_node:
         raise UserError(
-            f"{spec.parallel.procs_per_node} processes a node are asked for, but there are {gpus} GPUs",
+            f"{spec.parallel.procs_per_node} processes per node are planned, but there are {gpus} GPUs",
             f"set parallel.procs_per_node = {gpus}",
         )
     if device == "cpu" and spec.model.dtype == "fp16":

@@ -27,6 +27,7 @@ def windows(tokenizer: Any, source: Path | str | None, *, length: int, count: in
     ids = tokenizer("\n".join(_read(Path(source or SHIPPED))), add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < 2:
         raise UserError(f"{source} holds no text to measure with", "name a longer one")
+    # Each window is a text of its own with BOS, if the tokenizer has one: models are trained on nothing else.
     room = length - len(start)
     starts = range(0, max(len(ids) - room + 1, 1), room)
     return [torch.tensor([start + ids[at : at + room]]) for at in starts[:count]]
@@ -49,12 +50,12 @@ def _read(source: Path) -> Iterator[str]:
 
 
 def perplexity(model: Any, windows: list[Tensor]) -> float:
-    """exp of the mean cross-entropy of all tokens but the first of each window; infinite where it overflows."""
+    """Return exp of the mean cross-entropy of all tokens but each window's first; infinity where it overflows."""
     return perplexity_of(token_losses(model, window) for window in windows)
 
 
 def perplexity_of(losses: Iterator[Tensor]) -> float:
-    """The same of cross-entropies in nats, a tensor a window."""
+    """Return exp of the mean of cross-entropies in nats, one tensor per window."""
     all_losses = torch.cat(list(losses))
     mean = float(all_losses.double().mean())
     return math.exp(mean) if mean < 700 else math.inf
@@ -62,7 +63,7 @@ def perplexity_of(losses: Iterator[Tensor]) -> float:
 
 @torch.no_grad()
 def token_losses(model: Any, window: Tensor) -> Tensor:
-    """[T - 1]: cross-entropy of each token of a window [1, T] but the first, on the CPU."""
+    """Return the cross-entropy of each token of a window [1, T] but the first: [T - 1], on the CPU."""
     ids = window.to(model.device)
     logits = model(ids).logits[0, :-1].float()
     return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").cpu()

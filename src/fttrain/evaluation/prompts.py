@@ -1,4 +1,4 @@
-"""Prompts with all that the rows have for an answer: what a model is asked, and what its answer is compared with."""
+"""Held-out prompts with their reference answers: all that the rows have for the same prompt."""
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fttrain.data.tokens import Tokenized
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """A prompt with what it may be answered by."""
+    """A prompt with its reference answers."""
 
     ids_T: tuple[int, ...]
     """Up to where the answer begins."""

@@ -1,4 +1,4 @@
-"""The arithmetic of merging: what an adapter adds to each weight of its base, and where that weight is on disk."""
+"""The arithmetic of merging: what an adapter adds to each weight of its base, and where the weight is on disk."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ftlaunch.errors import UserError
 from fttrain.merging.weight_map import Group, Read, Stored, WeightMap, aliases
 
 TINY = 1e-15
-"""Least length of a row: one that is all zero stays zero."""
+"""Smallest length of a row to divide by: a row of zeros stays zero."""
 SHIP_APART = "leave the merge out and ship base and adapter together"
 
 
@@ -29,31 +29,32 @@ class Delta:
     scale: float
     transposed: bool
     magnitude: Tensor | None = None
-    """[out]: what DoRA brings the length of each row to."""
+    """[out]: the length to which DoRA scales each row."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight as it is held in memory."""
+        """Shape of the weight as the model holds it."""
         *experts, out, _ = self.b.shape
         sides = (self.a.shape[-1], out) if self.transposed else (out, self.a.shape[-1])
         return (*experts, *sides)
 
     def on(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The adapted weight as it is held, computed in fp32."""
-        if weight.dim() == 3:
+        """Return the adapted weight as the model holds it, computed in fp32 and rounded once to `dtype`."""
+        if weight.dim() == 3:  # stacked experts, each a weight of its own
             parts = zip(self.a, self.b, weight, strict=True)
             return torch.stack([Delta(a, b, self.scale, self.transposed).on(w, dtype) for a, b, w in parts])
         product = self.scale * (self.b.float() @ self.a.float())
         changed = weight.float() + (product.T if self.transposed else product)
         if self.magnitude is None:
             return changed.to(dtype)
+        # DoRA normalizes each output's row, which is a column where the weight is transposed.
         length = changed.norm(dim=0 if self.transposed else 1).clamp(min=TINY)
         ratio = self.magnitude.float() / length
         return (changed * (ratio if self.transposed else ratio[:, None])).to(dtype)
 
 
 def deltas(model: Any, adapter: str) -> dict[str, Delta]:
-    """All weights that an adapter of a PEFT model changes, by their names in the plain model.
+    """Return all weights that an adapter of a PEFT model changes, by their names in the plain model.
 
     Raises UserError for kinds that cannot be merged.
     """
@@ -91,7 +92,7 @@ def _delta(name: str, layer: Any, adapter: str) -> tuple[str, Delta]:
 
 
 def _kept(parameter: Any) -> Tensor:
-    """A copy on the CPU; of a shard that ZeRO-3 has left, only the shape."""
+    """Return a copy on the CPU; of a parameter that ZeRO-3 has sharded, only the shape."""
     if hasattr(parameter, "ds_shape"):
         return torch.empty(parameter.ds_shape, device="meta")
     return parameter.detach().to("cpu", copy=True)
@@ -104,34 +105,36 @@ def _magnitude(layer: Any, adapter: str) -> Tensor | None:
 
 
 Finish = Callable[[str, Delta | None, Tensor], Tensor]
-"""(name, what is added, weight) → the weight as it is written."""
+"""(name, delta or None, weight) → the weight to write."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What an adapter adds, each with its place among the tensors of the base."""
+    """An adapter's deltas, each with its place among the tensors of the base."""
 
     of: dict[str, Delta]
-    """By names of weights that are on disk, and of a head that the embedding has stood for."""
+    """By names of weights that are on disk, and of a head that was tied to the embedding."""
     map: WeightMap
     tied: tuple[str, str] | None = None
-    """Input embedding and head, where they are one weight and only one of the two is adapted: then they must part."""
+    """Input embedding and head, where they are one weight and an adapter changes one of them: they must be untied."""
 
     @property
     def head_keys(self) -> list[str]:
-        """The tensors of the head, where the base has it on disk."""
+        """Keys of the head's tensors, where the base has it on disk."""
         head = _name(self.map.skeleton, self.map.skeleton.get_output_embeddings())
         group = self.map.by_weight.get(f"{head}.weight")
         return [] if group is None else group.keys
 
     def groups(self) -> Iterator[Group]:
-        """The groups of tensors that change."""
+        """Yield the groups of tensors that change, each once."""
+        # With a pair to untie, the embedding's group is rewritten even if only the head is adapted: the head's new
+        # tensor is made from it.
         names = self.of if self.tied is None else [*self.of, self.tied[0]]
         found = {id(group): group for name in names if (group := self.map.by_weight.get(name)) is not None}
         yield from found.values()
 
     def fold(self, group: Group, read: Read, finish: Finish) -> dict[str, Tensor]:
-        """What a group is in the merged model, by keys on disk; with the head, where it parts from the embedding."""
+        """Return a group's tensors in the merged model, by keys on disk; with the head, if it is untied from these."""
         weights = self.map.weights(group, read)
         changed = {name: finish(name, self.of.get(name), weight) for name, weight in weights.items()}
         out = self.map.stored(group, changed)
@@ -144,7 +147,8 @@ class Fitted:
         return {key: tensor.contiguous() for key, tensor in out.items()}
 
     def rehearse(self, stored: dict[str, Stored]) -> None:
-        """Nothing, where each group goes there and back with the shapes that the adapter has. Raises UserError else."""
+        """Raise UserError unless each group converts to weights and back with the shapes that the adapter has."""
+        # On the meta device tensors have shapes and no content, so this takes a second for a model of any size.
         for group in self.groups():
             for key in group.keys:
                 if not stored[key].is_float:
@@ -166,7 +170,7 @@ def _same_shape(name: str, delta: Delta | None, weight: Tensor) -> Tensor:
 
 
 def fitted(added: dict[str, Delta], places: WeightMap) -> Fitted:
-    """What an adapter adds, with each weight found on disk. Raises UserError for one that has no place of its own."""
+    """Return an adapter's deltas with each weight found on disk. Raises UserError for a weight that is not there."""
     model = places.skeleton
     shared = aliases(model)
     ends = tuple(_name(model, end) for end in (model.get_input_embeddings(), model.get_output_embeddings()))
@@ -177,6 +181,7 @@ def fitted(added: dict[str, Delta], places: WeightMap) -> Fitted:
         if tied and name in (embedding, head):
             of[name] = delta
             continue
+        # Other ties than embedding and head, such as shared layers, cannot be undone by a key of the config.
         if len(shared.get(name, [])) > 1:
             others = [other for other in shared[name] if other != name]
             message = f"{name} is adapted, and is one weight with {others[0]}: a merge would change both"
@@ -197,7 +202,7 @@ def _name(model: nn.Module, module: nn.Module) -> str:
 
 
 def through(weight: Tensor, quantization: str) -> Tensor:
-    """The weight as training saw it: to 4 bits with double quantization, or to 8, and back."""
+    """Return the weight as training saw it: quantized to 4 bits with double quantization, or to 8, and dequantized."""
     import bitsandbytes.functional as bnb
 
     if quantization == "int8":

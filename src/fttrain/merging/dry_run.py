@@ -1,4 +1,4 @@
-"""A merge without weights, before anything is trained: whether each adapted weight has its place on disk."""
+"""A merge without weights, before anything is trained: it checks that each adapted weight has its place on disk."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from fttrain.merging.weight_map import WeightMap
 
 
 def check(base: Model, model: Any) -> None:
-    """Nothing, where the adapter that is about to be trained could be merged. Raises UserError where it could not.
+    """Raise UserError if the adapter that is about to be trained could not be merged.
 
-    Only headers of files and shapes are looked at, so that it costs a second at most and is the same on all ranks.
+    Reads only headers of files and shapes, so it takes a second at most and gives the same result on all ranks.
     """
     stored = {one.key: one for one in weight_map.stored(weight_map.folder_of(base))}
     places = WeightMap(model.get_base_model(), list(stored))

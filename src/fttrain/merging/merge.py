@@ -1,6 +1,6 @@
 """Folding an adapter into its base, one output shard in memory at a time, and proving that the result is the model.
 
-`ftlaunch merge` does it outside a run, by fttrain.tools.merge.
+`ftlaunch merge` merges outside a run, by fttrain.tools.merge.
 """
 
 import json
@@ -37,29 +37,29 @@ SIDE_FILES = ("generation_config.json",)
 
 @dataclass(frozen=True)
 class Source:
-    """What is merged: an adapter folder and the base that it was trained on."""
+    """The two inputs of a merge: an adapter folder and the base that it was trained on."""
 
     base: Model
     adapter: Path
 
     @property
     def head(self) -> Path | None:
-        """The head of a reward model, beside its adapter."""
+        """The file of a reward model's head, next to its adapter; None for a language model."""
         path = self.adapter / REWARD_HEAD
         return path if path.exists() else None
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """Which weights training saw rounded, and how."""
+    """The weights that training rounded, and how."""
 
     quantized: dict[str, str]
-    """Formats of those that the base held in few bits, by their names: rounded before the adapter is added."""
+    """Formats of weights that the base held in few bits, by name: rounded before the adapter is added."""
     in_training: dict[str, tuple[Rounding, Tensor | None]]
-    """How those that were trained through rounding are rounded, after the adapter is added, and their steps."""
+    """Weights that were trained through rounding, by name, with their steps: rounded after the adapter is added."""
 
     def finished(self, name: str, delta: Delta | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """A weight of the merged model, rounded once as training saw it."""
+        """Return a weight of the merged model, rounded once as training saw it."""
         rounding = self.in_training.get(name)
         if rounding is None and name in self.quantized:
             weight = deltas.through(weight, self.quantized[name])
@@ -69,27 +69,29 @@ class Rounded:
 
     @property
     def names(self) -> set[str]:
-        """Of all weights that change, whether an adapter is on them or not."""
+        """Names of all weights that rounding changes, adapted or not."""
         return {*self.quantized, *self.in_training}
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is written in the place of each tensor of the base."""
+    """The tensors to write in the place of each tensor of the base."""
 
     changes: Fitted
     rounded: Rounded
     dtype: torch.dtype | None
     """Format of floats; None for the base's own."""
     pending: dict[str, Tensor] = field(default_factory=dict)
-    """Of groups that were folded when the first of their tensors was met."""
+    """Tensors of groups that were folded at the first of their keys, until their own turn comes."""
 
     def tensors(self, one: Stored, read: Read) -> dict[str, Tensor]:
-        """What stands for one tensor of the base: itself changed, and with an embedding that parts from it the head."""
+        """Return the tensors to write for one tensor of the base: itself, changed or not, and a head that is untied."""
         group = self.changes.map.by_key.get(one.key)
         if group is None or not self._changes(group):
             tensor = read(one.key)
             return {one.key: tensor.to(self.dtype) if self.dtype and one.is_float else tensor}
+        # One conversion may take many tensors, such as all experts of a layer. The first of them folds the whole
+        # group; the others then find theirs in `pending`, and what is left over is the new head.
         new: dict[str, Tensor] = {}
         if one.key not in self.pending:
             folded = self.changes.fold(group, read, self._finish)
@@ -107,7 +109,10 @@ class Output:
 
 
 def find_source(path: Path) -> Source:
-    """The adapter in a run's newest training stage, an artifact folder, or a plain PEFT folder. Raises UserError."""
+    """Return the adapter of a run's newest training stage, of an artifact folder, or of a plain PEFT folder.
+
+    Raises UserError where there is none.
+    """
     if (path / "plan.json").exists():
         trained = [
             stage_dir.artifact
@@ -133,9 +138,9 @@ def merge(
 ) -> MergeResult:
     """Write the merged model to `out`, read it back, and compare it with the adapter model.
 
-    From a quantized base both ways of merging are tried and the closer one is kept. Raises UserError if the disk is
-    too small, the adapter does not fit the base, or the merged model differs by more than rounding explains, with the
-    command that `allow` tells for going on with another `max_kl`; `out` appears only if all went well.
+    From a quantized base both methods are tried and the closer one is kept. Raises UserError if the disk is too small,
+    the adapter does not fit the base, or the merged model differs by more than rounding explains; the remedy then has
+    the command that `allow` returns for another `max_kl`. `out` appears only if all went well.
     """
     require_empty(out)
     folder = weight_map.folder_of(source.base)
@@ -147,14 +152,16 @@ def merge(
     changes.rehearse({one.key: one for one in stored})
     if source.head is not None:
         stored = [one for one in stored if one.key not in changes.head_keys]
+    # An adapter trained on NF4 weights has learned to make up for their rounding. Which is closer to the adapter model
+    # on 16-bit weights, adding it to the original weights or to the rounded ones, is measured, not assumed.
     methods = ["base", "dequantized"] if source.base.is_quantized else ["base"]
     tried: dict[str, Divergence] = {}
     for method in methods:
-        aside = _aside(out, method)
+        temporary = _temporary(out, method)
         quantized = reference.quantized if method == "dequantized" else {}
         output = Output(changes, Rounded(quantized, reference.rounding), DTYPES[spec.dtype] if spec.dtype else None)
-        _write(folder, dict(config), stored, output, source, aside, spec)
-        tried[method] = verify.compare(reference, aside)
+        _write(folder, dict(config), stored, output, source, temporary, spec)
+        tried[method] = verify.compare(reference, temporary)
     best = min(tried, key=lambda method: tried[method].kl)
     limit = spec.max_kl if spec.max_kl is not None else verify.tolerance(source.base, _formats(stored, spec))
     if flaw := verify.flaw(tried[best], limit, was_set=spec.max_kl is not None):
@@ -162,28 +169,30 @@ def merge(
         raise UserError(
             f"the merged model differs from the adapter model: {tried[best]}; {flaw}",
             f"the training is whole, its artifact works as it is: ftlaunch chat {shlex.quote(str(source.adapter))}; "
-            f"the merged model is in {_aside(out, best)}; to accept it: {allow(enough)}",
+            f"the merged model is in {_temporary(out, best)}; to accept it: {allow(enough)}",
         )
-    _aside(out, best).replace(out)
+    # The merged model takes its name only now that it has been read back; the other candidate goes afterwards.
+    _temporary(out, best).replace(out)
     for method in methods:
-        shutil.rmtree(_aside(out, method), ignore_errors=True)
+        shutil.rmtree(_temporary(out, method), ignore_errors=True)
     sync(out.parent)
     return MergeResult(method=best, tried=tried, **msgspec.structs.asdict(tried[best]))
 
 
 def _formats(stored: list[Stored], spec: Merge) -> set[str]:
-    """Number formats of the merged model's weights on disk, in safetensors' words."""
+    """Return the number formats of the merged model's weights on disk, in safetensors' names."""
     return {verify.WORDS[spec.dtype]} if spec.dtype else {one.format for one in stored if "F" in one.format}
 
 
-def _aside(out: Path, method: str) -> Path:
+def _temporary(out: Path, method: str) -> Path:
     return out.with_name(f".{out.name}.{method}")
 
 
 def _write(
     folder: Path, config: dict[str, Any], stored: list[Stored], output: Output, source: Source, out: Path, spec: Merge
 ) -> None:
-    """The merged weights, config, generation config and tokenizer in `out`."""
+    """Write the merged weights, config, generation config and tokenizer to `out`."""
+    # Room is checked first: a disk that fills up after an hour of writing would leave nothing.
     needed = sum(one.num_bytes(output.dtype) for one in stored)
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
@@ -215,6 +224,7 @@ def _write_weights(stored: list[Stored], output: Output, out: Path, max_bytes: i
         tensors: dict[str, Tensor] = {}
         for one in shard:
             tensors |= output.tensors(one, lambda key: _read(files[key], key))
+        # An untied head may be written with the embedding although the base has a copy of it in a later shard.
         tensors = {key: tensor for key, tensor in tensors.items() if key not in places}
         save_file(tensors, out / name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, name)
@@ -229,7 +239,7 @@ def _read(file: Path, key: str) -> Tensor:
 
 
 def _split(stored: list[Stored], dtype: torch.dtype | None, max_bytes: int) -> Iterator[list[Stored]]:
-    """Tensors in order, in shards of at most `max_bytes`; a single larger tensor is a shard of its own."""
+    """Yield tensors in order, in shards of at most `max_bytes`; a single larger tensor is a shard of its own."""
     shard: list[Stored] = []
     size = 0
     for one in stored:
@@ -254,8 +264,8 @@ def _write_config(config: dict[str, Any], output: Output, out: Path, spec: Merge
 
 
 def _tokenizer(source: Source) -> Any:
-    """The adapter's own, else the base's."""
+    """Return the adapter's own tokenizer, else the base's."""
     from fttrain.model.scorer import load_tokenizer
 
-    beside = (source.adapter / "tokenizer_config.json").exists()
-    return load_tokenizer(str(source.adapter) if beside else source.base.path)
+    has_own = (source.adapter / "tokenizer_config.json").exists()
+    return load_tokenizer(str(source.adapter) if has_own else source.base.path)

@@ -1,4 +1,4 @@
-"""What a merged model and the adapter model are both asked: fixed texts, and rows that training has held out."""
+"""The probes on which a merged model and the adapter model are compared: fixed texts, and held-out rows."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -25,24 +25,24 @@ TEXTS = (
 )
 ROWS = 8
 LENGTH = 64
-"""Tokens of a row: the logits of all probes are in memory, three times."""
+"""Tokens of a row at most: the logits of all probes are in memory three times."""
 
 
 def probes(tokenizer: Any, adapter: Path) -> list[Tensor]:
-    """[1, T] token ids of each probe."""
+    """Return the token ids of each probe, [1, T]."""
     texts = [torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS]
     return texts + [torch.tensor([ids[:LENGTH]]) for ids in _held_out(adapter)]
 
 
 def _held_out(adapter: Path) -> list[list[int]]:
-    """Token ids of some rows that the stage which made this artifact was evaluated on; empty where there are none."""
+    """Return token ids of some held-out rows of the stage that made this artifact; [] where it has none."""
     folder = StageDir(adapter.parent)
     if folder.artifact != adapter or not folder.step.exists():
         return []
     try:
         return list(islice(_test_rows(folder), ROWS))
     except (UserError, OSError) as error:
-        print(f"the rows held out cannot be read, so only fixed texts are compared: {error}")
+        print(f"the held-out rows cannot be read, so only fixed texts are compared: {error}")
         return []
 
 

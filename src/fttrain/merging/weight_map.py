@@ -1,7 +1,7 @@
 """Which tensors on disk make up which weights of a model: transformers' own conversion, run both ways.
 
-Since transformers 5 names and shapes on disk are not those in memory: experts are stacked, prefixes come and go. A
-group is what one conversion takes and gives, often one tensor under two names.
+Since transformers 5 names and shapes on disk differ from those in memory: experts are stacked, prefixes come and go. A
+group is the input and output of one conversion, often one tensor under two names.
 """
 
 import copy
@@ -50,25 +50,25 @@ class Stored:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is in 16 bits or more."""
+        """Whether it is a float of 16 bits or more."""
         return self.format in FLOATS
 
     def num_bytes(self, dtype: torch.dtype | None) -> int:
-        """How large it is, or in that format where it is a float."""
+        """Return its bytes; those of a float in `dtype`, if that is given."""
         width = dtype.itemsize if dtype and self.is_float else _width(self.format)
         return width * math.prod(self.shape)
 
 
 def folder_of(base: Model) -> Path:
-    """The base's files on disk, fetched from the hub if it is an id. Raises UserError where they cannot be had."""
+    """Return the folder of the base's files, fetched from the hub if it is an id. Raises UserError where that fails."""
     try:
         return hub.model_folder(base.path, base.revision, allow_pickle=base.allow_pickle)
     except (OSError, ValueError) as error:
-        raise UserError(f"the base {base.path} cannot be had: {error}", "download it and give its folder") from error
+        raise UserError(f"the base {base.path} cannot be loaded: {error}", "download it and give its folder") from error
 
 
 def stored(folder: Path) -> Iterator[Stored]:
-    """Every tensor of a model, from the headers alone. Raises UserError where it has no safetensors."""
+    """Yield every tensor of a model, from the headers alone. Raises UserError where it has no safetensors."""
     for file in sorted({folder / name for name in _shard_names(folder)}):
         with safe_open(file, "pt") as shard:
             for key in shard.keys():  # noqa: SIM118 not a dict
@@ -85,7 +85,7 @@ def _shard_names(folder: Path) -> list[str]:
 
 
 def _width(name: str) -> int:
-    """Bytes of one element of a safetensors dtype such as BF16 or F8_E4M3."""
+    """Return the bytes of one element of a safetensors dtype such as BF16 or F8_E4M3."""
     return int("".join(filter(str.isdigit, name.split("_")[0])) or 8) // 8
 
 
@@ -98,16 +98,16 @@ class Group:
     patterns: list[str] = field(default_factory=list)
     """The source pattern of the conversion that each key has matched."""
     converter: WeightConverter | None = None
-    """What makes weights of the tensors; None where the one tensor is the weight."""
+    """The conversion from tensors to weights; None where the single tensor is the weight."""
     name: str = ""
-    """The weight, the first one where there are several."""
+    """Name of the weight, or of the first of several."""
 
 
 class WeightMap:
     """The tensors on disk of a model and its weights, each found by the other."""
 
     def __init__(self, model: Any, keys: list[str]) -> None:
-        """`keys` are those on disk. The model's own weights are not looked at: they may be anywhere."""
+        """`keys` are those on disk. The model's own weights are never read: they may be on the meta device."""
         self.skeleton = skeleton(model)
         self._weights: dict[str, Tensor] = dict(self.skeleton.state_dict())
         self._conversions: list[WeightTransform] = get_model_conversion_mapping(self.skeleton)
@@ -122,6 +122,7 @@ class WeightMap:
         renamings = [one for one in self._conversions if isinstance(one, WeightRenaming)]
         converters = [one for one in self._conversions if isinstance(one, WeightConverter)]
         groups: dict[str, Group] = {}
+        # In transformers' own order of keys: experts are stacked in it, and 10 comes after 9.
         for key in sorted(keys, key=dot_natural_key):
             name, pattern = self._renamed(key, renamings, converters)
             if name not in self._weights:
@@ -138,7 +139,10 @@ class WeightMap:
     def _renamed(
         self, key: str, renamings: list[WeightRenaming], converters: list[WeightConverter]
     ) -> tuple[str, str | None]:
-        """As `transformers.core_model_loading.convert_and_load_state_dict_in_model` does it."""
+        """Return the weight's name and the pattern that matched, as transformers' loading does.
+
+        Source: `transformers.core_model_loading.convert_and_load_state_dict_in_model`.
+        """
         prefix = self.skeleton.base_model_prefix
         name, pattern = rename_source_key(key, renamings, converters, prefix, self._weights)
         if name not in self._weights and key in self._weights:
@@ -146,24 +150,24 @@ class WeightMap:
         return name, pattern
 
     def names(self, group: Group) -> list[str]:
-        """All weights that a group makes: a conversion may give several."""
+        """Return the names of all weights of a group: a conversion may make several."""
         if group.converter is None:
             return [group.name]
         first, *others = group.converter.target_patterns
         return [group.name, *(group.name.replace(first, other) for other in others)]
 
     def weights(self, group: Group, read: Read) -> dict[str, Tensor]:
-        """The weights of a group, by their names."""
+        """Return the weights of a group, by their names."""
         if group.converter is None:
             return {group.name: read(group.keys[0])}
-        converter = copy.deepcopy(group.converter)
+        converter = copy.deepcopy(group.converter)  # it collects tensors, and must be empty at the next use
         for key, pattern in zip(group.keys, group.patterns, strict=True):
             converter.add_tensor(group.name, key, pattern, read(key))  # type: ignore[arg-type]
         made = converter.convert(group.name, model=self.skeleton, config=self.skeleton.config)
         return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
 
     def stored(self, group: Group, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a group as they go to disk, by their keys. Raises LookupError where they would get other keys."""
+        """Return a group's weights as they go to disk, by key. Raises LookupError if they would get other keys."""
         if group.converter is None:
             return {group.keys[0]: weights[group.name]}
         out = revert_weight_conversion(self.skeleton, dict(weights))
@@ -193,7 +197,7 @@ def skeleton(model: Any) -> Any:
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:
-    """Every name of a parameter → all names of it: tied weights have several."""
+    """Return, for every name of a parameter, all its names: tied weights have several."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

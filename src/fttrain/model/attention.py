@@ -1,12 +1,12 @@
 """Attention of rows laid end to end: each attends to itself and, if it has one, to its prefix, a part of another row.
 
-Registered with transformers under the name "segments", so no model code is touched. Where a model asks transformers for
-a mask, it gets a `RowMask`, which says where the rows lie and which keys of its row a query sees, and hands it to its
-layers; they hand it to `attend`. A model that reads the mask itself, makes one of its own or asks for what `attend`
-does not compute raises `Unpackable`, as nothing that a model asks for may be dropped in silence.
+It is registered with transformers under the name "segments", so no model code changes. When a model asks transformers
+for a mask, it gets a `RowMask`, which says where the rows lie and which keys of its row a query sees. The model hands
+the mask to its layers, and they hand it to `attend`. A model that reads the mask itself, makes its own or needs what
+`attend` does not compute raises `Unpackable`: nothing that a model asks for may be dropped in silence.
 
-On a GPU in half precision it is one variable-length kernel. Elsewhere pieces of like length are set side by side,
-padded on the right: under a causal kernel a real token never sees the padding after it, so plain causal SDPA is exact.
+On a GPU in half precision it is one variable-length kernel. Elsewhere pieces of similar length form a batch, padded on
+the right: under a causal mask a real token never sees the padding after it, so plain causal SDPA is exact.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ OF_ROWS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_leng
 
 
 class Unpackable(Exception):
-    """A model does something that rows laid end to end do not allow for. The text says what, after the model's name."""
+    """A model does something that packed rows do not allow for. The text says what, after the model's name."""
 
 
 class Pass:
@@ -50,12 +50,12 @@ class Pass:
 
 
 _passes: list[Pass] = []
-"""The pass that is being made, for the masks that the model asks transformers for."""
+"""The current pass, as a stack: transformers' mask functions take no argument by which it could be handed over."""
 
 
 @contextmanager
 def over(segments: Segments) -> Iterator[Pass]:
-    """Within, a model with this attention computes rows that lie so."""
+    """Within, a model with this attention computes packed rows that lie as `segments` says."""
     made = Pass(segments)
     _passes.append(made)
     try:
@@ -66,13 +66,13 @@ def over(segments: Segments) -> Iterator[Pass]:
 
 @dataclass(frozen=True, eq=False)
 class RowMask:
-    """What a model has for a mask: layers may hand it to `attend`, and do nothing else with it."""
+    """What a model gets in place of a mask: layers may hand it to `attend`, and any other use raises Unpackable."""
 
     made: Pass
     reach: Reach
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
+        if name.startswith("__"):  # copy and pickle look for such names, and must find none
             raise AttributeError(name)
         raise Unpackable("reads the attention mask itself")
 
@@ -96,7 +96,7 @@ MASKS = {
 
 
 def _row_mask(*, mask_function: Any, local_size: int | None = None, **_: object) -> RowMask:
-    """The mask of "segments". Raises Unpackable where the model wants one that is not built of known parts."""
+    """Return the mask of "segments". Raises Unpackable where the model wants one that is not built of known parts."""
     assert _passes, "packed attention outside of a pass over packed rows"
     limits: dict[str, int | None] = {}
     for part in _parts(mask_function):
@@ -108,7 +108,8 @@ def _row_mask(*, mask_function: Any, local_size: int | None = None, **_: object)
 
 
 def _parts(function: FunctionType) -> Iterator[FunctionType]:
-    """A mask function and those that it is composed of."""
+    """Yield a mask function and those that it is composed of."""
+    # transformers composes masks as closures: the parts are found in the cells, and told apart by their names.
     yield function
     for cell in function.__closure__ or ():
         held = cell.cell_contents
@@ -119,7 +120,7 @@ def _parts(function: FunctionType) -> Iterator[FunctionType]:
 
 @dataclass(frozen=True)
 class _Extras:
-    """What some families add to attention scores [pieces, heads, Tq, Tk] before or in the softmax."""
+    """Additions of some families to attention scores [pieces, heads, Tq, Tk], before or in the softmax."""
 
     softcap: float | None
     """Scores are capped smoothly at ± this (Gemma 2)."""
@@ -132,7 +133,7 @@ class _Extras:
         return any(extra is not None for extra in (self.softcap, self.sinks_H, self.bias_HTT))
 
 
-def attend(
+def attend(  # noqa: PLR0913 the signature that transformers' AttentionInterface calls
     module: nn.Module,  # noqa: ARG001 the interface's
     query: Tensor,
     key: Tensor,
@@ -148,16 +149,16 @@ def attend(
     sliding_window: int | None = None,  # noqa: ARG001 the mask has it
     **others: object,
 ) -> tuple[Tensor, None]:
-    """Attention to the own row and its prefix: [1, heads, T, width] each → [1, T, heads, width of values].
+    """Attend to the own row and its prefix: [1, heads, T, width] each → [1, T, heads, width of values].
 
-    Raises Unpackable for anything that is asked for and not computed here.
+    Raises Unpackable for arguments that are set and not computed here.
     """
     if not isinstance(attention_mask, RowMask):
         raise Unpackable("does not hand its layers the mask that transformers made for it")
     segments = attention_mask.made.segments
-    asked = sorted(name for name, said in others.items() if said is not None and name not in HARMLESS | OF_ROWS)
-    if asked or is_causal is False:
-        raise Unpackable(f"asks its attention for {', '.join(asked) or 'keys that come later'}")
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in HARMLESS | OF_ROWS)
+    if unknown or is_causal is False:
+        raise Unpackable(f"asks its attention for {', '.join(unknown) or 'keys that come later'}")
     if not query.shape[2] == key.shape[2] == segments.tokens:
         raise Unpackable("attends to keys that are not the tokens of its rows")
     if position_bias is not None and segments.has_prefixes:
@@ -179,13 +180,14 @@ def attend(
             gqa, causal = q.shape[1] != k.shape[1], block.mask is None
             out = F.scaled_dot_product_attention(q, k, v, block.mask, dropout, causal, scale=scaling, enable_gqa=gqa)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
+    # Blocks hold tokens by length of their pieces, with padding; `scatter_T` finds each token in the order of the line.
     return torch.cat(outputs)[laid.scatter_T].unsqueeze(0), None
 
 
 def _in_full(
     q: Tensor, k: Tensor, v: Tensor, block: Block, extras: _Extras, scaling: float | None, dropout: float
 ) -> Tensor:
-    """Attention written out, for what no kernel computes: [pieces, heads, T, width] → the same."""
+    """Compute attention step by step, for scores that no kernel computes: [pieces, heads, T, width] → the same."""
     repeats = q.shape[1] // k.shape[1]
     k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v)) if repeats > 1 else (k, v)
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -197,7 +199,7 @@ def _in_full(
     if seen is None:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    if extras.sinks_H is not None:
+    if extras.sinks_H is not None:  # one more column of scores, which takes its share and is cut off below
         sinks = extras.sinks_H.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1).to(scores.dtype)
         scores = torch.cat([scores, sinks], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)[..., : k.shape[2]]

@@ -26,7 +26,7 @@ def architecture(model_type: str) -> str:
 
 
 def make(folder: Path, tokenizer: Any) -> None:
-    """Make the body in `folder`, a model saved without its head of tokens, and the reward head beside it one model."""
+    """Join the body in `folder`, a model saved without its language-model head, and the reward head to one model."""
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "architectures": [architecture(config["model_type"])],
@@ -57,7 +57,7 @@ def _map(file: Path) -> dict[str, str]:
 
 
 def _pad(tokenizer: Any) -> int:
-    """Choose a padding token that ends no answer, for transformers reads the reward at the last that is not padding."""
+    """Choose a padding token that ends no answer: transformers reads the reward at the last other token."""
     ends = {tokenizer.eos_token_id}
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
@@ -69,4 +69,4 @@ def _pad(tokenizer: Any) -> int:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
             return token
     remedy = "add a padding token to the model's tokenizer"
-    raise UserError("the tokenizer has no special token besides the one that ends answers", remedy)
+    raise UserError("the tokenizer has no special token except the one that ends answers", remedy)

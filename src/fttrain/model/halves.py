@@ -1,7 +1,7 @@
 """The two halves of a causal language model: the body, up to the last hidden states, and the head that reads them.
 
-What stands between hidden states and logits (caps, scales, layers of its own) is computed by the model's own code: its
-`forward` is called with a stand-in for the body, which says the hidden states that are given.
+Whatever lies between hidden states and logits (caps, scales, further layers) is computed by the model's own code: its
+`forward` is called with a stand-in for the body that returns given hidden states.
 """
 
 import inspect
@@ -14,14 +14,14 @@ from ftlaunch.errors import UserError
 
 
 class Halves:
-    """How the body of one causal language model is reached, and its head called without it."""
+    """Access to the body of one causal language model, and to its head without the body."""
 
     def __init__(self, causal: Any) -> None:
         """Raises UserError where the model has no part that holds all but the head."""
         self.causal = causal
         self.name = _body_name(causal)
         self.packs = False
-        """Whether it has been found that rows may lie end to end."""
+        """Whether a check has found that rows may be packed."""
         self.alone = any("Indexer" in type(part).__name__ for part in causal.modules())
         """Whether each row has to be computed by itself: keys chosen by rank are others where a row is padded."""
         takes = inspect.signature(causal.forward).parameters
@@ -39,10 +39,10 @@ class Halves:
         return self.causal.get_submodule(self.name)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Those that logits are made with from hidden states, tied ones included."""
+        """Return the parameters that turn hidden states into logits, tied ones included."""
         in_body = {id(parameter) for parameter in self.body.parameters()}
-        beside = [parameter for parameter in self.causal.parameters() if id(parameter) not in in_body]
-        return [*beside, *self.causal.get_output_embeddings().parameters()]
+        outside = [parameter for parameter in self.causal.parameters() if id(parameter) not in in_body]
+        return [*outside, *self.causal.get_output_embeddings().parameters()]
 
     @property
     def router_weight(self) -> float | None:
@@ -77,7 +77,7 @@ class Halves:
 
 
 class _StandIn:
-    """Answers any call with hidden states; what else is asked of it, the body answers."""
+    """Returns given hidden states from any call; other attributes are the body's."""
 
     def __init__(self, body: nn.Module, said: "_Said") -> None:
         self._body = body
@@ -109,14 +109,14 @@ class _Said:
 
 
 def _holds_layers(module: nn.Module) -> bool:
-    """Whether the decoder's layers are somewhere in it."""
+    """Return whether the module holds the decoder's layers, at any depth."""
     return any(isinstance(part, nn.ModuleList) for part in module.children()) or any(
         _holds_layers(part) for part in module.children() if not isinstance(part, nn.ModuleList)
     )
 
 
 def _body_name(causal: Any) -> str:
-    """The child that has the embedding of tokens in it."""
+    """Return the name of the child that holds the token embedding. Raises UserError where there is none."""
     embedding = causal.get_input_embeddings()
     for name, child in causal.named_children():
         if child is not embedding and any(part is embedding for part in child.modules()):

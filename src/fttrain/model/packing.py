@@ -1,4 +1,4 @@
-"""Whether rows may lie end to end in a model, and one pass of its body over rows that do."""
+"""Whether rows may be packed for a model, and one pass of its body over packed rows."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ REMEDY = "write packing = false (and share_prompt = false) in the stage: its row
 
 
 def refusal(causal: Any) -> str | None:
-    """Why rows may not lie end to end in this model, after its name; None where nothing is known against it."""
+    """Return why rows may not be packed for this model, as a text after its name; None where no reason is known."""
     if causal.config._attn_implementation != attention.NAME:
         return "attends by code of its own"
     for name, module in causal.named_modules():
@@ -54,19 +54,20 @@ def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Any:
             passed = halves.body(use_cache=False, **asked)
     except Unpackable as error:
         raise _refused(halves.causal, str(error)) from error
+    # A layer that never called `attend` has attended across rows by some code of its own, without an error.
     if made.calls < (layers := _layers(halves.causal)):
         raise _refused(halves.causal, f"attends as it is told in only {made.calls} of {layers} layers")
     return passed
 
 
 def own_attention(causal: Any) -> str:
-    """The attention that transformers chooses for a model when none is asked for."""
+    """Return the attention that transformers chooses for a model by default."""
     return "sdpa" if causal._supports_sdpa else "eager"
 
 
 @contextmanager
 def by_itself(causal: Any) -> Iterator[None]:
-    """Within, the model attends as transformers has it, to padded rows and with a cache."""
+    """Within, the model uses transformers' own attention, for padded rows and with a cache."""
     held = causal.config._attn_implementation
     if held == attention.NAME:
         causal.set_attn_implementation(own_attention(causal))
@@ -94,6 +95,6 @@ def _refused(causal: Any, why: str) -> UserError:
 
 
 def _layers(causal: Any) -> int:
-    """Layers that must attend in every pass; 1 where the model skips some at random."""
+    """Return how many layers must attend in every pass; 1 where the model skips layers at random."""
     config = causal.config.get_text_config()
     return 1 if getattr(config, "layerdrop", 0) else getattr(config, "num_hidden_layers", 1)

@@ -28,7 +28,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
-    """The tokenizer in a folder or of a hub id. Raises UserError where there is none."""
+    """Return the tokenizer in a folder or of a hub id. Raises UserError where there is none."""
     try:
         return tokenizer.load(path, revision)
     except (OSError, ValueError) as error:
@@ -36,7 +36,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
 
 
 def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
-    """The base as a causal language model in `dtype`, on the CPU unless it is quantized on a GPU.
+    """Return the base as a causal language model in `dtype`, on the CPU unless it is quantized on a GPU.
 
     `packing` chooses the attention that packed rows need. Raises UserError where the model cannot be had, run so or
     trusted, and where its files lack weights or have others.
@@ -80,7 +80,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
 
 
 def _attends_as_told(folder: Path) -> bool:
-    """Whether the family's layers call the attention function that is registered, rather than code of their own."""
+    """Return whether the family's layers call the registered attention function, rather than code of their own."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -91,7 +91,8 @@ def _attends_as_told(folder: Path) -> bool:
 def _keep_scales(layer: Any, _: Any) -> None:
     """Give an int8 weight on a CPU its scales back.
 
-    The first pass takes them; PEFT's DoRA reads the weight and moves it, after which the layer asks for them again.
+    bitsandbytes moves the scales to the layer's state in the first pass; after PEFT's DoRA has read and moved the
+    weight, the layer looks for them on the weight again.
     """
     if layer.weight.CB is not None and layer.weight.SCB is None:
         layer.weight.SCB = layer.state.SCB
@@ -122,9 +123,9 @@ def _remedy(path: str) -> str:
 
 
 class Scorer(nn.Module):
-    """A causal language model that answers with the scores of trained tokens instead of logits.
+    """A causal language model that returns the scores of trained tokens instead of logits.
 
-    This is what DDP and DeepSpeed wrap: body, head and objective run inside one forward, so their hooks see all of it.
+    DDP and DeepSpeed wrap this module: body, head and scores are computed in one forward, so their hooks see all of it.
     """
 
     def __init__(self, model: nn.Module, *, smoothing: float = 0.0) -> None:
@@ -140,9 +141,9 @@ class Scorer(nn.Module):
         self._halves: dict[int, Halves] = {}
         self._trained_head = any(p.requires_grad for p in self._of(self._causal()).head_parameters())
 
-    def forward(self, asked: Any) -> Any:
-        """What `answer` says of a micro-batch, or the log-probabilities that a `Trial` asks for."""
-        return self._tried(asked) if isinstance(asked, Trial) else self.answer(asked)
+    def forward(self, inputs: Any) -> Any:
+        """Return what `answer` computes of a micro-batch, or the log-probabilities of a `Trial`."""
+        return self._tried(inputs) if isinstance(inputs, Trial) else self.answer(inputs)
 
     def answer(self, micro: MicroBatch) -> Any:
         """Scores of the micro-batch's trained tokens, N of them."""
@@ -170,7 +171,7 @@ class Scorer(nn.Module):
         )
 
     def pad(self) -> None:
-        """Have the models that this one is made of attend as transformers has it; rows must be padded from now on."""
+        """Use transformers' own attention in all models of this one; rows must be padded from now on."""
         for causal in self._causals():
             if causal.config._attn_implementation == attention.NAME:
                 causal.set_attn_implementation(packing.own_attention(causal))
@@ -187,7 +188,7 @@ class Scorer(nn.Module):
 
     @property
     def body(self) -> Any:
-        """What makes hidden states of tokens."""
+        """The part that turns tokens into hidden states."""
         return self._of(self._causal()).body
 
     @property
@@ -208,25 +209,25 @@ class Scorer(nn.Module):
         return logits_NV.float().log_softmax(-1).gather(1, micro.targets_N[:, None])[:, 0]
 
     def _hidden(self, micro: MicroBatch) -> Tensor:
-        """[lines · T, D]: what the body says at each place."""
+        """Return the body's hidden states, [lines · T, D]."""
         return self._pass(micro).last_hidden_state.flatten(0, 1)
 
-    def _pass(self, micro: MicroBatch, **besides: Any) -> Any:
-        """What the body says, with [lines, T, D] hidden states."""
+    def _pass(self, micro: MicroBatch, **options: Any) -> Any:
+        """Return the body's output, with hidden states [lines, T, D]."""
         self.places.take(micro.lengths, micro.position_ids)
-        asked: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids, **besides}
+        inputs: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids, **options}
         virtual = 0
         if adapters.leads(self.model):
             from fttrain.adapters import virtual_tokens
 
             assert micro.segments is None, "the launcher asks for padded rows"
-            asked, virtual = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
+            inputs, virtual = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
         halves = self._of(self._causal())
         is_stretched = self._is_stretched(micro)
         if micro.segments is None and (halves.alone or is_stretched) and not virtual:
             return _row_by_row(halves.body, micro, besides)
         if micro.segments is None:
-            passed = halves.body(use_cache=False, **asked)
+            passed = halves.body(use_cache=False, **inputs)
             if virtual:
                 passed.last_hidden_state = passed.last_hidden_state[:, virtual:]
             return passed
@@ -258,24 +259,26 @@ class Scorer(nn.Module):
 
 @dataclass(frozen=True)
 class Trial:
-    """What is asked to try a model: log-probabilities of the micro-batch's trained tokens, N of them."""
+    """A request of the probe: the log-probabilities of a micro-batch's trained tokens, N of them."""
 
     micro: MicroBatch
     own: bool
-    """By the model's whole `forward`, as its library has it; the micro-batch is then one row. Else as in training."""
+    """Whether the model's whole `forward` computes them, of a single row; otherwise it is done as in training."""
 
 
-def _row_by_row(body: Any, micro: MicroBatch, besides: dict[str, Any]) -> Any:
-    """[lines, T, D], the padding 0. All ranks call the body as often, as weights may be gathered for each call."""
+def _row_by_row(body: Any, micro: MicroBatch, options: dict[str, Any]) -> Any:
+    """Return the body's output, computed row by row, with hidden states [lines, T, D] that are 0 on padding."""
+    # Under ZeRO-3 each call gathers weights from all ranks, so all call the body equally often. The result of an empty
+    # call is added with factor 0: its backward pass gathers, too, and must happen.
     lengths = micro.lengths[:, 0].clamp(min=1).tolist()
     rows = [ids[None, :n] for ids, n in zip(micro.input_ids, lengths, strict=True)]
-    passed = [body(input_ids=row, use_cache=False, **besides) for row in rows]
+    passed = [body(input_ids=row, use_cache=False, **options) for row in rows]
     hidden_BTD = pad_sequence([one.last_hidden_state[0] for one in passed], batch_first=True)
     for _ in range(len(passed), micro.lines):
         nothing = body(input_ids=micro.input_ids[:1, :1], use_cache=False).last_hidden_state
         hidden_BTD = hidden_BTD + 0 * nothing
     whole = passed[0]
-    if besides:
+    if options:
         by_layer = zip(*(one.router_logits for one in passed), strict=True)
         whole.router_logits = tuple(torch.cat([one.flatten(0, -2) for one in layer]) for layer in by_layer)
     whole.last_hidden_state = hidden_BTD
@@ -283,7 +286,7 @@ def _row_by_row(body: Any, micro: MicroBatch, besides: dict[str, Any]) -> Any:
 
 
 class RDropScorer(Scorer):
-    """A Scorer that in training computes each micro-batch twice, for R-Drop: no two draws of dropout are the same."""
+    """A Scorer for R-Drop: in training it computes each micro-batch twice, with different dropout."""
 
     def __init__(self, model: nn.Module, *, smoothing: float, weight: float) -> None:
         super().__init__(model, smoothing=smoothing)
@@ -305,7 +308,7 @@ class RDropScorer(Scorer):
 
 
 class RewardHead(nn.Module):
-    """One number from a hidden state, computed in fp32 whatever the model's format."""
+    """A linear head with one output, computed in fp32 in any number format of the model."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -317,7 +320,7 @@ class RewardHead(nn.Module):
 
 
 class RewardModel(Scorer):
-    """A causal language model's body with a head that reads one number off each row, at its last token.
+    """A causal language model's body with a head that computes one number from each row's last hidden state.
 
     `score` is transformers' own name for that head in a sequence classification model.
     """
@@ -328,9 +331,9 @@ class RewardModel(Scorer):
         embedding = self._causal().get_input_embeddings()
         self.score = RewardHead(embedding.embedding_dim)
         for parameter in self._causal().get_output_embeddings().parameters():
-            if parameter is not embedding.weight:  # nobody reads logits, so the head of tokens gets no gradient
+            if parameter is not embedding.weight:  # no logits are computed, so the language-model head has no gradient
                 parameter.requires_grad_(False)
 
     def answer(self, micro: MicroBatch) -> Tensor:
-        """[B]: the reward of each row."""
+        """Return the reward of each row, [B]."""
         return self.score(self._hidden(micro)[micro.last_token_B])

@@ -1,4 +1,4 @@
-"""A tokenizer as its own tokenizer.json has it, whatever class the config names."""
+"""Loading a tokenizer exactly as its tokenizer.json says, whatever class the config names."""
 
 import json
 import logging
@@ -10,13 +10,13 @@ from fttrain import hub
 log = logging.getLogger(__name__)
 
 PIPELINE = ("normalizer", "pre_tokenizer", "decoder")
-"""Parts of a tokenizer that some classes of transformers make anew instead of reading them."""
+"""Parts of a tokenizer that some classes of transformers build themselves instead of reading them."""
 
 
 def load(path: str, revision: str | None = None) -> Any:
-    """The tokenizer in a folder or of a hub id, with the ids that its tokenizer.json gives.
+    """Return the tokenizer in a folder or of a hub id, with the ids that its tokenizer.json gives.
 
-    Raises UserError where it asks for code or is not to be trusted, OSError or ValueError where it cannot be had.
+    Raises UserError where it needs its own code or cannot be trusted, OSError or ValueError where it cannot be loaded.
     """
     from transformers import AutoTokenizer
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -26,7 +26,7 @@ def load(path: str, revision: str | None = None) -> Any:
     if not (changed := _rebuilt(tokenizer, folder)):
         return tokenizer
     name = type(tokenizer).__name__
-    log.info("%s would tokenize otherwise than tokenizer.json does (%s): the file counts", name, ", ".join(changed))
+    log.info("%s would tokenize differently from tokenizer.json (%s): the file is used", name, ", ".join(changed))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     if changed := _rebuilt(tokenizer, folder):
         raise ValueError(f"the tokenizer cannot be read as its tokenizer.json has it: {', '.join(changed)} differ")
@@ -34,7 +34,7 @@ def load(path: str, revision: str | None = None) -> Any:
 
 
 def _rebuilt(tokenizer: Any, folder: Path) -> list[str]:
-    """The parts in which the tokenizer is not that of the folder's tokenizer.json; none where there is no such file."""
+    """Return the parts in which the tokenizer differs from the folder's tokenizer.json; [] without that file."""
     file = folder / "tokenizer.json"
     if not (file.exists() and tokenizer.is_fast):
         return []

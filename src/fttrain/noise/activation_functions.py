@@ -38,11 +38,12 @@ class NoisyWhereSaturated(nn.Module):
         hard = self._hard(x)
         linear = x if noise.activation == "hard_tanh" else x / 4 + 0.5
         spread = noise.std * (torch.sigmoid(noise.sharpness * (hard - linear)) - 0.5) ** 2
+        # d(x) = -sgn(x)·sgn(1 - α), written out for α above and below 1.
         direction = torch.sign(x) * (1.0 if noise.alpha > 1 else -1.0)
         return noise.alpha * hard + (1 - noise.alpha) * linear + direction * spread * self._draw(x)
 
     def _draw(self, x: Tensor) -> Tensor | float:
-        """ξ in training, its mean in evaluation."""
+        """Return ξ in training and its mean in evaluation, so that evaluation has no randomness and no bias."""
         is_half = self._noise.draw == "half-normal"
         if not self.training:
             return HALF_NORMAL_MEAN if is_half else 0.0
@@ -70,13 +71,14 @@ BY_NAME: dict[str, Callable[[], nn.Module]] = {
 
 
 def make(table: Noise) -> nn.Module:
-    """The activation function that a [noise] table replaces others by."""
+    """Return the activation function that a [noise] table puts in the place of others."""
     return NoisyWhereSaturated(table) if isinstance(table, Saturated) else BY_NAME[table.activation]()
 
 
 def classes() -> tuple[type[nn.Module], ...]:
-    """Of all modules that are activation functions: transformers' and those above."""
+    """Return the classes of modules that are activation functions: transformers' and those above."""
     from transformers.activations import ACT2CLS
 
+    # ACT2CLS holds classes, and (class, arguments) for variants such as gelu_10.
     theirs = [entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()]
     return *theirs, *(type(kind()) for kind in BY_NAME.values()), NoisyWhereSaturated

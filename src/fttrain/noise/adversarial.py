@@ -28,12 +28,13 @@ class AdversarialNoise(ScheduledNoise):
             module.register_forward_hook(self._hook(number))
 
     def loss(self, ask: Callable[[], Tensor]) -> Tensor:
-        """L(a) + weight·L(a + δ). The clean pass is kept, so one gradient step costs a pass more."""
+        """Return L(a) + weight·L(a + δ). The clean pass is kept, so one gradient step costs one more pass."""
         noise = self._noise
         clean = current = self._asked(ask, {})
         activations = self._taken
         deltas: dict[int, Tensor] = {}
         for _ in range(noise.steps):
+            # The clean graph is needed once more, by the backward pass of the sum; those of the steps are not.
             gradients = torch.autograd.grad(current, list(self._taken.values()), retain_graph=current is clean)
             for (number, activation), gradient in zip(activations.items(), gradients, strict=True):
                 deltas[number] = self._moved(deltas.get(number), gradient, activation.detach())
@@ -41,7 +42,7 @@ class AdversarialNoise(ScheduledNoise):
         return clean + noise.weight * current
 
     def _asked(self, ask: Callable[[], Tensor], deltas: dict[int, Tensor]) -> Tensor:
-        """The loss with activations changed so; what they were is in `_taken`."""
+        """Return the loss with activations moved by `deltas`; afterwards `_taken` has the activations by module."""
         self._deltas, self._taken = deltas, {}
         try:
             return ask()
@@ -53,7 +54,7 @@ class AdversarialNoise(ScheduledNoise):
             if not module.training:
                 return output
             activation = first(output)
-            if not activation.requires_grad:  # all that is trained comes after it
+            if not activation.requires_grad:  # everything that is trained comes later in the model
                 activation = activation.detach().requires_grad_()
             if number in self._deltas:
                 activation = activation + self._deltas[number]
@@ -63,9 +64,10 @@ class AdversarialNoise(ScheduledNoise):
         return act
 
     def _moved(self, delta: Tensor | None, gradient: Tensor, activation: Tensor) -> Tensor:
-        """δ after a step along the gradient, brought back to its size where it has become larger."""
+        """Return δ after a step along the gradient, projected back to its size where it has become larger."""
         noise = self._noise
         size = self.strength * noise.epsilon * (self._size(activation) if noise.relative else 1.0)
+        # 2.5 / steps is Madry's choice (arXiv 1706.06083): steps reach the ball's edge from anywhere within.
         step = noise.step_size or (1.0 if noise.steps == 1 else 2.5 / noise.steps)
         direction = gradient.sign() if noise.norm == "linf" else gradient / self._norm(gradient).clamp(min=TINY)
         moved = step * size * direction if delta is None else delta + step * size * direction
@@ -78,7 +80,7 @@ class AdversarialNoise(ScheduledNoise):
         return root_mean_square(activation) if self._noise.norm == "linf" else self._norm(activation)
 
     def _norm(self, values: Tensor) -> Tensor:
-        """Euclidean norm of each token, [..., 1], or of each token's row."""
+        """Return the Euclidean norm of each token, [..., 1], or of the whole row that the token belongs to."""
         squares = values.float().square().sum(-1, keepdim=True)
         if self._noise.per == "row":
             rows = self._places.rows_of(values).flatten()

@@ -9,10 +9,10 @@ from fttrain.noise.row_index import Places
 
 
 def disturbance(model: nn.Module, names: list[str], noise: Noise, places: Places) -> ActivationNoise:
-    """Have the model's modules of these names disturbed in training."""
+    """Add the recipe's noise to the outputs of the model's modules of these names, in training only."""
     modules = [model.get_submodule(name) for name in names]
     match noise:
-        case NoNoise() | Saturated():  # the latter's noise is in the function itself
+        case NoNoise() | Saturated():  # the noise of the latter is in the activation function itself
             return ActivationNoise()
         case Adversarial():
             return AdversarialNoise(noise, modules, places)

@@ -12,17 +12,17 @@ from fttrain.noise.row_index import Places
 
 
 class ActivationNoise:
-    """What noise a model has in training. This one has none."""
+    """The noise that a model has in training. This one has none; others inherit from it."""
 
     def begin(self, step: int, num_steps: int) -> None:
-        """The optimizer step that comes next, counted from 1, of so many."""
+        """Make ready for optimizer step `step`, counted from 1, of `num_steps`."""
 
     def loss(self, ask: Callable[[], Tensor]) -> Tensor:
-        """The loss of a micro-batch, of which `ask` computes the model's own."""
+        """Return the loss of a micro-batch; `ask` computes the model's own."""
         return ask()
 
     def measures(self) -> dict[str, float]:
-        """What there is to say of it in the step at hand."""
+        """Return what metrics.jsonl says of the noise in the current step."""
         return {}
 
 
@@ -34,14 +34,14 @@ class ScheduledNoise(ActivationNoise):
         self.strength = 1.0
 
     def begin(self, step: int, num_steps: int) -> None:
-        self.strength = strength(self._schedule, (step - 1) / num_steps)
+        self.strength = strength(self._schedule, (step - 1) / num_steps)  # full in the first step, never quite 0
 
     def measures(self) -> dict[str, float]:
         return {"noise/scale": self.strength}
 
 
 def strength(schedule: str, done: float) -> float:
-    """Share of the noise that is left when this share of the stage's optimizer steps is done."""
+    """Return the share of the noise that is left when the share `done` of the stage's optimizer steps is done."""
     match schedule:
         case "linear":
             return 1 - done
@@ -52,9 +52,9 @@ def strength(schedule: str, done: float) -> float:
 
 
 class SampledNoise(ScheduledNoise):
-    """Noise that is drawn anew in each forward pass, from torch's generator of this rank.
+    """Noise that is drawn in each forward pass from torch's generator of this rank.
 
-    So checkpoints carry its state, and activation checkpointing, which sets the generator back, draws the same again.
+    So checkpoints carry its state, and activation checkpointing, which sets the generator back, draws the same noise.
     """
 
     def __init__(self, noise: Noise, modules: Iterable[nn.Module], places: Places) -> None:
@@ -72,10 +72,10 @@ class SampledNoise(ScheduledNoise):
 
 
 def first(output: Any) -> Tensor:
-    """The activation in a module's output: itself, or the first of several things."""
+    """Return the activation in a module's output: the output itself, or the first item of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def with_first(output: Any, activation: Tensor) -> Any:
-    """The output with another activation in it."""
+    """Return a module's output with another activation in it."""
     return (activation, *output[1:]) if isinstance(output, tuple) else activation

@@ -1,4 +1,4 @@
-"""Disturbed activations as pure functions: what each kind of noise makes of a tensor, drawing from torch's generator.
+"""Noise as pure functions: what each kind makes of an activation, drawing from torch's generator.
 
 `strength` anneals: 1 is the noise as the recipe has it, 0 none.
 """
@@ -23,18 +23,22 @@ from fttrain.noise.row_index import Places
 
 
 def add_noise(a: Tensor, noise: Noise, strength: float, places: Places) -> Tensor:
-    """The activation `a`, [B, T, D] or any shape where the noise does not go by rows, with noise of this kind."""
+    """Return the activation `a` with noise of this kind.
+
+    `a` is [B, T, D], or of any shape where the noise does not go by rows.
+    """
     if isinstance(noise, Dropout | GaussianDropout | LockedDropout | DropPath | AlphaDropout):
         return _dropped(a, noise, strength * noise.probability, places)
     match noise:
         case Gaussian():
             return a + strength * _unit(a, relative=noise.relative) * (noise.mean + noise.std * torch.randn_like(a))
         case Uniform():
-            drawn = torch.empty_like(a).uniform_(-(3**0.5), 3**0.5)
+            drawn = torch.empty_like(a).uniform_(-(3**0.5), 3**0.5)  # standard deviation 1
             return a + strength * _unit(a, relative=noise.relative) * (noise.mean + noise.std * drawn)
         case Multiplicative():
             return a * (1 + strength * (noise.mean - 1 + noise.std * torch.randn_like(a)))
         case Poisson():
+            # Drawn in fp32, which holds large counts exactly; the rate is taken off so that the noise has mean 0.
             events = torch.poisson(torch.full_like(a, noise.rate, dtype=torch.float32)).to(a.dtype)
             return a + strength * noise.scale * _unit(a, relative=noise.relative) * (events - noise.rate)
         case _:
@@ -42,7 +46,7 @@ def add_noise(a: Tensor, noise: Noise, strength: float, places: Places) -> Tenso
 
 
 def _dropped(a: Tensor, noise: Noise, p: float, places: Places) -> Tensor:
-    """`a` under a kind of dropout with probability p."""
+    """Return `a` after a kind of dropout with probability p."""
     match noise:
         case Dropout():
             return F.dropout(a, p)
@@ -57,17 +61,18 @@ def _dropped(a: Tensor, noise: Noise, p: float, places: Places) -> Tensor:
 
 
 def root_mean_square(a: Tensor) -> Tensor:
-    """Of each token's activation, [..., 1], without gradient."""
+    """Return the root mean square of each token's activation, [..., 1], without gradient."""
     return a.detach().float().square().mean(-1, keepdim=True).sqrt().to(a.dtype)
 
 
 def _unit(a: Tensor, *, relative: bool) -> Tensor | float:
-    """What a deviation of 1 means at each token."""
+    """Return the unit of the noise at each token: its root mean square where the recipe says `relative`, else 1."""
     return root_mean_square(a) if relative else 1.0
 
 
 def _mask(a: Tensor, probability: float, places: Places, *, width: int) -> Tensor:
-    """[B, T, width]: 0 or 1 / (1 - p), drawn once for each row."""
+    """Return [B, T, width]: 0 or 1 / (1 - p), drawn once for each row."""
+    # In a packed line several rows share one index of B, so the mask is drawn by row number and looked up by token.
     rows_BT = places.rows_of(a)
     kept_RW = torch.empty(int(rows_BT.max()) + 1, width, device=a.device).bernoulli_(1 - probability)
     return (kept_RW / (1 - probability)).to(a.dtype)[rows_BT]

@@ -31,6 +31,7 @@ def find(model: nn.Module, sites: str | list[str]) -> list[str]:
 def _activations(model: nn.Module) -> list[str]:
     """Names of the modules that are activation functions."""
     known = activation_functions.classes()
+    # An activation function may be made of others, such as a clipped GELU: only the outer one is a site.
     inner = {id(child) for module in model.modules() if isinstance(module, known) for child in module.children()}
     named = model.named_modules()
     return [name for name, module in named if isinstance(module, known) and id(module) not in inner]

@@ -9,9 +9,9 @@ from fttrain.noise.row_index import Places
 
 
 def add(embedding: nn.Module, places: Places, *, alpha: float, kind: Literal["uniform", "sign"]) -> None:
-    """In training have noise in ±alpha / sqrt(row length · D) added to each embedding (NEFTune, arXiv 2310.05914).
+    """Add uniform noise in ±alpha / √(row length · D) to each embedding in training (NEFTune, arXiv 2310.05914).
 
-    "sign" draws the ends of that range (SymNoise, arXiv 2312.01523).
+    "sign" draws the ends of that range instead (SymNoise, arXiv 2312.01523).
     """
 
     def disturb(module: nn.Module, _inputs: Any, embedded_BTD: Tensor) -> Tensor:

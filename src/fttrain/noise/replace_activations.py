@@ -1,4 +1,4 @@
-"""Models that wear other activation functions than their own, and configs that say so."""
+"""Replacing the activation functions of a model, and naming them in its config."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ CONFIG_KEYS = ("hidden_act", "hidden_activation", "activation_function")
 """Under which configs name the activation function of MLP blocks."""
 
 
-def wear(model: Any, tables: Sequence[Noise]) -> None:
+def install(model: Any, tables: Sequence[Noise]) -> None:
     """Replace activation functions of a transformers model as the [noise] tables say, in their order.
 
     Where all MLP blocks have a new one the model's config names it, too. Raises UserError where there is no such site.
@@ -33,7 +33,7 @@ def wear(model: Any, tables: Sequence[Noise]) -> None:
 
 
 def read(folder: Path) -> tuple[Noise, ...]:
-    """The tables by which what an artifact holds has other functions than its base; none where there is no artifact."""
+    """Return the [noise] tables that replaced activation functions of an artifact; () where there is no artifact."""
     card = folder / CARD
     if not card.exists():
         return ()
@@ -57,9 +57,9 @@ def make_known() -> None:
 
 
 def write_into(config: dict[str, Any], tables: Sequence[Noise]) -> None:
-    """Name the activation function that the tables leave in the config of a model without them.
+    """Name the activation function that the tables have put in, in the config of a merged model.
 
-    Raises UserError where no config can.
+    Raises UserError where no config can say it.
     """
     for table in filter(replaces, tables):
         keys = _config_keys(config)

@@ -20,7 +20,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 class Scores(NamedTuple):
-    """What the model says of each chosen token."""
+    """Log-probability, entropy and correctness of each chosen token."""
 
     smoothed_N: Tensor
     """(1 - s)·log p(target) + s·mean over the vocabulary of log p; carries the gradient. s: label smoothing."""
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 
 def num_chunks(tokens: int) -> int:
-    """Calls of the head that `tokens` chosen tokens need."""
+    """Return how many calls of the head `tokens` chosen tokens need."""
     return max(1, -(-tokens // CHUNK))
 
 
@@ -49,7 +49,7 @@ def score(
     smoothing: float = 0.0,
     with_entropy: bool = False,
 ) -> Scores:
-    """Scores of `targets_N` under `head(hidden_ND)`, in at least `chunks` calls of the head, the last ones empty.
+    """Return the scores of `targets_N` under `head(hidden_ND)`, in at least `chunks` calls, the last ones empty.
 
     Under ZeRO-3 a call gathers the head's weights from all ranks, so all ranks must make the same number of calls.
     A frozen head's gradient towards the hidden states is made together with the loss, chunk by chunk: two matrix
@@ -66,14 +66,14 @@ def score(
 
 
 def slices(chunks: int) -> list[slice]:
-    """Where in N tokens each of so many chunks is."""
+    """Return the slice of N tokens that each chunk covers; those beyond N are empty."""
     return [slice(index * CHUNK, (index + 1) * CHUNK) for index in range(chunks)]
 
 
 def _score_chunk(
     head: Head, hidden_ND: Tensor, targets_N: Tensor, *, smoothing: float, with_entropy: bool
 ) -> tuple[Tensor, ...]:
-    """The columns of Scores for one chunk, differentiable by autograd."""
+    """Return the columns of Scores for one chunk, differentiable by autograd."""
     logits_NV = head(hidden_ND).float()
     entropy_N = entropy(logits_NV) if with_entropy else logits_NV.new_empty(0)
     return *_from_logits(logits_NV, targets_N, smoothing)[:3], entropy_N
@@ -83,7 +83,7 @@ def _from_logits(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tupl
     lse_N = logits_NV.logsumexp(-1)
     logps_N = logits_NV.gather(-1, targets_N[:, None])[:, 0] - lse_N
     smoothed_N = logps_N
-    if smoothing:
+    if smoothing:  # the mean over the vocabulary of log p is mean(logits) - lse: no log-softmax is stored
         smoothed_N = (1 - smoothing) * logps_N + smoothing * (logits_NV.mean(-1) - lse_N)
     return smoothed_N, logps_N.detach(), logits_NV.detach().argmax(-1) == targets_N, lse_N
 
@@ -112,13 +112,16 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         if ctx.grad_ND is None:
             return None, None, None, None, None
+        # The loss weights each token's score by grads[0]; scores are independent, so the gradient scales row by row.
         return ctx.grad_ND * grads[0][:, None].to(ctx.grad_ND.dtype), None, None, None, None
 
 
 def _score_and_grad(
     head: Head, hidden_ND: Tensor, targets_N: Tensor, smoothing: float, *, wanted: bool
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The scores of one chunk and, if wanted, their gradient by row: (target - p)·W."""
+    """Return the scores of one chunk and, if wanted, their gradient by row: (target - p)·W."""
+    # Only the head's matrix product is recorded by autograd. The gradient towards the logits is written over the
+    # logits themselves, so no second [N, V] exists, and then goes through the head.
     with torch.set_grad_enabled(wanted):
         hidden_ND = hidden_ND.detach().requires_grad_(wanted)
         raw_NV = head(hidden_ND)
@@ -133,11 +136,11 @@ def _score_and_grad(
 
 
 def _score_rows(raw_NV: Tensor, targets_N: Tensor, smoothing: float, *, wanted: bool) -> tuple[Tensor, ...]:
-    """The scores of some rows; if wanted, their gradient towards the logits takes the logits' place."""
+    """Return the scores of some rows; if wanted, overwrite the logits with the gradient towards them."""
     logits_NV = raw_NV.float()
     *scores, lse_N = _from_logits(logits_NV, targets_N, smoothing)
     if wanted:
-        grad_NV = (logits_NV - lse_N[:, None]).exp_().neg_()
+        grad_NV = (logits_NV - lse_N[:, None]).exp_().neg_()  # -p; the smoothed target is added to it
         if smoothing:
             grad_NV += smoothing / grad_NV.shape[-1]
         grad_NV.scatter_add_(1, targets_N[:, None], torch.full_like(lse_N, 1 - smoothing)[:, None])

@@ -1,7 +1,7 @@
-"""Losses of pairs of answers: pure functions of rewards and log-probabilities. G: pairs; each returns one loss a pair.
+"""Losses of pairs of answers: pure functions of rewards and log-probabilities; each returns one loss per pair, [G].
 
-`chosen_…` and `rejected_…` are of the better and the worse answer. What is called `logps` sums the log-probabilities of
-an answer's tokens; `mean_logps` is their average.
+`chosen` is the better and `rejected` the worse answer. `logps` are sums over an answer's tokens of log-probabilities,
+`mean_logps` their averages.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""R-Drop: two passes under different draws of dropout and noise, trained to say the same."""
+"""R-Drop: two passes with different dropout and noise, trained to give the same distribution."""
 
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from fttrain.objectives.logps import Head, num_chunks, slices
 
 
 class RDropScores(NamedTuple):
-    """What two passes say of each chosen token."""
+    """Loss and divergence of two passes at each chosen token."""
 
     losses_N: Tensor
     """Mean of both cross-entropies, and weight / 2 times both divergences; carries the gradient."""
@@ -23,7 +23,7 @@ class RDropScores(NamedTuple):
 def r_drop(
     hidden_2ND: tuple[Tensor, Tensor], targets_N: Tensor, head: Head, *, weight: float, smoothing: float, chunks: int
 ) -> RDropScores:
-    """R-Drop's loss of `targets_N` (Liang et al. 2021, arXiv 2106.14448, eq. 4, halved), chunk by chunk of both passes.
+    """Return R-Drop's loss of `targets_N` (Liang et al. 2021, arXiv 2106.14448, eq. 4, halved), chunk by chunk.
 
     As in `logps.score` the head is called in at least `chunks` chunks. Logits are computed again for the gradient.
     """
@@ -44,5 +44,6 @@ def _chunk(
         F.cross_entropy(logp_NV, targets_N, reduction="none", label_smoothing=smoothing)
         for logp_NV in (first_NV, second_NV)
     )
+    # KL(p, q) + KL(q, p) = Σ (p - q)·(log p - log q): one sum over the vocabulary instead of two.
     divergence_N = ((first_NV.exp() - second_NV.exp()) * (first_NV - second_NV)).sum(-1)
     return nll_N / 2 + weight / 2 * divergence_N, divergence_N.detach()

@@ -1,4 +1,4 @@
-"""The one module of PPO: a policy, the head that foresees its rewards, the reference that it is held to, the judge."""
+"""The one module of PPO: policy, value head, reference and reward model around a single base."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from fttrain.data.batches import MicroBatch
 from fttrain.model import packing
 from fttrain.model.scorer import RewardHead, Scorer
 
-POLICY, REFERENCE, REWARD_MODEL = "policy", "reference", "judge"
-"""Who speaks. The last two name adapters beside the policy's; without one of that name the bare base speaks."""
+POLICY, REFERENCE, REWARD_MODEL = "policy", "reference", "reward_model"
+"""Which model a forward pass computes. The last two name adapters next to the policy's; without one the bare base."""
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,24 @@ class Decode:
 
     input_ids_BT: Tensor
     mask_BP: Tensor
-    """What may be attended to, of all tokens so far: false on the padding to the left of a prompt."""
+    """[B, P], P all tokens so far: false on the padding to the left of a prompt, which nothing attends to."""
     position_ids_BT: Tensor
     cache: Any
     """transformers' DynamicCache; grows by T tokens."""
 
 
 class ActorOutput(NamedTuple):
-    """What policy and value head say of each token of a micro-batch's answers."""
+    """What policy and value head compute for each token of a micro-batch's answers."""
 
     logps_N: Tensor
     entropy_N: Tensor
-    """Empty without gradients, where nobody asks for it."""
+    """Nats; empty without gradients, where nobody needs it."""
     values_N: Tensor
     """Reward that is still to come when the token is chosen."""
 
 
 class ValueHead(RewardHead):
-    """The reward that is still to come, read off each hidden state; 0 at first."""
+    """A linear head that predicts the rewards still to come from each hidden state; it starts at 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -52,7 +52,7 @@ class ValueHead(RewardHead):
 
 
 class ActorCritic(Scorer):
-    """A policy that also foresees rewards, generates, and speaks as its reference and its judge: one base serves all.
+    """A policy that also predicts rewards, generates, and computes its reference and reward model: one base serves all.
 
     The value head reads the policy's own hidden states, so one pass gives both. Dropout is off: what is sampled, scored
     and trained must be one policy.
@@ -61,33 +61,38 @@ class ActorCritic(Scorer):
     _speaker = POLICY
 
     def __init__(
-        self, model: nn.Module, *, temperature: float, frozen: nn.Module | None = None, judge: nn.Module | None = None
+        self,
+        model: nn.Module,
+        *,
+        temperature: float,
+        frozen: nn.Module | None = None,
+        reward_model: nn.Module | None = None,
     ) -> None:
         """`frozen` is a copy of a policy whose own weights are trained; an adapter's start needs none.
 
-        `judge` is the head that goes with the adapter of that name, or a sequence classifier; None where a function
-        gives the scores.
+        `reward_model` is the head that goes with the adapter of that name, or a sequence classifier; None where a
+        function gives the scores.
         """
         super().__init__(model)
         self.frozen = frozen
-        self.judge = judge
+        self.reward_model = reward_model
         self.value_head = ValueHead(self._causal().get_input_embeddings().embedding_dim)
         self._temperature = temperature
         _turn_dropout_off(self)
 
-    def answer(self, asked: MicroBatch | Decode) -> Any:
+    def answer(self, inputs: MicroBatch | Decode) -> Any:
         """`ActorOutput` of a micro-batch, row scores [B] as the reward model; for `Decode` logits [B, V] in fp32."""
-        if isinstance(asked, Decode):
-            return self._next_logits(asked)
+        if isinstance(inputs, Decode):
+            return self._next_logits(inputs)
         if self._speaker == REWARD_MODEL:
-            return self._scores_of_rows(asked)
-        hidden_ND = self._hidden(asked)[asked.positions_N]
-        scores = self._scores(hidden_ND, asked, with_entropy=torch.is_grad_enabled())
+            return self._scores_of_rows(inputs)
+        hidden_ND = self._hidden(inputs)[inputs.positions_N]
+        scores = self._scores(hidden_ND, inputs, with_entropy=torch.is_grad_enabled())
         return ActorOutput(scores.smoothed_N, scores.entropy_N, self.value_head(hidden_ND))
 
     @contextmanager
     def using_adapter(self, name: str) -> Iterator[None]:
-        """Within, REFERENCE tells log-probabilities of the policy as the stage found it, REWARD_MODEL scores rows."""
+        """Within, REFERENCE computes log-probabilities of the stage's initial policy and REWARD_MODEL scores rows."""
         self._speaker = name
         try:
             with using_adapter(self.model, name):
@@ -97,7 +102,7 @@ class ActorCritic(Scorer):
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Within, `Decode` is understood: attention that knows a cache stands in for that of packed rows."""
+        """Within, `Decode` can be computed: attention with a cache takes the place of that for packed rows."""
         with packing.by_itself(self._causal()):
             yield
 
@@ -108,24 +113,26 @@ class ActorCritic(Scorer):
         return self.frozen if self._speaker == REFERENCE and self.frozen is not None else super()._causal()
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
+        # The policy is the distribution that is sampled, so its log-probabilities are those of the temperature as well.
         return super()._logits(hidden_ND) / self._temperature
 
     def _scores_of_rows(self, micro: MicroBatch) -> Tensor:
-        if isinstance(self.judge, RewardHead):
-            return self.judge(self._hidden(micro)[micro.last_token_B])
-        judge: Any = self.judge
+        if isinstance(self.reward_model, RewardHead):
+            return self.reward_model(self._hidden(micro)[micro.last_token_B])
+        reward_model: Any = self.reward_model
+        # A classifier finds a row's last token by looking for its own padding id, which need not be the batch's.
         is_real = micro.lengths > 0
-        ids = micro.input_ids.masked_fill(~is_real, judge.config.pad_token_id)
-        return judge(input_ids=ids, attention_mask=is_real.long()).logits[: len(micro.rows), 0].float()
+        ids = micro.input_ids.masked_fill(~is_real, reward_model.config.pad_token_id)
+        return reward_model(input_ids=ids, attention_mask=is_real.long()).logits[: len(micro.rows), 0].float()
 
-    def _next_logits(self, asked: Decode) -> Tensor:
+    def _next_logits(self, inputs: Decode) -> Tensor:
         hidden_BTD = (
             self._of(self._causal())
             .body(
-                input_ids=asked.input_ids_BT,
-                attention_mask=asked.mask_BP,
-                position_ids=asked.position_ids_BT,
-                past_key_values=asked.cache,
+                input_ids=inputs.input_ids_BT,
+                attention_mask=inputs.mask_BP,
+                position_ids=inputs.position_ids_BT,
+                past_key_values=inputs.cache,
                 use_cache=True,
             )
             .last_hidden_state

@@ -1,4 +1,4 @@
-"""Experience: what a rollout's answers are worth, and all that training on them needs."""
+"""Experience: a rollout's answers with rewards, advantages and all else that training on them needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,12 +18,12 @@ from fttrain.ppo.actor import REFERENCE, ActorCritic, ActorOutput
 from fttrain.ppo.rollout import Response
 
 MISMATCH = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1}
-"""Largest mean |Δ log p| (nats a token) between drawing and scoring that rounding explains, by number format."""
+"""Largest mean |Δ log p| (nats per token) between drawing and scoring that rounding explains, by number format."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PpoMicro(MicroBatch):
-    """A micro-batch of answers with what they were worth at their rollout, token by token."""
+    """A micro-batch of answers with their values at the time of the rollout, token by token."""
 
     old_logps_N: Tensor
     old_values_N: Tensor
@@ -33,7 +33,7 @@ class PpoMicro(MicroBatch):
 
 @dataclass(frozen=True)
 class Scored:
-    """What policy, value head and reference say of a rollout's answers, padded with 0; the same on every rank."""
+    """Log-probabilities and values of a rollout's answers, padded with 0; the same on every rank."""
 
     logps_BT: Tensor
     values_BT: Tensor
@@ -52,11 +52,11 @@ class Experience:
     scores_B: Tensor
     """As the reward gave them."""
     kl_B: Tensor
-    """Nats an answer."""
+    """Nats per answer."""
     kl_coefficient: Tensor
-    """That its rewards were made with."""
+    """The coefficient in its rewards, a scalar."""
     mismatch: Tensor
-    """Mean |Δ log p| between drawing and scoring, nats a token."""
+    """Mean |Δ log p| between drawing and scoring, nats per token; a scalar."""
     logps_BT: Tensor
     values_BT: Tensor
     advantages_BT: Tensor
@@ -70,13 +70,13 @@ class Experience:
         return _mask(self.answer_lengths_B, self.logps_BT)
 
     def row(self, index: int) -> Tokens:
-        """One prompt and answer, the answer's tokens to be trained."""
+        """Return one prompt and answer, with the answer's tokens trained."""
         start = int(self.prompt_lengths_B[index])
         end = start + int(self.answer_lengths_B[index])
         return self.ids_BP[index, :end].numpy(), np.arange(end) >= start
 
     def measures(self) -> dict[str, float]:
-        """What there is to say of it in metrics."""
+        """Return what metrics.jsonl says of the rollout."""
         mask_BT = self.mask_BT
         return {
             "reward": float(self.scores_B.mean()),
@@ -103,6 +103,7 @@ class Experience:
         return [self._with_worth(micro, [rows[index] for index in micro.rows]) for micro in micros]
 
     def _with_worth(self, micro: MicroBatch, rows: list[int]) -> PpoMicro:
+        # A micro-batch lists its trained tokens row by row, so values laid end to end row by row match them.
         def of_tokens(values_BT: Tensor) -> Tensor:
             parts = [values_BT[row, : int(self.answer_lengths_B[row])] for row in rows]
             return torch.cat([values_BT.new_empty(0), *parts]).to(micro.targets_N.device)
@@ -116,14 +117,15 @@ WORTH = ("old_logps_N", "old_values_N", "advantages_N", "returns_N")
 
 
 def rows_of(prompts: Sequence[np.ndarray], answers: Sequence[Response]) -> list[Tokens]:
-    """Prompts and answers end to end, the answers' tokens to be scored."""
+    """Return prompts and answers end to end, with the answers' tokens to be scored."""
     joined = [np.concatenate([prompt, answer.ids_T]) for prompt, answer in zip(prompts, answers, strict=True)]
     return [(ids, np.arange(len(ids)) >= len(prompt)) for ids, prompt in zip(joined, prompts, strict=True)]
 
 
 def score(engine: Engine, actor: ActorCritic, rows: Sequence[Tokens], *, micro_batch_size: int) -> Scored:
-    """What all say of each trained token of the rows. Collective."""
+    """Return what policy, value head and reference compute for each trained token of the rows. Collective."""
     world = engine.world
+    # Every rank makes the same number of forward passes, some of them empty: under ZeRO-3 each one is a collective.
     rounds = -(-len(rows) // (micro_batch_size * world.size))
     mine: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     with engine.evaluating():
@@ -139,8 +141,9 @@ def score(engine: Engine, actor: ActorCritic, rows: Sequence[Tokens], *, micro_b
             with actor.using_adapter(REFERENCE):
                 reference: ActorOutput = engine.forward(micro)
             counts = [int(rows[row][1].sum()) for row in micro.rows]
-            said = (acted.logps_N, acted.values_N, reference.logps_N)
-            mine |= dict(zip(micro.rows, zip(*(part.cpu().split(counts) for part in said), strict=True), strict=True))
+            # Each of the three columns is cut by row; then each row gets its three pieces.
+            columns = [part.cpu().split(counts) for part in (acted.logps_N, acted.values_N, reference.logps_N)]
+            mine.update(zip(micro.rows, zip(*columns, strict=True), strict=True))
     every = {row: parts for part in world.gather(mine) for row, parts in part.items()}
     columns = zip(*(every[row] for row in range(len(rows))), strict=True)
     return Scored(*(pad_sequence(list(column), batch_first=True) for column in columns))
@@ -156,7 +159,9 @@ def make_experience(
     kl_coefficient: float,
     moments: Moments,
 ) -> Experience:
-    """The experience of a rollout whose answers got these scores; `moments` have them in already."""
+    """Return the experience of a rollout whose answers got these scores; `moments` include them already."""
+    # The order is TRL's: scale scores, subtract the penalty, spread rewards over tokens, whiten them, GAE, whiten
+    # advantages. KL goes into the rewards, not into the loss, so advantages already account for it.
     lengths_B = torch.tensor([len(answer.ids_T) for answer in answers])
     ended_B = torch.tensor([answer.ended for answer in answers])
     mask_BT = _mask(lengths_B, scored.logps_BT)
@@ -192,5 +197,5 @@ def _mask(lengths_B: Tensor, like_BT: Tensor) -> Tensor:
 
 
 def _on(mask_BT: Tensor, values_N: Tensor) -> Tensor:
-    """The values at the places of the mask, in order; 0 elsewhere."""
+    """Return the values at the positions of the mask, in order; 0 elsewhere."""
     return torch.zeros(mask_BT.shape, dtype=values_N.dtype).masked_scatter(mask_BT, values_N)

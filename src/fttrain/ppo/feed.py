@@ -1,4 +1,4 @@
-"""The feed of PPO: it has the policy answer prompts, has the answers appraised, and deals them out as micro-batches."""
+"""The feed of PPO: rollouts of the policy, scored, turned into experience and served as micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -27,19 +27,19 @@ from fttrain.training.metrics import MetricsLog
 SAMPLES = 8
 """Answers of a rollout that are logged."""
 TRAINING, MINI_BATCHES, EVALUATION = range(3)
-"""What a seed is for, beside the recipe's and the rollout's number."""
+"""What a random generator is for: a part of its seed, after the recipe's seed and before the rollout's number."""
 
 
 @dataclass
 class Steering:
-    """What goes on from one rollout to the next."""
+    """State that one rollout hands to the next."""
 
     kl_coefficient: float
     moments: Moments = field(default_factory=Moments)
-    """Of all scores."""
+    """Moments of all scores so far."""
 
     def follow(self, stage: Ppo, experience: Experience) -> None:
-        """Move the coefficient as the KL of a rollout asks for."""
+        """Move the KL coefficient towards the recipe's target, by a rollout's KL."""
         if stage.kl_target is not None:
             self.kl_coefficient = ppo.adapt_kl(
                 self.kl_coefficient,
@@ -105,21 +105,23 @@ class RolloutFeed:
         return number / self._steps_each * self._size / self._order.epoch_rows
 
     def evaluation(self) -> Iterator[MicroBatch]:
-        """None: what is evaluated is what the policy says, which `evaluate` asks it."""
+        """Return no rows: the policy's own answers are evaluated, by `evaluate`."""
         return iter(())
 
     def counts(self) -> list[Counts]:
         return self._counts
 
     def evaluate(self) -> dict[str, float]:
-        """Mean score of answers to the prompts held out, drawn with the same numbers each time. Collective."""
+        """Return the mean score of answers to held-out prompts, sampled with the same seed each time. Collective."""
         if not self._test:
             return {}
         answers = self._answers(self._test, (EVALUATION,))
         return {"eval/reward": float(self._scores(self._test, answers).mean())}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint: experience, KL coefficient and score statistics."""
+        """Return experience, KL coefficient and score statistics, for a checkpoint."""
+        # A rollout serves several optimizer steps; without it a resume in between would have to sample it again from a
+        # policy that has changed since.
         state = torch.tensor(
             [self._rollout, self._steering.kl_coefficient, *self._steering.moments], dtype=torch.float64
         )
@@ -127,7 +129,7 @@ class RolloutFeed:
         return {"steering": state, **{f"experience|{name}": tensor for name, tensor in held.items()}}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Go on with what `tensors` returned."""
+        """Go on from what `state_dict` returned."""
         rollout, coefficient, *moments = tensors["steering"].tolist()
         self._rollout, self._steering = int(rollout), Steering(coefficient, Moments(*moments))
         held = {one.name: tensors[f"experience|{one.name}"] for one in fields(Experience)}
@@ -137,7 +139,9 @@ class RolloutFeed:
         return max(1, round(epochs * self._order.epoch_rows / self._size)) * self._steps_each
 
     def _rows(self, number: int) -> list[int]:
-        """The answers of a rollout that optimizer step `number` trains on."""
+        """Return the answers of a rollout that optimizer step `number` trains on."""
+        # Steps of a rollout: `ppo_epochs` passes over its answers, each pass in an order of its own, cut into
+        # mini-batches of `batch_size`. Everything follows from the step's number, so a resume needs no position.
         rollout, inner = divmod(number - 1, self._steps_each)
         epoch, index = divmod(inner, self._mini_batches)
         key = [self._step.seed, MINI_BATCHES, rollout, epoch]
@@ -150,7 +154,7 @@ class RolloutFeed:
         return [self._train[source][row] for source, row in places]
 
     def _collect_rollout(self, rollout: int, number: int) -> Experience:
-        """Answer the prompts of a rollout, which begins with optimizer step `number`, and appraise the answers."""
+        """Sample answers to the prompts of a rollout, which begins with optimizer step `number`, and score them."""
         prompts = self._prompts(rollout)
         answers = self._answers(prompts, (TRAINING, rollout))
         scores_B = self._scores(prompts, answers)
@@ -161,6 +165,7 @@ class RolloutFeed:
             rows_of(ids, answers),
             micro_batch_size=self._step.micro_batch_size,
         )
+        # Scores are scaled by the moments that include them, as TRL does; the coefficient changes only afterwards.
         steering = self._steering
         steering.moments = steering.moments.with_more(scores_B)
         experience = make_experience(
@@ -196,10 +201,12 @@ class RolloutFeed:
 
     def _refuse_mismatch(self, experience: Experience) -> None:
         limit, found = MISMATCH[self._step.model.dtype], float(experience.mismatch)
-        assert found <= limit, f"the policy that answers is not the one that is trained: |Δ log p| {found:.3g} a token"
+        assert found <= limit, (
+            f"the policy that answers is not the one that is trained: |Δ log p| {found:.3g} per token"
+        )
 
     def _log(self, number: int, said: Sequence[tuple[Prompt, Response]], experience: Experience) -> None:
-        if self._samples is None:  # by now it is known which rollout was the last before
+        if self._samples is None:  # opened here, as only now it is known after which step the stage was resumed
             last_step = self._rollout * self._steps_each + 1
             is_main = self._engine.world.is_main
             self._samples = MetricsLog(self._samples_file, is_main=is_main, last_step=last_step)
@@ -215,5 +222,5 @@ class RolloutFeed:
 
 
 def _order(datas: Any, train: Sequence[Sequence[Prompt]], seed: int) -> Order:
-    """Prompts one by one; a rollout takes so many of them, over the ends of epochs."""
+    """Return the order of prompts, one per step of `Order`; a rollout takes as many as it needs, across epochs."""
     return Order([len(rows) for rows in train], [data.weight for data in datas], batch_size=1, seed=seed)

@@ -51,7 +51,7 @@ class Reward(Protocol):
 
 
 class FunctionReward:
-    """Scores by a function; each rank calls it for its share of the answers."""
+    """Scores by a Python function; each rank calls it for its share of the answers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -72,10 +72,10 @@ class FunctionReward:
 
 
 class ModelReward:
-    """Scores by the actor's judge, which reads prompt and answer as they stand in its own chat template."""
+    """Scores by the actor's reward model, which reads prompt and answer in its own chat template."""
 
     def __init__(self, tokenizer: Any, *, is_plain: bool, micro_batch_size: int) -> None:
-        """`is_plain` tells that it was trained on prompts and answers as they are, without a template."""
+        """`is_plain` says that it was trained on prompts and answers as they are, without a template."""
         self._tokenizer = tokenizer
         self._is_plain = is_plain
         self._micro_batch_size = micro_batch_size
@@ -91,7 +91,7 @@ class ModelReward:
                 world_size=world.size,
                 accumulation=-(-len(said) // (self._micro_batch_size * world.size)),
                 packing=engine.layout.packing
-                and isinstance(actor.judge, RewardHead),  # a classifier knows no packed rows
+                and isinstance(actor.reward_model, RewardHead),  # a classifier knows no packed rows
                 device=world.device,
             ):
                 mine |= dict(zip(micro.rows, engine.forward(micro).tolist(), strict=True))
@@ -99,7 +99,7 @@ class ModelReward:
         return torch.tensor([scores[index] for index in range(len(said))])
 
     def _ids(self, one: ScoredResponse) -> np.ndarray:
-        """int32: the whole conversation, as a reward model saw it in training."""
+        """Return the whole conversation as token ids, int32, rendered as in the reward model's training."""
         turns = [*one.prompt.turns, {"role": "assistant", "content": one.text}]
         if self._is_plain:
             text = added_bos(self._tokenizer) + "".join(turn["content"] for turn in turns) + self._tokenizer.eos_token
@@ -109,8 +109,9 @@ class ModelReward:
             tools = {key: fields[key] for key in ("tools", "documents") if key in fields}
             text = self._tokenizer.apply_chat_template(turns, tokenize=False, **tools)
             return np.array(self._tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
-        asked = "\n\n".join(turn["content"] for turn in one.prompt.turns)
-        return np.array(self._tokenizer(asked, one.text).input_ids, dtype=np.int32)
+        # A classifier without a template, such as a BERT, takes a pair of texts with its own separator.
+        prompt = "\n\n".join(turn["content"] for turn in one.prompt.turns)
+        return np.array(self._tokenizer(prompt, one.text).input_ids, dtype=np.int32)
 
 
 def _unsupervised(ids_T: np.ndarray) -> Group:
@@ -118,12 +119,12 @@ def _unsupervised(ids_T: np.ndarray) -> Group:
 
 
 def load_reward_model(
-    place: str, policy: nn.Module, base: Model, worn: Sequence[Noise], *, dtype: torch.dtype, in_fp32: bool
+    place: str, policy: nn.Module, base: Model, replaced: Sequence[Noise], *, dtype: torch.dtype, in_fp32: bool
 ) -> nn.Module:
-    """The frozen judge that a folder or hub id holds.
+    """Return the frozen reward model that a folder or hub id holds.
 
-    A reward model that is an adapter of the policy's own base goes beside the policy's adapter, and its head is what
-    comes back; anything else is a model of its own. Raises UserError where it cannot be had or gives no single score.
+    An adapter of the policy's own base is added to the policy's model as a second adapter, and only its head is
+    returned; anything else is a model of its own. Raises UserError where it cannot be loaded or gives no single score.
     """
     folder = Path(place)
     if not (folder / REWARD_HEAD).exists() or artifact.read(folder)[1] is None:
@@ -134,7 +135,7 @@ def load_reward_model(
             f"the reward model {place} is an adapter of {theirs.path}, which is not what the policy's adapter is on"
         )
         raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
-    if replace_activations.read(folder) != tuple(worn):
+    if replace_activations.read(folder) != tuple(replaced):
         message = f"the reward model {place} was trained with other activation functions than the policy has"
         raise UserError(message, "merge the reward model first (`ftlaunch merge`) and name the merged one")
     adapters.add_frozen(policy, folder, REWARD_MODEL, in_fp32=in_fp32)
@@ -164,7 +165,7 @@ def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
 
 
 def gsm8k(prompt: str, answer: str, row: Row) -> float:  # noqa: ARG001 every reward's
-    """1.0 where the answer's last number is the last one of the row's field "answer", else 0.0."""
+    """Return 1.0 where the answer's last number equals the last one of the row's field "answer", else 0.0."""
     wanted, given = last_number(text_at(row, ("answer",), "reward gsm8k")), last_number(answer)
     return float(given is not None and given == wanted)
 
@@ -173,7 +174,7 @@ SHIPPED: dict[str, Function] = {"gsm8k": gsm8k}
 
 
 def _load(name: str) -> Function:
-    """The function that "FILE.py:NAME" or "package.module:NAME" names."""
+    """Return the function that "FILE.py:NAME" or "package.module:NAME" names."""
     place, _, function = name.rpartition(":")
     remedy = "correct reward_function; `ftlaunch validate` looks for the function as well"
     try:

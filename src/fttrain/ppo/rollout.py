@@ -24,30 +24,30 @@ class Sampling:
 
     max_new_tokens: int
     batch_size: int
-    """Answers that one process generates side by side."""
+    """Answers that one process generates at the same time."""
     stop_ids: frozenset[int]
-    """Tokens that end an answer, and belong to it."""
+    """Tokens that end an answer and are part of it."""
     seed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Response:
-    """What the policy said to one prompt."""
+    """The policy's answer to one prompt."""
 
     ids_T: np.ndarray
     """int32; the stop token is among them."""
     logps_T: np.ndarray
     """float32: log-probability of each token, as it was drawn."""
     ended: bool
-    """Whether it came to a stop token, rather than to `max_new_tokens`."""
+    """Whether it ended with a stop token, rather than at `max_new_tokens`."""
 
 
 RollOut = Callable[[Sequence[np.ndarray], Sampling], list[Response]]
-"""What gives an answer to each prompt (int ids), in order, the same on every rank. Collective."""
+"""A function that returns an answer to each prompt (int ids), in order, the same on every rank. Collective."""
 
 
 def refuse_what_cannot_answer(actor: ActorCritic) -> None:
-    """Raise UserError where answers cannot be drawn token by token with what the model keeps of those before."""
+    """Raise UserError where a model cannot generate with a cache, for several padded prompts at once."""
     causal = actor.causal
     takes = inspect.signature(actor.body.forward).parameters
     if actor.is_alone:
@@ -60,7 +60,7 @@ def refuse_what_cannot_answer(actor: ActorCritic) -> None:
 
 
 def roll_out(engine: Engine, actor: ActorCritic, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Response]:
-    """A `RollOut` by the actor itself."""
+    """Sample answers by the actor itself; a `RollOut`."""
     rank, size = engine.world.rank, engine.world.size
     mine: dict[int, Response] = {}
     with engine.evaluating(), actor.generating():
@@ -72,13 +72,15 @@ def roll_out(engine: Engine, actor: ActorCritic, prompts: Sequence[np.ndarray], 
 
 
 def collect(world: World, mine: Mapping[int, Response], count: int) -> list[Response]:
-    """All `count` answers in order, of which each rank has given some, by their places. Collective."""
+    """Return all `count` answers in order; `mine` are this rank's, by prompt. Collective."""
     every = {row: answer for part in world.gather(mine) for row, answer in part.items()}
     return [every[row] for row in range(count)]
 
 
 def rounds(lengths: Sequence[int], batch_size: int, world_size: int) -> list[list[list[int]]]:
-    """Rows for each rank in each round, by length, the longest first; a rank may have none in the last round."""
+    """Return rows for each rank in each round, the longest first; a rank may have none in the last round."""
+    # Sorted by length, the prompts of a round need little padding, and dealing them out one by one gives every rank
+    # the same share of long ones. The longest come first, so that running out of memory shows at once.
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     width = batch_size * world_size
     groups = [order[start : start + width] for start in range(0, len(order), width)]
@@ -86,14 +88,16 @@ def rounds(lengths: Sequence[int], batch_size: int, world_size: int) -> list[lis
 
 
 def draw(logps_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """[B]: the token at which the cumulated probability first exceeds each number of [0, 1)."""
+    """Return [B]: the token at which the cumulated probability first exceeds each number of [0, 1)."""
+    # One number per token makes an answer independent of the batch that it is drawn in, unlike torch.multinomial,
+    # whose generator serves all lines. The sum of rounded probabilities is not quite 1: hence its last value as scale.
     cumulated_BV = logps_BV.double().exp().cumsum(-1)
     places_B1 = torch.searchsorted(cumulated_BV, uniform_B[:, None] * cumulated_BV[:, -1:], right=True)
     return places_B1[:, 0].clamp(max=logps_BV.shape[-1] - 1)
 
 
 def _generate(engine: Engine, prompts: list[np.ndarray], rows: list[int], sampling: Sampling) -> list[Response]:
-    """Answers to one batch of prompts; without any, this rank only keeps its peers company."""
+    """Return answers to one batch of prompts; a rank without prompts still takes part in its peers' forward passes."""
     noise = [np.random.Generator(np.random.PCG64([*sampling.seed, row])) for row in rows]
     uniform_BT = np.array([one.random(sampling.max_new_tokens) for one in noise])
     config = engine.scorer.causal.config.get_text_config()
@@ -107,12 +111,12 @@ def _generate(engine: Engine, prompts: list[np.ndarray], rows: list[int], sampli
 
 
 def _goes_on(engine: Engine, *, is_open: bool) -> bool:
-    """Whether another token is to be drawn. Ranks that share weights go through them together or not at all."""
+    """Return whether to draw another token. Under ZeRO-3 a forward pass is a collective, so all ranks go on or none."""
     return bool(engine.world.max(float(is_open))) if engine.zero_stage == 3 else is_open
 
 
 class _Batch:
-    """Answers as they grow, a line of tensors for each. Lines that have ended leave once they are the half."""
+    """Answers as they grow, one line of tensors each. Once half of the lines have ended, they are dropped."""
 
     def __init__(self, prompts: list[np.ndarray], stop_ids: frozenset[int], device: torch.device, config: Any) -> None:
         from transformers import DynamicCache
@@ -127,9 +131,10 @@ class _Batch:
         self._lines = list(self.open) or [-1]
         """The answer of each line; -1 where there is none."""
         self.decode = self._first(prompts or [np.zeros(1, dtype=np.int64)], DynamicCache(config=config))
-        """What is to be asked next."""
+        """The next forward pass."""
 
     def _first(self, prompts: list[np.ndarray], cache: object) -> Decode:
+        # Prompts are padded on the left, so that all answers grow at the same index; positions count real tokens only.
         width = max(map(len, prompts))
         ids, mask = (np.zeros((len(prompts), width), dtype=np.int64) for _ in range(2))
         for line, prompt in enumerate(prompts):
@@ -139,7 +144,7 @@ class _Batch:
         return Decode(ids_BT, mask_BP, positions_BT, cache)
 
     def take(self, logps_BV: Tensor, uniform: np.ndarray) -> None:
-        """Draw a token for each line, with the numbers of all answers, and make ready to ask for the next."""
+        """Draw a token for each line, given a number in [0, 1) per answer, and prepare the next forward pass."""
         drawn = np.array([uniform[answer] if answer >= 0 else 0.0 for answer in self._lines])
         tokens_B = draw(logps_BV, torch.from_numpy(drawn).to(self._device))
         logps_B = logps_BV.gather(1, tokens_B[:, None])[:, 0]

@@ -1,7 +1,7 @@
-"""The process in which vLLM answers for one rank: `python -m fttrain.ppo.vllm_engine RANK_PID`.
+"""The process in which vLLM samples for one rank: `python -m fttrain.ppo.vllm_engine RANK_PID`.
 
-The first line of JSON on stdin says what to load (LLM's arguments), each further one what to answer, and with which
-adapter; a line on stdout has the answers. What vLLM itself prints goes to stderr.
+The first line of JSON on stdin has the arguments of vLLM's `LLM`; each further line has prompts and an adapter, and a
+line on stdout has the answers. vLLM's own output goes to stderr.
 """
 
 import json
@@ -13,8 +13,10 @@ from fttrain.distributed import sidecar
 
 
 def main() -> None:
+    """Load the model that the first line of stdin describes, and answer each further line with one on stdout."""
     if not sidecar.keep_to(int(sys.argv[1])):
         return
+    # vLLM prints to stdout; so answers get a copy of that descriptor, and stdout itself is sent to stderr.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     from vllm import LLM  # pyright: ignore[reportMissingImports] the user installs it
@@ -25,7 +27,7 @@ def main() -> None:
 
 
 def answer(engine: Any, order: dict[str, Any]) -> list[tuple[list[int], list[float], bool]]:
-    """Of each prompt's answer: its tokens, the log-probability of each as it was drawn, whether it has ended."""
+    """Return, for each prompt's answer, its tokens, the log-probability of each as drawn, and whether it has ended."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
     from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
@@ -33,12 +35,13 @@ def answer(engine: Any, order: dict[str, Any]) -> list[tuple[list[int], list[flo
     policy = LoRARequest("policy", order["number"], order["adapter"])
     prompts = [{"prompt_token_ids": ids} for ids in order["prompts"]]
     done = engine.generate(prompts, ways, lora_request=policy, use_tqdm=False)
-    return [_told(one.outputs[0]) for one in done]
+    return [_as_plain(one.outputs[0]) for one in done]
 
 
-def _told(said: Any) -> tuple[list[int], list[float], bool]:
-    ids = list(said.token_ids)
-    return ids, [at[token].logprob for token, at in zip(ids, said.logprobs, strict=True)], said.finish_reason == "stop"
+def _as_plain(output: Any) -> tuple[list[int], list[float], bool]:
+    ids = list(output.token_ids)
+    logps = [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
+    return ids, logps, output.finish_reason == "stop"
 
 
 if __name__ == "__main__":

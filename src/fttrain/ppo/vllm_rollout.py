@@ -1,8 +1,8 @@
-"""Rollouts by vLLM: on each rank's own GPU, in a process beside it, with the adapter as it is by then.
+"""Rollouts by vLLM: on each rank's own GPU, in a process of its own, with the current adapter.
 
-The base is loaded there once more, in the trainer's number format; before each rollout the adapter is handed over as a
-plain LoRA folder. What is trained on are the log-probabilities that the trainer scores the answers with, and a rollout
-whose own are too far from them is refused.
+That process loads the base a second time, in the trainer's number format; before each rollout it gets the adapter as a
+plain LoRA folder. Training uses the log-probabilities that the trainer itself computes for the answers, and a rollout
+whose log-probabilities are too far from them is refused.
 """
 
 import contextlib
@@ -36,17 +36,17 @@ OF_A_RANK = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_", "ROLE_", "LOCAL_", "MASTE
 """Environment variables by which vLLM would take itself for one of the ranks."""
 
 
-def refuse_what_cannot_be(world: World, worn: Sequence[Noise]) -> None:
-    """UserError where vLLM is not installed, this rank has no GPU, or the policy has activation functions of its own.
+def refuse_what_cannot_be(world: World, replaced: Sequence[Noise]) -> None:
+    """Raise UserError where vLLM is not installed, this rank has no GPU, or activation functions were replaced.
 
-    `worn` are the tables that gave it some.
+    `replaced` are the [noise] tables that replaced them.
     """
     keep = 'or set rollout_engine = "torch"'
     if importlib.util.find_spec("vllm") is None:
         raise UserError('rollout_engine is "vllm", which is not installed', f"pip install vllm, {keep}")
     if world.device.type != DEVICE:
         raise UserError('rollout_engine is "vllm", and torch sees no GPU here', f"run it on a GPU, {keep}")
-    if worn:
+    if replaced:
         message = "vLLM would answer with the base's own activation function, which an earlier stage has replaced"
         raise UserError(message, 'set rollout_engine = "torch"')
 
@@ -66,7 +66,7 @@ class VllmRollout:
             "revision": base.base.revision,
             "dtype": str(DTYPES[spec.model.dtype]).removeprefix("torch."),
             "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # the model's own would add its end tokens and ways of sampling
+            "generation_config": "vllm",  # the model's own would add end tokens, top-k and the like
             "logprobs_mode": "processed_logprobs",  # those of the temperature that is sampled with
             "max_model_len": longest_prompt + self._stage.max_new_tokens,
             "gpu_memory_utilization": self._stage.vllm_memory or MEMORY,
@@ -97,9 +97,9 @@ class VllmRollout:
         return collect(world, dict(zip(rows, answers, strict=True)), len(prompts))
 
     def _hand_over(self) -> Path:
-        """The folder of the adapter as it is, written by rank 0."""
+        """Return the folder of the current adapter, which rank 0 writes. Collective."""
         weights = artifact.trained_weights(self._engine)
-        policy = self._folder / str(self._number)
+        policy = self._folder / str(self._number)  # a new name each time, as vLLM caches adapters
         if self._engine.world.is_main:
             shutil.rmtree(self._folder, ignore_errors=True)
             adapters.save(self._engine.scorer.model, self._step.adapter, weights, policy)
@@ -110,7 +110,7 @@ class VllmRollout:
         self._process = process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # told below
+        with contextlib.suppress(BrokenPipeError):  # the empty line below says that it has ended
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
         if not (line := process.stdout.readline()):
@@ -133,7 +133,7 @@ class VllmRollout:
 
 
 def _gpu(world: World) -> str:
-    """The rank's GPU, as another process is to name it."""
+    """Return the rank's GPU in the numbering of CUDA_VISIBLE_DEVICES, for another process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     number = world.device.index or 0
     return visible.split(",")[number] if visible else str(number)

@@ -1,4 +1,4 @@
-"""What the reference says of the answers of pairs: asked at each step, or once for all and kept on disk.
+"""Reference log-probabilities of the answers of pairs: computed at each step, or once and cached on disk.
 
 The reference is the policy as its stage finds it, so no second model is ever loaded.
 """
@@ -27,22 +27,22 @@ from fttrain.engine import Engine
 from fttrain.preference.objective import answer_logps
 
 VERSION = 1
-"""Of the files: raise it when the same model and tokens would give other numbers."""
+"""Version of the cached files: raise it when the same model and tokens would give other numbers."""
 REFERENCE = "reference"
 """Name of the frozen adapter that the policy started from. Without one the bare base is the start."""
 log = logging.getLogger(__name__)
 
 
 def live(engine: Engine, micro: MicroBatch) -> Tensor:
-    """[G, 2]: log-probabilities under the frozen adapter, or with the adapter off; a forward pass without gradient."""
+    """Return [G, 2]: log-probabilities under the frozen adapter, or with the adapter disabled, without gradient."""
     with engine.evaluating(), adapters.using_adapter(engine.scorer.model, REFERENCE):
         return answer_logps(engine.scores(micro).logps_N, micro)[0]
 
 
 def precompute(feed: TableFeed, engine: Engine, origin: StartPoint, spec: StageSpec) -> None:
-    """Give the feed's pairs their log-probabilities under the model as it now is, from disk where they were kept.
+    """Give the feed's pairs their log-probabilities under the model as it now is, from the cache where it has them.
 
-    Collective; the files are rank 0's.
+    Collective; rank 0 reads and writes the files.
     """
     world = engine.world
     start = world.from_main(_fingerprint(engine, origin, spec) if world.is_main else "")
@@ -66,6 +66,7 @@ def _compute(engine: Engine, groups: Sequence[Group], in_turn: InTurn) -> np.nda
     with engine.evaluating():
         for places, micro in in_turn(groups):
             mine.append((places, answer_logps(engine.scores(micro).logps_N, micro)[0].tolist()))
+    # Micro-batches are balanced by length, so pairs come back out of order: each is put at its own index.
     found = np.full((len(groups), 2), np.nan, dtype=np.float32)
     for places, values in (part for parts in engine.world.gather(mine) for part in parts):
         found[places] = np.array(values, dtype=np.float32).reshape(-1, 2)
@@ -74,7 +75,7 @@ def _compute(engine: Engine, groups: Sequence[Group], in_turn: InTurn) -> np.nda
 
 
 def _fingerprint(engine: Engine, origin: StartPoint, spec: StageSpec) -> str:
-    """All of the model that log-probabilities depend on: the contents of a folder, or a hub id with its commit."""
+    """Return all that log-probabilities depend on: the contents of the model's folder, or its hub id and commit."""
     base = Path(origin.base.path)
     commit = getattr(engine.scorer.model.config, "_commit_hash", None)
     of_base = _contents(base) if base.is_dir() else [origin.base.path, commit or origin.base.revision]
@@ -85,19 +86,19 @@ def _fingerprint(engine: Engine, origin: StartPoint, spec: StageSpec) -> str:
 
 
 def _contents(folder: Path) -> list[str]:
-    """SHA-256 of every weight file and of the configs, by name."""
+    """Return the SHA-256 of every weight file and of the configs, by name."""
     files = sorted(path for path in folder.iterdir() if path.name.endswith((".safetensors", "config.json")))
     return [f"{path.name} {digests.sha256(path)}" for path in files]
 
 
 def _read(path: Path, pairs: int) -> np.ndarray | None:
-    """The array in a file; None where there is none, or one that is broken, which is logged."""
+    """Return the array in a file; None where there is none, or a broken one, which is logged."""
     try:
         found = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("the reference's answers in %s are not read: %s", path, error)
+        log.warning("the cached reference log-probabilities in %s cannot be read: %s", path, error)
         return None
     return found if found.shape == (pairs, 2) else None
 
@@ -109,7 +110,7 @@ def _write(path: Path, values: np.ndarray) -> None:
 
 
 def precomputed(micro: MicroBatch) -> Tensor:
-    """[G, 2]: what `precompute` found for the pairs of a micro-batch."""
+    """Return [G, 2]: what `precompute` found for the pairs of a micro-batch."""
     if micro.margins_G.numel() == 0:  # a slot without a pair
         return torch.zeros(0, 2, device=micro.margins_G.device)
     assert micro.references_B is not None

@@ -1,4 +1,4 @@
-"""Activations in few bits: the inputs of linear layers rounded to a grid, by ranges observed or token by token."""
+"""Activations in few bits: the inputs of linear layers, rounded by observed ranges or token by token."""
 
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -20,11 +20,13 @@ class Activations:
 
     grid: Grid
     steps: dict[str, Steps]
-    """Of each layer, by its name. Empty: each token's own least and largest value count."""
+    """Scale and zero of each layer, by its name. Empty: each token's own smallest and largest value give them."""
 
 
 def rounded(x: Tensor, grid: Grid, at: Steps | None, keep: Sequence[int] = ()) -> Tensor:
-    """`x` through the grid and back, the channels in `keep` left alone; without steps, by each token's own range."""
+    """Return `x` rounded to the grid, with the channels in `keep` unchanged; without `at` by each token's own range."""
+    # Kept channels are set to 0 for the range: an outlier that stays exact would otherwise stretch the scale of all
+    # the others, which is what it is kept for.
     width = x.shape[-1]
     lines = x.reshape(-1, width).float()
     if keep:
@@ -38,7 +40,7 @@ def rounded(x: Tensor, grid: Grid, at: Steps | None, keep: Sequence[int] = ()) -
 
 
 def install(layers: dict[str, nn.Module], how: Activations, keep: dict[str, list[int]]) -> list[Any]:
-    """Round the inputs of these layers from now on; returns handles that end it by `remove()`."""
+    """Round the inputs of these layers from now on; return handles whose `remove()` ends it."""
 
     def on(name: str, layer: nn.Module) -> Any:
         at, kept = how.steps.get(name), keep.get(name, [])
@@ -56,9 +58,9 @@ def observe(
     calibrator: CalibratorName,
     keep: dict[str, Any],
 ) -> Activations:
-    """Ranges of the inputs of each layer over windows of text, a batch a window, by the calibrator.
+    """Return the ranges of each layer's inputs over windows of text by the calibrator; each window is one batch.
 
-    All inputs are held in memory, in 16 bits where the model computes so.
+    All inputs are held in memory at once, in the model's own number format.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
@@ -72,6 +74,7 @@ def observe(
     with _watched(layers, note):
         for window in windows:
             model(window.to(model.device))
+    # A layer's inputs are dropped as soon as its range is known: fp32 copies of all layers would not fit.
     choose = CALIBRATORS[calibrator]
     ranges = {name: choose([batch.float() for batch in seen.pop(name)], grid) for name in layers}
     return Activations(grid, {name: grids.steps(low, high, grid) for name, (low, high) in ranges.items()})

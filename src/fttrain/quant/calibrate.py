@@ -1,4 +1,4 @@
-"""Calibration: which range of values a block's integers should span. One function a way, all alike.
+"""Calibration: which range of values a block's integers should span. One function per method, all with one signature.
 
 Each takes what was observed, a list of batches [G, N], and the grid; it returns low and high of each block, [G] both.
 """
@@ -31,7 +31,7 @@ def min_max(batches: Sequence[Tensor], grid: Grid) -> Range:  # noqa: ARG001 eve
 
 
 def moving_average(batches: Sequence[Tensor], grid: Grid) -> Range:  # noqa: ARG001 every calibrator's
-    """The average of the batches' extremes in which the past fades: m ← m + 0.01 · (batch - m)."""
+    """Return the exponential moving average of the batches' extremes: m ← m + 0.01 · (batch - m)."""
     low, high = batches[0].aminmax(dim=1)
     for batch in batches[1:]:
         new_low, new_high = batch.aminmax(dim=1)
@@ -41,6 +41,7 @@ def moving_average(batches: Sequence[Tensor], grid: Grid) -> Range:  # noqa: ARG
 
 def percentile(batches: Sequence[Tensor], grid: Grid) -> Range:  # noqa: ARG001 every calibrator's
     """From the 0.1th to the 99.9th percentile of all values, each an observed one."""
+    # kthvalue counts from 1, and -int(-x) rounds up: of 1000 values the 999th is the 99.9th percentile.
     values = torch.cat(list(batches), dim=1)
     count = values.shape[1]
     above = min(count, max(1, -int(-count * PERCENT // 100)))
@@ -48,10 +49,12 @@ def percentile(batches: Sequence[Tensor], grid: Grid) -> Range:  # noqa: ARG001 
 
 
 def mse(batches: Sequence[Tensor], grid: Grid) -> Range:
-    """The part of the min-max range, shrunk on both sides alike, with the least squared error."""
+    """Return the range with the least squared error, of those that shrink min-max alike on both sides."""
     values = torch.cat(list(batches), dim=1)
     low, high = min_max(batches, grid)
     best_low, best_high = low, high
+    # A narrower range clips outliers and rounds all others more finely: the error has one minimum in practice, but no
+    # closed form, so all blocks try the same list of factors at once.
     least = torch.full_like(low, torch.inf)
     for shrink in torch.linspace(1.0, 0.2, SHRINKS).tolist():
         at = steps(low * shrink, high * shrink, grid)
@@ -65,9 +68,9 @@ def mse(batches: Sequence[Tensor], grid: Grid) -> Range:
 
 
 def entropy(batches: Sequence[Tensor], grid: Grid) -> Range:
-    """The range |x| ≤ T whose histogram in few levels has the least KL divergence from the fine one (TensorRT's way).
+    """Return the range |x| ≤ T whose histogram in few levels has the least KL divergence from the fine one.
 
-    What lies beyond T counts as T in the fine histogram.
+    This is TensorRT's method. Values beyond T count as T in the fine histogram.
     """
     values = torch.cat(list(batches), dim=1)
     low, high = min_max(batches, grid)
@@ -91,9 +94,9 @@ def _histogram(unit_GN: Tensor) -> Tensor:
 
 
 def _divergence(fine_GB: Tensor, width: int, levels: int) -> Tensor:
-    """[G]: KL of the first `width` bins from the same in `levels` levels, each spread over its bins that are not empty.
+    """Return [G]: the KL divergence of the first `width` bins from the same mass in `levels` levels.
 
-    Empty bins stay empty in both, as they would by rounding.
+    Each level spreads its mass over its bins that are not empty. Empty bins stay empty in both, as in rounding.
     """
     reference = fine_GB[:, :width].clone()
     filled = (reference > 0).float()
@@ -101,6 +104,7 @@ def _divergence(fine_GB: Tensor, width: int, levels: int) -> Tensor:
     mass = torch.zeros(len(fine_GB), levels).scatter_add_(1, level_of, fine_GB[:, :width])
     count = torch.zeros(len(fine_GB), levels).scatter_add_(1, level_of, filled)
     spread = (mass / count.clamp(min=1)).gather(1, level_of) * filled
+    # What is clipped lands on the outermost bin of the reference, but not of the levels: that is the cost of clipping.
     reference[:, -1] += fine_GB[:, width:].sum(1)
     p = reference / reference.sum(1, keepdim=True)
     q = spread / spread.sum(1, keepdim=True).clamp(min=1e-12)
@@ -108,7 +112,7 @@ def _divergence(fine_GB: Tensor, width: int, levels: int) -> Tensor:
 
 
 def power_of_two(batches: Sequence[Tensor], grid: Grid) -> Range:
-    """Min-max, widened until the scale is a power of two, so that dividing by it is a shift."""
+    """Return min-max, widened until the scale is a power of two, so that dividing by it is a shift."""
     low, high = min_max(batches, grid)
     scale = steps(low, high, grid).scale[:, 0]
     wider = torch.exp2(torch.ceil(torch.log2(scale))) / scale

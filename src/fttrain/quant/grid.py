@@ -1,4 +1,4 @@
-"""Uniform quantization: x ≈ scale · (q - zero), with q an integer of so many bits (Jacob et al., arXiv 1712.05877)."""
+"""Uniform quantization: x ≈ scale · (q - zero), with q an integer of a few bits (Jacob et al., arXiv 1712.05877)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ SMALLEST_SCALE = 1e-12
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that there are."""
+    """The integers that values are rounded to."""
 
     bits: int
     symmetric: bool = True
@@ -39,10 +39,10 @@ class Steps:
 
 
 def steps(low_G: Tensor, high_G: Tensor, grid: Grid) -> Steps:
-    """Scale and zero of blocks whose values lie in [low, high].
+    """Return scale and zero of blocks whose values lie in [low, high].
 
     Symmetric: max(|low|, |high|) / (2^(b-1) - 1). Asymmetric: (high - low) / (2^b - 1), with 0 always in between, so
-    that it is met exactly.
+    that 0 is represented exactly.
     """
     if grid.symmetric:
         scale = torch.maximum(low_G.abs(), high_G.abs()) / grid.highest
@@ -55,17 +55,17 @@ def steps(low_G: Tensor, high_G: Tensor, grid: Grid) -> Steps:
 
 
 def quantize(x_GN: Tensor, at: Steps, grid: Grid) -> Tensor:
-    """[G, N]: the integers, as floats. Halves go to the even side."""
+    """Return [G, N]: the integers, as floats. Halves round to even."""
     return ((x_GN / at.scale).round() + at.zero).clamp(grid.lowest, grid.highest)
 
 
 def dequantize(codes_GN: Tensor, at: Steps) -> Tensor:
-    """[G, N]: what the integers stand for."""
+    """Return [G, N]: the values that the integers stand for."""
     return (codes_GN - at.zero) * at.scale
 
 
 def blocks(x: Tensor, granularity: Granularity, group_size: int) -> Tensor:
-    """`x` [outputs, inputs], or [tokens, width] of activations, as [G, N] with one scale a line.
+    """Return `x` [outputs, inputs], or [tokens, width] of activations, as [G, N] with one scale per line.
 
     Raises UserError where groups do not divide the inputs.
     """

@@ -29,21 +29,23 @@ def dtype_of(folder: Path) -> torch.dtype:
 
 
 def pack(codes: Tensor, grid: Grid) -> Tensor:
-    """Codes of any shape as bytes, `grid.bits` bits each; the last byte is filled up with zeros."""
+    """Return codes of any shape as bytes, `grid.bits` bits each; the last byte is filled up with zeros."""
+    # Each code becomes a line of 8 bits, least significant first, of which the first `bits` are kept; end to end they
+    # make one stream, so 3-bit codes cross bytes and 8 of them take 3 bytes.
     values = (codes.flatten().to(torch.int64) - grid.lowest).numpy().astype(np.uint8)
     bits = np.unpackbits(values[:, None], axis=1, bitorder="little")[:, : grid.bits]
     return torch.from_numpy(np.packbits(bits.reshape(-1), bitorder="little"))
 
 
 def unpack(packed: Tensor, grid: Grid, count: int) -> Tensor:
-    """[count] codes in int16, the inverse of `pack`."""
+    """Return [count] codes in int16: the inverse of `pack`."""
     bits = np.unpackbits(packed.numpy(), bitorder="little", count=count * grid.bits).reshape(count, grid.bits)
     values = np.packbits(bits, axis=1, bitorder="little")[:, 0]
     return torch.from_numpy(values.astype(np.int16)) + grid.lowest
 
 
 def save(folder: Path, matrices: dict[str, Quantized], rest: dict[str, Tensor], transposed: set[str]) -> None:
-    """Write both files; matrices and the rest go by the names that their weights have in the model."""
+    """Write both files; keys are the names that the weights have in the model."""
     tensors = {key: tensor.contiguous() for key, tensor in rest.items()}
     card: dict[str, Any] = {}
     for key, one in matrices.items():
@@ -65,19 +67,19 @@ def save(folder: Path, matrices: dict[str, Quantized], rest: dict[str, Tensor], 
 
 
 def load(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights of the model by name, the quantized ones as what their integers stand for, rounded to `dtype`."""
+    """Return all weights of the model by name, the quantized ones dequantized and rounded to `dtype`."""
     tensors = load_file(folder / FILE)
     card = json.loads((folder / CARD).read_text())["matrices"]
     state: dict[str, Tensor] = {}
-    for key, told in card.items():
-        weight = _matrix(tensors, key, told).dequantized().to(dtype)
-        state[key] = (weight.T if told["transposed"] else weight).contiguous()
-    return state | tensors
+    for key, entry in card.items():
+        weight = _matrix(tensors, key, entry).dequantized().to(dtype)
+        state[key] = (weight.T if entry["transposed"] else weight).contiguous()
+    return state | tensors  # `_matrix` has taken out all parts of matrices, so only whole weights are left
 
 
-def _matrix(tensors: dict[str, Tensor], key: str, told: dict[str, Any]) -> Quantized:
-    """One matrix; its parts are taken out of `tensors`."""
-    grid, shape = Grid(told["bits"], told["symmetric"]), tuple(told["shape"])
+def _matrix(tensors: dict[str, Tensor], key: str, entry: dict[str, Any]) -> Quantized:
+    """Return one matrix, and take its parts out of `tensors`."""
+    grid, shape = Grid(entry["bits"], entry["symmetric"]), tuple(entry["shape"])
     scale = tensors.pop(f"{key}.scale")
     zero = torch.zeros_like(scale) if grid.symmetric else tensors.pop(f"{key}.zero").float()
     codes = unpack(tensors.pop(f"{key}.codes"), grid, shape[0] * shape[1]).reshape(len(scale), -1)

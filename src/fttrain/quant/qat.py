@@ -1,7 +1,7 @@
 """Training through rounding: layers compute with rounded weights, and gradients pass as if nothing had been rounded.
 
-What is rounded is the weight that counts: W, or W + scale·B·A where a LoRA adapter is trained beside it. So the merged
-model, rounded once, is the model that was trained. Every linear layer but the output head takes part.
+The effective weight is rounded: W, or W + scale·B·A where a LoRA adapter is trained. So the merged model, rounded once,
+is the model that was trained. Every linear layer but the output head takes part.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ from fttrain.quant.ternary import absmean, ternary
 
 STEP = "log_step"
 STEPS_FILE = "rounding_steps.safetensors"
-"""Beside an adapter: the logarithms of the steps that were learned with it, by the names of weights."""
+"""Next to an adapter: the logarithms of the steps that were learned with it, by the names of weights."""
 CARD = "rounding.json"
-"""Beside a whole model: how the layers rounded in training. What rounds inputs reads it; the weights are rounded."""
+"""Next to a whole model: how its layers rounded in training. Its weights are rounded already; its inputs are not."""
 PREFIX = "base_model.model."
 INPUT_GRID = Grid(8)
 SMALLEST_INPUT = 1e-5
@@ -42,7 +42,7 @@ class Rounding:
     """Whether the layer stores its weight as [inputs, outputs]."""
 
     def matrix(self, weight: Tensor, log_step: Tensor | None) -> Tensor:
-        """[outputs, inputs] in fp32: the rounded weight, with the gradient of the weight itself."""
+        """Return [outputs, inputs] in fp32: the rounded weight, with the gradient of the weight itself."""
         if isinstance(self.spec, BitLinear):
             gamma = absmean(weight)
             return _straight_through(ternary(weight, gamma) * gamma, weight)
@@ -55,7 +55,7 @@ class Rounding:
         return _straight_through(rounded, values).reshape(weight.shape)
 
     def first_step(self, weight: Tensor) -> Tensor | None:
-        """[G]: where the logarithm of the learned step starts, 2·mean|W| / √q_max; None where none is learned."""
+        """Return [G]: where the logarithm of the learned step starts, 2·mean|W| / √q_max (LSQ); None without one."""
         if isinstance(self.spec, BitLinear) or not self.spec.learned_step:
             return None
         highest = Grid(self.spec.bits).highest
@@ -63,7 +63,7 @@ class Rounding:
         return (2 * values.abs().mean(1) / highest**0.5).clamp(min=grids.SMALLEST_SCALE).log()
 
     def inputs(self, x: Tensor) -> Tensor:
-        """What the layer sees of `x`: with bitlinear normed, if asked for, and in 8 bits by each token's largest."""
+        """Return `x` as the layer sees it: BitLinear norms it on request and rounds each token to 8 bits."""
         if not isinstance(self.spec, BitLinear):
             return x
         seen = x.float()
@@ -76,13 +76,14 @@ class Rounding:
 
     @torch.no_grad()
     def stored(self, weight: Tensor, log_step: Tensor | None) -> Tensor:
-        """The rounded weight in fp32, the way round that the layer stores it."""
+        """Return the rounded weight in fp32, transposed as the layer stores it."""
         matrix = self.matrix((weight.T if self.transposed else weight).float(), log_step)
         return matrix.T if self.transposed else matrix
 
 
 def _straight_through(rounded: Tensor, exact: Tensor) -> Tensor:
-    """`rounded` to the last bit, with the gradient of `exact`."""
+    """Return `rounded`, exact to the last bit, with the gradient of `exact`."""
+    # The bracket is exactly 0 in value. The usual exact + (rounded - exact).detach() rounds once more in floats.
     return rounded.detach() + (exact - exact.detach())
 
 
@@ -91,6 +92,7 @@ def _learned(values_GN: Tensor, log_step_G: Tensor, grid: Grid) -> Tensor:
 
     The step is held as a logarithm, so that an optimizer step changes it by a share of itself, whatever its size.
     """
+    # The value is log_step's own; only a share of its gradient flows, the rest goes through a detached copy.
     share = (values_GN.shape[1] * grid.highest) ** -0.5
     log_step = log_step_G.float() * share + (log_step_G.float() * (1 - share)).detach()
     step = log_step.exp()[:, None]
@@ -116,7 +118,7 @@ def install(model: nn.Module, spec: Qat | BitLinear, start: Path | None = None) 
 
 
 def take_steps(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes the learned steps out of trained weights; returns them by the names of the weights that they round."""
+    """Take the learned steps out of trained weights; return them by the names of the weights that they round."""
     names = [name for name in weights if name.endswith(f".{STEP}")]
     return {f"{name.removeprefix(PREFIX).removesuffix(STEP)}weight": weights.pop(name) for name in names}
 
@@ -148,7 +150,7 @@ def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
         if module in inside:
             continue
         if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
-            inside.update(module.modules())
+            inside.update(module.modules())  # base and A and B inside the wrapper must not round by themselves
             if isinstance(module.base_layer, nn.Embedding) or module.base_layer is head:
                 continue
             yield name, module
@@ -171,7 +173,7 @@ def _plain(layer: Any) -> Any:
 
 
 def _effective(layer: Any) -> Tensor:
-    """[outputs, inputs] in fp32: the weight with the adapters that are on."""
+    """Return [outputs, inputs] in fp32: the weight with the active adapters added."""
     plain = _plain(layer)
     weight = plain.weight if isinstance(plain, nn.Linear) else plain.weight.T
     matrix = weight.float()

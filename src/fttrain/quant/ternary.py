@@ -6,17 +6,18 @@ SMALLEST = 1e-5
 
 
 def absmean(weight: Tensor) -> Tensor:
-    """The scale of a matrix, a scalar: the mean of |W|."""
+    """Return the scale of a matrix, a scalar: the mean of |W|."""
     return weight.abs().mean().clamp(min=SMALLEST)
 
 
 def ternary(weight: Tensor, gamma: Tensor) -> Tensor:
-    """-1, 0 and 1 in the shape of `weight`: RoundClip(W / gamma, -1, 1)."""
+    """Return -1, 0 and 1 in the shape of `weight`: RoundClip(W / gamma, -1, 1)."""
     return (weight / gamma).round().clamp(-1, 1)
 
 
 def stored_scale(weight: Tensor) -> Tensor:
-    """The scale to store a matrix with: the one that it has, where it is ternary already, else `absmean`."""
+    """Return the scale to store a matrix with: its own if it is ternary already, else `absmean`."""
+    # A ternary matrix has the mean |W| of its zeros too: absmean of it would be smaller, and rounding not idempotent.
     sizes = weight.abs()
     largest = sizes.max()
     is_ternary = bool(((sizes == 0) | (sizes == largest)).all()) and bool(largest > 0)

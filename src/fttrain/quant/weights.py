@@ -1,4 +1,4 @@
-"""One matrix of weights in few bits: quantized, with what must stay a float kept aside, and what it takes to store."""
+"""One matrix of weights in few bits, with single weights that stay floats, and the bits that it takes to store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Place = tuple[int, int]
 """Row (output channel) and column (input channel) of a weight."""
 TERNARY = Grid(2)
 DOUBLE_QUANTIZATION = 8 / 64 + 32 / (64 * 256)
-"""Bits a weight that the scales of blocks of 64 take: 8 each, and one fp32 for 256 of them (arXiv 2305.14314)."""
+"""Bits per weight that the scales of blocks of 64 take: 8 each, and one fp32 for 256 of them (arXiv 2305.14314)."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class Quantized:
     kept: Tensor | None = None
 
     def dequantized(self) -> Tensor:
-        """[outputs, inputs] in fp32: what the integers stand for, with what was kept put back."""
+        """Return [outputs, inputs] in fp32: the values of the integers, with kept weights put back."""
         weight = grids.dequantize(self.codes.float(), self.at).reshape(self.shape)
         return _put_back(weight, self.kept_at, self.kept)
 
     @property
     def num_bits(self) -> int:
-        """Of codes, scales (fp32), zeros (a byte each) and kept weights with their two indices."""
+        """Bits of codes, scales (fp32), zeros (a byte each) and kept weights with their two indices."""
         zeros = 0 if self.grid.symmetric else 8 * self.at.zero.numel()
         return self.codes.numel() * self.grid.bits + 32 * self.at.scale.numel() + zeros + (32 + 64) * len(self.kept_at)
 
 
 def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Quantized:
-    """A matrix in integers. What is kept stretches no scale."""
+    """Return a matrix in integers. Kept weights are left out of the ranges, so they stretch no scale."""
     weight = weight.float()
     places = tuple(keep)
     kept = torch.stack([weight[place] for place in places]) if places else None
@@ -75,7 +75,7 @@ def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Qua
 
 
 def through_blocks_of_64(weight: Tensor, quant_type: str, keep: Sequence[Place] = ()) -> Tensor:
-    """A matrix to NF4 or FP4 with double quantization and back, by bitsandbytes, with what is kept put back."""
+    """Return a matrix after NF4 or FP4 with double quantization, by bitsandbytes, with kept weights put back."""
     import bitsandbytes.functional as bnb
 
     places = tuple(keep)
@@ -95,7 +95,7 @@ def _put_back(weight: Tensor, places: Sequence[Place], kept: Tensor | None) -> T
 
 
 def round_trip(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> tuple[Tensor, float]:
-    """(what a matrix becomes in fp32, the bits that it takes in all)."""
+    """Return (a matrix as quantization leaves it, in fp32; the bits that it takes in all)."""
     if scheme.format in ("nf4", "fp4"):
         bits = weight.numel() * (4 + DOUBLE_QUANTIZATION) + (32 + 64) * len(keep)
         return through_blocks_of_64(weight, scheme.format, keep), bits

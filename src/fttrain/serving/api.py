@@ -19,24 +19,24 @@ from ftlaunch.errors import UserError
 from fttrain.answering.conversation import prompt_ids, text_ids
 from fttrain.answering.streaming import Request
 from fttrain.serving.guard import Guard
-from fttrain.serving.schema import Asked, ChatAsked, TextAsked
+from fttrain.serving.schema import Body, ChatBody, TextBody
 from fttrain.serving.worker import Busy, Worker
 
 PAGE = Path(__file__).with_name("page.html")
 LOOK_SECONDS = 0.5
-"""Between two looks whether somebody who waits for a whole answer is still there."""
+"""Seconds between two checks whether the client of an answer that is not streamed is still connected."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may take."""
+    """Limits of one request: tokens of its answer, and seconds."""
 
     max_new_tokens: int
     seconds: float
 
 
 class Refused(Exception):
-    """An answer that is not given, and why, in plain words."""
+    """A request that is refused, with its HTTP status and the reason in plain words."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -44,12 +44,13 @@ class Refused(Exception):
 
 
 def make_app(workers: Mapping[str, Worker], limits: Limits, hosts: frozenset[str], token: str | None) -> Guard:
-    """The server's ASGI application."""
+    """Return the server's ASGI application."""
     app = FastAPI(title="ftlaunch serve", docs_url=None, redoc_url=None, openapi_url=None)
     _tell_errors(app)
 
     @app.get("/")
     async def page() -> Response:
+        # Only the page's own script and style run: a model's answer that holds HTML cannot load or execute anything.
         nonce = secrets.token_urlsafe(16)
         policy = f"default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
         headers = {"content-security-policy": f"{policy}; base-uri 'none'; frame-ancestors 'none'"}
@@ -61,15 +62,15 @@ def make_app(workers: Mapping[str, Worker], limits: Limits, hosts: frozenset[str
         return {"object": "list", "data": listed}
 
     @app.post("/v1/chat/completions")
-    async def chat(asked: ChatAsked, http: HttpRequest) -> Response:
-        worker = _worker(workers, asked.model)
-        ids = prompt_ids(worker.tokenizer, [message.plain() for message in asked.messages])
-        return await _answer(worker, asked, ids, limits, http, is_chat=True)
+    async def chat(body: ChatBody, http: HttpRequest) -> Response:
+        worker = _worker(workers, body.model)
+        ids = prompt_ids(worker.tokenizer, [message.plain() for message in body.messages])
+        return await _answer(worker, body, ids, limits, http, is_chat=True)
 
     @app.post("/v1/completions")
-    async def complete(asked: TextAsked, http: HttpRequest) -> Response:
-        worker = _worker(workers, asked.model)
-        return await _answer(worker, asked, text_ids(worker.tokenizer, asked.prompt), limits, http, is_chat=False)
+    async def complete(body: TextBody, http: HttpRequest) -> Response:
+        worker = _worker(workers, body.model)
+        return await _answer(worker, body, text_ids(worker.tokenizer, body.prompt), limits, http, is_chat=False)
 
     return Guard(app, hosts=hosts, token=token)
 
@@ -81,7 +82,7 @@ def _worker(workers: Mapping[str, Worker], name: str) -> Worker:
 
 
 def _tell_errors(app: FastAPI) -> None:
-    """Every refusal in plain words; what went wrong inside goes to the log and to nobody else."""
+    """Answer every refusal in plain words, as OpenAI's errors look; internal errors go to the log only."""
 
     def body(status: int, message: str) -> JSONResponse:
         kind = "invalid_request_error" if status < 500 else "server_error"
@@ -112,7 +113,7 @@ def _tell_errors(app: FastAPI) -> None:
 
 
 class _Pieces:
-    """The pieces of an answer, from the worker's thread to the event loop."""
+    """A queue of pieces of an answer, from the worker's thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -125,7 +126,7 @@ class _Pieces:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, went_well)
 
     async def next(self, wait: float) -> str | bool | None:
-        """A piece; True or False at the end; None where none comes in time."""
+        """Return a piece; True (all went well) or False at the end; None if nothing comes in time."""
         try:
             return await asyncio.wait_for(self._queue.get(), wait)
         except TimeoutError:
@@ -133,17 +134,17 @@ class _Pieces:
 
 
 async def _answer(
-    worker: Worker, asked: Asked, ids: Sequence[int], limits: Limits, http: HttpRequest, *, is_chat: bool
+    worker: Worker, body: Body, ids: Sequence[int], limits: Limits, http: HttpRequest, *, is_chat: bool
 ) -> Response:
     pieces = _Pieces()
-    request = _request(worker, asked, ids, limits, pieces)
+    request = _request(worker, body, ids, limits, pieces)
     try:
         worker.submit(request, pieces.done)
     except Busy:
         raise Refused(429, "too many requests wait already; try again in a moment") from None
     head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": worker.name}
-    if asked.stream:
-        told = _stream(request, pieces, head, asked, is_chat=is_chat)
+    if body.stream:
+        told = _stream(request, pieces, head, body, is_chat=is_chat)
         return StreamingResponse(told, media_type="text/event-stream", headers={"cache-control": "no-store"})
     text = await _whole(request, pieces, http)
     choice: dict[str, Any] = {"index": 0, "finish_reason": request.finish, "logprobs": None}
@@ -152,22 +153,22 @@ async def _answer(
     return JSONResponse({**head, "object": kind, "choices": [choice], "usage": _usage(request)})
 
 
-def _request(worker: Worker, asked: Asked, ids: Sequence[int], limits: Limits, pieces: _Pieces) -> Request:
+def _request(worker: Worker, body: Body, ids: Sequence[int], limits: Limits, pieces: _Pieces) -> Request:
     room = worker.context - len(ids)
     if room < 1:
         message = f"the prompt has {len(ids):,} tokens, and prompt and answer may have {worker.context:,}"
         raise Refused(400, message)
-    wanted = asked.max_completion_tokens or asked.max_tokens or limits.max_new_tokens
+    wanted = body.max_completion_tokens or body.max_tokens or limits.max_new_tokens
     if wanted > limits.max_new_tokens:
         raise Refused(400, f"max_tokens may be {limits.max_new_tokens:,} at most here")
     return Request(
         ids=ids,
         max_new_tokens=min(wanted, room),
         say=pieces.say,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=asked.top_p or 1.0,
-        seed=asked.seed,
-        stop=asked.stops,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=body.top_p or 1.0,
+        seed=body.seed,
+        stop=body.stops,
         deadline=time.monotonic() + limits.seconds,
     )
 
@@ -181,15 +182,16 @@ async def _whole(request: Request, pieces: _Pieces, http: HttpRequest) -> str:
         if piece is False:
             raise Refused(500, "the model could not answer; the server's log says why")
         if piece is None and await http.is_disconnected():
+            # Otherwise the model would go on for somebody who has left, while others wait.
             request.cancelled.set()
             raise Refused(499, "nobody waits for this answer any more")
         told += [piece] if isinstance(piece, str) else []
 
 
 async def _stream(
-    request: Request, pieces: _Pieces, head: dict[str, Any], asked: Asked, *, is_chat: bool
+    request: Request, pieces: _Pieces, head: dict[str, Any], body: Body, *, is_chat: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events, one a piece; whoever stops listening cancels the request."""
+    """Yield server-sent events, one per piece; a client that disconnects cancels the request."""
     kind = "chat.completion.chunk" if is_chat else "text_completion"
 
     def event(choices: list[dict[str, Any]], **more: Any) -> str:
@@ -206,12 +208,12 @@ async def _stream(
         while not isinstance(piece := await pieces.next(3600), bool):
             if piece is not None:
                 yield event([chunk(piece)])
-        if not piece:
+        if not piece:  # the status line is long sent, so the error has to come as an event
             error = {"message": "the model could not answer; the server's log says why", "type": "server_error"}
             yield f"data: {json.dumps({'error': error})}\n\n"
             return
         yield event([chunk(None, request.finish)])
-        if asked.stream_options and asked.stream_options.include_usage:
+        if body.stream_options and body.stream_options.include_usage:
             yield event([], usage=_usage(request))
         yield "data: [DONE]\n\n"
     finally:
@@ -219,5 +221,5 @@ async def _stream(
 
 
 def _usage(request: Request) -> dict[str, int]:
-    asked, told = len(request.ids), request.tokens
-    return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+    prompt, answer = len(request.ids), request.tokens
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}

@@ -1,7 +1,7 @@
-"""Who may ask: a page of another site may not, by the browser of somebody who may; and without the token nobody.
+"""Access control: no page of another site can use the server through a user's browser, and nobody without the token.
 
-A request is judged by its Host (a name that another site has pointed here is refused: DNS rebinding), its Origin, its
-token and its size, before anything of it is read.
+A request is checked by its Host (against DNS rebinding, where another site's name points here), its Origin, its token
+and its size, before its body is read.
 """
 
 import hmac
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 MOST_BYTES = 1_000_000
-"""Of a request's body."""
+"""Bytes of a request's body at most."""
 TOO_LARGE = f"a request may have {MOST_BYTES:,} bytes"
 
 Scope = MutableMapping[str, Any]
@@ -46,6 +46,7 @@ class Guard:
         if _without_port(host) not in self._hosts:
             return 403, "this server is not called by that name; see --allow-host"
         origin = headers.get("origin")
+        # Browsers send Origin with every POST of a script; programs such as curl send none and need no protection.
         if origin is not None and origin.partition("://")[2] != host:
             return 403, "pages of other sites may not use this server"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
@@ -59,6 +60,7 @@ class Guard:
 
     def _is_ours(self, authorization: str) -> bool:
         assert self._token is not None
+        # In constant time, so that nobody can guess the token letter by letter.
         return hmac.compare_digest(authorization.encode(), f"Bearer {self._token}".encode())
 
 
@@ -68,7 +70,7 @@ def _without_port(host: str) -> str:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The whole body; None once it is larger than it may be, which a request need not say beforehand."""
+    """Return the whole body; None once it is too large, which a request without Content-Length does not announce."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -80,14 +82,14 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A body that was read before, and then whatever else comes, such as that the client has gone."""
-    told = False
+    """Return a `receive` that gives the body, read already, and then whatever comes, such as a disconnection."""
+    replayed = False
 
     async def read() -> MutableMapping[str, Any]:
-        nonlocal told
-        if told:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        told = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return read

@@ -1,4 +1,4 @@
-"""What may be asked, as OpenAI's clients write it; what is not understood is refused by name, never ignored."""
+"""Bodies of requests, in OpenAI's format; a key that is not supported is refused by name, never ignored."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,9 +18,9 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none"),
     "response_format": (None, {"type": "text"}),
 }
-"""Keys of OpenAI's that are understood only where they ask for nothing → the values that do not."""
+"""OpenAI's keys that are not supported → the values that ask for nothing, which many clients send anyway."""
 UNUSED = ("user", "store", "metadata")
-"""Keys that have no bearing on the answer."""
+"""Keys that cannot change the answer."""
 
 
 class Message(BaseModel):
@@ -45,12 +45,14 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
+    """`stream_options` of a request: whether the last piece of a stream says how many tokens there were."""
+
     model_config = ConfigDict(extra="ignore")
     include_usage: bool = False
 
 
-class Asked(BaseModel):
-    """What both kinds of completion have."""
+class Body(BaseModel):
+    """Fields that both kinds of completion have."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
@@ -78,13 +80,13 @@ class Asked(BaseModel):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-class ChatAsked(Asked):
-    """A conversation to go on with."""
+class ChatBody(Body):
+    """A conversation to continue."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
 
 
-class TextAsked(Asked):
-    """A text to go on with."""
+class TextBody(Body):
+    """A text to continue."""
 
     prompt: str

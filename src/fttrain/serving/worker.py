@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """As many requests wait as may."""
+    """The queue of waiting requests is full."""
 
 
 class Worker:
@@ -41,6 +41,7 @@ class Worker:
 
     def _work(self) -> None:
         while True:
+            # Whatever waits when the model is free is answered as one batch; a lone request waits for no other.
             batch = [self._waiting.get()]
             while len(batch) < self._batch_size and not self._waiting.empty():
                 batch.append(self._waiting.get())

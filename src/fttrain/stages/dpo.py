@@ -1,4 +1,4 @@
-"""Direct preference optimization: the better answer is made more likely than the reference finds it, the worse less."""
+"""Direct preference optimization: the better answer becomes likelier than under the reference, the worse less."""
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from fttrain.training.session import train
 
 
 def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
-    """Train the stage; returns how far it came."""
+    """Train the stage; return the content of result.json."""
     stage = spec.stage
     assert isinstance(stage, Dpo)
     is_live = resolve.reference(stage, spec.adapter) == "live"
@@ -33,7 +33,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
         return Scorer(model)
 
     def objective(engine: Engine, feed: Feed, origin: StartPoint) -> Comparison:
-        if not is_live:
+        if not is_live:  # the policy is still the reference here; after the first step it is not
             assert isinstance(feed, TableFeed)
             reference.precompute(feed, engine, origin, spec)
         return Comparison(compare)
@@ -51,7 +51,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
 
 
 def loss(stage: Dpo, ratios_G2: Tensor, lengths_G2: Tensor) -> Tensor:
-    """[G]: the loss that the recipe names, of log-ratios policy / reference of answers with so many tokens."""
+    """Return the recipe's loss, [G], from log-ratios policy / reference [G, 2] and the answers' lengths in tokens."""
     match stage.loss:
         case "sigmoid":
             return preference.dpo(ratios_G2, beta=stage.beta, label_smoothing=stage.label_smoothing)

@@ -1,4 +1,4 @@
-"""Evaluation: what has been trained answers what was held out, and is scored beside the base."""
+"""Evaluation: the trained model, and the base for comparison, answer held-out prompts and are scored."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -27,11 +27,11 @@ TRAINED, BASE = "trained", "base"
 
 
 def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> EvaluationResult:
-    """Evaluate the model, and the base where it is compared; returns all scores. Stopped where it was asked for."""
+    """Evaluate the model, and the base if the recipe compares; return all scores. Raises StoppedEarly on request."""
     stage = spec.stage
     assert isinstance(stage, Evaluate)
     for metric in stage.metrics:
-        load_metric(metric)  # a program that does not load is said before the model is asked anything
+        load_metric(metric)  # a metric that cannot be loaded must fail before an hour of answers
     torch.manual_seed(spec.seed + world.rank)
     share = shared(world, stop)
     exam, models = _examine_all(spec, stage, folder, world, share)
@@ -47,7 +47,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> E
 def _examine_all(
     spec: StageSpec, stage: Evaluate, folder: StageDir, world: World, share: Callable[..., list[Any]]
 ) -> tuple[Exam, dict[str, Examined]]:
-    """The exam, and what each model said to it. Both have one tokenizer, so that both are asked the same."""
+    """Return the exam and each model's results. Both models get the prompts of one tokenizer."""
     base = spec.model.path + (f"@{spec.model.revision}" if spec.model.revision else "")
     trained = base if spec.start is None else str(folder.path.parent / spec.start)
     paths = {TRAINED: trained, BASE: base} if stage.compare and trained != base else {TRAINED: trained}
@@ -65,7 +65,7 @@ def _examine_all(
 
 
 def _set(spec: StageSpec, stage: Evaluate, tokenizer: Any, world: World) -> Exam:
-    """The exam; one rank of each node tokenizes, and the others read its cache."""
+    """Return the exam; one rank of each node tokenizes, and the others read its cache."""
     data = settled(next(iter(spec.data.values())))
     needs, fields = needs_of(stage.metrics), (stage.choices_field, stage.label_field)
 
@@ -80,7 +80,7 @@ def _set(spec: StageSpec, stage: Evaluate, tokenizer: Any, world: World) -> Exam
 
 
 def shared(world: World, stop: StopRequest) -> Callable[..., list[Any]]:
-    """A `Share` over all ranks, each of which does every so manieth item. Stopped where a rank was asked to leave."""
+    """Return a `Share` over all ranks: of N ranks each does every N-th item. It raises StoppedEarly on request."""
 
     def share(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[Mapping[int, R]]]) -> list[R]:
         places = list(range(world.rank, len(items), world.size))
@@ -89,8 +89,9 @@ def shared(world: World, stop: StopRequest) -> Callable[..., list[Any]]:
         for some in work([items[place] for place in places]):
             mine |= {places[at]: value for at, value in some.items()}
             print(f"{len(mine)} of this rank's {len(places)} done", flush=True)
-            if reason := stop.asked():
+            if reason := stop.poll():
                 break
+        # Ranks work at their own pace, so they meet only at the end; one that was asked to stop ends early, all raise.
         reasons = [one for one in world.gather(reason) if one]
         if reasons:
             raise StoppedEarly(reasons[0], 0)

@@ -1,4 +1,4 @@
-"""The merge stage: fold the artifact of the stage before, on one process."""
+"""The merge stage: fold the previous stage's adapter into its base, in one process."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> M
     """Write the merged model to the step folder's `model`; returns how like it is to the adapter model."""
     assert isinstance(spec.stage, Merge)
     assert spec.start is not None, "rules.py asks for a training stage before a merge"
-    shutil.rmtree(folder.model, ignore_errors=True)  # of an attempt that ended before it could say so in result.json
+    shutil.rmtree(folder.model, ignore_errors=True)  # left by an attempt that ended before it wrote result.json
     source = find_source(folder.path.parent / spec.start)
     merged = merge(source, folder.model, spec.stage, lambda max_kl: _go_on(folder, max_kl))
     print(f"merged: {merged}")
@@ -25,7 +25,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> M
 
 
 def _go_on(folder: StageDir, max_kl: str) -> str:
-    """The command that goes on with a run whose merge is near enough."""
+    """Return the command that continues a run whose merge is accepted with a larger `max_kl`."""
     run = RunDir(folder.path.parent)
     place = _place_in_recipe(run, folder.name)
     if place is None:
@@ -34,7 +34,7 @@ def _go_on(folder: StageDir, max_kl: str) -> str:
 
 
 def _place_in_recipe(run: RunDir, name: str) -> int | None:
-    """Which of the recipe's stages a step is; None of a merge that the plan has put in."""
+    """Return the index of a planned stage in the recipe; None for a merge that the plan has inserted."""
     plan = json.loads(run.plan.read_text())
     kinds = [stage["kind"] for stage in plan["recipe"]["stage"]]
     place = 0

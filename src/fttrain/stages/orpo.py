@@ -1,4 +1,4 @@
-"""Odds ratio preference optimization: SFT on the better answer that also moves the odds between the two."""
+"""Odds ratio preference optimization: SFT on the better answer, plus a loss on the odds ratio of both."""
 
 from ftlaunch.recipe import Orpo
 from ftlaunch.run.layout import StageDir
@@ -15,7 +15,7 @@ from fttrain.training.session import train
 
 
 def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
-    """Train the stage; returns how far it came."""
+    """Train the stage; return the content of result.json."""
     stage = spec.stage
     assert isinstance(stage, Orpo)
 

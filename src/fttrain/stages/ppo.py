@@ -33,12 +33,12 @@ from fttrain.training import session
 SUMS = ("tokens", "policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "policy_change")
 
 
-class Clipped:
+class PpoObjective:
     """Clipped policy and value losses of a mini-batch's tokens, less their entropy."""
 
-    def __init__(self, stage: Ppo, practice: RolloutFeed) -> None:
+    def __init__(self, stage: Ppo, feed: RolloutFeed) -> None:
         self._stage = stage
-        self._practice = practice
+        self._feed = feed
         self._sums = [0.0] * len(SUMS)
 
     def weight(self, micro: MicroBatch) -> float:
@@ -57,19 +57,19 @@ class Clipped:
         return loss - self._stage.entropy_weight * acted.entropy_N.sum()
 
     def measures(self, engine: Engine) -> dict[str, float]:
-        """Means over the tokens of the step's mini-batch, and those of its rollout."""
+        """Return means over the tokens of the step's mini-batch, and those of its rollout."""
         tokens, *sums = engine.world.sum(self._sums)
         self._sums = [0.0] * len(SUMS)
-        assert self._practice.experience is not None
+        assert self._feed.experience is not None
         means = {name: total / tokens for name, total in zip(SUMS[1:], sums, strict=True)}
-        return {**means, **self._practice.experience.measures()}
+        return {**means, **self._feed.experience.measures()}
 
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:  # noqa: ARG002 the protocol's
-        return self._practice.evaluate()
+        return self._feed.evaluate()
 
 
 def run(step: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
-    """Train the stage; returns how far it came."""
+    """Train the stage; return the content of result.json."""
     step = with_formats(step)
     stage = step.stage
     assert isinstance(stage, Ppo)
@@ -81,14 +81,19 @@ def run(step: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
     if world.is_main:
         for name, one in zip(step.data, prompts, strict=True):
             report(name, one.counts)
-    judge = None if step.reward is None else str(folder.path.parent / step.reward)
-    judge = judge or stage.reward_model
-    reward = _reward(step, stage, judge)
-    engine = session.build(step, stage, world, origin, lambda model, _: _actor(step, stage, model, origin, judge))
+    # An earlier reward stage of the run is named by its folder, so that a moved run still finds it.
+    reward_model = None if step.reward is None else str(folder.path.parent / step.reward)
+    reward_model = reward_model or stage.reward_model
+    reward = _reward(step, stage, reward_model)
+
+    def make_actor(policy: nn.Module, _: StartPoint) -> ActorCritic:
+        return _actor(step, stage, policy, origin, reward_model)
+
+    engine = session.build(step, stage, world, origin, make_actor)
     roll_out = _roll_out(step, stage, prompts, engine, origin, folder)
-    practice = RolloutFeed(step, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
-    objective = Clipped(stage, practice)
-    return session.complete(step, folder, stop, origin, tokenizer, engine, practice, objective, practice)
+    feed = RolloutFeed(step, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
+    objective = PpoObjective(stage, feed)
+    return session.complete(step, folder, stop, origin, tokenizer, engine, feed, objective)
 
 
 def _roll_out(
@@ -102,23 +107,27 @@ def _roll_out(
     return VllmRollout(spec, engine, origin, longest, folder.path / "policy")
 
 
-def _reward(spec: StageSpec, stage: Ppo, judge: str | None) -> Reward:
-    if judge is None:
+def _reward(spec: StageSpec, stage: Ppo, reward_model: str | None) -> Reward:
+    if reward_model is None:
         assert stage.reward_function is not None
         return FunctionReward(stage.reward_function)
-    tokenizer = load_tokenizer(judge)
-    is_plain = artifact.is_plain(Path(judge))
+    tokenizer = load_tokenizer(reward_model)
+    is_plain = artifact.is_plain(Path(reward_model))
     return ModelReward(tokenizer, is_plain=is_plain, micro_batch_size=spec.micro_batch_size)
 
 
-def _actor(spec: StageSpec, stage: Ppo, policy: nn.Module, origin: StartPoint, judge: str | None) -> ActorCritic:
-    """The policy with a new value head, its start as the reference, and the judge if a model gives the scores."""
+def _actor(spec: StageSpec, stage: Ppo, policy: nn.Module, origin: StartPoint, reward_model: str | None) -> ActorCritic:
+    """Return the policy with a new value head, a reference, and the reward model if a model gives the scores."""
+    # The reference is the policy before training. For a new adapter that is the base with the adapter disabled; a
+    # continued adapter is loaded a second time, frozen; only full training needs a copy of all weights.
     dtype, in_fp32 = DTYPES[spec.model.dtype], not spec.parallel.zero_stage
-    frozen, worn = None, artifact.replaced_activations(spec, origin)
+    frozen, replaced = None, artifact.replaced_activations(spec, origin)
     if isinstance(spec.adapter, Full):
         frozen = load_base(origin.base, dtype=dtype, packing=stage.packing).requires_grad_(False)
-        replace_activations.wear(frozen, worn)
+        replace_activations.install(frozen, replaced)
     elif origin.adapter is not None:
         adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=in_fp32)
-    head = None if judge is None else load_reward_model(judge, policy, origin.base, worn, dtype=dtype, in_fp32=in_fp32)
-    return ActorCritic(policy, temperature=stage.temperature, frozen=frozen, judge=head)
+    head = None
+    if reward_model is not None:
+        head = load_reward_model(reward_model, policy, origin.base, replaced, dtype=dtype, in_fp32=in_fp32)
+    return ActorCritic(policy, temperature=stage.temperature, frozen=frozen, reward_model=head)

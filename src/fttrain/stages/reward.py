@@ -1,4 +1,4 @@
-"""The reward model: a head that gives the better answer the larger number."""
+"""The reward model: a scalar head, trained to give the better answer the larger number."""
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ from fttrain.training.session import train
 
 
 def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
-    """Train the stage; returns how far it came."""
+    """Train the stage; return the content of result.json."""
     stage = spec.stage
     assert isinstance(stage, Reward)
 
@@ -33,7 +33,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
 
 
 def _rewarder(model: nn.Module, origin: StartPoint) -> RewardModel:
-    """With the head of the stage before, if that was a reward model too."""
+    """Return a reward model, with the previous stage's head if that was a reward model, too."""
     rewarder = RewardModel(model)
     if origin.head is not None:
         with torch.no_grad():

@@ -34,9 +34,9 @@ class CrossEntropy:
     The loss that balances experts, where there is one, counts for each micro-batch by its trained tokens.
     """
 
-    def __init__(self, told: Path | None = None) -> None:
-        """`told` is a file for the newest evaluation, row by row."""
-        self._told = told
+    def __init__(self, row_losses: Path | None = None) -> None:
+        """`row_losses` is a file for the losses of single rows in the newest evaluation."""
+        self._row_losses = row_losses
         self._router_loss = 0.0
         self._balanced = 0.0
         """Trained tokens that the sum above is over; 0 where no loss balances experts."""
@@ -65,9 +65,9 @@ class CrossEntropy:
         return {"router_loss": total / count}
 
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
-        """Loss, perplexity and accuracy over all trained tokens of the rows held out, weighted by token.
+        """Return loss, perplexity and accuracy over all trained tokens of held-out rows, weighted by token. Collective.
 
-        What each row has cost goes to `evaluation.json`, so that runs can be compared row by row.
+        The loss of each row goes to `evaluation.json`, so that runs can be compared row by row.
         """
         mine: dict[int, tuple[float, int]] = {}
         right = 0.0
@@ -76,14 +76,14 @@ class CrossEntropy:
                 scores = engine.scores(micro)
                 right += float(scores.correct_N.sum())
                 mine |= _of_rows(scores.logps_N, micro)
-        every = {row: told for part in engine.world.gather(mine) for row, told in part.items()}
+        every = {row: cost for part in engine.world.gather(mine) for row, cost in part.items()}
         rows = [every[row] for row in sorted(every)]
         nll, count = sum(nll for nll, _ in rows), sum(tokens for _, tokens in rows)
         (correct,) = engine.world.sum([right])
         if not count:
             return {}
-        if engine.world.is_main and self._told is not None:
-            _keep(rows, self._told)
+        if engine.world.is_main and self._row_losses is not None:
+            _keep(rows, self._row_losses)
         loss = nll / count
         perplexity = feeds.mean_perplexity(loss)
         return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/token_accuracy": correct / count}
@@ -98,7 +98,7 @@ def _keep(rows: list[tuple[float, int]], path: Path) -> None:
 
 
 def _of_rows(logps_N: Tensor, micro: MicroBatch) -> dict[int, tuple[float, int]]:
-    """Cross-entropy and number of trained tokens of each row of a micro-batch, by the row's number."""
+    """Return cross-entropy and number of trained tokens of each row of a micro-batch, by the row's number."""
     costs = logps_N.new_zeros(len(micro.rows), dtype=torch.float64)
     costs = costs.index_add(0, micro.row_ids_N, -logps_N.double()).tolist()
     counts = micro.row_ids_N.bincount(minlength=len(micro.rows)).tolist()
@@ -106,10 +106,10 @@ def _of_rows(logps_N: Tensor, micro: MicroBatch) -> dict[int, tuple[float, int]]
 
 
 class Consistency(CrossEntropy):
-    """R-Drop: cross-entropy under two draws of dropout and noise, and how far the two are apart."""
+    """R-Drop: cross-entropy under two draws of dropout and noise, and the divergence between the two."""
 
-    def __init__(self, told: Path | None = None) -> None:
-        super().__init__(told)
+    def __init__(self, row_losses: Path | None = None) -> None:
+        super().__init__(row_losses)
         self._divergence = 0.0
         self._tokens = 0
 
@@ -120,14 +120,14 @@ class Consistency(CrossEntropy):
         return twice.losses_N.sum()
 
     def measures(self, engine: Engine) -> dict[str, float]:
-        """The divergence of the two passes over the step's tokens, in nats a token, both directions together."""
+        """Return the divergence of the two passes, in nats per token, both directions added."""
         divergence, tokens = engine.world.sum([self._divergence, float(self._tokens)])
         self._divergence, self._tokens = 0.0, 0
         return {"r_drop/divergence": divergence / tokens}
 
 
 def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
-    """Train the stage; returns how far it came."""
+    """Train the stage; return the content of result.json."""
     stage = spec.stage
     assert isinstance(stage, Sft)
 

@@ -57,7 +57,7 @@ class Found:
 def find(model: Any, ids: Tensor, limits: SpikeLimits) -> Found:
     """Super weights of a model, told from one forward pass over `ids` [1, T] at a time; the model stays as it is.
 
-    Each pass zeroes what it finds, so that the next one sees what was hidden behind it.
+    Each pass zeroes what it finds, so that the next one sees weaker spikes that it has hidden.
     """
     down = down_projections(model)
     first = spikes(model, ids, down.values())
@@ -112,6 +112,7 @@ def spikes(model: Any, ids: Tensor, projections: Iterable[Projection]) -> list[S
 
 
 def _spike(projection: Projection, input_TK: Tensor, output_TJ: Tensor) -> Spike:
+    # Column and row are each found at their own token, but the share is taken at the token of the output's spike.
     token, column = divmod(int(input_TK.abs().argmax()), input_TK.shape[1])
     largest = float(input_TK[token, column])
     token, row = divmod(int(output_TJ.abs().argmax()), output_TJ.shape[1])

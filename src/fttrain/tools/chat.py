@@ -41,7 +41,7 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[computed_in(base.dtype, device)], use_safetensors=True, trust_remote_code=False
         )
-        replace_activations.wear(model, replace_activations.read(Path(path)))
+        replace_activations.install(model, replace_activations.read(Path(path)))
         beside = (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path) if beside else load_tokenizer(base.path, base.revision)
         if artifact.is_plain(Path(path)):

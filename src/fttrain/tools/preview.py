@@ -213,10 +213,12 @@ def as_json(preview: Preview) -> dict[str, Any]:
 
 
 def green(text: str) -> str:
+    """Return the text on a green ground, line by line, so that a terminal does not fill whole lines."""
     return "\n".join(f"\033[30;42m{line}\033[0m" if line else "" for line in text.split("\n"))
 
 
 def bracketed(text: str) -> str:
+    """Return the text in brackets, for output that is no terminal."""
     return f"⟦{text}⟧"
 
 

@@ -21,28 +21,28 @@ from fttrain.training.optim import Schedule
 
 
 class Objective(Protocol):
-    """What a stage is made of besides the loop."""
+    """What distinguishes a stage's training from any other's: its loss and its metrics."""
 
     def weight(self, micro: MicroBatch) -> float:
-        """What this micro-batch's summed loss is divided by, before it is added up over the whole step."""
+        """Return this micro-batch's part of the divisor of the step's summed loss, such as its trained tokens."""
         ...
 
     def loss(self, engine: Engine, micro: MicroBatch) -> Tensor:
-        """The micro-batch's loss as a sum, a scalar with gradient."""
+        """Return the micro-batch's loss as a sum, a scalar with gradient."""
         ...
 
     def measures(self, engine: Engine) -> dict[str, float]:
-        """What there is to say of the optimizer step just taken besides its loss, the same on every rank."""
+        """Return further metrics of the optimizer step just taken, the same on every rank."""
         ...
 
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
-        """Metrics of the rows held out, the same on every rank; empty if there are none. "eval/loss" ranks them."""
+        """Return metrics of held-out rows, the same on every rank; {} if there are none. "eval/loss" ranks them."""
         ...
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """When the loop does what besides training."""
+    """Optimizer steps between evaluations and saves, checkpoints to keep, and the policy on non-finite losses."""
 
     evaluate_every: int | None
     save_every: int
@@ -50,7 +50,7 @@ class Intervals:
     on_nonfinite: str
 
 
-def fit(
+def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and tested, by itself
     objective: Objective,
     engine: Engine,
     feed: Feed,
@@ -61,19 +61,21 @@ def fit(
     habits: Intervals,
     progress: Progress,
 ) -> Progress:
-    """Train from where `progress` is to the feed's last step. Raises Stopped after a save that was asked for."""
+    """Train from `progress` to the feed's last step. Raises StoppedEarly after the save that a stop request causes."""
     guard = NonFinitePolicy(habits.on_nonfinite, engine, feed, checkpoints)
     for step in range(progress.step + 1, feed.num_steps + 1):
         started = time.perf_counter()
         micros = feed.step(step)
-        mine = [sum(map(objective.weight, micros)), sum(micro.tokens for micro in micros), float(bool(stop.asked()))]
-        weight, tokens, asked = engine.world.sum(mine)
+        # One collective per step carries the loss's divisor, the tokens, and whether any rank was asked to stop: so
+        # all ranks agree on stopping after the same step.
+        mine = [sum(map(objective.weight, micros)), sum(micro.tokens for micro in micros), float(bool(stop.poll()))]
+        weight, tokens, stopping = engine.world.sum(mine)
         engine.set_learning_rate(schedule(step))
         engine.scorer.disturbance.begin(step, feed.num_steps)
         outcome = _take(objective, engine, micros, weight)
         progress.step, progress.tokens = step, progress.tokens + int(tokens)
         progress.updates += outcome.is_finite
-        trouble = guard.judge(outcome, micros, progress)
+        trouble = guard.handle(outcome, micros, progress)
         measured = {name: _or_none(value) for name, value in objective.measures(engine).items()}
         measured |= engine.measures() | engine.scorer.disturbance.measures()
         line = StepMetrics(
@@ -95,17 +97,20 @@ def fit(
             improved = progress.note(step, evaluation)
             if evaluation:
                 metrics.write(step, evaluation)
+        # A save from an earlier step may have been written by now; its next phase needs all ranks, and they are here.
         checkpoints.advance()
-        if last or asked or improved or step % habits.save_every == 0:
+        if last or stopping or improved or step % habits.save_every == 0:
             state = vars(progress).copy()
-            checkpoints.save(step, state, keep=habits.keep, best=progress.best_step, is_last=last or bool(asked))
-        if asked and not last:
+            checkpoints.save(step, state, keep=habits.keep, best=progress.best_step, is_last=last or bool(stopping))
+        if stopping and not last:
             raise StoppedEarly(_reason(engine, stop), step)
     return progress
 
 
 def _take(objective: Objective, engine: Engine, micros: list[MicroBatch], weight: float) -> StepOutcome:
-    """One optimizer step: gradients of every micro-batch, then the update."""
+    """Take one optimizer step: gradients of every micro-batch, then the update."""
+    # Losses are divided by the whole step's weight before the backward pass, so gradients add up to those of the mean
+    # over all rows, however rows are spread over micro-batches and ranks.
     parts = []
     for index, micro in enumerate(micros):
         last = index == len(micros) - 1
@@ -113,19 +118,19 @@ def _take(objective: Objective, engine: Engine, micros: list[MicroBatch], weight
             part = objective.loss(engine, micro) / weight
             engine.backward(part, last=last)
         parts.append(part.detach())
-    losses = torch.stack(parts).tolist()
+    losses = torch.stack(parts).tolist()  # the one wait for a GPU in a step
     (loss,) = engine.world.sum([sum(losses)])
     grad_norm = engine.step(discard=not math.isfinite(loss))
     return StepOutcome(loss, grad_norm, [m for m, part in zip(micros, losses, strict=True) if not math.isfinite(part)])
 
 
 def _or_none(value: float) -> float | None:
-    """The value as JSON has it, which knows no nan."""
+    """Return the value, or None for nan and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def _peak_memory(engine: Engine) -> int:
-    """Peak memory in bytes of the process that used most: of the GPU, or of the process itself on a CPU."""
+    """Return the peak memory, in bytes, of the rank that used most: of its GPU, or of its process on a CPU."""
     if engine.world.device.type == "cuda":
         return int(engine.world.max(torch.cuda.max_memory_allocated()))
     import resource
@@ -134,5 +139,5 @@ def _peak_memory(engine: Engine) -> int:
 
 
 def _reason(engine: Engine, stop: StopRequest) -> str:
-    reasons: list[Any] = engine.world.gather(stop.asked())
+    reasons: list[Any] = engine.world.gather(stop.poll())
     return next(reason for reason in reasons if reason)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object an optimizer step, each step exactly once, however often the run was resumed."""
+"""metrics.jsonl: one object per optimizer step, each step exactly once, however often the run was resumed."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ class MetricsLog:
         self._is_main = is_main
         self._unwritten = ""
         self.also: Callable[[dict[str, Any]], None] | None = None
-        """Is given each line that is written, on the main rank."""
+        """A function that gets each line as well, on the main rank."""
         if is_main and path.exists():
             try:
                 _cut_behind(path, last_step)
@@ -42,7 +42,7 @@ class MetricsLog:
         if not self._is_main:
             return
         if not self._path.parent.is_dir():
-            raise UserError(f"{self._path.parent} is gone", "a run cannot go on without its folder; start it anew")
+            raise UserError(f"{self._path.parent} is gone", "a run cannot go on without its folder; start it again")
         line = {"step": step, **values, "time": time.time()}
         self._unwritten += json.dumps(line) + "\n"
         try:
@@ -53,7 +53,8 @@ class MetricsLog:
             self.also(line)
 
     def _append(self) -> None:
-        """Write all that is not yet written, or nothing of it."""
+        """Write all pending lines, or none of them."""
+        # Unbuffered, so that one write either has all bytes on the way or is undone: half a line would never be mended.
         with self._path.open("ab", buffering=0) as file:
             before = file.tell()
             lines = self._unwritten.encode()
@@ -67,7 +68,7 @@ class MetricsLog:
 
 
 def _cut_behind(path: Path, last_step: int) -> None:
-    """Cut a metrics file off after the lines of a step, reading only what goes; lines come in the order of steps."""
+    """Cut a metrics file off after the lines of a step. Lines are in order of steps, so only what goes is read."""
     with path.open("r+b") as file:
         lines = lines_from_end(file)
         next(lines)  # what follows the last line end was never finished
@@ -77,7 +78,7 @@ def _cut_behind(path: Path, last_step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The step that a line is of; infinite for what is no line of metrics, such as one that a crash cut short."""
+    """Return a line's step; infinity for a line that cannot be read, such as one that a crash cut short."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

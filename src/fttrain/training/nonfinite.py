@@ -1,4 +1,4 @@
-"""Losses and gradients that are NaN or infinite: no optimizer step is taken on them, and a policy says what follows."""
+"""Losses and gradients that are NaN or infinite: the optimizer never steps on them, and a policy says what follows."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from fttrain.engine import Engine
 from fttrain.training.counters import Progress
 
 MOST_IN_A_ROW = 10
-"""Steps that may be left out one after another."""
+"""Consecutive steps that may be skipped."""
 MOST_NAMED = 8
 """Rows that a message names."""
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What came of one optimizer step's forward and backward passes."""
+    """The result of one optimizer step's forward and backward passes."""
 
     loss: float
     """Over all ranks."""
@@ -37,7 +37,7 @@ class StepOutcome:
 
 
 class NonFinitePolicy:
-    """Sees to steps that are not finite. Every method is called by all ranks together."""
+    """What to do about steps that are not finite. Every method is called by all ranks together."""
 
     def __init__(self, policy: str, engine: Engine, feed: Feed, checkpoints: Checkpoints) -> None:
         self._policy = policy
@@ -46,8 +46,8 @@ class NonFinitePolicy:
         self._checkpoints = checkpoints
         self._in_a_row = 0
 
-    def judge(self, outcome: StepOutcome, micros: Sequence[MicroBatch], progress: Progress) -> dict[str, Any]:
-        """Metrics that tell what was done about the newest step if it was not finite; empty if it was.
+    def handle(self, outcome: StepOutcome, micros: Sequence[MicroBatch], progress: Progress) -> dict[str, Any]:
+        """Deal with a step, and return the metrics that say how; {} for a finite one.
 
         Raises UserError, naming the rows, where training cannot go on.
         """
@@ -55,7 +55,7 @@ class NonFinitePolicy:
             self._in_a_row = 0
             return {}
         if math.isfinite(outcome.loss) and self._engine.scales_loss:
-            return {"skipped": 1}  # the loss scale was too large, and is smaller now
+            return {"skipped": 1}  # in fp16 the loss scale was too large, and has been halved
         self._in_a_row += 1
         blame = self._blame(outcome, micros, progress.step)
         if self._policy == "stop" or self._in_a_row > MOST_IN_A_ROW:
@@ -68,7 +68,8 @@ class NonFinitePolicy:
         return {"skipped": 1, "rewound_to": self._rewind(blame, progress)}
 
     def _blame(self, outcome: StepOutcome, micros: Sequence[MicroBatch], step: int) -> str:
-        """What was not finite, and which rows of which step it came from."""
+        """Return what was not finite, and which rows of the step it came from."""
+        # With a finite loss only the gradient overflowed, and gradients are summed over rows: all are suspects.
         suspects = micros if math.isfinite(outcome.loss) else outcome.suspects
         rows = sorted(
             row for found in self._engine.world.gather([m.rows for m in suspects]) for of in found for row in of
@@ -79,10 +80,11 @@ class NonFinitePolicy:
         return f"step {step}: {what} with {'; '.join(names)}{more}"
 
     def _rewind(self, blame: str, progress: Progress) -> int:
-        """Take weights and moments from the newest checkpoint; the data goes on after the step. Returns its step."""
+        """Take weights and moments from the newest checkpoint and return its step; the data goes on after this step."""
         loaded = self._checkpoints.load()
         if loaded is None:
             raise _cannot_go_on(f"{blame}; there is no checkpoint to go back to", self._in_a_row)
+        # Data and metrics must not go back: the same rows would fail again, and steps would be logged twice.
         here = progress.step
         vars(progress).update(loaded.state, step=here)
         return loaded.step

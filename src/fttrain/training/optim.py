@@ -11,14 +11,14 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe import Optimizer, Training
 
 B_MATRIX = re.compile(r"\.lora_(embedding_)?B\.")
-"""In the name of a weight that LoRA+ gives another learning rate."""
+"""Pattern of names of weights to which LoRA+ gives another learning rate."""
 
 
 def build(spec: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """AdamW over the named trainable parameters; vectors (biases, norms) are never decayed.
+    """Return AdamW over the named trainable parameters; vectors (biases, norms) are never decayed.
 
-    The learning rate is 0 until `Schedule` sets it; a group's "times" is what its weights take of it.
-    Raises UserError where a paged form lacks a GPU.
+    The learning rate is 0 until `Schedule` sets it; a group's "times" is its factor of that rate (LoRA+).
+    Raises UserError where a paged optimizer lacks a GPU.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
@@ -53,10 +53,11 @@ class Schedule:
         self._warmup = stage.warmup if isinstance(stage.warmup, int) else math.ceil(stage.warmup * num_steps)
 
     def __call__(self, step: int) -> float:
-        """Rate of optimizer step 1 … num_steps: a line from 0 to the peak, then the shape down to 0."""
+        """Return the rate of optimizer step 1 … num_steps: a line from 0 to the peak, then the shape down towards 0."""
         if step <= self._warmup:
             return self._peak * step / self._warmup
         if self._shape == "constant":
             return self._peak
+        # The first step after warm-up has progress 0, the peak; the last one is a step away from 0, so it trains too.
         progress = (step - 1 - self._warmup) / max(1, self._num_steps - self._warmup)
         return self._peak * (1 - progress if self._shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))

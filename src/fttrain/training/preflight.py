@@ -1,4 +1,4 @@
-"""What is looked at before a stage's first step, and said: what the adapter is on, and whether it can be merged."""
+"""Checks before a stage's first step: how much of the model the adapter is on, and whether it can be merged."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from fttrain.model.halves import Halves
 
 
 def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> None:
-    """Say which share of the model a new adapter is on, and which is in few bits. UserError where it is too little."""
+    """Print how much of the model a new adapter is on, and how much is in few bits; UserError if that is too little."""
     lines: list[str] = []
     if spec.is_quantized:
         lines.append(coverage.require_few_bits(model, str(spec.quantization)))
@@ -42,7 +42,7 @@ def router_weight(model: Any, stage: Training, world: World, *, in_full: bool) -
 
 
 def of_merge(spec: StageSpec, base: Model, model: Any, world: World) -> None:
-    """Raises UserError where a merge is to follow and would find no place for the adapter; else only says so."""
+    """Raise UserError if the recipe merges the adapter later and the merge would fail; without a merge only say so."""
     if not isinstance(spec.adapter, LowRank):
         return
     try:

@@ -1,9 +1,9 @@
-"""The probe: before its first step a stage shows that it computes what the model's own `forward` computes.
+"""The probe: before its first step a stage checks that it computes what the model's own `forward` computes.
 
-Two rows of random tokens, one longer than the model's shortest window, and a third that begins like the first are put
-to the model by itself, row by row, and as training will lay them down. Where log-probabilities differ by more than
-rounding does, the stage goes on in the slower layout that is right, or ends with what is wrong. Collective; a few
-forward passes of short rows.
+Two rows of random tokens, one longer than the model's shortest window, and a third that begins like the first are
+computed by the model itself, row by row, and in the layout of training. Where log-probabilities differ by more than
+rounding explains, the stage uses a slower layout that is right, or ends with an error. Collective; a few forward passes
+of short rows.
 """
 
 import logging
@@ -24,11 +24,11 @@ from fttrain.engine import Engine
 from fttrain.model.scorer import Trial
 
 FLOORS = {"fp32": 2e-4, "fp16": 1e-2, "bf16": 5e-2}
-"""Mean |Δ log p| (nats a token) that is put down to rounding in any model, by number format."""
+"""Mean |Δ log p|, in nats per token, that rounding explains in any model, by number format."""
 CEILINGS = {"fp32": 2e-3, "fp16": 0.1, "bf16": 0.25}
-"""The same in a model whose own rounding is large."""
+"""The most that rounding may explain in a model whose own rounding is large."""
 MARGIN = 4.0
-"""How many times the model's own rounding two ways of computing it may differ by."""
+"""Two ways of computing a model may differ by this many times its own rounding."""
 SHORT, USUAL, LONGEST = 19, 40, 2048
 """Tokens of the short row, of the long one, and of the long one at most where it must outgrow a window."""
 TRIED = 24
@@ -36,7 +36,7 @@ TRIED = 24
 OTHER = 9
 """Tokens in which the third row differs from the first."""
 NOBODY = "nobody"
-"""Name of no adapter: with it, the bare base speaks."""
+"""A name that no adapter has: with it, the bare base is computed."""
 LIMITS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "index_topk")
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ class Verdict:
     """"packed", "padded", or "alone" where each row has to be computed by itself."""
     share_prompt: bool
     bound: float
-    """Largest mean |Δ log p|, in nats a token, that counts as the same."""
+    """Largest mean |Δ log p|, in nats per token, that counts as the same."""
     rounding: float
-    """What the model differs from itself by when a few tokens follow a row."""
+    """Mean |Δ log p| of the model from itself when a few tokens follow a row."""
     differences: dict[str, float]
-    """By what was tried; none where a way was refused before numbers were compared."""
+    """Mean |Δ log p| of each trial, by name; a layout that the model refused has none."""
     warnings: list[str]
     seconds: float
 
@@ -69,6 +69,7 @@ class Probe:
         self.differences: dict[str, float] = {}
         self.warnings: list[str] = []
         self._expected = torch.cat([self._alone(row) for row in self._rows])
+        # Causal attention ignores what follows, so any difference is rounding: another length takes another kernel.
         first, count = self._rows[0], int(self._rows[0][1].sum())
         self.rounding = self._mean(self._alone(_followed(first)) - self._expected[:count])
         self.bound = min(max(FLOORS[dtype], MARGIN * self.rounding), CEILINGS[dtype])
@@ -78,8 +79,9 @@ class Probe:
         return self._scorer.causal.config.model_type
 
     def is_same(self, name: str, layout: Layout) -> bool:
-        """Whether the rows laid down so are what they are alone. Raises what the model refuses them with."""
+        """Return whether rows in this layout give what they give alone. Raises UserError if the model refuses them."""
         first, short, third = self._rows
+        # Rows that share a prefix must be neighbours, which changes the order of the results.
         groups = [Group((first, third)), Group((short,))] if layout.share else [Group((row,)) for row in self._rows]
         order = [0, 2, 1] if layout.share else [0, 1, 2]
         expected = self._expected.split([int(row[1].sum()) for row in self._rows])
@@ -87,13 +89,13 @@ class Probe:
         return self._judge(name, found - torch.cat([expected[place] for place in order]))
 
     def is_head_right(self) -> bool:
-        """Whether a row by itself gets from training what it gets from the model's own `forward`."""
+        """Return whether a single row gives in training what the model's own `forward` gives."""
         short = self._rows[1]
         found = self._ask([Group((short,))], Layout(packing=False), own=False)
         return self._judge("head", found - self._alone(short))
 
     def is_identity(self) -> bool:
-        """Whether the adapter changes nothing yet."""
+        """Return whether the adapter changes nothing yet, as a new one must."""
         short = self._rows[1]
         with adapters.using_adapter(self._scorer.model, NOBODY):
             bare = self._alone(short)
@@ -117,7 +119,7 @@ class Probe:
 
 
 def settle(engine: Engine, wanted: Layout, dtype: str, *, begins_as_base: bool) -> Verdict:
-    """Choose the engine's layout: the one that is wanted, or the next slower one that is right for the model.
+    """Choose the engine's layout: the wanted one, or the next slower one that is right for the model.
 
     `begins_as_base` says that the adapter must change nothing yet. Raises UserError where no layout is right.
     """
@@ -130,9 +132,9 @@ def settle(engine: Engine, wanted: Layout, dtype: str, *, begins_as_base: bool) 
             "use a base that reads from left to right; for some encoders, such as bert, config.json says is_decoder",
         )
     if not probe.is_head_right():
-        raise _wrong(probe, "head", "what training makes of its last hidden states is not what its own forward says")
+        raise _wrong(probe, "head", "logits of its last hidden states differ from those of its own forward")
     if begins_as_base and not probe.is_identity():
-        raise _wrong(probe, "adapter", "a new adapter changes what the model says before anything is trained")
+        raise _wrong(probe, "adapter", "a new adapter changes its output before anything is trained")
     layout = _packed(probe, wanted) if wanted.packing else None
     alone = False
     if layout is None:
@@ -153,14 +155,14 @@ def settle(engine: Engine, wanted: Layout, dtype: str, *, begins_as_base: bool) 
 
 
 def _packed(probe: Probe, wanted: Layout) -> Layout | None:
-    """The wanted layout, without shared prompts if they are not right; None where packed rows are not right at all."""
-    why = "rows laid end to end are not what they are alone"
+    """Return the wanted layout, without shared prompts if they are wrong; None where packed rows are wrong at all."""
+    why = "packed rows give other results than single rows"
     ways = [wanted, Layout(packing=True)] if wanted.share else [wanted]
     for layout in ways:
         try:
             if probe.is_same("shared" if layout.share else "packed", layout):
                 if layout != wanted:
-                    probe.warnings.append(f"{probe.family}: shared prompts are not right; share_prompt is off")
+                    probe.warnings.append(f"{probe.family}: shared prompts change results; share_prompt is off")
                 return layout
         except UserError as error:
             why = error.message
@@ -169,25 +171,26 @@ def _packed(probe: Probe, wanted: Layout) -> Layout | None:
 
 
 def _must_be_alone(engine: Engine, probe: Probe) -> bool:
-    """Whether each row has to be computed by itself. Raises UserError where that is not right either."""
+    """Return whether each row has to be computed by itself. Raises UserError where that is wrong, too."""
     scorer = engine.scorer
     if probe.is_same("padded", Layout(packing=False)):
         return scorer.is_alone
     scorer.compute_alone()
     if not probe.is_same("alone", Layout(packing=False)):
-        raise _wrong(probe, "alone", "its rows are not what its own forward makes of them, not even one by one")
-    probe.warnings.append(f"{probe.family}: padding changes what a row says, so each row is computed by itself")
+        raise _wrong(probe, "alone", "even single rows give other results than its own forward")
+    probe.warnings.append(f"{probe.family}: padding changes a row's results, so each row is computed by itself")
     return True
 
 
 def _wrong(probe: Probe, name: str, why: str) -> UserError:
     found = probe.differences[name]
-    message = f"{probe.family} cannot be trained rightly: {why} ({found:.2g} nats a token, {probe.bound:.2g} allowed)"
+    message = f"{probe.family} would be trained wrongly: {why} ({found:.2g} nats per token, {probe.bound:.2g} allowed)"
     return UserError(message, "use a base of another family, or an adapter of another kind; please report this model")
 
 
 def _rows(config: Any) -> list[Tokens]:
-    """Three rows whose last tokens count as trained: a long one, a short one, and one that begins like the first."""
+    """Return three rows whose last tokens count as trained: a long one, a short one, and one that begins like it."""
+    # The long row outgrows the shortest window by a few tokens: a layout that ignores the window then shows.
     text = config.get_text_config()
     most = min(LONGEST, getattr(text, "max_position_embeddings", None) or LONGEST)
     limits = [limit for name in LIMITS if isinstance(limit := getattr(text, name, None), int) and limit > 0]
@@ -206,13 +209,13 @@ def _tried(ids: np.ndarray, count: int) -> Tokens:
 
 
 def _followed(row: Tokens) -> Tokens:
-    """The row with a few tokens after it, which do not count."""
+    """Return the row with a few tokens after it, which are not compared."""
     ids, trained = row
     return np.concatenate([ids, ids[:3]]), np.concatenate([trained, np.zeros(3, dtype=bool)])
 
 
 def _plain_tokens(config: Any, text: Any) -> np.ndarray:
-    """Token ids that stand for no image and end nothing."""
-    told = {**config.to_dict(), **text.to_dict()}
-    special = [id_ for name, id_ in told.items() if name.endswith(("token_id", "token_index")) and isinstance(id_, int)]
+    """Return the token ids without those that the config names, such as those of images, padding and EOS."""
+    keys = {**config.to_dict(), **text.to_dict()}
+    special = [id_ for name, id_ in keys.items() if name.endswith(("token_id", "token_index")) and isinstance(id_, int)]
     return np.setdiff1d(np.arange(text.vocab_size), special)

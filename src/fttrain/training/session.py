@@ -1,4 +1,4 @@
-"""What every training stage does around the loop: from its start, through its newest checkpoint, to its artifact."""
+"""The frame of every training stage: build the model, resume from the newest checkpoint, train, save the artifact."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from fttrain.checkpoint import random_states
 from fttrain.checkpoint.store import Checkpoints, Stateful, together
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Layout
-from fttrain.data.feed import Feed, StreamFeed
+from fttrain.data.feed import Feed
 from fttrain.data.sources import with_formats
 from fttrain.data.templates import chat_template
 from fttrain.distributed.stop_request import StopRequest
@@ -41,9 +41,9 @@ from fttrain.training.tracking import Trackers, require_installed
 
 log = logging.getLogger(__name__)
 MakeScorer = Callable[[nn.Module, StartPoint], Scorer]
-"""The module to train, around the model with its trainable weights chosen."""
+"""Makes the module to train around a model whose trainable weights are chosen."""
 MakeObjective = Callable[[Engine, Feed, StartPoint], Objective]
-"""What is trained on; called while the weights are still those that the stage starts from."""
+"""Makes the objective; called while the weights are still those that the stage starts from."""
 
 
 def train(
@@ -54,7 +54,7 @@ def train(
     make_scorer: MakeScorer,
     make_objective: MakeObjective,
 ) -> TrainingResult:
-    """Train a stage whose rows are there beforehand."""
+    """Train a stage on rows from data sets; return the content of result.json."""
     step = with_formats(step)
     stage = step.stage
     assert isinstance(stage, Sft | Pairwise)
@@ -62,10 +62,10 @@ def train(
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
     feed = feeds.build(step, stage, tokenizer, world, stop.pending, folder.preparing)
     engine = build(step, stage, world, origin, make_scorer)
+    # The layout is known only once the probe has tried the model; references are computed in that layout.
     feed.lay(engine.layout)
     objective = make_objective(engine, feed, origin)
-    position = feed if isinstance(feed, StreamFeed) else None
-    return complete(step, folder, stop, origin, tokenizer, engine, feed, objective, position)
+    return complete(step, folder, stop, origin, tokenizer, engine, feed, objective)
 
 
 def complete(
@@ -77,15 +77,14 @@ def complete(
     engine: Engine,
     feed: Feed,
     objective: Objective,
-    stateful: Stateful | None = None,
 ) -> TrainingResult:
-    """Train the stage to its end, from its newest good checkpoint if there is one, and leave its artifact."""
+    """Train the stage to its end, from its newest good checkpoint if there is one, and save its artifact."""
     stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
     of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
     engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
-    besides = {"stage": stateful, "adapter": of_adapter}
-    checkpoints = Checkpoints(folder.checkpoints, spec, engine, together(besides))
+    of_feed = feed if isinstance(feed, Stateful) else None
+    checkpoints = Checkpoints(folder.checkpoints, spec, engine, together({"stage": of_feed, "adapter": of_adapter}))
     loaded = checkpoints.load()
     progress = Progress(**loaded.state) if loaded else Progress()
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
@@ -115,7 +114,7 @@ def complete(
 
 
 def _template(spec: StageSpec, tokenizer: Any) -> str | None:
-    """The chat template that the model is trained with, which its artifact must carry; else the tokenizer's own."""
+    """Return the chat template that the stage trains with, for its artifact; the tokenizer's own if it names none."""
     templates = [chat_template(tokenizer, data) for data in spec.data.values()]
     return next((template for template in templates if template), tokenizer.chat_template)
 
@@ -123,28 +122,32 @@ def _template(spec: StageSpec, tokenizer: Any) -> str | None:
 def build(
     spec: StageSpec, stage: Sft | Pairwise | Ppo, world: World, origin: StartPoint, make_scorer: MakeScorer
 ) -> Engine:
-    """The engine with model and optimizer in it. All ranks start from the same weights, and each from its own noise."""
-    # Before the engine is there, as under ZeRO-3 models then load in shards; what goes on has its layers already.
+    """Return the engine with model and optimizer. All ranks start from the same weights, each with its own noise."""
+    # 1. Super weights are searched before the engine exists: afterwards ZeRO-3 loads models in shards. An adapter that
+    #    is continued has its layers already.
     adapter = spec.adapter if origin.adapter else layers.resolved(spec.adapter, origin.base, world)
     require_installed(spec.track)
+    # 2. One seed for all ranks, so that each creates the same adapter.
     torch.manual_seed(spec.seed)
     engine = Engine(spec, world)
+    # 3. Weights that are trained in full are held in fp32, except under ZeRO, which keeps fp32 masters of its own.
     dtype = DTYPES[spec.model.dtype]
     trained_in_full = origin.adapter is None and not artifact.has_adapter(spec)
     held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
-    replace_activations.wear(base, artifact.replaced_activations(spec, origin))
-    disturbed = (
-        [] if isinstance(spec.noise, NoNoise) else modules.find(base, spec.noise.sites)
-    )  # as adapters add modules
+    replace_activations.install(base, artifact.replaced_activations(spec, origin))
+    # 4. Sites of noise are looked up by name before the adapter adds modules that would match as well.
+    disturbed = [] if isinstance(spec.noise, NoNoise) else modules.find(base, spec.noise.sites)
     preflight.of_base(base, None if origin.adapter else adapter, origin.base, world)
     router_weight = preflight.router_weight(base, stage, world, in_full=trained_in_full)
     model = adapters.attach(
         base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=spec.accumulation
     )
     preflight.of_merge(spec, origin.base, model, world)
+    # 5. After the adapter: the sum of weight and adapter is rounded, not the weight alone.
     if spec.model.rounding:
         qat.install(model, spec.model.rounding, origin.adapter)
+    # 6. After the adapter, too: PEFT would otherwise have gradients computed through all frozen layers.
     if stage.activation_checkpointing:
         checkpoint_activations(base)
     scorer = make_scorer(model, origin)
@@ -153,14 +156,16 @@ def build(
         hold_heads_in(dtype, scorer)
     scorer.disturbance = noise_builder.disturbance(base, disturbed, spec.noise, scorer.places)
     scorer.train()
+    # 7. The engine wraps a complete module: parameters that come later would be trained by nobody.
     engine.prepare(scorer, optim.build(spec.optimizer, scorer.named_parameters()))
     _try(spec, engine, Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt), origin)
+    # 8. From here on each rank draws dropout and noise of its own. A checkpoint's random states replace these.
     random_states.begin(spec.seed, 0, world.rank)
     return engine
 
 
 def _try(spec: StageSpec, engine: Engine, wanted: Layout, origin: StartPoint) -> None:
-    """Have the engine lay rows down in a way that is right for its model."""
+    """Choose a layout of rows that is right for the engine's model."""
     if spec.model.rounding:
         # Rounded activations depend on what else is in the batch, so that nothing can be compared.
         engine.verdict = {"layout": "not tried, as the model is trained through rounding"}
@@ -181,7 +186,7 @@ def _try(spec: StageSpec, engine: Engine, wanted: Layout, origin: StartPoint) ->
 
 
 def hold_heads_in(dtype: torch.dtype, scorer: nn.Module) -> None:
-    """Give heads the model's format: DeepSpeed wants one, and casts none beside weights that were loaded in shards."""
+    """Give heads the model's number format: DeepSpeed wants a single one, and casts none if weights are sharded."""
     for module in scorer.modules():
         if isinstance(module, RewardHead):
             module.to(dtype)
@@ -190,5 +195,5 @@ def hold_heads_in(dtype: torch.dtype, scorer: nn.Module) -> None:
 def checkpoint_activations(base: Any) -> None:
     """Have each layer keep its input only, and compute the rest again in the backward pass."""
     base.gradient_checkpointing_enable({"use_reentrant": False})
-    # transformers means well, but with it frozen layers below the lowest trained one are computed backwards, too.
+    # transformers switches this on for adapters; then frozen layers below the lowest trained one get gradients, too.
     base.disable_input_require_grads()

@@ -1,8 +1,8 @@
 """Metrics for experiment trackers, through accelerate: each step once, however often a run was killed and resumed.
 
-metrics.jsonl is the truth. What a tracker lacks of it when a stage starts again is sent then, and what it has is not
-sent twice: of TensorBoard, whose files are the run's own, everything is written again; of the others, which keep what
-they were given, `tracked.json` remembers how far they came.
+metrics.jsonl is the truth. When a stage starts again, a tracker gets the lines that it lacks and no line twice:
+TensorBoard's files belong to the run and are written again as a whole; for the others, which keep what they received,
+`tracked.json` remembers the newest line.
 """
 
 import json
@@ -25,9 +25,9 @@ from ftlaunch.run.spec import StageSpec
 log = logging.getLogger(__name__)
 
 PACKAGES = {"comet": "comet_ml"}
-"""Packages that are not called like their tracker."""
+"""Tracker → its package, where the names differ."""
 NAMES = {"rewards/margin": "rewards/margins", "rewards/accuracy": "rewards/accuracies"}
-"""Our keys → those that people look for."""
+"""Our keys → the names that TRL and most dashboards use."""
 LEFT_OUT = ("step", "steps", "time")
 
 Place = tuple[int, bool]
@@ -35,7 +35,7 @@ Place = tuple[int, bool]
 
 
 def require_installed(track: Track) -> None:
-    """UserError where a tracker's package is not installed: said before a model is loaded."""
+    """Raise UserError where a tracker's package is not installed: before a model is loaded."""
     for name in track.to:
         package = PACKAGES.get(name, name)
         if find_spec(package) is None:
@@ -43,12 +43,12 @@ def require_installed(track: Track) -> None:
 
 
 def place_of(line: dict[str, Any]) -> Place:
-    """Where a line of metrics stands among the others."""
+    """Return a line's place in the order of metrics.jsonl: a step's evaluation comes after its training."""
     return line["step"], "loss" not in line
 
 
 def named(line: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line under the names of the field: `train/loss`, `eval/loss`, `train/rewards/margins`."""
+    """Return the numbers of a line under the usual names: `train/loss`, `eval/loss`, `train/rewards/margins`."""
     found: dict[str, float] = {}
     for key, value in line.items():
         if key not in LEFT_OUT and isinstance(value, int | float):
@@ -65,14 +65,14 @@ class Sink:
     send: Callable[[dict[str, float], int], None]
     finish: Callable[[], None]
     last: Place = (0, False)
-    """The newest line that it has been given."""
+    """The newest line that it received."""
 
 
 class Trackers:
     """All trackers of a stage; on the main rank only, elsewhere and without [track] they do nothing."""
 
     def __init__(self, spec: StageSpec, folder: StageDir, *, is_main: bool) -> None:
-        """Start them, and send what they lack of metrics.jsonl. UserError where one cannot be started."""
+        """Start the trackers and send them the lines that they lack. Raises UserError where one cannot be started."""
         self._ledger = folder.tracked
         self._known: dict[str, Any] = json.loads(self._ledger.read_text()) if self._ledger.exists() else {}
         self._sinks: list[Sink] = []
@@ -82,14 +82,14 @@ class Trackers:
             self._catch_up(read_jsonl(folder.metrics))
 
     def log(self, line: dict[str, Any]) -> None:
-        """Send one line of metrics. A tracker that fails is left out from then on: training matters more."""
+        """Send one line of metrics. A tracker that fails gets no further lines; training goes on."""
         for sink in list(self._sinks):
             if place_of(line) > sink.last:
                 self._send(sink, line)
         self._remember()
 
     def close(self) -> None:
-        """Have trackers send what they still hold."""
+        """Have trackers send what they still buffer."""
         for sink in self._sinks:
             sink.finish()
         self._sinks = []
@@ -120,7 +120,7 @@ class Trackers:
         self._known[sink.name]["last"] = list(sink.last)
 
     def _remember(self) -> None:
-        """Keep how far trackers came. A rename is whole after a kill, and a power cut is no matter here."""
+        """Write down each tracker's newest line. Without fsync: a kill cannot tear a rename."""
         if not self._sinks:
             return
         try:
@@ -131,14 +131,14 @@ class Trackers:
 
 
 def _open(name: str, spec: StageSpec, folder: StageDir, known: dict[str, Any]) -> Any:
-    """Accelerate's tracker, started; one that was there before goes on under its id."""
+    """Return accelerate's tracker, started; a resumed run continues under its id."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     kind: Any = LOGGER_TYPE_TO_CLASS[PACKAGES.get(name, name)]
     project, place = spec.track.project or spec.name, folder.path.parent / "track" / name
     if name == "tensorboard":
         for old in (place / folder.name).glob("events.out.tfevents.*"):
-            old.unlink()  # all of it is written again
+            old.unlink()  # all lines are written again
         tracker = kind(folder.name, str(place), purge_step=0)
     elif name == "mlflow":
         tracker = kind(project, None, run_id=known.get("run"), run_name=folder.name)
@@ -153,7 +153,7 @@ def _open(name: str, spec: StageSpec, folder: StageDir, known: dict[str, Any]) -
 
 
 def _arguments(name: str, spec: StageSpec, stage: str, place: Path, known: str) -> dict[str, Any]:
-    """What each tracker calls the run's name, its id, going on, and staying offline."""
+    """Return each tracker's own arguments for the run's name, its id, resuming, and staying offline."""
     offline = spec.track.offline
     if offline and name in ("wandb", "swanlab"):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def _asking(stage_dir: StageDir, attempt: Attempt, rank: int) -> Any:
     stop_file = stage_dir.stop if rank == 0 else None
     itself: Any = SimpleNamespace(_stop_file=stop_file, _beat=attempt.beat(rank), _signal=None)
     itself.pending = lambda: StopRequest.pending(itself)
-    return lambda: StopRequest.asked(itself)
+    return lambda: StopRequest.poll(itself)
 
 
 def _poll(stage_dir: StageDir, attempt: Attempt) -> Any:

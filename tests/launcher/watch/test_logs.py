@@ -154,9 +154,9 @@ def test_a_tail_starts_again_with_a_shorter_or_another_file(file: Path) -> None:
     tail.read()
     file.write_text("three\n")
     assert tail.read() == ["three"]
-    aside = file.with_name("aside")
-    aside.write_text("four\nfive\n")
-    aside.replace(file)
+    temporary = file.with_name("aside")
+    temporary.write_text("four\nfive\n")
+    temporary.replace(file)
     assert tail.read() == ["four", "five"]
 
 

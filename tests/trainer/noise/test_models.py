@@ -50,11 +50,11 @@ def test_every_mlp_s_activation_is_found_and_replaced(family: str):
     assert found == modules.find(model, [attribute])
     assert found == modules.find(model, rf".*\.{attribute}")
     before = model(IDS).logits
-    replace_activations.wear(model, [NoNoise(activation="golu")])
+    replace_activations.install(model, [NoNoise(activation="golu")])
     assert all(isinstance(model.get_submodule(name), Golu) for name in found)
     assert modules.find(model, "mlp-activation") == found
     assert not torch.equal(model(IDS).logits, before)
-    replace_activations.wear(model, [NoNoise(activation="relu")])
+    replace_activations.install(model, [NoNoise(activation="relu")])
     assert getattr(model.config, key) == "relu"
     as_named = AutoModelForCausalLM.from_config(model.config).eval()
     as_named.load_state_dict(model.state_dict())
@@ -77,7 +77,7 @@ def test_what_matches_nothing_is_refused_with_what_there_is(model: torch.nn.Modu
 
 def test_saturated_noise_is_one_site_and_no_config_can_hold_it(model: torch.nn.Module):
     table = Saturated()
-    replace_activations.wear(model, [table])
+    replace_activations.install(model, [table])
     found = modules.find(model, "mlp-activation")
     assert [type(model.get_submodule(name)) for name in found] == [NoisyWhereSaturated] * 2
     with pytest.raises(UserError, match="Gulcehre"):

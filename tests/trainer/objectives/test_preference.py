@@ -1,4 +1,4 @@
-"""Losses of pairs against numbers worked by hand. (Against TRL: test_trl.)"""
+"""Losses of pairs against numbers worked by hand; test_trl compares them with TRL's."""
 
 import math
 

@@ -177,5 +177,5 @@ def test_what_no_classifier_can_be_made_of_is_refused(tiny_model: Path) -> None:
         classifier.architecture("nonesuch")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }}<|im_start|>{% endfor %}"
-    with pytest.raises(UserError, match="no special token besides the one that ends answers"):
+    with pytest.raises(UserError, match="no special token except the one that ends answers"):
         classifier._pad(tokenizer)  # <|im_end|> is EOS, and <|im_start|> ends answers here

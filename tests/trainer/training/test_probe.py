@@ -132,7 +132,7 @@ def test_a_mixer_that_nobody_knows_is_found_out_and_its_rows_are_padded(kind: st
 
 def test_logits_that_hidden_states_do_not_give_end_the_stage_before_a_step(tmp_path: Path):
     model = saved(HeadConfig, tmp_path / "model")
-    with pytest.raises(UserError, match="toy_head cannot be trained rightly: what training makes of its last hidden"):
+    with pytest.raises(UserError, match="toy_head would be trained wrongly: logits of its last hidden"):
         trained(model, tmp_path)
     assert not (tmp_path / "01-sft/metrics.jsonl").exists()
 

@@ -46,10 +46,12 @@ def start_file(stage_dir: StageDir, made_by: MadeBy, number: int) -> Path:
 
 
 def tell(file: Path, start: HeadNotice) -> None:
+    """Tell the other nodes, by a file of the stage's folder, how the head node starts the attempt."""
     write_json(file, start)
 
 
 def read_start(file: Path) -> HeadNotice:
+    """Return what the head node has told the others."""
     return msgspec.json.decode(file.read_bytes(), type=HeadNotice)
 
 

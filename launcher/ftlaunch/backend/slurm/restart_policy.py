@@ -103,6 +103,7 @@ def objection_after_preemption(now: AttemptRecord, before: list[AttemptRecord], 
 
 
 def ran_out_of_memory(failure: Failure) -> bool:
+    """Return whether a rank ran out of memory, of the GPU's or the node's."""
     return MEMORY.search(f"{failure.type} {failure.message}") is not None
 
 

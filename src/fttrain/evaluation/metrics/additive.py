@@ -20,11 +20,11 @@ class AdditiveMetric(evaluate.Metric, ABC):
 
     @abstractmethod
     def statistics(self, predictions: list[Any], references: list[Any]) -> np.ndarray:
-        """[N, K] float64: what each example adds."""
+        """Return each example's summands, [N, K] float64."""
 
     @abstractmethod
     def combine(self, sums_RK: np.ndarray) -> Scores:
-        """The scores of R sets of examples whose statistics add up to these."""
+        """Return the scores of R sets of examples whose statistics add up to these."""
 
     def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
         sums_1K = self.statistics(predictions, references).sum(0, keepdims=True)
@@ -85,5 +85,5 @@ def _info(description: str, citation: str, predictions: Any, references: Any) ->
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, and 0 where there is nothing below."""
+    """Return above / below, and 0 where `below` is 0."""
     return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below > 0)

@@ -22,6 +22,7 @@ class Bleu(AdditiveMetric):
 
     def combine(self, sums_RK: np.ndarray) -> Scores:
         matched, possible, (said, told) = sums_RK[:, :ORDER], sums_RK[:, ORDER : 2 * ORDER], sums_RK[:, -2:].T
+        # The geometric mean of an n-gram order without a match is exp(log 0) = 0, which is what "no smoothing" means.
         with np.errstate(divide="ignore"):
             precision = np.exp(np.log(ratio(matched, possible)).mean(1))
             brevity = np.exp(np.minimum(0.0, 1 - np.divide(told, said, out=np.full(len(said), np.inf), where=said > 0)))

@@ -30,6 +30,7 @@ class CocoRougeL(MeanMetric):
 
 def _longest_common(first: list[str], second: list[str]) -> int:
     """Length of the longest common subsequence."""
+    # One row of the usual table is enough: each length needs the row above and its left neighbour only.
     lengths = [0] * (len(second) + 1)
     for word in first:
         longer = [0]
