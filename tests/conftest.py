@@ -178,6 +178,7 @@ SLOW_FILES = {
     "trainer/serving/test_serving.py",
     "trainer/stages/test_evaluation_stage.py",
     "trainer/stages/test_reward.py",
+    "trainer/stages/test_seed_recipes.py",
     "trainer/stages/test_sft.py",
     "trainer/superweights/test_superweights.py",
     "trainer/test_canaries.py",
