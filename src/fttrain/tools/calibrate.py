@@ -17,6 +17,7 @@ SECONDS = 0.5
 
 
 def main() -> int:
+    """Print the measures of the best device here as JSON; returns the exit code."""
     return answer([json.dumps(measure(torch.device("cuda" if torch.cuda.is_available() else "cpu")))])
 
 
