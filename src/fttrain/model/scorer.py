@@ -225,7 +225,7 @@ class Scorer(nn.Module):
         halves = self._of(self._causal())
         is_stretched = self._is_stretched(micro)
         if micro.segments is None and (halves.alone or is_stretched) and not virtual:
-            return _row_by_row(halves.body, micro, besides)
+            return _row_by_row(halves.body, micro, options)
         if micro.segments is None:
             passed = halves.body(use_cache=False, **inputs)
             if virtual:
@@ -236,7 +236,7 @@ class Scorer(nn.Module):
             halves.packs = True
         if is_stretched:
             packing.require_short(halves.causal, int(micro.lengths.max()))
-        return packing.pass_over(halves, asked, micro.segments)
+        return packing.pass_over(halves, inputs, micro.segments)
 
     def _is_stretched(self, micro: MicroBatch) -> bool:
         """Whether the longest row changes what the model says of the others."""
