@@ -82,9 +82,9 @@ def complete(
     stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
     of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
+    state = together({"stage": feed if isinstance(feed, Stateful) else None, "adapter": of_adapter})
     engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
-    of_feed = feed if isinstance(feed, Stateful) else None
-    checkpoints = Checkpoints(folder.checkpoints, spec, engine, together({"stage": of_feed, "adapter": of_adapter}))
+    checkpoints = Checkpoints(folder.checkpoints, spec, engine, state)
     loaded = checkpoints.load()
     progress = Progress(**loaded.state) if loaded else Progress()
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
