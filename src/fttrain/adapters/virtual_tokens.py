@@ -121,7 +121,7 @@ class Method:
             encoder = PromptEncoder(config) if isinstance(config, PromptEncoderConfig) else PrefixEncoder(config)
             encoder.load_state_dict(state)
             made = encoder.eval()(torch.arange(config.num_virtual_tokens)[None])[0]
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         save_file({SAVED: made.contiguous()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         if len(state) > 1:
             save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / ENCODER)

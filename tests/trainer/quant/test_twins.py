@@ -14,6 +14,7 @@ from fttrain.evaluation import perplexity
 from fttrain.merging.merge import find_source, merge
 from fttrain.quant import qat
 
+pytestmark = pytest.mark.slow
 WORDS = ["red", "green", "blue", "salt", "pepper", "kettle", "lamp"]
 ADAPTER = Lora(rank=16, alpha=32)
 STEPS = {"steps": 60, "batch_size": 8, "save_every": 1000, "learning_rate": 5e-3}

@@ -4,13 +4,13 @@ trained for two steps."""
 import json
 from pathlib import Path
 
-import msgspec
 import pytest
 from tests.trainer.in_process import train
 
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.rules import load_and_check
 from ftlaunch.run.files import read_jsonl
+from ftlaunch.tools import PreviewOptions
 from fttrain.tools import preview
 
 ROOT = Path(__file__).parents[3]
@@ -53,9 +53,7 @@ def test_it_trains_on_rows_as_they_are(
     loaded = load_and_check(ROOT / "recipes" / f"{name}.toml", settings)
     plan = make_plan(loaded.recipe, tmp_path / "run")
 
-    resolved = tmp_path / "resolved.json"
-    resolved.write_bytes(msgspec.json.encode(loaded.recipe))
-    assert preview.main([str(resolved), "--rows", "24", "--json"]) == 0
+    assert preview.main(PreviewOptions(recipe=loaded.recipe, rows=24, json=True)) == 0
     [shown] = json.loads(capsys.readouterr().out)
     texts = ["".join(piece["text"] for piece in sample if piece["trained"]) for sample in shown["samples"]]
     assert (shown["rows"], shown["kept"], len(texts)) == (24, 24, 24 - shown["held_out"])

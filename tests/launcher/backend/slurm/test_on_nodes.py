@@ -88,11 +88,12 @@ def test_the_profiles_line_is_told_how_a_run_ended(
 def test_a_tools_answer_and_exit_code_come_back_from_its_node(run: RunDir, tmp_path: Path) -> None:
     write_json(run.environment, {"PYTHONHASHSEED": "0"})
     write_json(run.path / tool_job.CALLED_IN, str(tmp_path))
-    (tmp_path / "numbers.json").write_text("[1, 2]")
-    entry.run_tool(str(run.path), "json.tool", ["--compact", "numbers.json"])
-    assert (run.path / tool_job.ANSWER).read_text() == "[1,2]\n"
+    (run.path / tool_job.OPTIONS).write_text("[1, 2]")
+    entry.run_tool(str(run.path), "json.tool")
+    assert json.loads((run.path / tool_job.ANSWER).read_text()) == [1, 2]
     assert json.loads((run.path / tool_job.CODE).read_text()) == 0
-    entry.run_tool(str(run.path), "json.tool", ["missing.json"])
+    (run.path / tool_job.OPTIONS).write_text("[1, 2")
+    entry.run_tool(str(run.path), "json.tool")
     assert json.loads((run.path / tool_job.CODE).read_text()) != 0
 
 
