@@ -45,7 +45,7 @@ def rows_of(path: Path, content: str | bytes) -> list[dict[str, Any]]:
         ("a.csv", TABLE.encode("utf-16")),
         ("a.jsonl", LINES.encode("utf-16")),
         ("a.json", json.dumps(ROWS).encode("utf-16")),
-        ("a.csv.gz", gzip.compress(TABLE.encode())),
+        ("a.csv.gz", gzip.compress(TABLE.encode(), mtime=0)),
         ("a.jsonl.bz2", bz2.compress(LINES.encode())),
         ("a.json.xz", lzma.compress(json.dumps(ROWS).encode())),
     ],
@@ -152,7 +152,7 @@ ODD = {
     "old_mac.csv": (b"prompt,completion\ra?,b\rc?,d\r", "not CSV", "lines end in CR alone"),
     "digits.jsonl": (b'{"prompt": ' + b"9" * 5000 + b"}\n", "not JSON: Exceeds the limit", "one JSON object a line"),
     "sheet.csv": (b"PK\x03\x04\x14\x00", "is a zip archive", "save the sheet as"),
-    "packed.jsonl": (gzip.compress(b'{"prompt": "a"}\n'), "is packed with gzip", "ends in .gz"),
+    "packed.jsonl": (gzip.compress(b'{"prompt": "a"}\n', mtime=0), "is packed with gzip", "ends in .gz"),
 }
 
 
