@@ -495,7 +495,7 @@ def test_everyday_verbs_load_nothing_heavy(line: list[str], tmp_path: Path) -> N
 
 
 def test_the_tree_in_the_architecture_page_is_that_of_the_files() -> None:
-    assert PAGE.read_text() == page(), "python -m tests.tree --write"
+    assert PAGE.read_text() == page(), "it is out of date: .venv/bin/python -m tests.tree --write"
 
 
 def test_the_version_stands_in_one_place() -> None:

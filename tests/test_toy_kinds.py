@@ -203,7 +203,9 @@ def changed(overlay: Path) -> dict[str, dict[str, int]]:
             path.touch()
             for old, new in replaced:
                 text = path.read_text()
-                assert text.count(old) == 1, f"{name} has no single {old!r}"
+                assert text.count(old) == 1, (
+                    f"{name} must have {old!r} once, where a toy is put: add new kinds after it, or mend EDITS"
+                )
                 path.write_text(text.replace(old, new))
         after = contents(overlay)
         files = [name for name, text in after.items() if before.get(name) != text]

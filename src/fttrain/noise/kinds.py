@@ -42,7 +42,7 @@ def add_noise(a: Tensor, noise: Noise, strength: float, places: Places) -> Tenso
             events = torch.poisson(torch.full_like(a, noise.rate, dtype=torch.float32)).to(a.dtype)
             return a + strength * noise.scale * _unit(a, relative=noise.relative) * (events - noise.rate)
         case _:
-            raise AssertionError(f"{noise} is not drawn")
+            raise AssertionError(f"add_noise has no case for {type(noise).__name__}")
 
 
 def _dropped(a: Tensor, noise: Noise, p: float, places: Places) -> Tensor:

@@ -1,1 +1,1 @@
-"""What a step can be: each module has `run(step, folder, world, stop)`, whose answer becomes result.json."""
+"""What a stage can be: each module has `run(spec, folder, world, stop)`, whose result becomes result.json."""

@@ -24,7 +24,9 @@ def specimens(tmp_path_factory: pytest.TempPathFactory) -> Specimens:
 
 
 def test_the_page_is_current() -> None:
-    assert PAGE.read_text() == page(), "python -m ftlaunch.rules.compatibility > recipes/COMPATIBILITY.md"
+    assert PAGE.read_text() == page(), (
+        "it is out of date: .venv/bin/python -m ftlaunch.rules.compatibility > recipes/COMPATIBILITY.md"
+    )
 
 
 def test_validate_accepts_what_works_and_reads_it_as_it_was_meant(specimens: Specimens) -> None:
