@@ -190,6 +190,7 @@ SLOW_FILES = {
 """Files whose tests train whole stages or start servers: the first test of each is the sample that is not slow."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they need, and put them in order and in groups for several workers.
 
