@@ -82,8 +82,10 @@ def _with_base(path: Path) -> layers.Layer:
     place = layer.origins[(layers.BASE,)].place
     if not isinstance(named, str):
         raise RecipeError([Problem(place, layers.BASE, "is not a profile's name or path", 'write extends = "NAME"')])
+    # A path goes by the folder of the file that names it; a bare name is looked up as on the command line.
     base_path = path.parent / Path(named).expanduser()
     base_path = base_path if base_path.is_file() else find_profile(named)
+    # The `setup` lines of a base are run just as the profile's own are.
     trust.require(base_path.absolute())
     base = layers.parse(layers.read_text(base_path), base_path)
     if layers.BASE in base.values:
@@ -99,11 +101,13 @@ def exclude(name_or_path: str, nodes: Sequence[str]) -> Path:
     wanted = sorted({*load_cluster(name_or_path).exclude, *nodes})
     line = f"exclude = [{', '.join(map(as_toml, wanted))}]"
     after, replaced = EXCLUDE.subn(line, before, count=1)
+    # Without a match the line goes to the top, as at the end it would belong to the file's last table.
     after = after if replaced else f"{line}\n{before}"
     try:
         changed = layers.parse(after, path).values.get("exclude")
     except RecipeError:
         changed = None
+    # The pattern is no TOML parser: it may have matched inside a table, so nothing is written before this.
     if changed != wanted:
         raise UserError(f"{path} is written in a way that cannot be changed", f"write it yourself: {line}")
     path.write_text(after)
@@ -124,6 +128,7 @@ def _strangers(values: dict[str, Toml], where: SourceMap) -> Iterator[Problem]:
 
 
 def _contradictions(cluster: Cluster, where: SourceMap) -> Iterator[Problem]:
+    # "" names no [stage.KIND] table and so stands for the top of the profile.
     for kind in ("", *cluster.stage):
         limit = cluster.resources(kind).time_limit
         path = ("stage", kind, "time_limit") if kind else ("time_limit",)

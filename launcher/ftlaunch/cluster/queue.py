@@ -98,6 +98,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     def stage(self) -> str | None:
         """The stage that it is for, by where its script lies or else by its name; None where neither tells of one."""
         folder = Path(self.script or "").parent
+        # The script lies in RUN/01-sft/jobs, and the job works in RUN.
         if folder.name == JOBS and str(folder.parent.parent) == self.folder:
             return folder.parent.name
         return self.name.rpartition("/")[2] if "/" in self.name else None
@@ -192,6 +193,7 @@ def ask(runs: Sequence[RunDir]) -> list[Answer]:
     answers: dict[Path, Answer] = {}
     for run in runs:
         try:
+            # None is the cluster that SLURM's commands find by themselves, "" a run that was never on one.
             clusters.setdefault(read_cluster(run).slurm_conf if run.cluster.exists() else "", []).append(run)
         except UserError as error:
             answers[run.path] = Answer(silent=error.message, remedy=error.remedy)
@@ -211,9 +213,11 @@ def _ask_cluster(runs: Sequence[RunDir]) -> dict[Path, Answer]:
         return {run.path: Answer(silent=f"SLURM does not answer: {error.message}", remedy=error.remedy) for run in runs}
     found = {run.path: {one.id: one for one in listed if belongs(one, run)} for run in runs}
     missing = {id for run in runs for id in recorded[run.path] - {*found[run.path]}}
+    # squeue forgets a job MinJobAge seconds (300 by default) after its end; the accounting still has it.
     forgotten = _sacct(missing, cluster)
     answers: dict[Path, Answer] = {}
     for run in runs:
+        # Ids are used again: under a recorded one the accounting may have somebody else's job.
         mine = {id: forgotten[id] for id in recorded[run.path] if id in forgotten and belongs(forgotten[id], run)}
         entries = mine | found[run.path]
         all_known = recorded[run.path] <= {*entries}
@@ -245,6 +249,7 @@ def dependency_on(run: RunDir) -> str | None:
     entries = read_queue(run)
     if job is None or not any(id in entries and entries[id].alive for id in job.ids):
         raise UserError(f"{run.path.name} is not in the queue, so nothing can wait for it", "submit it first")
+    # "?" means or: any of the stage's jobs may be the one that succeeds.
     return "?".join(f"afterok:{id}" for id in job.ids)
 
 
@@ -274,9 +279,11 @@ class _Place(Struct, frozen=True):
 
 
 def _squeue(cluster: Cluster) -> list[Entry]:
+    # By default squeue leaves out jobs that have ended, though the controller still knows them.
     done = call(["squeue", "--noheader", "--states=all", f"--user={os.geteuid()}", f"--format={FIELDS}"], cluster)
     if done.returncode:
         raise UserError(f"squeue failed: {done.stderr.strip()}", "try again when the controller answers")
+    # A run whose row is cut off would look as if it had no job, and could be submitted twice.
     if done.stdout and not done.stdout.endswith("\n"):
         raise UserError("squeue's answer breaks off", "try again")
     return [entry for line in done.stdout.split("\n") if (entry := _entry(line.split(SEPARATOR)))]
@@ -284,6 +291,7 @@ def _squeue(cluster: Cluster) -> list[Entry]:
 
 def _entry(fields: list[str]) -> Entry | None:
     """A row of SLURM's; None for a line that is none, as a site may print some of its own."""
+    # squeue's rows have nine fields and sacct's eight. Ids such as 12_3 are of arrays, 12.batch of steps.
     if len(fields) not in (8, 9) or not fields[0].isdigit():
         return None
     job, state, reason, nodes, start, left, name, folder, *script = fields
@@ -310,6 +318,7 @@ def _sacct(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
     for line in done.stdout.splitlines():
         if line.count("|") < 6:
             continue
+        # The folder comes last, so that a | in its name stays part of it.
         job, state, reason, nodes, start, name, folder = line.split("|", 6)
         # A state may have an explanation: "CANCELLED by 1000".
         if entry := _entry([job, state.partition(" ")[0], reason, nodes, start, "", name, folder]):
@@ -319,6 +328,7 @@ def _sacct(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
 
 def cancel(ids: Iterable[str], cluster: Cluster, *options: str) -> None:
     """End jobs, or signal them with options of scancel. UserError where SLURM does not let them be ended."""
+    # scancel treats a call without an id as an error.
     if not (named := list(ids)):
         return
     done = call(["scancel", *options, *named], cluster)

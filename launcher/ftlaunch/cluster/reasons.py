@@ -12,6 +12,7 @@ NEVER = (
         r"AccountingPolicy|AccountNotAllowed|QOSNotAllowed|InvalidAccount|InvalidQOS",
         "account or qos may not be used so",
     ),
+    # SLURM appends the nodes: "ReqNodeNotAvail, UnavailableNodes:n[1-2]".
     (r"ReqNodeNotAvail.*|Nodes required for job are DOWN.*", "nodes that it asks for are down, drained or reserved"),
     (
         r"launch failed requeued held",
@@ -50,6 +51,7 @@ def why_waiting(reason: str | None) -> str:
     """Of a job that waits, in a few words, SLURM's own among them."""
     if reason is None:
         return "waits in the queue"
+    # NEVER goes first: the pattern in PERHAPS matches its QOSMaxWallDurationPerJobLimit as well.
     if (told := _told(NEVER, reason)) is not None:
         return f"will not start as it is: {reason}: {told}"
     told = _told(PERHAPS, reason)

@@ -13,6 +13,7 @@ Line = Annotated[str, Meta(min_length=1, max_length=1024)]
 TimeLimit = Annotated[
     str,
     Meta(
+        # "90" (minutes), "90:30", "4:00:00", "2-12" (days-hours), "2-12:30:00".
         pattern=r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$",
         description='a time as in "4:00:00" (hours, minutes, seconds) or "2-12:00:00" (with days)',
     ),
@@ -129,6 +130,6 @@ def seconds(limit: str) -> int:
     days, dash, clock = limit.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if not dash and len(parts) < 3:
-        parts.insert(0, 0)  # minutes come first
+        parts.insert(0, 0)  # "90" is minutes, and "90:30" minutes and seconds
     hours, minutes, rest = (*parts, 0, 0)[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest

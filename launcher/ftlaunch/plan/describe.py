@@ -120,6 +120,7 @@ def _format_note(data: Data) -> str:
 def _objective_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
     match stage:
         case Reward():
+            # `start` reads "02-reward/artifact": the kind follows two digits and a dash.
             goes_on = (spec.start or "").startswith("reward/", 3)
             return {
                 "head": f"one number at an answer's last token, {f'going on from {spec.start}' if goes_on else 'new'}"
@@ -187,6 +188,7 @@ def _dtype_note(spec: StageSpec, machine: Machine | None) -> str:
         ladder = "bf16 where the device computes it natively, else fp16 on a GPU and fp32 on a CPU"
         return f"auto: {ladder}; decided where the stage runs" if written == "auto" else written
     gpus = () if device == "cpu" else machine.gpus[: spec.parallel.procs_per_node]
+    # One GPU that is too old decides for all, as ranks compute in one format.
     old = next((name for name, major in gpus if major < NATIVE_FROM), None)
     if gpus:
         name = old or gpus[0][0]

@@ -25,7 +25,9 @@ BY_RANK = {"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "glm5_next", "gl
 def padded_because(folder: Path) -> str | None:
     """Why the rows of the model in a folder are padded whatever `packing` says; None where nothing tells so."""
     config = _text_config(folder)
+    # The text part of a multimodal config has a type such as "qwen3_5_text".
     family = str(config.get("model_type", "")).removesuffix("_text")
+    # Most families list the kinds of their layers in layer_types, Jamba and Zamba in layers_block_type.
     layers = {str(kind) for kind in config.get("layer_types") or config.get("layers_block_type") or ()}
     if family in STATEFUL or layers & STATEFUL_LAYERS:
         return f"{family} carries a state from token to token, which would run on into the next row"

@@ -16,15 +16,18 @@ def accelerate_yaml(spec: StageSpec, step_name: str) -> str:
         f"num_machines: {parallel.nodes}",
         f"num_processes: {spec.world_size}",
         "machine_rank: 0",
+        # 0 lets accelerate find a free port on one machine; `on_machine` names one where nodes have to agree.
         "main_process_port: 0",
         "rdzv_backend: static",
         "same_network: true",
+        # With use_cpu accelerate drops DeepSpeed for plain DDP; `environment` is what keeps ranks on the CPU.
         "use_cpu: false",
     ]
     if parallel.zero_stage:  # accelerate refuses any key here that deepspeed.json also answers
         lines += [
             "deepspeed_config:",
             f"  deepspeed_config_file: {step_name}/deepspeed.json",
+            # The default is pdsh, which needs SSH between nodes; here each node starts its own ranks.
             "  deepspeed_multinode_launcher: standard",
             f"  zero3_init_flag: {'true' if parallel.strategy == 'zero3' else 'false'}",
         ]
@@ -51,7 +54,9 @@ def deepspeed_json(spec: StageSpec) -> str | None:
         "bf16": {"enabled": _enabled("bf16", spec.model.dtype)},
         "fp16": {"enabled": _enabled("fp16", spec.model.dtype)},
         "zero_optimization": _zero(spec.parallel.zero_stage, offload=spec.parallel.offload == "cpu"),
+        # If true, DeepSpeed refuses any optimizer but its own CPUAdam under offload.
         "zero_force_ds_cpu_optimizer": False,
+        # The trainer writes the metrics itself, so DeepSpeed need never print.
         "steps_per_print": 2**31 - 1,
     }
     return json.dumps(config, indent=2) + "\n"
@@ -68,6 +73,7 @@ def _zero(zero_stage: int, *, offload: bool) -> dict[str, Any]:
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     if zero_stage == 3:
+        # DeepSpeed's default threshold would keep weights below 100,000 elements whole on every rank.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": False}
         if offload:
             zero["offload_param"] = {"device": "cpu"}

@@ -34,12 +34,14 @@ def _cpu_bf16(cpuinfo: Path) -> str | None:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return None
+    # x86 has lines such as "flags : fpu avx512_bf16", Arm "Features : fp bf16".
     flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
     return next((name for flag, name in BF16_FLAGS.items() if flag in flags), None)
 
 
 def _gpus() -> tuple[tuple[str, int], ...]:
     """NVIDIA's GPUs that a process here would see; none where its tool is missing or does not answer."""
+    # nvidia-smi lists all GPUs of the machine, whatever CUDA_VISIBLE_DEVICES hides from torch.
     if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ()
     query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
@@ -49,5 +51,6 @@ def _gpus() -> tuple[tuple[str, int], ...]:
         return ()
     if said.returncode:
         return ()
+    # A line reads "8.0, NVIDIA A100-SXM4-80GB".
     found = (line.partition(", ") for line in said.stdout.splitlines())
     return tuple((name, int(major)) for cap, _, name in found if (major := cap.partition(".")[0]).isdigit())

@@ -71,6 +71,7 @@ def make_plan(recipe: Recipe, run_dir: Path, machine: Machine | None = None) -> 
     chain = links(recipe)
     for link in chain:
         hashes = {planned.name: planned.spec.training_hash for planned in stages}
+        # "01-sft/artifact" → "01-sft". A change in an earlier stage thus changes the hash of all that build on it.
         needed = [hashes[Path(path).parts[0]] for path in (link.start, link.reward) if path]
         told = _make_spec(recipe, link, needed, merged=is_merged(chain, link))
         stages.append(_plan_stage(link.name, told, machine))
@@ -114,6 +115,7 @@ def _make_spec(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -
 
 def suitable_rate(stage: Training, adapter: Adapter) -> float:
     """The peak learning rate of a stage whose recipe names none."""
+    # Three digits: a product such as 0.0003 × 0.1 is 2.9999999999999997e-05 in floats.
     return float(f"{stage.lora_rate * adapter.rate:.3g}")
 
 
@@ -121,21 +123,22 @@ def _training_hash(spec: StageSpec, needed: list[str]) -> str:
     """SHA-256 of what decides the course of a stage: all that its step says but BESIDE, with that of what it needs."""
     read_back = msgspec.json.decode(
         msgspec.json.encode(spec), type=StageSpec
-    )  # in which 16 is 16.0 where floats are due
+    )  # a float written as 16 is 16.0 after this, so both spellings have one hash
     course = msgspec.to_builtins(read_back)
+    # Keys such as micro_batch_size stand in both: as the recipe has them, and as they count.
     for table in (course, course["stage"]):
         for key in BESIDE:
             table.pop(key, None)
     for key in TOLD_BY_THE_STEP:
         course["stage"].pop(key, None)
     if isinstance(spec.stage, Merge):
-        course["stage"]["max_kl"] = None  # how near is near enough changes no weight
+        course["stage"]["max_kl"] = None  # the tolerance of the check changes no weight
     for table in course["data"].values():
         for key in [key for key, default in ADDED_TO_DATA.items() if table[key] == default]:
             del table[key]
         if table["overlong"] is None and table["format"] != "text":
             table["overlong"] = "truncate"
-    if course["adapter"].get("experts") is False:  # a key that came later, at what it changes nothing with
+    if course["adapter"].get("experts") is False:  # newer than some runs: its default must not change their hash
         del course["adapter"]["experts"]
     return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
 

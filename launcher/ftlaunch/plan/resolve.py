@@ -76,6 +76,7 @@ def resolve(recipe: Recipe) -> list[ResolvedStage]:
     for index, stage in enumerate(recipe.stage):
         trained = [other for other in stages if isinstance(other.stage, Training)]
         named = tuple(other for other in trained if stage.start in (other.index, other.stage.__struct_config__.tag))
+        # isinstance(…, ()) is False for everything: other stages pass over none.
         passed_over = Reward if isinstance(stage, Ppo | Evaluate) else ()
         last = next((other for other in reversed(trained) if not isinstance(other.stage, passed_over)), None)
         before = last if stage.start is None else named[0] if len(named) == 1 else None
