@@ -27,7 +27,7 @@ def padded_because(folder: Path) -> str | None:
     config = _text_config(folder)
     # The text part of a multimodal config has a type such as "qwen3_5_text".
     family = str(config.get("model_type", "")).removesuffix("_text")
-    # Most families list the kinds of their layers in layer_types, Jamba and Zamba in layers_block_type.
+    # Most families list the kinds of their layers in layer_types, Zamba in layers_block_type.
     layers = {str(kind) for kind in config.get("layer_types") or config.get("layers_block_type") or ()}
     if family in STATEFUL or layers & STATEFUL_LAYERS:
         return f"{family} carries a state from token to token, which would run on into the next row"

@@ -82,6 +82,7 @@ class Slurm:
         try:
             submitted = submit.submit(run, runs.read_plan(run), dependency(after))
         except UserError as error:
+            # A job of a submission on record may still start, and learns from this folder that it must leave.
             if fresh and not run.submission.exists():
                 discard(run)
                 error.remedy = (

@@ -14,11 +14,13 @@ CARRIED = re.compile(
 
 def carried() -> dict[str, str]:
     """Variables of this process that stages are given."""
+    # HF_TOKEN also matches CARRIED; secrets reach the nodes by the user's own login files instead.
     return {name: os.environ[name] for name in sorted(os.environ) if CARRIED.fullmatch(name) and not names_secret(name)}
 
 
 def not_heeded() -> str | None:
     """A line about variables that would have sbatch ask for something else than was planned; None where none is set."""
+    # sbatch lets SBATCH_PARTITION override the script's #SBATCH line, so `leading_to` hides such variables.
     if not (found := sorted(name for name in os.environ if name.startswith("SBATCH_"))):
         return None
     one = len(found) == 1

@@ -15,6 +15,7 @@ def ask_to_stop(run: RunDir) -> str | None:
     Says why where the queue cannot be reached: then they leave as soon as they start.
     """
     step = next(stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists())
+    # Before the queue is asked: a job that starts in between finds the file and leaves.
     write_atomic(step.stop, STOP)
     return _end(run, lambda entry: entry.state == "PENDING")
 

@@ -40,6 +40,7 @@ class Check(Struct, frozen=True, kw_only=True):
 
 def examine(cluster: Cluster, nodes: int) -> Iterator[Check]:
     """Check after check, as each is done; the later ones need the earlier, and where these fail are left out."""
+    # Not in /tmp, which each node has for itself.
     folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-doctor-", dir=Path.cwd()))
     try:
         for look in (_controller, _accounting):
@@ -93,6 +94,7 @@ def _probe(job: NodeJob) -> str:
     """Have every node looked at, soon and shortly, and return what the job said where one was not."""
     folder, cluster = job.run_dir.path, job.cluster
     write_atomic(folder / probe.TOKEN, secrets.token_hex())
+    # The time limit of a [stage.sft] table would win over the short one below.
     stages = {kind: msgspec.structs.replace(own, time_limit=None) for kind, own in cluster.stage.items()}
     soon = msgspec.structs.replace(cluster, time_limit=TIME_LIMIT, signal_lead=SIGNAL_LEAD, stage=stages)
     try:
@@ -106,6 +108,7 @@ def _read(folder: Path) -> tuple[list[Finding], list[float]]:
     """What the nodes found, and how far each node's clock is from the file system's (seconds)."""
     files = sorted(folder.glob("node*.json"))
     findings = [msgspec.json.decode(file.read_bytes(), type=Finding) for file in files]
+    # The file server sets st_mtime by its clock; the node wrote its own into the finding.
     skews = [abs(file.stat().st_mtime - finding.time) for file, finding in zip(files, findings, strict=True)]
     return findings, skews
 

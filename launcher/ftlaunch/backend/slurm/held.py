@@ -36,6 +36,7 @@ KILL_SECONDS = 30.0
 GONE_SECONDS, GONE_POLL_SECONDS = 60.0, 2.0
 """Tasks whose driver was killed may take so long to save and leave."""
 SET_PARENT_DEATH_SIGNAL = 1
+# SLURM_JOB_CPUS_PER_NODE reads "8(x2),4": eight CPUs on two nodes, four on one.
 CPUS = re.compile(r"(\d+)(?:\(x\d+\))?")
 
 
@@ -55,6 +56,7 @@ class Allocation:
 def allocation() -> Allocation | None:
     """The nodes of the SLURM job that this process runs in; None outside of any, and in a stage's own job."""
     job = os.environ.get("SLURM_JOB_ID")
+    # The batch scripts of stages export SUBMITIT_EXECUTOR; a shell of salloc or sbatch has none.
     if job is None or "SLURM_JOB_NODELIST" not in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
         return None
     cpus = [int(found) for found in CPUS.findall(os.environ.get("SLURM_JOB_CPUS_PER_NODE", "1"))]
@@ -107,6 +109,7 @@ def _await_end_of_steps(run: RunDir, display: Display) -> None:
     """
     newest = [attempts[-1] for stage_dir in run.stage_dirs() if (attempts := stage_dir.all_attempts())]
     made_by = [read_made_by(one) for one in newest if not one.ended.exists()]
+    # Tasks on held nodes are "1234.5", step 5 of job 1234; a stage's own job has no dot.
     for job in [one.job for one in made_by if one is not None and "." in one.job]:
         deadline = time.monotonic() + GONE_SECONDS
         while job in queue.call(["squeue", "--noheader", "--format=%i", f"--steps={job}"], Cluster()).stdout.split():
@@ -140,6 +143,7 @@ class _Driver:
             log = stage_dir.jobs / f"held-{self.held.job}-{before + 1}.log"
             self._srun(planned, stage_dir, nodes, log)
             ended = _ended(stage_dir, before)
+            # Only lost nodes need another srun: otherwise the tasks restart the ranks themselves, in place.
             if ended is None or ended.cause != "failed" or not ended.restarted or not ended.lost:
                 return self._report(stage_dir, before, ended, log, duration(time.time() - began))
             lost |= {*ended.lost}
@@ -151,6 +155,7 @@ class _Driver:
             "--ntasks-per-node=1",
             f"--nodelist={','.join(nodes)}",
         ]
+        # The user's own shell may be a step that holds the CPUs; without --overlap this one would wait for it.
         how = ["--overlap", f"--cpus-per-task={self.held.cpus}", "--kill-on-bad-exit=1", "--wait=60", "--export=ALL"]
         python = [sys.executable, "-u", "-P", "-m", "ftlaunch.backend.slurm.held_task", str(stage_dir.path)]
         metrics = MetricsTail(stage_dir.metrics, since=time.time())
@@ -176,6 +181,7 @@ class _Driver:
                 self.display.say(f"{stage_dir.name}  saving and stopping")
             if self.interrupts.wish == "kill" and killed is None:
                 killed = time.monotonic()
+                # Tasks read this and end their ranks. srun is killed only where that takes too long.
                 write_atomic(stage_dir.stop, CANCEL)
             if killed is not None and time.monotonic() - killed > KILL_SECONDS:
                 process.kill()

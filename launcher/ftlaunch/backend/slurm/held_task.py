@@ -35,6 +35,7 @@ class HeldTask(NodeTask):
 
     @property
     def meeting(self) -> int:
+        # All steps of a held job have its id, and runs in two of them may share a node.
         return int(self.slurm.job_id) + STEP_STRIDE * int(os.environ["SLURM_STEP_ID"])
 
     @property
@@ -55,6 +56,6 @@ class HeldTask(NodeTask):
 
 
 if __name__ == "__main__":
-    # Of the nodes that are held, a stage may be given some.
+    # submitit reads the nodes of the job, of which this stage may have been given only some.
     os.environ["SLURM_JOB_NODELIST"] = os.environ["SLURM_STEP_NODELIST"]
     run_task(HeldTask(StageDir(Path(sys.argv[1])), PreemptionSignals()))

@@ -67,8 +67,10 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
     if entry and entry.alive:
         state, note = _alive(entry)
         return state, _cut_short(stage_dir) or note
+    # Only now: a live job that was asked to stop is still saving.
     if (asked := stage_dir.stop_reason()) not in (None, REQUEUE):
         return _as_asked(stage_dir, asked)
+    # The folder comes before SLURM, which knows an exit code where the attempt knows the error.
     if told := _told(stage_dir, entry):
         return told
     if is_first or entry:
@@ -184,6 +186,7 @@ def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
     makers = {msgspec.json.decode(file.read_bytes(), type=_MadeBy).job for file in made}
     outputs = [(id, stage_dir.job_output(id)) for id in job.ids if stage_dir.job_output(id).exists()]
     known = entry is not None and (entry.state in BROKEN or entry.reason == "JobLaunchFailure")
+    # A job that made an attempt has left its errors there.
     if makers & {*job.ids} or not (outputs or known):
         return None
     id, output = outputs[-1] if outputs else (job.id, stage_dir.job_output(job.id))

@@ -42,6 +42,7 @@ class NodeReport(Struct, frozen=True, kw_only=True):
 
 def start_file(stage_dir: StageDir, made_by: MadeBy, number: int) -> Path:
     """Where a job's first node says what the others are to do, counted from 0 over the starts inside the job."""
+    # "1234.0.2.json" is the third start in job 1234 before any requeue: old notices are never read again.
     return stage_dir.jobs / f"{made_by.job}.{made_by.restart}.{number}.json"
 
 

@@ -38,6 +38,7 @@ class NodeJob:
         self.stage_dir.jobs.mkdir(parents=True)
         write_json(self.run_dir.plan, self.plan)
         write_json(self.run_dir.cluster, cluster)
+        # The batch script puts this copy on PYTHONPATH, as a stage's does.
         snapshot.take_packages(self.run_dir)
 
     @property
@@ -92,6 +93,7 @@ class NodeJob:
         deadline = None if seconds is None else time.monotonic() + seconds
         while deadline is None or time.monotonic() < deadline:
             sync(self.run_dir.path)
+            # SLURM is asked before the folder, so that an answer written just before the job's end counts.
             entry = self.entry
             if is_done():
                 return ""

@@ -105,6 +105,7 @@ class NodeTask(StageJob):
             if (code := self._refusal()) is not None:
                 self.following = self._take_over() if code == DONE else None
                 return code
+            # What is left here says "requeue", or `_refusal` had returned: ranks would leave at their first step.
             self.stage_dir.stop.unlink(missing_ok=True)
             self._submit_rest()
             while (ended := self._attempt()).in_place:
@@ -128,6 +129,7 @@ class NodeTask(StageJob):
 
     def _let_go(self) -> None:
         """Have the other nodes leave, which wait for what comes next, or turn to the stage that follows."""
+        # Workers have read this number's notice already, unless the start failed before it was written.
         if self.start_file.exists():
             self.starts += 1
         messages.tell(self.start_file, HeadNotice(attempt=None, following=self.following))
@@ -162,7 +164,7 @@ class NodeTask(StageJob):
             if stage_dir.name < self.stage_dir.name and not stage_dir.result.exists()
         ]
         given_up = self.cluster.restart == "successor" and (before := self._before()) and not before[-1].restarted
-        # A job that waits to take over is also let go where the one that it would take over from was never started.
+        # A successor leaves too if the job before it was given up, or never started because an earlier stage failed.
         return STAGE_FAILED if unfinished or given_up else None
 
     def _is_on_record(self) -> bool:
@@ -184,6 +186,7 @@ class NodeTask(StageJob):
         said = read_outcome(self.stage_dir, attempt)
         if isinstance(said, Done | Stopped):
             return said
+        # `_poll` kills a hung attempt or a cancelled one.
         if ended.killed and not attempt.hung.exists():
             return Stopped(reason=CANCEL)
         mine = self._verdict(attempt, ended)
@@ -197,6 +200,7 @@ class NodeTask(StageJob):
         killed = [verdict.killed for verdict in (mine, *others.values()) if verdict.killed]
         said = said or tell_death(attempt, ended.exit_code)
         assert isinstance(said, Failure)
+        # Peers of a killed rank report broken connections; the kill is the cause.
         if killed and restart_policy.is_peer_error(said):
             return killed[0]
         return name_cause(said, attempt)
@@ -219,7 +223,7 @@ class NodeTask(StageJob):
     def run_as_worker(self) -> int:
         """Do as the first node says. Whatever becomes of the processes here, that one decides what it means."""
         while (start := self._hear_start()).attempt is not None:
-            if self.rank >= len(self.nodes):  # to spare: its leaving would have srun end the others
+            if self.rank >= len(self.nodes):  # a spare node stays: if it left, srun --wait would end the others
                 self.starts += 1
                 continue
             attempt = Attempt(self.stage_dir.attempts / str(start.attempt), self.rank)
@@ -233,6 +237,7 @@ class NodeTask(StageJob):
             write_json(attempt.verdict(self.rank), verdict)
             self.starts += 1
         self.following = start.following
+        # DONE even after a failure: --kill-on-bad-exit would end the first node's task while it decides.
         return DONE
 
     def _hear_start(self) -> HeadNotice:
@@ -242,7 +247,7 @@ class NodeTask(StageJob):
         while not self.start_file.exists():
             if self.warnings.heard == signal.SIGTERM:
                 return HeadNotice(attempt=None)
-            self.warnings.heard = None  # of a time limit that is near the first node makes what is to be made
+            self.warnings.heard = None  # SIGUSR2 warns of the time limit, which the first node answers
             submission = queue.read_submission(self.run)
             if self.starts == 0 and time.monotonic() > deadline and (submission is None or submission.complete):
                 raise UserError(
@@ -258,9 +263,11 @@ class NodeTask(StageJob):
     def _attend(self, attempt: Attempt, start: HeadNotice) -> supervisor.ExitInfo:
         planned = self._as_here(start)
         watch = None
+        # Stages of other kinds take no optimizer steps, so their silence says nothing.
         if self.rank == 0 and isinstance(self.planned.spec.stage, Training):
             watch = HangWatch(self.stage_dir, self.cluster.hang_after)
         poll = partial(self._poll, attempt, watch)
+        # SLURM signals every process of a step, and `accelerate launch` would die of SIGUSR2 if it did not ignore it.
         return supervisor.supervise(
             planned, self.stage_dir, attempt, supervisor.environment(planned), poll, PreemptionSignals.NUMBERS
         )
@@ -274,6 +281,7 @@ class NodeTask(StageJob):
         cluster = self.cluster
         head = (start.address, start.port) if start.address and start.port else None
         variables: dict[str, str] = msgspec.json.decode(self.run.environment.read_bytes(), type=dict[str, str])
+        # torch elastic kills ranks 30 s after it has passed SIGTERM on; a save may need all of signal_lead.
         variables |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(cluster.signal_lead)}
         variables |= {"HF_HUB_OFFLINE": "1"} if cluster.offline else {}
         if head:
@@ -281,6 +289,7 @@ class NodeTask(StageJob):
         return msgspec.structs.replace(
             self.planned,
             command=launch_config.on_machine(self.planned.command, self.rank, head),
+            # The last one wins: neither shell nor profile may undo what the plan sets.
             env=variables | cluster.environment | self.planned.env,
         )
 

@@ -15,6 +15,7 @@ def notify(cluster: Cluster, stage_dir: StageDir, ended: AttemptRecord, *, is_la
     """Run the profile's line for the end of a run, whatever comes of it."""
     if cluster.notify is None or (ended.cause == "done" and not is_last):
         return
+    # A preempted stage that restarts never gets here; for the user, this one has stopped.
     state = "stopped" if ended.cause == "preempted" else ended.cause
     told = {"RUN": str(stage_dir.path.parent), "STAGE": stage_dir.name, "STATE": state, "REASON": ended.reason}
     variables = os.environ | {f"FTLAUNCH_{name}": value for name, value in told.items()}

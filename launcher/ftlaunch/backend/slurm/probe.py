@@ -105,6 +105,7 @@ def _listen(folder: Path, names: list[str], interface: list[str]) -> None:
     port = rendezvous.free_port(int(os.environ["SLURM_JOB_ID"]), 0)
     with socket.create_server((address, port)) as server:
         server.settimeout(MEET_SECONDS)
+        # Only while the socket listens: other nodes connect as soon as they see the file.
         write_json(folder / HEAD, [address, port])
         for _ in names[1:]:
             server.accept()[0].close()
@@ -126,6 +127,7 @@ def _reduce(folder: Path, rank: int, interface: list[str]) -> tuple[bool, str]:
     own = rendezvous.own_address([address], interface[0] if interface else None)
     if name := rendezvous.interface_of(own):
         variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    # -P keeps the working directory off sys.path, where a user's json.py would be imported instead.
     command = [sys.executable, "-P", "-m", f"{TRAINER}.distributed.all_reduce"]
     try:
         done = subprocess.run(
@@ -135,6 +137,7 @@ def _reduce(folder: Path, rank: int, interface: list[str]) -> tuple[bool, str]:
         return False, f"no answer for {REDUCE_SECONDS:g} s"
     if done.returncode:
         return False, (done.stderr.strip().splitlines() or ["no word"])[-1]
+    # Libraries may print lines of their own first.
     told = json.loads(done.stdout.splitlines()[-1])
     nccl = f" {told['nccl']}" if told["nccl"] else ""
     return True, f"{told['backend']}{nccl}, {told['seconds'] * 1000:.0f} ms for a million floats"

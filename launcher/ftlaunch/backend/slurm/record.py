@@ -23,6 +23,7 @@ def is_on_record(stage_dir: StageDir, job: str, is_over: Callable[[], bool] = la
         listed = record is not None and job in record.ids
         if listed and submission is not None and submission.complete:
             return True
+        # Another job was recorded, so the submission is at work and the wait begins again.
         if (now := _taken(run)) != seen:
             seen, since = now, time.monotonic()
         going_on = submission is not None and not submission.complete

@@ -38,6 +38,7 @@ def interface_of(address: str) -> str | None:
 def _source_towards(host: str) -> str:
     """The address that a packet from here to there would carry. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # On a UDP socket this only looks up the route; any port would do, and 9 is "discard".
         probe.connect((host, 9))
         return str(probe.getsockname()[0])
 
@@ -48,6 +49,7 @@ def _interfaces() -> dict[str, str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
+                # struct ifreq: a name of up to 15 bytes in 16, then sockaddr_in with the address in bytes 20 to 23.
                 answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
             except OSError:
                 continue  # it has none
@@ -57,6 +59,7 @@ def _interfaces() -> dict[str, str]:
 
 def free_port(job: int, restart: int) -> int:
     """A port that nothing here listens on, another one for each start of each job. UserError where all are taken."""
+    # A restart tries another port first, as connections of the last start may linger on its own.
     first = job * STRIDE + restart
     for port in (FIRST_PORT + (first + attempt) % PORTS for attempt in range(TRIES)):
         with socket.socket() as probe:

@@ -41,6 +41,7 @@ class Batch(SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
+        # submitit constructs no executor where srun is missing; a dry run needs no more than the script.
         return 2
 
     def text(self) -> str:
@@ -52,6 +53,7 @@ class Batch(SlurmExecutor):
         return [
             "setsid",
             sys.executable,
+            # Isolated and without site-packages: the helper needs the standard library alone.
             "-IS",
             "-c",
             READABLE,
@@ -67,6 +69,7 @@ class Batch(SlurmExecutor):
         text = string if isinstance(string, str) else string.decode(errors="replace")
         if not (found := ALONE.findall(text) or IN_WORDS.findall(text)):
             raise FailedSubmissionError(f"sbatch: error: it has told no job id, but {text.strip()[:500]!r}")
+        # A site's banner may hold numbers as well; sbatch's own line is the last.
         return found[-1]
 
 
@@ -112,6 +115,7 @@ def _number(value: float) -> str:
 def executor(plan: Plan, planned: PlannedStage, cluster: Cluster) -> Batch:
     """What submits a stage. Its folder of jobs is made as soon as it does."""
     run = RunDir(Path(plan.run_dir))
+    # In #SBATCH --output, SLURM expands %j and the like, and a backslash turns that off.
     if {*plan.run_dir} & {*"%\\"}:
         raise UserError(f"{run.path} holds a % or a backslash, which SLURM reads otherwise", "choose another --run-dir")
     made = Batch(run.stage_dir(planned.name).jobs, python=_python(run, planned, cluster))
@@ -142,6 +146,7 @@ def _parameters(run: RunDir, plan: Plan, planned: PlannedStage, cluster: Cluster
         "constraint": resources.constraint,
         "exclude": ",".join(cluster.exclude) or None,
         "nodes": planned.spec.parallel.nodes,
+        # One task per node: `accelerate launch` starts the ranks there.
         "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_node,
         "mail_user": cluster.mail,
@@ -154,6 +159,7 @@ def _parameters(run: RunDir, plan: Plan, planned: PlannedStage, cluster: Cluster
         "srun_args": _srun(run, resources, cluster),
         "additional_parameters": _flags(run, planned, resources, cluster),
     }
+    # Without an explicit None submitit writes --wckey=submitit, which a site may not know.
     return {key: value for key, value in options.items() if value is not None or key == "wckey"}
 
 
@@ -161,6 +167,7 @@ def _guarded(setup: list[str]) -> list[str]:
     """The profile's lines, the first of which that fails ends the job and is named; not what runs inside of them."""
     if not setup:
         return []
+    # BASH_SOURCE has several entries within a function or a sourced file, where a command may fail on purpose.
     on_error = 'code=$?; [ -n "$ftlaunch_ready" ] || [ ${#BASH_SOURCE[@]} -gt 1 ] || exit $code'
     told = 'echo "ftlaunch: setup ended the job with exit code $code at: $BASH_COMMAND" >&2'
     on_exit = f'code=$?; [ -n "$ftlaunch_ready" ] || {{ {told}; [ $code != 0 ] || exit 1; }}'
@@ -169,6 +176,7 @@ def _guarded(setup: list[str]) -> list[str]:
 
 def _last_words(run: RunDir, planned: PlannedStage, cluster: Cluster) -> list[str] | None:
     """What follows srun: a look whether it has killed tasks that could not see to the job any more."""
+    # Nothing to requeue: a successor takes over once this job has failed.
     if cluster.restart == "successor":
         return None
     folder = shlex.quote(str(run.stage_dir(planned.name).path))
@@ -216,6 +224,7 @@ def _flags(run: RunDir, planned: PlannedStage, resources: Resources, cluster: Cl
     flags: dict[str, Any] = {
         "chdir": str(run.path),
         "export": ",".join(EXPORTED),
+        # Later jobs would otherwise wait for ever (DependencyNeverSatisfied) after a failed stage.
         "kill-on-invalid-dep": "yes",
         "requeue" if cluster.restart == "requeue" else "no-requeue": True,
         "time": resources.time_limit,

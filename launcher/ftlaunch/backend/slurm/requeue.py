@@ -33,10 +33,12 @@ def requeue(job: str, lost: list[str], cluster: Cluster) -> None:
     """
     steps = [["scontrol", "requeue", job]]
     if lost:
+        # After the requeue: SLURM changes ExcNodeList of pending jobs only.
         steps.append(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*cluster.exclude, *lost])}"])
     for command in steps:
         _patiently(partial(_control, command, cluster))
     for number in PreemptionSignals.NUMBERS:
+        # So far these signals only set a flag; now SLURM's SIGTERM is to end this task.
         signal.signal(number, signal.SIG_DFL)
     time.sleep(LEAVE_SECONDS)
 

@@ -82,6 +82,7 @@ def objection_after_failure(failure: Failure, now: AttemptRecord, before: list[A
     if now.restart >= most:
         return f"it has been restarted {now.restart} times (max_restarts)"
     failed = [ended for ended in before if ended.cause == "failed"]
+    # Two failures at one step point to the data or the code, not to a node.
     if failed and failed[-1].step == now.step:
         where = "before its first step" if now.step is None else f"after step {now.step}"
         return f"it failed twice at the same place, {where}"
@@ -96,6 +97,7 @@ def objection_after_preemption(now: AttemptRecord, before: list[AttemptRecord], 
     """Why an attempt that SLURM wanted to end does not go on later; None where it does."""
     if now.restart >= most:
         return f"it has been restarted {now.restart} times (max_restarts)"
+    # Failed starts count as well: they made no checkpoint either.
     fruitless = 1 + len(list(takewhile(lambda ended: ended.checkpoint == now.checkpoint, reversed(before))))
     if fruitless > FRUITLESS:
         return f"{fruitless} starts in a row have made no checkpoint; allow more time_limit or signal_lead"

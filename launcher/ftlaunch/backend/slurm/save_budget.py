@@ -14,6 +14,7 @@ def longest_step(stage_dir: StageDir) -> float | None:
     """Seconds of the longest step so far, with the save or the evaluation after it; None where none was measured."""
     starts = sorted(one.process.stat().st_mtime for one in stage_dir.all_attempts() if one.process.exists())
     times = (entry["time"] for entry in read_jsonl(stage_dir.metrics) if "time" in entry)
+    # Between entries of two attempts lies time in the queue, so those pairs are left out.
     pauses = (after - before for before, after in pairwise(times) if bisect(starts, before) == bisect(starts, after))
     return max(pauses, default=None)
 

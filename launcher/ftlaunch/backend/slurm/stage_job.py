@@ -89,6 +89,7 @@ class StageJob:
 
     @cached_property
     def made_by(self) -> MadeBy:
+        # SLURM sets the variable from the first requeue on.
         return MadeBy(job=self.slurm.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
     @property
@@ -117,6 +118,7 @@ class StageJob:
         mine = [one for one in self.stage_dir.all_attempts() if messages.read_made_by(one) == self.made_by]
         if mine:
             return None if mine[-1].ended.exists() else mine[-1]
+        # A code of up to 128 is a task's own, and a start file means that the first node has come so far as to speak.
         if code <= SIGNALLED or self.start_file.exists() or not record.is_on_record(self.stage_dir, self.slurm.job_id):
             return None
         return self.stage_dir.new_attempt(self.made_by)
@@ -130,6 +132,7 @@ class StageJob:
         if isinstance(outcome, Failure):
             write_json(attempt.error, outcome)
             print(describe_failure(outcome), file=sys.stderr)
+        # A silent node may be dead, and a job that was warned ends soon: neither is fit for a restart in place.
         all_answer = isinstance(outcome, Failure) and not self.lost and not self.warnings.heard
         if not self._is_newest(attempt):
             ended = _given_up(ended, "a later attempt goes on without this one")
@@ -148,6 +151,7 @@ class StageJob:
         """Put the job back into the queue, which ends this process; come back, with the reason, where it cannot be."""
         try:
             state = requeue.job_state(self.run, self.slurm.job_id)
+            # In any other state SLURM is ending or requeueing the job by itself.
             if state == "RUNNING":
                 requeue.requeue(self.slurm.job_id, self.lost, self.cluster)
                 return ended

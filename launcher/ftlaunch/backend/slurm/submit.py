@@ -75,6 +75,7 @@ def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
         require_sbatch()
         cluster = queue.read_cluster(run)
         with StopSignals() as interrupts:
+            # First, as refuse_twice would take the jobs of a submission that was cut short for a run in the queue.
             clear_cut_short(run, cluster)
             refuse_twice(run)
             plan = _at_home(run, plan)
@@ -101,6 +102,7 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopS
     record = Submission(cluster=queue.cluster_name(cluster), complete=False)
     unfinished = [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]
     try:
+        # Before the first sbatch: a job that starts while `complete` is false waits, and leaves if we die here.
         write_json(run.submission, record)
         write_json(run.environment, carried())
         for planned in unfinished:
@@ -138,6 +140,7 @@ def _submit_all(
             try:
                 jobs.append(_submit_stage(stage_dir, batch, jobs, cluster, interrupts))
             except UserError as error:
+                # The first job submits the rest later on; without one nobody would.
                 if not jobs or not LIMIT.search(error.message):
                     raise
                 stage_dir.job.unlink(missing_ok=True)
@@ -284,6 +287,7 @@ def _submit_stage(
     job = Job(id=_hand_over(stage_dir, batch, interrupts), submitted=time.time(), after=after)
     write_json(stage_dir.job, job)
     for _ in range(cluster.successors if cluster.restart == "successor" else 0):
+        # "," means and: a successor starts only after every job before it has failed.
         batch.after = ",".join(f"afternotok:{id}" for id in job.ids)
         another = _hand_over(stage_dir, batch, interrupts)
         job = msgspec.structs.replace(job, successors=[*job.successors, another])
@@ -357,6 +361,7 @@ def leading_to(cluster: Cluster) -> Generator[None]:
     led = queue.environment(cluster)
     with clean_env():
         before = dict(os.environ)
+        # clean_env has dropped every variable with SLURM_ in front, SLURM_CONF included.
         os.environ.update(led)
         try:
             yield

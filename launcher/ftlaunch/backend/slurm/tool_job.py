@@ -37,6 +37,7 @@ def call(options: ToolOptions, cluster: Cluster) -> int:
     an answer.
     """
     require_sbatch()
+    # In the working directory, which the node shares; /tmp is its own.
     folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-tool-", dir=Path.cwd()))
     job = NodeJob(folder, cluster, 1, Merge() if isinstance(options, MergeOptions) else None)
     try:
@@ -72,6 +73,7 @@ class _Listener:
         self._say_why_not_yet()
         while lines := self._tail.read():
             for line in lines:
+                # submitit's own log lines begin with its name.
                 if not line.startswith("submitit "):
                     print(line, file=sys.stderr, flush=True)
         return done
