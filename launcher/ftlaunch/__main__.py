@@ -11,6 +11,7 @@ def main() -> None:
     The help is a file, which a test holds equal to what typer would say: importing typer takes longer than all of this.
     """
     asked = sys.argv[1:]
+    # Only these calls: `ftlaunch run --help` is for typer.
     if asked in ([], ["-h"], ["--help"]):
         with open(HELP, encoding="utf-8") as file:  # noqa: PTH123 (pathlib would have to be imported)
             (sys.stdout if asked else sys.stderr).write(file.read())

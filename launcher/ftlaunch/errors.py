@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+# 1 is left to Python, which exits with it after a traceback. 130 is 128 + SIGINT, as shells report it.
 DONE: Final = 0
 BAD_INPUT: Final = 2
 STAGE_FAILED: Final = 3
@@ -54,8 +55,10 @@ class RecipeError(UserError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
+        # `__str__` shows each problem with its remedy; these two are for callers that read only `message` and `remedy`.
         super().__init__("\n".join(problem.message for problem in problems), problems[0].remedy)
 
     def __str__(self) -> str:
+        # A single problem needs no count.
         head = [f"{len(self.problems)} problems"] if len(self.problems) > 1 else []
         return "\n".join([*head, *map(str, self.problems)])

@@ -16,6 +16,7 @@ CalibratorName = Literal["min-max", "moving-average", "percentile", "mse", "entr
 SavedDtype = Literal["bf16", "fp16", "fp32"]
 
 
+# Unknown fields are forbidden: launcher and trainer of two versions then stop instead of dropping an option.
 class ToolOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="tool"):
     """What a tool is called with."""
 
@@ -84,6 +85,7 @@ class ServeOptions(ToolOptions, frozen=True, kw_only=True, tag="serve"):
     """A second model, or "base": that of the first one."""
     host: str = "127.0.0.1"
     port: int = 8000
+    # msgspec copies an empty list for each struct, so no two of them share it.
     allow_host: list[str] = []
     batch_size: int = 8
     most_waiting: int = 64
@@ -96,6 +98,7 @@ class ServeOptions(ToolOptions, frozen=True, kw_only=True, tag="serve"):
 class EvaluateOptions(ToolOptions, frozen=True, kw_only=True, tag="evaluate"):
     """`ftlaunch eval`."""
 
+    # The recipe itself and not its file, which lacks what `--set` and `extends` gave.
     recipe: Recipe
     models: list[str]
     metrics: tuple[str, ...] = ("bleu", "nist", "coco_rouge_l")

@@ -7,6 +7,7 @@ from msgspec import Meta
 from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Kind, NonNegative, Positive, Text
 
 SUPER_WEIGHTS = "super-weights"
+# msgspec looks for a pattern anywhere in a text: the anchors make this one a rule for the whole of it.
 LAYERS = r"^((top|every):[1-9][0-9]*|super-weights)$"
 LAYERS_SAID = '"super-weights", "top:8" or "every:4", with any number of layers'
 
@@ -14,6 +15,7 @@ LAYERS_SAID = '"super-weights", "top:8" or "every:4", with any number of layers'
 class _Method(Kind, frozen=True, kw_only=True):
     """What is true of every kind."""
 
+    # msgspec makes no field of a ClassVar, so no recipe can set these.
     label: ClassVar[str]
     """The field's name for it."""
     rate: ClassVar[float]
@@ -27,6 +29,7 @@ class _Method(Kind, frozen=True, kw_only=True):
 class LowRank(_Method, frozen=True, kw_only=True):
     """What all adapters have that add a product of two narrow matrices to frozen weights."""
 
+    # The product is 0 at first: B, or AdaLoRA's singular values, begin as zeros.
     begins_as_base: ClassVar[bool] = True
     is_plain: ClassVar[bool] = False
     """Whether it is W + scale·BA and no more, as stacked experts, embeddings, rounded weights and vLLM want it."""
@@ -57,6 +60,7 @@ class LowRank(_Method, frozen=True, kw_only=True):
     @property
     def scale(self) -> float:
         """What the product B·A counts with."""
+        # Not the rank that a layer has left: each pruning of AdaLoRA would change the scale of what remains.
         return self.alpha / self.first_rank
 
 
@@ -126,6 +130,7 @@ class Adalora(LowRank, frozen=True, kw_only=True):
 
     @property
     def first_rank(self) -> int:
+        # 1.5 · rank rounded up, in whole numbers: 8 gives 12, and 5 gives 8.
         return self.initial_rank or -(-3 * self.rank // 2)
 
 
@@ -178,7 +183,9 @@ class Full(_Method, frozen=True, kw_only=True):
     """Full fine-tuning: no adapter, every weight of the model is trained."""
 
     label: ClassVar[str] = "full fine-tuning"
+    # 2e-4 for SFT with LoRA becomes 2e-5 where every weight is trained.
     rate: ClassVar[float] = 0.1
 
 
+# In this order messages list the kinds, and recipes/COMPATIBILITY.md has its rows.
 Adapter = Lora | Rslora | Dora | Pissa | Adalora | Prefix | Prompt | PTuning | Full

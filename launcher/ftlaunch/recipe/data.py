@@ -78,11 +78,13 @@ class Data(Table, frozen=True, kw_only=True):
     unfit: Literal["drop", "stop"] = "drop"
     """What happens where a row cannot be trained on, as it is empty, lacks a field or has no answer: it is left out,
     counted and shown, or nothing is trained at all."""
+    # Unlike `test` it may be 1: any number of unfit rows is left out then, as long as one fit row remains.
     unfit_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of unfit rows above which nothing is trained all the same. Blank rows of text, pairs without a better
     answer and rows that are too long do not count."""
     limit: Positive | None = None
     """Take at most so many rows."""
+    # TOML keeps the two apart: 1 is one row, and 1.0 would hold out every row, which lt=1 refuses.
     test: Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, lt=1)] = 0
     """Rows held out for evaluation, drawn with the recipe's seed: a count (100) or a fraction (0.05)."""
     test_by: Literal["row", "prompt"] = "row"

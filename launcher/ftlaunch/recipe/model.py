@@ -30,6 +30,7 @@ class Qat(Kind, frozen=True, kw_only=True):
     """Train the scales, too (LSQ, arXiv 1902.08153), instead of spanning the weights' range. Symmetric only."""
 
 
+# The class's name would give the tag "bit_linear".
 class BitLinear(Kind, frozen=True, kw_only=True, tag="bitlinear"):
     """BitNet b1.58: weights of -1, 0 and 1 times their mean magnitude, inputs in 8 bits by each token's largest
     (arXiv 2402.17764). A model that was not trained so loses much and needs many steps to recover."""
@@ -52,6 +53,7 @@ class Model(Table, frozen=True, kw_only=True):
     """Format of the frozen weights and of the arithmetic. Trained weights always keep an fp32 master copy.
     "auto" is "bf16" where the device computes it natively (a GPU of capability 8 or more, a CPU with AVX512-BF16 or
     AMX), else "fp16" on a GPU and "fp32" on a CPU. It is decided where the stage runs, and kept to its end."""
+    # A word, or a table of its own: quantization = "nf4", or [model.quantization] with kind = "qat".
     quantization: FewBits | Qat | BitLinear = "none"
     """"nf4" holds the frozen weights in 4 bits with double quantization (QLoRA, arXiv 2305.14314); "fp4" has another
     table of levels; "int8" is LLM.int8, with inputs in 8 bits but for the largest (arXiv 2208.07339). A table of kind

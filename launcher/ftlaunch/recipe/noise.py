@@ -31,6 +31,7 @@ Activation = Literal[
     "hard_tanh",
     "hard_sigmoid",
 ]
+# transformers' "gelu" is the exact function with erf, as here; only the approximation by tanh has another name.
 HIDDEN_ACT = {
     "sigmoid": "sigmoid",
     "tanh": "tanh",
@@ -42,6 +43,7 @@ HIDDEN_ACT = {
     "mish": "mish",
 }
 """What transformers calls those activations that a model's config may name."""
+# Both ends are refused: 0 would be no noise, and at 1 the factor 1 / (1 - p) is infinite.
 Probability = Annotated[float, Meta(gt=0, lt=1)]
 
 
@@ -58,6 +60,7 @@ class _Sited(Kind, frozen=True, kw_only=True):
     there. It goes with the artifact. golu is x·exp(-exp(-x)) (arXiv 2502.03654); prelu's slope stays 0.25."""
 
 
+# The class's name would give the tag "no_noise".
 class NoNoise(_Sited, frozen=True, kw_only=True, tag="none"):
     """No noise: y = a. The activation function may still be replaced."""
 
@@ -165,6 +168,7 @@ class Adversarial(_Annealed, frozen=True, kw_only=True):
     """Weight of the disturbed loss."""
 
 
+# _Sited, so without a schedule: the noise belongs to the function itself and does not fade during a stage.
 class Saturated(_Sited, frozen=True, kw_only=True):
     """An activation function with noise only where it saturates (Gulcehre et al. 2016, arXiv 1603.00391):
     alpha·h(x) + (1 - alpha)·u(x) + d(x)·s(x)·ξ, with h hard, u its linear part, Δ = h - u, d = -sgn(x)·sgn(1 - alpha)
@@ -206,6 +210,7 @@ def replaces(table: Noise) -> bool:
 
 def no_config_says(table: Noise) -> str | None:
     """Why a plain transformers folder cannot hold what a table has made of a model; None where it can."""
+    # Comes first, as `activation` is "hard_tanh" by default here and would get the less exact message below.
     if isinstance(table, Saturated):
         return f"transformers has no {table.activation} with Gulcehre's noise"
     if not replaces(table):

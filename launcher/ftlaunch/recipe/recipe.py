@@ -23,6 +23,7 @@ class Sweep(Table, frozen=True, kw_only=True):
 
     variants: dict[Name, list[Text]] = field(default_factory=dict[Name, list[Text]])
     """Name of a variant → settings as `--set` has them: dora = ["adapter.kind=dora", "adapter.rank=16"]."""
+    # A grid varies single values. A variant that changes several keys together is one of `variants`.
     grid: dict[Text, Annotated[list[bool | int | float | Text], Meta(min_length=1)]] = field(
         default_factory=dict[Text, list[bool | int | float | Text]]
     )
@@ -32,6 +33,7 @@ class Sweep(Table, frozen=True, kw_only=True):
 class Recipe(Table, frozen=True, kw_only=True):
     """A whole run: a model, what is done to it, on which data and on how many processes."""
 
+    # These three have no default. Only a recipe with `extends` may leave them to its base.
     name: Name
     """The run's name, and its folder's: runs/NAME."""
     model: Model

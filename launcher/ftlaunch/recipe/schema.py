@@ -40,6 +40,7 @@ def _documentation() -> dict[str, dict[str, str]]:
     ]
     for node in nodes:
         if isinstance(node, ast.ClassDef):
+            # Parents stand above their children in a module, so their strings are collected by now.
             parents = [parent.id for parent in node.bases if isinstance(parent, ast.Name)]
             inherited = {key: text for parent in parents for key, text in documents.get(parent, {}).items()}
             documents[node.name] = inherited | _field_strings(node)
@@ -71,11 +72,14 @@ def _plain(node: Any) -> Any:
 
 
 def _plain_object(node: Node) -> Node:
+    # "discriminator" is a word of OpenAPI, which JSON Schema does not know.
     plain: Node = {key: _plain(value) for key, value in node.items() if key != "discriminator"}
     if "prefixItems" in plain:
+        # A tuple such as `betas`: 2020-12 lists its places under "prefixItems", draft 7 under "items".
         plain |= {"items": plain.pop("prefixItems"), "additionalItems": False}
     if isinstance(plain.get("additionalProperties"), dict):
         plain.setdefault("propertyNames", NAME)
+    # The ellipsis stands for "no default", since the default null means something else: TOML cannot write it.
     if plain.get("default", ...) is None:
         del plain["default"]
     return _without_null(plain)
@@ -86,6 +90,7 @@ def _without_null(node: Node) -> Node:
         return node
     options = [option for option in node["anyOf"] if option != {"type": "null"}]
     rest = {key: value for key, value in node.items() if key != "anyOf"}
+    # Without null a single option may be left, which needs no anyOf around it.
     return {**rest, **options[0]} if len(options) == 1 else {**rest, "anyOf": options}
 
 
@@ -96,5 +101,6 @@ def _describe(node: Node, strings: dict[str, str]) -> Node:
         # Draft 7 ignores what stands beside a $ref.
         wrapped = {"allOf": [schema]} if "$ref" in schema else schema
         described = {"description": strings.get(name, node["description"])}
+        # Merged twice: the left one puts the description first, the right one keeps a type's own from replacing it.
         properties[name] = described | wrapped | described
     return {**node, "properties": properties}

@@ -9,6 +9,7 @@ from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.noise import Noise
 from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Kind, Name, NonNegative, Positive, Table, Text
 
+# rules.compatibility finds the paged optimizers by their prefix, and the ZeRO strategies by theirs.
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 
@@ -59,6 +60,7 @@ class Parallel(Table, frozen=True, kw_only=True):
 class Training(Kind, frozen=True, kw_only=True):
     """What every training stage has."""
 
+    # Only for LoRA: `Adapter.rate` adapts it, and full fine-tuning gets a tenth of it.
     lora_rate: ClassVar[float]
     """Peak learning rate that suits it with LoRA when the recipe names none."""
     has_head: ClassVar[bool] = False
@@ -172,6 +174,7 @@ class Dpo(Pairwise, frozen=True, kw_only=True):
     SLiC's (arXiv 2305.10425); "robust" undoes the bias of labels wrong at the rate label_smoothing (2403.00409)."""
     beta: Above0 = 0.1
     """Strength of the pull towards the reference."""
+    # Below 0.5: "robust" divides by 1 - 2·label_smoothing, and half of the labels wrong teach nothing.
     label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
     """Probability that a pair's label is wrong, for "sigmoid" (conservative DPO) and "robust"."""
     sft_weight: AtLeast0 = 0.0
@@ -265,6 +268,7 @@ class Ppo(Training, frozen=True, kw_only=True):
     """Lay rows end to end in scoring and training instead of padding them. The loss is the same."""
 
 
+# A Kind but no Training: rules about data, batches and learning rates never see it.
 class Merge(Kind, frozen=True, kw_only=True):
     """Folds the adapter into the base and checks the result against the adapter model."""
 
@@ -299,6 +303,7 @@ class Evaluate(Kind, frozen=True, kw_only=True):
 
     data: Name
     """Name of a [data.NAME] table. Its rows held out are asked; all of them where `test` is 0."""
+    # msgspec copies an empty list for each struct and refuses any other as a default: hence the factory.
     metrics: Annotated[list[Text], Meta(min_length=1)] = field(default_factory=lambda: ["bleu", "nist", "rouge"])
     """bleu, chrf, nist, cider, rouge, coco_rouge_l, exact_match, token_f1, token_position_match, final_number (GSM8K),
     perplexity, multiple_choice, preference_accuracy; or a file or folder with a metric of the `evaluate` library, or

@@ -6,6 +6,7 @@ from msgspec import field
 
 from ftlaunch.recipe.types import Table, Text
 
+# The trackers that accelerate can start; ftlaunch itself talks to none of them.
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet", "swanlab"]
 
 

@@ -11,8 +11,11 @@ NonNegative = Annotated[int, Meta(ge=0)]
 Above0 = Annotated[float, Meta(gt=0)]
 AtLeast0 = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
+# An empty text would be a path, a field or a template that names nothing.
 Text = Annotated[str, Meta(min_length=1)]
+# load.messages quotes this where a name is wrong: the pattern itself would help no user.
 WORD = "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit"
+# Names become folders (runs/NAME), where one that begins with a dot is hidden and one with a dash reads as an option.
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, description=WORD)]
 
 
@@ -21,6 +24,7 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def _snake_case(name: str) -> str:
+    # LockedDropout → locked_dropout, PTuning → p_tuning.
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 

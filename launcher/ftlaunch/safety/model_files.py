@@ -76,6 +76,7 @@ def shard_names(folder: Path) -> list[str]:
     if (folder / INDEX).exists():
         index = _read(folder / INDEX)
         named = index.get("weight_map") if isinstance(index, dict) else None
+        # weight_map is tensor → file, so most files are named many times.
         return sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
     return [WEIGHTS] if (folder / WEIGHTS).exists() else []
 
@@ -111,6 +112,7 @@ def _demands(value: Json) -> Iterator[tuple[str, str]]:
 
 
 def _demand(key: str, value: Json) -> str | None:
+    # `"auto_map": {}` and `"trust_remote_code": false` ask for nothing.
     if not value:
         return None
     if key == "auto_map":
@@ -119,6 +121,7 @@ def _demand(key: str, value: Json) -> str | None:
         return "which sets a library's internals and can make it fetch code (CVE-2026-4372)"
     if key == "trust_remote_code":
         return "which would let a model that it names run code (CVE-2026-5241)"
+    # "sdpa" is built in; "kernels-community/flash-attn" would be fetched and run.
     if key in IMPLEMENTATIONS and any("/" in name for name in _texts(value)):
         return "which loads a compiled kernel from the hub"
     if key == "megatron_config" or (key == "auto_mapping" and not _is_known_library(value)):
@@ -127,17 +130,20 @@ def _demand(key: str, value: Json) -> str | None:
 
 
 def _texts(value: Json) -> list[str]:
+    # A model of several parts may have one for each: {"text_config": "sdpa", "vision_config": "eager"}.
     return [text for text in (value.values() if isinstance(value, dict) else [value]) if isinstance(text, str)]
 
 
 def _is_known_library(mapping: Json) -> bool:
     named = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    # With a dot at the end, as "peft_other.module" begins with "peft", too.
     return named is None or f"{named}.".startswith(PEFT_IMPORTS)
 
 
 def _require_names_inside(folder: Path) -> None:
     """An index may name files beside it and no others."""
     for name in shard_names(folder):
+        # "../other/x.safetensors" and absolute paths lead to files that nobody has checked.
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(
                 f"{folder / INDEX} names {name!r}, which is no safetensors file beside it", "get the model anew"
@@ -145,6 +151,7 @@ def _require_names_inside(folder: Path) -> None:
 
 
 def _require_no_pickle(folder: Path) -> None:
+    # An adapter's folder may hold a model.safetensors as well, which would not make a pickled adapter safe.
     is_adapter = (folder / ADAPTER_CONFIG).exists()
     if (folder / ADAPTER_WEIGHTS).exists() if is_adapter else has_safetensors(folder):
         return

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO, cast
 
+# As long as the shortest secret: a longer one would overwrite what `redact_file` has not read yet.
 HIDDEN = "[secret]"
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|KEY", re.IGNORECASE)
 HARMLESS_NAME = re.compile(r"(?:_FILE|_PATH|_DIR|_ID|_SOCK)$|^TOKENIZERS_", re.IGNORECASE)
@@ -45,6 +46,7 @@ SETTING = (
 
 def redact(text: str) -> str:
     """The text with every secret replaced by "[secret]"."""
+    # Only SETTING has the group `kept`: of HF_TOKEN=abc… the name stays readable.
     return _pattern().sub(lambda found: f"{found['kept'] or ''}{HIDDEN}", text)
 
 
@@ -73,6 +75,7 @@ def redact_file(path: Path) -> None:
 
 
 def _text(line: bytes) -> str:
+    # Bytes that are not UTF-8 come back unchanged when the line is encoded again.
     return line.decode(errors="surrogateescape")
 
 
@@ -93,6 +96,7 @@ class RedactedStream:
 
     def write(self, text: str, /) -> int:
         held = self._held + text
+        # "\r" ends a line as well, since a progress bar writes no "\n" until it is full.
         end = max(held.rfind("\n"), held.rfind("\r")) + 1
         self._held = held[end:]
         if end:
@@ -123,6 +127,7 @@ def _values(environment: Mapping[str, str]) -> Iterator[str]:
     for name, value in environment.items():
         if len(value) < SHORTEST or not names_secret(name):
             continue
+        # API_KEY=/home/me/key.txt names a file, and its path is no secret.
         if not (value.startswith("/") and Path(value).exists()):
             yield value
 
@@ -149,6 +154,7 @@ def _base64_forms(value: bytes) -> Iterator[str]:
     from base64 import b64encode, urlsafe_b64encode
 
     for before, first in ((0, 0), (1, 2), (2, 3)):  # bytes before it, and characters that they are part of
+        # A character stands for 6 bits: the last one may already hold bits of what follows the value, and is left out.
         end = (before + len(value)) * 8 // 6
         for encode in (b64encode, urlsafe_b64encode):
             yield encode(b"\0" * before + value).decode()[first:end]

@@ -26,12 +26,14 @@ def require(path: Path, *, deep: bool = False) -> None:
     seen: set[Path] = set()
     for each in _loaded(path, seen, deep=deep):
         _require_owner(each)
+    # Only now: `seen` is complete once the generator above has ended.
     for above in {above for each in seen for above in each.parents}:
         _require_unswappable(above)
 
 
 def write_for_ourselves() -> None:
     """From now on this process and its children make nothing that others may write, whatever the umask was."""
+    # A umask can only be read by setting one. A stricter one of the user's is kept.
     os.umask(os.umask(0o022) | 0o022)
 
 
@@ -58,6 +60,7 @@ def _loaded(path: Path, seen: set[Path], *, deep: bool) -> Iterator[Path]:
 def _require_owner(path: Path) -> None:
     try:
         status = path.stat()
+    # A link that leads nowhere, or a file removed since it was listed: there is nothing to load.
     except FileNotFoundError:
         return
     if status.st_uid not in (os.geteuid(), ROOT):
