@@ -6,7 +6,7 @@ from msgspec import field
 
 from ftlaunch.recipe.types import Table, Text
 
-# The trackers that accelerate can start; ftlaunch itself talks to none of them.
+# accelerate has a class for each of these, and the trainer sends metrics through it.
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet", "swanlab"]
 
 

@@ -33,6 +33,7 @@ __all__ = [
 PAIRED: Final = ("preference", "ratings")
 """Formats whose rows hold a better and a worse answer."""
 
+# So much is read within seconds, before a run starts. The trainer checks the rows below that as it reads them.
 CHECKED_ROWS: Final = 20_000
 CHECKED_BYTES: Final = 64 * 2**20
 
@@ -46,7 +47,9 @@ def for_evaluation(data: Data) -> Data | None:
     """The data table of the rows that `eval` names; None where it names none."""
     if data.eval is None:
         return None
+    # These keys are about training rows: nothing is held out of rows for evaluation, and all of them count.
     alone = replace(data, eval=None, test=0, test_by="row", limit=None)
+    # Loading the recipe has made a file or folder absolute. What has no slash is a split of the same data set.
     is_path = "/" in data.eval or data.eval.endswith(ENDINGS)
     return replace(alone, path=data.eval, split="train") if is_path else replace(alone, split=data.eval)
 
@@ -75,6 +78,8 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         for where, row in islice(_sample(data), data.limit):
             seen += 1
             fields |= row.keys()
+            # Unfit is a DataError, too: one row that is unfit is counted here, while any other DataError ends the
+            # reading.
             try:
                 _check_row(data, row, where, only_prompts=only_prompts)
             except Unfit as error:
@@ -82,6 +87,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     except DataError as error:
         found.problems.append((error.where, error.problem, error.remedy))
     if seen:
+        # In front of what ended the reading: these are about earlier rows.
         found.problems[:0] = [*_misspelt(data, fields), *_problems(data, unfit, seen)]
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
@@ -113,6 +119,7 @@ def _problems(data: Data, unfit: UnfitRows, seen: int) -> Iterator[tuple[str, st
                 f"{first.problem} (in {count} of {seen} rows read)",
                 remedy(first, data, every=count == seen),
             )
+    # Excused rows are never too many, but here nothing else is left.
     elif sum(unfit.every().values()) == seen:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in unfit.every().items())
         yield data.path, f"none of the {seen} rows read can be trained on: {reasons}", "look at the rows"

@@ -18,6 +18,7 @@ def row_format(data: Data) -> str:
 
 def text_of(data: Data, row: Row, where: str) -> str:
     """The text of a row of format "text". Raises Unfit; that a text is blank is no mistake."""
+    # A text without content is no mistake. A field that is missing or null is one, which text_at reports.
     if is_blank(row, (data.text_field,)) and isinstance(row.get(data.text_field), str):
         raise Excused(where, f"field {data.text_field} is blank", "blank rows are left out")
     return text_at(row, (data.text_field,), where)
@@ -41,6 +42,7 @@ def finished(conversation: Conversation, data: Data, row: Row, where: str) -> Co
     """The turns, after `data.system` where they have no system turn. Raises Unfit where they cannot be trained."""
     if data.system is not None and conversation.turns[0]["role"] != "system":
         system = fill(data.system, row, where)
+        # "{system?}" is empty in a row without a system text, which then gets no system turn.
         conversation = conversation.with_system(system) if system.strip() else conversation
     _judge(conversation, data, where)
     return conversation
@@ -58,6 +60,7 @@ def answer(text: str) -> Turn:
 
 def _from_prompt(data: Data, row: Row, where: str) -> Conversation:
     asked = _side(row, "prompt", data.prompt, user, where)
+    # A recipe that gives only the prompt's template wants prompts alone, even if rows have a field "completion".
     if data.completion is None and (data.prompt is not None or "completion" not in row):
         return asked
     return asked.followed_by(_side(row, "completion", data.completion, answer, where))
@@ -92,6 +95,7 @@ def _history(row: Row, where: str) -> list[Turn]:
         return []
     turns: list[Turn] = []
     for index in range(len(value_at(row, ("history",), where))):
+        # Paths are texts, indices too, as in a template: {history[0][1]}.
         first, second = (text_at(row, ("history", str(index), side), where) for side in ("0", "1"))
         turns += [user(first), answer(second)]
     return turns
@@ -107,6 +111,7 @@ def _from_messages(data: Data, row: Row, where: str) -> Conversation:
     return message_turns(row, list_field(data, row), where)
 
 
+# Rows of pairs are read by rows.pairs, and plain text has no turns.
 _READERS: dict[str, Callable[[Data, Row, str], Conversation]] = {
     "prompt": _from_prompt,
     "unpaired": _from_prompt,
@@ -129,6 +134,7 @@ def _judge(conversation: Conversation, data: Data, where: str) -> None:
     if spoken[-1] != "assistant":
         remedy = 'cut the row after its last assistant turn, or train everything with train_on = "all"'
         raise Unfit(where, f"the last turn is {spoken[-1]}, not assistant: there is no answer to train", remedy)
+    # `untrained` counts the system turn, so the last turn is len(roles) - 1, not len(spoken) - 1.
     if data.train_on == "answer" and len(roles) - 1 in conversation.untrained:
         remedy = 'give it weight 1, leave the row out, or train the other answers with train_on = "assistant"'
         raise Unfit(where, "the last answer has weight 0", remedy)

@@ -22,6 +22,7 @@ SPLITS = {
 }
 """Words in the names of files and folders → the split that they mark, as on the hub."""
 
+# train-00000-of-00002.parquet; older files of the hub have a hash at the end.
 SHARD = re.compile(r"(?P<split>\w+)-\d+-of-\d+(?:-\w+)?")
 
 _SUPPORTED = (
@@ -40,11 +41,13 @@ def is_local(path: str) -> bool:
 
 def is_pattern(path: str) -> bool:
     """Whether the path stands for all files that it matches, and for none by its very name."""
+    # Brackets may simply be part of a name: "data[1].jsonl".
     return glob.has_magic(path) and not Path(path).exists()
 
 
 def kind_of_file(path: Path) -> str:
     """The ending that tells what a file holds, as in `.csv` of facts.csv.gz; "" where it is not known."""
+    # facts.csv.gz has two endings that count, facts.v2.csv only one.
     ends = [suffix.lower() for suffix in path.suffixes[-2:]]
     kind = ends[-2] if len(ends) == 2 and ends[-1] in PACKED else ends[-1] if ends else ""
     return kind if kind in KINDS else ""
@@ -67,11 +70,13 @@ def data_files(path: Path, split: str = "train") -> list[Path]:
         if not kind_of_file(path):
             raise DataError(str(path), f"files of kind {path.suffix!r} are not read", _SUPPORTED)
         return [path]
+    # `save_to_disk` puts these two files into a data set's folder, and dataset_dict.json above several splits.
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return _saved(path)
     if (path / "dataset_dict.json").is_file():
         return _saved_split(path, split)
     found = _inside(path)
+    # Next to other data a .txt is mostly a note, so texts count only in a folder without anything else.
     texts = [file for file in found if kind_of_file(file) == ".txt"]
     return _of_split([file for file in found if file not in texts] or texts, path, path, split)
 
@@ -120,6 +125,7 @@ def _mark(file: Path) -> str | None:
     if shard := SHARD.fullmatch(stem):
         return SPLITS.get(shard["split"].lower(), shard["split"])
     for part in (stem, *reversed(file.parts[:-1])):
+        # Whole words only: "latest" and "contest" contain "test" and mark nothing.
         marks = [SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS]
         if marks:
             return marks[0]
@@ -130,6 +136,7 @@ def _saved(folder: Path) -> list[Path]:
     """The files of a data set that was saved with `save_to_disk`."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        # Not every .arrow file in the folder: `datasets` keeps its cache-….arrow files there, too.
         files = [folder / str(one["filename"]) for one in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(str(folder / "state.json"), f"cannot be read: {error}", "save the data set again") from error

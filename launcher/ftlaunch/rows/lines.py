@@ -16,6 +16,7 @@ LONGEST_LINE: Final = 8 * 2**20
 PIECE: Final = 2**20
 """Bytes of a larger piece."""
 POINTER = b"version https://git-lfs.github.com/spec/"
+# Four bytes at most, as many as `Lines._open` reads.
 PACKED = {
     b"\x1f\x8b": ("is packed with gzip, which its name does not tell", "rename it so that it ends in .gz"),
     b"PK\x03\x04": ("is a zip archive, as sheets of Excel are", "unpack it, or save the sheet as “CSV UTF-8”"),
@@ -61,6 +62,7 @@ class Lines:
                 if self.encoding != "utf-8":
                     yield from self._lines_of_units(file)
                     return
+                # A byte more than is allowed shows that a line is too long, without reading all of it.
                 while raw := file.readline(LONGEST_LINE + 1):
                     self.number += 1
                     self.position += len(raw)
@@ -72,12 +74,14 @@ class Lines:
         """The text in pieces of about a megabyte, cut anywhere."""
         try:
             with self._open() as file:
+                # A piece may end within a character: the decoder keeps those bytes for the next one.
                 decoder = codecs.getincrementaldecoder("utf-8-sig" if self.encoding == "utf-8" else self.encoding)()
                 while raw := file.read(PIECE):
                     self.position += len(raw)
                     text = self._piece(decoder, raw, final=False)
                     self.number += text.count("\n")
                     yield text
+                # Raises where the file ends within a character.
                 yield self._piece(decoder, b"", final=True)
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise self._unreadable(error) from error
@@ -91,6 +95,7 @@ class Lines:
 
     def _open(self) -> IO[bytes]:
         """The file from its start, unpacked, with `encoding` told by its first bytes."""
+        # Before anything is unpacked: a pointer called facts.jsonl.gz is three lines of text.
         refuse_pointer(self.path)
         self.number = self.position = 0
         with _unpacked(self.path) as file:
@@ -105,6 +110,7 @@ class Lines:
 
     def _lines_of_units(self, file: IO[bytes]) -> Iterator[str]:
         """Lines of a file in UTF-16."""
+        # A line end has two bytes here: reading bytes up to "\n" would cut it in half.
         reader = codecs.getreader(self.encoding)(file)
         try:
             while text := reader.readline():
@@ -119,6 +125,7 @@ class Lines:
             problem = f"the line is longer than {LONGEST_LINE // 2**20} MiB"
             raise DataError(self.at(self.number), problem, "put each row on a line of its own, or cut the row down")
         try:
+            # Excel puts a byte order mark first, which would become part of the first column's name.
             return raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise _not_text(self.at(self.number), error) from error

@@ -43,6 +43,7 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
         return replace(data, format="prompt")
     fields: dict[str, Any] = {}
     for _, row in rows:
+        # null never replaces a value, as the types of values are looked at below.
         fields |= {name: value for name, value in row.items() if value is not None or name not in fields}
     told = _looked_at(data, fields)
     has_system = "system" in fields and told.system is None and told.format not in ("text", None)
@@ -57,12 +58,14 @@ def _looked_at(data: Data, fields: Mapping[str, object]) -> Data:
 
 def _told(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
     names = fields.keys()
+    # The most telling names come first: pairs have a prompt, too, and messages of a tree a text.
     if {"message_id", "parent_id"} <= names:
         remedy = "join each path from a root to a leaf to one row with a list of messages, and name that file"
         raise DataError(data.path, "the rows are single messages of a tree, each with its parent_id", remedy)
     if {"chosen", "rejected"} <= names:
         return {"format": "preference"}
     if {"prompt", "completion"} <= names:
+        # A class number as label does not make an answer good or bad; true and false do.
         return {"format": "unpaired" if isinstance(fields.get("label"), bool) else "prompt"}
     if (listed := _list_of_turns(data, fields)) is not None:
         return {"format": listed}
@@ -75,6 +78,7 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
         return {"format": "alpaca"}
     for asked, answered in ANSWERED:
         if {asked, answered} <= names:
+            # In ("input", "output") the input is the prompt itself and no extra.
             extra = next((name for name in EXTRAS if name in names - {asked}), None)
             prompt = f"{{{asked}}}" + (f"{{?\n\n{{{extra}}}}}" if extra else "")
             return {"format": "prompt", "prompt": prompt, "completion": f"{{{answered}}}"}

@@ -57,6 +57,7 @@ def message_turns(row: Row, name: str, where: str, *, may_be_blank: bool = False
     An empty system turn is none. The last turn may be blank if so told. Raises Unfit.
     """
     entries = entries_of(row, name, where)
+    # The turns may have been a JSON text: paths into the row lead to the parsed list from here on.
     row = {**row, name: entries}
     turns: list[Turn] = []
     untrained: set[int] = set()
@@ -66,6 +67,7 @@ def message_turns(row: Row, name: str, where: str, *, may_be_blank: bool = False
         if turn["role"] == "system" and not turn["content"]:
             continue
         if turn["role"] == "assistant" and not _is_trained(entry, (name, str(index)), where):
+            # Not `index`, as empty system turns are left out of `turns`.
             untrained.add(len(turns))
         turns.append(turn)
     if not turns:
@@ -89,6 +91,7 @@ def entries_of(row: Row, name: str, where: str) -> list[Row]:
 
 def turns_in(value: object) -> object:
     """The list that a text is JSON of, as in a table's cell; anything else as it is."""
+    # "[{" and not "[": plain text may begin with a bracket.
     found = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[{") else value
     return cast(object, found)
 
@@ -102,9 +105,11 @@ def _turn(row: Row, path: tuple[str, ...], entry: Row, where: str, *, may_be_bla
     said = "value" if "value" in entry and "content" not in entry else "content"
     role = _role(row, (*path, said_by), where)
     aside = {said_by, said, "function_call", *WEIGHTS}
+    # Keys such as name and tool_call_id go on to the chat template; null ones do not, since templates ask `is defined`.
     turn: Turn = {key: value for key, value in entry.items() if value is not None and key not in aside}
     turn |= {"role": "assistant" if role == "call" else role, "content": ""}
     if role == "call":
+        # In ShareGPT's form the text of a function_call turn is the call itself, as JSON.
         turn["tool_calls"] = _calls(entry.get(said), (*path, said), where)
     elif calls := entry.get("tool_calls") or entry.get("function_call"):
         turn["tool_calls"] = _calls(calls, (*path, "tool_calls"), where)
@@ -112,6 +117,7 @@ def _turn(row: Row, path: tuple[str, ...], entry: Row, where: str, *, may_be_bla
         turn.pop("tool_calls", None)
     if role == "call":
         return turn
+    # An assistant may call a tool or think without a text, and a tool may return nothing.
     blank_ok = may_be_blank or role in ("system", "tool") or is_full(turn)
     if not (blank_ok and is_blank(row, (*path, said))):
         turn["content"] = _content(row, (*path, said), where, is_result=role == "tool")
@@ -136,6 +142,7 @@ def _content(row: Row, path: tuple[str, ...], where: str, *, is_result: bool) ->
     value = cast(object, value_at(row, path, where))
     if isinstance(value, list) and value:
         parts = [_part(part, path, where) for part in cast("list[object]", value)]
+        # The joined text is not in the row; this checks it under the field's name.
         return text_at({path[0]: "".join(parts)}, path[:1], where)
     if is_result and isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
@@ -181,6 +188,7 @@ def _call(call: Row) -> Row:
 def _arguments(function: Row) -> object:
     """What a call was made with. A text that is JSON of an object is read once."""
     value = cast(object, function.get("arguments", function.get("parameters")))
+    # OpenAI has arguments as a JSON text; most templates expect an object and would quote a text once more.
     found = parsed(value)
     if value is None or value == "":
         return {}
@@ -193,6 +201,7 @@ def parsed(value: object) -> Any:
         return value
     try:
         return json.loads(value)
+    # json recurses: a text of thousands of brackets exhausts the stack.
     except (ValueError, RecursionError):
         return value
 
@@ -200,6 +209,7 @@ def parsed(value: object) -> Any:
 def _is_trained(entry: Row, path: tuple[str, ...], where: str) -> bool:
     given = {key: entry[key] for key in WEIGHTS if entry.get(key) is not None}
     for key, value in given.items():
+        # True and 1.0 are equal to 1, so they pass.
         if value not in (0, 1):
             problem = f"field {shown((*path, key))} is {value!r}, neither 0 nor 1"
             raise Unfit(where, problem, "a turn is trained or it is not: write 1 or 0")
@@ -227,6 +237,7 @@ def _tools(value: object, where: str) -> Row:
         return {}
     if not isinstance(tools, list):
         raise Unfit(where, f"field tools is {kind_of(tools)}, not a list", "write tools as a list of definitions")
+    # Some files have each definition as a JSON text of its own.
     return {"tools": [parsed(tool) for tool in cast("list[object]", tools)]}
 
 

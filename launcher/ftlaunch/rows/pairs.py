@@ -22,6 +22,7 @@ from ftlaunch.rows.template import (
     value_at,
 )
 
+# Only at the start or after a blank line: "Human:" within a sentence is no turn.
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 """The form of Anthropic's HH data: "\\n\\nHuman: …\\n\\nAssistant: …"."""
@@ -46,6 +47,7 @@ def pair_of(data: Data, row: Row, where: str) -> Pair:
     """
     found = _from_ratings(data, row, where) if row_format(data) == "ratings" else _from_preference(data, row, where)
     ends = [found.chosen.turns[-1], found.rejected.turns[-1]]
+    # Comes first, since two empty answers are the same as well, and that would be excused.
     if not all(map(is_full, ends)):
         raise Unfit(where, "an answer is empty", TWO_ANSWERS)
     if found.chosen.turns[:-1] != found.rejected.turns[:-1]:
@@ -132,6 +134,7 @@ def _prompt(data: Data, row: Row, where: str) -> Conversation | None:
     else:
         text = text_at(row, ("prompt",), where)
     turns = _dialogue(text) or [user(text)]
+    # A prompt of HH data ends with "\n\nAssistant:", which only opens the answer.
     return Conversation(turns[:-1] if turns[-1] == answer("") else turns)
 
 
@@ -148,6 +151,7 @@ def _conversation(side: str | Conversation, prompt: Conversation | None, where: 
 
 def _dialogue(text: str) -> list[Turn]:
     """The turns of a text in which Human: and Assistant: take turns; none in any other text."""
+    # With its one group `split` gives text, speaker, text, speaker, …: first what stands before all speakers.
     before, *parts = SPEAKER.split(text)
     if before.strip():
         return []
@@ -159,6 +163,7 @@ def _plain(chosen: str, rejected: str, margin: float, where: str) -> Pair:
     same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     if chosen == rejected:
         raise Excused(where, "its two answers are the same", TWO_ANSWERS)
+    # The space goes to the answer, as tokenizers have it in front of a word.
     end = chosen.rfind(" ", 0, same)
     if end < 1:
         remedy = 'give the prompt a field of its own, "prompt", or name it with prompt = "{…}"'
@@ -175,6 +180,7 @@ def _text(row: Row, path: tuple[str, ...], where: str) -> str:
 def _number(row: Row, path: tuple[str, ...], where: str) -> float:
     value = cast(object, value_at(row, path, where))
     try:
+        # A CSV file holds numbers as text. True is an int in Python and no rating.
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except ValueError:
         number = math.nan
@@ -187,6 +193,7 @@ def _number(row: Row, path: tuple[str, ...], where: str) -> float:
 def is_good(data: Data, row: Row, where: str) -> bool:
     """Whether the answer of a row of format "unpaired" is a good one. Raises Unfit."""
     value = cast(object, value_at(row, (data.label_field,), where))
+    # A CSV file's "True", "FALSE" and "1" are JSON in lower case.
     value = parsed(value.lower()) if isinstance(value, str) else value
     if value not in (0, 1):
         problem = f"field {data.label_field} is {value!r}, neither true nor false"

@@ -17,5 +17,6 @@ def prompt_of(data: Data, row: Row, where: str) -> Conversation:
         return chosen.up_to(len(chosen.turns) - 1)
     found = read_conversation(data, row, where)
     asked = found.up_to(len(found.turns) - 1) if found.turns[-1]["role"] == "assistant" else found
+    # `finished` asks for an answer at the end: an empty one stands in for it and is cut off again.
     whole = finished(asked.followed_by(Conversation([answer("")])), data, row, where)
     return whole.up_to(len(whole.turns) - 1)

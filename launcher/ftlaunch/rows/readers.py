@@ -65,6 +65,7 @@ class Written(float):
         return self.text
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Rows are pickled for worker processes, and a float's own way drops `text`.
         return Written, (self.text,)
 
 
@@ -78,6 +79,7 @@ def _text_rows(lines: Lines) -> Iterator[tuple[str, object]]:
 
 def _json_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """The rows of a file of JSON: an object a line, one list of objects, or an object that holds one."""
+    # The content decides, as .json and .jsonl are often mixed up.
     begins = next((piece for piece in lines.pieces() if piece.strip()), "").lstrip()
     if begins.startswith("["):
         yield from _list_rows(lines)
@@ -102,6 +104,7 @@ def _is_object(line: str) -> bool:
 def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """An object a line; a single one may hold the rows."""
     rows = ((lines.at(lines.number), _decoded(line, lines.at(lines.number))) for line in lines if line.strip())
+    # A .jsonl file with a single object has one row, even where a field of it is a list of objects.
     start = list(islice(rows, 2)) if kind_of_file(lines.path) == ".json" else []
     if len(start) == 1 and (held := _held_rows(start[0][1], start[0][0])) is not None:
         yield from ((f"{start[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
@@ -140,11 +143,14 @@ def _held_rows(value: object, where: str) -> list[Row] | None:
         named = ", ".join(name for name, one in found.items() if _is_list_of_rows(one))
         raise DataError(where, f"the file holds several lists of rows: {named}", "write each list to a file of its own")
     if all(_is_column(one) for one in found.values()) and len({len(one) for one in found.values()}) == 1:
+        # {"prompt": ["a", "b"], "completion": ["c", "d"]}: pandas' orient="list".
         return [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)]
     if not all(isinstance(one, dict) for one in found.values()):
         return None
+    # {"0": {"prompt": "a", …}, "1": …}: pandas' orient="index".
     if all(key.isdecimal() for key in found):
         return list(found.values())
+    # {"prompt": {"0": "a", "1": "b"}, "completion": …}: what pandas' to_json writes by default.
     keys = [list(column) for column in found.values()]
     if keys[0] and all(key.isdecimal() for key in keys[0]) and all(one == keys[0] for one in keys):
         return [{name: column[key] for name, column in found.items()} for key in keys[0]]
@@ -182,11 +188,13 @@ def _items(lines: Lines, *, opened: bool) -> Iterator[tuple[str, object]]:
             text.skip_space()
             if not opened and not text.starts("]"):
                 text.expect(",")
+                # JSON has no comma after the last item: without this check [{…},] would be taken for a whole list.
                 if not text.skip_space() or text.starts("]"):
                     raise json.JSONDecodeError("expected a row after the comma", text.buffer, text.index)
         if text.skip_space():
             raise json.JSONDecodeError("something stands after the list", text.buffer, text.index)
     except json.JSONDecodeError as error:
+        # `line` is where the row begins, and the mistake may be further down in it.
         line = text.line + error.doc.count("\n", text.index, error.pos)
         raise DataError(lines.at(line), f"not a JSON list: {error.msg}", _LIST) from error
     except (ValueError, RecursionError) as error:
@@ -208,6 +216,7 @@ class _Text:
     def _more(self) -> bool:
         """Read on; False at the end."""
         piece = next(self._pieces, None)
+        # An empty piece is not the end: the decoder may keep bytes back for the next one.
         while piece == "":
             piece = next(self._pieces, None)
         if piece is None:
@@ -250,6 +259,7 @@ class _Text:
             try:
                 item, end = _JSON.raw_decode(self.buffer, self.index)
             except json.JSONDecodeError as error:
+                # A text that was cut is "Unterminated"; any other value is cut within its last few characters.
                 may_go_on = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - LONGEST_LITERAL
                 if not (may_go_on and self._more()):
                     raise
@@ -263,6 +273,7 @@ class _Text:
 def _csv_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     records = _records(lines)
     names = [name.strip() for name in next(records, _NO_RECORD)[1]]
+    # pandas' to_csv writes the index as a first column without a name.
     indexed = names[:1] == [""]
     if len(set(names)) < len(names) or "" in names[1:]:
         bad = next(name for index, name in enumerate(names) if (not name and index) or name in names[:index])
@@ -280,22 +291,27 @@ _NO_RECORD: tuple[str, list[str]] = ("", [])
 
 def _records(lines: Lines) -> Iterator[tuple[str, list[str]]]:
     """Each record that is not blank, with the line it starts at."""
+    # The default of 128 KiB is too little for long documents.
     csv.field_size_limit(LONGEST_LINE)
     text = iter(lines)
     sample = list(islice(text, SAMPLED))
     start = 1
+    # Excel's own first line, "sep=;", which gives the delimiter.
     if sample and (told := re.fullmatch(r"sep=(.)\s*", sample[0], re.IGNORECASE)):
         delimiter, start = told[1], 2
         sample = sample[1:]
     else:
         delimiter = _delimiter(sample)
+    # In `a, "b"` the quotes would be part of the cell if the blank in front of them were not skipped.
     spaced = any(f'{delimiter} "' in line for line in sample)
     skipped = start - 1
+    # strict: a quote that is never closed is an error and does not swallow the rest of the file as one cell.
     reader = csv.reader(chain(sample, text), delimiter=delimiter, skipinitialspace=spaced, strict=True)
     try:
         for record in reader:
             if record:
                 yield lines.at(start), record
+            # A quoted cell may hold line ends, so a record can take several lines.
             start = skipped + reader.line_num + 1
     except csv.Error as error:
         remedy = 'put text with a comma, a quote or a line end in "…", with quotes doubled, and close each "'

@@ -28,6 +28,7 @@ def table_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     number = 0
     try:
         for batch in _parquet_batches(path) if kind == ".parquet" else _arrow_batches(path):
+            # A null column is kept: it is a field of the row, which a template may call optional.
             nested = {field.name for field in batch.schema if pyarrow.types.is_nested(field.type)}
             for row in _with_short_floats(batch).to_pylist():
                 number += 1
@@ -55,6 +56,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
     from pyarrow import ipc
 
     with pyarrow.memory_map(str(path)) as source:
+        # The format for random access begins with ARROW1, a stream does not.
         is_stream = source.read(6) != b"ARROW1"
         source.seek(0)
         if is_stream:
@@ -66,6 +68,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 
 def _small(batches: Any) -> Iterator[Any]:
     for batch in batches:
+        # A file may hold millions of rows in one batch, and to_pylist turns a whole batch into Python values.
         for start in range(0, batch.num_rows, BATCH):
             yield batch.slice(start, BATCH)
 
@@ -77,6 +80,7 @@ def _with_short_floats(batch: Any) -> Any:
 
     for index, field in enumerate(batch.schema):
         if pyarrow.types.is_float32(field.type):
+            # As text Arrow writes the shortest number that is read back as the same 32 bits.
             column: Any = compute.cast(compute.cast(batch.column(index), pyarrow.string()), pyarrow.float64())
             batch = batch.set_column(index, field.name, column)
     return batch

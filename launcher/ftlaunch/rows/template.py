@@ -11,8 +11,10 @@ from typing import Any, cast
 
 from ftlaunch.errors import UserError
 
+# Without ".", "!" and ":", which format strings use for attributes, conversions and formats.
 FIELD = re.compile(r"(?P<name>[^\[\]{}.!:]+)(?P<keys>(?:\[[^\[\]]+\])*)")
 KEY = re.compile(r"\[([^\[\]]+)\]")
+# Doubled braces come first, so that {{x}} is text, and {? before a plain field.
 TOKEN = re.compile(r"\{\{|\}\}|\{\?|\{[^{}]*\}|[{}]")
 BRACES = "write {{ and }} for braces that are meant as they are"
 CONTROL = re.compile("[\x00\x80-\x9f]")
@@ -32,6 +34,7 @@ class DataError(UserError):
         self.problem = problem
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled with `args`, which are not what __init__ takes: a worker's error could not be rebuilt.
         return type(self), (self.where, self.problem, self.remedy)
 
 
@@ -43,6 +46,7 @@ class Unfit(DataError):
 
     @property
     def reason(self) -> str:
+        # messages[3] and messages[7] are one reason: indices differ from row to row.
         return re.sub(r"\[\d+\]", "[]", self.problem)
 
 
@@ -95,6 +99,7 @@ def _places(template: str) -> list[Place]:
     return [piece for part in parts_of(template) for piece in part.pieces if isinstance(piece, Place)]
 
 
+# A data set has a few templates, and each is asked for in every row.
 @lru_cache(maxsize=256)
 def parts_of(template: str) -> tuple[Part, ...]:
     """The template read. Raises UserError as `template_fields` does."""
@@ -106,6 +111,7 @@ def parts_of(template: str) -> tuple[Part, ...]:
         elif token in ("{", "}", "{?"):
             raise UserError(f"is not a template: a {token} stands alone", BRACES)
         elif token in ("{{", "}}"):
+            # "{{" is written for "{".
             pieces.append(token[0])
         elif token.startswith("{"):
             pieces.append(_place(token[1:-1]))
@@ -187,6 +193,7 @@ def is_blank(row: Row, path: FieldPath) -> bool:
         value = parts[key]
     if isinstance(value, str):
         return not value.strip()
+    # Only NaN differs from itself; pandas has it for an empty cell.
     return value is None or value != value or (isinstance(value, list | dict) and not value)
 
 
@@ -201,11 +208,13 @@ def text_at(row: Row, path: FieldPath, where: str) -> str:
 def _as_text(value: object, field: str, where: str) -> str:
     if value is None:
         raise Unfit(where, f"field {field} is null", "leave such rows out of the file, or give the field a value")
+    # Before the numbers, as True is an int in Python.
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float | decimal.Decimal) and not math.isfinite(value):
         raise Unfit(where, f"field {field} is {value}", "leave such rows out of the file: this is no value")
     if isinstance(value, decimal.Decimal):
+        # Decimal("1E+3") is 1000 and not 1E+3, as str() writes it.
         return f"{value:f}"
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
@@ -219,11 +228,13 @@ def sound(text: str, field: str, where: str) -> str:
     """The text, if it is one that can be trained on. Raises Unfit."""
     if not text.strip():
         raise Unfit(where, f"field {field} is empty", "leave such rows out of the file, or give the field a value")
+    # isascii is quick and true of most rows, in which NUL alone can be wrong.
     if text.isascii():
         if "\0" not in text:
             return text
     elif not CONTROL.search(text):
         try:
+            # JSON can hold half of a pair, such as "\ud83d", which UTF-8 cannot write.
             text.encode()
         except UnicodeEncodeError as error:
             remedy = "write the file again as UTF-8; a program cut a character in two (a lone \\ud800-\\udfff)"

@@ -32,6 +32,7 @@ class UnfitRows:
         """Count rows that come after these."""
         self.unfit.update(later.unfit)
         self.excused.update(later.excused)
+        # The right side wins, so the first row of a reason stays its example.
         self.firsts = later.firsts | self.firsts
         self.examples = [*self.examples, *later.examples][:NAMED]
 
