@@ -50,13 +50,16 @@ def load_recipe_as_written(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 def load_resolved(path: Path, overrides: Sequence[str]) -> Loaded:
     """Read the resolved.json of a run, with overrides put in. Raises RecipeError with everything wrong in its keys."""
     text = layers.read_text(path)
+    # Without origins every problem is placed at the top of the file: nobody wrote its lines.
     return _judge(Layer(layers.without_null(json.loads(text)), {}), overrides, path, text)
 
 
 def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> Loaded:
+    # Overrides go in before anything is judged: `--set` may correct what the file has wrong.
     layer, problems = layers.override(written, overrides)
     where = SourceMap(Source(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Recipe, layer.values, where)
+    # A key that already has a problem is not looked up as a path as well.
     values, misplaced = paths.settle(layer.values, where, {problem.key for problem in problems})
     if problems:
         raise RecipeError([*problems, *misplaced])

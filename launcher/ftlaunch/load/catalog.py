@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1]
 
 def shipped_recipes() -> dict[str, Path]:
     """Name → file of every shipped recipe, by name. What stands in base/ is for recipes to extend, not to run."""
+    # A wheel has the recipes inside the package, a checkout at its top.
     installed = PACKAGE / "recipes"
     folder = installed if installed.is_dir() else PACKAGE.parent.parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
@@ -21,6 +22,7 @@ def find_recipe(name_or_path: str) -> Path:
     try:
         if path.is_file():
             return path
+    # Such as a name of more than 255 bytes.
     except OSError as error:
         raise UserError(f"{name_or_path} is no path that can be had: {error.strerror}", "correct the path") from error
     shipped = shipped_recipes()

@@ -54,6 +54,7 @@ class _Judge:
                 self._value(fields[key].type, value, (*path, key), _otherwise(fields[key]))
             elif key != kind.tag_field:
                 advice = self.vocabulary.advise(key, kind, kinds)
+                # A required key that is misspelt is not reported as missing as well.
                 present |= {advice.meant} if advice.meant else set()
                 self._add((*path, key), advice.message, advice.remedy)
         for key, field in fields.items():
@@ -71,12 +72,14 @@ class _Judge:
         tag = values.get(tag_field)
         if isinstance(tag, str) and tag in tags:
             return tags[tag]
+        # The keys may fit a single kind: beta1 is known to "adalora" alone.
         fitting = [str(kind.tag) for kind in kinds if {*values} <= {*names(kind)}]
         guess = fitting[0] if len(fitting) == 1 else None
         wanted = join_or(map(as_toml, tags))
         otherwise = f"write {tag_field} = {as_toml(guess) if guess else wanted}"
         if tag is None:
             self._add((*path, tag_field), f"is missing: expected {wanted}", otherwise)
+            # Judged as what it probably is, so that other mistakes in the table are found in the same pass.
             return tags.get(guess or "")
         near = closest(tag, tags) if isinstance(tag, str) else None
         remedy = f"did you mean {as_toml(near)}?" if near else otherwise
@@ -95,9 +98,11 @@ class _Judge:
             self._named_tables(kind, value, path)
         elif isinstance(value, dict):
             self.table(tables, value, path)
+        # model.quantization takes a word or a table, so anything else is judged as a word.
         elif any(isinstance(member, types.LiteralType) for member in _members(kind)):
             self._plain(kind, value, path, otherwise)
         else:
+            # adapter = "lora" was meant as [adapter] with kind = "lora".
             tags = [as_toml(table.tag) for table in tables if table.tag == value]
             remedy = f" with {tables[0].tag_field} = {tags[0]}" if tags else ""
             self._add(path, f"expected a table, got {quote(value)}", f"write {_header(path)}{remedy}")
@@ -116,6 +121,7 @@ class _Judge:
         if not isinstance(value, dict):
             self._add(path, f"expected tables headed {header}, got {quote(value)}", f"write {header}")
             return
+        # [data] with path = "…" lacks a name: path is a key and not the name of a data set.
         keys = {key for table in structs(kind) for key in names(table)}
         stray = [key for key, element in value.items() if key in keys and not isinstance(element, dict)]
         if stray:

@@ -20,6 +20,7 @@ class Table:
     def home_of(self, key: str) -> str | None:
         """The table, with the kinds that know the key; None where none does."""
         tags = [as_toml(kind.tag) for kind in self.kinds if key in names(kind)]
+        # Where all kinds know the key, none needs to be named.
         if len(tags) in (0, len(self.kinds)):
             return self.label if tags else None
         return f"{self.label} of kind {join_or(tags)}"
@@ -43,6 +44,7 @@ class Vocabulary:
 
     def advise(self, key: str, kind: types.StructType, kinds: Sequence[types.StructType]) -> Advice:
         """Explain an unknown key of a table that is of `kind` out of `kinds`."""
+        # A key of another kind or table is certain, a misspelling is a guess: so that comes last.
         tags = [as_toml(other.tag) for other in kinds if key in names(other)]
         if tags:
             message = f"belongs to kind {join_or(tags)}, and this table's kind is {as_toml(kind.tag)}"
@@ -58,9 +60,11 @@ class Vocabulary:
         if meant := closest(key, known):
             return Advice(message, f"did you mean {as_toml(meant)}?", meant)
         for table in self.tables:
+            # lora = true, or a header [lora]: the name of a kind in place of a key.
             if key in (tags := {struct.tag: struct.tag_field for struct in table.kinds}):
                 return Advice(message, f"write {table.label} with {tags[key]} = {as_toml(key)}")
         for table in self.tables:
+            # Stricter than in the key's own table, as among all words one is easily alike.
             if meant := closest(key, [name for struct in table.kinds for name in names(struct)], likeness=0.75):
                 return Advice(message, f"did you mean {as_toml(meant)}, which belongs to {table.home_of(meant)}?")
         return Advice(message, f"remove it; this table knows {', '.join(known)}" if known else "remove it")
@@ -97,6 +101,7 @@ def _tables(top: types.StructType) -> Iterator[Table]:
         prefix, struct = waiting.pop(0)
         for field in struct.fields:
             name = f"{prefix}{field.encode_name}"
+            # [model] and a stage's model are one struct; the place nearest to the top is the one to name.
             kinds = tuple(kind for kind in structs(field.type) if kind.cls not in seen)
             if kinds:
                 seen.update(kind.cls for kind in kinds)

@@ -23,6 +23,7 @@ INSTEAD = {"steps": "epochs", "epochs": "steps"}
 BASE = "extends"
 EXAMPLES = {"--set": "--set stage.0.learning_rate=1e-4", "--site": "--site time_limit=1:00:00"}
 
+# tomllib's messages end with "(at line 3, column 7)", and begin with one of the texts below.
 POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 SYNTAX_REMEDIES = {
     "Invalid value": 'put text in quotes, as in name = "value"',
@@ -43,6 +44,7 @@ class Layer:
 def read_text(path: Path) -> str:
     """The text of a recipe. Raises RecipeError where it cannot be read."""
     try:
+        # Windows' editors may write a byte order mark, which is no TOML.
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -95,6 +97,7 @@ def _merge_tables(
         if isinstance(before, dict) and isinstance(value, dict) and not _other_kind(before, value.get(KIND)):
             merged[key] = _merge_tables(before, value, (*path, key), origins)
         else:
+            # The keys inside a table that is replaced must not keep their lines in the base.
             _forget((*path, key), origins)
             merged[key] = value
     return merged
@@ -113,6 +116,7 @@ def override(layer: Layer, settings: Sequence[str], option: str = "--set") -> tu
     """The layer with each `key.path=value` of an option put in, and what is wrong with those that cannot be."""
     changed = Layer(deepcopy(layer.values), dict(layer.origins))
     problems: list[Problem] = []
+    # sorted is stable: of two settings for one key the later one still wins.
     for setting in sorted(settings, key=lambda setting: not _clears(setting)):
         try:
             _set(changed, setting, option)
@@ -129,6 +133,7 @@ def _clears(setting: str) -> bool:
 def _set(layer: Layer, setting: str, option: str) -> None:
     name, equals, text = setting.partition("=")
     try:
+        # Without "=" the whole text would pass for a key.
         keys = split_key(name if equals else "")
     except ValueError:
         remedy = f"write for example {EXAMPLES[option]}"
@@ -144,6 +149,7 @@ def _value(text: str) -> Toml:
         parsed: dict[str, Toml] = tomllib.loads(f"value = {text}")
     except ValueError:
         return text
+    # A text with a line break can hold a second key: "1\nname = 2".
     return parsed["value"] if len(parsed) == 1 else text
 
 
@@ -157,6 +163,7 @@ def _find(values: dict[str, Toml], keys: Sequence[str]) -> KeyPath:
             node = node[int(path[-1])]
         elif isinstance(node, dict):
             path = (*path, key)
+            # `--set optimizer.eps=…` needs no [optimizer] in the file: _put makes the table.
             node = node.get(key, {})
         else:
             raise UserError(f"{dotted(path)} holds a value and no keys", f"set {dotted(path)} itself")

@@ -24,6 +24,7 @@ def expected(kind: types.Type) -> str:
         case types.StrType():
             return _text(kind)
         case types.Metadata():
+            # Only names and layers have a pattern, and each has a description, since no user reads patterns.
             schema = cast("dict[str, str]", kind.extra_json_schema)  # pyright: ignore[reportUnknownMemberType]
             return _text(cast("types.StrType", kind.type), schema["description"])
         case types.TupleType():
@@ -78,6 +79,7 @@ def quote(value: Toml) -> str:
 
 def as_toml(value: object) -> str:
     """The value as TOML writes it."""
+    # repr writes inf and nan as TOML does; JSON has Infinity and NaN.
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, date | time):
@@ -96,6 +98,7 @@ def closest(word: str, known: Iterable[str], likeness: float = 0.6) -> str | Non
     options = {option.lower().replace("-", "_"): option for option in known}
     plain = re.sub(r"[\s-]+", "_", word.lower())
     for simple, option in options.items():
+        # A single letter would be the initial of every word without "_" that begins with it.
         if len(plain) > 1 and plain == "".join(part[:1] for part in simple.split("_")):
             return option
     found = difflib.get_close_matches(plain, options, n=1, cutoff=likeness)

@@ -13,6 +13,7 @@ Toml: TypeAlias = str | int | float | bool | date | time | list["Toml"] | dict[s
 KeyPath: TypeAlias = tuple[str | int, ...]
 """`("stage", 0, "learning_rate")`: keys of tables and indices of lists, from the top of the file."""
 
+# What TOML lets a key be without quotes.
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 

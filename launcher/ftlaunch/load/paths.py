@@ -12,6 +12,7 @@ from ftlaunch.load.messages import as_toml, closest, join_or
 from ftlaunch.load.origins import KeyPath, SourceMap, Toml, dotted
 from ftlaunch.recipe import METRICS
 
+# ("stage", ANY, "model", "path") stands for stage[0].model.path, stage[1].model.path, …
 ANY = "*"
 MODELS = (("model", "path"), ("stage", ANY, "model", "path"), ("stage", ANY, "reward_model"))
 FUNCTIONS = (("stage", ANY, "reward_function"),)
@@ -91,6 +92,7 @@ def _model(text: str, folder: Path) -> str:
 
 def _data(text: str, folder: Path) -> str:
     pattern = str(_absolute(text, folder))
+    # "facts[1].jsonl" may be the name of a file.
     if glob.has_magic(text) and not Path(pattern).exists():
         if next(glob.iglob(pattern, recursive=True), None) is None:  # noqa: PTH207 absolute
             raise UserError(f"nothing matches {pattern}", "correct the pattern, or name a file or folder")
@@ -155,6 +157,7 @@ def _template(text: str, folder: Path) -> str:
 def _local_or_hub(text: str, folder: Path, noun: str) -> str:
     if (path := _existing(text, folder)) is not None:
         return str(path)
+    # A hub id has at most one slash.
     if text.startswith(LOCAL_STARTS) or text.endswith(LOCAL_ENDINGS) or text.count("/") > 1:
         raise UserError(f"there is no {_absolute(text, folder)}", f"correct the path, or name {noun} that exists")
     if not HUB_ID.fullmatch(text):
@@ -170,6 +173,7 @@ def _existing(text: str, folder: Path) -> Path | None:
         if not path.exists():
             return None
         return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    # Such as a folder that its owner alone may enter.
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", "correct the path or its permissions") from None
 

@@ -11,6 +11,7 @@ from ftlaunch.load.origins import KeyPath
 SPACE = re.compile(r"[ \t]*")
 FILLER = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 SIMPLE_KEY = re.compile(r"""(?P<bare>[A-Za-z0-9_-]+)|"(?P<basic>(?:[^"\\\n]|\\.)*)"|'(?P<literal>[^'\n]*)'""")
+# Three quotes before one: """ would be an empty text and a quote.
 STRING = re.compile(
     r'"""(?:[^\\]|\\.)*?"{3,5}(?!")'  # the value may itself end in one or two quotes
     r"|'''.*?'{3,5}(?!')"
@@ -45,7 +46,9 @@ class _Scanner:
         self.text = text
         self.position = 0
         self.lines: dict[KeyPath, int] = {}
+        # Collected once: counting the line ends before each key would take quadratic time.
         self._newlines = [index for index, character in enumerate(text) if character == "\n"]
+        # [[stage]] headers so far: a [stage.model] below belongs to the last of them.
         self._lengths: dict[KeyPath, int] = {}
 
     def scan(self) -> dict[KeyPath, int]:
@@ -77,6 +80,7 @@ class _Scanner:
             path = self._last_of((*path, key), line)
         path = (*path, keys[-1])
         if not element:
+            # Not setdefault: [a.b] may have mentioned `a` before the header [a] comes.
             self.lines[path] = line
             return path
         self._lengths[path] = self._lengths.get(path, 0) + 1

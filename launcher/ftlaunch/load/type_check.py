@@ -45,10 +45,12 @@ def _is_list(kind: types.ListType, value: list[Toml]) -> bool:
 def _is_text(kind: types.StrType, value: str) -> bool:
     if len(value) < (kind.min_length or 0) or (kind.max_length is not None and len(value) > kind.max_length):
         return False
+    # `search`, as msgspec does: patterns have their own anchors.
     return kind.pattern is None or re.search(kind.pattern, value) is not None
 
 
 def _is_number(kind: types.IntType | types.FloatType, value: Toml) -> bool:
+    # True is an int in Python and no number in TOML.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if isinstance(kind, types.IntType) and isinstance(value, float):
@@ -71,6 +73,7 @@ def probable_value(kind: types.Type, value: Toml) -> Toml | None:
 def _alike(value: Toml) -> Iterator[Toml]:
     if isinstance(value, str):
         with suppress(ValueError):
+            # In lower case, as Python's "True" was meant as true.
             yield from tomllib.loads(f"value = {value.lower()}").values()
     elif isinstance(value, float) and value.is_integer():
         yield int(value)

@@ -20,6 +20,7 @@ NAMED = 3
 class _Recorded(Struct):
     """What is compared of a provenance."""
 
+    # msgspec skips the other fields, so provenances of other versions can be compared.
     data: dict[str, str] = {}
     base: dict[str, str] = {}
 
@@ -39,6 +40,7 @@ def changes(run: RunDir, *, at_most: int | None = None) -> list[str]:
     files = [*_found(recipe), *(provenance.base_files(recipe) if recorded.base else [])]  # earlier versions had no base
     left_alone = {str(file) for file in files if at_most is not None and _is_too_much(file, at_most)}
     now = digests.sha256_of(file for file in files if str(file) not in left_alone)
+    # Without those left alone: they have no digest in `now` and would count as gone.
     differ = (path for path in sorted((before | now).keys() - left_alone) if before.get(path) != now.get(path))
     return [_told(path, before.get(path), now.get(path)) for path in differ]
 

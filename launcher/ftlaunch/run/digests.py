@@ -41,6 +41,7 @@ def sha256(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     changed = max(path.stat().st_mtime, path.stat().st_ctime)
+    # A digest is of no one version where the file was written to while it was read.
     if _identity(path) == identity and time.time() - changed > RECENT_SECONDS:
         with contextlib.suppress(OSError):  # a home that cannot be written costs time and nothing else
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -63,6 +64,7 @@ def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def _place(path: Path) -> Path:
+    # A path itself has slashes and may be too long for a file name.
     return cache_folder() / hashlib.sha256(str(path).encode()).hexdigest()
 
 
@@ -75,5 +77,6 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _read(place: Path) -> _Kept | None:
     try:
         return msgspec.json.decode(place.read_bytes(), type=_Kept)
+    # A torn entry, or one of another version, only costs another reading of the file.
     except (OSError, msgspec.DecodeError):
         return None

@@ -32,12 +32,14 @@ def file_by_rename(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
         with aside.open("wb") as file:
             yield file
             if durable:
+                # Both before the rename: a power cut could otherwise keep the new name and lose the content.
                 file.flush()
                 os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     if durable:
+        # The new name is an entry of the folder and safe only once the folder itself is flushed.
         sync(path.parent)
 
 
@@ -48,6 +50,7 @@ def folder_by_rename(path: Path, *, durable: bool = True) -> Generator[Path]:
     OSError where `path` is there by then and holds anything: who replaces a folder removes the old one last. What an
     attempt that was killed has left is removed.
     """
+    # A fixed name, unlike a file's: what a killed attempt left is found by it.
     aside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(mode=0o700, parents=True)
@@ -55,6 +58,7 @@ def folder_by_rename(path: Path, *, durable: bool = True) -> Generator[Path]:
         yield aside
         for inner in aside.rglob("*") if durable else ():
             sync(inner)
+        # rename(2) replaces an empty folder and fails on any other, so no file is ever overwritten.
         aside.replace(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -78,6 +82,7 @@ def write_first(path: Path, value: Any) -> bool:
     aside = temporary_path(path)
     aside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     try:
+        # A link fails where the name is taken; a rename would replace what somebody else wrote.
         os.link(aside, path)
     except FileExistsError:
         return False
@@ -99,6 +104,7 @@ def last_lines(path: Path, count: int = 20) -> str:
     """The last lines of a text, which may be long; empty where there is none."""
     try:
         with path.open("rb") as file:
+            # About 200 bytes a line, so that a log of gigabytes is not read whole.
             file.seek(max(0, path.stat().st_size - 200 * count))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
     except OSError:
@@ -138,5 +144,6 @@ def lines_from_end(file: BinaryIO, block: int = 1 << 16) -> Iterator[tuple[int, 
         for line in reversed(lines):
             yield end, line
             end -= len(line) + 1
+        # It may be the end of a line that begins in the block before.
         rest = first
     yield end, rest

@@ -34,6 +34,7 @@ class Attempt:
         self.path = path
         self.number = int(path.name)
         self.node = node
+        # launch.log on the first node, launch1.log on the second, …
         self.launch_log = path / f"launch{node or ''}.log"
         """What `accelerate launch` itself said on this node."""
         self.process = path / f"process{node or ''}.json"
@@ -64,6 +65,7 @@ class Attempt:
 
     def launch_logs(self) -> dict[str, Path]:
         """What `accelerate launch` said on each node so far, the first node's as "launch"."""
+        # By number: as texts, launch10.log comes before launch2.log.
         others = sorted(self.path.glob("launch[1-9]*.log"), key=lambda path: int(path.stem.removeprefix("launch")))
         return {"launch": self.path / "launch.log"} | {f"launch, node {path.stem[6:]}": path for path in others}
 
@@ -87,6 +89,7 @@ class StageDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
+        # "01-sft" → "sft".
         self.kind = path.name.partition("-")[2]
         self.step = path / "step.json"
         self.accelerate = path / "accelerate.yaml"
@@ -138,6 +141,7 @@ class StageDir:
         """Attempts so far, oldest first."""
         if not self.attempts.is_dir():
             return []
+        # The folder also holds `latest`, and attempts that are still being made, such as `.3.5f0c…`.
         numbers = sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
         return [Attempt(self.attempts / str(number)) for number in numbers]
 
@@ -148,10 +152,12 @@ class StageDir:
         if made_by is None:
             attempt.path.mkdir(mode=0o700, parents=True)
         else:
+            # By rename, so that nobody finds the attempt without the file that says who made it.
             making = temporary_path(attempt.path)
             making.mkdir(mode=0o700, parents=True)
             write_json(making / attempt.made_by.name, made_by)
             making.rename(attempt.path)
+        # A link cannot be changed in place, and `latest` must lead somewhere at any moment.
         aside = self.attempts / ".latest"
         aside.unlink(missing_ok=True)
         aside.symlink_to(str(number))
@@ -194,4 +200,5 @@ class RunDir:
 
     def stage_dirs(self) -> list[StageDir]:
         """Step folders in the order in which they run."""
+        # With two digits the order of names is the order of stages: 02 before 10.
         return [StageDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]

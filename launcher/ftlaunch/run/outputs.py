@@ -12,6 +12,7 @@ FOLDED_INTO = {"base": "the base's own weights", "dequantized": "the dequantized
 def newest_output(run: RunDir, *, merged: bool) -> Path | None:
     """The folder of the newest artifact or, if `merged` counts too, merged model; None where there is none yet."""
     finished = [stage_dir for stage_dir in run.stage_dirs() if stage_dir.result.exists()]
+    # An evaluate stage has a result and neither folder.
     made = [path for step in finished for path in (step.artifact, *([step.model] if merged else [])) if path.is_dir()]
     return made[-1] if made else None
 

@@ -32,6 +32,7 @@ class MetricsTail:
     def read(self) -> list[Entry]:
         """Entries added since the last call."""
         entries = [entry for line in self._tail.read() if (entry := _parse(line)) is not None]
+        # An entry without a time always counts.
         return [entry for entry in entries if entry.get("time", self._since) >= self._since]
 
 
@@ -49,6 +50,7 @@ def _parse(line: str) -> Entry | None:
 
 def is_evaluation(entry: Entry) -> bool:
     """Return whether a line of metrics.jsonl is of an evaluation: those of optimizer steps have a loss."""
+    # The key decides and not its value: a step that was left out has loss = null.
     return "loss" not in entry
 
 
@@ -61,6 +63,7 @@ def seconds_left(entries: Sequence[Entry]) -> float | None:
     paces = [
         (after["time"] - before["time"]) / (after["step"] - before["step"])
         for before, after in pairwise(steps)
+        # A resumed attempt repeats the steps since its checkpoint, so the step number may fall.
         if after["step"] > before["step"]
     ]
     if not paces or "steps" not in steps[-1]:
@@ -77,6 +80,7 @@ def all_entries(path: Path) -> list[Entry]:
         return []
     with path.open(errors="replace") as file:
         entries = [entry for line in file if (entry := _parse(line)) is not None and "step" in entry]
+    # In a dict a repeated key keeps its first place and takes the last value: steps stay in order.
     return list({(entry["step"], is_evaluation(entry)): entry for entry in entries}.values())
 
 
@@ -87,6 +91,7 @@ def newest(path: Path) -> list[Entry]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().split(b"\n")
+    # The seek mostly ends within a line; what is left of that is no JSON object and is dropped.
     return [entry for line in lines if (entry := _parse(line.decode(errors="replace"))) is not None]
 
 

@@ -23,6 +23,7 @@ PACKAGES = (
 GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 DIFF = ("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
 
+# Weights, configs, tokenizers and chat templates: a README or a picture changes no model.
 BASE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf"}
 
 
@@ -66,6 +67,7 @@ def collect(recipe: Recipe, source: Path) -> Provenance:
 def base_files(recipe: Recipe) -> list[Path]:
     """The files of the recipe's local bases; what comes from the hub has a commit of its own."""
     models = [recipe.model, *(stage.model for stage in recipe.stage if isinstance(stage, Training) and stage.model)]
+    # Loading a recipe makes local paths absolute, so a relative one is a hub id.
     bases = {Path(model.path) for model in models if Path(model.path).is_absolute()}
     files = {file for base in bases for file in (base.iterdir() if base.is_dir() else [base])}
     return sorted(file for file in files if file.suffix in BASE_SUFFIXES and file.is_file())

@@ -58,6 +58,7 @@ class RowLosses(Struct, frozen=True, kw_only=True):
     """(cross-entropy in nats, trained tokens) of each."""
 
 
+# A dict type and no Struct: what stages, adapters and noise add passes through unlisted.
 class StepMetrics(TypedDict, total=False):
     """The keys of a line of metrics.jsonl that every optimizer step has; its stage, adapter and noise add their own.
 
@@ -147,6 +148,7 @@ class EvaluationResult(Struct, frozen=True, kw_only=True):
     scores: dict[str, float | None]
     """None: not finite."""
     intervals: dict[str, Interval]
+    # UNSET leaves the key out of the JSON, where None would write null.
     base_scores: dict[str, float | None] | UnsetType = UNSET
     """Of the base; absent, as are the differences from it, where the stage does not compare."""
     differences: dict[str, Gap] | UnsetType = UNSET
@@ -202,5 +204,6 @@ def read_result(path: Path, kind: str) -> Result | None:
     types: dict[str, type[Result]] = {"merge": MergeResult, "evaluate": EvaluationResult}
     try:
         return msgspec.json.decode(path.read_bytes(), type=types.get(kind, TrainingResult))
+    # ValidationError is sound JSON of another shape. A torn file is not excused: results are written by rename.
     except (FileNotFoundError, msgspec.ValidationError):
         return None

@@ -11,6 +11,7 @@ OVERDUE = 2
 
 
 class _Stage(Struct, frozen=True):
+    # A merge or an evaluation has no such key, as it saves nothing on the way.
     save_every: int | None = None
 
 
@@ -25,6 +26,7 @@ def failing_saves(stage_dir: StageDir, step: int, checkpoint: str | None) -> str
 
     A disk that takes no checkpoint may not take a word about it either: then the steps since the newest one tell.
     """
+    # "…/step-00000100" → 100.
     saved = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     try:
         failure = msgspec.json.decode(stage_dir.save_failure.read_bytes(), type=SaveFailure)

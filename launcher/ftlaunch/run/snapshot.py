@@ -33,6 +33,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
 def take(run: RunDir, source: Path, recipe: Recipe) -> None:
     """Copy packages and project into a run's folder, in place of what is there. UserError where they are too large."""
+    # Measured before anything is copied: a project that is too large leaves the run's folder as it was.
     copies = _project_copies(source.absolute(), recipe)
     take_packages(run)
     _copy(copies, run.code)
@@ -60,7 +61,9 @@ def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
         for below in sorted({copy.parent for copy in copies.values()}):
             (aside / below).mkdir(parents=True, exist_ok=True)
         for original, copy in copies.items():
+            # copyfile takes the content and not the mode, which may let others write.
             shutil.copyfile(original, aside / copy)
+        # As late as possible: the rename that follows takes no folder that holds anything.
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -68,6 +71,7 @@ def _package_files() -> Iterator[tuple[Path, Path]]:
     for package in PACKAGES:
         if (spec := importlib.util.find_spec(package)) and spec.origin:
             root = Path(spec.origin).parent
+            # A .pyc is valid for the time of its source, which a copy does not keep.
             files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
             yield from ((path, path.relative_to(root.parent)) for path in files)
 
@@ -77,6 +81,7 @@ def _project_copies(source: Path, recipe: Recipe) -> dict[Path, Path]:
     project = _project(source.parent)
     found = {path: path.relative_to(project) for path in _project_files(project)} if project else {}
     named = [path for path in _named(recipe) if path not in found and path.is_file()]
+    # Numbered, as two files may have one name. No file of the project is hidden, so none is in .named.
     found |= {path: Path(f".named/{number}/{path.name}") for number, path in enumerate(named)}
     size = sum(path.stat().st_size for path in found)
     if size > ALL_BYTES:
@@ -89,15 +94,18 @@ def _project_copies(source: Path, recipe: Recipe) -> dict[Path, Path]:
 
 def _project(folder: Path) -> Path | None:
     top = git(folder, "rev-parse", "--show-toplevel")
+    # Not strip(), as a folder's name may end with a blank.
     return Path(top.decode().removesuffix("\n")) if top else None
 
 
 def _project_files(project: Path) -> Iterator[Path]:
     """Tracked and uncommitted files, without hidden ones, links, and those too large for code."""
+    # -z: without it git puts names with unusual characters in quotes.
     listed = git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
     for name in sorted({*listed.decode(errors="surrogateescape").split("\0")} - {""}):
         path = project / name
         hidden = any(part.startswith(".") for part in Path(name).parts)
+        # git also lists tracked files that have been deleted.
         if not hidden and path.is_file() and not path.is_symlink() and path.stat().st_size <= FILE_BYTES:
             yield path
 
@@ -120,6 +128,7 @@ def redirect(spec: StageSpec, run: RunDir) -> StageSpec:
     """The step with the copies of the files that it names, where there are any."""
     if not run.code_index.exists():
         return spec
+    # Small data files of the project were copied along with its code, so data tables may change, too.
     copies = {original: str(run.path / copy) for original, copy in _read(run).files.items()}
     data = {
         name: msgspec.structs.replace(

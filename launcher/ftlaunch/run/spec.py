@@ -22,6 +22,7 @@ class StageSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: int
     deterministic: bool
     world_size: int
+    # These three count for training stages only; a merge or an evaluation has the defaults.
     micro_batch_size: int = 1
     accumulation: int = 1
     """Micro-batches of one process in an optimizer step."""

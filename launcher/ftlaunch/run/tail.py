@@ -11,6 +11,7 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # No file has inode 0, so the first look always starts at the beginning.
         self._inode: int = 0
         self._offset = 0
         self._rest = b""
@@ -19,6 +20,7 @@ class Tail:
         """Lines, without their ends, that are complete since the last call: at most about 1 MB of them."""
         data = self._more()
         pieces = (self._rest + data).split(b"\n")
+        # What follows the last line end is a line that is still being written.
         self._rest = pieces.pop()
         return [piece.decode(errors="replace") for piece in pieces]
 
@@ -39,6 +41,7 @@ class Tail:
         return data
 
     def _notice_replacement(self, descriptor: int) -> None:
+        # Of the open file: the path may lead to another one a moment later.
         stat = os.fstat(descriptor)
         if stat.st_ino != self._inode or stat.st_size < self._offset:
             self._inode = stat.st_ino
