@@ -24,7 +24,7 @@ def expected(kind: types.Type) -> str:
         case types.StrType():
             return _text(kind)
         case types.Metadata():
-            # Only names and layers have a pattern, and each has a description, since no user reads patterns.
+            # Each type with a pattern has a description of it, since no user reads patterns.
             schema = cast("dict[str, str]", kind.extra_json_schema)  # pyright: ignore[reportUnknownMemberType]
             return _text(cast("types.StrType", kind.type), schema["description"])
         case types.TupleType():

@@ -33,6 +33,7 @@ def check_resolved(resolved: Path, overrides: Sequence[str]) -> Loaded:
 def _passed(loaded: Loaded) -> Loaded:
     if loaded.misplaced:  # no row can be looked at, but what needs none is told as well
         raise RecipeError([*loaded.misplaced, *find_problems(loaded)])
+    # Formats before the rules, as many of them ask for one; rows last, as reading them takes longest.
     loaded, unread = _with_formats(strategy.settled(loaded, find_problems))
     problems = [*find_problems(loaded), *unread]
     if problems:
@@ -45,6 +46,7 @@ def _with_formats(loaded: Loaded) -> tuple[Loaded, list[Problem]]:
     data, remarks, problems = dict(loaded.recipe.data), list(loaded.remarks), list[Problem]()
     trained_on = _trained_on(loaded.recipe)
     for name, table in data.items():
+        # A relative path is a hub id, whose rows only the trainer reads.
         if not rows.looks.is_open(table) or not Path(table.path).is_absolute():
             continue
         try:
@@ -77,6 +79,7 @@ def find_problems(loaded: Loaded) -> list[Problem]:
     problems += [problem for rule in (*order.RULES, *track.RULES) for problem in rule(loaded)]
     problems += combinations.combinations_are_supported(loaded)
     problems += secrets.secrets_stay_out(loaded)
+    # A table that two stages share is judged for each, and its problem is one and the same.
     return list(dict.fromkeys(problems))
 
 

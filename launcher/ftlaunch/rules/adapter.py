@@ -41,6 +41,7 @@ def layers_are_there(training: TrainedStage) -> Iterator[Problem]:
         elif wrong:
             message = f"names layer {wrong[0]}, and the model has {count}, counted from 0"
             yield training.table_problem("adapter", "layers", message, f"name layers from 0 to {(count or 0) - 1}")
+    # What the vocabulary lets through otherwise is of the form "top:8" or "every:4".
     elif count is not None and adapter.layers != SUPER_WEIGHTS and int(adapter.layers.partition(":")[2]) > count:
         remedy = f"write a number up to {count}, or remove it"
         yield training.table_problem("adapter", "layers", f"asks for more layers than the model's {count}", remedy)
@@ -52,6 +53,7 @@ def _layers_of(folder: Path) -> int | None:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return None  # which another rule tells
+    # GPT-2 and its like say n_layer, a few others num_layers.
     return next((config[word] for word in ("num_hidden_layers", "n_layer", "num_layers") if word in config), None)
 
 
@@ -62,6 +64,7 @@ def ranks_fall(training: TrainedStage) -> Iterator[Problem]:
     if adapter.first_rank < adapter.rank:
         message = f"{adapter.first_rank} is less than rank = {adapter.rank}, to which it is to be pruned"
         yield training.table_problem("adapter", "initial_rank", message, "write a larger one, or remove it")
+    # With equal shares there is no step at which a rank could be taken away.
     if adapter.prune_until <= adapter.prune_after:
         message = f"{adapter.prune_until:g} is no later than prune_after = {adapter.prune_after:g}"
         yield training.table_problem("adapter", "prune_until", message, "write a larger share of the steps")

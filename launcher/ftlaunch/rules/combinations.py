@@ -27,7 +27,7 @@ def stages_go_on(training: TrainedStage) -> Iterator[Problem]:
     own, before = training.resolved, training.whole.before
     if before is not None:
         after = "same_adapter" if before.tables.adapter == own.adapter else "other_adapter"
-        # How the weights are held that it goes on with is this stage's affair.
+        # This stage chooses quantization and dtype itself; only what was trained comes from the earlier one.
         for refusal, message in _behind(before, replace(before.tables, model=own.model), after):
             yield _problem(training, refusal, message)
 
@@ -43,14 +43,17 @@ def merges_have_a_result(loaded: Loaded) -> Iterator[Problem]:
 def _behind(before: ResolvedStage, tables: Resolved, after: str) -> Iterator[tuple[Refusal, str]]:
     """What refuses that which comes after a training, with its message; every activation function worn counts."""
     assert isinstance(before.stage, Training)
+    # Where no activation function was replaced, the stage's own table says so.
     for noise in before.replaced_activations or [tables.noise]:
         combination: Combination = describe(before.stage, replace(tables, noise=noise)) | {"after": after}
         for refusal in compatibility.refusals(combination):
+            # The other refusals concern the earlier stage by itself, where values_go_together finds them.
             if "after" in refusal.of:
                 yield refusal, refusal.said(combination, reason=no_config_says(noise) or "")
 
 
 def _problem(training: TrainedStage, refusal: Refusal, message: str) -> Problem:
+    # "stage.packing" is a key of the stage itself, "adapter.kind" one of a table.
     table, _, key = refusal.key.partition(".")
     if table == "stage":
         return training.problem(key, message, refusal.remedy)

@@ -79,6 +79,7 @@ def better_is_told_once(table: DataTable) -> Iterator[Problem]:
 
 
 def only_texts_are_split(table: DataTable) -> Iterator[Problem]:
+    # None: only the trainer can see which format the rows of a hub data set have.
     if table.data.overlong == "split" and table.format not in (None, "text"):
         message = f'"split" is for format "text", and this is {as_toml(table.format or "")}: an answer needs its prompt'
         yield table.problem("overlong", message, 'write "truncate" or "drop"')
@@ -87,6 +88,7 @@ def only_texts_are_split(table: DataTable) -> Iterator[Problem]:
 def templates_suit_format(table: DataTable) -> Iterator[Problem]:
     if table.data.format in (None, "prompt", "unpaired"):
         return
+    # A pair's prompt may come from a template; a conversation has its own.
     used = ("prompt",) if table.data.format in PAIRED else ()
     keys = [key for key in ("prompt", "completion") if table.given(key) and key not in used]
     if keys:
@@ -98,6 +100,7 @@ def templates_suit_format(table: DataTable) -> Iterator[Problem]:
 def chosen_and_rejected_together(table: DataTable) -> Iterator[Problem]:
     given = {"chosen": table.data.chosen is not None, "rejected": table.data.rejected is not None}
     if sum(given.values()) == 1:
+        # False sorts before True, so the key that is given comes first.
         here, missing = sorted(given, key=lambda key: not given[key])
         yield table.problem(missing, f"is missing beside {here}", f'add {missing} = "…", or remove {here}')
 
@@ -126,6 +129,7 @@ def answers_have_a_field(table: DataTable) -> Iterator[Problem]:
 def keys_suit_format(table: DataTable) -> Iterator[Problem]:
     """A key is refused where it would do nothing."""
     for key, formats in TAKERS.items():
+        # `given`, as some of these keys have a default, which every table holds.
         if table.format and table.given(key) and table.format not in formats:
             names = " or ".join(map(as_toml, formats))
             message = f"counts only for format {names}, and this is {as_toml(table.format)}"
@@ -168,12 +172,14 @@ def evaluation_is_told_once(table: DataTable) -> Iterator[Problem]:
             "test", "is given together with eval, which has the rows to evaluate on", "keep one of them"
         )
     is_split = data.eval is not None and not Path(data.eval).is_absolute()
+    # The files of a folder or a pattern can belong to splits by their names, a single file cannot.
     if is_split and is_file(Path(data.path)):
         message = f"{as_toml(str(data.eval))} is no file, and {data.path} has no splits"
         yield table.problem("eval", message, 'name a file, as in eval = "validation.jsonl", or hold rows out with test')
 
 
 def prompts_can_be_told(table: DataTable) -> Iterator[Problem]:
+    # Rows of one prompt may be far apart, so all of them must be known before some are held out.
     if table.data.test_by == "prompt" and (table.format == "text" or table.data.streaming or not table.data.test):
         why = "no rows are held out" if not table.data.test else "these rows have no prompts, or are not all at hand"
         yield table.problem("test_by", f'"prompt" has no place here: {why}', "remove it")
@@ -181,6 +187,7 @@ def prompts_can_be_told(table: DataTable) -> Iterator[Problem]:
 
 def rows_are_left_to_train_on(table: DataTable) -> Iterator[Problem]:
     test, limit = table.data.test, table.data.limit
+    # A fraction is below 1 and so below every limit.
     if limit is not None and test >= limit:
         message = f"holds out {test:g} of at most {limit} rows and leaves none to train on"
         yield table.problem("test", message, f"write test below {limit}, or raise limit")

@@ -35,6 +35,7 @@ class EvaluateStage:
         """What metrics have to be given → the first metric that does."""
         needs: dict[str, str] = {}
         for metric in self.stage.metrics:
+            # A metric that is not ours is a program that compares answers.
             needs.setdefault(METRICS.get(metric, "answers"), metric)
         return needs
 
@@ -130,6 +131,7 @@ def decoding_is_of_one_kind(evaluation: EvaluateStage) -> Iterator[Problem]:
 
 def processes_hold_whole_models(evaluation: EvaluateStage) -> Iterator[Problem]:
     parallel = evaluation.stage.parallel
+    # Then [parallel] counts, which plan.resolve turns into processes with whole models.
     if parallel is None:
         return
     if parallel.zero_stage:

@@ -26,6 +26,7 @@ def sites_compile(training: TrainedStage) -> Iterator[Problem]:
             yield training.table_problem("noise", "sites", "names no module", f"write sites = {as_toml(MLP)}")
         return
     try:
+        # "mlp-activation" compiles, too, and needs no exception.
         re.compile(sites)
     except re.error as error:
         message = f"{as_toml(sites)} is not a regular expression: {error}"

@@ -25,6 +25,7 @@ def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
     for training in trainings(loaded):
         if (before := training.whole.before) is None:
             continue
+        # Only the path: how the base is held, dtype and quantization, is each stage's own choice.
         earlier = before.tables.model.path
         if training.resolved.model.path != earlier:
             message = f"names another model than the stage before, whose result on {earlier} this one starts from"
@@ -35,6 +36,7 @@ def base_stays_the_same(loaded: Loaded) -> Iterator[Problem]:
 def start_is_one_earlier_stage(loaded: Loaded) -> Iterator[Problem]:
     for one in resolve.resolve(loaded.recipe):
         index, stage, found = one.index, one.stage, len(one.named)
+        # A merge cannot start from "base", which has no adapter to fold.
         if stage.start is None or (stage.start == resolve.BASE and not isinstance(stage, Merge)):
             continue
         if found != 1:
@@ -61,6 +63,7 @@ def reward_is_no_policy(loaded: Loaded) -> Iterator[Problem]:
 
 def merge_has_its_weights(loaded: Loaded) -> Iterator[Problem]:
     for one in resolve.resolve(loaded.recipe):
+        # A start that names no stage is reported by start_is_one_earlier_stage.
         if not isinstance(one.stage, Merge) or (one.stage.start is not None and not one.named):
             continue
         if one.before is None:

@@ -75,6 +75,7 @@ def _look_for(name: str) -> tuple[str, str] | None:
     if path is None:
         remedy = f"install it, or write the path of a file: {FORM}"
         return f"there is no module {as_toml(place)} that the trainer could import", remedy
+    # The names in a compiled module are seen only by importing it, which the trainer does.
     if path.suffix != ".py":
         return None
     names = _names_in(path)
@@ -91,6 +92,7 @@ def _file_of(module: str) -> Path | None:
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         places = sys.path if spec is None else spec.submodule_search_locations
+        # importlib.util.find_spec would import the packages on the way, with whatever they run.
         spec = PathFinder.find_spec(".".join(parts[:depth]), places)
         if spec is None:
             return None
@@ -110,6 +112,7 @@ def _names_in(path: Path) -> list[str] | str:
                 names.append(name)
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 names += [alias.asname or alias.name for alias in aliases]
+            # A reward may be any object that can be called, such as a partial.
             case ast.Assign(targets=targets):
                 names += [target.id for target in targets if isinstance(target, ast.Name)]
             case _:
@@ -120,6 +123,7 @@ def _names_in(path: Path) -> list[str] | str:
 def model_gives_one_score(ppo: PpoStage) -> Iterator[Problem]:
     """A folder on this machine is looked into; a hub id is left to the trainer."""
     folder = Path(ppo.stage.reward_model or "")
+    # An artifact has artifact.json and, where it is an adapter, no config.json to look into.
     if not folder.is_absolute() or is_file(folder / "artifact.json"):
         return
     try:
@@ -129,6 +133,7 @@ def model_gives_one_score(ppo: PpoStage) -> Iterator[Problem]:
         yield ppo.problem("reward_model", message, "name a folder with config.json, or a reward stage's artifact")
         return
     kinds = config.get("architectures") or ["nothing"]
+    # A config.json has id2label instead of num_labels, and neither for transformers' default of 2 labels.
     labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
     if not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
         message = f"{folder} holds {kinds[0]}, which gives no scores"
@@ -141,6 +146,7 @@ def model_gives_one_score(ppo: PpoStage) -> Iterator[Problem]:
 def rollout_is_whole_batches(ppo: PpoStage) -> Iterator[Problem]:
     size, batch = ppo.stage.rollout_size, ppo.stage.batch_size
     if size is not None and size % batch:
+        # `if value`: below one batch the lower proposal would be 0.
         values = [str(value) for value in (size // batch * batch, (size // batch + 1) * batch) if value]
         message = f"{size} answers cannot be shared out over mini-batches of {batch}"
         yield ppo.problem("rollout_size", message, f"write rollout_size = {join_or(values)}, or another batch_size")
@@ -148,6 +154,7 @@ def rollout_is_whole_batches(ppo: PpoStage) -> Iterator[Problem]:
 
 def horizon_needs_a_target(ppo: PpoStage) -> Iterator[Problem]:
     index = ppo.training.index
+    # It has a default, so only a key that was written is a mistake.
     if ppo.stage.kl_target is None and ppo.training.loaded.where.given(("stage", index, "kl_horizon")):
         message = "counts only where the coefficient is steered, and there is no kl_target"
         yield ppo.problem("kl_horizon", message, "remove it, or add kl_target = 6.0")
@@ -174,6 +181,7 @@ def vllm_can_answer(ppo: PpoStage) -> Iterator[Problem]:
     if ppo.training.loaded.where.given(("stage", ppo.training.index, "generation_batch_size")):
         message = "is of the model that answers itself, and vLLM finds its own"
         yield ppo.problem("generation_batch_size", message, "remove it")
+    # vLLM loads the base from its path by itself, and takes the adapter from a file.
     reasons = {
         f"vLLM takes plain LoRA adapters, and kind is {as_toml(kind)}": kind not in PLAIN,
         "vLLM needs a GPU, and parallel.device is cpu": tables.parallel.device == "cpu",

@@ -18,7 +18,9 @@ def secrets_stay_out(loaded: Loaded) -> Iterator[Problem]:
     lines = enumerate(loaded.text.splitlines(), start=1)
     places = [f"{loaded.source}:{number}" for number, line in lines if has_secret(line)]
     yield from (Problem(place, "", MESSAGE, REMEDY) for place in places)
+    # Through JSON, after which only tables, lists and texts are left to search.
     for path, text in _texts(msgspec.json.decode(msgspec.json.encode(loaded.recipe)), ()):
+        # A line of the file itself has been reported above.
         if has_secret(text) and loaded.where(path) not in places:
             yield loaded.problem(path, MESSAGE, REMEDY)
 

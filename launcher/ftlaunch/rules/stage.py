@@ -69,6 +69,7 @@ def data_is_known(training: TrainedStage) -> Iterator[Problem]:
         yield training.problem(
             "data", "names no data", f"name {join_or(known)}" if known else "add a [data.NAME] table"
         )
+    # Each name once, in the recipe's order, as sets have none.
     for name in dict.fromkeys(names):
         if name not in known:
             add = f"add a table headed [data.{name}]"
@@ -140,6 +141,7 @@ def batch_divides(training: TrainedStage) -> Iterator[Problem]:
     batch, micro, world = training.stage.batch_size, training.stage.micro_batch_size, training.resolved.world_size
     if batch % world:
         unit = world * (micro or 1)
+        # Multiples of the micro-batch as well, so that the remedy is not refused in turn.
         below = batch // unit * unit
         values = [str(value) for value in (below, below + unit) if value]
         message = f"{batch} rows cannot be shared out evenly over {world} processes"
@@ -153,6 +155,7 @@ def batch_divides(training: TrainedStage) -> Iterator[Problem]:
 
 def warmup_ends(training: TrainedStage) -> Iterator[Problem]:
     warmup, steps = training.stage.warmup, training.stage.steps
+    # A fraction is below 1, so its warm-up always ends.
     if isinstance(warmup, int) and steps is not None and warmup >= steps:
         message = f"{warmup} steps of warm-up leave nothing of {steps} steps"
         yield training.problem("warmup", message, f"write warmup below {steps}, or a fraction such as 0.03")
@@ -200,6 +203,7 @@ def model_is_plain(training: TrainedStage) -> Iterator[Problem]:
     if not folder.is_absolute():
         return
     try:
+        # Ownership first: what others may write can change after its content was judged.
         trust.require(folder)
         model_files.require_plain(folder)
         model_files.require_weights_to_train(folder)
@@ -214,6 +218,7 @@ def pickles_are_pinned(training: TrainedStage) -> Iterator[Problem]:
     if Path(model.path).is_absolute():
         message = f"counts only for a model of the hub, whose revision can be pinned, and {model.path} is a folder"
         yield training.table_problem("model", "allow_pickle", message, "remove it, and save the model as safetensors")
+    # In full, as a branch or tag may be called like a short hash.
     elif not COMMIT.fullmatch(model.revision or ""):
         message = "needs revision = a full commit (40 hex digits): what a branch or tag names can change"
         yield training.table_problem("model", "allow_pickle", message, "look the commit up on the model's page")

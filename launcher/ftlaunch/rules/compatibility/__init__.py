@@ -40,14 +40,17 @@ def _complete(begun: dict[str, str], left: Choices, prefer: Prefer) -> dict[str,
     if not left:
         return begun
     axis = min(left, key=lambda name: len(left[name]))
+    # Stable, in reverse too: of values that are equally welcome the first of the axis is tried first.
     for value in sorted(left[axis], key=lambda value: prefer(begun, axis, value), reverse=True):
         chosen = {**begun, axis: value}
+        # Only an axis that some refusal links to the new value can have lost values by it.
         touched = {other for refusal in _concerned(axis, value) for other in refusal.of}
         rest = {
             name: _left(chosen, name, values) if name in touched else values
             for name, values in left.items()
             if name != axis
         }
+        # An axis without a value left makes a further search pointless.
         if all(rest.values()) and (found := _complete(chosen, rest, prefer)):
             return found
     return None

@@ -26,6 +26,7 @@ from ftlaunch.recipe.model import FewBits
 from ftlaunch.recipe.stages import OptimizerName, Strategy
 from ftlaunch.recipe.types import kinds
 
+# Taken from the vocabulary, so that a new kind has its place here without an edit.
 VIRTUAL = kinds(Adapter, lambda kind: issubclass(kind, Virtual))
 PLAIN = kinds(Adapter, lambda kind: issubclass(kind, LowRank) and kind.is_plain)
 LOSS_UNSCALED = kinds(Adapter, lambda kind: not kind.takes_loss_scaling)
@@ -35,6 +36,7 @@ PAIR_POLICIES = kinds(Stage, lambda kind: issubclass(kind, Pairwise) and not kin
 """Stages that train a policy on pairs."""
 ZERO = tuple(name for name in get_args(Strategy) if name.startswith("zero"))
 IN_FEW_BITS = tuple(name for name in get_args(FewBits) if name != "none")
+# Values of the axis `quantization`: "lsq" is kind = "qat" with learned_step.
 ROUNDED = ("qat", "lsq", "bitlinear")
 PAGED = tuple(name for name in get_args(OptimizerName) if name.startswith("paged"))
 DRAWN = kinds(Noise, lambda kind: kind.family == "drawn")
@@ -69,6 +71,7 @@ def _quantization(_: Training, tables: Resolved) -> str:
     table = tables.model.quantization
     if isinstance(table, str):
         return table
+    # A value of its own, since some refusals concern learned steps and not "qat" in general.
     return "lsq" if isinstance(table, Qat) and table.learned_step else str(table.__struct_config__.tag)
 
 
@@ -131,12 +134,14 @@ AXES = (
         "accumulation",
         "stage.0.micro_batch_size=2",
         "",
+        # A micro-batch that is all of a process's share is a single pass.
         lambda stage, tables: stage.micro_batch_size not in (None, stage.batch_size // tables.world_size),
     ),
     _axis(
         "noise",
         lambda _, tables: tables.noise.family,
         none="noise.kind=none",
+        # Kinds that behave alike here share a value, which trials write in one of these ways.
         drawn=tuple(f"noise.kind={kind}" for kind in DRAWN),
         adversarial=("noise.kind=adversarial", "noise.kind=adversarial noise.steps=2 noise.norm=linf"),
         saturated="noise.kind=saturated",
@@ -196,10 +201,12 @@ AXES = (
     ),
     _axis(
         "device",
+        # "auto" is not refused as a CPU: whether there is a GPU is known only where the stage runs.
         lambda _, tables: "cpu" if tables.parallel.device == "cpu" else "cuda",
         cpu="parallel.device=cpu",
         cuda="parallel.device=cuda",
     ),
+    # No key of the stage says these: `combinations` adds "after", and trials choose how to resume.
     _axis("after", None, nothing="", merge="", same_adapter="", other_adapter=""),
     _axis("resumed_by", None, same_ranks="", other_ranks=""),
 )

@@ -57,6 +57,7 @@ def _but(axis: str, *values: str) -> tuple[str, ...]:
 def _only(axis: str, union: Any, switch: str, key: str, values: tuple[str, ...] = ON) -> Refusal:
     """A key that only some kinds of a union have."""
     having = kinds(union, lambda kind: key.partition(".")[2] in kind.__struct_fields__)
+    # In the words of load.key_advice, which a user sees: the page is to say the same.
     message = f"belongs to kind {join_or(map(as_toml, having))}, and this table's kind is {{{axis}}}"
     return Refusal({axis: _but(axis, *having), switch: values}, key, message, "remove it", at_load=True)
 
@@ -104,6 +105,7 @@ METHODS = (
         "write packing = false",
     ),
     Refusal(
+        # Apart from SFT's, as pairs need share_prompt turned off as well.
         {"method": VIRTUAL, "stage": PAIR_POLICIES, "packing": ON},
         "stage.packing",
         "rows laid end to end have no place before each for the virtual tokens of kind = {method}",
@@ -240,6 +242,7 @@ PROCESSES = (
     ),
     *(
         Refusal(
+            # One for each, as the remedy is the form without paging of that very optimizer.
             {"optimizer": (name,), "device": ("cpu",)},
             "optimizer.name",
             "{optimizer} needs a GPU to page to and from, and the device is the CPU",
@@ -281,10 +284,12 @@ MERGES = (
             "the stage before leaves weights that are rounded already, and this one would round them otherwise",
             'train both with the same adapter, or let this one start = "base"',
         )
+        # A model trained in full is rounded itself; the same adapter goes on over a base that is not.
         for of in ({"after": ("other_adapter",)}, {"after": ("same_adapter",), "method": ("full",)})
     ),
     *(
         refusal
+        # What a config cannot say: a function that transformers lacks, or one that is not in all MLP blocks.
         for activation in ({"activation": ("unnamed",)}, {"activation": ("named",), "sites": ("other",)})
         for refusal in (
             Refusal(
@@ -294,6 +299,7 @@ MERGES = (
                 UNMERGED,
             ),
             Refusal(
+                # Without "full", whose artifact is a model already: nothing is merged on the way.
                 {"method": _but("method", "full"), **activation, "after": ("other_adapter",)},
                 "stage.adapter",
                 "is another than before, so this stage begins on a merge, which could not hold: {reason}",
@@ -304,4 +310,5 @@ MERGES = (
 )
 """What concerns the later stage: the key to blame is one of that stage."""
 
+# The order gives the numbers in recipes/COMPATIBILITY.md.
 REFUSALS = (*WITHOUT_KEY, *METHODS, *STAGES, *QUANTIZED, *PROCESSES, *MERGES)

@@ -66,6 +66,7 @@ def _values() -> Iterator[str]:
     yield "| | written, for example, as |\n| --- | --- |"
     for axis, value in _features():
         ways = BY_NAME[axis].values[value]
+        # `--set` writes "stage.0." for the first stage; the page speaks of any.
         written = " or ".join(f"`{way.replace('stage.0.', 'stage.').replace(' ', '`, `')}`" for way in ways if way)
         yield f"| {_name((axis, value))} | {written or SAID[(axis, value)]} |"
 
@@ -92,6 +93,7 @@ def _cell(*values: Named) -> str:
 def _refused(values: Sequence[Named]) -> Iterator[str]:
     yield "| | | |\n| --- | --- | --- |"
     for one, other in combinations(values, 2):
+        # Two values of one axis never meet in a stage.
         if one[0] != other[0] and (cell := _cell(one, other)) != WORKS:
             yield f"| {_name(one)} | {_name(other)} | {cell} |"
 
@@ -105,5 +107,6 @@ def _reasons() -> Iterator[str]:
     for refusal in REFUSALS:
         of = " × ".join(f"{axis}: {', '.join(values)}" for axis, values in refusal.of.items())
         words = {axis: join_or(map(as_toml, values)) for axis, values in refusal.of.items()}
+        # A recipe gets the exact reason for its function; the page has one that covers all.
         why = refusal.message.format(reason="transformers' configs have no word for it", **words)
         yield f"| {_number(refusal)} | {of} | {refusal.key} | {why} | {refusal.remedy} |"
