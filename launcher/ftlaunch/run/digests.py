@@ -41,7 +41,7 @@ def sha256(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     changed = max(path.stat().st_mtime, path.stat().st_ctime)
-    # A digest is of no one version where the file was written to while it was read.
+    # Of a file that was written to while it was read, the digest is of neither version: it is not kept.
     if _identity(path) == identity and time.time() - changed > RECENT_SECONDS:
         with contextlib.suppress(OSError):  # a home that cannot be written costs time and nothing else
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
