@@ -4,6 +4,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
@@ -25,6 +26,8 @@ PACKED = {
 TWICE = "ÿþ".encode()
 """How a UTF-16 file begins that was converted to UTF-8 as if it were Latin-1."""
 
+_BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a file raises that is cut short or damaged; gzip lets zlib's own error through."""
 _ENCODING = (
     "write the file again as UTF-8: Excel does as “CSV UTF-8”, and for files from Windows"
     " `iconv -f cp1252 -t utf-8 FILE > NEW`; with -f latin1 its dashes, quotes and € would be lost"
@@ -67,7 +70,7 @@ class Lines:
                     self.number += 1
                     self.position += len(raw)
                     yield self._decoded(raw)
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except _BROKEN as error:
             raise self._unreadable(error) from error
 
     def pieces(self) -> Iterator[str]:
@@ -83,7 +86,7 @@ class Lines:
                     yield text
                 # Raises where the file ends within a character.
                 yield self._piece(decoder, b"", final=True)
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except _BROKEN as error:
             raise self._unreadable(error) from error
 
     def _piece(self, decoder: codecs.IncrementalDecoder, raw: bytes, *, final: bool) -> str:

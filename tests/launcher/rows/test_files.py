@@ -152,6 +152,11 @@ ODD = {
     "old_mac.csv": (b"prompt,completion\ra?,b\rc?,d\r", "not CSV", "lines end in CR alone"),
     "digits.jsonl": (b'{"prompt": ' + b"9" * 5000 + b"}\n", "not JSON: Exceeds the limit", "one JSON object a line"),
     "sheet.csv": (b"PK\x03\x04\x14\x00", "is a zip archive", "save the sheet as"),
+    "damaged.jsonl.gz": (
+        gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:12] + b"\xff" * 20,
+        "cannot be read",
+        "",
+    ),
     "packed.jsonl": (gzip.compress(b'{"prompt": "a"}\n', mtime=0), "is packed with gzip", "ends in .gz"),
 }
 
