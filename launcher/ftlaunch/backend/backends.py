@@ -50,11 +50,13 @@ def _slurm(run: RunDir) -> "Backend":
     from ftlaunch.backend.slurm.backend import Slurm
     from ftlaunch.cluster.queue import read_cluster
 
+    # Not read yet: `status` also works on a run whose cluster.json was written by another version of ftlaunch.
     return Slurm(partial(read_cluster, run))
 
 
 def move(run: RunDir, backend: "Backend") -> None:
     """Have a run that is at rest go on elsewhere. UserError where it is being driven or submitted."""
+    # A driver on this machine and a submission both hold the lock while they rely on these files.
     held = lock.take(run)
     try:
         backend.claim(run)

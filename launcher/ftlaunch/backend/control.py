@@ -28,7 +28,9 @@ def ask_to_stop(run: RunDir, wait: float) -> bool:
     silent = backend.ask_to_stop(run)
     deadline = time.monotonic() + wait
     while not (over := backend.is_over(run)) and (left := deadline - time.monotonic()) > 0:
+        # A SLURM controller serves the whole cluster and sets the pace; a local folder may be read at any pace.
         time.sleep(min(backend.patience or POLL_SECONDS, left))
+    # Raised only now: the running stage has its stop file even if SLURM is silent, and may have ended meanwhile.
     if silent is not None and not over:
         raise silent
     return over

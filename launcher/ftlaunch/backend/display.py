@@ -40,6 +40,7 @@ def open_display(stream: TextIO | None = None) -> Display:
     """The display that suits a stream, which is stderr where none is given."""
     stream = stream or sys.stderr
     assert stream is not None
+    # TERM=dumb is a terminal, such as Emacs' shell, that prints the bar's escape sequences instead of obeying them.
     can_move = stream.isatty() and os.environ.get("TERM") != "dumb"
     return BarDisplay(stream) if can_move else PlainDisplay(stream)
 
@@ -87,6 +88,7 @@ class PlainDisplay:
             return True
         waited = self._clock() - self._shown_time
         enough = entry["step"] - self._shown_step >= EVERY_STEPS or waited >= EVERY_SECONDS
+        # Tiny models take hundreds of steps a second; a line for every ten of them would still flood the log.
         return enough and waited >= AT_MOST_EVERY
 
 
@@ -96,6 +98,7 @@ class BarDisplay:
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
 
+        # With markup, rich would drop words in brackets, such as the [sweep] of an error message.
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._stage = ""
         self._window: deque[Entry] = deque(maxlen=WINDOW)
@@ -112,6 +115,7 @@ class BarDisplay:
         self._stage = name
         self._window.clear()
         columns = (SpinnerColumn(), TextColumn(name), BarColumn(bar_width=24), TextColumn("{task.description}"))
+        # transient: the bar disappears when its stage ends, and only the lines from `say` stay on the screen.
         with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as bar:
             task = bar.add_task("starting", total=None)
             self._prepare = lambda text: bar.update(task, description=text)

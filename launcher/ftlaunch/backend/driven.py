@@ -23,6 +23,8 @@ def state(run: RunDir) -> RunStatus:
 def is_over(run: RunDir) -> bool:
     """Whether nothing of a run works any more. False where that cannot be seen from here, unless it has signed off."""
     driver = lock.holder(run)
+    # is_alive returns None for a driver on another host: that run may be at work. Even if a driver of this machine is
+    # dead, ranks may outlive it, so they are looked for as well.
     return (driver is None or processes.is_alive(driver) is False) and not processes.of_attempts(run.path)
 
 

@@ -118,6 +118,7 @@ class Driven(ABC):
 
         UserError where its driver is on another host, or where a process cannot be ended.
         """
+        # The driver goes first: while it lives, it takes the death of its ranks for a failure and writes error.json.
         if driver := lock.holder(run):
             _end_driver(driver)
         if stuck := processes.end(run.path):
@@ -140,6 +141,7 @@ def _take_over(run: RunDir) -> int:
     """
     trust.require(run.path, deep=True)
     held = lock.take(run)
+    # Ranks survive a driver killed by SIGKILL. A second set would write the same metrics and checkpoints.
     if leftovers := processes.of_attempts(run.path):
         lock.release(held)
         raise UserError(
@@ -147,6 +149,7 @@ def _take_over(run: RunDir) -> int:
             f"end them with `ftlaunch cancel {run.path}`",
         )
     for stage_dir in run.stage_dirs():
+        # The request that ended the last driver would otherwise stop this one at its first optimizer step.
         stage_dir.stop.unlink(missing_ok=True)
     return held
 
@@ -157,11 +160,13 @@ def drive_detached(run: RunDir) -> None:
     The lock passes from this process to that one without ever being free.
     """
     held = _take_over(run)
+    # -P keeps the working directory off sys.path, where a file such as typing.py would shadow the real module.
     command = [sys.executable, "-P", "-m", "ftlaunch", "drive", str(run.path), "--lock", str(held)]
     with run.driver_log.open("ab") as log:
         driver = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[held]
         )
+    # flock belongs to the open file, which the driver has inherited: closing our descriptor does not release it.
     lock.name_holder(held, driver.pid)
     os.close(held)
 

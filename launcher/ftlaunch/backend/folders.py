@@ -15,6 +15,7 @@ def write_files(run: RunDir, planned: PlannedStage) -> None:
         make_private_folder(stage_dir.path)
     for path in (stage_dir.step, stage_dir.accelerate, stage_dir.deepspeed):
         content = planned.files.get(path.name)
+        # For example deepspeed.json after `resume --set parallel.strategy=single`: only ZeRO has one.
         if content is None:
             path.unlink(missing_ok=True)
         elif not path.exists() or path.read_text() != content:

@@ -33,6 +33,7 @@ def _mine() -> str:
 
 def _clear_leftovers() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_mine()}*"):
+        # A name is ftlaunch-HOST-PID-RANDOM: the folder is in use as long as its maker, PID, is alive.
         pid = folder.name.removeprefix(_mine()).partition("-")[0]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and folder.stat().st_uid == os.getuid():
             shutil.rmtree(folder, ignore_errors=True)

@@ -38,6 +38,7 @@ def prepare(plan: Plan, loaded: "Loaded", backend: Backend) -> RunDir:
         if target.exists():
             return _existing(target, plan)
         _write(RunDir(aside), plan, loaded, backend)
+        # rename() does not replace a folder that has files in it, so a run that someone else has just made is safe.
         aside.rename(target)
         sync(target.parent)
     except OSError as error:
@@ -60,6 +61,8 @@ def _existing(target: Path, plan: Plan) -> RunDir:
         remedy += f"; or keep {', '.join(kept)} and begin anew with --from {changed.name}" if kept else ""
         raise UserError(f"{target} exists and holds another recipe", remedy)
     if not runs.finished(run):
+        # take() refuses with the name of a driver on this machine. Jobs of a cluster hold no lock while they wait or
+        # work, so the backend is asked as well.
         lock.release(lock.take(run))
         if not backends.of(run).is_over(run):
             where = shlex.quote(str(target))
@@ -72,6 +75,8 @@ def _existing(target: Path, plan: Plan) -> RunDir:
 
 def first_changed(before: Plan, after: Plan) -> PlannedStage | None:
     """The first stage of a plan that would not do what the other plan's stage at its place does; None where all do."""
+    # The hash covers what a stage learns but not how the work is shared out: the same training on twice as many
+    # processes is the same run.
     known = [(planned.name, planned.spec.training_hash) for planned in before.stages]
     for index, planned in enumerate(after.stages):
         if index >= len(known) or known[index] != (planned.name, planned.spec.training_hash):

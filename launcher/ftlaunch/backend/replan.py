@@ -23,6 +23,7 @@ def replan(run: RunDir, settings: Sequence[str]) -> Plan:
     after = make_plan(rules.check_resolved(run.resolved, settings).recipe, run.path)
     hashes = {planned.name: planned.spec.training_hash for planned in after.stages}
     for planned in before.stages:
+        # A stage without an attempt has computed nothing yet, so it may still learn something else.
         if run.stage_dir(planned.name).attempts.exists() and hashes.get(planned.name) != planned.spec.training_hash:
             raise UserError(
                 f"these settings would change what {planned.name} learns, and it has begun",

@@ -33,10 +33,12 @@ def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
     gone: list[str] = []
     for planned in plan.stages[first:]:
         same = hashes.get(planned.name) == planned.spec.training_hash and run.stage_dir(planned.name).result.exists()
+        # start and reward are paths such as "01-sft/artifact", whose first part is the stage that makes it.
         needs = any(path and path.partition("/")[0] in gone for path in (planned.spec.start, planned.spec.reward))
         if planned is plan.stages[first] or needs or not same:
             gone.append(planned.name)
     names = {planned.name for planned in plan.stages}
+    # A run's stages are the folders that are there: one that the recipe no longer has would keep the run unfinished.
     gone += [folder.name for folder in run.stage_dirs() if folder.name not in names]
     return [name for name in gone if run.stage_dir(name).path.exists()]
 

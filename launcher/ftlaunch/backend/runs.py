@@ -16,6 +16,7 @@ def all_runs() -> list[RunDir]:
     """The runs below ./runs, oldest first."""
     if not HOME.is_dir():
         return []
+    # A hidden folder is a run that `prepare` is still writing, or was writing when it was killed.
     folders = [path for path in HOME.iterdir() if is_run(path) and not path.name.startswith(".")]
     return [RunDir(path.absolute()) for path in sorted(folders, key=_age)]
 

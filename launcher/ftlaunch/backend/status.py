@@ -54,6 +54,7 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     """Files of data and base that are not what they were when the run began; where they were looked at."""
 
 
+# Hence the cast: `step` is a required key of an entry, and before the first step there is none.
 _NOTHING = cast(progress.Entry, {})
 
 
@@ -88,5 +89,6 @@ def run_status(run: RunDir, stages: Sequence[StageStatus]) -> RunStatus:
 
 def newest_checkpoint(stage_dir: StageDir) -> str | None:
     """The folder of the newest checkpoint that was written to its end."""
+    # Names such as step-00000200 sort by step. A save in progress has a hidden name: .step-00000300.partial.
     complete = sorted(path.parent for path in stage_dir.checkpoints.glob("step-*/manifest.json"))
     return str(complete[-1]) if complete else None

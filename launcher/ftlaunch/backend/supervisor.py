@@ -67,6 +67,8 @@ def run_attempt(
     """Start the processes and return how the attempt ended; None where `poll`, called all along, had them killed."""
     ended = supervise(planned, stage_dir, attempt, variables, poll)
     said = read_outcome(stage_dir, attempt)
+    # What the attempt left counts more than the kill: a hang is written to error.json before its ranks are killed,
+    # and a stage may finish just before that.
     if said is None and ended.killed:
         return None
     outcome = said or tell_death(attempt, ended.exit_code)
@@ -130,6 +132,7 @@ def _start(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C in the terminal is the driver's to answer
+            # An ignored signal stays ignored through exec(); a handler would be reset to the default action.
             preexec_fn=ignore if ignored_signals else None,
         )
 
@@ -195,12 +198,14 @@ class FailureWatch:
         if not self.forced and (waited > PEER_SECONDS or self._are_idle()):
             self.forced, self._since = True, time.monotonic()
         if self.forced:
+            # At every look, as ranks may start children. The launching process is spared: it prints which rank died.
             processes.end(self.attempt.path, spare=self._launcher)
         return self.forced and time.monotonic() - self._since > TELL_SECONDS
 
     def _are_idle(self) -> bool:
         """Whether no rank here has computed, read or written anything lately, nor waits for a disk."""
         done = processes.work_of([pid for pid in processes.of_attempts(self.attempt.path) if pid != self._launcher])
+        # abs(): a rank that exits takes its share of the sum along, and that is a sign of life, too.
         if self._at_work is None or done is None or abs(done - self._at_work[1]) > IDLE_WORK:
             self._at_work = time.monotonic(), done or 0
         return time.monotonic() - self._at_work[0] > IDLE_SECONDS
@@ -209,6 +214,7 @@ class FailureWatch:
         if self.attempt.error.exists():
             return True
         before, self._log_size = self._log_size, self.attempt.launch_log.stat().st_size
+        # This is called at every look; the log is only read again after it has grown.
         return self._log_size != before and peers_are_being_ended(self.attempt)
 
 

@@ -47,6 +47,7 @@ class HangWatch:
         self.floor = floor
         self._holds_up = holds_up
         self._preparing = stage_dir.preparing
+        # All attempts of a stage share metrics.jsonl, and steps of earlier ones do not tell the pace of this one.
         self._metrics = MetricsTail(stage_dir.metrics, since=time.time())
         self._newest: float | None = None
         """When the newest step was taken."""
@@ -91,12 +92,14 @@ class HangWatch:
 def one_holds_up_others(attempt: Attempt, ranks: range) -> bool:
     """Whether some ranks on this machine are stopped by a signal, and some are not."""
     states = [processes.state(pid) == "T" for pid in processes.ranks_of(attempt.path, ranks).values()]
+    # If all of them are stopped, somebody has paused the run, and no rank waits for another.
     return any(states) and not all(states)
 
 
 def interrogate(attempt: Attempt, node: str, ranks: range) -> list[RankState]:
     """The state of each rank on this machine, after it was asked to write its Python stacks into its log."""
     found = [_state(attempt, node, rank, pid) for rank, pid in processes.ranks_of(attempt.path, ranks).items()]
+    # After the states were read: the signal wakes a waiting rank, which would then look busy.
     for pid in processes.ranks_of(attempt.path, ranks).values():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGQUIT)
@@ -112,6 +115,8 @@ def _state(attempt: Attempt, node: str, rank: int, pid: int) -> RankState:
 
 def failure(attempt: Attempt, silent: float, ranks: list[RankState]) -> Failure:
     """What is known of a hang: the rank that holds up the others, as far as it can be told."""
+    # To blame, in this order: a rank that is stopped, stuck or dead; one that never began a step; the one silent
+    # longest. The others wait for it in a collective.
     slowest = max(ranks, key=lambda one: (one.state in "TDZ", one.silent is None, one.silent or 0.0), default=None)
     message = f"no step for {silent:.0f} s"
     if slowest is not None:

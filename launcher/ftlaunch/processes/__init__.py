@@ -43,6 +43,7 @@ def is_alive(identity: Identity) -> bool | None:
     if identity.host != socket.gethostname():
         return None
     try:
+        # A zombie (Z) keeps its pid and its start time until its parent waits for it, but does nothing any more.
         return identify(identity.pid) == identity and _stat(identity.pid)[2] not in {"Z", "X"}
     except OSError:
         return False
@@ -57,6 +58,7 @@ def _stat(pid: int) -> list[str]:
 
 def of_attempts(path: Path) -> list[int]:
     """Living processes, anyone's children by now, that were started for an attempt at or below a folder."""
+    # A NUL ends each variable in /proc/PID/environ. Without NUL and slash, runs/a would also match runs/ab.
     exactly = f"{ATTEMPT}={path.resolve()}\0".encode()
     below = f"{ATTEMPT}={path.resolve()}/".encode()
     return [
@@ -82,6 +84,7 @@ def ranks_of(path: Path, ranks: range) -> dict[int, int]:
     pids = sorted(of_attempts(path), key=_started)
     numbered: dict[int, int] = {}
     for pid in pids:
+        # RANK= may be the first variable, with no NUL before it.
         found = RANK.search(b"\0" + _environ(pid))
         if found and int(found[1]) in ranks:
             numbered.setdefault(int(found[1]), pid)
@@ -117,6 +120,7 @@ def work_of(pids: list[int]) -> int | None:
             continue  # gone meanwhile
         if stat[2] == "D":
             return None
+        # io is "rchar: 4096 wchar: 512 …": the bytes that read() and write() moved, whether or not a disk was involved.
         done += sum(map(int, stat[CPU_TIME_FIELDS])) + (int(io[1]) + int(io[3])) // 2**16
     return done
 
@@ -127,6 +131,7 @@ def end(path: Path, *, grace: float = 0.0, spare: int | None = None) -> list[int
     while (alive := _others(path, spare)) and time.monotonic() < deadline:
         time.sleep(0.05)
     deadline = time.monotonic() + 5
+    # More than once: a process may fork after it was listed. One that is stuck in the kernel (D) outlives even this.
     while alive and time.monotonic() < deadline:
         for pid in alive:
             _kill(pid)

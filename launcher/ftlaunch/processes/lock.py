@@ -13,6 +13,7 @@ from ftlaunch.run.layout import RunDir
 def take(run: RunDir) -> int:
     """The lock of a run, as a file descriptor to be closed. UserError where another process drives it already."""
     try:
+        # O_CLOEXEC: a rank that inherited the lock and outlived the driver would keep the run locked.
         descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UserError(
@@ -25,6 +26,7 @@ def take(run: RunDir) -> int:
         raise _running(run) from None
     except OSError as error:
         os.close(descriptor)
+        # Lustre mounted without the option flock, for example, answers ENOSYS.
         raise UserError(
             f"{run.lock} cannot be locked: {error.strerror}", "put the run on another file system with --run-dir"
         ) from error
@@ -41,6 +43,7 @@ def name_holder(descriptor: int, pid: int) -> None:
 
 def release(descriptor: int) -> None:
     """Sign off, for those who cannot see this machine's processes, and let go of a lock."""
+    # Emptied while it is still locked: after close() another process may have written its own name.
     os.ftruncate(descriptor, 0)
     os.close(descriptor)
 

@@ -26,6 +26,7 @@ Outcome = Done | Stopped | Failure
 
 def read_outcome(stage_dir: StageDir, attempt: Attempt) -> Outcome | None:
     """How the newest attempt of a stage ended; None while, or where, nobody has said so."""
+    # The result comes first: it is written last, so whatever else an attempt left no longer matters.
     if stage_dir.result.exists():
         return Done()
     if attempt.stopped.exists():
@@ -40,8 +41,12 @@ def read_failure(attempt: Attempt) -> Failure | None:
     return msgspec.json.decode(attempt.error.read_bytes(), type=Failure)
 
 
+# The summary of torch elastic: "rank      : 1 (local_rank: 1)", and in the next line "exitcode  : -9 (pid: 4711)".
 ELASTIC_FAILURE = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+) \(pid: \d+\)")
+# Its log, where the summary is missing: "failed (exitcode: -9) local_rank: 1 (pid: 4711) of binary: …".
 ELASTIC_FAILED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+# accelerate starts a single rank without torch elastic. It ends with a CalledProcessError: "Command … died with
+# <Signals.SIGKILL: 9>." or "Command … returned non-zero exit status 3."
 SINGLE_DIED = re.compile(r"died with <Signals\.\w+: (\d+)>")
 SINGLE_FAILED = re.compile(r"returned non-zero exit status (\d+)")
 
@@ -124,6 +129,8 @@ def _last_words(log: Path) -> str:
 def peers_are_being_ended(attempt: Attempt) -> bool:
     """Whether torch elastic lost a rank and is asking the others to leave; not so when it was itself asked to."""
     text = attempt.launch_log.read_text(errors="replace")
+    # A rank died: "Sending process 4711 closing signal SIGTERM" for each peer. If torch elastic itself was asked to
+    # leave, "Received 15 death signal, shutting down workers" comes first.
     return "closing signal" in text and "death signal" not in text
 
 

@@ -77,6 +77,7 @@ class _Driver:
         stage_dir = self.run.stage_dir(planned.name)
         if self._is_asked_to_stop():
             return self._stopped(stage_dir, "not started, as asked")
+        # What can be refused is refused first: a missing program leaves no empty attempt.
         variables = supervisor.environment(planned)
         write_files(self.run, planned)
         attempt = stage_dir.new_attempt()
@@ -86,9 +87,12 @@ class _Driver:
         metrics = MetricsTail(stage_dir.metrics, since=began)
         with self.display.stage(stage_dir.name):
             ranks = range(count)
+            # With an infinite floor a step may take any time on a user's own machine: the only hang is a rank that is
+            # stopped while the others wait for it.
             watch = HangWatch(stage_dir, math.inf, partial(watchdog.one_holds_up_others, attempt, ranks))
             poll = _Poll(self, stage_dir, metrics, attempt, watch, ranks)
             outcome = supervisor.run_attempt(planned, stage_dir, attempt, variables, poll)
+            # The last steps come after the last poll.
             self.display.show(metrics.read())
         return self._report(stage_dir, outcome, duration(time.time() - began))
 
@@ -134,6 +138,7 @@ class _Poll:
         self.driver.display.show(self.metrics.read())
         if preparing := read_preparing(self.stage_dir.preparing):
             self.driver.display.prepare(preparing.describe())
+        # Ranks have sessions of their own, so a Ctrl-C never reaches them: the file passes it on.
         if interrupts.wish == "stop" and not self.stage_dir.stop.exists():
             self.stage_dir.stop.touch()
         if not self.has_said and self.stage_dir.stop.exists():
