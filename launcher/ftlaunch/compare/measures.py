@@ -14,6 +14,7 @@ from ftlaunch.run.records import RowLosses, StepMetrics, TrainingResult
 
 WARM_UP_STEPS = 3
 """Steps at a stage's beginning whose time does not count, where there are more than twice as many."""
+# What every step has, such as its time or learning rate; the rest is what stages and evaluations measure.
 NOT_QUALITY = (StepMetrics.__annotations__.keys() | {"noise/scale"}) - {"loss"}
 
 
@@ -38,6 +39,7 @@ def measure(run: RunDir) -> Measures:
     newest: dict[str, Any] = {}
     peak = 0.0
 
+    # One pass over a file that may be long: the newest values and the peak are collected on the way.
     def trained() -> Iterator[StepMetrics]:
         nonlocal peak
         for line in read_jsonl(step.metrics):
@@ -46,6 +48,7 @@ def measure(run: RunDir) -> Measures:
                 peak = max(peak, line["peak_memory_bytes"])
                 yield cast(StepMetrics, line)
 
+    # This reads the file to its end, and only then are `newest` and `peak` what they are used for below.
     seconds = median(seconds_a_step(trained()))
     return Measures(
         quality=_quality(newest),
@@ -60,6 +63,7 @@ def measure(run: RunDir) -> Measures:
 def _quality(newest: dict[str, Any]) -> dict[str, float]:
     """The newest value of everything that is measured, but for what tells of speed and course."""
     kept = {key: value for key, value in newest.items() if key not in NOT_QUALITY and isinstance(value, int | float)}
+    # False sorts first: evaluations come before what was measured in training, and sorted() keeps their order.
     return dict(sorted(kept.items(), key=lambda item: not item[0].startswith("eval/")))
 
 
@@ -69,6 +73,7 @@ def seconds_a_step(trained: Iterable[StepMetrics]) -> list[float]:
     tokens = 0
     for line in trained:
         if (speed := line.get("tokens_per_second")) and "tokens" in line:
+            # `tokens` counts up over the whole stage; the speed is that of this step alone, without evaluation or save.
             taken.append((line["tokens"] - tokens) / speed)
             tokens = line["tokens"]
     return taken[WARM_UP_STEPS:] if len(taken) > 2 * WARM_UP_STEPS else taken

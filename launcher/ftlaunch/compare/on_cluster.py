@@ -19,6 +19,7 @@ from ftlaunch.watch.status import read_all
 
 LOOK_SECONDS = 5.0
 """Between two questions to a SLURM controller, which others need too."""
+# "unknown" too: while SLURM does not answer, the jobs may be running.
 AT_WORK = {"queued", "waiting", "running", "suspended", "unknown"}
 Say = Callable[[str], None]
 
@@ -30,6 +31,7 @@ def conduct(trials: Sequence[Trial], cluster: Cluster, at_once: int | None, say:
     so that they need nobody to look after them. UserError where a trial's folder holds something else, or where not
     even one job is taken.
     """
+    # Before the first folder is written: a comparison that does not fit is refused as a whole.
     for trial in trials:
         submit.require_fit(trial.plan, cluster)
     folders = [_folder(trial, cluster) for trial in trials]
@@ -69,17 +71,22 @@ def _submit(folders: Sequence[RunDir], at_once: int | None, say: Say) -> list[Ru
     alive = {
         folder.path
         for folder, answer in zip(unfinished, queue.ask(unfinished), strict=True)
+        # Two jobs must never write one folder, so a run of which SLURM says nothing counts as submitted.
         if answer.silent is not None or any(entry.alive for entry in answer.entries.values())
     }
     lanes = [_after(folder) for folder in unfinished if folder.path in alive]
     waiting = [folder for folder in unfinished if folder.path not in alive]
     for number, folder in enumerate(waiting):
+        # lanes holds the end of each run in order. With at_once = 2, the third run waits for the first, the fourth for
+        # the second: no more than two work at a time.
         after = lanes[-at_once] if at_once and len(lanes) >= at_once else None
         try:
             submit.submit(folder, runs.read_plan(folder), after)
+        # It is a UserError by type, but means that the user wants to leave and not that SLURM refuses the job.
         except Interrupted:
             raise
         except UserError as error:
+            # A limit on a user's jobs lifts when one of them ends. With none in the queue, waiting would be in vain.
             if not lanes:
                 raise
             say(f"{folder.path} is not submitted yet: {error.message}")
@@ -91,6 +98,7 @@ def _submit(folders: Sequence[RunDir], at_once: int | None, say: Say) -> list[Ru
 def _after(folder: RunDir) -> str | None:
     """The end of a run, as sbatch takes it, however the run ends."""
     record = next((job for step in reversed(folder.stage_dirs()) if (job := queue.read_job(step))), None)
+    # To sbatch a comma means all of them: the job and those that take over when its time is up.
     return ",".join(f"afterany:{id}" for id in record.ids) if record else None
 
 

@@ -20,6 +20,7 @@ def conduct(trials: Sequence[Trial], say: Callable[[str], None] = lambda line: p
     for trial in trials:
         backends.here().require_nodes(trial.plan)
     folders = [_folder(trial) for trial in trials]
+    # One listener for all trials: a Ctrl-C that comes between two of them is not lost.
     with StopSignals() as interrupts:
         return _conduct(trials, folders, interrupts, say)
 
@@ -37,6 +38,7 @@ def _conduct(
             return interrupts.exit_code
         say(told)
         ended = control.drive_here(folder, interrupts=interrupts)
+        # A mistake of the user's or a signal ends the comparison; a failing stage concerns its own trial only.
         if ended not in (DONE, STAGE_FAILED):
             return ended
         code = max(code, ended)
@@ -53,5 +55,6 @@ def _folder(trial: Trial) -> RunDir:
         remedy = "name another folder with --dir, or remove this one"
         raise UserError(f"{path} holds a run of another recipe or other settings", remedy)
     if not runs.finished(folder):
+        # Called for its refusal: a run that was submitted to a cluster is not driven from here.
         backends.driven(folder)
     return folder

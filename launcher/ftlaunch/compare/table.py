@@ -42,6 +42,8 @@ def rows(names: Sequence[str], runs: Sequence[Sequence[str]], measured: Sequence
 
 def _row(name: str, folders: list[str], mine: Sequence[Measures], first: Sequence[Measures], *, is_first: bool) -> Row:
     seconds, before = _over(mine, lambda one: one.seconds_a_step), _over(first, lambda one: one.seconds_a_step)
+    # A value that was not finite is null in metrics.jsonl and missing here. A mean over the remaining seeds would
+    # look better than the variant is.
     shared = [key for key in mine[0].quality if all(key in one.quality for one in mine)]
     return Row(
         variant=name,
@@ -63,6 +65,7 @@ def _over(measured: Sequence[Measures], what: Callable[[Measures], float]) -> Sp
 
 def _difference(mine: Sequence[Measures], first: Sequence[Measures]) -> Difference | None:
     pairs = list(zip(mine, first, strict=True))
+    # Rows are paired by their position. Variants that hold out the same rows list them in the same order.
     if all(one.row_losses and len(one.row_losses) == len(other.row_losses) for one, other in pairs):
         ours, theirs = ([loss for one in side for loss in one.row_losses] for side in (mine, first))
         return paired(ours, theirs, "rows")
@@ -74,6 +77,7 @@ def _difference(mine: Sequence[Measures], first: Sequence[Measures]) -> Differen
 def head_and_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """The table's head and its lines as text."""
     seen = list(dict.fromkeys(key for row in rows for key in row.quality))
+    # Held-out measures if there are any, else what the stage adds, such as PPO's reward; the training loss comes last.
     shown = [key for key in seen if key.startswith("eval/")] or [key for key in seen if key != "loss"] or seen
     of = next((row.difference.of for row in rows if row.difference), None)
     paired_head = [f"Δ {LOSS} [95 %, {of}]"] if of else []

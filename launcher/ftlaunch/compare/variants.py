@@ -54,6 +54,7 @@ def variants(recipes: Sequence[Path], settings: Sequence[str]) -> list[Variant]:
         for label, own in _swept(recipe.sweep or Sweep()):
             name = "/".join(part for part in (recipe.name if len(recipes) > 1 or not label else "", label) if part)
             found.append(Variant(name, path, (*settings, *own)))
+    # Folders are compared, not labels: "a b" and "a/b" are both a-b on disk, where two runs cannot live.
     names = [variant.folder for variant in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"several variants are called {', '.join(sorted(twice))}", "give recipes and variants names")
@@ -71,6 +72,8 @@ def _swept(sweep: Sweep) -> Iterator[tuple[str, list[str]]]:
         for values in itertools.product(*sweep.grid.values()):
             chosen = dict(zip(sweep.grid, values, strict=True))
             told = ",".join(f"{short[key]}={value}" for key, value in chosen.items())
+            # --set reads TOML, and JSON spells strings, numbers and booleans in the same way. The exception is what
+            # ensure_ascii makes of an emoji: TOML has no surrogate pairs such as \ud83d\ude00.
             put = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items()]
             yield ",".join(filter(None, (label, told))), [*own, *put]
 
@@ -87,13 +90,16 @@ def trials(found: Sequence[Variant], seeds: int, folder: Path) -> list[Trial]:
     RecipeError where a variant is wrong; UserError where the variants do not have the same budget.
     """
     planned: list[Trial] = []
+    # Seeds outside, variants inside: after the first round every variant already has a run.
     for offset in range(seeds):
         for variant in found:
+            # Loaded twice, as the recipe, the command line and the variant may all set the first seed.
             seed = rules.load_and_check(variant.recipe, variant.settings).recipe.seed + offset
             loaded = rules.load_and_check(variant.recipe, [*variant.settings, f"seed={seed}"])
             recipe = msgspec.structs.replace(loaded.recipe, sweep=None)
             plan = make_plan(recipe, folder / variant.folder / f"seed-{seed}")
             planned.append(Trial(variant, seed, plan, loaded))
+    # The trials of the first seed are enough: the budget does not depend on the seed.
     _require_one_budget(planned[: len(found)])
     return planned
 

@@ -60,6 +60,7 @@ def read(
 
 def _hosts(attempt: Attempt) -> dict[int, str]:
     """The name, without its domain, of each node that an attempt has been started on, by number; the first is 0."""
+    # process.json is the first node's, process1.json the second's.
     found = {int(path.stem.removeprefix("process") or 0): path for path in attempt.path.glob("process*.json")}
     who = {number: msgspec.json.decode(found[number].read_bytes(), type=Identity) for number in sorted(found)}
     return {number: one.host.partition(".")[0] for number, one in who.items()}
@@ -74,6 +75,7 @@ def follow(
     while True:
         over = queue_watch.is_over(nothing_said=voices is None)  # first, so that what was said until then is heard
         attempt = choose(run, stage, number)
+        # Another attempt or the next stage has begun. The old one may have written more since the last look.
         if attempt and (voices is None or attempt.path != voices.attempt.path):
             if voices:
                 yield from voices.read_new()
@@ -98,6 +100,7 @@ class _QueueWatch:
         self._told: str | None = None
 
     def is_over(self, *, nothing_said: bool) -> bool:
+        # Looked up every time: `resume --cluster` may move the run to another backend while it is followed.
         backend = backends.of(self._run)
         if time.monotonic() - self._asked >= backend.patience:
             self._over, self._asked = backend.is_over(self._run), time.monotonic()
@@ -136,6 +139,7 @@ class _LogStreams:
         """Lines that are new since the last call."""
         for name, path in self._logs().items():
             tail = self._tails.setdefault(name, Tail(path))
+            # A read gives about 1 MB at most, so that a long log is never in memory as a whole.
             while lines := tail.read():
                 yield from (f"[{name}] {line}" for line in lines)
 
@@ -150,6 +154,7 @@ class _LogStreams:
         if self._node is not None:
             per_node = StageDir(self.attempt.path.parent.parent).read_spec().parallel.procs_per_node
             here = [number for number, host in _hosts(self.attempt).items() if host == self._node]
+            # Ranks are numbered node by node: with 4 processes on each, ranks 4 to 7 are on node 1.
             ranks = {rank: path for rank, path in ranks.items() if rank // per_node in here}
             names = {"launch" if number == 0 else f"launch, node {number}" for number in here}
             launched = {name: path for name, path in launched.items() if name in names}

@@ -46,6 +46,7 @@ class StageTail:
         if is_evaluation(entry):
             self.evaluation = entry
             return
+        # Training went on from a checkpoint and takes the steps after it again: their first versions do not count.
         while self.steps and self.steps[-1]["step"] >= entry["step"]:
             self.steps.pop()
         self.steps.append(entry)
@@ -131,6 +132,7 @@ def _newest(tail: StageTail) -> str:
     newest = tail.steps[-1]
     loss = newest.get("loss")
     parts = ["loss not finite" if loss is None else f"loss {loss:.4f}"]
+    # A stage without a key shows nothing for it: accuracy is measured on pairs, reward and KL by PPO.
     for key, told in (
         ("tokens_per_second", "{:,.0f} tokens/s"),
         ("peak_memory_bytes", "{:.2f} GB"),
@@ -159,6 +161,7 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     means = [_mean([value for value in stretch if math.isfinite(value)]) for stretch in stretches]
     finite = [mean for mean in means if mean is not None]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
+    # A flat curve has no range to divide by; with 1.0 all of its blocks are the lowest.
     room = (high - low) or 1.0
     top = len(BLOCKS) - 1
     return "".join(" " if mean is None else BLOCKS[round((mean - low) / room * top)] for mean in means)
@@ -177,6 +180,7 @@ def last_line(folder: StageDir) -> str:
 def _last_line(log: Path) -> str:
     try:
         with log.open("rb") as file:
+            # This may land inside a UTF-8 character, hence errors="replace" below.
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except FileNotFoundError:

@@ -14,6 +14,7 @@ def read_all(every: Sequence[RunDir]) -> list[RunStatus]:
     kinds: dict[type, tuple[Backend, list[RunDir]]] = {}
     for run in every:
         backend = backends.of(run)
+        # Any backend answers for all runs of its kind, so squeue is called once and not once a run.
         kinds.setdefault(type(backend), (backend, []))[1].append(run)
     found: dict[Path, RunStatus] = {}
     for backend, its in kinds.values():
