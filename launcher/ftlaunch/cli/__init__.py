@@ -12,12 +12,14 @@ from ftlaunch.safety.redact import redact_output
 
 app = typer.Typer(
     add_completion=False,
+    # rich would take the brackets of [sweep] in a help text for markup, and hide most frames of a traceback.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# --help lists verbs in the order of registration: everyday ones first.
 for verb in (recipe.run, recipe.plan, recipe.validate, recipe.preview):
     app.command()(verb)
 app.command()(compare.compare)
@@ -59,6 +61,7 @@ def ftlaunch(
 
 def main() -> None:
     """Run the command line; a UserError is printed to stderr and ends it with its exit code. No secret is printed."""
+    # Before any verb: everything printed from here on, tracebacks included, passes through the filter for secrets.
     redact_output()
     trust.write_for_ourselves()
     try:

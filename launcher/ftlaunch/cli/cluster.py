@@ -51,4 +51,5 @@ def attach(
 
     folder = runs.find(run)
     line = command(folder, rank, words or [], terminal=sys.stdin.isatty())
+    # The profile may name a slurm.conf of its own: srun then finds the run's cluster and not the default one.
     raise typer.Exit(subprocess.call(line, env=os.environ | queue.environment(queue.read_cluster(folder))))

@@ -54,6 +54,7 @@ def compare(
     found = variants.variants(paths, settings or [])
     trials = variants.trials(found, seeds, variants.home(paths[0]) if folder is None else folder.absolute())
     code = _on_cluster(trials, load_named(cluster, site), at_once) if cluster else _here(trials)
+    # No table of some trials only: it would compare means over different seeds.
     if code != DONE:
         raise typer.Exit(code)
     runs = [[trial.plan.run_dir for trial in trials if trial.variant is variant] for variant in found]
@@ -66,6 +67,7 @@ def _here(trials: "list[Trial]") -> int:
     from ftlaunch.compare.runner import conduct
     from ftlaunch.processes.environment import require_trainer
 
+    # Before `conduct`, which writes the folders of all trials.
     require_trainer()
     return conduct(trials)
 

@@ -60,6 +60,7 @@ def evaluate(
     """
     profile = load_named(cluster, site)
     recipe, models = _asked(source, model or [], settings or [])
+    # Checked now: the tool opens the file only after minutes of generation.
     if answers is not None:
         _require_room(answers)
     options = EvaluateOptions(
@@ -93,6 +94,7 @@ def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe
         return recipe, [resolve_model(each, merged=True) for each in models]
     recipe = rules.check_resolved(runs.find(source).resolved, settings).recipe
     revision = f"@{recipe.model.revision}" if recipe.model.revision else ""
+    # The base goes first, as the tool gives differences from the first model.
     asked = models or [recipe.model.path + revision, source]
     return recipe, [resolve_model(each, merged=True) for each in asked]
 

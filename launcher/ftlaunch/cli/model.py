@@ -35,6 +35,7 @@ def resolve_model(source: str, *, merged: bool) -> str:
     from ftlaunch.run import outputs
 
     if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
+        # A folder or a hub id, which the tool checks itself.
         return source
     run = runs.find(source)
     path = outputs.newest_output(run, merged=merged)
@@ -60,6 +61,7 @@ def merge(
 
     Example: ftlaunch merge my-run merged
     """
+    # The newest output of a run may be a merged model already; merging needs the adapter.
     found = resolve_model(source, merged=False)
     options = MergeOptions(source=found, out=str(out), dtype=dtype, max_kl=max_kl)
     raise typer.Exit(trainer.call(options, load_named(cluster, site)))
@@ -75,6 +77,7 @@ def import_model(
 
     Example: ftlaunch import SmolLM2-135M-Instruct.Q4_1.gguf smollm2
     """
+    # `quantize --packed` writes a folder, while a .gguf is a single file.
     kind = UnpackOptions if model.is_dir() else ImportOptions
     raise typer.Exit(trainer.call(kind(source=str(model), out=str(folder))))
 

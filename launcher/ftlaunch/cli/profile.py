@@ -31,6 +31,7 @@ def for_recipe(recipe: "Recipe", name: str | None, site: list[str] | None) -> "C
     That is the profile which FTLAUNCH_CLUSTER names, or the one called "default", or the cluster's own defaults. It is
     said which. On nodes that are held already, and on a machine without SLURM, there is none.
     """
+    # getattr: training and evaluation may have a [parallel] table of their own; a merge has no such key.
     several = any((getattr(stage, "parallel", None) or recipe.parallel).nodes > 1 for stage in recipe.stage)
     if name is not None or not several or "SLURM_JOB_ID" in os.environ or shutil.which("sbatch") is None:
         return load_named(name, site)
@@ -44,6 +45,7 @@ def for_recipe(recipe: "Recipe", name: str | None, site: list[str] | None) -> "C
             find_profile("default")
         except UserError:
             print("cluster: SLURM's own defaults, as the recipe wants several nodes (no --cluster)", file=sys.stderr)
+            # load_named() refuses --site here: there is no profile whose keys it could set.
             return load_named(None, site) or Cluster()
         named, why = "default", "there is one of that name"
     print(f"cluster: profile {named}, as the recipe wants several nodes and {why}", file=sys.stderr)

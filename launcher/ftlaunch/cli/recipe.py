@@ -41,6 +41,7 @@ def _load(recipe: str, settings: list[str]) -> "Loaded":
     from ftlaunch.load import catalog
 
     loaded = rules.load_and_check(catalog.find_recipe(recipe), settings)
+    # On stderr: with --json, a program reads stdout.
     for remark in loaded.remarks:
         print(remark, file=sys.stderr)
     return loaded
@@ -99,6 +100,7 @@ def _calibrate() -> None:
 
     try:
         measured = calibration.keep(trainer.ask("fttrain.tools.calibrate"))
+    # The output is no JSON, or empty: the process failed, and its stderr is on the screen already.
     except msgspec.DecodeError as error:
         raise UserError("the calibration has not said how fast this machine is", "see what it said above") from error
     speeds = ", ".join(f"{word} {rate / 1e12:.3g}" for word, rate in measured.operations_per_second.items())
@@ -133,9 +135,11 @@ def run(
     profile = for_recipe(loaded.recipe, cluster, site)
     backend = backends.on(profile)
     planned = backend.plan(loaded.recipe, _folder(loaded, run_dir))
+    # Before `require`: a plan can also be read where it cannot be started, as on a laptop without SLURM.
     if dry_run:
         print(_show(planned, backend, profile))
         return
+    # Everything that can be refused is refused before a folder is written or a stage removed.
     backend.require(planned, after)
     print(text.summary(planned), file=sys.stderr)
     if begin_from is None:
@@ -153,6 +157,7 @@ def _begin_anew(planned: "Plan", loaded: "Loaded", backend: "Backend", stage: st
     removed = rerun.obsolete_stages(run, planned, stage)
     what = f"{', '.join(removed)} of {run.path}"
     if removed and not yes:
+        # In a script or a job nobody can answer.
         if not sys.stdin.isatty():
             raise UserError(f"--from removes {what}", "add --yes if that is meant")
         typer.confirm(f"This removes {what}. Go on?", abort=True, err=True)
@@ -209,6 +214,7 @@ def validate(
         from ftlaunch.compare import variants
 
         found = variants.variants([loaded.source], asked)
+        # Called for its refusals, such as unequal budgets. Nothing is written, so any folder will do.
         variants.trials(found, 1, Path())
         print(f"{loaded.source.name}: ok — {', '.join(variant.label for variant in found)}")
         return
@@ -253,6 +259,7 @@ def preview(
 
     Example: ftlaunch preview my.toml --rows 3
     """
+    # Not `for_recipe`: a few rows need no cluster, however many nodes the recipe wants.
     profile = load_named(cluster, site)
     loaded = _load(recipe, settings or [])
     raise typer.Exit(trainer.call(PreviewOptions(recipe=loaded.recipe, rows=rows), profile))

@@ -46,6 +46,7 @@ def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | N
         print(f"{where.name} is already finished: {where}\n{outputs.describe(folder)}".rstrip(), file=sys.stderr)
         return DONE
     code = backends.of(folder).start(folder, detach=detach, after=after, fresh=fresh)
+    # None: the run goes on without this process, so there is nothing to report yet.
     if code is None:
         return DONE
     _leave_report(folder)
@@ -61,6 +62,7 @@ def _leave_report(folder: "RunDir") -> None:
     try:
         page = write_report(folder, with_plots=False)
         write_cards(folder, read_run(folder))
+    # The exit code is that of the run. A disk too full for the report does not turn a trained model into a failure.
     except (OSError, UserError) as error:
         print(f"there is no report of {folder.path.name}: {error}", file=sys.stderr)
     else:
@@ -92,6 +94,7 @@ def status(
         return
     if run is not None:
         folder = runs.find(run)
+        # Only for a single run: comparing the data files of every run would make the list slow.
         found = msgspec.structs.replace(read_status(folder), changed=changes(folder, at_most=LOOKED_INTO_BYTES))
         print(text.as_json(found) if json else text.run_status(found))
         return
@@ -188,13 +191,16 @@ def resume(
     from ftlaunch.backend.replan import replan, save_plan
 
     folder = runs.find(run)
+    # A finished run reads no data any more, so its files may have changed.
     if not runs.finished(folder):
         _mind_changes(folder, accepted=changed)
     profile = load_named(cluster, site)
+    # The run's present backend is asked, before it may move to another: its jobs may still be in the queue.
     backends.of(folder).require_rest(folder)
     if profile is not None:
         backends.move(folder, backends.on(profile))
     if asked := all_settings(settings, nodes, procs_per_node):
+        # In this order, so that a plan that cannot be started here does not overwrite the one that can.
         planned = replan(folder, asked)
         backends.of(folder).require(planned, after)
         save_plan(folder, planned)
@@ -218,6 +224,7 @@ def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = No
     from ftlaunch.backend import control, runs
 
     folder = runs.find(run)
+    # The process that called --detach has left by the end of the run, so the report is written here.
     code = control.drive_here(folder, lock)
     _leave_report(folder)
     raise typer.Exit(code)

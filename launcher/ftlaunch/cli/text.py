@@ -100,6 +100,7 @@ def run_status(status: "RunStatus") -> str:
         (stage.name, stage.state, str(stage.attempts), _steps(stage), _loss(stage), _left(stage), _checkpoint(stage))
         for stage in status.stages
     ]
+    # A run on this machine has no jobs and gets no empty columns.
     if any(stage.job for stage in status.stages):
         head = (*head, "job", "nodes")
         rows = [(*row, stage.job or "", stage.nodes or "") for row, stage in zip(rows, status.stages, strict=True)]

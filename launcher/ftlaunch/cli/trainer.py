@@ -24,9 +24,11 @@ def call(options: ToolOptions, cluster: "Cluster | None" = None) -> int:
 
         return tool_job.call(options, cluster)
     require_trainer()
+    # In a file, as options may hold a whole recipe, and arguments can be read by every user of the machine (`ps`).
     with tempfile.TemporaryDirectory(prefix="ftlaunch-") as folder:
         file = Path(folder, "options.json")
         write_json(file, options)
+        # -P keeps the working directory off sys.path: a datasets.py of the user's would shadow the library.
         return subprocess.call([sys.executable, "-P", "-m", options.module, str(file)], env=QUIET | inherited())
 
 

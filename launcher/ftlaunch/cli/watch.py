@@ -40,6 +40,7 @@ def watch(
         return
     console = Console(highlight=False, markup=False, emoji=False)
     tails = [RunTail(one) for one in found]
+    # In a pipe or a file, every redraw would be another copy of the screen.
     if once or not sys.stdout.isatty():
         console.print(_look(tails)[0])
         return
@@ -61,6 +62,7 @@ def _follow(console: "Console", tails: "list[RunTail]") -> None:
 
     from ftlaunch.backend import backends
 
+    # One look asks for all runs, so the backend that needs the longest pause sets the pace.
     pause = max(SECONDS, *(backends.of(tail.run).patience for tail in tails))
     shown, is_over = _look(tails)
     with Live(shown, console=console, auto_refresh=False) as live:

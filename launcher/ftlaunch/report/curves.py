@@ -72,9 +72,11 @@ def of_stage(stage: StageFacts) -> list[Chart]:
 def _curves(lines: Sequence[Entry]) -> list[Curve]:
     """The known curves, and one for each key that is none of theirs, with that of its evaluation."""
     shown = {key for curve in KNOWN for key in curve.keys} | COUNTERS
+    # A dict and not a set: charts keep the order in which the metrics first appear, the same on every page.
     others = dict.fromkeys(key for line in lines for key, value in line.items() if _is_number(value))
     own: dict[str, dict[str, str]] = {}
     for key in (key for key in others if key not in shown):
+        # A metric and its evaluation, such as `margin` and `eval/margin`, share one chart.
         held_out = key.startswith("eval/")
         own.setdefault(key.removeprefix("eval/"), {})[key] = "held out" if held_out else "trained"
     return [*KNOWN, *(Curve(title, keys) for title, keys in own.items())]
@@ -82,6 +84,7 @@ def _curves(lines: Sequence[Entry]) -> list[Curve]:
 
 def _with_perplexity(stage: StageFacts) -> list[Entry]:
     lines = [*stage.trained, *stage.evaluated]
+    # Only SFT's loss is a mean cross-entropy per token, whose exponential is the perplexity.
     if stage.kind != "sft":
         return lines
     return [cast(Entry, {**line, **_perplexity(line)}) for line in lines]
@@ -89,6 +92,7 @@ def _with_perplexity(stage: StageFacts) -> list[Entry]:
 
 def _perplexity(line: Entry) -> dict[str, float]:
     loss = line.get("loss")
+    # exp(710) overflows a float. `not <` rather than `>=` also leaves out NaN.
     return {} if loss is None or not loss < 700 else {"perplexity": math.exp(loss)}
 
 
@@ -115,6 +119,7 @@ def overlaid(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, list[C
             of_run = [chart for one in run.stages if one.status.name == stage for chart in of_stage(one)]
             for chart in of_run:
                 for series in chart.series:
+                    # A chart for each series: its lines are the runs, and "trained" and "held out" would double them.
                     title = (chart.title, series.name, chart.unit)
                     charts.setdefault(title, []).append(Series(name, series.points))
         found[stage] = [

@@ -22,6 +22,7 @@ from ftlaunch.run.records import Result, Stopped, read_result
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch.status import read_status
 
+# None may be the default itself, so it cannot stand for a key without one.
 UNSET = object()
 SAMPLES = 5
 """Predictions that a report shows."""
@@ -159,6 +160,8 @@ def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
     """How an attempt ended, and why; `status` is the stage's where the attempt is the newest."""
     if status is not None and status.state in ("done", "running", "queued"):
         return ("running" if status.state == "queued" else status.state), ""
+    # Before stopped.json: to the trainer a preemption and a stop by the user are the same, and only the job's own
+    # record tells them apart.
     if attempt.ended.exists():
         ended = msgspec.json.decode(attempt.ended.read_bytes(), type=AttemptRecord)
         return ended.cause, ended.reason
@@ -178,6 +181,7 @@ def _last_sign(folder: StageDir, attempt: Attempt, entries: list[Entry], *, is_l
     """When an attempt was last heard of."""
     times = [_modified(path) for path in attempt.path.glob("*.*")]
     if is_last:
+        # Result and metrics belong to the stage, so they tell only of its newest attempt.
         times += [_modified(folder.result), entries[-1].get("time") if entries else None]
     return max((time for time in times if time is not None), default=None)
 
@@ -205,6 +209,7 @@ def _parts(value: object) -> list[tuple[str, Any]]:
     match value:
         case dict():
             return list(cast("dict[str, Any]", value).items())
+        # A list of plain values, such as targets = ["q_proj", "v_proj"], stays one value.
         case list() if any(isinstance(each, dict | Struct) for each in cast("list[Any]", value)):
             return [(str(index), each) for index, each in enumerate(cast("list[Any]", value))]
         case _:
@@ -225,6 +230,7 @@ def _changed(table: Struct, prefix: str) -> Iterator[tuple[str, tuple[Any, Any]]
                 yield path, (msgspec.to_builtins(own), None if default is UNSET else msgspec.to_builtins(default))
             continue
         for name, child in children:
+            # The kind of an adapter or a stage is the tag of its struct and not a field, so fields() does not show it.
             tag = child.__struct_config__.tag
             if tag and type(child) is not type(default):
                 yield f"{name}.kind", (tag, None)

@@ -11,6 +11,7 @@ STYLE = Path(__file__).with_name("style.css")
 
 def escape(text: object) -> str:
     """Text as a page shows it and never reads it: no markup, no secret."""
+    # Redacted first: escaping changes & and quotes, and a pattern might no longer recognise a secret.
     return html.escape(redact(str(text)))
 
 
@@ -49,6 +50,7 @@ def folded(title: str, content: str) -> str:
 
 def page(title: str, body: str) -> str:
     """A whole document that asks nothing of any network: a browser is told to allow it none."""
+    # A model's answers are on the page: should markup in one slip through, no script of it runs.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

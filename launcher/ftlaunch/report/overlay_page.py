@@ -43,6 +43,7 @@ def unique_names(runs: Sequence[RunFacts]) -> list[str]:
     depth = 1
     while True:
         names = ["/".join(run.path.parts[-depth:]) for run in runs]
+        # A run that is named twice has the same path throughout; the bound on depth ends the loop then.
         if len(set(names)) == len(names) or depth >= max(len(run.path.parts) for run in runs):
             return names
         depth += 1
@@ -116,5 +117,6 @@ def _differences(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
     told = [flattened(msgspec.to_builtins(run.recipe)) for run in runs]
     keys = dict.fromkeys(key for values in told for key in values)
     rows = [(key, *(values.get(key, MISSING) for values in told)) for key in keys]
+    # repr(): values may be lists, which cannot be in a set, and True must differ from 1.
     differing = [row for row in rows if len(set(map(repr, row[1:]))) > 1]
     return table(("key", *names), differing, wide=True) or "<p>Nothing: their recipes say the same.</p>"

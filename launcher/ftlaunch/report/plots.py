@@ -29,10 +29,12 @@ def _write(chart: Chart, path: Path) -> Path:
 
     from matplotlib.figure import Figure
 
+    # A Figure of its own, without pyplot, needs no display and keeps no global state.
     figure: Any = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for series in chart.series:
         xs, ys = zip(*series.points, strict=True)
+        # A line through a single point is invisible.
         axes.plot(xs, ys, "o" if chart.dots or len(xs) == 1 else "-", label=series.name, linewidth=1.2)
     axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.unit or chart.title)
     axes.grid(alpha=0.3)

@@ -45,6 +45,7 @@ def _quality(run: RunFacts) -> Iterator[tuple[str, str]]:
     if last is None:
         return
     yield "optimizer steps", f"{last.trained[-1]['step']} of {last.trained[-1].get('steps', '?')}"
+    # Later lines overwrite earlier ones, which leaves the newest value of each key.
     newest = {key: value for line in [*last.trained, *last.evaluated] for key, value in line.items()}
     for key, label in (
         ("loss", "loss in the last step"),
@@ -159,6 +160,7 @@ def _rows(stage: StageFacts) -> str:
 
 def _why(counts: Counts) -> str:
     """The reasons for which rows were left out, each with how many."""
+    # `|` makes a new dict, so the line below does not change the result that others read.
     reasons = counts.unfit | counts.excused
     if counts.dropped_untrained:
         reasons["nothing in them is trained"] = counts.dropped_untrained
@@ -178,6 +180,7 @@ def _plain(value: Any) -> str:
     match value:
         case None:
             return "none"
+        # Before int(), of which True and False are instances, too.
         case bool():
             return str(value).lower()
         case int():

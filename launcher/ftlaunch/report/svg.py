@@ -21,8 +21,10 @@ def draw(chart: Chart) -> str:
     ys = [y for series in chart.series for _, y in series.points]
     low, high = _span(ys)
     left, right = (min(xs), max(xs)) if not chart.dots else _span(xs)
+    # With a single step, the scale would divide by a width of zero.
     right = right if right > left else left + 1
     to_x = _scale(left, right, LEFT, WIDTH - RIGHT)
+    # SVG counts y from the top, so the lowest value is at the larger y.
     to_y = _scale(low, high, HEIGHT - BOTTOM, TOP)
     drawn = [_mark(index, series, to_x, to_y, dots=chart.dots) for index, series in enumerate(chart.series)]
     axes = _grid(low, high, to_y) + _x_axis(left, right, to_x, chart.x_label)
@@ -65,6 +67,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     """At most about `MOST_POINTS` of the points: the lowest and the highest of each stretch, in their order."""
     if len(points) <= MOST_POINTS:
         return list(points)
+    # Half as many stretches, since each leaves two points.
     size = math.ceil(len(points) / (MOST_POINTS // 2))
     kept: list[Point] = []
     for start in range(0, len(points), size):
@@ -98,6 +101,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    # 1e-9 makes up for rounding: 0.3 / 0.1 is 2.9999999999999996, and the tick at 0.3 would be missing.
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -106,6 +110,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     """A little more than the range of the values, and never nothing."""
     low, high = min(values), max(values)
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    # The margin does not go below zero where no value does: an axis of losses should not begin at -0.01.
     return (0.0 if low >= 0 > low - room else low - room), high + room
 
 

@@ -29,6 +29,7 @@ def trace(run: RunFacts) -> dict[str, Any] | None:
     told = evaluation.result if evaluation else None
     scores: dict[str, float | None] = {}
     if isinstance(told, EvaluationResult):
+        # UNSET is false: it stands for an evaluation that asked for no answers.
         scores = told.scores | {"answer_words": told.answer_words or None}
     return {
         "logging_strategy": "steps",
