@@ -75,6 +75,7 @@ def card(facts: RunFacts, stage: StageFacts, made: Path) -> str:
             *_licences(facts),
         ]
     )
+    # Last and over the whole text: any note, key or name may hold a path or a secret.
     return PLACE.sub("", redact(text)) + "\n"
 
 
@@ -95,6 +96,7 @@ def _front_matter(facts: RunFacts, stage: StageFacts, trainings: list[StageFacts
     is_adapter = (made / "adapter_config.json").exists()
     base = _base(stage).path
     if _is_hub_id(base):
+        # YAML reads JSON strings. Without quotes, a name such as 1.5 would be a number.
         yield f"base_model: {json.dumps(base)}"
         relation = "adapter" if is_adapter else "finetune"
         yield f"base_model_relation: {relation}"
@@ -176,6 +178,7 @@ def _results(facts: RunFacts, stage: StageFacts) -> Iterator[str]:
     yield "## Results"
     yield ""
     place = facts.stages.index(stage)
+    # An evaluation runs after the stage that it measures, so later ones belong to the results as well.
     later = [one for one in facts.stages[place + 1 :] if one.kind == "evaluate"]
     rows = [row for one in (*facts.stages[: place + 1], *later) for row in _measured(one)]
     if not rows:
@@ -195,6 +198,7 @@ def _measured(stage: StageFacts) -> Iterator[tuple[str, str, str]]:
         last: dict[str, Any] = dict(stage.evaluated[-1]) if stage.evaluated else {}
         for key, value in last.items():
             if key.startswith("eval/") and isinstance(value, int | float):
+                # A | would end the cell of the Markdown table.
                 yield name, key.removeprefix("eval/").replace("|", "/") + ", held out", f"{value:.4g}"
     match stage.result:
         case EvaluationResult() as result:
@@ -246,5 +250,6 @@ def licence_of(path: str) -> str | None:
     if not lines or lines[0] != "---":
         return None
     head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else []
+    # `license: apache-2.0`, perhaps in quotes. A list in the lines below leaves nothing after the colon.
     found = (line.partition(":")[2].strip().strip("\"'") for line in head if line.startswith("license:"))
     return next((licence for licence in found if licence), None)
