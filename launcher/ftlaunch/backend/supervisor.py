@@ -86,7 +86,7 @@ def supervise(
     poll: Callable[[], Order],
     ignored_signals: Collection[signal.Signals] = (),
 ) -> ExitInfo:
-    """Start the processes of one node and stay with them to their end; they ignore `deaf_to` until they say otherwise.
+    """Start the processes of one node and wait for their end; they ignore `ignored_signals` until they say otherwise.
 
     Those signals come to every process of a SLURM job, also to launching ones that would die of them.
     """

@@ -9,7 +9,7 @@ import typer
 from ftlaunch.cli import text
 from ftlaunch.cli.options import ClusterName, Json, Settings, Site
 from ftlaunch.cli.profile import load_named
-from ftlaunch.errors import DONE, INTERRUPTED
+from ftlaunch.errors import DONE, INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from ftlaunch.cluster.vocabulary import Cluster
@@ -50,10 +50,13 @@ def compare(
     from ftlaunch.load import catalog
     from ftlaunch.run.layout import RunDir
 
+    profile = load_named(cluster, site)
+    if profile is None and at_once is not None:
+        raise UserError("--at-once is for runs on a cluster; here they run one after the other", "leave it out")
     paths = [catalog.find_recipe(name) for name in recipe]
     found = variants.variants(paths, settings or [])
     trials = variants.trials(found, seeds, variants.home(paths[0]) if folder is None else folder.absolute())
-    code = _on_cluster(trials, load_named(cluster, site), at_once) if cluster else _here(trials)
+    code = _here(trials) if profile is None else _on_cluster(trials, profile, at_once)
     # No table of some trials only: it would compare means over different seeds.
     if code != DONE:
         raise typer.Exit(code)
@@ -72,10 +75,9 @@ def _here(trials: "list[Trial]") -> int:
     return conduct(trials)
 
 
-def _on_cluster(trials: "list[Trial]", cluster: "Cluster | None", at_once: int | None) -> int:
+def _on_cluster(trials: "list[Trial]", cluster: "Cluster", at_once: int | None) -> int:
     from ftlaunch.compare.on_cluster import conduct
 
-    assert cluster is not None
     try:
         return conduct(trials, cluster, at_once, lambda line: print(line, file=sys.stderr, flush=True))
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from ftlaunch.compare.measures import Measures
 from ftlaunch.compare.runner import conduct
 from ftlaunch.compare.statistics import paired, spread, t_quantile
 from ftlaunch.compare.variants import Trial, Variant, budget, trials, variants
-from ftlaunch.errors import DONE, STAGE_FAILED, STOPPED, RecipeError, UserError
+from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, RecipeError, UserError
 from ftlaunch.run.layout import RunDir
 
 RECIPE = """\
@@ -82,6 +82,13 @@ def test_the_plan_of_a_sweep_shows_each_variant_by_what_differs(write: Write, ca
     assert others[0].splitlines()[1:] == ["    01-sft  adapter  LoRA of rank 4 on all-linear, scale alpha / rank = 4"]
     plans = json.loads(call("plan", "--json", write("a", SWEEP))[1])
     assert [plan["recipe"]["adapter"]["rank"] for plan in plans.values()] == [2, 4, 2, 4]
+
+
+@pytest.mark.parametrize("option", [("--site", "time=1"), ("--at-once", "2")])
+def test_options_of_a_cluster_are_refused_without_one(option: tuple[str, str], write: Write, call: Call) -> None:
+    code, _, said = call("compare", write("a", SWEEP), *option)
+    assert code == BAD_INPUT
+    assert option[0] in said
 
 
 def test_recipes_are_variants_by_name(write: Write) -> None:
