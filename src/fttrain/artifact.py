@@ -106,9 +106,9 @@ def save(spec: StageSpec, source: StartPoint, engine: Engine, tokenizer: Any, fo
         adapter = spec.adapter if has_adapter(spec) else None
         card = {"format": 1, "base": base, "adapter": adapter, "activations": replaced_activations(spec, source)}
         card["rendering"] = "none" if _is_untemplated(spec) else "template"
-        with folder_by_rename(folder) as aside:
-            _write(spec, source.base.revision, engine, weights, tokenizer, aside)
-            write_json(aside / CARD, card)
+        with folder_by_rename(folder) as partial:
+            _write(spec, source.base.revision, engine, weights, tokenizer, partial)
+            write_json(partial / CARD, card)
             shutil.rmtree(folder, ignore_errors=True)
     engine.world.barrier()
 

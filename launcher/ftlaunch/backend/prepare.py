@@ -30,23 +30,23 @@ def prepare(plan: Plan, loaded: "Loaded", backend: Backend) -> RunDir:
     anyone could swap it.
     """
     target = Path(plan.run_dir)
-    aside = temporary_path(target)
+    partial = temporary_path(target)
     if has_secret(str(target)):
         raise UserError(f"{target} holds what looks like a secret", "choose another folder with --run-dir")
     try:
         trust.require_place(target)
         if target.exists():
             return _existing(target, plan)
-        _write(RunDir(aside), plan, loaded, backend)
+        _write(RunDir(partial), plan, loaded, backend)
         # rename() does not replace a folder that has files in it, so a run that someone else has just made is safe.
-        aside.rename(target)
+        partial.rename(target)
         sync(target.parent)
     except OSError as error:
         raise UserError(
             f"{target} cannot be written: {error.strerror}", "make room or choose another folder with --run-dir"
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return RunDir(target)
 
 

@@ -104,9 +104,9 @@ def _turn(row: Row, path: tuple[str, ...], entry: Row, where: str, *, may_be_bla
     said_by = "from" if "from" in entry and "role" not in entry else "role"
     said = "value" if "value" in entry and "content" not in entry else "content"
     role = _role(row, (*path, said_by), where)
-    aside = {said_by, said, "function_call", *WEIGHTS}
+    handled = {said_by, said, "function_call", *WEIGHTS}
     # Keys such as name and tool_call_id go on to the chat template; null ones do not, since templates ask `is defined`.
-    turn: Turn = {key: value for key, value in entry.items() if value is not None and key not in aside}
+    turn: Turn = {key: value for key, value in entry.items() if value is not None and key not in handled}
     turn |= {"role": "assistant" if role == "call" else role, "content": ""}
     if role == "call":
         # In ShareGPT's form the text of a function_call turn is the call itself, as JSON.

@@ -27,17 +27,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextmanager
 def file_by_rename(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
     """A file to write, which takes the place of `path` once it is whole; if `durable`, it then survives a power cut."""
-    aside = temporary_path(path)
+    partial = temporary_path(path)
     try:
-        with aside.open("wb") as file:
+        with partial.open("wb") as file:
             yield file
             if durable:
                 # Both before the rename: a power cut could otherwise keep the new name and lose the content.
                 file.flush()
                 os.fsync(file.fileno())
-        aside.replace(path)
+        partial.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     if durable:
         # The new name is an entry of the folder and safe only once the folder itself is flushed.
         sync(path.parent)
@@ -51,17 +51,17 @@ def folder_by_rename(path: Path, *, durable: bool = True) -> Generator[Path]:
     attempt that was killed has left is removed.
     """
     # A fixed name, unlike a file's: what a killed attempt left is found by it.
-    aside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(mode=0o700, parents=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700, parents=True)
     try:
-        yield aside
-        for inner in aside.rglob("*") if durable else ():
+        yield partial
+        for inner in partial.rglob("*") if durable else ():
             sync(inner)
         # rename(2) replaces an empty folder and fails on any other, so no file is ever overwritten.
-        aside.replace(path)
+        partial.replace(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     if durable:
         sync(path.parent)
 
@@ -79,15 +79,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_first(path: Path, value: Any) -> bool:
     """`write_json`, unless somebody else has written the file already; returns whether nobody had."""
-    aside = temporary_path(path)
-    aside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    partial = temporary_path(path)
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     try:
         # A link fails where the name is taken; a rename would replace what somebody else wrote.
-        os.link(aside, path)
+        os.link(partial, path)
     except FileExistsError:
         return False
     finally:
-        aside.unlink()
+        partial.unlink()
     return True
 
 

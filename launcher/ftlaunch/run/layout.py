@@ -158,10 +158,10 @@ class StageDir:
             write_json(making / attempt.made_by.name, made_by)
             making.rename(attempt.path)
         # A link cannot be changed in place, and `latest` must lead somewhere at any moment.
-        aside = self.attempts / ".latest"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(str(number))
-        aside.replace(self.attempts / "latest")
+        partial = self.attempts / ".latest"
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(str(number))
+        partial.replace(self.attempts / "latest")
         return attempt
 
 

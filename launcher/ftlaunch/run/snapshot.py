@@ -56,13 +56,13 @@ def take_packages(run: RunDir) -> None:
 
 
 def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
-    """Fill a folder, aside first, with files that nobody else may write."""
-    with folder_by_rename(folder, durable=False) as aside:
+    """Fill a folder, under a temporary name first, with files that nobody else may write."""
+    with folder_by_rename(folder, durable=False) as partial:
         for below in sorted({copy.parent for copy in copies.values()}):
-            (aside / below).mkdir(parents=True, exist_ok=True)
+            (partial / below).mkdir(parents=True, exist_ok=True)
         for original, copy in copies.items():
             # copyfile takes the content and not the mode, which may let others write.
-            shutil.copyfile(original, aside / copy)
+            shutil.copyfile(original, partial / copy)
         # As late as possible: the rename that follows takes no folder that holds anything.
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -66,11 +66,11 @@ def block_of(made: Sequence[Encoded | EncodedPair]) -> Block:
 class Making:
     """The set that is to be in a folder. It is in another until it is whole, open to its owner only."""
 
-    def __init__(self, folder: Path, aside: Path) -> None:
-        """Go on with what another process has kept in `aside`, if there is any."""
+    def __init__(self, folder: Path, partial: Path) -> None:
+        """Go on with what another process has kept in `partial`, if there is any."""
         self._folder = folder
-        self._aside = aside
-        self._aside.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._partial = partial
+        self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
         noted = self._noted()
         self.kept: dict[str, Any] | None = noted["state"] if noted else None
         """What `keep` was last told."""
@@ -79,12 +79,12 @@ class Making:
 
     def _noted(self) -> dict[str, Any] | None:
         try:
-            return msgspec.json.decode((self._aside / KEPT).read_bytes())
+            return msgspec.json.decode((self._partial / KEPT).read_bytes())
         except FileNotFoundError:
             return None
 
     def _open(self, name: str, size: int) -> Any:
-        descriptor = os.open(self._aside / name, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._partial / name, os.O_RDWR | os.O_CREAT, 0o600)
         file = os.fdopen(descriptor, "r+b")
         file.seek(size)
         return file
@@ -104,7 +104,7 @@ class Making:
         # set is made again.
         sizes = {name: file.tell() for name, file in self._files.items()}
         with contextlib.suppress(FileNotFoundError):  # another node has taken it over, or somebody has removed it
-            write_json(self._aside / KEPT, {"sizes": sizes, "state": state()})
+            write_json(self._partial / KEPT, {"sizes": sizes, "state": state()})
 
     def publish(self, counts: Counts) -> tuple[TokenSet | PairSet, Counts]:
         """Put the set in place and open it. UserError if all that is there is broken."""
@@ -116,12 +116,12 @@ class Making:
         if not sizes[MARGINS]:
             del sizes[MARGINS]
         with contextlib.suppress(FileNotFoundError):  # another node has taken it over
-            sizes[OFFSETS] = _write_offsets(self._aside)
-            write_json(self._aside / "meta.json", Meta(counts=counts, sizes=sizes))
+            sizes[OFFSETS] = _write_offsets(self._partial)
+            write_json(self._partial / "meta.json", Meta(counts=counts, sizes=sizes))
             for name in {MARGINS, KEPT} - sizes.keys():
-                (self._aside / name).unlink(missing_ok=True)
+                (self._partial / name).unlink(missing_ok=True)
         try:
-            return _put_in_place(self._aside, self._folder)
+            return _put_in_place(self._partial, self._folder)
         finally:
             self.discard()
 
@@ -129,7 +129,7 @@ class Making:
         """Delete the unfinished set."""
         for file in self._files.values():
             file.close()
-        shutil.rmtree(self._aside, ignore_errors=True)
+        shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def _write_offsets(folder: Path) -> int:
@@ -143,11 +143,11 @@ def _write_offsets(folder: Path) -> int:
         return offsets.tell()
 
 
-def _put_in_place(aside: Path, folder: Path) -> tuple[TokenSet | PairSet, Counts]:
-    """Rename `aside` to `folder`, unless another process has just put the same there."""
+def _put_in_place(partial: Path, folder: Path) -> tuple[TokenSet | PairSet, Counts]:
+    """Rename `partial` to `folder`, unless another process has just put the same there."""
     for place in places(folder):
         try:
-            aside.rename(place)
+            partial.rename(place)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
                 raise
@@ -163,8 +163,8 @@ def alone(folder: Path, tick: Callable[[], None]) -> Generator[Path]:
     What another node has left there is taken over. Several nodes may be at it: that costs time and nothing else.
     Raises UserError where nothing can be written there.
     """
-    aside = folder.with_name(f".making-{folder.name}-{socket.gethostname()}")
-    lock = aside.with_name(f"{aside.name}.lock")
+    partial = folder.with_name(f".making-{folder.name}-{socket.gethostname()}")
+    lock = partial.with_name(f"{partial.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, is_locked = _locked(lock, tick)
@@ -175,8 +175,8 @@ def alone(folder: Path, tick: Callable[[], None]) -> Generator[Path]:
         ) from error
     try:
         if is_locked:
-            _take_over(folder, aside, descriptor)
-        yield aside if is_locked else temporary_path(aside)
+            _take_over(folder, partial, descriptor)
+        yield partial if is_locked else temporary_path(partial)
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
@@ -208,15 +208,15 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _take_over(folder: Path, aside: Path, descriptor: int) -> None:
+def _take_over(folder: Path, partial: Path, descriptor: int) -> None:
     """Go on with what another node has left, which has not noted anything for a while.
 
     Should it still be at work, it writes the same bytes to the same places, and finds its folder gone.
     """
     os.utime(descriptor)
     now = os.fstat(descriptor).st_mtime  # by the clock of the file system
-    for left in [] if aside.exists() else folder.parent.glob(f".making-{folder.name}-*/{KEPT}"):
+    for left in [] if partial.exists() else folder.parent.glob(f".making-{folder.name}-*/{KEPT}"):
         with contextlib.suppress(OSError):  # a third node was faster
             if now - left.stat().st_mtime > ABANDONED_SECONDS:
-                left.parent.rename(aside)
+                left.parent.rename(partial)
                 return

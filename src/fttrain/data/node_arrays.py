@@ -54,13 +54,13 @@ class NodeArrays:
 
 
 def _make(path: Path, length: int, kind: type, fill: Callable[[np.ndarray], None]) -> None:
-    aside = temporary_path(path)
+    partial = temporary_path(path)
     try:
-        memory = np.memmap(aside, kind, "w+", shape=(length,))
+        memory = np.memmap(partial, kind, "w+", shape=(length,))
         fill(np.asarray(memory))
-        aside.rename(path)
+        partial.rename(path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

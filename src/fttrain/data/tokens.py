@@ -171,10 +171,10 @@ def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None])
     def tick() -> None:
         told(tally.rows)
 
-    with alone(folder, tick) as aside:
+    with alone(folder, tick) as partial:
         if open_set(folder) is not None:
             return
-        making = Making(folder, aside)
+        making = Making(folder, partial)
         try:
             if making.kept is not None:
                 tally = Tally.from_plain(making.kept)

@@ -27,9 +27,9 @@ def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
     require_empty(out)
     trust.require(source)
     model, tokenizer = _read(source)
-    with folder_by_rename(out) as aside:
-        model.to(dtype).save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+    with folder_by_rename(out) as partial:
+        model.to(dtype).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
 
 
 def _read(source: Path) -> tuple[Any, Any]:

@@ -75,15 +75,15 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
     how = _activations(options, loaded, calibration)
     grid = Grid(options.bits, not options.asymmetric)
     scheme = Scheme(options.format, grid, options.granularity, options.group_size, options.calibrator)
-    with folder_by_rename(Path(options.out)) as aside:
-        bits = _write(loaded, scheme, aside, packed=options.packed)
+    with folder_by_rename(Path(options.out)) as partial:
+        bits = _write(loaded, scheme, partial, packed=options.packed)
         after = _measure(loaded.model, windows)
         report: dict[str, Any] = {
             "model": options.model,
             "weights": asdict(scheme),
             "protected": {name: places for name, places in loaded.keep.items() if places},
             "original": {"perplexity": before.perplexity, "bytes": _bytes(loaded, None)},
-            "quantized": _compared(before, after) | {"bytes": _bytes(loaded, bits), "bytes_on_disk": _on_disk(aside)},
+            "quantized": _compared(before, after) | {"bytes": _bytes(loaded, bits), "bytes_on_disk": _on_disk(partial)},
             "bits_per_weight": bits / sum(layer.matrix.numel() for layer in loaded.layers.values()),
         }
         if how:
@@ -91,7 +91,7 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
             activations.install({name: layer.module for name, layer in loaded.layers.items()}, how, columns)
             report["activations"] = {"bits": how.grid.bits, "granularity": options.activation_granularity}
             report["with_activations"] = _compared(before, _measure(loaded.model, windows))
-        write_json(aside / REPORT, report)
+        write_json(partial / REPORT, report)
     return report
 
 

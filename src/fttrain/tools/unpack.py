@@ -39,9 +39,9 @@ def unpack(folder: Path, out: Path) -> None:
     assert not unexpected, unexpected
     assert set(missing) <= set(model.all_tied_weights_keys), missing
     model.tie_weights()
-    with folder_by_rename(out) as aside:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+    with folder_by_rename(out) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
 
 
 if __name__ == "__main__":
