@@ -41,7 +41,7 @@ help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 test: $(VENV)/installed $(MODEL)/config.json
-	FTLAUNCH_TEST_MODEL=$(abspath $(MODEL)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	FTLAUNCH_TEST_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest
 
 test-fast: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"

@@ -146,7 +146,7 @@ def browser() -> Iterator["Browser"]:
 
 
 FIRST = ("slurm", "end_to_end", "faults", "trainer")
-"""Folders in the order in which workers take them up: those that wait for others long, then those of long tests."""
+"""Folders in the order in which their tests run: those that wait for others long, then those of long tests."""
 SLOW_FOLDERS = {"end_to_end", "faults", "scoreboard", "slurm", "zoo"}
 SLOW_FIXTURES = {"launch", "ranks", "run_stages"}
 """Fixtures that start processes which import torch."""
@@ -190,18 +190,13 @@ SLOW_FILES = {
 """Files whose tests train whole stages or start servers: the first test of each is the sample that is not slow."""
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, and put them in order and in groups for several workers.
-
-    Where several workers share the tests, a file stays with one, and the tests on the one SLURM cluster do, too.
-    """
+    """Mark tests by what they need, and put the folders of long tests first."""
     here = Path(__file__).parent
     sampled: set[str] = set()
     for item in items:
         path = str(item.path.relative_to(here))
         folder = path.partition("/")[0]
-        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else path))
         if folder == "slurm":
             item.add_marker("slurm")
         starts_processes = SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ()))
