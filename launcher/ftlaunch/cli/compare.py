@@ -48,6 +48,7 @@ def compare(
     from ftlaunch.compare import table, variants
     from ftlaunch.compare.measures import measure
     from ftlaunch.load import catalog
+    from ftlaunch.rules import strategy
     from ftlaunch.run.layout import RunDir
 
     profile = load_named(cluster, site)
@@ -56,6 +57,9 @@ def compare(
     paths = [catalog.find_recipe(name) for name in recipe]
     found = variants.variants(paths, settings or [])
     trials = variants.trials(found, seeds, variants.home(paths[0]) if folder is None else folder.absolute())
+    if profile is not None:
+        for trial in trials:
+            strategy.require_here(trial.loaded)
     code = _here(trials) if profile is None else _on_cluster(trials, profile, at_once)
     # No table of some trials only: it would compare means over different seeds.
     if code != DONE:

@@ -9,6 +9,7 @@ from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
     from ftlaunch.cluster.vocabulary import Cluster
+    from ftlaunch.load import Loaded
     from ftlaunch.recipe import Recipe
 
 
@@ -25,7 +26,17 @@ def load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
     return cluster
 
 
-def for_recipe(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Cluster | None":
+def for_recipe(loaded: "Loaded", name: str | None, site: list[str] | None) -> "Cluster | None":
+    """The cluster that a recipe is to run on; None for this machine. RecipeError where it is made for this machine."""
+    from ftlaunch.rules import strategy
+
+    cluster = _chosen(loaded.recipe, name, site)
+    if cluster is not None:
+        strategy.require_here(loaded)
+    return cluster
+
+
+def _chosen(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Cluster | None":
     """The profile that is named; else, where a recipe wants several nodes and SLURM is here, the one that counts then.
 
     That is the profile which FTLAUNCH_CLUSTER names, or the one called "default", or the cluster's own defaults. It is

@@ -132,7 +132,7 @@ def run(
     from ftlaunch.cli.run import start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    profile = for_recipe(loaded.recipe, cluster, site)
+    profile = for_recipe(loaded, cluster, site)
     backend = backends.on(profile)
     planned = backend.plan(loaded.recipe, _folder(loaded, run_dir))
     # Before `require`: a plan can also be read where it cannot be started, as on a laptop without SLURM.
@@ -188,7 +188,7 @@ def plan(
     if calibrate:
         _calibrate()
     loaded = _load(recipe, asked)
-    profile = for_recipe(loaded.recipe, cluster, site)
+    profile = for_recipe(loaded, cluster, site)
     backend = backends.on(profile)
     if loaded.recipe.sweep is not None:
         print(_show_sweep(loaded, asked, json=json))

@@ -28,6 +28,9 @@ class Loaded:
     misplaced: tuple[Problem, ...] = ()
     """Paths that name nothing, as they are written; for `rules`, which tells them together with what it finds."""
 
+    is_for_here: bool = False
+    """Whether a key was settled by what this machine has, so that the recipe is right for no other."""
+
     def problem(self, path: KeyPath, message: str, remedy: str) -> Problem:
         """A problem with the key at the path."""
         return Problem(self.where(path), dotted(path), message, remedy)

@@ -36,7 +36,7 @@ class Parallel(Table, frozen=True, kw_only=True):
     strategy: Strategy | Literal["auto"] = "single"
     """One process; replicas (ddp); or DeepSpeed ZeRO, which also shards optimizer, gradients and weights (1, 2, 3).
     "auto" takes the first of these that fits this machine's memory as `ftlaunch plan` foresees it, and says why; the
-    run keeps what it began with."""
+    run keeps what it began with. It is refused for a cluster, whose nodes it cannot see."""
     nodes: Positive = 1
     """Machines."""
     procs_per_node: Positive = 1

@@ -21,16 +21,16 @@ BY_PRICE: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "zero3")
 KEY = ("parallel", "strategy")
 
 
-def settled(loaded: Loaded, find_problems: Callable[[Loaded], list[Problem]], here: Machine | None = None) -> Loaded:
-    """The recipe with "auto" replaced, and why as a remark. Raises RecipeError where nobody can tell, or nothing fits.
+def settled(loaded: Loaded, find_problems: Callable[[Loaded], list[Problem]]) -> Loaded:
+    """The recipe with "auto" replaced by what fits this machine, and why as a remark.
 
-    `here` is the machine that the run is for; this one, where none is given.
+    Raises RecipeError where nobody can tell what fits, or nothing does.
     """
     if not _asks(loaded.recipe):
         return loaded
     if problems := find_problems(_with(loaded, BY_PRICE[0])):
         raise RecipeError(problems)
-    here = here or machine.look()
+    here = machine.look()
     said: list[str] = []
     for strategy in BY_PRICE:
         chosen = _with(loaded, strategy)
@@ -38,10 +38,18 @@ def settled(loaded: Loaded, find_problems: Callable[[Loaded], list[Problem]], he
         if misfit is None:
             why = f"; {', '.join(said)}" if said else ", the fastest that fits"
             used = ", ".join(sorted({parallel.strategy for parallel in _tables(chosen.recipe)}))
-            return dataclasses.replace(chosen, remarks=(*loaded.remarks, f"parallel.strategy: {used} (auto){why}"))
+            remark = f"parallel.strategy: {used} (auto){why}"
+            return dataclasses.replace(chosen, remarks=(*loaded.remarks, remark), is_for_here=True)
         said.append(f"{strategy}: {misfit}")
     remedy = "write one of them, and see by `ftlaunch plan` what else can be done"
     raise RecipeError([loaded.problem(KEY, f'"auto" finds none that fits: {"; ".join(said)}', remedy)])
+
+
+def require_here(loaded: Loaded) -> None:
+    """Raise RecipeError where "auto" was settled by this machine, of a recipe that is to run on others."""
+    if loaded.is_for_here:
+        remedy = f"write one of {', '.join(BY_PRICE)}: `ftlaunch plan` with the same --cluster shows what each needs"
+        raise RecipeError([loaded.problem(KEY, '"auto" goes by this machine, not by the nodes of a cluster', remedy)])
 
 
 def _tables(recipe: Recipe) -> list[Parallel]:

@@ -1,17 +1,21 @@
 """Which cluster a recipe for several nodes is for, where none is named."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from ftlaunch.cli.profile import for_recipe
 from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.errors import RecipeError
+from ftlaunch.load import Loaded
 from ftlaunch.recipe import Model, Parallel, Recipe, Sft
 
 
-def recipe(nodes: int) -> Recipe:
+def recipe(nodes: int) -> Loaded:
     parallel = Parallel(strategy="ddp", nodes=nodes)
-    return Recipe(name="r", model=Model(path="owner/model"), stage=[Sft(data="d")], parallel=parallel)
+    made = Recipe(name="r", model=Model(path="owner/model"), stage=[Sft(data="d")], parallel=parallel)
+    return Loaded(made, Path("r.toml"), "", lambda _: "r.toml")
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +57,10 @@ def test_a_machine_of_its_own_is_left_alone(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("SLURM_JOB_ID")
     (tmp_path / "sbatch").unlink()
     assert for_recipe(recipe(2), None, None) is None
+
+
+def test_what_was_settled_by_this_machine_is_refused_for_a_cluster():
+    for_here = dataclasses.replace(recipe(2), is_for_here=True)
+    with pytest.raises(RecipeError, match="not by the nodes of a cluster"):
+        for_recipe(for_here, None, None)
+    assert for_recipe(dataclasses.replace(recipe(1), is_for_here=True), None, None) is None

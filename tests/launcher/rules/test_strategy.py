@@ -52,6 +52,7 @@ def loaded(folder: Path, method: str, processes: int, *settings: str) -> rules.L
 def test_the_cheapest_that_fits_is_taken(tmp_path: Path, method: str, processes: int, strategy: str) -> None:
     found = loaded(tmp_path, method, processes)
     assert found.recipe.parallel.strategy == strategy
+    assert found.is_for_here
     assert any(remark.startswith(f"parallel.strategy: {strategy} (auto)") for remark in found.remarks)
 
 
@@ -76,4 +77,5 @@ def test_what_nobody_knows_is_refused(tmp_path: Path, setting: str) -> None:
 def test_what_is_written_is_left_alone(tmp_path: Path) -> None:
     found = loaded(tmp_path, "lora", 8, "parallel.strategy=zero3")
     assert found.recipe.parallel.strategy == "zero3"
+    assert not found.is_for_here
     assert not [remark for remark in found.remarks if "(auto)" in remark]

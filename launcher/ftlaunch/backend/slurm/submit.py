@@ -183,7 +183,7 @@ def submit_rest(run: RunDir, stage_dir: StageDir) -> None:
 def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
     """At the end of a stage, the next one that its job goes on with; None where that has, or gets, a job of its own.
 
-    It does so where the queue takes no job besides this one, and the next stage asks for no more than this one has.
+    The job does so where the queue takes only one job of the run, and the next stage needs no more than this one has.
     """
     plan, cluster = runs.read_plan(run), queue.read_cluster(run)
     following = next((planned for planned in plan.stages if planned.name > stage_dir.name), None)

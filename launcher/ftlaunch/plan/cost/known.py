@@ -79,7 +79,7 @@ def _names(hub_id: str) -> list[str]:
     return [hub_id, bare, f"{bare}-hf", bare.replace("-Instruct", "")]
 
 
-def _like_llama(  # noqa: PLR0913 the columns of the table below, in its order
+def _like_llama(  # noqa: PLR0913 the columns of LIKE_LLAMA, in its order
     family: str,
     width: int,
     layers: int,

@@ -19,7 +19,7 @@ BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed gathers gradients, and of a step's weights that ZeRO-3 leaves unsharded."""
 ROOM_CPU = 40 << 20
 ROOM_GPU = 900 << 20
-"""Bytes that libraries take for themselves besides: the CUDA context with its kernels, oneDNN's buffers."""
+"""Bytes that libraries take for themselves: the CUDA context with its kernels, oneDNN's buffers."""
 
 
 class Part(Struct, frozen=True):

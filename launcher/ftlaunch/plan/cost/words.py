@@ -28,7 +28,7 @@ def _lines(cost: Cost) -> Iterator[str]:
     peaks = ", ".join(f"{name} {amount(size)}" for name, size in memory.phases.items())
     yield f"    peaks: {peaks}"
     if memory.host:
-        yield f"    besides, in the node's memory: {amount(memory.host_peak)} for each process"
+        yield f"    in the node's memory: {amount(memory.host_peak)} for each process"
     if cost.misfit is not None:
         yield from _misfit(cost.misfit)
     yield from _disk(cost)
