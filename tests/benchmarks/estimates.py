@@ -187,13 +187,13 @@ def serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    zygote._import_everything()
+    zygote.import_everything()
     _warm_up()
     for line in sys.stdin:
         order = json.loads(line)
-        environment = zygote._environment(Path(order["step"]), order["world_size"])
+        environment = zygote.environment(Path(order["step"]), order["world_size"])
         pids = [_fork(order, rank, environment) for rank in range(order["world_size"])]
-        codes = [os.waitstatus_to_exitcode(status) for status in zygote._wait(pids)]
+        codes = [os.waitstatus_to_exitcode(status) for status in zygote.wait(pids)]
         peaks = (
             [int(Path(f"{order['step']}/peak-{rank}").read_text()) for rank in range(len(pids))]
             if not any(codes)
@@ -213,18 +213,9 @@ def _warm_up() -> None:
 def _fork(order: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
     if pid := os.fork():
         return pid
-    os.setpgid(0, 0)
-    places = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": order["world_size"],
-        "LOCAL_WORLD_SIZE": order["world_size"],
-    }
-    os.environ.update(environment)
-    os.environ.update({name: str(value) for name, value in places.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]))
-    os.chdir(Path(order["step"]).parent)
-    sys.argv = ["fttrain", order["step"]]
+    from tests.faults import zygote
+
+    zygote.become_rank(order, rank, environment)
     from fttrain.__main__ import main as run_rank
 
     code = 1

@@ -22,16 +22,16 @@ SHUTDOWN_SECONDS = 20.0
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to the log
-    _import_everything()
+    import_everything()
     for line in sys.stdin:
         order = json.loads(line)
-        environment = _environment(Path(order["step"]), order["world_size"])
-        pids = [_fork(order, rank, environment) for rank in range(order["world_size"])]
+        variables = environment(Path(order["step"]), order["world_size"])
+        pids = [_fork(order, rank, variables) for rank in range(order["world_size"])]
         print(json.dumps(pids), file=answers, flush=True)
-        print(json.dumps(_wait(pids)), file=answers, flush=True)
+        print(json.dumps(wait(pids)), file=answers, flush=True)
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     import bitsandbytes  # noqa: F401
     import deepspeed.runtime.engine
     import deepspeed.runtime.zero.stage3
@@ -43,7 +43,7 @@ def _import_everything() -> None:
     import fttrain.stages.sft  # noqa: F401
 
 
-def _environment(step: Path, world_size: int) -> dict[str, str]:
+def environment(step: Path, world_size: int) -> dict[str, str]:
     """What `accelerate launch` sets for the ranks of this step."""
     arguments = ["--config_file", str(step / "accelerate.yaml"), "-m", "fttrain", str(step)]
     before = Path.cwd()
@@ -61,10 +61,8 @@ def _environment(step: Path, world_size: int) -> dict[str, str]:
         os.chdir(before)
 
 
-def _fork(order: dict, rank: int, environment: dict[str, str]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
+def become_rank(order: dict, rank: int, environment: dict[str, str]) -> None:
+    """Make this process, which was just forked, look as if a launcher had started it as a rank of the stage."""
     os.setpgid(0, 0)
     places = {
         "RANK": rank,
@@ -74,9 +72,17 @@ def _fork(order: dict, rank: int, environment: dict[str, str]) -> int:
     }
     os.environ.update(environment)
     os.environ.update({name: str(value) for name, value in places.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]), FTLAUNCH_ATTEMPT=order["attempt"])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]))
     os.chdir(Path(order["step"]).parent)
     sys.argv = ["fttrain", order["step"]]
+
+
+def _fork(order: dict, rank: int, environment: dict[str, str]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    become_rank(order, rank, environment)
+    os.environ.update(FTLAUNCH_ATTEMPT=order["attempt"])
     from tests.faults.orders import Fault, install
 
     from fttrain.__main__ import main as run_rank
@@ -90,7 +96,7 @@ def _fork(order: dict, rank: int, environment: dict[str, str]) -> int:
         os._exit(code)
 
 
-def _wait(pids: list[int]) -> list[int]:
+def wait(pids: list[int]) -> list[int]:
     """Wait statuses of all ranks, in order."""
     statuses: dict[int, int] = {}
     deadline = None

@@ -158,8 +158,9 @@ def _attempts(folder: StageDir, status: StageStatus, entries: list[Entry]) -> It
 
 def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
     """How an attempt ended, and why; `status` is the stage's where the attempt is the newest."""
-    if status is not None and status.state in ("done", "running", "queued"):
-        return ("running" if status.state == "queued" else status.state), ""
+    # Of a stage that waits in the queue again, the newest attempt is over.
+    if status is not None and status.state in ("done", "running"):
+        return status.state, ""
     # Before stopped.json: to the trainer a preemption and a stop by the user are the same, and only the job's own
     # record tells them apart.
     if attempt.ended.exists():

@@ -185,5 +185,6 @@ def _last_line(log: Path) -> str:
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
+    # A progress bar rewrites its line by "\r", at which splitlines() splits as well.
+    lines = [line.strip() for line in text.splitlines()]
     return next((line[:200] for line in reversed(lines) if line), "")

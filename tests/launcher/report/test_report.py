@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 from playwright.sync_api import Browser
 
@@ -15,7 +16,7 @@ from ftlaunch.backend import backends
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.cli import main
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.report import plots, svg
+from ftlaunch.report import facts, plots, svg
 from ftlaunch.report.curves import Chart, Series, of_stage
 from ftlaunch.report.facts import changed_keys, read_run
 from ftlaunch.report.overlay_page import overlay_page, unique_names
@@ -179,17 +180,31 @@ def test_attempts_are_told_with_their_causes_and_nothing_in_them_is_markup(run: 
         attempt = first(run).new_attempt()
         attempt.process.write_text('{"host": "h", "pid": 1, "start_time": 1, "boot_id": "b"}')
         (attempt.path / name).write_text(json.dumps(content))
-    facts = read_run(run)
-    assert facts.state == "failed"
-    assert [(one.outcome, one.cause) for one in facts.stages[0].attempts] == [
+    found = read_run(run)
+    assert found.state == "failed"
+    assert [(one.outcome, one.cause) for one in found.stages[0].attempts] == [
         ("stopped", "SIGUSR2, saved at step 1"),
         ("interrupted", "its processes have gone without a word"),
         ("failed", "rank 1: <script>alert(1)</script> → less"),
     ]
-    page = run_page(facts)
+    page = run_page(found)
     assert "<script" not in page
     assert "<script>alert(1)</script> → less" in Parsed(page).text
     assert "Steps left out step went back to the checkpoint of step 2 1" in Parsed(page).text
+
+
+def test_an_attempt_that_was_preempted_is_over_while_its_stage_waits_in_the_queue(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = first(run).new_attempt()
+    record = {"job": "7", "restart": 0, "nodes": ["n1"], "step": 3, "checkpoint": None, "lost": [], "restarted": True}
+    attempt.ended.write_text(json.dumps({**record, "cause": "preempted", "reason": "put back into the queue"}))
+    status = facts.read_status(run)
+    queued = msgspec.structs.replace(status.stages[0], state="queued")
+    waiting = msgspec.structs.replace(status, stages=[queued, *status.stages[1:]])
+    monkeypatch.setattr(facts, "read_status", lambda _: waiting)
+    (told,) = read_run(run).stages[0].attempts
+    assert (told.outcome, told.cause) == ("preempted", "put back into the queue")
 
 
 def test_no_secret_is_shown(run: RunDir) -> None:
