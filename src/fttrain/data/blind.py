@@ -223,7 +223,8 @@ class _Reading:
     def attribute(self, node: nodes.Getattr) -> Kind:
         if self.kind(node.node) is not Kind.NAMES:
             return self.looked_up(node.node, node.attr)
-        assert isinstance(node.node, nodes.Name)
+        if not isinstance(node.node, nodes.Name):
+            raise _Sees
         if node.node.name == "loop":
             if node.attr not in OF_LOOP:
                 raise _Sees

@@ -80,10 +80,11 @@ class Skeletons:
         return skeleton and skeleton.filled([turn["content"] for turn in turns])
 
     def _fits(self, turn: Turn) -> bool:
-        content = turn["content"]
         assert self._blindness is not None
-        is_whole = not self._blindness.trims or content == content.strip()
-        return bool(content) and is_whole and turn.keys() == PLAIN_TURN
+        if turn.keys() != PLAIN_TURN or not isinstance(content := turn["content"], str):
+            return False
+        # An empty text, or one that a template would trim, is not copied as a mark would be.
+        return bool(content) and (not self._blindness.trims or content == content.strip())
 
     def _skeleton(self, conversation: Conversation) -> Skeleton | None:
         turns = [

@@ -14,7 +14,7 @@ from fttrain.model.packing import ELSEWHERE
 
 BUFFERS = ("inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", "position_ids")
 """Ends of names under which old checkpoints keep tensors that are computed today."""
-AHEAD = re.compile(r"(^|\.)(mtp|nextn|eagle)")
+FORESEEING = re.compile(r"(^|\.)(mtp|nextn|eagle)")
 """Heads that foresee several tokens, which neither training nor the model's own `forward` uses."""
 NAMED = 3
 """Names that a message lists; the others are counted."""
@@ -35,14 +35,14 @@ def require(path: str, model: Any, found: dict[str, Any]) -> None:
             "download the model again, and compare its config.json with its files",
         )
     left = [key for key in found["unexpected_keys"] if not key.endswith(BUFFERS)]
-    beside = [key for key in left if ELSEWHERE.search(key.lower()) or AHEAD.search(key)]
-    if other := sorted(set(left) - set(beside)):
+    elsewhere = [key for key in left if ELSEWHERE.search(key.lower()) or FORESEEING.search(key)]
+    if other := sorted(set(left) - set(elsewhere)):
         raise UserError(
             f"{_listed(other)} in the files of {path} belong to no part of a {family} model, and would be left out",
             "its config.json names another architecture than its files hold: compare the two, or use another base",
         )
-    if beside:
-        log.warning("%s: %d weights of parts that text does not go through are not loaded", path, len(beside))
+    if elsewhere:
+        log.warning("%s: %d weights of parts that text does not go through are not loaded", path, len(elsewhere))
 
 
 def _listed(names: Iterable[str]) -> str:

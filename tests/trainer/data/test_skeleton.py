@@ -47,6 +47,9 @@ BLIND = {
     ),
 }
 SEEING = {
+    "one of two namespaces": chatml(
+        "m.content", before="{% set a = namespace(x=1) %}{% set b = namespace(x=2) %}{{ (a if tools else b).x }}"
+    ),
     "a thought is cut out": chatml("m.content.split('</think>')[-1]"),
     "a content is asked what it holds": chatml(
         "m.content", inside="{% if '</think>' in m.content %}(thinks){% endif %}"
