@@ -10,6 +10,8 @@ from ftlaunch.errors import UserError
 from ftlaunch.run.layout import CARD
 from ftlaunch.safety.redact import has_secret
 from ftlaunch.tools import PushOptions
+from fttrain import artifact
+from fttrain.noise import replace_activations
 from fttrain.tools.output import answer, called_with
 
 SENT = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
@@ -34,6 +36,7 @@ def push(folder: Path, repository: str, *, public: bool, revision: str | None, d
         validate_repo_id(repository)
     except HFValidationError as error:
         raise UserError(f"{repository} is no name of a repository", "write OWNER/NAME") from error
+    _refuse_what_others_compute_otherwise(folder)
     files = list(_files(folder))
     yield f"to {repository} ({'public' if public else 'private'}{f', branch {revision}' if revision else ''}):"
     yield from (f"  {path.name}  {path.stat().st_size / MIB:,.1f} MiB" for path in files)
@@ -43,6 +46,17 @@ def push(folder: Path, repository: str, *, public: bool, revision: str | None, d
         yield "nothing was sent: this is a dry run"
         return
     yield _send(folder, files, repository, public=public, revision=revision)
+
+
+def _refuse_what_others_compute_otherwise(folder: Path) -> None:
+    """Raise UserError for an adapter that plain PEFT, which does not read our card, would put on another function."""
+    if not ((folder / "adapter_config.json").exists() and (folder / CARD).exists()):
+        return
+    base, _ = artifact.read(folder)
+    own = {"replaced activation functions": replace_activations.read(folder), "rounded weights": base.rounding}
+    if missing := " and ".join(part for part, there in own.items() if there):
+        message = f"the adapter in {folder} was trained on a base with {missing}, which PEFT does not make"
+        raise UserError(message, "merge it, and push the merged model")
 
 
 def _local_base(folder: Path) -> str | None:

@@ -59,6 +59,26 @@ class Hub(BaseHTTPRequestHandler):
         """Nothing is said of requests."""
 
 
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"activations": [{"kind": "saturated", "sites": "mlp-activation"}]}, "replaced activation functions"),
+        ({"base": {"path": "owner/base", "quantization": {"kind": "qat"}}}, "rounded weights"),
+    ],
+)
+def test_an_adapter_that_others_would_compute_otherwise_is_refused(
+    own: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    card = {"base": {"path": "owner/base"}, "adapter": {"kind": "lora"}, "activations": []}
+    (tmp_path / "artifact.json").write_text(json.dumps({**card, **own}))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_text("weights")
+    with pytest.raises(UserError, match=words):
+        sent(tmp_path, dry_run=True)
+    (tmp_path / "artifact.json").write_text(json.dumps(card))
+    assert "adapter_model.safetensors" in sent(tmp_path, dry_run=True)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     acted = type("Acted", (Hub,), {"sent": {}, "asked": [], "refuses": False})
@@ -78,7 +98,7 @@ def model(tmp_path: Path) -> Path:
         "model.safetensors": "weights",
         "config.json": "{}",
         "README.md": "# A model\n",
-        "artifact.json": '{"base": "/home/me"}',
+        "artifact.json": '{"base": {"path": "/home/me"}, "adapter": {"kind": "lora"}}',
         "notes.log": "x",
     }.items():
         (tmp_path / name).write_text(content)
