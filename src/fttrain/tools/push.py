@@ -40,6 +40,8 @@ def push(folder: Path, repository: str, *, public: bool, revision: str | None, d
     files = list(_files(folder))
     yield f"to {repository} ({'public' if public else 'private'}{f', branch {revision}' if revision else ''}):"
     yield from (f"  {path.name}  {path.stat().st_size / MIB:,.1f} MiB" for path in files)
+    if left := sorted({path.name for path in folder.iterdir()} - {path.name for path in files}):
+        yield f"not sent: {', '.join(left)}"
     if (base := _local_base(folder)) is not None:
         yield f"note: adapter_config.json names its base by a folder of this machine, {base}: others cannot load it so"
     if dry_run:

@@ -121,6 +121,7 @@ def test_a_dry_run_asks_nobody_anything(hub: type[Hub], model: Path) -> None:
     said = sent(model, dry_run=True)
     assert not hub.asked
     assert "model.safetensors" in said
+    assert "not sent: artifact.json, notes.log" in said
     assert said.endswith("nothing was sent: this is a dry run")
 
 
