@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--phases", action="store_true", help="also show peaks call by call; the last line is no peak")
     options = parser.parse_args()
     from ftlaunch.plan import cost
+    from ftlaunch.plan.cost import memory, shape
 
     kept: dict[str, int] = {}
     if options.measured and options.measured.exists():
@@ -321,7 +322,9 @@ def main() -> None:
         kept[str(one)] = peak
         if options.measured:
             options.measured.write_text(json.dumps(kept, indent=1))
-        told = cost.of_rank(spec)
+        model = shape.read(spec.model.path)
+        assert model is not None
+        told = memory.of_stage(spec, model, cost.SIZES[spec.model.dtype], cuda=False)
         off.append(told.peak / peak - 1)
         sizes = f"foreseen {told.peak / MIB:6.0f} measured {peak / MIB:6.0f} MiB"
         print(f"{one!s:72s} {sizes}  {off[-1]:+.1%}", flush=True)

@@ -96,13 +96,6 @@ def _remarks(spec: StageSpec, found: Shape) -> list[str]:
     return told
 
 
-def of_rank(spec: StageSpec, *, cuda: bool = False) -> Memory:
-    """Memory of a rank of a training stage whose number format is written."""
-    found = shape.read(spec.model.path)
-    assert found is not None
-    return of_stage(spec, found, SIZES[spec.model.dtype], cuda=cuda)
-
-
 def of_stages(
     specs: Mapping[str, StageSpec], machine: Machine, cluster: Cluster | None, measured: Measured | None
 ) -> dict[str, Cost | str]:

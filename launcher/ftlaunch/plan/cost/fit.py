@@ -1,6 +1,6 @@
 """What would not fit first, and what its user may write instead."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 
 import msgspec
@@ -160,11 +160,3 @@ CHANGES_BY_PRICE: tuple[Change, ...] = (
     _offload,
 )
 """What costs least time or quality first."""
-
-
-def fitting(candidates: Iterator[Way], shape: Shape, size: int, device: Device) -> str | None:
-    """The first of the candidates that fits; None where none does."""
-    for words, spec in candidates:
-        if device.memory is None or of_stage(spec, shape, size, cuda=device.cuda).needed <= device.memory:
-            return words
-    return None
