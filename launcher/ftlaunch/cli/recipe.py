@@ -1,5 +1,6 @@
 """Verbs that take a recipe. What they need is imported when they are called: startup time is a feature."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +72,7 @@ def _show(plan: "Plan", backend: "Backend", cluster: "Cluster | None", *, json: 
     return text.as_json(msgspec.to_builtins(plan) | {"costs": costs}) if json else text.full(plan, asked, costs)
 
 
-def _show_sweep(loaded: "Loaded", settings: list[str], *, json: bool) -> str:
+def _show_sweep(loaded: "Loaded", settings: list[str], cluster: str | None, *, json: bool) -> str:
     """The first variant of a sweep in a summary, and of the others what differs from it."""
     from ftlaunch.compare import variants
 
@@ -81,7 +82,8 @@ def _show_sweep(loaded: "Loaded", settings: list[str], *, json: bool) -> str:
         return text.as_json({variant.label: plan for variant, plan in plans.items()})
     own = len(settings)  # a variant's settings follow those of the command line
     named = {f"{variant.label}: {', '.join(variant.settings[own:])}": plan for variant, plan in plans.items()}
-    return f"{len(found)} runs, by: ftlaunch compare {loaded.source}\n\n{text.variants(named)}"
+    command = shlex.join(["ftlaunch", "compare", str(loaded.source), *(["--cluster", cluster] if cluster else [])])
+    return f"{len(found)} runs, by: {command}\n\n{text.variants(named)}"
 
 
 def _costs(plan: "Plan", cluster: "Cluster | None") -> "dict[str, Cost | str]":
@@ -191,7 +193,9 @@ def plan(
     profile = for_recipe(loaded, cluster, site)
     backend = backends.on(profile)
     if loaded.recipe.sweep is not None:
-        print(_show_sweep(loaded, asked, json=json))
+        if run_dir is not None:
+            raise UserError("--run-dir is for one run, and a [sweep] is several", "leave it out")
+        print(_show_sweep(loaded, asked, cluster, json=json))
         return
     print(_show(backend.plan(loaded.recipe, _folder(loaded, run_dir)), backend, profile, json=json))
 

@@ -80,6 +80,7 @@ def test_the_plan_of_a_sweep_shows_each_variant_by_what_differs(write: Write, ca
         "noisy,rank=4: noise.kind=gaussian, noise.std=0.5, adapter.rank=4",
     ]
     assert others[0].splitlines()[1:] == ["    01-sft  adapter  LoRA of rank 4 on all-linear, scale alpha / rank = 4"]
+    assert call("plan", write("a", SWEEP), "--run-dir", "x")[0] == BAD_INPUT
     plans = json.loads(call("plan", "--json", write("a", SWEEP))[1])
     assert [plan["recipe"]["adapter"]["rank"] for plan in plans.values()] == [2, 4, 2, 4]
 
