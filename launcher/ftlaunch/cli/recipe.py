@@ -82,7 +82,9 @@ def _show_sweep(loaded: "Loaded", settings: list[str], cluster: str | None, *, j
         return text.as_json({variant.label: plan for variant, plan in plans.items()})
     own = len(settings)  # a variant's settings follow those of the command line
     named = {f"{variant.label}: {', '.join(variant.settings[own:])}": plan for variant, plan in plans.items()}
-    command = shlex.join(["ftlaunch", "compare", str(loaded.source), *(["--cluster", cluster] if cluster else [])])
+    options = [word for setting in settings for word in ("--set", setting)]
+    options += ["--cluster", cluster] if cluster else []
+    command = shlex.join(["ftlaunch", "compare", str(loaded.source), *options])
     return f"{len(found)} runs, by: {command}\n\n{text.variants(named)}"
 
 
