@@ -72,22 +72,22 @@ def _is_emulated(dtype: Dtype, device: torch.device, best: Choice) -> bool:
     return device.type == "cpu" or dtype == "bf16"
 
 
-def settle(step: StageSpec, folder: StageDir, world: World) -> StageSpec:
+def settle(spec: StageSpec, folder: StageDir, world: World) -> StageSpec:
     """Return the stage's spec with the format that all ranks compute in, where its recipe leaves that open. Collective.
 
     A resumed stage keeps the format that it began with; a new one takes that of the previous stages. The decision is
     recorded in the stage's folder. Raises UserError where this device cannot compute in the recorded format.
     """
-    if not isinstance(step.stage, Training):  # it goes by the card of what it merges or evaluates
-        return step
-    if step.model.dtype == "auto":
-        chosen = _chosen(step, folder, world)
-        step = replace(step, model=replace(step.model, dtype=chosen.dtype))
+    if not isinstance(spec.stage, Training):  # it goes by the card of what it merges or evaluates
+        return spec
+    if spec.model.dtype == "auto":
+        chosen = _chosen(spec, folder, world)
+        spec = replace(spec, model=replace(spec.model, dtype=chosen.dtype))
         if world.is_main:
             print(f"computing in {chosen.dtype}: {chosen.why}")
-    if world.is_main and _is_emulated(step.model.dtype, world.device, native(world.device)):
-        print(f"warning: {step.model.dtype} is emulated on this device, which is many times slower than fp32")
-    return step
+    if world.is_main and _is_emulated(spec.model.dtype, world.device, native(world.device)):
+        print(f"warning: {spec.model.dtype} is emulated on this device, which is many times slower than fp32")
+    return spec
 
 
 def _chosen(spec: StageSpec, folder: StageDir, world: World) -> Choice:

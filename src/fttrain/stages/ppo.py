@@ -68,32 +68,32 @@ class PpoObjective:
         return self._feed.evaluate()
 
 
-def run(step: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
+def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> TrainingResult:
     """Train the stage; return the content of result.json."""
-    step = with_formats(step)
-    stage = step.stage
+    spec = with_formats(spec)
+    stage = spec.stage
     assert isinstance(stage, Ppo)
-    origin = artifact.origin(step, folder)
+    origin = artifact.origin(spec, folder)
     if stage.rollout_engine == "vllm":
-        vllm_rollout.refuse_what_cannot_be(world, artifact.replaced_activations(step, origin))
+        vllm_rollout.refuse_what_cannot_be(world, artifact.replaced_activations(spec, origin))
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
-    prompts = load_prompts(list(step.data.values()), tokenizer, step.seed)
+    prompts = load_prompts(list(spec.data.values()), tokenizer, spec.seed)
     if world.is_main:
-        for name, one in zip(step.data, prompts, strict=True):
+        for name, one in zip(spec.data, prompts, strict=True):
             report(name, one.counts)
     # An earlier reward stage of the run is named by its folder, so that a moved run still finds it.
-    reward_model = None if step.reward is None else str(folder.path.parent / step.reward)
+    reward_model = None if spec.reward is None else str(folder.path.parent / spec.reward)
     reward_model = reward_model or stage.reward_model
-    reward = _reward(step, stage, reward_model)
+    reward = _reward(spec, stage, reward_model)
 
     def make_actor(policy: nn.Module, _: StartPoint) -> ActorCritic:
-        return _actor(step, stage, policy, origin, reward_model)
+        return _actor(spec, stage, policy, origin, reward_model)
 
-    engine = session.build(step, stage, world, origin, make_actor)
-    roll_out = _roll_out(step, stage, prompts, engine, origin, folder)
-    feed = RolloutFeed(step, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
+    engine = session.build(spec, stage, world, origin, make_actor)
+    roll_out = _roll_out(spec, stage, prompts, engine, origin, folder)
+    feed = RolloutFeed(spec, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
     objective = PpoObjective(stage, feed)
-    return session.complete(step, folder, stop, origin, tokenizer, engine, feed, objective)
+    return session.complete(spec, folder, stop, origin, tokenizer, engine, feed, objective)
 
 
 def _roll_out(

@@ -47,7 +47,7 @@ MakeObjective = Callable[[Engine, Feed, StartPoint], Objective]
 
 
 def train(
-    step: StageSpec,
+    spec: StageSpec,
     folder: StageDir,
     world: World,
     stop: StopRequest,
@@ -55,17 +55,17 @@ def train(
     make_objective: MakeObjective,
 ) -> TrainingResult:
     """Train a stage on rows from data sets; return the content of result.json."""
-    step = with_formats(step)
-    stage = step.stage
+    spec = with_formats(spec)
+    stage = spec.stage
     assert isinstance(stage, Sft | Pairwise)
-    origin = artifact.origin(step, folder)
+    origin = artifact.origin(spec, folder)
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
-    feed = feeds.build(step, stage, tokenizer, world, stop.pending, folder.preparing)
-    engine = build(step, stage, world, origin, make_scorer)
+    feed = feeds.build(spec, stage, tokenizer, world, stop.pending, folder.preparing)
+    engine = build(spec, stage, world, origin, make_scorer)
     # The layout is known only once the probe has tried the model; references are computed in that layout.
     feed.lay(engine.layout)
     objective = make_objective(engine, feed, origin)
-    return complete(step, folder, stop, origin, tokenizer, engine, feed, objective)
+    return complete(spec, folder, stop, origin, tokenizer, engine, feed, objective)
 
 
 def complete(
