@@ -6,6 +6,7 @@ transformers only warns of that, and draws what is missing at random.
 import logging
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ftlaunch.errors import UserError
@@ -21,10 +22,27 @@ NAMED = 3
 log = logging.getLogger(__name__)
 
 
-def require(path: str, model: Any, found: dict[str, Any]) -> None:
+def load(kind: Any, folder: Path, path: str, *, has_other_head: bool = False, **options: Any) -> Any:
+    """Return a model of one of transformers' auto classes from a vetted folder, which users know by `path`.
+
+    Raises UserError as `require` does, OSError or ValueError where it cannot be loaded at all.
+    """
+    model, found = kind.from_pretrained(
+        folder,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        trust_remote_code=False,
+        **options,
+    )
+    require(path, model, found, has_other_head=has_other_head)
+    return model
+
+
+def require(path: str, model: Any, found: dict[str, Any], *, has_other_head: bool = False) -> None:
     """Raise UserError where weights are missing, of other shapes, or left over in the part that text goes through.
 
-    `found` is what `from_pretrained` tells with `output_loading_info`.
+    `found` is what `from_pretrained` tells with `output_loading_info`. `has_other_head`: the files may hold a head that
+    this model does without, as those of a classifier may still hold the language model's.
     """
     family = model.config.model_type
     mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]]
@@ -34,6 +52,8 @@ def require(path: str, model: Any, found: dict[str, Any]) -> None:
             f"{_listed(missing)} of the {family} model {why} the files of {path}, and would be drawn at random",
             "download the model again, and compare its config.json with its files",
         )
+    if has_other_head:
+        return
     left = [key for key in found["unexpected_keys"] if not key.endswith(BUFFERS)]
     elsewhere = [key for key in left if ELSEWHERE.search(key.lower()) or FORESEEING.search(key)]
     if other := sorted(set(left) - set(elsewhere)):

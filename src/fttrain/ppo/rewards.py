@@ -25,6 +25,7 @@ from fttrain.data.templates import added_bos
 from fttrain.data.token_set import Group
 from fttrain.engine import Engine
 from fttrain.evaluation.words import last_number
+from fttrain.model import completeness
 from fttrain.model.scorer import RewardHead
 from fttrain.noise import replace_activations
 from fttrain.ppo.actor import REWARD_MODEL, ActorCritic
@@ -150,9 +151,9 @@ def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            hub.model_folder(place), dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
+        folder = hub.model_folder(place)
+        options = {"dtype": dtype, "use_safetensors": True, "has_other_head": True}
+        model = completeness.load(AutoModelForSequenceClassification, folder, place, **options)
     except (OSError, ValueError) as error:
         message = f"no sequence classifier could be loaded from {place}: {str(error).splitlines()[0]}"
         raise UserError(message, "name a folder or hub id of a sequence classifier with one label") from error

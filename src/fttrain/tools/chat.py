@@ -18,6 +18,7 @@ from fttrain.answering.conversation import Message, end_ids, prompt_ids
 from fttrain.answering.streaming import Request, answer_together
 from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
+from fttrain.model import completeness
 from fttrain.model.scorer import DTYPES, load_tokenizer
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
@@ -38,9 +39,8 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     try:
         folder = hub.model_folder(base.path, base.revision)
         replace_activations.make_known()
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[computed_in(base.dtype, device)], use_safetensors=True, trust_remote_code=False
-        )
+        dtype = DTYPES[computed_in(base.dtype, device)]
+        model = completeness.load(AutoModelForCausalLM, folder, base.path, dtype=dtype, use_safetensors=True)
         replace_activations.install(model, replace_activations.read(Path(path)))
         beside = (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path) if beside else load_tokenizer(base.path, base.revision)

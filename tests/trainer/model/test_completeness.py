@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
 from fttrain.model.scorer import load_base
+from fttrain.ppo import rewards
+from fttrain.tools import chat
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -59,3 +61,21 @@ def test_a_tied_head_may_be_on_disk_or_not(tiny_model: Path, tmp_path: Path) -> 
     head = load_file(tiny_model / "model.safetensors")["model.embed_tokens.weight"].clone()
     load(changed(tiny_model, tmp_path / "model", **{"lm_head.weight": head}))
     load(Model(path=str(tiny_model), dtype="fp32"))
+
+
+def test_a_model_to_talk_with_is_whole_too(tiny_model: Path, tmp_path: Path) -> None:
+    spec = changed(tiny_model, tmp_path / "model", **{UP: None})
+    with pytest.raises(UserError, match=r"up_proj\.weight of the llama model are missing"):
+        chat.load(spec.path)
+
+
+def test_a_reward_model_has_its_head(tiny_model: Path, tmp_path: Path) -> None:
+    """The language model's head may be left over, and rates nothing."""
+    folder = Path(changed(tiny_model, tmp_path / "model", **{"lm_head.weight": torch.zeros(4, 64)}).path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_labels": 1, "tie_word_embeddings": False}))
+    with pytest.raises(UserError, match=r"score\.weight of the llama model are missing"):
+        rewards._load_classifier(str(folder), torch.float32)
+    held = load_file(folder / "model.safetensors")
+    save_file(held | {"score.weight": torch.zeros(1, 64)}, folder / "model.safetensors", {"format": "pt"})
+    assert rewards._load_classifier(str(folder), torch.float32).config.num_labels == 1
