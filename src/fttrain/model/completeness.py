@@ -6,7 +6,6 @@ transformers only warns of that, and draws what is missing at random.
 import logging
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from ftlaunch.errors import UserError
@@ -20,22 +19,6 @@ FORESEEING = re.compile(r"(^|\.)(mtp|nextn|eagle)")
 NAMED = 3
 """Names that a message lists; the others are counted."""
 log = logging.getLogger(__name__)
-
-
-def load(kind: Any, folder: Path, path: str, *, has_other_head: bool = False, **options: Any) -> Any:
-    """Return a model of one of transformers' auto classes from a vetted folder, which users know by `path`.
-
-    Raises UserError as `require` does, OSError or ValueError where it cannot be loaded at all.
-    """
-    model, found = kind.from_pretrained(
-        folder,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        trust_remote_code=False,
-        **options,
-    )
-    require(path, model, found, has_other_head=has_other_head)
-    return model
 
 
 def require(path: str, model: Any, found: dict[str, Any], *, has_other_head: bool = False) -> None:

@@ -52,11 +52,12 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     try:
         folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
         require_weights_to_train(folder)
-        model: Any = completeness.load(
-            AutoModelForCausalLM,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            spec.path,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             use_safetensors=has_safetensors(folder),
+            trust_remote_code=False,
             attn_implementation=attention.NAME if packing and _attends_as_told(folder) else None,
             **options,
         )
@@ -64,6 +65,8 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         raise UserError(
             f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
         ) from error
+    model, found = loaded
+    completeness.require(spec.path, model, found)
     model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it
     model.config.use_cache = False
     layers: list[Any] = list(model.modules())

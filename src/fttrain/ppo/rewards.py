@@ -151,15 +151,21 @@ def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        folder = hub.model_folder(place)
-        options = {"dtype": dtype, "use_safetensors": True, "has_other_head": True}
-        model = completeness.load(AutoModelForSequenceClassification, folder, place, **options)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            hub.model_folder(place),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     except (OSError, ValueError) as error:
         message = f"no sequence classifier could be loaded from {place}: {str(error).splitlines()[0]}"
         raise UserError(message, "name a folder or hub id of a sequence classifier with one label") from error
     if model.config.num_labels != 1:
         message = f"the model in {place} gives {model.config.num_labels} numbers for an answer, and a score is one"
         raise UserError(message, "name a sequence classifier with one label")
+    completeness.require(place, model, found, has_other_head=True)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = 0  # rows are padded with it
     return model.requires_grad_(False)

@@ -39,8 +39,16 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     try:
         folder = hub.model_folder(base.path, base.revision)
         replace_activations.make_known()
-        dtype = DTYPES[computed_in(base.dtype, device)]
-        model = completeness.load(AutoModelForCausalLM, folder, base.path, dtype=dtype, use_safetensors=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[computed_in(base.dtype, device)],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused in the next line, by name
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        completeness.require(base.path, *loaded)
+        model = loaded[0]
         replace_activations.install(model, replace_activations.read(Path(path)))
         beside = (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path) if beside else load_tokenizer(base.path, base.revision)
