@@ -28,7 +28,8 @@ from ftlaunch.run import outputs
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.safety import trust
 
-CANCEL_SECONDS = 5.0
+CANCEL_SECONDS = 10.0
+"""A driver may take so long to kill its processes, on a busy machine as well."""
 POLL_SECONDS = 0.1
 
 
@@ -120,7 +121,7 @@ class Driven(ABC):
         """
         # The driver goes first: while it lives, it takes the death of its ranks for a failure and writes error.json.
         if driver := lock.holder(run):
-            _end_driver(driver)
+            _end_driver(run, driver)
         if stuck := processes.end(run.path):
             raise UserError(
                 f"processes {stuck} cannot be ended", "they hang in the kernel: the machine may need a restart"
@@ -171,7 +172,7 @@ def drive_detached(run: RunDir) -> None:
     os.close(held)
 
 
-def _end_driver(driver: Identity) -> None:
+def _end_driver(run: RunDir, driver: Identity) -> None:
     """Have the driver kill and leave (SIGQUIT), so that a terminal is left in order; kill it where it does not."""
     if processes.is_alive(driver) is None:
         raise UserError(f"it is driven on {driver.host}", "cancel it there")
@@ -179,5 +180,8 @@ def _end_driver(driver: Identity) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(driver.pid, how)
         deadline = time.monotonic() + CANCEL_SECONDS
-        while processes.is_alive(driver) and time.monotonic() < deadline:
+        # One that has signed off drives no more, and may take its time to write the report.
+        while lock.holder(run) == driver and processes.is_alive(driver) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+        if lock.holder(run) != driver:
+            return
