@@ -13,6 +13,7 @@ import pytest
 from tests.trainer.serving.conftest import serving
 
 from ftlaunch.errors import UserError
+from fttrain.answering.conversation import prompt_ids
 from fttrain.answering.streaming import Request
 from fttrain.serving.api import PAGE
 from fttrain.serving.worker import Busy, Worker
@@ -195,8 +196,9 @@ def test_who_comes_first_is_answered_first(loaded: tuple[Any, Any]) -> None:
         held.wait(30)
 
     answered: list[int] = []
-    worker.submit(Request([104], 2, hold), lambda _: answered.append(-1))
-    begun.wait(30)  # the others come while it is busy
+    red = prompt_ids(loaded[1], [{"role": "user", "content": "red"}])
+    worker.submit(Request(red, 9, hold), lambda _: answered.append(-1))
+    assert begun.wait(30)  # the others come while it is busy
     for number in range(50):
         worker.submit(Request([104], 1 + number % 3, lambda _: None), lambda _, number=number: answered.append(number))
     held.set()
@@ -214,8 +216,9 @@ def test_only_so_many_may_wait(loaded: tuple[Any, Any]) -> None:
         held.wait(30)
 
     ended: list[bool] = []
-    worker.submit(Request([104], 2, hold), ended.append)
-    begun.wait(30)
+    red = prompt_ids(loaded[1], [{"role": "user", "content": "red"}])
+    worker.submit(Request(red, 9, hold), ended.append)
+    assert begun.wait(30)
     worker.submit(Request([104], 2, lambda _: None), ended.append)
     with pytest.raises(Busy):
         worker.submit(Request([104], 2, lambda _: None), ended.append)
