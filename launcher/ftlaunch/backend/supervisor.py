@@ -107,7 +107,7 @@ def supervise(
 
 def _logs_of_this_machine(planned: PlannedStage, attempt: Attempt) -> list[Path]:
     parallel = planned.spec.parallel
-    mine = range(attempt.node * parallel.procs_per_node, (attempt.node + 1) * parallel.procs_per_node)
+    mine = parallel.ranks_of(attempt.node)
     ranks = [log for rank, log in attempt.rank_logs().items() if parallel.nodes == 1 or rank in mine]
     return [attempt.launch_log, *ranks]
 

@@ -58,8 +58,8 @@ class HangWatch:
         self._silent = 0.0
         self._checked = time.monotonic()
 
-    def seconds_without_step(self) -> float | None:
-        """How long no step has been taken where that is too long; None where all is well."""
+    def poll(self) -> float | None:
+        """Look for new steps; return the seconds without one where they are too many, None where all is well."""
         passed = time.monotonic() - self._checked
         if passed < CHECK_SECONDS:
             return None
@@ -71,14 +71,14 @@ class HangWatch:
                 self._pause = max(self._pause or 0.0, time_of_step - self._newest)
             self._newest = time_of_step
             self._silent = 0.0
-        if self._newest is None and self._gets_ahead_with_rows():
+        if self._newest is None and self._poll_rows():
             self._silent = 0.0
         if self._silent > STOPPED_SECONDS and self._holds_up():
             return self._silent
         return self._silent if self._silent > self._allowed() else None
 
-    def _gets_ahead_with_rows(self) -> bool:
-        """Whether more rows have been tokenized since the last look: a start may take hours of that."""
+    def _poll_rows(self) -> bool:
+        """Look for rows, whether more were tokenized since the last look: a start may take hours of that."""
         before, preparing = self._rows, read_preparing(self._preparing)
         self._rows = preparing.rows if preparing else None
         return self._rows is not None and self._rows != before

@@ -55,8 +55,7 @@ LAUNCHER_TRACEBACK = re.compile(r'^Traceback \(most recent call last\):\n  File 
 
 def tell_death(attempt: Attempt, exit_code: int) -> Failure:
     """The error of an attempt whose ranks left none: who died of what, from the launch log and its exit code."""
-    text = attempt.launch_log.read_text(errors="replace")
-    rank, code = _first_death(text) or (None, exit_code)
+    rank, code = _first_death(attempt) or (None, exit_code)
     log = _death_log(attempt, rank)
     return Failure(
         rank=rank,
@@ -76,24 +75,26 @@ MEMORY = (
 
 def name_cause(failure: Failure, attempt: Attempt) -> Failure:
     """The error itself; for a mere echo of a dead peer, what that peer died of where the launch log knows."""
-    if failure.type != ECHO or _first_death(attempt.launch_log.read_text(errors="replace")) is None:
+    if failure.type != ECHO or _first_death(attempt) is None:
         return failure
     return tell_death(attempt, 1)
 
 
 def tell_signal(attempt: Attempt, exit_code: int) -> Failure | None:
     """What a rank, or the launching process, was killed by from outside; None where nothing was."""
-    _, code = _first_death(attempt.launch_log.read_text(errors="replace")) or (None, exit_code)
+    _, code = _first_death(attempt) or (None, exit_code)
     return tell_death(attempt, exit_code) if code < 0 and code != -signal.SIGTERM else None
 
 
-def _first_death(text: str) -> tuple[int, int] | None:
-    """Rank and exit code (a negative signal) of the process that died first, as torch elastic or accelerate tells."""
+def _first_death(attempt: Attempt) -> tuple[int, int] | None:
+    """Global rank and exit code (a negative signal) of the process that died first, by this node's launch log."""
+    text = attempt.launch_log.read_text(errors="replace")
     root_cause = text.rpartition("Root Cause")[2]
     if found := ELASTIC_FAILURE.search(root_cause):
         return int(found[1]), int(found[2])
     if found := ELASTIC_FAILED.search(text):
-        return int(found[2]), int(found[1])
+        parallel = StageDir(attempt.path.parent.parent).read_spec().parallel
+        return parallel.ranks_of(attempt.node)[int(found[2])], int(found[1])
     if found := SINGLE_DIED.search(text):
         return 0, -int(found[1])
     if found := SINGLE_FAILED.search(text):

@@ -56,6 +56,10 @@ class Parallel(Table, frozen=True, kw_only=True):
         """Processes on all nodes."""
         return self.nodes * self.procs_per_node
 
+    def ranks_of(self, node: int) -> range:
+        """Global ranks on one of the nodes, counted from 0: with 4 processes on each, node 1 has ranks 4 to 7."""
+        return range(node * self.procs_per_node, (node + 1) * self.procs_per_node)
+
 
 class Training(Kind, frozen=True, kw_only=True):
     """What every training stage has."""

@@ -145,7 +145,7 @@ class _Poll:
             self.has_said = True
             again = "; Ctrl-C again to kill" if interrupts.by_keyboard else ""
             self.driver.display.say(f"{self.stage_dir.name}  saving and stopping{again}")
-        if silent := self.watch.seconds_without_step():
+        if silent := self.watch.poll():
             states = watchdog.interrogate(self.attempt, socket.gethostname(), self.ranks)
             write_json(self.attempt.error, watchdog.failure(self.attempt, silent, states))
             return "kill"

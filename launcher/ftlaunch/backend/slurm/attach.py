@@ -22,10 +22,8 @@ def command(run: RunDir, rank: int, words: list[str], *, terminal: bool) -> list
         raise UserError(f"no job of {run.path.name} trains", f"see how it stands: ftlaunch status {run.path}")
     parallel = step.read_spec().parallel
     process = attempts[-1].on_node(rank // parallel.procs_per_node).process
-    if not 0 <= rank < parallel.nodes * parallel.procs_per_node or not process.exists():
-        raise UserError(
-            f"{step.name} has no rank {rank} at work", f"ranks are 0 to {parallel.nodes * parallel.procs_per_node - 1}"
-        )
+    if rank not in range(parallel.world_size) or not process.exists():
+        raise UserError(f"{step.name} has no rank {rank} at work", f"ranks are 0 to {parallel.world_size - 1}")
     host = msgspec.json.decode(process.read_bytes(), type=Identity).host.partition(".")[0]
     where = [f"--jobid={made_by.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}"]
     return ["srun", *where, f"--chdir={run.path}", *(["--pty"] if terminal else []), *(words or ["bash", "-i"])]

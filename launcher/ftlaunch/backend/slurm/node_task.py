@@ -295,12 +295,11 @@ class NodeTask(StageJob):
 
     def _poll(self, attempt: Attempt, watch: HangWatch | None) -> supervisor.Order:
         """Where SLURM has warned of the end, ask all ranks to save; where they hang, find out at what."""
-        if watch and (silent := watch.seconds_without_step()):
+        if watch and (silent := watch.poll()):
             write_json(attempt.hung, silent)
         if attempt.hung.exists():
-            per_node = self.planned.spec.parallel.procs_per_node
-            mine = range(self.rank * per_node, (self.rank + 1) * per_node)
-            self.states = watchdog.interrogate(attempt, self.here, mine)
+            ranks = self.planned.spec.parallel.ranks_of(self.rank)
+            self.states = watchdog.interrogate(attempt, self.here, ranks)
             return "kill"
         if self.warnings.heard and not self.stage_dir.stop.exists() and self._is_newest(attempt):
             write_atomic(self.stage_dir.stop, REQUEUE)
