@@ -81,14 +81,14 @@ class Specimens:
         packing = f"packing = {'true' if combination.get('packing') == 'on' else 'false'}\n"
         match combination.get("after"):
             case "merge":
-                behind = MERGE
+                after = MERGE
             case "same_adapter":
-                behind = stage + packing
+                after = stage + packing
             case "other_adapter":
-                behind = stage + packing + 'adapter = {kind = "lora", rank = 2}\nnoise.kind = "none"\n'
+                after = stage + packing + 'adapter = {kind = "lora", rank = 2}\nnoise.kind = "none"\n'
             case _:
-                behind = ""
-        return head + stage + behind
+                after = ""
+        return head + stage + after
 
 
 Pair = tuple[tuple[str, str], tuple[str, str]]

@@ -409,7 +409,7 @@ def test_no_two_test_files_share_a_name() -> None:
 
 
 ASK_NOBODY = {"import_gguf"}
-"""Loads a file with nothing beside it."""
+"""Loads a file with nothing next to it."""
 UNSAFE_CALLS = {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "os.system", "marshal.loads"}
 
 

@@ -14,7 +14,7 @@ from configuration import CONF, STATE, Layout, read_layout, write_configuration
 
 START_SECONDS = 60.0
 READY = {"idle", "mixed", "allocated", "completing"}
-"""SLURM's words for a node that answers; a star behind them means that it does not."""
+"""SLURM's words for a node that answers; a star after them means that it does not."""
 
 
 def main() -> int:

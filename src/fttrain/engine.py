@@ -1,4 +1,4 @@
-"""accelerate and DeepSpeed behind a few verbs: prepare, backward, step, evaluate, and the weights as full tensors."""
+"""A few verbs for accelerate and DeepSpeed: prepare, backward, step, evaluate, and the weights as full tensors."""
 
 import contextlib
 import math
@@ -88,7 +88,7 @@ class Engine:
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of all trained weights, in the same order on every rank.
 
-        Weights of the model have the names that it gives them; those of a head beside it come with the head's.
+        Weights of the model have the names that it gives them; those of a separate head have the head's names.
         """
         named = self.scorer.named_parameters()
         return ((name.removeprefix("model."), p) for name, p in named if p.requires_grad)

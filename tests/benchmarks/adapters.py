@@ -3,7 +3,7 @@
     python tests/benchmarks/adapters.py --model .cache/SmolLM2-135M-Instruct --data ../shared/data
 
 All contenders stand in one process and take the same batches in turn, a step each, so that whatever else the machine
-does meets all of them; medians are over the steps behind two of warm-up. Loss and gradient norm stand beside: DoRA and
+does meets all of them; medians are over the steps after two of warm-up. Loss and gradient norm are printed: DoRA and
 PEFT's DoRA must agree, and all losses begin as the base's own. PEFT's DoRA learns nothing else than ours; it makes the
 product B·A and its norm at every step. The last lines are ratios: how many times faster than ours the other is.
 """

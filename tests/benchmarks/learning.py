@@ -76,7 +76,7 @@ SHOWN = ("loss", "reward", "rewards/accuracy", "rewards/margin")
 
 
 def write_recipe(kind: str, model: str, data: Path, folder: Path, steps: int) -> Path:
-    """The recipe of a stage, with its rows beside it."""
+    """The recipe of a stage, with its rows next to it."""
     pairs = (data / "gsm8k_pairs.jsonl").read_text().splitlines()[:PAIRS]
     (folder / "pairs.jsonl").write_text("\n".join(pairs))
     questions = [json.loads(pair)["prompt"].replace("\n", " ").split(". ")[-1] for pair in pairs]

@@ -5,7 +5,7 @@
 Each contender is a process of its own, started in turn, ours first, `--rounds` times; the median step counts, after
 two steps of warm-up. TRL is given its best setting for a CPU: weights in the same format, chunked loss, no activation
 checkpointing, completion-only loss, padding to the longest row of a batch. Loss and gradient norm of every step stand
-beside them: without parity a speed means nothing. The last line is the worst ratio of tokens per second to TRL's.
+next to them: without parity a speed means nothing. The last line is the worst ratio of tokens per second to TRL's.
 """
 
 import csv

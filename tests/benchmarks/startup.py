@@ -4,7 +4,7 @@
 
 The opponents, started in turn with ours: `trl --help` and `accelerate launch --help` (TRL is in the extra `dev`), and
 plain_sft.py, a hand-written accelerate script that does the same first step. Medians; files are warm. Each run
-tokenizes its rows anew. The last line is the smallest ratio of `--help`, theirs over ours.
+tokenizes its rows again. The last line is the smallest ratio of `--help`, theirs over ours.
 """
 
 import argparse

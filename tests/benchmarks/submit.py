@@ -1,4 +1,4 @@
-"""From the command to the job id: `ftlaunch run --cluster dev` beside bare `sbatch` of the same script."""
+"""From the command to the job id: `ftlaunch run --cluster dev` against bare `sbatch` of the same script."""
 
 import os
 import resource

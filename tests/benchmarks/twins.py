@@ -19,7 +19,7 @@ LEARNING_RATE = 1e-3
 
 
 def write_rows(data: Path, folder: Path, count: int) -> tuple[Path, Path]:
-    """So many rows to train on, and those held out, which stand behind them in the file."""
+    """So many rows to train on, and those held out, which follow them in the file."""
     with (data / "e2e_dev.csv").open() as file:
         texts = [f"{row['mr']}\n{row['ref']}" for row in csv.DictReader(file)]
     train, held_out = folder / "train.jsonl", folder / "held-out.jsonl"

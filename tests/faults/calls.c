@@ -1,4 +1,4 @@
-/* Loaded ahead of libc: counts a process's file-system calls below FAULT_ROOT and, at call number FAULT_AT, does what
+/* Loaded before libc: counts a process's file-system calls below FAULT_ROOT and, at call number FAULT_AT, does what
    FAULT_DO says: "kill" (SIGKILL to itself), "slow" (take five seconds), or an errno to fail with. FAULT_COUNT names a file for the count. */
 #define _GNU_SOURCE
 #include <dirent.h>

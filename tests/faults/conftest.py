@@ -61,7 +61,7 @@ def load(load_path: Callable[..., Path]) -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def calls_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """calls.c as a library to be loaded ahead of libc."""
+    """calls.c as a library to be loaded before libc."""
     library = tmp_path_factory.mktemp("library") / "calls.so"
     source = Path(__file__).with_name("calls.c")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)

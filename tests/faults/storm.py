@@ -2,7 +2,7 @@
 
 A failure, chosen by a printed seed, strikes every thirty seconds, or once the run has saved again where that takes
 longer: ftlaunch gives up a run that fails twice without a new checkpoint, and is meant to. The cluster is healed
-behind it. In the end the adapter is compared, byte by byte, with that of another run that nothing happened to.
+after it. In the end the adapter is compared, byte by byte, with that of another run that nothing happened to.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What can befall a run on the devcluster, and healing the cluster behind it."""
+"""What can befall a run on the devcluster, and healing the cluster after it."""
 
 import os
 import random

@@ -66,7 +66,7 @@ def all_calls(
             yield folder
             os.environ.pop("LD_PRELOAD")
             assert Checkpoints(folder, spec, engine).load().step in (BEFORE, STEP), at
-            save(folder, spec, engine)  # over whatever is left behind
+            save(folder, spec, engine)  # over whatever is left
             assert [path.name for path in folder.iterdir()] == [f"step-{STEP:08d}"], at
             assert verify(newest_first(folder)[0]) is None, at
             shutil.rmtree(folder)

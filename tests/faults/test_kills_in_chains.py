@@ -1,4 +1,4 @@
-"""A rank killed in a stage behind SFT, of pairs or PPO: the resumed stage ends with the bits of one left alone."""
+"""A rank killed in a stage after SFT, of pairs or PPO: the resumed stage ends with the bits of one left alone."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ kl_target = 1.0
 
 @pytest.fixture
 def chain(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """The tiny recipe, with dropout, and a second stage behind its SFT."""
+    """The tiny recipe, with dropout, and a second stage after its SFT."""
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in make_pairs()))
 

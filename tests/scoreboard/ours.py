@@ -147,7 +147,7 @@ PROFILE_KEYS = ("partition", "account", "qos", "constraint", "sbatch.comment")
 
 
 def newline(saver: OurSaver, work: Path) -> Verdict:
-    """Every text of a site profile, and the run's name and folder, with a command behind a line break."""
+    """Every text of a site profile, and the run's name and folder, with a command after a line break."""
     if importlib.util.find_spec("ftlaunch.backend.slurm.submit") is None:
         return Verdict("not built yet", "there is no SLURM backend")
     canary = "touch CANARY #"

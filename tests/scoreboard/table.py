@@ -24,7 +24,7 @@ processes are killed or stopped, files damaged, payloads planted. Made, and to b
     make scoreboard
 
 **pass**: it went on, and ended with the very weights of an unbroken run (or: nothing leaked, nothing was run).
-**stops**: it loaded nothing wrong, but somebody must help. **FAIL**: what is written beside it. **n/a**: no such part.
+**stops**: it loaded nothing wrong, but somebody must help. **FAIL**: what is written next to it. **n/a**: no such part.
 TRL's trainers save and resume by transformers' Trainer, which is what is tried.
 """
 

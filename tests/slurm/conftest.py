@@ -24,7 +24,7 @@ def dev() -> Iterator[Cluster]:
     if before["up"]:
         assert len(before["nodes"]) >= 3, "the devcluster that runs has fewer than 3 nodes: take it down"
     else:
-        devcluster("down")  # also one that was left behind and does not answer
+        devcluster("down")  # also one that was left and does not answer
         started = devcluster("up", "--nodes", "3")
         if started.returncode:
             if os.environ.get("FTLAUNCH_TEST_SLURM") == "must":

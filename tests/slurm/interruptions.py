@@ -98,7 +98,7 @@ class Site:
         return self
 
     def _python(self) -> Path:
-        """An interpreter with our packages, beside which `accelerate` is the acted one."""
+        """An interpreter with our packages, in a folder where `accelerate` is the acted one."""
         venv = self.folder / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
         packages = next(venv.glob("lib/python*/site-packages"))

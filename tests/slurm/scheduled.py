@@ -108,7 +108,7 @@ class Acted:
             time.sleep(0.5)
 
     def ended(self, stage: str = "01-sft") -> list[dict[str, Any]]:
-        """What each attempt of a stage left behind; an empty one for attempts that were cut off."""
+        """What each attempt of a stage left; an empty one for attempts that were cut off."""
         attempts = self.run.stage_dir(stage).all_attempts()
         return [json.loads(one.ended.read_text()) if one.ended.exists() else {} for one in attempts]
 

@@ -24,7 +24,7 @@ from ftlaunch.run.layout import StageDir
 IN_CI = 10
 """Three in four of all pairs meet in these."""
 HEADS = [{"device": "cpu", "strategy": "zero3", "dtype": "bf16", "stage": stage} for stage in ("reward", "ppo")]
-"""Weights made beside a model that is loaded in shards, in another format than it was stored in."""
+"""Weights made for a model that is loaded in shards, in another format than it was stored in."""
 KILLED_AT = 4
 CLOSE = 1e-4
 
@@ -66,8 +66,8 @@ def try_out(recipe: Recipe, combination: Combination, ranks: Ranks, folder: Path
     else:
         assert_close(course(stage_dir), course(calm.stage_dir(name)), CLOSE if is_quiet(combination) else None)
     assert any(key.startswith("eval/") for line in read_jsonl(stage_dir.metrics) for key in line)
-    for behind in calm.stage_dirs()[1:]:
-        ranks.run(behind)
+    for later in calm.stage_dirs()[1:]:
+        ranks.run(later)
 
 
 def is_quiet(combination: Combination) -> bool:

@@ -1,6 +1,6 @@
 """Families of transformers as tiny models: each has a mechanism of its own between tokens and logits.
 
-A family is a model type and what its config has besides `SHAPE`; of that it takes what it knows.
+A family is a model type and what its config adds to `SHAPE`; of that it takes what it knows.
 """
 
 from pathlib import Path

@@ -58,7 +58,7 @@ def _existing(target: Path, plan: Plan) -> RunDir:
     changed = first_changed(runs.read_plan(run), plan)
     if changed is not None:
         kept = [planned.name for planned in plan.stages[: plan.stages.index(changed)]]
-        remedy += f"; or keep {', '.join(kept)} and begin anew with --from {changed.name}" if kept else ""
+        remedy += f"; or keep {', '.join(kept)} and rerun with --from {changed.name}" if kept else ""
         raise UserError(f"{target} exists and holds another recipe", remedy)
     if not runs.finished(run):
         # take() refuses with the name of a driver on this machine. Jobs of a cluster hold no lock while they wait or

@@ -1,4 +1,4 @@
-"""One attempt at a stage on this machine: its processes are started, watched, and none of them is left behind."""
+"""One attempt at a stage on this machine: its processes are started, watched and all ended."""
 
 import os
 import shutil
@@ -168,7 +168,7 @@ def look(failure: "FailureWatch", poll: Callable[[], Order]) -> Literal["go on",
     """Whether the launching process is to go on, is to be killed, or has nothing left to wait for."""
     if not failure.attempt.path.is_dir():
         message = f"{failure.attempt.path.parent.parent} is gone, and its processes have been ended"
-        raise UserError(message, "a run cannot go on without its folder: start it anew, and leave the folder alone")
+        raise UserError(message, "a run cannot go on without its folder: start it again, and leave the folder alone")
     return "leave" if failure.end_stragglers() else poll()
 
 

@@ -109,7 +109,7 @@ def chat(
 def serve(
     model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="As chat takes one.")],
     compare: Annotated[
-        str | None, typer.Option("--compare", metavar="base|MODEL", help="Serve another one beside it.")
+        str | None, typer.Option("--compare", metavar="base|MODEL", help="Serve a second model next to it.")
     ] = None,
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Beyond this machine a token is asked for.")

@@ -122,7 +122,7 @@ def run(
     run_dir: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
     begin_from: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Begin an existing run anew at this stage.")
+        str | None, typer.Option("--from", metavar="STAGE", help="Rerun an existing run from this stage on.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what --from makes obsolete without asking.")] = False,
     detach: Detach = False,
@@ -149,12 +149,12 @@ def run(
     if begin_from is None:
         folder = prepare(planned, loaded, backend)
     else:
-        folder = _begin_anew(planned, loaded, backend, begin_from, yes=yes)
+        folder = _rerun_from(planned, loaded, backend, begin_from, yes=yes)
     raise typer.Exit(start(folder, detach=detach, fresh=begin_from is None, after=after))
 
 
-def _begin_anew(planned: "Plan", loaded: "Loaded", backend: "Backend", stage: str, *, yes: bool) -> "RunDir":
-    """The run's folder without the stages that are done anew, once the user agrees."""
+def _rerun_from(planned: "Plan", loaded: "Loaded", backend: "Backend", stage: str, *, yes: bool) -> "RunDir":
+    """Return the run's folder without the stages that will be rerun, once the user agrees."""
     from ftlaunch.backend import rerun, runs
 
     run = runs.find(planned.run_dir)

@@ -45,7 +45,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def load_recipe_as_written(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """`load_recipe`, but a recipe whose only faults are paths that name nothing comes back, with these beside it."""
+    """`load_recipe`, but a recipe whose only faults are paths that name nothing is returned, together with these."""
     text = layers.read_text(path)
     return _judge(_with_base(layers.parse(text, path), path), overrides, path, text)
 

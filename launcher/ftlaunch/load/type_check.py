@@ -15,7 +15,7 @@ LARGEST = 2**63 - 1
 
 
 def matches(kind: types.Type, value: Toml) -> bool:
-    """Whether the value, tables aside, is of the type and within its bounds."""
+    """Whether the value is of the type and within its bounds; tables are not looked into."""
     match kind:
         case types.Metadata():
             return matches(kind.type, value)

@@ -50,9 +50,9 @@ def _merge_notes(spec: StageSpec) -> dict[str, str]:
 def _evaluation_notes(spec: StageSpec, stage: Evaluate) -> dict[str, str]:
     (data,) = spec.data.values()
     part = f"the first {stage.prompts} of " * bool(stage.prompts) + "what is held out of " * bool(data.test)
-    beside = " beside the plain base" if stage.compare and spec.start else ""
+    compared = " and the plain base" if stage.compare and spec.start else ""
     return {
-        "evaluates": f"{spec.start or spec.model.path}{beside}; each process holds all of a model",
+        "evaluates": f"{spec.start or spec.model.path}{compared}; each process holds all of a model",
         "data": f"{stage.data} ({part}{data.path})",
         "metrics": ", ".join(Path(metric).name for metric in stage.metrics),
         "answers": f"at most {stage.max_new_tokens} tokens, {_decoding_note(stage)}",
@@ -138,8 +138,8 @@ def _noise_notes(spec: StageSpec) -> dict[str, str]:
     where = noise.sites if isinstance(noise.sites, str) else ", ".join(noise.sites)
     notes: dict[str, str] = {}
     if not isinstance(noise, NoNoise):
-        beside = {"sites", "activation"}
-        settings = {name: value for name, value in msgspec.structs.asdict(noise).items() if name not in beside}
+        elsewhere = {"sites", "activation"}
+        settings = {name: value for name, value in msgspec.structs.asdict(noise).items() if name not in elsewhere}
         told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
         notes["noise"] = f"{noise.__struct_config__.tag} on {where} ({told}), in training only"
     if replaces(noise):
@@ -154,7 +154,7 @@ def _ppo_notes(spec: StageSpec, stage: Ppo) -> dict[str, str]:
     steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats an answer"
     start = spec.start or "the base"
     is_full = isinstance(spec.adapter, Full)
-    copy = "a frozen copy of all weights, beside them in memory" if is_full else "no second model is loaded"
+    copy = "a frozen copy of all weights, in memory too" if is_full else "no second model is loaded"
     return {
         "rollout": f"{size} answers of at most {stage.max_new_tokens} tokens at temperature {stage.temperature:g}, then"
         f" {inner}: {batches * stage.ppo_epochs} optimizer steps",

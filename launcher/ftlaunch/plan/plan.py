@@ -24,9 +24,9 @@ ON_THE_WAY = (
     "generation_batch_size",
     "samples_every",
 )
-"""Keys that a stage may change on its way: how the work is shared out, and what is done beside or in trouble."""
-BESIDE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")
-"""What does not decide the course of a stage, of all that its step says."""
+"""Keys that a stage may change on its way: how work is shared out, what is also written, what a failure leads to."""
+NOT_DECISIVE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")
+"""Fields of a stage's spec that do not decide its course."""
 ADDED_TO_DATA: dict[str, object] = {
     **dict.fromkeys(("preference_field", "best_rating", "eval"), None),
     **{"label_field": "label", "template_arguments": {}, "unfit": "drop", "unfit_share": 0.1, "test_by": "row"},
@@ -120,14 +120,14 @@ def suitable_rate(stage: Training, adapter: Adapter) -> float:
 
 
 def _training_hash(spec: StageSpec, needed: list[str]) -> str:
-    """SHA-256 of what decides the course of a stage: all that its step says but BESIDE, with that of what it needs."""
+    """Return SHA-256 of what decides a stage's course: its spec but NOT_DECISIVE, and the hashes of what it needs."""
     read_back = msgspec.json.decode(
         msgspec.json.encode(spec), type=StageSpec
     )  # a float written as 16 is 16.0 after this, so both spellings have one hash
     course = msgspec.to_builtins(read_back)
     # Keys such as micro_batch_size stand in both: as the recipe has them, and as they count.
     for table in (course, course["stage"]):
-        for key in BESIDE:
+        for key in NOT_DECISIVE:
             table.pop(key, None)
     for key in TOLD_BY_THE_STEP:
         course["stage"].pop(key, None)

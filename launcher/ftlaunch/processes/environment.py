@@ -31,7 +31,7 @@ def inherited() -> dict[str, str]:
 
 
 def require_trainer() -> None:
-    """UserError where the trainer's packages are not installed beside this interpreter."""
+    """UserError where the trainer's packages are not installed for this interpreter."""
     # Looked for, not imported: importing torch takes seconds, and the launcher never does it.
     if find_spec("torch") is None:
         raise UserError(f"torch is not installed for {sys.executable}", "pip install 'ftlaunch[train]'")

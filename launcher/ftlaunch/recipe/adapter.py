@@ -65,7 +65,7 @@ class LowRank(_Method, frozen=True, kw_only=True):
 
 
 class Lora(LowRank, frozen=True, kw_only=True):
-    """Low-rank adapters beside frozen weights: y = Wx + (alpha / rank)·B(A(x)) (arXiv 2106.09685)."""
+    """Low-rank adapters on frozen weights: y = Wx + (alpha / rank)·B(A(x)) (arXiv 2106.09685)."""
 
     label: ClassVar[str] = "LoRA"
     rate: ClassVar[float] = 1

@@ -148,7 +148,7 @@ class AlphaDropout(_Masking, frozen=True, kw_only=True):
 
 class Adversarial(_Annealed, frozen=True, kw_only=True):
     """The loss is L(a) + weight·L(a + δ), with δ of size epsilon along the gradient of L (FGM, arXiv 1605.07725; FGSM,
-    1412.6572), found anew in each micro-batch; with several steps PGD (1706.06083). SFT only."""
+    1412.6572), found again in each micro-batch; with several steps PGD (1706.06083). SFT only."""
 
     family: ClassVar[str] = "adversarial"
     epsilon: Above0 = 0.1

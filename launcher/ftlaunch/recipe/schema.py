@@ -98,7 +98,7 @@ def _describe(node: Node, strings: dict[str, str]) -> Node:
     """The definition of a table with each property described."""
     properties: Node = {}
     for name, schema in node.get("properties", {}).items():
-        # Draft 7 ignores what stands beside a $ref.
+        # Draft 7 ignores all other keys of an object that has a $ref.
         wrapped = {"allOf": [schema]} if "$ref" in schema else schema
         described = {"description": strings.get(name, node["description"])}
         # Merged twice: the left one puts the description first, the right one keeps a type's own from replacing it.

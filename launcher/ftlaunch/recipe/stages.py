@@ -94,7 +94,7 @@ class Training(Kind, frozen=True, kw_only=True):
     save_every: Positive = 100
     """Steps between checkpoints; there is always one at the end."""
     keep: Positive = 2
-    """Newest checkpoints that are kept. The best by evaluation loss is kept besides."""
+    """Newest checkpoints that are kept. The best by evaluation loss is kept as well."""
     on_save_failure: Literal["go-on", "wait", "stop"] = "go-on"
     """When a checkpoint cannot be written: train on and save at the next one, wait until it can be, or stop.
     The last save of a stage always counts."""
@@ -199,7 +199,7 @@ class Orpo(Pairwise, frozen=True, kw_only=True):
 
     lora_rate: ClassVar[float] = 8e-5
     beta: AtLeast0 = 0.1
-    """Weight of the odds ratio loss beside the chosen answer's cross-entropy; the paper's lambda."""
+    """Weight of the odds ratio loss in relation to the chosen answer's cross-entropy; the paper's lambda."""
 
     @property
     def objective(self) -> str:
@@ -231,7 +231,7 @@ class Ppo(Training, frozen=True, kw_only=True):
     """Longest answer in tokens."""
     rollout_engine: Literal["torch", "vllm"] = "torch"
     """What answers: the model that is trained, or vLLM, which is faster on a GPU, with a copy of the base in a process
-    beside each rank. A resumed run then has other answers than it would have had."""
+    next to each rank. A resumed run then has other answers than it would have had."""
     vllm_memory: Annotated[float, Meta(gt=0, lt=1)] | None = None
     """Share of a GPU's memory that vLLM takes. None: 0.3."""
     generation_batch_size: Positive = 32
@@ -303,7 +303,7 @@ METRICS: Final[dict[str, Need]] = {
 
 
 class Evaluate(Kind, frozen=True, kw_only=True):
-    """Asks what has been trained the prompts that were held out, and scores it beside the base. Nothing is trained."""
+    """Generates answers to the held-out prompts and scores them, next to those of the base. Nothing is trained."""
 
     data: Name
     """Name of a [data.NAME] table. Its rows held out are asked; all of them where `test` is 0."""

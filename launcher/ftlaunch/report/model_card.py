@@ -1,4 +1,4 @@
-"""The model card of what a stage has made: README.md beside its weights, as the hub shows it."""
+"""The model card of what a stage has made: README.md in the folder of its weights, as the hub shows it."""
 
 import json
 import re

@@ -13,7 +13,7 @@ UNSAFE = re.compile(r"[^a-z0-9]+")
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is installed beside this interpreter."""
+    """Whether matplotlib is installed for this interpreter."""
     return find_spec("matplotlib") is not None
 
 

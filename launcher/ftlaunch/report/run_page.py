@@ -112,7 +112,7 @@ def _merge_check(stage: StageFacts) -> str:
 
 
 def _scores(stage: StageFacts) -> str:
-    """Of an evaluate stage, each with its 95 % interval, beside those of the base."""
+    """Of an evaluate stage, each with its 95 % interval, next to those of the base."""
     result = stage.result
     if not isinstance(result, EvaluationResult):
         return ""

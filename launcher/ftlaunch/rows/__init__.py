@@ -134,7 +134,7 @@ def _misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def _check_row(data: Data, row: Row, where: str, *, only_prompts: bool) -> None:
-    """Raise the Unfit that training on this row would raise, tokenizer and chat template aside."""
+    """Raise the Unfit that training on this row would raise before it is rendered and tokenized."""
     if only_prompts:
         prompt_of(data, row, where)
     elif is_paired(data):

@@ -13,7 +13,7 @@ PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
 """Endings of compressed files, after the ending that tells their kind."""
 ENDINGS: Final = (*KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "requirements.txt")
-"""Files that lie beside data and hold none."""
+"""Files that lie next to data and hold none."""
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),

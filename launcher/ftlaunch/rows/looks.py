@@ -18,7 +18,7 @@ ANSWERED = (
     *(("instruction", "response"), ("query", "response"), ("query", "answer"), ("problem", "solution")),
     *(("input", "output"), ("inputs", "targets"), ("user", "assistant")),
 )
-"""Fields of a prompt and its answer besides prompt and completion, the first that fit count."""
+"""Other names of the fields prompt and completion; the first that fit count."""
 
 EXTRAS = ("context", "input")
 """Fields with what a prompt is about, for formats told by ANSWERED; rows may lack them."""

@@ -28,7 +28,7 @@ def stages_go_on(training: TrainedStage) -> Iterator[Problem]:
     if before is not None:
         after = "same_adapter" if before.tables.adapter == own.adapter else "other_adapter"
         # This stage chooses quantization and dtype itself; only what was trained comes from the earlier one.
-        for refusal, message in _behind(before, replace(before.tables, model=own.model), after):
+        for refusal, message in _refused_after(before, replace(before.tables, model=own.model), after):
             yield _problem(training, refusal, message)
 
 
@@ -36,12 +36,12 @@ def merges_have_a_result(loaded: Loaded) -> Iterator[Problem]:
     """What the stage before has trained, with a merge after it."""
     for one in resolve.resolve(loaded.recipe):
         if isinstance(one.stage, Merge) and one.before is not None:
-            for refusal, message in _behind(one.before, one.before.tables, "merge"):
+            for refusal, message in _refused_after(one.before, one.before.tables, "merge"):
                 yield loaded.problem(("stage", one.index), message, refusal.remedy)
 
 
-def _behind(before: ResolvedStage, tables: Resolved, after: str) -> Iterator[tuple[Refusal, str]]:
-    """What refuses that which comes after a training, with its message; every activation function worn counts."""
+def _refused_after(before: ResolvedStage, tables: Resolved, after: str) -> Iterator[tuple[Refusal, str]]:
+    """Yield each refusal of what comes after a training, with its message; all replaced activation functions count."""
     assert isinstance(before.stage, Training)
     # Where no activation function was replaced, the stage's own table says so.
     for noise in before.replaced_activations or [tables.noise]:

@@ -61,7 +61,7 @@ def data_tables(loaded: Loaded) -> Iterator[DataTable]:
 
 def prompt_is_there(table: DataTable) -> Iterator[Problem]:
     if table.data.format is None and table.format == "prompt" and table.data.prompt is None:
-        yield table.problem("prompt", "is missing beside completion", 'add prompt = "…"')
+        yield table.problem("prompt", "is missing, and completion is given", 'add prompt = "…"')
 
 
 def ranks_say_which_is_best(table: DataTable) -> Iterator[Problem]:
@@ -102,7 +102,7 @@ def chosen_and_rejected_together(table: DataTable) -> Iterator[Problem]:
     if sum(given.values()) == 1:
         # False sorts before True, so the key that is given comes first.
         here, missing = sorted(given, key=lambda key: not given[key])
-        yield table.problem(missing, f"is missing beside {here}", f'add {missing} = "…", or remove {here}')
+        yield table.problem(missing, f"is missing, and {here} is given", f'add {missing} = "…", or remove {here}')
 
 
 def ratings_need_a_prompt(table: DataTable) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from ftlaunch.errors import UserError
 
 
 def temporary_path(path: Path) -> Path:
-    """A hidden name beside a path that nobody else takes, on another node or in another container either."""
+    """A hidden name next to a path that nobody else takes, not even on another node or in another container."""
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
 
 

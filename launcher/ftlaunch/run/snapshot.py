@@ -42,7 +42,7 @@ def take(run: RunDir, source: Path, recipe: Recipe) -> None:
 
 
 def retake(run: RunDir, recipe: Recipe) -> None:
-    """Copy them anew for a run that is submitted again, the project where it is still there. UserError as above."""
+    """Copy them again for a run that is submitted again, the project where it is still there. UserError as above."""
     recorded = msgspec.json.decode(run.provenance.read_bytes(), type=Provenance).recipe
     if (source := Path(recorded)).exists():
         take(run, source, recipe)

@@ -141,12 +141,13 @@ def _is_known_library(mapping: Json) -> bool:
 
 
 def _require_names_inside(folder: Path) -> None:
-    """An index may name files beside it and no others."""
+    """An index may name files of its own folder and no others."""
     for name in shard_names(folder):
         # "../other/x.safetensors" and absolute paths lead to files that nobody has checked.
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(
-                f"{folder / INDEX} names {name!r}, which is no safetensors file beside it", "get the model anew"
+                f"{folder / INDEX} names {name!r}, which is no safetensors file of its folder",
+                "download the model again",
             )
 
 

@@ -12,7 +12,7 @@ from ftlaunch.recipe import Adapter, Full
 from fttrain.hub import adapter_folder
 
 TRAINED = "default"
-"""PEFT's name for the adapter that is trained; frozen ones beside it have others."""
+"""PEFT's name for the adapter that is trained; frozen ones have other names."""
 MODULES = {
     "lora": "low_rank",
     "rslora": "low_rank",

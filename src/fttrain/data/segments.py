@@ -23,7 +23,7 @@ Prefix = tuple[int, int]
 
 @dataclass(frozen=True)
 class Reach:
-    """Which keys a query sees of its row, besides itself: by default all that come before it."""
+    """Which keys of its row a query sees: itself and, by default, all that come before it."""
 
     window: int | None = None
     """The last so many, itself included."""

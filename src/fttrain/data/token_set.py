@@ -163,7 +163,7 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
 
 def open_set(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     """The set that was kept under a folder's name, mapped from disk; None where there is none that can be read."""
-    # A set is put into the first folder that is free, so behind the first one that is missing there is none.
+    # A set is put into the first folder that is free, so after the first one that is missing there is none.
     there = takewhile(Path.exists, places(folder))
     return next((found for place in there if (found := open_folder(place))), None)
 

@@ -53,7 +53,7 @@ def mse(batches: Sequence[Tensor], grid: Grid) -> Range:
     values = torch.cat(list(batches), dim=1)
     low, high = min_max(batches, grid)
     best_low, best_high = low, high
-    # A narrower range clips outliers and rounds all others more finely: the error has one minimum in practice, but no
+    # A narrower range clips outliers and rounds all others more finely: the error has one minimum and no
     # closed form, so all blocks try the same list of factors at once.
     least = torch.full_like(low, torch.inf)
     for shrink in torch.linspace(1.0, 0.2, SHRINKS).tolist():

@@ -1,1 +1,1 @@
-"""Models behind a port: a page to try them on, and the completions of OpenAI's interface."""
+"""Models served on a port: a page to try them on, and the completions of OpenAI's interface."""

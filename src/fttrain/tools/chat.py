@@ -50,8 +50,8 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         completeness.require(base.path, *loaded)
         model = loaded[0]
         replace_activations.install(model, replace_activations.read(Path(path)))
-        beside = (Path(path) / "tokenizer_config.json").exists()
-        tokenizer = load_tokenizer(path) if beside else load_tokenizer(base.path, base.revision)
+        has_tokenizer = (Path(path) / "tokenizer_config.json").exists()
+        tokenizer = load_tokenizer(path) if has_tokenizer else load_tokenizer(base.path, base.revision)
         if artifact.is_plain(Path(path)):
             tokenizer.chat_template = None
         qat.follow_card(model, folder)

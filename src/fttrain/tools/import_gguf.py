@@ -35,7 +35,7 @@ def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
 def _read(source: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tempfile.TemporaryDirectory(prefix="ftlaunch-") as alone:  # transformers would read what lies beside the file
+    with tempfile.TemporaryDirectory(prefix="ftlaunch-") as alone:  # transformers would read what lies next to the file
         Path(alone, source.name).symlink_to(source.resolve())
         place = {"pretrained_model_name_or_path": alone, "gguf_file": source.name, "trust_remote_code": False}
         try:

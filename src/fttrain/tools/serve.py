@@ -1,4 +1,4 @@
-"""`ftlaunch serve`: one model or two behind a port."""
+"""`ftlaunch serve`: one model or two on a port."""
 
 import ipaddress
 import os

@@ -30,7 +30,7 @@ class MetricsLog:
         """A function that gets each line as well, on the main rank."""
         if is_main and path.exists():
             try:
-                _cut_behind(path, last_step)
+                _cut_after(path, last_step)
             except OSError as error:
                 raise UserError(f"{path} cannot be written: {error.strerror}", "make room or mend the disk") from error
 
@@ -67,7 +67,7 @@ class MetricsLog:
         self._unwritten = ""
 
 
-def _cut_behind(path: Path, last_step: int) -> None:
+def _cut_after(path: Path, last_step: int) -> None:
     """Cut a metrics file off after the lines of a step. Lines are in order of steps, so only what goes is read."""
     with path.open("r+b") as file:
         lines = lines_from_end(file)

@@ -72,7 +72,7 @@ def _asking(stage_dir: StageDir, attempt: Attempt, rank: int) -> Any:
 
 
 def _poll(stage_dir: StageDir, attempt: Attempt) -> Any:
-    """What a node of a SLURM job asks besides at each look."""
+    """What a node of a SLURM job also asks at each look."""
     assert not attempt.hung.exists()
     assert stage_dir.stop_reason() is None
     return "go on"

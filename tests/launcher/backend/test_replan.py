@@ -131,4 +131,4 @@ def test_the_same_training_is_the_same_run(write: Callable[..., RunDir]) -> None
     assert "--from" not in caught.value.remedy
     with pytest.raises(UserError, match="another recipe") as caught:
         write("stage.merge.dtype=fp32")
-    assert "keep 01-sft and begin anew with --from 02-merge" in caught.value.remedy
+    assert "keep 01-sft and rerun with --from 02-merge" in caught.value.remedy

@@ -1,4 +1,4 @@
-"""A run begins anew at a stage: what comes before is kept, what depends on it goes, and nothing else does."""
+"""A run is rerun from a stage on: what comes before is kept, what depends on it goes, and nothing else does."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +114,7 @@ def test_a_recipe_that_grows_keeps_what_is_done(
     after, loaded = plan()
     with pytest.raises(UserError) as caught:
         prepare(after, loaded, backends.here())
-    assert caught.value.remedy.endswith(f"keep {SFT}, {DPO}, {REWARD}, {MERGE} and begin anew with --from 05-merge")
+    assert caught.value.remedy.endswith(f"keep {SFT}, {DPO}, {REWARD}, {MERGE} and rerun with --from 05-merge")
     assert obsolete_stages(run, after, "05-merge") == []
     rerun_from(run, after, loaded, backends.here(), [])
     assert [stage_dir.name for stage_dir in run.stage_dirs() if not stage_dir.result.exists()] == ["05-merge"]

@@ -349,7 +349,7 @@ STAGE_RULES = {
         *('"lora"\nrank = 4', '"prompt"\ntext = "Hi" #! adapter.text | only for init = "text" | remove it'),
         *(MERGE, "", '"sft"\n', '"sft"\npacking = false\n'),
     ),
-    "noise behind virtual tokens": (
+    "noise after virtual tokens": (
         *('"lora"\nrank = 4', '"prompt"\n[noise]\nkind = "gaussian" #! noise.kind | virtual ones | remove [noise]'),
         *(MERGE, "", '"sft"\n', '"sft"\npacking = false\n'),
     ),

@@ -11,7 +11,7 @@ from ftlaunch.load.catalog import description, find_recipe, shipped_recipes
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package in a repository with two recipes, and a working directory beside it."""
+    """A package in a repository with two recipes, and a working directory next to it."""
     package = tmp_path / "repository" / "launcher" / "ftlaunch"
     recipes = tmp_path / "repository" / "recipes"
     (recipes / "base").mkdir(parents=True)

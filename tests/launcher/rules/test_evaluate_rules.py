@@ -52,7 +52,7 @@ def test_it_starts_from_the_last_training_and_its_processes_hold_whole_models(re
     assert (planned.spec.parallel.strategy, planned.spec.world_size, list(planned.spec.data)) == ("ddp", 4, ["qa"])
     assert "deepspeed.json" not in planned.files
     assert planned.notes["metrics"] == "bleu, nist, rouge"
-    assert "beside the plain base" in planned.notes["evaluates"]
+    assert "and the plain base" in planned.notes["evaluates"]
 
 
 @pytest.mark.parametrize(

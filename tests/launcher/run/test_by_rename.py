@@ -9,14 +9,14 @@ from ftlaunch.run.files import file_by_rename, folder_by_rename, require_empty
 
 
 def fill_and_fail(folder: Path) -> None:
-    with folder_by_rename(folder) as aside:
-        (aside / "half").touch()
+    with folder_by_rename(folder) as temporary:
+        (temporary / "half").touch()
         raise RuntimeError
 
 
 def fill_meanwhile(folder: Path) -> None:
-    with folder_by_rename(folder) as aside:
-        (aside / "file").touch()
+    with folder_by_rename(folder) as temporary:
+        (temporary / "file").touch()
         folder.mkdir()
         (folder / "mine").touch()
 

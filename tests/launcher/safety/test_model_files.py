@@ -105,7 +105,7 @@ def test_an_adapters_pickle_is_not_excused_by_a_models_safetensors(folder: Path)
 def test_an_index_names_safetensors_beside_it_only(name: str, folder: Path):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": name}}))
-    with pytest.raises(UserError, match="no safetensors file beside it"):
+    with pytest.raises(UserError, match="no safetensors file of its folder"):
         require_plain(folder)
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}))
     require_plain(folder)

@@ -39,7 +39,7 @@ def encodings(text: str) -> dict[str, str]:
         "in a path": f"https://host/{quote(text)}/x",
         "in base64": base64.b64encode(raw).decode(),
         "in base64 after one byte": base64.b64encode(b":" + raw).decode(),
-        "in base64 after two bytes, with more behind": base64.b64encode(b"u:" + raw + b" and more").decode(),
+        "in base64 after two bytes, with more after it": base64.b64encode(b"u:" + raw + b" and more").decode(),
         "in base64 for URLs": base64.urlsafe_b64encode(b"user:" + raw).decode(),
     }
 

@@ -154,7 +154,7 @@ def test_a_tail_starts_again_with_a_shorter_or_another_file(file: Path) -> None:
     tail.read()
     file.write_text("three\n")
     assert tail.read() == ["three"]
-    temporary = file.with_name("aside")
+    temporary = file.with_name("rotated")
     temporary.write_text("four\nfive\n")
     temporary.replace(file)
     assert tail.read() == ["four", "five"]

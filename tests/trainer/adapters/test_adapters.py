@@ -290,7 +290,7 @@ def test_nothing_is_computed_backwards_below_the_lowest_adapted_layer(
 def test_dpo_goes_on_as_sft_has_left_it(
     kind: str, family: Callable[[str], Path], rows_file: Path, pairs: Data, tmp_path: Path
 ) -> None:
-    """Its reference, a frozen copy beside it, says the same at first; with nothing learnt so does its artifact."""
+    """Its reference, a frozen copy, says the same at first; with nothing learnt so does its artifact."""
     rows = Data(path=str(rows_file), prompt="{question}", completion="{answer}")
     settings: dict[str, Any] = {"adapter": LOW_RANK[kind], "steps": 2}
     first = in_process.train(in_process.make_step(family("qwen2"), rows, **settings), tmp_path)

@@ -18,7 +18,7 @@ STABLE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""In the manner of SmolLM2: a system turn of its own where there is none, and a line end behind each turn."""
+"""In the manner of SmolLM2: a system turn of its own where there is none, and a line end after each turn."""
 
 TokenizerMaker = Callable[..., Any]
 

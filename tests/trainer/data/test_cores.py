@@ -1,4 +1,4 @@
-"""Work on all cores: results in order, and nothing that goes wrong in a process is lost or left behind."""
+"""Work on all cores: results in order, and nothing that goes wrong in a process is lost or left running."""
 
 import multiprocessing
 import os

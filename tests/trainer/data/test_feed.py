@@ -68,7 +68,7 @@ def build(spec: StageSpec, tokenizer: Any, world: World = ALONE) -> feeds.Feed:
 
 
 def rows_of(micros: Iterable[MicroBatch]) -> list[Row]:
-    """The rows that lie in micro-batches, cut apart where positions begin anew; empty slots left out."""
+    """The rows that lie in micro-batches, cut apart where positions begin again; empty slots left out."""
     rows: list[Row] = []
     for micro in micros:
         for ids, positions, lengths in zip(micro.input_ids, micro.position_ids, micro.lengths, strict=True):
@@ -115,7 +115,7 @@ def test_a_resumed_stream_encodes_nothing_that_it_has_passed(
         again.load_state_dict(saved[number])
         encoded.clear()
         assert all(same(*pair) for pair in zip(again.step(number + 1), taken[number + 1], strict=True))
-        assert sum(encoded) <= 30 + 2 * 64 + 2, "what is read ahead, and two rows to find the place"
+        assert sum(encoded) <= 30 + 2 * 64 + 2, "what is read in advance, and two rows to find the place"
         assert again.counts() == counted(unbroken, saved[number + 1])
 
 

@@ -262,7 +262,7 @@ def test_the_cache_is_private_and_whole(write_rows: Writer, tokenizer: Any, cach
     bad = make_data(write_rows([*ROWS, {"question": "Why?"}]), unfit="stop")
     with pytest.raises(UserError, match=r"rows\.jsonl:41: field answer is missing"):
         tokenize(bad, tokenizer, 1, cache)
-    assert cached_folder(cache).is_dir(), "nothing else is left behind"
+    assert cached_folder(cache).is_dir(), "nothing else is left"
 
 
 def test_unfit_rows_are_left_out_up_to_a_share(write_rows: Writer, tokenizer: Any, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters of families whose weights are stacked, renamed, shared or beside a vision tower: put on, saved, merged."""
+"""Adapters of families whose weights are stacked, renamed, shared or next to a vision tower: put on, saved, merged."""
 
 import shutil
 from pathlib import Path

@@ -50,9 +50,9 @@ def test_weights_of_nothing_are_named(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_tower_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    beside = {"model.vision_tower.proj.weight": torch.zeros(4, 4), "mtp.layers.0.weight": torch.zeros(4)}
+    others = {"model.vision_tower.proj.weight": torch.zeros(4, 4), "mtp.layers.0.weight": torch.zeros(4)}
     with caplog.at_level(logging.WARNING):
-        load(changed(tiny_model, tmp_path / "model", **beside))
+        load(changed(tiny_model, tmp_path / "model", **others))
     assert "2 weights of parts that text does not go through" in caplog.text
 
 

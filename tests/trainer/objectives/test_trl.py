@@ -140,7 +140,7 @@ def test_dpo(
 
 
 def test_orpo(pairs: Data, pair_rows: list[dict[str, str]], tiny_model: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """Plain text, as TRL's ORPO puts a second EOS behind a chat template's line end.
+    """Plain text, as TRL's ORPO puts a second EOS after a chat template's line end.
 
     Its cross-entropy takes the prompt in; that of the answer alone, ours, stands in for it on both sides.
     """

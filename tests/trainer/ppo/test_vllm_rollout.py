@@ -1,4 +1,4 @@
-"""PPO whose answers another engine gives. There is no GPU here, so plain peft stands in for vLLM, behind its calls."""
+"""PPO whose answers another engine gives. There is no GPU here, so plain peft stands in for vLLM, under its calls."""
 
 import os
 import sys

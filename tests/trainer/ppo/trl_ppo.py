@@ -1,4 +1,4 @@
-"""What TRL 1.12's PPOTrainer makes of one rollout, to be compared with: writes trl_ppo.json beside this file.
+"""What TRL 1.12's PPOTrainer makes of one rollout, to be compared with: writes trl_ppo.json next to this file.
 
 TRL 1.16, which the tests have, has no PPO any more, so its last trainer runs from a folder of its own:
 
@@ -6,7 +6,7 @@ TRL 1.16, which the tests have, has no PPO any more, so its last trainer runs fr
     PYTHONPATH=build/trl:. python -m tests.trainer.ppo.trl_ppo
 
 A tiny policy, reference, reward and value model, all of random weights; answers of full length, as TRL gives the score
-of a shorter one to the token behind its last. Everything is taken from the variables of its own loop.
+of a shorter one to the token after its last. Everything is taken from the variables of its own loop.
 """
 
 import inspect

@@ -71,9 +71,9 @@ def run(tiny_model: Path, rows_file: Path, pairs: Data, tmp_path: Path, ranks: R
 
 def told(stage_dir: StageDir) -> list[tuple[int, str, float]]:
     """Every number that training or evaluation has to say, but those of a clock or of memory."""
-    beside = {"time", "tokens_per_second", "peak_memory_bytes", "step"}
+    measured = {"time", "tokens_per_second", "peak_memory_bytes", "step"}
     lines = read_jsonl(stage_dir.metrics)
-    return [(line["step"], key, value) for line in lines for key, value in line.items() if key not in beside]
+    return [(line["step"], key, value) for line in lines for key, value in line.items() if key not in measured]
 
 
 @pytest.mark.parametrize(

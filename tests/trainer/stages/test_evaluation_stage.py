@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows_fil
 
 
 def evaluation(trained: tuple[StageSpec, StageDir], **fields: Any) -> tuple[StageSpec, StageDir]:
-    """The evaluate stage behind it, and the folder where it is to be."""
+    """The evaluate stage after it, and the folder where it is to be."""
     step, folder = trained
     stage = Evaluate(data="rows0", **{"metrics": METRICS, "max_new_tokens": 6, "batch_size": 3, **fields})
     made = StageDir(folder.path.parent / f"02-evaluate{len(list(folder.path.parent.glob('02-*')))}")

@@ -1,4 +1,4 @@
-"""The trainer's verbs beside `run`: import, merge, chat and preview, on a finished run and on folders."""
+"""The trainer's verbs other than `run`: import, merge, chat and preview, on a finished run and on folders."""
 
 import json
 import shutil

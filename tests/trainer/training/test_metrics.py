@@ -1,4 +1,4 @@
-"""metrics.jsonl on resume: each step once, whatever a crash left behind, and no more is read than goes."""
+"""metrics.jsonl on resume: each step once, whatever a crash left, and no more is read than goes."""
 
 import io
 import json

@@ -10,7 +10,7 @@ from ftlaunch.run.layout import RunDir
 
 
 def command(run: RunDir, rank: int, words: list[str], *, terminal: bool) -> list[str]:
-    """The srun that runs words, or a shell where there are none, beside a rank of the run's newest attempt.
+    """The srun that runs words, or a shell where there are none, on the node of a rank of the run's newest attempt.
 
     UserError where no job of the run works, or where it has no such rank.
     """

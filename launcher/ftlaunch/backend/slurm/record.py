@@ -1,4 +1,4 @@
-"""Whether a job that has started is one that its run knows of: a submission that was cut short leaves others behind."""
+"""Whether a job that has started is one that its run knows of: a submission that was cut short may leave others."""
 
 import time
 from collections.abc import Callable

@@ -156,7 +156,7 @@ class _Ledger:
         if self.full:
             return 0
         size = self.size if self.zero else FLOAT
-        own = size * (self.trained.parameters + self.trained.beside)
+        own = size * (self.trained.parameters + self.trained.frozen)
         return own // self.ranks if self.zero == 3 else own
 
     def _reference(self) -> int:

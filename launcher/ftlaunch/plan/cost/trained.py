@@ -26,7 +26,7 @@ class Trained(Struct, frozen=True, kw_only=True):
     """Elements of the largest trained weight."""
     head: bool = False
     """Whether the head's own weights are trained."""
-    beside: int = 0
+    frozen: int = 0
     """Elements that are held for the adapter, and not trained."""
 
 
@@ -61,9 +61,9 @@ def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
         in_layer += sum(linear.outputs for linear in adapted)
     if isinstance(adapter, Adalora):
         in_layer += rank * len(adapted)
-    beside = sum(linear.outputs for linear in adapted) * len(layers) if isinstance(adapter, Dora) else 0
+    frozen = sum(linear.outputs for linear in adapted) * len(layers) if isinstance(adapter, Dora) else 0
     if isinstance(adapter, Pissa):
-        beside = in_layer * len(layers)
+        frozen = in_layer * len(layers)
     in_layer += _experts(adapter, shape, rank)
     largest = max((rank * max(linear.inputs, linear.outputs) for linear in adapted), default=0)
     return Trained(
@@ -73,7 +73,7 @@ def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
         adapted_layers=len(layers),
         rank=rank,
         largest=largest,
-        beside=beside,
+        frozen=frozen,
     )
 
 

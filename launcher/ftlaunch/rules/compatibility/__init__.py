@@ -15,7 +15,7 @@ Choices = Mapping[str, Sequence[str]]
 """What each axis may be."""
 EVERYTHING: Choices = {axis.name: tuple(axis.values) for axis in AXES}
 Prefer = Callable[[dict[str, str], str, str], float]
-"""How welcome a value of an axis is beside the values that are chosen already."""
+"""How welcome a value of an axis is with the values that are chosen already."""
 
 
 def refusals(combination: Combination) -> Iterator[Refusal]:
@@ -73,7 +73,7 @@ def _concerned(axis: str, value: str) -> list[Refusal]:
 def reasons(combination: dict[str, str], depth: int = 2) -> list[Refusal]:
     """Why no combination that works has these values, in the table's order; empty where one has.
 
-    Where they are not refused by themselves, there is an axis on which each value is refused beside them.
+    Where they are not refused by themselves, there is an axis on which each value is refused together with them.
     """
     found = list(refusals(combination))
     if found or complete(combination) is not None:

@@ -198,7 +198,7 @@ QUANTIZED = (
     Refusal(
         {"quantization": ("int8",), "strategy": ZERO},
         "model.quantization",
-        '"int8" weights keep their scales beside them, where {strategy} does not see them',
+        '"int8" weights keep their scales in another place, where {strategy} does not see them',
         'write strategy = "ddp", or quantization = "nf4"',
     ),
     Refusal(

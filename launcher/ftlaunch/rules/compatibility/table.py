@@ -20,7 +20,7 @@ together (below).
 
 ✓ works. tests/trainer/test_compatibility.py trains such combinations on a tiny model, kills them, resumes them,
 compares every metric and weight with a run that was left alone, evaluates, and merges where a merge comes after.
-`make test` tries the first of a sample in which any two values meet, `make compatibility` all of it, and besides every
+`make test` tries the first of a sample in which any two values meet, `make compatibility` all of it and every
 cell of method × stage × strategy × quantization. What needs a GPU (cuda, fp16, paged optimizers) is judged, and not yet
 among those tried.
 
