@@ -57,6 +57,7 @@ class Engine:
         self._max_grad_norm = spec.stage.max_grad_norm if isinstance(spec.stage, Training) else 0.0
         # Losses come divided; a variable of the shell, which beats a mere argument, would divide them again.
         alone = GradientAccumulationPlugin(num_steps=1)
+        # Gradients are views of DDP's buckets, which saves a copy of all of them; no buffer here differs between ranks.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         assert spec.model.dtype != "auto", "distributed.precision settles it"
         # Under ZeRO it fills in what deepspeed.json calls "auto"; left out, a variable of the shell would.
@@ -113,8 +114,12 @@ class Engine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradients; with `last`, also reduce them over ranks and let the optimizer step."""
+        # DDP and ZeRO average gradients over ranks, and losses here are shares of a sum: the factor undoes the
+        # division.
         loss = loss * self.world.size
         if self.zero_stage:
+            # DeepSpeed would count micro-batches itself, but steps have as many as their rows need: it is told the last
+            # one.
             self._wrapped.set_gradient_accumulation_boundary(is_boundary=last)
             self._wrapped.backward(loss, scale_wrt_gas=False)
         else:
@@ -131,6 +136,7 @@ class Engine:
 
         Where the norm is not finite, or with `discard`, weights and moments stay as they are; the norm is then nan.
         """
+        # Before the optimizer steps: it clears the gradients, and under ZeRO their buffers are used again.
         gradients = {} if self.allocator is None else self._full_gradients(self.allocator.watched)
         norm = self._step(discard=discard)
         if self.allocator is not None and math.isfinite(norm):
@@ -143,9 +149,12 @@ class Engine:
 
     def _step(self, *, discard: bool) -> float:
         if self.zero_stage:
+            # DeepSpeed clips, finds overflow over all ranks and skips the step by itself; it leaves the verdict in
+            # `overflow`.
             self._wrapped.step()
             assert self.zero.overflow or not discard, "gradients of a loss that is not finite would have been applied"
             return math.nan if self.zero.overflow else float(self._wrapped.get_global_grad_norm())
+        # Without a limit the call still returns the norm, by which steps that are not finite are found.
         limit = self._max_grad_norm or float("inf")
         norm = self._accelerator.clip_grad_norm_([p for _, p in self.trained_parameters()], limit)
         assert norm is not None
@@ -239,6 +248,7 @@ class Engine:
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode: no dropout, no noise, no gradients."""
         was_training = self._wrapped.training
+        # The mode is restored and not set to train(): a block within another one must not end the outer one.
         self._wrapped.eval()
         try:
             with torch.no_grad():

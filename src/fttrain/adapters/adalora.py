@@ -26,6 +26,8 @@ class Triplets(nn.Module):
         super().__init__()
         self.q: nn.Parameter = layer.lora_A[adapter].weight
         self.p: nn.Parameter = layer.lora_B[adapter].weight
+        # λ begins at 0, so that the adapted layer begins as the plain one; P and Q begin random, or λ would get no
+        # gradient.
         self.lambdas = nn.Parameter(torch.zeros_like(self.q[:, 0]))
         self.rank = len(self.q)  # later ZeRO-3 may leave an empty shard of it
         self.scale = scale
@@ -89,6 +91,7 @@ class RankAllocator:
     def update(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what each λ must be set to after a step, by name, given the new weights and the step's gradients."""
         self._steps += 1
+        # After the last pruning scores are not needed; what stays is fixed to the end.
         if self._steps <= self._last:
             for name, gradient in gradients.items():
                 self._note(name, (weights[name] * gradient).abs())
@@ -157,12 +160,16 @@ class Method(LowRankMethod[Adalora]):
         layers = list(self.layers(model))
         for _, layer in layers:
             triplets = Triplets(layer, self.name, layer.scaling[self.name])
+            # Divided as the paper's penalty is averaged over the matrices, of which each layer has two, and over
+            # micro-batches.
             triplets.pull = self.adapter.orthogonality / (2 * len(layers) * self.accumulation)
             with torch.no_grad():
                 if start is None:
                     nn.init.normal_(triplets.q, std=0.02)
                     nn.init.normal_(triplets.p, std=0.02)
                 else:
+                    # A plain adapter is B·A: the length of each column of B becomes its λ, and the product stays the
+                    # same.
                     triplets.lambdas.copy_(triplets.p.norm(dim=0))
                     triplets.p.div_(triplets.lambdas.clamp(min=1e-12))
             layer.add_module("adalora", triplets)
@@ -187,6 +194,7 @@ class Method(LowRankMethod[Adalora]):
                 ranks[layer.removeprefix("base_model.model.")] = int(kept.sum())
                 plain[key_a] = weights[key_a][kept]
                 plain[key_b] = (weights[key_b] * lambdas_R)[:, kept]
+        # PEFT scales a layer by alpha / rank: with a rank of its own each layer needs an alpha of its own.
         scale = config.lora_alpha / config.r
         config.target_modules = sorted(ranks)
         config.rank_pattern = ranks  # type: ignore[assignment]

@@ -48,6 +48,8 @@ def names(model: nn.Module, adapter: LowRank) -> list[str]:
 def left_out(model: nn.Module, adapter: LowRank) -> dict[str, str]:
     """Linear modules of the text body that no adapter is put on, each with the reason."""
     candidates = _candidates(model, adapter)
+    # Shared weights are found on the whole text body, before `targets` and `layers` narrow it: a partner may lie
+    # outside.
     shared = _shared(model, candidates)
     reasons = {name: SHARED if name in shared else _reason(model, name) for name in candidates}
     if isinstance(adapter, Dora):
@@ -144,6 +146,7 @@ def is_linear_map(kind: type) -> bool:
     if kind.forward in (nn.Linear.forward, Conv1D.forward) or kind.__name__ in QUANTIZED:
         return True
     try:
+        # Small and on the CPU even where the model is being built on the meta device, on which nothing can be compared.
         with torch.device("cpu"):
             layer, x = kind(8, 4, bias=False), torch.randn(2, 3, 8)
             said = layer(x)
@@ -179,6 +182,7 @@ def numbers(layers: list[int] | str, count: int) -> list[int]:
 
 
 def _in_layers(model: nn.Module, layers: list[int] | str, found: list[str]) -> list[str]:
+    # Whole path components are compared: layer 1 must not take layers 10 to 19 along.
     prefix, count = layers_of(model)
     wanted = {f"{prefix}.{number}" for number in numbers(layers, count)}
     depth = prefix.count(".") + 2
@@ -225,6 +229,7 @@ def layers_of(model: Any) -> tuple[str, int]:
     """Return the name of the list of the text body's layers, and their number."""
     count = model.config.get_text_config().num_hidden_layers
     prefix, body = body_of(model)
+    # By length: families call the list layers, h, blocks or decoder.layers, and a mixture of experts has other lists.
     for name, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return f"{prefix}{name}", count

@@ -57,6 +57,7 @@ def set_exam(
     Raises UserError where the rows cannot be read, or are not of the kind that is needed.
     """
     rows = tokenize(data, tokenizer, seed, cache_root()) if needs - {"choices"} else None
+    # Rows of a set from which nothing is held out are all asked: such a set is given to be evaluated on.
     held_out = None if rows is None else rows.test if len(rows.test) else rows.train
     asked = held_out_prompts(rows, tokenizer)[:most] if rows is not None and "answers" in needs else []
     references = list(_rows(held_out))[:most] if "references" in needs else []
@@ -106,6 +107,7 @@ def examine(model: Any, tokenizer: Any, exam: Exam, decoding: Decoding, share: S
         found = likely(exam.references)
         inputs["references"] = Inputs([-one.logp for one in found], [one.tokens for one in found])
     if exam.choices:
+        # All choices of all questions in one go, so that rows of like length share a batch.
         found = likely([row for question in exam.choices for row in question.rows])
         inputs["choices"] = _of_choices(exam.choices, found)
     if exam.pairs:

@@ -82,6 +82,7 @@ class Encoder:
 
     def encode_many(self, rows: Sequence[tuple[str, Row]]) -> list[list[Encoded] | Unfit]:
         """What each row makes, or why it makes nothing."""
+        # All texts of many rows go to the tokenizer in one call: a call for each row costs more than its tokens.
         rendered = [self._rendered(row, where) for where, row in rows]
         texts = [
             (where, one)
@@ -162,11 +163,13 @@ class Encoder:
         """Tokens and marks of a text, within `max_length`. Raises Unfit."""
         ids = tokens.ids
         self._refuse_doubles(ids, where)
+        # The common case first: every border lies between two tokens, and no list of all offsets is made.
         places = _places(tokens, row.trained)
         if places is not None:
             return self._fitted(Encoded(ids, _marked(len(ids), places)), where)
         offsets = tokens.offsets
         whole = len(ids), offsets
+        # From the last border to the first, so that parting a token leaves the earlier borders where they are.
         for border in reversed(row.borders):
             ids, offsets = self._parted(row.text, ids, offsets, border, where)
         trained = _mark([start for start, _ in offsets], row.trained)
@@ -210,6 +213,7 @@ class Encoder:
             name = self._tokenizer.bos_token
             remedy = f"take {name} out of the rows or of the template: one of them is enough"
             raise Unfit(where, f"the row begins with {name} twice: the text has one and another is added", remedy)
+        # Only the last tokens are looked at, as templates put a line end or two after EOS; EOS between turns is right.
         if eos is None or ids[-6:].count(eos) < 2:
             return
         if [token for token in ids[-6:] if not self._is_blank(token)][-2:] == [eos, eos]:
@@ -229,9 +233,11 @@ class Encoder:
 
     def _pieces(self, ids: list[int], longest: int) -> Iterator[list[int]]:
         """Rows of about the same length, each after BOS where the tokenizer puts one first."""
+        # BOS is taken off and put before each piece: a model has only ever seen text that begins with it.
         start = self._start
         bare = ids[len(start) :] if ids[: len(start)] == start else ids
         count = -(-len(bare) // (longest - len(start)))
+        # Pieces of equal length, not full ones and a short rest, which would be trained on almost no context.
         edges = [len(bare) * number // count for number in range(count + 1)]
         return (start + bare[first:end] for first, end in pairwise(edges))
 

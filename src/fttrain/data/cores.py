@@ -96,10 +96,13 @@ class _Pool(Generic[Piece, Result]):
                 worker.line.close()
 
     def _start(self) -> _Worker:
+        # Spawned and not forked: this process may hold threads of torch and of the tokenizer, whose locks a fork
+        # copies.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._work, os.getpid()), daemon=True)
         process.start()
+        # Or our end would never read the end of the file when the process dies.
         theirs.close()
         return _Worker(process, ours)
 
@@ -114,6 +117,7 @@ class _Pool(Generic[Piece, Result]):
             busy = {worker.line: worker for worker in workers if worker.piece is not None}
             if not busy:
                 return
+            # The tick raises where the run is asked to stop: within a tick's length, however long a piece takes.
             self._tick()
             for line in wait(list(busy), TICK_SECONDS):
                 worker = busy[line]  # type: ignore[index]
@@ -150,6 +154,7 @@ class _Pool(Generic[Piece, Result]):
 
 def _serve(line: Connection, work: Callable[[Any], Any], parent: int) -> None:
     """What each process does: take pieces and give results, until there are no more."""
+    # A process whose parent was killed in between must not live on alone.
     if not sidecar.keep_to(parent):
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a process of its own

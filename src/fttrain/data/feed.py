@@ -178,6 +178,8 @@ class TableFeed:
         weights = [data.weight for data in datas]
         sizes = [len(rows) for rows in self._train]
         arrays = NodeArrays.of_attempt()
+        # The order is an array that all processes of a node share: of 10⁸ rows it takes 762 MB, which no rank holds
+        # alone.
         self._order = Order(sizes, weights, batch_size=stage.batch_size, seed=spec.seed, arrays=arrays)
         self.num_steps = self._order.num_steps(epochs=stage.epochs, steps=stage.steps)
 
@@ -185,6 +187,7 @@ class TableFeed:
         return self._layout.split_batch(drawn(self._train, self._order.step(number)))
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
+        # Drawn again rather than kept: names are asked for only when a row has broken a step.
         of_step = self._order.step(number)
         return [self._name(*of_step[row]) for row in rows]
 
@@ -213,6 +216,8 @@ class TableFeed:
                 if len(table) == 0:
                     continue
                 assert isinstance(table, PairSet)
+                # In table order and not in training's, so that the result can be cached and taken by other runs on the
+                # same rows.
                 groups = drawn([table], [(0, row) for row in range(len(table))])
                 references = ask(f"{key} {name}", groups, self._layout.in_turn)
                 tables[place] = replace(table, references=references)
@@ -232,6 +237,7 @@ class StreamFeed:
         assert stage.steps is not None, "rules.py asks for steps with streaming data"
         self.num_steps = stage.steps
         self._taken = 0
+        # A generator of its own: which data set is next must not depend on how many rows were shuffled in between.
         self._draws = np.random.Generator(np.random.PCG64([self._seed, 0]))
         """Which data set the next row is from."""
         self._epochs = [0 for _ in datas]
@@ -301,6 +307,7 @@ class StreamFeed:
         while True:
             tally = self._tallies[place]
             at, empty = tally.rows, tally.rows == 0
+            # Each pass has an order of its own, which a resumed run finds again from the number of the pass alone.
             seed = self._seed + self._epochs[place]
             for row in tokens.stream(data, self._tokenizer, seed, tally, self._yielded[place]):
                 self._yielded[place] = self._yielded[place] + 1 if tally.rows == at else 1

@@ -69,6 +69,7 @@ def fingerprint(data: Data) -> str:
         return f"{data.path}@{data.revision or 'main'}:{_open_hub(data)._fingerprint}"
     digest = hashlib.sha256()
     for path in data_files(Path(data.path), data.split):
+        # The suffix decides how a file is read, so it is part of what the rows depend on.
         digest.update("".join(path.suffixes).encode() + bytes.fromhex(digests.sha256(path)))
     return digest.hexdigest()
 

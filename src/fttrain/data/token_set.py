@@ -181,6 +181,7 @@ def open_folder(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     """The set in a folder; None where it is broken, which is logged."""
     try:
         meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta)
+        # Sizes tell a torn or cut file at once; a digest of gigabytes would be read at every start.
         sizes = {name: (folder / name).stat().st_size for name in meta.sizes}
     except (OSError, msgspec.DecodeError) as error:
         log.warning("the cached tokens in %s are not read: %s", folder, error)
@@ -188,6 +189,7 @@ def open_folder(folder: Path) -> tuple[TokenSet | PairSet, Counts] | None:
     if sizes != meta.sizes:
         log.warning("the cached tokens in %s are not read: files have changed size", folder)
         return None
+    # Mapped and not read: all ranks of a node then share one copy in the page cache.
     ids, trained, lengths, counts = (_mapped(folder / name, kind) for name, kind in FILES.items())
     offsets = _mapped(folder / OFFSETS, np.int64) if OFFSETS in sizes else offsets_of(lengths)
     rows = TokenSet(ids, trained, offsets, lengths, counts)

@@ -110,6 +110,8 @@ def score(metrics: Sequence[str], inputs: Mapping[Need, Inputs], resamples: int,
 def _score_resampled(
     metric: AdditiveMetric, given: Inputs, resamples: int, seed: int, found: Scored, examples: dict[str, list[float]]
 ) -> None:
+    # Statistics of examples add up (hits, lengths, n-grams), so a resample is a product with weights, not a new
+    # scoring.
     statistics_NK = metric.statistics(given.predictions, given.references)
     values = metric.combine(statistics_NK.sum(0, keepdims=True))
     by_example = metric.combine(statistics_NK)
@@ -144,6 +146,7 @@ def _free(key: str, metric: str, found: Scored) -> str:
 
 def resample(metric: AdditiveMetric, statistics_NK: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:
     """[R] of each score over examples drawn with replacement: the same draws for all with one seed and N."""
+    # A generator from the seed at each call: all models and metrics get the same draws, which paired intervals need.
     draw = np.random.default_rng(seed)
     count = len(statistics_NK)
     parts: list[dict[str, np.ndarray]] = []
@@ -157,6 +160,7 @@ def resample(metric: AdditiveMetric, statistics_NK: np.ndarray, resamples: int, 
 def gaps(ours: Scored, theirs: Scored) -> dict[str, Gap]:
     """How much we are above them, of each score that both have resampled."""
     shared = [key for key in ours.resampled if key in theirs.resampled]
+    # Differences within each resample, not of two intervals: examples that are hard for both cancel out.
     differences = {key: ours.resampled[key] - theirs.resampled[key] for key in shared}
     means = {key: ours.scores[key].value - theirs.scores[key].value for key in shared}
     return {key: Gap(means[key], _interval(differences[key])) for key in shared}

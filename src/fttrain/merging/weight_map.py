@@ -125,6 +125,8 @@ class WeightMap:
         # In transformers' own order of keys: experts are stacked in it, and 10 comes after 9.
         for key in sorted(keys, key=dot_natural_key):
             name, pattern = self._renamed(key, renamings, converters)
+            # A tensor that the model does not take (a vision tower, an MTP layer) has no group: a merge copies it as it
+            # is.
             if name not in self._weights:
                 continue
             group = groups.setdefault(name, Group(name=name))
@@ -145,6 +147,7 @@ class WeightMap:
         """
         prefix = self.skeleton.base_model_prefix
         name, pattern = rename_source_key(key, renamings, converters, prefix, self._weights)
+        # A key that is a weight's name already must not be renamed away from it.
         if name not in self._weights and key in self._weights:
             return rename_source_key(key, [], [], prefix, self._weights)
         return name, pattern
@@ -171,6 +174,7 @@ class WeightMap:
         if group.converter is None:
             return {group.keys[0]: weights[group.name]}
         out = revert_weight_conversion(self.skeleton, dict(weights))
+        # A conversion may not be undone exactly; other keys would make a checkpoint that loads with weights missing.
         if out.keys() != set(group.keys):
             odd = sorted(out.keys() ^ set(group.keys))[0]
             raise LookupError(f"{group.name} is not written back as it was stored: {odd}")
@@ -191,6 +195,7 @@ class WeightMap:
 
 def skeleton(model: Any) -> Any:
     """A model of the same class and config without weights, whatever the model's own are held in."""
+    # Building a model may write into its config.
     config = copy.deepcopy(model.config)
     with torch.device("meta"):
         return type(model)(config)

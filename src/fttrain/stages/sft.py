@@ -54,6 +54,7 @@ class CrossEntropy:
         count = scores.smoothed_N.numel()
         self._router_loss += count * float(scores.router_loss.detach())
         self._balanced += count
+        # The loss is a sum over tokens that is divided later; the router's mean gets the same weight by its tokens.
         return loss + count * scores.router_loss
 
     def measures(self, engine: Engine) -> dict[str, float]:
@@ -76,6 +77,7 @@ class CrossEntropy:
                 scores = engine.scores(micro)
                 right += float(scores.correct_N.sum())
                 mine |= _of_rows(scores.logps_N, micro)
+        # In the order of row numbers: the sum is the same to the last bit, however rows lie on ranks.
         every = {row: cost for part in engine.world.gather(mine) for row, cost in part.items()}
         rows = [every[row] for row in sorted(every)]
         nll, count = sum(nll for nll, _ in rows), sum(tokens for _, tokens in rows)
@@ -99,6 +101,7 @@ def _keep(rows: list[tuple[float, int]], path: Path) -> None:
 
 def _of_rows(logps_N: Tensor, micro: MicroBatch) -> dict[int, tuple[float, int]]:
     """Return cross-entropy and number of trained tokens of each row of a micro-batch, by the row's number."""
+    # In fp64: fp32 sums of thousands of tokens differ with their order, and so with the number of ranks.
     costs = logps_N.new_zeros(len(micro.rows), dtype=torch.float64)
     costs = costs.index_add(0, micro.row_ids_N, -logps_N.double()).tolist()
     counts = micro.row_ids_N.bincount(minlength=len(micro.rows)).tolist()

@@ -44,6 +44,7 @@ def random_like(down: dict[int, Projection], places: Sequence[Place], count: int
         share = count * (number + 1) // len(places) - count * number // len(places)
         size = float(down[place.layer].matrix[place.row, place.column].abs())
         taken = {*places, *chosen}
+        # Of nearly the same size: else the comparison would show only that large weights matter.
         near = [one for one in _nearest(down, size, NEIGHBOURS * count + len(taken)) if one not in taken]
         order = torch.randperm(min(len(near), NEIGHBOURS * share), generator=draw)[:share]
         chosen |= dict.fromkeys(near[index] for index in order.tolist())
@@ -70,6 +71,7 @@ def restored(model: Any, down: dict[int, Projection], places: Sequence[Place], w
 
     def losses() -> Iterator[Tensor]:
         for window in windows:
+            # Noted on the intact model, before the weights are zeroed.
             held = _activations(model, down, places, window)
             with scaled(down, places, 0.0), _put_back(down, held):
                 yield perplexity.token_losses(model, window)

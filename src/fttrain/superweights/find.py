@@ -69,6 +69,7 @@ def find(model: Any, ids: Tensor, limits: SpikeLimits) -> Found:
         if not explained:
             break
         found += explained
+        # All that were found so far are zeroed together: one super weight's output can hide the next layer's.
         with scaled(down, [spike.place for spike in found], 0.0):
             current = spikes(model, ids, down.values())
     unexplained = [spike for spike in candidates if spike.share < limits.share]

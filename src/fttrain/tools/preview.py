@@ -88,6 +88,7 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
     is_sample = False
     if data.streaming:
         train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
+        # A stream's test rows are its first ones, which the stream of training rows leaves out.
         counts, held_out, lengths, shared = _counts(train), int(data.test), train.lengths, 0
     else:
         sample = None if _has_few_rows(data) else _sample_of(data)
@@ -116,6 +117,7 @@ def _tokenized(data: Data, sample: Data | None, tokenizer: Any, seed: int) -> To
     """The rows of the data set, which are kept for the run, or those of a sample of it, which are not."""
     if sample is None:
         return tokenize(data, tokenizer, seed, cache_root())
+    # In a folder of its own: the run must not find a sample in the cache where it looks for the whole set.
     with TemporaryDirectory() as folder:
         return tokenize(sample, tokenizer, seed, Path(folder))
 

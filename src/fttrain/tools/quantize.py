@@ -86,6 +86,7 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
             "quantized": _compared(before, after) | {"bytes": _bytes(loaded, bits), "bytes_on_disk": _on_disk(partial)},
             "bits_per_weight": bits / sum(layer.matrix.numel() for layer in loaded.layers.values()),
         }
+        # Last, as hooks stay on the model: weights alone have been measured by then.
         if how:
             columns = {name: [column for _, column in places] for name, places in loaded.keep.items() if places}
             activations.install({name: layer.module for name, layer in loaded.layers.items()}, how, columns)

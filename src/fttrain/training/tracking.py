@@ -99,6 +99,7 @@ class Trackers:
         try:
             tracker = _open(name, spec, folder, known)
         except Exception as error:
+            # Before training, so it ends the run at once; a tracker that fails later does not.
             remedy = "log in with its own tool, write track.offline = true, or remove it from track.to"
             raise UserError(f"{name} cannot be started: {error}", remedy) from error
         step_now, is_evaluation = known["last"]
