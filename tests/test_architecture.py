@@ -78,14 +78,15 @@ FLOORS = {
     ),
     "ftlaunch.plan": (
         "__init__ family launch_config machine resolve",
-        "chain cost describe",
+        "chain cost",
+        "describe",
         "plan",
     ),
     "ftlaunch.plan.cost": (
         "calibration devices known",
         "shape",
         "trained",
-        "activations",
+        "activations body",
         "memory",
         "disk fit speed",
         "__init__",

@@ -13,17 +13,20 @@ import torch
 class Fault(NamedTuple):
     """One thing that goes wrong once."""
 
-    do: Literal["kill", "freeze", "ask", "slow", "nan loss", "nan gradient", "clock jump"]
+    do: Literal["kill", "freeze", "ask", "slow", "nan loss", "nan gradient", "clock jump", "nan pass"]
     step: int
     """Optimizer step."""
     rank: int = 0
-    at: Literal["begin", "save"] = "begin"
-    """Before the step's forward pass, or when its save is on the way."""
+    at: Literal["start", "begin", "save"] = "begin"
+    """Before the rank does anything, before the step's forward pass, or when its save is on the way."""
 
 
 def install(faults: list[Fault], rank: int) -> None:
     """Have the faults that concern this rank happen."""
     mine = [fault for fault in faults if fault.rank == rank]
+    for fault in mine:
+        if fault.at == "start":
+            ACTS[fault.do]()
     _call_at("begin", [fault for fault in mine if fault.at == "begin"])
     _call_at("save", [fault for fault in mine if fault.at == "save"])
 
@@ -101,6 +104,20 @@ class _InfiniteGradient(torch.autograd.Function):
         return gradient * math.inf
 
 
+def _spoil_packed_passes() -> None:
+    """Passes over packed rows give hidden states that are not numbers."""
+    from fttrain.model import packing
+
+    sound = packing.pass_over
+
+    def spoilt(*arguments: Any) -> Any:
+        passed = sound(*arguments)
+        passed.last_hidden_state = passed.last_hidden_state * math.nan
+        return passed
+
+    packing.pass_over = spoilt
+
+
 def _jump() -> None:
     """The wall clock goes back by a day."""
     real = time.time
@@ -115,4 +132,5 @@ ACTS: dict[str, Callable[[], None]] = {
     "nan loss": _spoil_loss,
     "nan gradient": _spoil_gradient,
     "clock jump": _jump,
+    "nan pass": _spoil_packed_passes,
 }

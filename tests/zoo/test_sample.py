@@ -10,7 +10,7 @@ from tests.zoo import faith
 from tests.zoo.families import build
 
 from ftlaunch.errors import UserError
-from ftlaunch.plan.family import padded_because
+from ftlaunch.plan import family
 from fttrain.data.token_set import Group
 
 PACKED = ["mistral, window", "llama4", "gemma2", "gpt_oss", "opt", "cohere2", "deepseek_v3", "mixtral"]
@@ -23,7 +23,7 @@ PADDED = ["bloom", "falcon, alibi", "qwen3_next", "jamba", "falcon_h1", "lfm2", 
 @pytest.mark.parametrize("name", [*PACKED, VISION])
 def test_packed_rows_and_shared_prompts_are_what_they_are_alone(name: str, tmp_path: Path):
     model, rows, pairs = build(name, tmp_path), faith.rows(), faith.pairs()
-    assert padded_because(model) is None
+    assert family.layout(model, 61) is None
     expected = faith.plain(model, rows)
     assert faith.trained(model, [Group((row,)) for row in rows], packing=True).is_same(expected)
     expected = faith.plain(model, [row for group in pairs for row in group.rows])
@@ -34,7 +34,7 @@ def test_packed_rows_and_shared_prompts_are_what_they_are_alone(name: str, tmp_p
 def test_a_model_that_would_mix_rows_refuses_to_pack_them_and_is_right_padded(name: str, tmp_path: Path):
     model, rows = build(name, tmp_path), faith.rows()
     groups = [Group((row,)) for row in rows]
-    assert padded_because(model) is not None
+    assert family.layout(model, 61) is not None
     with pytest.raises(UserError, match="cannot be trained on packed rows"):
         faith.trained(model, groups, packing=True)
     assert faith.trained(model, groups, packing=False).is_same(faith.plain(model, rows))

@@ -8,6 +8,7 @@ from msgspec import Struct
 from ftlaunch.run import progress
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.preparing import read_preparing
+from ftlaunch.run.records import read_verdict
 from ftlaunch.run.saves import failing_saves
 
 State = Literal[
@@ -40,6 +41,8 @@ class StageStatus(Struct, frozen=True, kw_only=True):
     """Where that runs, in SLURM's short form."""
     start: str | None = None
     """When SLURM guesses that a waiting job will start."""
+    warnings: list[str] = []
+    """Why rows are computed in another layout than the recipe's, as was found before the first step."""
 
 
 class RunStatus(Struct, frozen=True, kw_only=True):
@@ -78,6 +81,7 @@ def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None)
         seconds_left=progress.seconds_left(entries) if state == "running" else None,
         checkpoint=checkpoint,
         note=note,
+        warnings=read_verdict(stage_dir.probe).get("warnings", []),
     )
 
 

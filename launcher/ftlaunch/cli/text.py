@@ -105,6 +105,7 @@ def run_status(status: "RunStatus") -> str:
         head = (*head, "job", "nodes")
         rows = [(*row, stage.job or "", stage.nodes or "") for row, stage in zip(rows, status.stages, strict=True)]
     notes = [f"{stage.name}: {stage.note}" for stage in status.stages if stage.note]
+    notes += [f"{stage.name}: {warning}" for stage in status.stages for warning in stage.warnings]
     notes += [f"{stage.name}: SLURM guesses a start at {stage.start}" for stage in status.stages if stage.start]
     notes += status.changed
     return "\n".join([f"{status.name}  {status.state}  {status.path}", "", table(head, rows), *notes, *_next(status)])

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.plan import family, resolve
+from ftlaunch.plan.cost import body
 from ftlaunch.plan.machine import NATIVE_FROM, Machine
 from ftlaunch.recipe import (
     Adalora,
@@ -71,6 +72,7 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
     return {
         "model": _model_note(spec),
         "dtype": _dtype_note(spec, machine),
+        **_family_notes(spec),
         "adapter": _adapter_note(spec),
         "data": ", ".join(f"{name} ({data.path}){_format_note(data)}" for name, data in spec.data.items()),
         **_noise_notes(spec),
@@ -86,12 +88,30 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
 
 def _layout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
     """What is said where packing is asked for, by default too, and the model does not allow for it."""
-    if not isinstance(stage, Sft | Pairwise | Ppo) or not stage.packing:
+    if not isinstance(stage, Sft | Pairwise | Ppo):
         return {}
-    if (why := family.padded_because(Path(spec.model.path))) is None:
+    longest = max((data.max_length for data in spec.data.values()), default=0)
+    longest += stage.max_new_tokens if isinstance(stage, Ppo) else 0
+    found = family.layout(Path(spec.model.path), longest)
+    if found is None or (not stage.packing and found.rows == family.PADDED):
         return {}
     shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
-    return {"layout": f"rows are padded, not packed{shared}: {why}"}
+    return {"layout": f"{found.rows}{shared}: {found.why}"}
+
+
+def _family_notes(spec: StageSpec) -> dict[str, str]:
+    """What the model has that a plain Llama has not, and how much of it an adapter is on."""
+    notes = {"family": "; ".join(found)} if (found := family.mechanisms(Path(spec.model.path))) else {}
+    if not isinstance(spec.adapter, LowRank) or (counted := body.read(spec.model.path)) is None:
+        return notes
+    if (share := counted.adapted_share(spec.adapter)) is None:
+        return notes
+    rest = counted.expert_share
+    left = f"; experts are not ({rest:.1%}): adapter.experts = true adapts them"
+    is_left = rest and not spec.adapter.experts
+    # Kernels of such mixers read some weights past an adapter, and blocks may share theirs; the start tells which.
+    word = "at most" if family.is_stateful(Path(spec.model.path)) else "about"
+    return {**notes, "adapted": f"{word} {share:.1%} of the body's weights{left if is_left else ''}"}
 
 
 def _router_notes(spec: StageSpec, stage: Training) -> dict[str, str]:

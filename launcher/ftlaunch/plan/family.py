@@ -1,9 +1,12 @@
-"""What config.json alone tells of a model: whether its rows can lie end to end, and what a loss would leave out."""
+"""What config.json alone tells of a model: its parts, how its rows have to lie, and what a loss would leave out."""
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 STATEFUL = {
     *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "inkling", "inkling2", "jamba", "kimi_linear", "lfm2"),
@@ -18,24 +21,93 @@ BY_THEMSELVES = {
     *("mpt", "openai-gpt", "xglm", "xlm", "xlnet"),
 }
 """Families that attend by code of their own."""
-BY_RANK = {"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "glm5_next", "glm_moe_dsa", "hy_v4", "mistral_large4"}
+BY_RANK = {
+    *("axk2", "deepseek_v32", "deepseek_v4", "doge", "dots3_note", "glm5_next", "glm_moe_dsa", "hy_v4"),
+    *("mistral_large4",),
+}
 """Families whose queries choose a few keys by rank."""
+STRETCHED = {"dynamic", "longrope", "su"}
+"""Rotary embeddings whose frequencies depend on the longest row of a micro-batch (arXiv 2402.13753)."""
+PADDED, ALONE = "rows are padded, not packed", "each row is computed by itself"
+WINDOWED = re.compile("sliding|chunked|local|recurrent|attention$")
+CAPS = {
+    "attn_logit_softcapping": "attention scores",
+    **dict.fromkeys(("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"), "logits"),
+}
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+TOWERS = ("vision_config", "audio_config", "speech_config")
 
 
-def padded_because(folder: Path) -> str | None:
-    """Why the rows of the model in a folder are padded whatever `packing` says; None where nothing tells so."""
+class Layout(Struct, frozen=True):
+    """How rows are laid down, whatever `packing` says, and why."""
+
+    rows: str
+    why: str
+
+
+def layout(folder: Path, longest: int) -> Layout | None:
+    """Return how rows of at most `longest` tokens have to lie for the model in a folder; None where nothing tells."""
     config = _text_config(folder)
     # The text part of a multimodal config has a type such as "qwen3_5_text".
     family = str(config.get("model_type", "")).removesuffix("_text")
-    # Most families list the kinds of their layers in layer_types, Zamba in layers_block_type.
-    layers = {str(kind) for kind in config.get("layer_types") or config.get("layers_block_type") or ()}
-    if family in STATEFUL or layers & STATEFUL_LAYERS:
-        return f"{family} carries a state from token to token, which would run on into the next row"
-    if family in BY_THEMSELVES:
-        return f"{family} attends by code of its own"
     if family in BY_RANK:
-        return f"{family} chooses the keys of a query by rank, among all that lie in its line"
+        return Layout(ALONE, f"{family} chooses the keys of a query by rank, among all that lie in its line")
+    limit = _stretched_beyond(config)
+    if limit is not None and longest > limit:
+        return Layout(ALONE, f"{family} turns the positions of all rows by the longest, from {limit + 1} tokens on")
+    if is_stateful(folder):
+        return Layout(PADDED, f"{family} carries a state from token to token, which would run on into the next row")
+    if family in BY_THEMSELVES:
+        return Layout(PADDED, f"{family} attends by code of its own")
     return None
+
+
+def mechanisms(folder: Path) -> list[str]:
+    """Return what the config says of the model's parts that a plain Llama has not, a phrase for each."""
+    whole, config = _config(folder), _text_config(folder)
+    kinds = Counter(_layer_types(config))
+    mixed = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items())
+    windows = [config.get(key) for key in ("sliding_window", "attention_window_size", "attention_chunk_size")]
+    uses = config.get("use_sliding_window", True) and (not kinds or any(WINDOWED.search(kind) for kind in kinds))
+    experts = next((config[key] for key in EXPERTS if config.get(key) and config.get("is_moe", True)), 0)
+    chosen = config.get("num_experts_per_tok") or config.get("moe_topk")
+    caps = [f"{capped} capped at {config[key]:g}" for key, capped in CAPS.items() if _is_number(config.get(key))]
+    towers = [key.partition("_")[0] for key in TOWERS if whole.get(key)]
+    return [
+        *([f"layers: {mixed}"] if len(kinds) > 1 or set(kinds) - {"full_attention"} else []),
+        *(f"a window of {window:,} tokens" for window in windows if uses and _is_number(window)),
+        *caps,
+        *([f"{experts} experts{f', {chosen} per token' if chosen else ''}"] if experts else []),
+        *([f"multimodal: its {' and '.join(towers)} part is neither trained nor run"] if towers else []),
+    ]
+
+
+def is_stateful(folder: Path) -> bool:
+    """Return whether mixers of the model in a folder carry a state from token to token."""
+    config = _text_config(folder)
+    family = str(config.get("model_type", "")).removesuffix("_text")
+    return family in STATEFUL or bool(set(_layer_types(config)) & STATEFUL_LAYERS)
+
+
+def _layer_types(config: dict[str, Any]) -> list[str]:
+    # Most families list the kinds of their layers in layer_types, Zamba in layers_block_type.
+    return [str(kind) for kind in config.get("layer_types") or config.get("layers_block_type") or ()]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _stretched_beyond(config: dict[str, Any]) -> int | None:
+    """Longest row that turns no other row otherwise; None where no length does. As the trainer's `packing` has it."""
+    ropes = [config[key] for key in ("rope_parameters", "rope_scaling") if isinstance(config.get(key), dict)]
+    # Some families have a table for each kind of layer.
+    ropes += [one for rope in ropes for one in rope.values() if isinstance(one, dict)]
+    scaled = [one for one in ropes if one.get("rope_type", one.get("type")) in STRETCHED]
+    holders = [config, *scaled]
+    limits = [one.get("original_max_position_embeddings") for one in holders]
+    limits.append(config.get("max_position_embeddings"))
+    return min((int(limit) for limit in limits if limit), default=None) if scaled else None
 
 
 def router_loss_of(folder: Path) -> float | None:
@@ -46,9 +118,16 @@ def router_loss_of(folder: Path) -> float | None:
 
 
 def _text_config(folder: Path) -> dict[str, Any]:
-    """config.json, or the part of it that is of text; empty where there is none to be read."""
+    """The part of config.json that is of text, or all of it."""
+    config = _config(folder)
+    return config.get("text_config") or config
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json; empty where there is none to be read."""
     try:
         config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
-        return msgspec.convert(config.get("text_config", config), dict[str, Any])
+        msgspec.convert(config.get("text_config", {}), dict[str, Any] | None)
     except (OSError, ValueError):
         return {}  # a hub id, or a file that loading the model will complain of
+    return config

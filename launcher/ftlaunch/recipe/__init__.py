@@ -15,6 +15,7 @@ from ftlaunch.recipe.adapter import PTuning as PTuning
 from ftlaunch.recipe.adapter import Rslora as Rslora
 from ftlaunch.recipe.adapter import Virtual as Virtual
 from ftlaunch.recipe.data import Data as Data
+from ftlaunch.recipe.model import LARGEST_REST as LARGEST_REST
 from ftlaunch.recipe.model import BitLinear as BitLinear
 from ftlaunch.recipe.model import Dtype as Dtype
 from ftlaunch.recipe.model import Model as Model

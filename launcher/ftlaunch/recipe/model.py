@@ -12,6 +12,8 @@ Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 
 FewBits = Literal["none", "nf4", "fp4", "int8"]
 """How frozen weights are held."""
+LARGEST_REST = 0.2
+"""Share of the body's weights that may stay in 16 bits where few are asked for."""
 
 
 class Qat(Kind, frozen=True, kw_only=True):

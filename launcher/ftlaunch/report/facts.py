@@ -18,7 +18,7 @@ from ftlaunch.recipe import Recipe, Training
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.progress import Entry, all_entries, is_evaluation
-from ftlaunch.run.records import Result, Stopped, read_result
+from ftlaunch.run.records import Result, Stopped, read_result, read_verdict
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch.status import read_status
 
@@ -55,6 +55,8 @@ class StageFacts(Struct, frozen=True, kw_only=True):
     attempts: list[AttemptFacts]
     result: Result | None
     """None while there is none, or where another version of ftlaunch has written it."""
+    verdict: dict[str, Any]
+    """What was found before the first step; empty where nothing was tried."""
     left: dict[str, Any]
     """Content of result.json as it is; empty while there is none."""
     predictions: list[dict[str, Any]]
@@ -128,6 +130,7 @@ def _stage(folder: StageDir, status: StageStatus, plan: Plan) -> StageFacts:
         evaluated=[entry for entry in entries if is_evaluation(entry)],
         attempts=list(_attempts(folder, status, entries)),
         result=read_result(folder.result, folder.kind),
+        verdict=read_verdict(folder.probe),
         left=_json(folder.result),
         predictions=list(islice(read_jsonl(folder.predictions), SAMPLES)),
         model_bytes=sum(path.stat().st_size for path in weights),

@@ -76,7 +76,7 @@ def _stage(stage: StageFacts) -> str:
     charts = f'<div class="charts">{drawn}</div>' if drawn else ""
     return (
         f'<section id="{escape(status.name)}"><h2>{escape(status.name)} {state(status.state)}</h2>{note}'
-        + pairs(list(stage.notes.items()))
+        + pairs([*stage.notes.items(), *_layout(stage)])
         + charts
         + section("Attempts", _attempts(stage.attempts), level=3)
         + section("Scores", _scores(stage), level=3)
@@ -87,6 +87,22 @@ def _stage(stage: StageFacts) -> str:
         + folded("What the stage left in result.json", pairs(_left(stage)) if stage.left else "")
         + "</section>"
     )
+
+
+def _layout(stage: StageFacts) -> Iterator[tuple[str, str]]:
+    """In which layout rows were computed, and how well that agreed with the model's own forward pass."""
+    verdict = stage.verdict
+    layout = {"alone": "each row by itself"}.get(verdict.get("layout", ""), verdict.get("layout", ""))
+    if not verdict.get("differences"):
+        yield from [("rows computed", layout)] if layout else []
+        return
+    # The trials of layouts that were given up differ by more, and are told by the warnings.
+    tried = {"head", "adapter", verdict["layout"], *(["shared"] if verdict["share_prompt"] else [])}
+    largest = max(value for name, value in verdict["differences"].items() if name in tried)
+    agrees = f"within {largest:.1e} nats per token of the model's own forward pass ({verdict['bound']:.1e} allowed)"
+    yield "rows computed", f"{layout}; {agrees}"
+    for warning in verdict["warnings"]:
+        yield "warning", warning
 
 
 def _attempts(attempts: list[AttemptFacts]) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ftlaunch.errors import Problem
 from ftlaunch.load.messages import as_toml, join_or
-from ftlaunch.recipe import SUPER_WEIGHTS, Adalora, LowRank, Prompt
+from ftlaunch.plan.cost import body
+from ftlaunch.recipe import LARGEST_REST, SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.stage import TrainedStage
 
@@ -51,6 +52,7 @@ def _layers_of(folder: Path) -> int | None:
     """Layers of the model in a folder; None where its config does not say so in one of the usual words."""
     try:
         config = json.loads((folder / "config.json").read_text())
+        config = config.get("text_config") or config
     except (OSError, ValueError):
         return None  # which another rule tells
     # GPT-2 and its like say n_layer, a few others num_layers.
@@ -93,9 +95,24 @@ def experts_are_plain(training: TrainedStage) -> Iterator[Problem]:
     if adapter.dropout:
         message = "does not go with dropout, which stacked experts have no place for"
         yield training.table_problem("adapter", "experts", message, "write dropout = 0, or remove it")
+    counted = body.read(training.resolved.model.path)
+    if counted is not None and not counted.experts:
+        yield training.table_problem("adapter", "experts", "asks for experts, and the model has none", "remove it")
     if training.resolved.model.rounding:
         message = "does not go with training through rounding, which leaves experts as they are"
         yield training.table_problem("adapter", "experts", message, "remove it, or the [model] quantization table")
+
+
+def few_bits_reach_the_weights(training: TrainedStage) -> Iterator[Problem]:
+    """bitsandbytes quantizes linear layers; a model whose weights are in stacked experts would stay in 16 bits."""
+    model = training.resolved.model
+    counted = body.read(model.path) if model.is_quantized else None
+    if counted is None or counted.expert_share <= LARGEST_REST:
+        return
+    kind, share = as_toml(model.quantization), counted.expert_share
+    message = f"{kind} would leave the experts in 16 bits, which are {share:.0%} of the body's weights"
+    remedy = 'write quantization = "none"; zero3, or offload = "cpu" with it, shares out what does not fit'
+    yield training.table_problem("model", "quantization", message, remedy)
 
 
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
@@ -104,4 +121,5 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     ranks_fall,
     init_has_its_text,
     experts_are_plain,
+    few_bits_reach_the_weights,
 )

@@ -108,6 +108,8 @@ class StageDir:
         """Of an evaluate stage: prompts with references, answers and their scores."""
         self.preparing = path / "preparing.json"
         """How far a stage is with its rows, before its first step."""
+        self.probe = path / "probe.json"
+        """What was found before the first step: in which layout rows are computed, why, and how well it agrees."""
         self.checkpoints = path / "checkpoints"
         self.save_failure = path / SAVE_FAILURE
         """Why checkpoints are not written, while they are not."""

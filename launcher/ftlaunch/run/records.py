@@ -207,3 +207,11 @@ def read_result(path: Path, kind: str) -> Result | None:
     # ValidationError is sound JSON of another shape. A torn file is not excused: results are written by rename.
     except (FileNotFoundError, msgspec.ValidationError):
         return None
+
+
+def read_verdict(path: Path) -> dict[str, Any]:
+    """Return what a stage found before its first step; {} before that, and in runs of older versions."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return {}

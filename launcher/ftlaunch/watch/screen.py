@@ -97,8 +97,7 @@ def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
         lines.append(f"step {tail.evaluation['step']}: {'  '.join(told)}")
     if scores := _scores(tail.folder):
         lines.append(scores)
-    if status.note:
-        lines.append(status.note)
+    lines += [*([status.note] if status.note else []), *status.warnings]
     if status.state in ("running", "failed", "interrupted") and (said := last_line(tail.folder)):
         lines.append(f"rank 0 said: {said}")
     return lines

@@ -7,11 +7,8 @@ from typing import Any
 from torch import nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import LowRank
+from ftlaunch.recipe import LARGEST_REST, LowRank
 from fttrain.adapters import targets
-
-LARGEST_REST = 0.2
-"""Share of the body's weights that may stay in 16 bits where a recipe asks for few."""
 
 
 @dataclass(frozen=True)

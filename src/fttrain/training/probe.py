@@ -21,6 +21,7 @@ from fttrain import adapters
 from fttrain.data.batches import Layout, collate
 from fttrain.data.token_set import Group, Tokens
 from fttrain.engine import Engine
+from fttrain.model import packing
 from fttrain.model.scorer import Trial
 
 FLOORS = {"fp32": 2e-4, "fp16": 1e-2, "bf16": 5e-2}
@@ -85,7 +86,14 @@ class Probe:
         groups = [Group((first, third)), Group((short,))] if layout.share else [Group((row,)) for row in self._rows]
         order = [0, 2, 1] if layout.share else [0, 1, 2]
         expected = self._expected.split([int(row[1].sum()) for row in self._rows])
-        found = self._ask(groups, layout, own=False)
+        found, refusal = None, None
+        try:
+            found = self._ask(groups, layout, own=False)
+        except UserError as error:
+            refusal = error.message
+        # A rank whose machine alone refuses must not leave the others at the collective below.
+        if (told := next(filter(None, self._engine.world.gather(refusal)), None)) or found is None:
+            raise UserError(str(told), packing.REMEDY)
         return self._judge(name, found - torch.cat([expected[place] for place in order]))
 
     def is_head_right(self) -> bool:
@@ -111,17 +119,20 @@ class Probe:
             return self._engine.forward(Trial(micro, own))
 
     def _mean(self, difference: Tensor) -> float:
-        return self._engine.world.max(float(difference.abs().mean()))
+        found = float(difference.abs().mean())
+        # Whether the largest of a number and NaN is NaN depends on their order.
+        return self._engine.world.max(found if math.isfinite(found) else math.inf)
 
     def _judge(self, name: str, difference: Tensor) -> bool:
         self.differences[name] = found = self._mean(difference)
         return math.isfinite(found) and found <= self.bound
 
 
-def settle(engine: Engine, wanted: Layout, dtype: str, *, begins_as_base: bool) -> Verdict:
+def settle(engine: Engine, wanted: Layout, dtype: str, known: list[str], *, begins_as_base: bool) -> Verdict:
     """Choose the engine's layout: the wanted one, or the next slower one that is right for the model.
 
-    `begins_as_base` says that the adapter must change nothing yet. Raises UserError where no layout is right.
+    `known` are warnings that come before the probe's own; `begins_as_base` says that the adapter must change nothing
+    yet. Raises UserError where no layout is right.
     """
     started = time.perf_counter()
     probe = Probe(engine, dtype)
@@ -135,6 +146,7 @@ def settle(engine: Engine, wanted: Layout, dtype: str, *, begins_as_base: bool) 
         raise _wrong(probe, "head", "logits of its last hidden states differ from those of its own forward")
     if begins_as_base and not probe.is_identity():
         raise _wrong(probe, "adapter", "a new adapter changes its output before anything is trained")
+    probe.warnings += known
     layout = _packed(probe, wanted) if wanted.packing else None
     alone = False
     if layout is None:
@@ -174,6 +186,8 @@ def _must_be_alone(engine: Engine, probe: Probe) -> bool:
     """Return whether each row has to be computed by itself. Raises UserError where that is wrong, too."""
     scorer = engine.scorer
     if probe.is_same("padded", Layout(packing=False)):
+        if scorer.is_alone:
+            probe.warnings.append(f"{probe.family}: each row is computed by itself, as padding would change results")
         return scorer.is_alone
     scorer.compute_alone()
     if not probe.is_same("alone", Layout(packing=False)):

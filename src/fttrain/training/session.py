@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ftlaunch.recipe import NoNoise, Pairwise, Ppo, Sft, Training
+from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
@@ -81,6 +82,8 @@ def complete(
     """Train the stage to its end, from its newest good checkpoint if there is one, and save its artifact."""
     stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
+    if world.is_main:
+        write_json(folder.probe, engine.verdict)
     of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
     state = together({"stage": feed if isinstance(feed, Stateful) else None, "adapter": of_adapter})
     engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
@@ -177,12 +180,14 @@ def _try(spec: StageSpec, engine: Engine, wanted: Layout, origin: StartPoint) ->
     longest = max(data.max_length for data in spec.data.values())
     longest += spec.stage.max_new_tokens if isinstance(spec.stage, Ppo) else 0
     limit = packing.stretches_beyond(engine.scorer.causal)
+    warnings: list[str] = []
     if limit is not None and longest > limit:
-        log.warning("each row is computed by itself: the model %s, and rows may be longer than %d", STRETCHES, limit)
+        warnings.append(f"each row is computed by itself: the model {STRETCHES}, and rows may be longer than {limit}")
         engine.scorer.compute_alone()
         wanted = Layout(packing=False)
     is_new = origin.adapter is None and spec.adapter.begins_as_base
-    engine.verdict = asdict(probe.settle(engine, wanted, spec.model.dtype, begins_as_base=is_new))
+    verdict = probe.settle(engine, wanted, spec.model.dtype, warnings, begins_as_base=is_new)
+    engine.verdict = asdict(verdict)
 
 
 def hold_heads_in(dtype: torch.dtype, scorer: nn.Module) -> None:

@@ -7,13 +7,18 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import _byte_tokenizer
+from tests.faults.orders import Fault
+from tests.faults.ranks import Ranks, said, with_parallel, write_run
+from tests.trainer.conftest import RECIPE
 from tests.trainer.in_process import make_data, make_step, train
 from tests.zoo.families import build
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 modules of families that use it have it
 
+from ftlaunch.backend.status import measured
 from ftlaunch.errors import UserError
+from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Data, Dpo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
@@ -125,6 +130,7 @@ def test_a_mixer_that_nobody_knows_is_found_out_and_its_rows_are_padded(kind: st
     assert found["differences"]["packed"] > 10 * found["bound"]
     assert found["differences"]["padded"] < found["bound"]
     assert "toy_mixer: rows are padded instead of packed" in found["warnings"][0]
+    assert measured(done, 1, "done", None).warnings == found["warnings"]
     (tmp_path / "plain").mkdir()
     asked = {"packing": False, **({"share_prompt": False} if kind == "dpo" else {})}
     assert losses(done) == losses(trained(model, tmp_path / "plain", kind=kind, **asked)[1])
@@ -164,4 +170,17 @@ def test_a_model_that_is_known_to_be_right_stays_packed_with_shared_prompts(tiny
 
 def test_rows_long_enough_to_stretch_positions_are_computed_by_themselves(tmp_path: Path):
     model = build("phi3, long rope", tmp_path / "model")
-    assert trained(model, tmp_path)[0]["layout"] == "alone"
+    found, _ = trained(model, tmp_path)
+    assert found["layout"] == "alone"
+    assert found["warnings"][0].startswith("each row is computed by itself: the model turns the positions")
+
+
+def test_all_ranks_pad_their_rows_where_one_of_them_cannot_pack(
+    tiny_model: Path, rows_file: Path, ranks: Ranks, tmp_path: Path
+):
+    (path := tmp_path / "tiny.toml").write_text(RECIPE.format(model=tiny_model, rows=rows_file, dropout=0.0))
+    recipe = with_parallel(load_recipe(path, ["stage.sft.steps=2"]).recipe, "ddp", 2)
+    stage_dir = write_run(recipe, tmp_path / "run").stage_dir("01-sft")
+    ranks.start(stage_dir, Fault("nan pass", step=0, rank=1, at="start"))
+    assert ranks.wait() == [0, 0], said(stage_dir)
+    assert json.loads(stage_dir.result.read_text())["probe"]["layout"] == "padded"

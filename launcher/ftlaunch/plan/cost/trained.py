@@ -54,7 +54,7 @@ def of(adapter: Adapter, shape: Shape) -> Trained:
 
 def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
     rank = adapter.first_rank if isinstance(adapter, Adalora) else adapter.rank
-    layers = _layers(adapter.layers, shape.layers)
+    layers = numbers(adapter.layers, shape.layers)
     adapted = tuple(linear for linear in shape.linears if _is_target(adapter.targets, linear, shape))
     in_layer = sum(rank * (linear.inputs + linear.outputs) for linear in adapted)
     if isinstance(adapter, Dora):
@@ -97,7 +97,7 @@ def _is_target(targets: str | list[str], linear: Linear, shape: Shape) -> bool:
     return any(re.fullmatch(targets, name) for name in names)
 
 
-def _layers(asked: list[int] | str | None, count: int) -> list[int]:
+def numbers(asked: list[int] | str | None, count: int) -> list[int]:
     """Numbers of the layers that are adapted."""
     if asked is None:
         return list(range(count))
