@@ -62,8 +62,8 @@ FLOORS = {
         "__init__",
     ),
     "ftlaunch.cluster": (
-        "__init__ reasons vocabulary",
-        "profiles queue",
+        "__init__ vocabulary",
+        "profiles",
     ),
     "ftlaunch.compare": (
         "__init__ measures statistics variants",

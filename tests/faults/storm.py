@@ -24,6 +24,7 @@ from msgspec import Struct
 from tests.conftest import save_tiny_model, write_rows
 from tests.faults.strikes import CONF, DEVCLUSTER, STRIKES, find_target
 
+from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.status import newest_checkpoint
 from ftlaunch.run import progress
 from ftlaunch.run.files import read_jsonl
@@ -192,8 +193,8 @@ def _wait(stage_dir: StageDir, until: Callable[[], bool], seconds: float = PATIE
     deadline = time.monotonic() + seconds
     while not until() and not stage_dir.result.exists():
         attempts = stage_dir.all_attempts()
-        if attempts and attempts[-1].ended.exists():
-            ended = json.loads(attempts[-1].ended.read_text())
+        if attempts and paths.ended(attempts[-1]).exists():
+            ended = json.loads(paths.ended(attempts[-1]).read_text())
             assert ended["restarted"] or ended["cause"] == "preempted", f"given up: {ended}"
         assert time.monotonic() < deadline, f"nothing has happened for {seconds:g} s"
         time.sleep(POLL_SECONDS)
@@ -201,7 +202,7 @@ def _wait(stage_dir: StageDir, until: Callable[[], bool], seconds: float = PATIE
 
 def _describe(stage_dir: StageDir, hit: Hit) -> str:
     """A line that says what struck and how the run took it."""
-    ended = stage_dir.all_attempts()[hit.attempt - 1].ended
+    ended = paths.ended(stage_dir.all_attempts()[hit.attempt - 1])
     if not hit.restart:
         return f"attempt {hit.attempt}, step {hit.step}: {hit.what}: went on undisturbed"
     if ended.exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ftlaunch import processes
-from ftlaunch.cluster import queue
+from ftlaunch.backend.slurm import queue
 from ftlaunch.run.layout import Attempt, StageDir
 
 DEVCLUSTER = Path(__file__).parent.parent.parent / "slurm/devcluster"

@@ -31,7 +31,7 @@ from pathlib import Path
 from scheduled import ROOT, WORKER, devcluster, slurm
 from tests.conftest import write_rows
 
-from ftlaunch.cluster.queue import read_job, read_submission
+from ftlaunch.backend.slurm.queue import read_job, read_submission
 from ftlaunch.run.layout import RunDir
 
 VERBS = ("run", "resume", "stop", "cancel")

@@ -20,10 +20,9 @@ import msgspec
 from ftlaunch import processes
 from ftlaunch.backend import backends, runs
 from ftlaunch.backend.prepare import prepare
-from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.slurm import paths, queue, submit
+from ftlaunch.backend.slurm.queue import Entry, read_job
 from ftlaunch.backend.status import RunStatus
-from ftlaunch.cluster import queue
-from ftlaunch.cluster.queue import Entry, read_job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
@@ -58,7 +57,7 @@ class Acted:
     @property
     def job(self) -> str:
         """Of the first stage."""
-        return json.loads(self.run.stage_dir("01-sft").job.read_text())["id"]
+        return json.loads(paths.job(self.run.stage_dir("01-sft")).read_text())["id"]
 
     @property
     def jobs(self) -> set[str]:
@@ -110,7 +109,7 @@ class Acted:
     def ended(self, stage: str = "01-sft") -> list[dict[str, Any]]:
         """What each attempt of a stage left; an empty one for attempts that were cut off."""
         attempts = self.run.stage_dir(stage).all_attempts()
-        return [json.loads(one.ended.read_text()) if one.ended.exists() else {} for one in attempts]
+        return [json.loads(paths.ended(one).read_text()) if paths.ended(one).exists() else {} for one in attempts]
 
     def told(self) -> str:
         logs = [*self.run.path.glob("*/jobs/*.out"), *self.run.path.glob("*/attempts/*/*.log")]
@@ -137,7 +136,7 @@ def submit_acted(
     run = write_acted(folder, stages, nodes, cluster)
     for name, value in (constants or {}).items():
         module, _, constant = name.partition(".")
-        file = run.packages / f"ftlaunch/backend/slurm/{module}.py"
+        file = paths.packages(run) / f"ftlaunch/backend/slurm/{module}.py"
         text, count = re.subn(rf"^{constant} = .+$", f"{constant} = {value}", file.read_text(), flags=re.MULTILINE)
         assert count == 1, name
         file.write_text(text)

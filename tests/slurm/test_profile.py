@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 from scheduled import Acted, slurm
 
+from ftlaunch.backend.slurm import paths
+
 Submit = Callable[..., Acted]
 
 
@@ -61,7 +63,7 @@ def test_the_line_to_notify_is_run_at_the_end(crowd: dict[str, Acted]) -> None:
 
 def test_jobs_import_the_code_of_their_submission(act: Submit) -> None:
     acted = act("3 0.1 none", sbatch={"hold": True})
-    with (acted.run.packages / "ftlaunch/backend/slurm/node_task.py").open("a") as file:
+    with (paths.packages(acted.run) / "ftlaunch/backend/slurm/node_task.py").open("a") as file:
         file.write("print('this is the copy')\n")
     slurm("scontrol", "release", acted.job)
     assert acted.wait_for_end().state == "done"

@@ -10,9 +10,9 @@ import pytest
 from scheduled import Acted, slurm
 
 from ftlaunch.backend import control, runs
-from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.slurm import paths, submit
+from ftlaunch.backend.slurm.queue import Job
 from ftlaunch.backend.slurm.request import request
-from ftlaunch.cluster.queue import Job
 from ftlaunch.run.files import write_json
 
 Submit = Callable[..., Acted]
@@ -25,7 +25,7 @@ def test_stages_are_jobs_one_after_the_other(act: Submit) -> None:
     assert first.stages[1].state == "waiting"
     plan = runs.read_plan(acted.run)
     for planned in plan.stages:
-        (submitted,) = acted.run.stage_dir(planned.name).jobs.glob("*_submission.sh")
+        (submitted,) = paths.jobs(acted.run.stage_dir(planned.name)).glob("*_submission.sh")
         assert submitted.read_text() == request(plan, planned, acted.cluster).script
     assert acted.wait_for_end().state == "done"
     assert acted.is_calm("01-sft")
@@ -111,7 +111,7 @@ def test_without_accounts_a_forgotten_job_is_known_by_its_files(act: Submit) -> 
     acted = act("3 0.1 none", "3 0.1 memory@2", nodes=2)
     assert acted.wait_for_end().state == "failed"
     for stage_dir in acted.run.stage_dirs():
-        write_json(stage_dir.job, Job(id="9999999", submitted=0.0))
+        write_json(paths.job(stage_dir), Job(id="9999999", submitted=0.0))
     assert [stage.state for stage in acted.status.stages] == ["done", "failed"]
     assert acted.status.stages[1].note == "rank 1: CUDA out of memory"
 

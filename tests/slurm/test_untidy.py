@@ -13,9 +13,8 @@ import pytest
 from scheduled import ROOT, Acted, devcluster, slurm, write_acted
 
 from ftlaunch.backend import control, runs
-from ftlaunch.backend.slurm import submit
-from ftlaunch.cluster import queue
-from ftlaunch.cluster.queue import Job
+from ftlaunch.backend.slurm import paths, queue, submit
+from ftlaunch.backend.slurm.queue import Job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Parallel
@@ -205,13 +204,13 @@ def test_a_job_that_is_not_on_record_leaves_the_others_alone(act: Submit) -> Non
     """As one whose sbatch was believed to have failed: it starts while the run's own job trains."""
     acted = act("60 0.1 none", nodes=2, constants={"record.RECORD_SECONDS": 2.0})
     acted.wait_for_step(3)
-    (script,) = acted.run.stage_dir("01-sft").jobs.glob("*_submission.sh")
+    (script,) = paths.jobs(acted.run.stage_dir("01-sft")).glob("*_submission.sh")
     stray = slurm("sbatch", "--parsable", str(script)).strip()
-    pickle = next(acted.run.stage_dir("01-sft").jobs.glob(f"{acted.job}_submitted.pkl"))
+    pickle = next(paths.jobs(acted.run.stage_dir("01-sft")).glob(f"{acted.job}_submitted.pkl"))
     shutil.copy(pickle, pickle.with_name(f"{stray}_submitted.pkl"))
     assert stray in queue.read_queue(acted.run)
     wait_until(lambda: stray not in in_queue(acted.run.path))
-    assert f"job {stray} is not on record" in acted.run.stage_dir("01-sft").job_output(stray).read_text()
+    assert f"job {stray} is not on record" in paths.job_output(acted.run.stage_dir("01-sft"), stray).read_text()
     assert acted.wait_for_end().state == "done"
     assert len(acted.ended()) == 1
     assert acted.is_calm()
@@ -223,7 +222,7 @@ def test_a_strangers_job_of_the_same_id_is_left_alone(act: Submit, tmp_path: Pat
     mine = slurm(
         "sbatch", "--parsable", "--hold", "--job-name=mywork", f"--chdir={tmp_path}", "--wrap=sleep 60"
     ).strip()
-    write_json(acted.run.stage_dir("01-sft").job, Job(id=mine, submitted=0.0))
+    write_json(paths.job(acted.run.stage_dir("01-sft")), Job(id=mine, submitted=0.0))
     assert acted.status.stages[0].state == "cancelled"
     assert not control.cancel(acted.run)
     assert mine in {*slurm("squeue", "--noheader", "--format=%i").split()}
@@ -254,13 +253,13 @@ def test_a_run_that_is_copied_or_moved_while_it_waits(
     shutil.copytree(acted.run.path, copy.path)
     assert not control.cancel(copy)
     assert in_queue(acted.run.path) == acted.jobs
-    write_json(copy.cluster, dev)
+    write_json(paths.cluster(copy), dev)
     assert call("resume", copy.path).returncode == 0  # a run of its own
     acted.run.path.rename(moved.path)
     assert call("resume", moved.path).returncode == 2
     assert control.cancel(moved)
     wait_until(lambda: not in_queue(acted.run.path))
-    write_json(moved.cluster, dev)
+    write_json(paths.cluster(moved), dev)
     assert call("resume", moved.path).returncode == 0
     assert [Acted(run, dev).wait_for_end().state for run in (copy, moved)] == ["done", "done"]
 
@@ -286,10 +285,10 @@ def test_a_job_that_sbatch_is_not_sure_of_is_not_trained_twice(
 def test_a_run_of_another_cluster_is_not_judged_by_this_one(act: Submit) -> None:
     acted = act("3 0.1 none", sbatch={"hold": True})
     slurm("scancel", acted.job)
-    write_json(acted.run.stage_dir("01-sft").job, Job(id="9999999", submitted=0.0))
+    write_json(paths.job(acted.run.stage_dir("01-sft")), Job(id="9999999", submitted=0.0))
     record = queue.read_submission(acted.run)
     assert record is not None
-    write_json(acted.run.submission, msgspec.structs.replace(record, cluster="alpha"))
+    write_json(paths.submission(acted.run), msgspec.structs.replace(record, cluster="alpha"))
     wait_until(lambda: not in_queue(acted.run.path))
     stage = acted.status.stages[0]
     assert (stage.state, stage.note) == ("unknown", "it was submitted on cluster alpha, and this is dev")
@@ -316,7 +315,7 @@ def test_a_refused_run_leaves_nothing_and_says_what_works(dev: Cluster, tmp_path
     assert done.returncode == 2
     assert done.stderr.count("invalid partition specified") == 1
     assert "--cluster NAME" in done.stderr
-    assert not run.submission.exists()
+    assert not paths.submission(run).exists()
     silent = site_sbatch(tmp_path / "bin", "exit 0")  # says nothing, and does nothing
     done = call("resume", run.path, path=silent)
     assert (done.returncode, "it has told no job id" in done.stderr) == (2, True)
@@ -372,7 +371,7 @@ def test_a_full_disk_in_the_middle_leaves_no_job(
     cleared.append(run.path)
 
     def write(path: Path, value: object) -> None:
-        if path == run.stage_dir("02-sft").job:
+        if path == paths.job(run.stage_dir("02-sft")):
             raise OSError(28, "No space left on device")
         write_json(path, value)
 
@@ -380,7 +379,7 @@ def test_a_full_disk_in_the_middle_leaves_no_job(
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         submit.submit(run, runs.read_plan(run))
     wait_until(lambda: not in_queue(run.path), 20)
-    assert not run.submission.exists()
+    assert not paths.submission(run).exists()
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from scheduled import Acted, devcluster, slurm
 
+from ftlaunch.backend.slurm import queue
 from ftlaunch.backend.slurm.doctor import examine
-from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 
 Submit = Callable[..., Acted]

@@ -46,9 +46,8 @@ class Driven(ABC):
     def require_nodes(self, plan: Plan) -> None:
         """UserError where a plan asks for more nodes than there are."""
 
-    def choose_nodes(self, run: RunDir) -> None:
-        """Note where a run goes on: on this machine."""
-        run.held.unlink(missing_ok=True)
+    def choose_nodes(self, run: RunDir) -> None:  # noqa: B027 - nothing is right
+        """Note where a run goes on, if it may be elsewhere than on this machine."""
 
     def plan(self, recipe: Recipe, folder: Path) -> Plan:
         """The plan of one run of a recipe, which tells what this machine makes of it."""
@@ -65,9 +64,11 @@ class Driven(ABC):
         if after is not None:
             raise UserError("--after is for jobs of a cluster", "add --cluster NAME")
 
-    def claim(self, run: RunDir, source: Path | None = None) -> None:  # noqa: ARG002 - for jobs
-        """Note that a run is not a cluster's."""
-        run.cluster.unlink(missing_ok=True)
+    def claim(self, run: RunDir, source: Path | None = None) -> None:  # noqa: B027 - nothing is right
+        """Nothing: a run is driven where no other backend has claimed it."""
+
+    def release(self, run: RunDir) -> None:  # noqa: B027 - as above
+        """Nothing, as there was nothing to note."""
 
     def require_rest(self, run: RunDir) -> None:  # noqa: B027 - nothing is right
         """Nothing: whoever drives a run holds its lock."""

@@ -96,6 +96,6 @@ def write_plan(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend) -> N
     write_json(run.resolved, plan.recipe)
     write_json(run.plan, plan)
     write_json(run.provenance, provenance.collect(plan.recipe, loaded.source))
-    backend.claim(run, loaded.source)
+    backends.claim(run, backend, loaded.source)
     for planned in plan.stages:
         write_files(run, planned)

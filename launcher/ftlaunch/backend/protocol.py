@@ -61,6 +61,10 @@ class Backend(Protocol):
         """
         ...
 
+    def release(self, run: RunDir) -> None:
+        """Forget that a run was to go on here: another backend has claimed it. The caller holds the run's lock."""
+        ...
+
     def require_rest(self, run: RunDir) -> None:
         """UserError where something of a run works or waits that its lock does not tell of."""
         ...

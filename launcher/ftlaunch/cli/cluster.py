@@ -46,8 +46,8 @@ def attach(
     Example: ftlaunch attach my-run --rank 3 -- nvidia-smi
     """
     from ftlaunch.backend import runs
+    from ftlaunch.backend.slurm import queue
     from ftlaunch.backend.slurm.attach import command
-    from ftlaunch.cluster import queue
 
     folder = runs.find(run)
     line = command(folder, rank, words or [], terminal=sys.stdin.isatty())

@@ -1,1 +1,1 @@
-"""What is known of a SLURM cluster: its profile, and its queue."""
+"""What is known of a SLURM cluster: the vocabulary of its profile, and where profiles are found."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from ftlaunch.backend import backends, runs
 from ftlaunch.backend.driving import Driven
 from ftlaunch.backend.prepare import first_changed, prepare
-from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.slurm import queue, submit
 from ftlaunch.backend.status import RunStatus
-from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.compare.variants import Trial
 from ftlaunch.errors import DONE, STAGE_FAILED, Interrupted, UserError

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.backend import runs
-from ftlaunch.backend.slurm.restart_policy import AttemptRecord
+from ftlaunch.backend.slurm.restart_policy import read_ended
 from ftlaunch.backend.status import StageStatus
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
@@ -166,8 +166,7 @@ def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
         return status.state, ""
     # Before stopped.json: to the trainer a preemption and a stop by the user are the same, and only the job's own
     # record tells them apart.
-    if attempt.ended.exists():
-        ended = msgspec.json.decode(attempt.ended.read_bytes(), type=AttemptRecord)
+    if ended := read_ended(attempt):
         return ended.cause, ended.reason
     if attempt.stopped.exists():
         stopped = msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)

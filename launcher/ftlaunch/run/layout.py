@@ -1,4 +1,4 @@
-"""A run on disk: every path of it, the step that a trainer is started with, and writing by rename."""
+"""A run on disk: every path that launcher and trainer share, whichever backend starts the run."""
 
 from pathlib import Path
 
@@ -23,8 +23,6 @@ NODE_FOLDER = "FTLAUNCH_NODE_FOLDER"
 
 
 SAVE_FAILURE = "save_failure.json"
-JOBS = "jobs"
-"""The folder of each stage with the batch scripts of its SLURM jobs, by which they are known."""
 
 
 class Attempt:
@@ -43,12 +41,6 @@ class Attempt:
         """The first error of any rank: rank, type, message, traceback, log."""
         self.stopped = path / "stopped.json"
         """Written when all ranks saved and left on request: the reason and the step."""
-        self.hung = path / "hung.json"
-        """Under SLURM: seconds without a step, written where the attempt was found to hang."""
-        self.ended = path / "ended.json"
-        """Under SLURM: how the attempt ended, on which nodes, and what was done about it."""
-        self.made_by = path / "made_by.json"
-        """Under SLURM: the job, and its restart, that made the attempt."""
         self.local: Path | None = None
         """A folder of this node alone, while the attempt lives here."""
 
@@ -58,10 +50,6 @@ class Attempt:
     def on_node(self, node: int) -> "Attempt":
         """The same attempt as another node sees it."""
         return Attempt(self.path, node)
-
-    def verdict(self, node: int) -> Path:
-        """Where a node says how its processes ended."""
-        return self.path / f"node{node}.json"
 
     def launch_logs(self) -> dict[str, Path]:
         """What `accelerate launch` said on each node so far, the first node's as "launch"."""
@@ -120,14 +108,6 @@ class StageDir:
         """Written last: without it the stage has not finished."""
         self.stop = path / "stop"
         """While this file exists, ranks save at the next optimizer step and leave."""
-        self.jobs = path / JOBS
-        """What submitit keeps for each SLURM job of the stage: script, call and output."""
-        self.job = path / "job.json"
-        """The newest SLURM job of the stage."""
-
-    def job_output(self, job: str) -> Path:
-        """What the batch script of a job said, and its first task."""
-        return self.jobs / f"{job}_0_log.out"
 
     def stop_reason(self) -> str | None:
         """What the stop file says; None where there is none."""
@@ -147,18 +127,16 @@ class StageDir:
         numbers = sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
         return [Attempt(self.attempts / str(number)) for number in numbers]
 
-    def new_attempt(self, made_by: Struct | None = None) -> Attempt:
-        """Make the folder of the next attempt, which says from the first who made it, and point `latest` to it."""
+    def new_attempt(self, **contents: Struct) -> Attempt:
+        """Make the folder of the next attempt, with a file NAME.json for each of `contents`; point `latest` to it."""
         number = len(self.all_attempts()) + 1
         attempt = Attempt(self.attempts / str(number))
-        if made_by is None:
-            attempt.path.mkdir(mode=0o700, parents=True)
-        else:
-            # By rename, so that nobody finds the attempt without the file that says who made it.
-            making = temporary_path(attempt.path)
-            making.mkdir(mode=0o700, parents=True)
-            write_json(making / attempt.made_by.name, made_by)
-            making.rename(attempt.path)
+        # By rename, so that nobody finds the attempt without its files.
+        making = temporary_path(attempt.path)
+        making.mkdir(mode=0o700, parents=True)
+        for name, content in contents.items():
+            write_json(making / f"{name}.json", content)
+        making.rename(attempt.path)
         # A link cannot be changed in place, and `latest` must lead somewhere at any moment.
         partial = self.attempts / ".latest"
         partial.unlink(missing_ok=True)
@@ -182,20 +160,10 @@ class RunDir:
         """Locked by the process that drives the run, and names it."""
         self.driver_log = path / "driver.log"
         """What the driver of a detached run said."""
-        self.cluster = path / "cluster.json"
-        """The profile of the SLURM cluster that the run was submitted to; a run of this machine has none."""
-        self.held = path / "held.json"
-        """The profile by which the run was started on nodes that its user held; any other run has none."""
-        self.submission = path / "submission.json"
-        """On which cluster the run was submitted last, and whether all of its jobs were taken."""
-        self.packages = path / "packages"
-        """ftlaunch and fttrain as they were when the run was submitted to SLURM: what its jobs import."""
         self.code = path / "code"
-        """The project as it was then."""
+        """A copy of the project, where the run's stages read the files that it names there."""
         self.code_index = path / "code.json"
         """Which file of the project lies where in `code`."""
-        self.environment = path / "environment.json"
-        """Variables of the submitting shell that the stages' processes are given on the nodes."""
 
     def stage_dir(self, name: str) -> StageDir:
         return StageDir(self.path / name)

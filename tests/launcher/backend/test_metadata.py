@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ftlaunch.backend.node_folder import node_folder
+from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.supervisor import POLL_SECONDS, FailureWatch, Looks, look
 from ftlaunch.run.layout import Attempt, StageDir
 from fttrain.distributed.stop_request import StopRequest
@@ -73,7 +74,7 @@ def _asking(stage_dir: StageDir, attempt: Attempt, rank: int) -> Any:
 
 def _poll(stage_dir: StageDir, attempt: Attempt) -> Any:
     """What a node of a SLURM job also asks at each look."""
-    assert not attempt.hung.exists()
+    assert not paths.hung(attempt).exists()
     assert stage_dir.stop_reason() is None
     return "go on"
 

@@ -8,6 +8,7 @@ import pytest
 from tests.launcher.acted import Text, make_plan
 from tests.launcher.backend.slurm.conftest import slurm  # noqa: F401 - a fixture
 
+from ftlaunch.backend.slurm import paths
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.compare import on_cluster
 from ftlaunch.errors import DONE, STAGE_FAILED, UserError
@@ -27,7 +28,7 @@ def finish(trials: list[Any]) -> None:
     """Have every job that is in the queue end with its stage done."""
     for trial in trials:
         stage_dir = RunDir(Path(trial.plan.run_dir)).stage_dir("01-sft")
-        if stage_dir.job.exists():
+        if paths.job(stage_dir).exists():
             stage_dir.result.write_text("{}")
 
 

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser
 from ftlaunch import rules
 from ftlaunch.backend import backends
 from ftlaunch.backend.prepare import prepare
+from ftlaunch.backend.slurm import paths
 from ftlaunch.cli import main
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.report import facts, plots, svg
@@ -198,7 +199,7 @@ def test_an_attempt_that_was_preempted_is_over_while_its_stage_waits_in_the_queu
 ) -> None:
     attempt = first(run).new_attempt()
     record = {"job": "7", "restart": 0, "nodes": ["n1"], "step": 3, "checkpoint": None, "lost": [], "restarted": True}
-    attempt.ended.write_text(json.dumps({**record, "cause": "preempted", "reason": "put back into the queue"}))
+    paths.ended(attempt).write_text(json.dumps({**record, "cause": "preempted", "reason": "put back into the queue"}))
     status = facts.read_status(run)
     queued = msgspec.structs.replace(status.stages[0], state="queued")
     waiting = msgspec.structs.replace(status, stages=[queued, *status.stages[1:]])

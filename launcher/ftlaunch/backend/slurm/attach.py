@@ -2,8 +2,8 @@
 
 import msgspec
 
+from ftlaunch.backend.slurm import queue
 from ftlaunch.backend.slurm.messages import read_made_by
-from ftlaunch.cluster import queue
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity
 from ftlaunch.run.layout import RunDir

@@ -10,16 +10,14 @@ from ftlaunch.backend import runs
 from ftlaunch.backend.driving import come_back
 from ftlaunch.backend.folders import discard
 from ftlaunch.backend.protocol import Requests
-from ftlaunch.backend.slurm import control, jobs
+from ftlaunch.backend.slurm import code_copy, control, jobs, paths, queue, reasons
 from ftlaunch.backend.slurm.carried import carried, not_heeded
 from ftlaunch.backend.status import RunStatus
-from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.recipe import Recipe
-from ftlaunch.run import snapshot
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
 
@@ -61,9 +59,13 @@ class Slurm:
 
     def claim(self, run: RunDir, source: Path | None = None) -> None:
         """Write the profile that the run's jobs are submitted by and, of a run with a recipe's file, the code."""
-        write_json(run.cluster, self.cluster)
+        write_json(paths.cluster(run), self.cluster)
         if source is not None:
-            snapshot.take(run, source, runs.read_plan(run).recipe)
+            code_copy.take(run, source, runs.read_plan(run).recipe)
+
+    def release(self, run: RunDir) -> None:
+        """Remove the profile, by which a run is known to be a cluster's."""
+        paths.cluster(run).unlink()
 
     def require_rest(self, run: RunDir) -> None:
         """UserError where jobs of the run wait or work or are being submitted."""
@@ -83,7 +85,7 @@ class Slurm:
             submitted = submit.submit(run, runs.read_plan(run), dependency(after))
         except UserError as error:
             # A job of a submission on record may still start, and learns from this folder that it must leave.
-            if fresh and not run.submission.exists():
+            if fresh and not paths.submission(run).exists():
                 discard(run)
                 error.remedy = (
                     error.remedy.partition(submit.OR_RESUME)[0] + "; run it again then: nothing is left of it"

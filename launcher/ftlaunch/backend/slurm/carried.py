@@ -3,6 +3,12 @@
 import os
 import re
 
+import msgspec
+
+from ftlaunch.backend.slurm import paths
+from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.run.files import write_json
+from ftlaunch.run.layout import RunDir
 from ftlaunch.safety.redact import names_secret
 
 CARRIED = re.compile(
@@ -16,6 +22,17 @@ def carried() -> dict[str, str]:
     """Variables of this process that stages are given."""
     # HF_TOKEN also matches CARRIED; secrets reach the nodes by the user's own login files instead.
     return {name: os.environ[name] for name in sorted(os.environ) if CARRIED.fullmatch(name) and not names_secret(name)}
+
+
+def keep(run: RunDir) -> None:
+    """Write them down for the stages of a run."""
+    write_json(paths.environment(run), carried())
+
+
+def kept(run: RunDir, cluster: Cluster) -> dict[str, str]:
+    """Those of the shell that a run was submitted from, and what keeps its nodes from the hub if they are offline."""
+    variables = msgspec.json.decode(paths.environment(run).read_bytes(), type=dict[str, str])
+    return variables | ({"HF_HUB_OFFLINE": "1"} if cluster.offline else {})
 
 
 def not_heeded() -> str | None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from ftlaunch.cluster import queue
-from ftlaunch.cluster.queue import Entry
+from ftlaunch.backend.slurm import queue
+from ftlaunch.backend.slurm.queue import Entry
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_atomic
 from ftlaunch.run.layout import CANCEL, STOP, RunDir

@@ -11,10 +11,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.backend.slurm import entry, probe
+from ftlaunch.backend.slurm import entry, probe, queue
 from ftlaunch.backend.slurm.node_job import NodeJob
 from ftlaunch.backend.slurm.probe import Finding
-from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_atomic

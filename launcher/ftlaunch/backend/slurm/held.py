@@ -12,15 +12,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display
 from ftlaunch.backend.folders import write_files
+from ftlaunch.backend.slurm import paths, queue
 from ftlaunch.backend.slurm.messages import read_made_by
-from ftlaunch.backend.slurm.restart_policy import AttemptRecord
-from ftlaunch.cluster import queue
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord, read_ended
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
@@ -80,10 +79,10 @@ def is_for(plan: Plan) -> Allocation | None:
 def claim(run: RunDir, plan: Plan) -> None:
     """Write down whether a run goes on by held nodes from here."""
     if is_for(plan) is None:
-        run.held.unlink(missing_ok=True)
+        paths.held(run).unlink(missing_ok=True)
         return
-    write_json(run.held, Cluster())
-    write_json(run.environment, dict[str, str]())  # the tasks have all of this process's
+    write_json(paths.held(run), Cluster())
+    write_json(paths.environment(run), dict[str, str]())  # the tasks have all of this process's
 
 
 def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) -> int:
@@ -108,7 +107,7 @@ def _await_end_of_steps(run: RunDir, display: Display) -> None:
     UserError where it goes on, or where SLURM does not tell.
     """
     newest = [attempts[-1] for stage_dir in run.stage_dirs() if (attempts := stage_dir.all_attempts())]
-    made_by = [read_made_by(one) for one in newest if not one.ended.exists()]
+    made_by = [read_made_by(one) for one in newest if not paths.ended(one).exists()]
     # Tasks on held nodes are "1234.5", step 5 of job 1234; a stage's own job has no dot.
     for job in [one.job for one in made_by if one is not None and "." in one.job]:
         deadline = time.monotonic() + GONE_SECONDS
@@ -130,7 +129,7 @@ class _Driver:
         """See one stage from its start to its end, on other nodes where some are lost; the exit code says which end."""
         stage_dir = self.run.stage_dir(planned.name)
         write_files(self.run, planned)
-        stage_dir.jobs.mkdir(mode=0o700, exist_ok=True)
+        paths.jobs(stage_dir).mkdir(mode=0o700, exist_ok=True)
         count, lost, began = planned.spec.parallel.nodes, set[str](), time.time()
         while True:
             if self.interrupts.wish != "go on":
@@ -140,7 +139,7 @@ class _Driver:
                 self.display.say(f"{stage_dir.name}  {', '.join(sorted(lost))} lost, and {count} nodes are needed")
                 return STAGE_FAILED
             before = len(stage_dir.all_attempts())
-            log = stage_dir.jobs / f"held-{self.held.job}-{before + 1}.log"
+            log = paths.jobs(stage_dir) / f"held-{self.held.job}-{before + 1}.log"
             self._srun(planned, stage_dir, nodes, log)
             ended = _ended(stage_dir, before)
             # Only lost nodes need another srun: otherwise the tasks restart the ranks themselves, in place.
@@ -214,9 +213,7 @@ class _Driver:
 def _ended(stage_dir: StageDir, before: int) -> AttemptRecord | None:
     """How the newest attempt ended that was made after so many; None where none could say so."""
     attempts: list[Attempt] = stage_dir.all_attempts()[before:]
-    if not attempts or not attempts[-1].ended.exists():
-        return None
-    return msgspec.json.decode(attempts[-1].ended.read_bytes(), type=AttemptRecord)
+    return read_ended(attempts[-1]) if attempts else None
 
 
 def _end_with_parent() -> None:

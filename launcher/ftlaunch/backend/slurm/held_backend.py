@@ -3,7 +3,7 @@
 from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display
 from ftlaunch.backend.driving import Driven
-from ftlaunch.backend.slurm import held
+from ftlaunch.backend.slurm import held, paths
 from ftlaunch.plan.plan import Plan
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.layout import RunDir
@@ -17,7 +17,7 @@ class Held(Driven):
 
     def drive_stages(self, run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
         """Run the unfinished stages, one after another, on the nodes that the run has claimed; the exit code."""
-        if run.held.exists():
+        if paths.held(run).exists():
             return held.drive(run, display, interrupts)
         return self._otherwise.drive_stages(run, display, interrupts)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.node_task import NodeTask, run_task
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
@@ -23,7 +24,7 @@ class HeldTask(NodeTask):
 
     @cached_property
     def cluster(self) -> Cluster:
-        return msgspec.json.decode(self.run.held.read_bytes(), type=Cluster)
+        return msgspec.json.decode(paths.held(self.run).read_bytes(), type=Cluster)
 
     @cached_property
     def made_by(self) -> MadeBy:

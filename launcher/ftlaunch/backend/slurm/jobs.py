@@ -8,9 +8,10 @@ from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.backend import runs
+from ftlaunch.backend.slurm import paths, queue, reasons
+from ftlaunch.backend.slurm.messages import read_made_by
+from ftlaunch.backend.slurm.queue import Answer, Entry
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
-from ftlaunch.cluster import queue, reasons
-from ftlaunch.cluster.queue import Answer, Entry
 from ftlaunch.processes import lock
 from ftlaunch.processes.outcome import Failure, Stopped, read_outcome
 from ftlaunch.run.files import last_lines
@@ -170,11 +171,8 @@ class _Decided(Struct, frozen=True):
 
 def is_final(attempt: Attempt) -> bool:
     """Whether an attempt was concluded, and the stage not started again after it."""
-    return attempt.ended.exists() and not msgspec.json.decode(attempt.ended.read_bytes(), type=_Decided).restarted
-
-
-class _MadeBy(Struct, frozen=True):
-    job: str
+    file = paths.ended(attempt)
+    return file.exists() and not msgspec.json.decode(file.read_bytes(), type=_Decided).restarted
 
 
 def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
@@ -182,14 +180,13 @@ def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
     job = queue.read_job(stage_dir)
     if job is None or (entry is not None and entry.alive):
         return None
-    made = [one.made_by for one in stage_dir.all_attempts() if one.made_by.exists()]
-    makers = {msgspec.json.decode(file.read_bytes(), type=_MadeBy).job for file in made}
-    outputs = [(id, stage_dir.job_output(id)) for id in job.ids if stage_dir.job_output(id).exists()]
+    makers = {made_by.job for one in stage_dir.all_attempts() if (made_by := read_made_by(one))}
+    outputs = [(id, paths.job_output(stage_dir, id)) for id in job.ids if paths.job_output(stage_dir, id).exists()]
     known = entry is not None and (entry.state in BROKEN or entry.reason == "JobLaunchFailure")
     # A job that made an attempt has left its errors there.
     if makers & {*job.ids} or not (outputs or known):
         return None
-    id, output = outputs[-1] if outputs else (job.id, stage_dir.job_output(job.id))
+    id, output = outputs[-1] if outputs else (job.id, paths.job_output(stage_dir, job.id))
     said = last_lines(output)
     telling = [line for line in said.splitlines() if not NOISE.search(line)] or said.splitlines()
     slurm = reasons.why_ended(entry.state, entry.reason) if entry else "SLURM does not know it any more"

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.watchdog import RankState
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.run.files import write_json
@@ -43,7 +44,7 @@ class NodeReport(Struct, frozen=True, kw_only=True):
 def start_file(stage_dir: StageDir, made_by: MadeBy, number: int) -> Path:
     """Where a job's first node says what the others are to do, counted from 0 over the starts inside the job."""
     # "1234.0.2.json" is the third start in job 1234 before any requeue: old notices are never read again.
-    return stage_dir.jobs / f"{made_by.job}.{made_by.restart}.{number}.json"
+    return paths.jobs(stage_dir) / f"{made_by.job}.{made_by.restart}.{number}.json"
 
 
 def tell(file: Path, start: HeadNotice) -> None:
@@ -58,12 +59,11 @@ def read_start(file: Path) -> HeadNotice:
 
 def read_made_by(attempt: Attempt) -> MadeBy | None:
     """None where an attempt does not say so, as those of this machine do not."""
-    if not attempt.made_by.exists():
-        return None
-    return msgspec.json.decode(attempt.made_by.read_bytes(), type=MadeBy)
+    file = paths.made_by(attempt)
+    return msgspec.json.decode(file.read_bytes(), type=MadeBy) if file.exists() else None
 
 
 def read_verdict(attempt: Attempt, node: int) -> NodeReport | None:
     """None where the node has not said how its processes ended."""
-    file = attempt.verdict(node)
+    file = paths.report(attempt, node)
     return msgspec.json.decode(file.read_bytes(), type=NodeReport) if file.exists() else None

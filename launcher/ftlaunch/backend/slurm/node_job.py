@@ -7,16 +7,14 @@ from pathlib import Path
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from ftlaunch.backend.slurm import jobs
+from ftlaunch.backend.slurm import code_copy, jobs, paths, queue
+from ftlaunch.backend.slurm.queue import Entry, Job
 from ftlaunch.backend.slurm.request import Batch, executor
 from ftlaunch.backend.slurm.submit import leading_to, private
-from ftlaunch.cluster import queue
-from ftlaunch.cluster.queue import Entry, Job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft, Stage
-from ftlaunch.run import snapshot
 from ftlaunch.run.files import sync, write_atomic, write_json
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.spec import StageSpec
@@ -35,11 +33,11 @@ class NodeJob:
         self.nodes = nodes
         self.stage = stage or Sft(data="none")
         self.id: str | None = None
-        self.stage_dir.jobs.mkdir(parents=True)
+        paths.jobs(self.stage_dir).mkdir(parents=True)
         write_json(self.run_dir.plan, self.plan)
-        write_json(self.run_dir.cluster, cluster)
+        write_json(paths.cluster(self.run_dir), cluster)
         # The batch script puts this copy on PYTHONPATH, as a stage's does.
-        snapshot.take_packages(self.run_dir)
+        code_copy.take_packages(self.run_dir)
 
     @property
     def stage_dir(self) -> StageDir:
@@ -69,7 +67,7 @@ class NodeJob:
 
     def is_admitted(self) -> tuple[bool, str]:
         """Whether SLURM would take a stage's batch script, and its words."""
-        script = self.stage_dir.jobs / "asked.sh"
+        script = paths.jobs(self.stage_dir) / "asked.sh"
         write_atomic(script, self._batch(self.cluster).text())
         done = queue.call(["sbatch", "--test-only", str(script)], self.cluster)
         return done.returncode == 0, done.stderr.strip().removeprefix("sbatch: ")
@@ -81,7 +79,7 @@ class NodeJob:
                 self.id = self._batch(cluster or self.cluster).submit(function, *arguments).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"the job cannot be submitted: {error}", "mend the profile") from error
-        write_json(self.stage_dir.job, Job(id=self.id, submitted=time.time()))
+        write_json(paths.job(self.stage_dir), Job(id=self.id, submitted=time.time()))
 
     @property
     def entry(self) -> Entry | None:

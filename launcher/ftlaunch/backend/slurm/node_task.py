@@ -15,12 +15,11 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.backend import supervisor, watchdog
-from ftlaunch.backend.slurm import messages, record, rendezvous, restart_policy, submit
+from ftlaunch.backend.slurm import carried, messages, paths, queue, record, rendezvous, restart_policy, submit
 from ftlaunch.backend.slurm.messages import HeadNotice, NodeReport, read_verdict
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.backend.slurm.stage_job import StageJob
 from ftlaunch.backend.watchdog import HangWatch, RankState
-from ftlaunch.cluster import queue
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import launch_config
 from ftlaunch.plan.plan import PlannedStage
@@ -137,7 +136,7 @@ class NodeTask(StageJob):
     def _attempt(self) -> AttemptRecord:
         """One start of the stage's processes on all nodes, concluded."""
         self.lost, self.states = [], []
-        attempt = self.stage_dir.new_attempt(self.made_by)
+        attempt = self.stage_dir.new_attempt(made_by=self.made_by)
         try:
             start = self._start(attempt)
             messages.tell(self.start_file, start)
@@ -187,13 +186,13 @@ class NodeTask(StageJob):
         if isinstance(said, Done | Stopped):
             return said
         # `_poll` kills a hung attempt or a cancelled one.
-        if ended.killed and not attempt.hung.exists():
+        if ended.killed and not paths.hung(attempt).exists():
             return Stopped(reason=CANCEL)
         mine = self._verdict(attempt, ended)
         others = self._verdicts(attempt)
         self.lost = [name for number, name in enumerate(self.nodes) if number and number not in others]
         if ended.killed:
-            silent = msgspec.json.decode(attempt.hung.read_bytes(), type=float)
+            silent = msgspec.json.decode(paths.hung(attempt).read_bytes(), type=float)
             return watchdog.failure(
                 attempt, silent, [one for verdict in (mine, *others.values()) for one in verdict.ranks]
             )
@@ -234,7 +233,7 @@ class NodeTask(StageJob):
                 failure = _failure(error, attempt)
                 write_first(attempt.error, msgspec.structs.replace(failure, message=f"{self.here}: {failure.message}"))
                 verdict = NodeReport(exit_code=BAD_INPUT, killed=None)
-            write_json(attempt.verdict(self.rank), verdict)
+            write_json(paths.report(attempt, self.rank), verdict)
             self.starts += 1
         self.following = start.following
         # DONE even after a failure: --kill-on-bad-exit would end the first node's task while it decides.
@@ -252,7 +251,7 @@ class NodeTask(StageJob):
             if self.starts == 0 and time.monotonic() > deadline and (submission is None or submission.complete):
                 raise UserError(
                     f"{self.nodes[0]} has not been heard of for {MEET_SECONDS:g} s",
-                    f"look whether {self.stage_dir.jobs} is the same folder on all nodes",
+                    f"look whether {paths.jobs(self.stage_dir)} is the same folder on all nodes",
                 )
             time.sleep(pause)
             pause = min(MOST_POLL_SECONDS, 1.2 * pause)
@@ -280,10 +279,9 @@ class NodeTask(StageJob):
         """The planned step with this node's command and variables."""
         cluster = self.cluster
         head = (start.address, start.port) if start.address and start.port else None
-        variables: dict[str, str] = msgspec.json.decode(self.run.environment.read_bytes(), type=dict[str, str])
+        variables = carried.kept(self.run, cluster)
         # torch elastic kills ranks 30 s after it has passed SIGTERM on; a save may need all of signal_lead.
         variables |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(cluster.signal_lead)}
-        variables |= {"HF_HUB_OFFLINE": "1"} if cluster.offline else {}
         if head:
             variables |= _network(rendezvous.own_address([head[0]], cluster.interface), cluster.interface)
         return msgspec.structs.replace(
@@ -296,8 +294,8 @@ class NodeTask(StageJob):
     def _poll(self, attempt: Attempt, watch: HangWatch | None) -> supervisor.Order:
         """Where SLURM has warned of the end, ask all ranks to save; where they hang, find out at what."""
         if watch and (silent := watch.poll()):
-            write_json(attempt.hung, silent)
-        if attempt.hung.exists():
+            write_json(paths.hung(attempt), silent)
+        if paths.hung(attempt).exists():
             ranks = self.planned.spec.parallel.ranks_of(self.rank)
             self.states = watchdog.interrogate(attempt, self.here, ranks)
             return "kill"

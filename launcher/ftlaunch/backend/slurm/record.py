@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from ftlaunch.cluster import queue
+from ftlaunch.backend.slurm import queue
 from ftlaunch.run.layout import RunDir, StageDir
 
 RECORD_SECONDS = 20.0

@@ -11,6 +11,7 @@ from submitit.core.utils import FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from ftlaunch.backend.protocol import Request
+from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.slurm.save_budget import longest_step
 from ftlaunch.cluster.vocabulary import Cluster, Resources, seconds
 from ftlaunch.errors import UserError
@@ -118,7 +119,7 @@ def executor(plan: Plan, planned: PlannedStage, cluster: Cluster) -> Batch:
     # In #SBATCH --output, SLURM expands %j and the like, and a backslash turns that off.
     if {*plan.run_dir} & {*"%\\"}:
         raise UserError(f"{run.path} holds a % or a backslash, which SLURM reads otherwise", "choose another --run-dir")
-    made = Batch(run.stage_dir(planned.name).jobs, python=_python(run, planned, cluster))
+    made = Batch(paths.jobs(run.stage_dir(planned.name)), python=_python(run, planned, cluster))
     made.update_parameters(**_parameters(run, plan, planned, cluster))
     return made
 
@@ -136,7 +137,7 @@ def _python(run: RunDir, planned: PlannedStage, cluster: Cluster) -> str:
 
 def _parameters(run: RunDir, plan: Plan, planned: PlannedStage, cluster: Cluster) -> dict[str, Any]:
     resources = _resources(planned, cluster)
-    code = shlex.quote(str(run.packages))
+    code = shlex.quote(str(paths.packages(run)))
     is_last = planned is plan.stages[-1]
     options: dict[str, Any] = {
         "job_name": f"{planned.spec.name}/{planned.name}",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from ftlaunch.cluster import queue
+from ftlaunch.backend.slurm import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.processes.signals import PreemptionSignals

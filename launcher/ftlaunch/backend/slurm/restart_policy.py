@@ -6,7 +6,9 @@ from itertools import takewhile
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.backend.slurm import paths
 from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped
+from ftlaunch.run.layout import Attempt
 
 MEMORY = re.compile(r"out.of.memory|outofmemory|\boom\b|cannot allocate memory", re.IGNORECASE)
 ECHO = re.compile(
@@ -42,6 +44,12 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     """What was decided, and why."""
     in_place: bool = False
     """Whether that was inside the job, on its nodes; otherwise the job went back into the queue."""
+
+
+def read_ended(attempt: Attempt) -> AttemptRecord | None:
+    """How an attempt ended; None while, or where, its job has not said so."""
+    file = paths.ended(attempt)
+    return msgspec.json.decode(file.read_bytes(), type=AttemptRecord) if file.exists() else None
 
 
 def judge(

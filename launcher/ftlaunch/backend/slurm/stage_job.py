@@ -11,12 +11,11 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend import runs
-from ftlaunch.backend.slurm import messages, record, requeue, restart_policy
+from ftlaunch.backend.slurm import messages, paths, queue, record, requeue, restart_policy
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.notify import notify
-from ftlaunch.backend.slurm.restart_policy import AttemptRecord
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord, read_ended
 from ftlaunch.backend.status import newest_checkpoint
-from ftlaunch.cluster import queue
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStage
@@ -46,7 +45,7 @@ def conclude_cut_off(stage_dir: StageDir, code: int) -> None:
     job = StageJob(stage_dir, PreemptionSignals())
     if stage_dir.result.exists() or (attempt := job.cut_off(code)) is None:
         return
-    output = stage_dir.job_output(job.slurm.job_id)
+    output = paths.job_output(stage_dir, job.slurm.job_id)
     said = "its tasks were killed; what srun says of it is at the end of its job's output"
     stopped = stage_dir.stop_reason() not in (None, REQUEUE)
     outcome = Failure(rank=None, type="SIGKILL", message=said, traceback=last_lines(output), log=str(output))
@@ -117,11 +116,11 @@ class StageJob:
         """
         mine = [one for one in self.stage_dir.all_attempts() if messages.read_made_by(one) == self.made_by]
         if mine:
-            return None if mine[-1].ended.exists() else mine[-1]
+            return None if paths.ended(mine[-1]).exists() else mine[-1]
         # A code of up to 128 is a task's own, and a start file means that the first node has come so far as to speak.
         if code <= SIGNALLED or self.start_file.exists() or not record.is_on_record(self.stage_dir, self.slurm.job_id):
             return None
-        return self.stage_dir.new_attempt(self.made_by)
+        return self.stage_dir.new_attempt(made_by=self.made_by)
 
     def conclude(self, attempt: Attempt, outcome: Outcome, *, in_place: bool = True) -> AttemptRecord:
         """Write down how the attempt ended, then see that the stage goes on where it is to.
@@ -138,7 +137,7 @@ class StageJob:
             ended = _given_up(ended, "a later attempt goes on without this one")
         elif ended.restarted and in_place and all_answer:
             ended = msgspec.structs.replace(ended, in_place=True)
-        write_json(attempt.ended, ended)  # first of all: the controller may be away for longer than this lives
+        write_json(paths.ended(attempt), ended)  # first of all: the controller may be away for longer than this lives
         print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
         if ended.restarted and not ended.in_place and self.cluster.restart == "requeue":
             ended = self._go_back(attempt, ended)
@@ -159,7 +158,7 @@ class StageJob:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             ended = _given_up(ended, f"it could not be put back into the queue: {error.message}")
-        write_json(attempt.ended, ended)
+        write_json(paths.ended(attempt), ended)
         print(f"{ended.cause}: {ended.reason}", file=sys.stderr)
         return ended
 
@@ -191,9 +190,8 @@ class StageJob:
 
     def _before(self) -> list[AttemptRecord]:
         """How earlier attempts since the stage was submitted ended, where they could say so."""
-        files = [attempt.ended for attempt in self.stage_dir.all_attempts() if attempt.ended.exists()]
-        ended = [msgspec.json.decode(file.read_bytes(), type=AttemptRecord) for file in files]
-        return [one for one in ended if one.job in self.jobs]
+        ended = [read_ended(attempt) for attempt in self.stage_dir.all_attempts()]
+        return [one for one in ended if one is not None and one.job in self.jobs]
 
 
 def _given_up(ended: AttemptRecord, why: str) -> AttemptRecord:

@@ -18,18 +18,16 @@ from submitit.helpers import clean_env
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.folders import write_files
+from ftlaunch.backend.slurm import carried, code_copy, paths, queue
 from ftlaunch.backend.slurm import entry as job_entry
-from ftlaunch.backend.slurm.carried import carried
+from ftlaunch.backend.slurm.queue import Job, Submission
 from ftlaunch.backend.slurm.request import Batch, executor, fits_into
 from ftlaunch.backend.slurm.save_budget import require_time_to_save
-from ftlaunch.cluster import queue
-from ftlaunch.cluster.queue import Job, Submission
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
 from ftlaunch.processes.signals import StopSignals
-from ftlaunch.run import snapshot
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
 
@@ -80,8 +78,8 @@ def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
             refuse_twice(run)
             plan = _at_home(run, plan)
             require_time_to_save(run, plan, cluster)
-            if not run.code_index.exists() or any(stage_dir.job.exists() for stage_dir in run.stage_dirs()):
-                snapshot.retake(run, plan.recipe)
+            if not run.code_index.exists() or any(paths.job(stage_dir).exists() for stage_dir in run.stage_dirs()):
+                code_copy.retake(run, plan.recipe)
             return _all_or_nothing(run, plan, cluster, interrupts, after)
     finally:
         lock.release(held)
@@ -103,14 +101,14 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopS
     unfinished = [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]
     try:
         # Before the first sbatch: a job that starts while `complete` is false waits, and leaves if we die here.
-        write_json(run.submission, record)
-        write_json(run.environment, carried())
+        write_json(paths.submission(run), record)
+        carried.keep(run)
         for planned in unfinished:
-            run.stage_dir(planned.name).job.unlink(missing_ok=True)
+            paths.job(run.stage_dir(planned.name)).unlink(missing_ok=True)
         jobs = _submit_all(run, plan, unfinished, cluster, interrupts, after)
         _heed(interrupts, run)
         _require_known(run, jobs)
-        write_json(run.submission, msgspec.structs.replace(record, complete=True))
+        write_json(paths.submission(run), msgspec.structs.replace(record, complete=True))
     except BaseException as error:
         left = _take_back(run, cluster, for_good=not isinstance(error, Unanswered))
         if isinstance(error, OSError):
@@ -143,7 +141,7 @@ def _submit_all(
                 # The first job submits the rest later on; without one nobody would.
                 if not jobs or not LIMIT.search(error.message):
                     raise
-                stage_dir.job.unlink(missing_ok=True)
+                paths.job(stage_dir).unlink(missing_ok=True)
                 print(
                     f"{stage_dir.name} is submitted once {unfinished[0].name} has ended: {error.message}",
                     file=sys.stderr,
@@ -167,7 +165,7 @@ def submit_rest(run: RunDir, stage_dir: StageDir) -> None:
         planned
         for planned in plan.stages
         if planned.name > stage_dir.name
-        and not (run.stage_dir(planned.name).job.exists() or _is_finished(run, planned))
+        and not (paths.job(run.stage_dir(planned.name)).exists() or _is_finished(run, planned))
     ]
     job = queue.read_job(stage_dir)
     is_next = rest and job is not None and rest[0].name == _following(plan, stage_dir)
@@ -187,7 +185,7 @@ def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
     """
     plan, cluster = runs.read_plan(run), queue.read_cluster(run)
     following = next((planned for planned in plan.stages if planned.name > stage_dir.name), None)
-    if following is None or run.stage_dir(following.name).job.exists() or _is_finished(run, following):
+    if following is None or paths.job(run.stage_dir(following.name)).exists() or _is_finished(run, following):
         return None
     try:
         submit_rest(run, stage_dir)
@@ -197,7 +195,7 @@ def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
             print(f"{following.name} is not submitted: {error}", file=sys.stderr)
             return None
         print(f"{following.name} goes on in job {job}, as the queue takes no other", file=sys.stderr)
-        write_json(run.stage_dir(following.name).job, Job(id=job, submitted=time.time()))
+        write_json(paths.job(run.stage_dir(following.name)), Job(id=job, submitted=time.time()))
         return following.name
     return None
 
@@ -258,7 +256,7 @@ def clear_cut_short(run: RunDir, cluster: Cluster) -> None:
         queue.cancel(alive, cluster)
         looks = 0 if alive else looks + 1
         time.sleep(GONE_POLL_SECONDS)
-    run.submission.unlink()
+    paths.submission(run).unlink()
 
 
 def _take_back(run: RunDir, cluster: Cluster, *, for_good: bool) -> str | None:
@@ -273,9 +271,9 @@ def _take_back(run: RunDir, cluster: Cluster, *, for_good: bool) -> str | None:
         return f"{error.message}; they leave as soon as they start"
     for stage_dir in run.stage_dirs():
         if not stage_dir.result.exists():
-            stage_dir.job.unlink(missing_ok=True)
+            paths.job(stage_dir).unlink(missing_ok=True)
     if for_good:
-        run.submission.unlink(missing_ok=True)
+        paths.submission(run).unlink(missing_ok=True)
     return None
 
 
@@ -285,13 +283,13 @@ def _submit_stage(
     """Submit a stage's job, and those that wait to take over from it. UserError where sbatch refuses one."""
     after = before[-1].id if before else None
     job = Job(id=_hand_over(stage_dir, batch, interrupts), submitted=time.time(), after=after)
-    write_json(stage_dir.job, job)
+    write_json(paths.job(stage_dir), job)
     for _ in range(cluster.successors if cluster.restart == "successor" else 0):
         # "," means and: a successor starts only after every job before it has failed.
         batch.after = ",".join(f"afternotok:{id}" for id in job.ids)
         another = _hand_over(stage_dir, batch, interrupts)
         job = msgspec.structs.replace(job, successors=[*job.successors, another])
-        write_json(stage_dir.job, job)
+        write_json(paths.job(stage_dir), job)
     return job
 
 

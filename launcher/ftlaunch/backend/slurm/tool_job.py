@@ -10,11 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from ftlaunch.backend.slurm import entry
-from ftlaunch.backend.slurm.carried import carried
+from ftlaunch.backend.slurm import carried, entry, paths, queue, reasons
 from ftlaunch.backend.slurm.node_job import NodeJob
 from ftlaunch.backend.slurm.submit import require_sbatch
-from ftlaunch.cluster import queue, reasons
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError
 from ftlaunch.processes.signals import StopSignals
@@ -41,7 +39,7 @@ def call(options: ToolOptions, cluster: Cluster) -> int:
     folder = Path(tempfile.mkdtemp(prefix=".ftlaunch-tool-", dir=Path.cwd()))
     job = NodeJob(folder, cluster, 1, Merge() if isinstance(options, MergeOptions) else None)
     try:
-        write_json(job.run_dir.environment, carried())
+        carried.keep(job.run_dir)
         write_json(folder / CALLED_IN, str(Path.cwd()))
         write_json(folder / OPTIONS, options)
         with StopSignals() as interrupts:
@@ -61,7 +59,7 @@ class _Listener:
     def __init__(self, job: NodeJob, interrupts: StopSignals) -> None:
         self._job = job
         self._interrupts = interrupts
-        self._tail = Tail(job.stage_dir.job_output(job.id or ""))
+        self._tail = Tail(paths.job_output(job.stage_dir, job.id or ""))
         self._told: str | None = None
 
     def is_done(self) -> bool:
@@ -91,8 +89,7 @@ def run_tool(name: str, module: str) -> None:
     folder = Path(name)
     run = RunDir(folder)
     cluster = queue.read_cluster(run)
-    variables: dict[str, str] = msgspec.json.decode(run.environment.read_bytes(), type=dict[str, str])
-    variables = os.environ | variables | ({"HF_HUB_OFFLINE": "1"} if cluster.offline else {}) | cluster.environment
+    variables = os.environ | carried.kept(run, cluster) | cluster.environment
     command = [sys.executable, "-P", "-m", module, str(folder / OPTIONS)]
     with (folder / ANSWER).open("wb") as answer:
         called_in = msgspec.json.decode((folder / CALLED_IN).read_bytes(), type=str)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.launcher.acted import write_run
 
+from ftlaunch.backend.slurm import paths
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
@@ -69,6 +70,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(tmp_path: Path) -> RunDir:
     """A run of two stages that is to be submitted."""
     run = write_run(tmp_path / "r", "train", "train")
-    write_json(run.cluster, Cluster())
+    write_json(paths.cluster(run), Cluster())
     (run.path / "code.json").write_text('{"files": {}}')
     return run

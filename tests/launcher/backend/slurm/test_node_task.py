@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from tests.launcher.acted import make_plan, write_run
 
-from ftlaunch.backend.slurm import record
+from ftlaunch.backend.slurm import paths, record
 from ftlaunch.backend.slurm.node_task import NodeTask
+from ftlaunch.backend.slurm.queue import Job
 from ftlaunch.backend.slurm.request import fits_into
-from ftlaunch.cluster.queue import Job
 from ftlaunch.cluster.vocabulary import Cluster, Resources
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStage
@@ -38,12 +38,12 @@ def test_a_job_that_was_given_fewer_nodes_is_not_started(tmp_path: Path) -> None
 def test_a_job_is_for_the_stage_that_it_has_come_to(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train", "train")
     first, second = run.stage_dirs()
-    write_json(first.job, Job(id="7", submitted=0.0))
-    write_json(second.job, Job(id="7", submitted=0.0))
+    write_json(paths.job(first), Job(id="7", submitted=0.0))
+    write_json(paths.job(second), Job(id="7", submitted=0.0))
     assert record.stage_of(first, "7").name == "01-sft"
     first.result.write_text("{}")
     assert record.stage_of(first, "7").name == "02-sft"
-    write_json(second.job, Job(id="8", submitted=0.0))
+    write_json(paths.job(second), Job(id="8", submitted=0.0))
     assert record.stage_of(first, "7").name == "01-sft"
 
 

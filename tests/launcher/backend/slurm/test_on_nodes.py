@@ -10,7 +10,7 @@ import pytest
 from tests.launcher.acted import make_plan, write_run
 
 from ftlaunch.backend import backends, control, runs
-from ftlaunch.backend.slurm import attach, entry, held, messages, requeue, tool_job
+from ftlaunch.backend.slurm import attach, entry, held, messages, paths, requeue, tool_job
 from ftlaunch.backend.slurm.held_task import HeldTask
 from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
 from ftlaunch.backend.slurm.notify import notify
@@ -28,7 +28,7 @@ def test_a_shell_is_opened_on_the_node_of_a_rank_at_work(run: RunDir, slurm: Pat
     stage_dir = run.stage_dir("01-sft")
     with pytest.raises(UserError, match="no job of r trains"):
         attach.command(run, 0, [], terminal=True)
-    attempt = stage_dir.new_attempt(MadeBy(job="100", restart=0))
+    attempt = stage_dir.new_attempt(made_by=MadeBy(job="100", restart=0))
     backends.of(run).start(run, detach=False, after=None, fresh=False)
     queue = slurm / "queue"
     queue.write_text(queue.read_text().replace("PENDING", "RUNNING", 1))
@@ -53,7 +53,7 @@ def test_a_shell_is_opened_on_the_node_of_a_rank_at_work(run: RunDir, slurm: Pat
 
 def test_tasks_read_what_the_first_node_says(run: RunDir) -> None:
     stage_dir = run.stage_dir("01-sft")
-    stage_dir.jobs.mkdir()
+    paths.jobs(stage_dir).mkdir()
     file = messages.start_file(stage_dir, MadeBy(job="7", restart=2), 1)
     assert file.name == "7.2.1.json"
     messages.tell(file, HeadNotice(attempt=3, address="10.0.0.1", port=29500))
@@ -61,7 +61,8 @@ def test_tasks_read_what_the_first_node_says(run: RunDir) -> None:
     attempt = stage_dir.new_attempt()
     assert messages.read_made_by(attempt) is None
     assert messages.read_verdict(attempt, 0) is None
-    assert messages.read_made_by(stage_dir.new_attempt(MadeBy(job="7", restart=2))) == MadeBy(job="7", restart=2)
+    maker = MadeBy(job="7", restart=2)
+    assert messages.read_made_by(stage_dir.new_attempt(made_by=maker)) == maker
 
 
 def record(cause: str) -> AttemptRecord:
@@ -86,7 +87,7 @@ def test_the_profiles_line_is_told_how_a_run_ended(
 
 
 def test_a_tools_answer_and_exit_code_come_back_from_its_node(run: RunDir, tmp_path: Path) -> None:
-    write_json(run.environment, {"PYTHONHASHSEED": "0"})
+    write_json(paths.environment(run), {"PYTHONHASHSEED": "0"})
     write_json(run.path / tool_job.CALLED_IN, str(tmp_path))
     (run.path / tool_job.OPTIONS).write_text("[1, 2]")
     entry.run_tool(str(run.path), "json.tool")
@@ -117,23 +118,23 @@ def allocation(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("allocation")
 def test_a_run_goes_on_by_the_nodes_that_are_held(run: RunDir) -> None:
-    run.cluster.unlink()
+    paths.cluster(run).unlink()
     found = held.allocation()
     assert found == held.Allocation(job="55", nodes=["n1", "n2"], cpus=4)
     backend = backends.driven(run)
     backend.require_nodes(runs.read_plan(run))
     backend.choose_nodes(run)
-    assert run.held.exists()
+    assert paths.held(run).exists()
     assert HeldTask(run.stage_dir("01-sft"), PreemptionSignals()).made_by == MadeBy(job="55.3", restart=0)
 
 
 def test_a_run_leaves_the_nodes_that_were_held(run: RunDir, slurm: Path) -> None:
     assert slurm.exists()
-    run.cluster.unlink()
-    write_json(run.held, Cluster())
+    paths.cluster(run).unlink()
+    write_json(paths.held(run), Cluster())
     assert held.is_for(make_plan(run.path, "train")) is None
     backends.driven(run).choose_nodes(run)
-    assert not run.held.exists()
+    assert not paths.held(run).exists()
 
 
 SRUN = """\
@@ -164,7 +165,7 @@ def test_a_stage_is_run_by_a_task_on_a_node_that_is_held(
     backends.driven(run).choose_nodes(run)
     assert control.drive_here(run) == code
     (attempt,) = run.stage_dir("01-sft").all_attempts()
-    ended = msgspec.json.decode(attempt.ended.read_bytes(), type=AttemptRecord)
+    ended = msgspec.json.decode(paths.ended(attempt).read_bytes(), type=AttemptRecord)
     assert (ended.job, ended.nodes, ended.cause) == ("55.3", ["n1"], cause)
 
 
@@ -179,11 +180,11 @@ def test_a_job_whose_tasks_were_killed_is_put_back(
     for name, value in {"JOB_ID": "100", "JOB_NODELIST": "n1", "NODEID": "0", "PROCID": "0", "LOCALID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     stage_dir = run.stage_dir("01-sft")
-    stage_dir.new_attempt(MadeBy(job="100", restart=0))
+    stage_dir.new_attempt(made_by=MadeBy(job="100", restart=0))
     monkeypatch.setattr(requeue, "LEAVE_SECONDS", 0.0)  # nobody ends this process
     conclude_cut_off(stage_dir, 137)
     (attempt,) = stage_dir.all_attempts()
-    ended = msgspec.json.decode(attempt.ended.read_bytes(), type=AttemptRecord)
+    ended = msgspec.json.decode(paths.ended(attempt).read_bytes(), type=AttemptRecord)
     assert (ended.job, ended.cause, ended.restarted) == ("100", "failed", True)
     assert "requeue 100" in (slurm / "told").read_text()
     assert "failed; goes on from the newest checkpoint" in capsys.readouterr().err

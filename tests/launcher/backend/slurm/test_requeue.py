@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tests.launcher.acted import write_run
 
-from ftlaunch.backend.slurm import requeue
-from ftlaunch.cluster.queue import Job
+from ftlaunch.backend.slurm import paths, requeue
+from ftlaunch.backend.slurm.queue import Job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_json
@@ -27,8 +27,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(requeue, "ASK_AGAIN_SECONDS", 0.0)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     run = write_run(tmp_path / "r", "train")
-    write_json(run.cluster, Cluster())
-    write_json(run.stage_dir("01-sft").job, Job(id="7", submitted=0.0))
+    write_json(paths.cluster(run), Cluster())
+    write_json(paths.job(run.stage_dir("01-sft")), Job(id="7", submitted=0.0))
     return run
 
 

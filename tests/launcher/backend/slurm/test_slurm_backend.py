@@ -6,8 +6,7 @@ import pytest
 from tests.launcher.acted import write_run
 
 from ftlaunch.backend import backends, control, runs
-from ftlaunch.backend.slurm import submit
-from ftlaunch.cluster import queue
+from ftlaunch.backend.slurm import paths, queue, submit
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.layout import RunDir
@@ -44,8 +43,8 @@ def test_a_run_of_which_a_job_is_refused_is_taken_back(run: RunDir, slurm: Path)
     with pytest.raises(UserError, match="Invalid account"):
         start(run)
     assert backends.of(run).is_over(run)
-    assert not any(stage_dir.job.exists() for stage_dir in run.stage_dirs())
-    assert not run.submission.exists()
+    assert not any(paths.job(stage_dir).exists() for stage_dir in run.stage_dirs())
+    assert not paths.submission(run).exists()
 
 
 def test_a_fresh_run_that_is_refused_leaves_no_folder(run: RunDir, slurm: Path) -> None:
@@ -85,7 +84,7 @@ def test_a_queue_out_of_reach_is_told_after_the_stop_was_asked_for(run: RunDir, 
 
 
 def test_a_local_run_that_moves_to_a_cluster_is_the_clusters(run: RunDir, slurm: Path) -> None:
-    run.cluster.unlink()
+    paths.cluster(run).unlink()
     local = backends.driven(run)
     assert local.patience == 0
     backends.move(run, backends.on(Cluster(partition="gpu")))
@@ -93,7 +92,7 @@ def test_a_local_run_that_moves_to_a_cluster_is_the_clusters(run: RunDir, slurm:
     with pytest.raises(UserError, match="a cluster's to run"):
         backends.driven(run)
     start(run)
-    assert "--partition=gpu" in (next(run.stage_dir("01-sft").jobs.glob("*.sh"))).read_text()
+    assert "--partition=gpu" in (next(paths.jobs(run.stage_dir("01-sft")).glob("*.sh"))).read_text()
     assert (slurm / "queue").exists()
 
 

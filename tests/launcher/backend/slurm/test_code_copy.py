@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ftlaunch.backend.slurm import code_copy, paths
 from ftlaunch.errors import UserError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan.plan import Plan, make_plan
@@ -54,7 +55,7 @@ def taken(project: Path, tmp_path: Path) -> tuple[RunDir, Plan]:
     recipe = load_recipe(project / "r.toml", []).recipe
     run = RunDir(tmp_path / "run")
     run.path.mkdir(exist_ok=True)
-    snapshot.take(run, project / "r.toml", recipe)
+    code_copy.take(run, project / "r.toml", recipe)
     write_json(run.provenance, provenance.collect(recipe, project / "r.toml"))
     return run, make_plan(recipe, run.path)
 
@@ -86,24 +87,24 @@ def test_without_a_checkout_what_the_recipe_names_is_copied(project: Path, tmp_p
 def test_a_run_that_is_submitted_again_takes_what_has_been_edited(project: Path, tmp_path: Path) -> None:
     run, plan = taken(project, tmp_path)
     (project / "rewards/length.py").write_text("mended")
-    snapshot.retake(run, plan.recipe)
+    code_copy.retake(run, plan.recipe)
     assert (run.code / "rewards/length.py").read_text() == "mended"
     project.rename(tmp_path / "gone")
-    shutil.rmtree(run.packages)
-    snapshot.retake(run, plan.recipe)
+    shutil.rmtree(paths.packages(run))
+    code_copy.retake(run, plan.recipe)
     assert (run.code / "rewards/length.py").read_text() == "mended"
-    assert (run.packages / "ftlaunch/__init__.py").exists()
+    assert (paths.packages(run) / "ftlaunch/__init__.py").exists()
 
 
 def test_packages_are_imported_from_the_copy(project: Path, tmp_path: Path) -> None:
     run, _ = taken(project, tmp_path)
     program = "import ftlaunch, importlib.util as u; print(ftlaunch.__file__, u.find_spec('fttrain').origin)"
-    variables = os.environ | {"PYTHONPATH": str(run.packages)}
+    variables = os.environ | {"PYTHONPATH": str(paths.packages(run))}
     said = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
-    assert said.stdout.split() == [str(run.packages / f"{name}/__init__.py") for name in snapshot.PACKAGES]
+    assert said.stdout.split() == [str(paths.packages(run) / f"{name}/__init__.py") for name in code_copy.PACKAGES]
 
 
 def test_a_project_too_large_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "ALL_BYTES", 100)
+    monkeypatch.setattr(code_copy, "ALL_BYTES", 100)
     with pytest.raises(UserError, match="in 4 files that git does not ignore"):
         taken(project, tmp_path)

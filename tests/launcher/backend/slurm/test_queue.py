@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from tests.launcher.acted import write_run
 
-from ftlaunch.backend.slurm import submit
+from ftlaunch.backend.slurm import paths, queue, reasons, submit
 from ftlaunch.backend.slurm.messages import MadeBy
+from ftlaunch.backend.slurm.queue import Job, Submission
 from ftlaunch.backend.slurm.stage_job import StageJob
 from ftlaunch.backend.status import RunStatus
-from ftlaunch.cluster import queue, reasons
-from ftlaunch.cluster.queue import Job, Submission
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.processes.signals import PreemptionSignals
@@ -29,10 +28,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     (tmp_path / "slurm.conf").write_text("# a site's\nClusterName=alpha\n")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     run = write_run(tmp_path / "r", "train", "train")
-    write_json(run.cluster, Cluster())
-    write_json(run.submission, Submission(cluster="alpha", complete=True))
+    write_json(paths.cluster(run), Cluster())
+    write_json(paths.submission(run), Submission(cluster="alpha", complete=True))
     for name, id in (("01-sft", "7"), ("02-sft", "8")):
-        write_json(run.stage_dir(name).job, Job(id=id, submitted=0.0))
+        write_json(paths.job(run.stage_dir(name)), Job(id=id, submitted=0.0))
     return run
 
 
@@ -122,11 +121,11 @@ def test_a_job_of_the_run_is_found_without_its_id(run: RunDir, tmp_path: Path) -
 def test_a_job_that_came_after_it_was_taken_back_is_found(run: RunDir, tmp_path: Path) -> None:
     """As an sbatch that was believed to have failed makes one."""
     says(tmp_path, FIRST.format("PENDING", "Resources"))
-    run.submission.unlink()
+    paths.submission(run).unlink()
     for stage_dir in run.stage_dirs():
-        stage_dir.job.unlink()
+        paths.job(stage_dir).unlink()
     assert queue.read_queue(run) == {}  # nothing was ever submitted, and nobody is asked
-    write_json(run.environment, {})
+    write_json(paths.environment(run), {})
     assert [*queue.read_queue(run)] == ["7"]
     assert _first(read_status(run)) == ("queued", "waits in the queue: Resources")
 
@@ -134,7 +133,7 @@ def test_a_job_that_came_after_it_was_taken_back_is_found(run: RunDir, tmp_path:
 def test_without_an_answer_the_folder_speaks(run: RunDir, tmp_path: Path) -> None:
     local = write_run(tmp_path / "local", "train")
     finished = write_run(tmp_path / "finished", "train")
-    write_json(finished.cluster, Cluster())
+    write_json(paths.cluster(finished), Cluster())
     finished.stage_dir("01-sft").result.write_text("{}")
     (first, *_) = (status := {one.name: one for one in read_all([run, local, finished])})["r"].stages
     assert {name: one.state for name, one in status.items()} == {"r": "unknown", "local": "waiting", "finished": "done"}
@@ -151,7 +150,7 @@ def test_finished_runs_ask_nobody(run: RunDir, tmp_path: Path) -> None:
 
 def test_another_clusters_run_is_left_to_it(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path)
-    write_json(run.submission, Submission(cluster="beta", complete=True))
+    write_json(paths.submission(run), Submission(cluster="beta", complete=True))
     first = read_status(run).stages[0]
     assert (first.state, first.note) == ("unknown", "it was submitted on cluster beta, and this is alpha")
 
@@ -193,10 +192,10 @@ def test_what_the_user_asked_for_is_no_failure(run: RunDir, tmp_path: Path, stop
 def test_a_run_without_a_job_says_so(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path)
     for stage_dir in run.stage_dirs():
-        stage_dir.job.unlink()
-    write_json(run.environment, {})
+        paths.job(stage_dir).unlink()
+    write_json(paths.environment(run), {})
     assert _first(read_status(run)) == ("interrupted", "not submitted")
-    write_json(run.submission, Submission(cluster="alpha", complete=False))
+    write_json(paths.submission(run), Submission(cluster="alpha", complete=False))
     assert _first(read_status(run)) == ("interrupted", "its submission was cut short")
 
 
@@ -207,9 +206,9 @@ def _first(status: RunStatus) -> tuple[str, str | None]:
 def test_what_a_job_died_of_is_in_its_output(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path, FIRST.format("FAILED", "NonZeroExitCode"))
     stage_dir = run.stage_dir("01-sft")
-    stage_dir.jobs.mkdir()
+    paths.jobs(stage_dir).mkdir()
     said = "/x/python: No module named submitit\nsrun: error: n1: task 0: Exited with exit code 1\n"
-    stage_dir.job_output("7").write_text(said)
+    paths.job_output(stage_dir, "7").write_text(said)
     state, note = _first(read_status(run))
     assert state == "failed"
     assert note == "SLURM ended its job 7: FAILED (NonZeroExitCode): /x/python: No module named submitit"
@@ -222,7 +221,7 @@ def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: py
     monkeypatch.setenv("SLURM_JOB_ID", "36")
     monkeypatch.setattr("ftlaunch.backend.slurm.record.RECORD_SECONDS", 0.0)
     stage_dir = run.stage_dir("01-sft")
-    other = stage_dir.new_attempt(MadeBy(job="7", restart=0))
+    other = stage_dir.new_attempt(made_by=MadeBy(job="7", restart=0))
     assert StageJob(stage_dir, PreemptionSignals()).cut_off(137) is None
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -230,7 +229,7 @@ def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: py
     found = job.cut_off(137)
     assert found is not None
     assert found.number == other.number + 1  # of its own restart, which had not come to one
-    write_json(found.ended, {})
+    write_json(paths.ended(found), {})
     assert job.cut_off(137) is None
 
 

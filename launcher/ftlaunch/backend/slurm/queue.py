@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.backend.slurm import paths
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.run.layout import JOBS, RunDir, StageDir
+from ftlaunch.run.layout import RunDir, StageDir
 
 TIMEOUT = 20.0
 """Seconds that a question to SLURM may take."""
@@ -99,7 +100,7 @@ class Entry(Struct, frozen=True, kw_only=True):
         """The stage that it is for, by where its script lies or else by its name; None where neither tells of one."""
         folder = Path(self.script or "").parent
         # The script lies in RUN/01-sft/jobs, and the job works in RUN.
-        if folder.name == JOBS and str(folder.parent.parent) == self.folder:
+        if folder.name == paths.JOBS and str(folder.parent.parent) == self.folder:
             return folder.parent.name
         return self.name.rpartition("/")[2] if "/" in self.name else None
 
@@ -136,15 +137,17 @@ class Answer:
 
 def read_cluster(run: RunDir) -> Cluster:
     """The profile that a run was submitted with. UserError where it is of another version of ftlaunch."""
+    file = paths.cluster(run)
     try:
-        return msgspec.json.decode(run.cluster.read_bytes(), type=Cluster)
+        return msgspec.json.decode(file.read_bytes(), type=Cluster)
     except msgspec.DecodeError as error:
-        raise UserError(f"{run.cluster} cannot be read: {error}", "go on with the ftlaunch that wrote it") from error
+        raise UserError(f"{file} cannot be read: {error}", "go on with the ftlaunch that wrote it") from error
 
 
 def read_job(stage_dir: StageDir) -> Job | None:
     """The newest job of a stage."""
-    return msgspec.json.decode(stage_dir.job.read_bytes(), type=Job) if stage_dir.job.exists() else None
+    file = paths.job(stage_dir)
+    return msgspec.json.decode(file.read_bytes(), type=Job) if file.exists() else None
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
@@ -156,7 +159,7 @@ def environment(cluster: Cluster) -> dict[str, str]:
 def read_submission(run: RunDir) -> Submission | None:
     """What is on record of a run's newest submission; None where there was none, or it was taken back."""
     try:
-        return msgspec.json.decode(run.submission.read_bytes(), type=Submission)
+        return msgspec.json.decode(paths.submission(run).read_bytes(), type=Submission)
     except FileNotFoundError:
         return None
 
@@ -194,7 +197,7 @@ def ask(runs: Sequence[RunDir]) -> list[Answer]:
     for run in runs:
         try:
             # None is the cluster that SLURM's commands find by themselves, "" a run that was never on one.
-            clusters.setdefault(read_cluster(run).slurm_conf if run.cluster.exists() else "", []).append(run)
+            clusters.setdefault(read_cluster(run).slurm_conf if paths.cluster(run).exists() else "", []).append(run)
         except UserError as error:
             answers[run.path] = Answer(silent=error.message, remedy=error.remedy)
     for conf, its in clusters.items():
@@ -205,7 +208,7 @@ def ask(runs: Sequence[RunDir]) -> list[Answer]:
 def _ask_cluster(runs: Sequence[RunDir]) -> dict[Path, Answer]:
     cluster = read_cluster(runs[0])
     recorded = {run.path: _recorded(run) for run in runs}
-    if not any(run.environment.exists() or recorded[run.path] for run in runs):
+    if not any(paths.environment(run).exists() or recorded[run.path] for run in runs):
         return {run.path: Answer() for run in runs}  # none of them was ever submitted
     try:
         listed = _squeue(cluster)
@@ -236,7 +239,7 @@ def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) 
     here = cluster_name(cluster) if theirs else None
     if theirs is None or here is None or theirs == here:
         return Answer(entries=entries)
-    remedy = f"call this on a login node of {theirs}; where {theirs} is no more, remove {run.submission}"
+    remedy = f"call this on a login node of {theirs}; where {theirs} is no more, remove {paths.submission(run)}"
     return Answer(silent=f"it was submitted on cluster {theirs}, and this is {here}", remedy=remedy)
 
 
