@@ -16,9 +16,9 @@ from ftlaunch.run.files import folder_by_rename, write_json
 from ftlaunch.run.layout import CARD, REWARD_HEAD, StageDir
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters
-from fttrain.data.templates import end_tokens
+from fttrain.data.templates import end_tokens, plain_template
 from fttrain.engine import Engine
-from fttrain.model import classifier
+from fttrain.model import classifier, scorer
 from fttrain.model.scorer import DTYPES
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
@@ -74,10 +74,13 @@ def read(folder: Path) -> tuple[Model, Path | None]:
     return msgspec.convert(card["base"], Model), folder if card["adapter"] else None
 
 
-def is_plain(folder: Path) -> bool:
-    """Return whether an artifact was trained without a chat template, so that none may be used with it."""
-    card = folder / CARD
-    return card.exists() and json.loads(card.read_text()).get("rendering") == "none"
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """Return the tokenizer of a finished model. Its chat template is the one that the model was trained with."""
+    tokenizer, card = scorer.load_tokenizer(path, revision), Path(path) / CARD
+    # Artifacts used to keep the base's template, with the card alone to say that it was not trained with.
+    if card.exists() and json.loads(card.read_text()).get("rendering") == "none":
+        tokenizer.chat_template = plain_template(tokenizer)
+    return tokenizer
 
 
 def replaced_activations(spec: StageSpec, origin: StartPoint) -> tuple[Noise, ...]:

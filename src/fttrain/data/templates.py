@@ -1,5 +1,6 @@
 """The chat templates that a recipe can name, as Jinja text."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,42 @@ CHATML = r"""{%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\n' + message['content'] + END + '\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
+
+PLAIN = r"""{%- for message in messages -%}
+{{- message['content'] + (eos_token if message['role'] == 'assistant' else '') -}}
+{%- endfor -%}"""
+"""What `template = "none"` makes of turns, as a template: their texts end to end, EOS after each answer."""
+
+
+def trained_template(tokenizer: Any, datas: Collection[Data]) -> str | None:
+    """The chat template for a model that was trained on data sets, so that it is asked as it was trained.
+
+    The first one that they name, with their `template_arguments` as defaults; the tokenizer's own for texts.
+    """
+    spoken = [data for data in datas if row_format(data) != "text"] or datas
+    if all(data.template == "none" for data in spoken):
+        return plain_template(tokenizer)
+    for data in spoken:
+        if (template := chat_template(tokenizer, data)) is not None:
+            agreed = all(one.template_arguments == data.template_arguments for one in spoken)
+            return _with_defaults(template, data.template_arguments) if agreed else template
+    return tokenizer.chat_template
+
+
+def plain_template(tokenizer: Any) -> str:
+    """PLAIN, which begins with BOS where the tokenizer itself puts one first."""
+    return ("{{- bos_token -}}" if added_bos(tokenizer) else "") + PLAIN
+
+
+def _with_defaults(template: str, arguments: Mapping[str, object]) -> str:
+    """The template with values for variables that it is not given."""
+    given = (
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+        for name, value in arguments.items()
+        if name.isidentifier()
+    )
+    # The empty output keeps white space with which the template itself may begin.
+    return "".join([*given, "{{- '' }}"]) + template if arguments else template
 
 
 def chat_template(tokenizer: Any, data: Data) -> str | None:

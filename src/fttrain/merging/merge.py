@@ -265,7 +265,6 @@ def _write_config(config: dict[str, Any], output: Output, out: Path, spec: Merge
 
 def _tokenizer(source: Source) -> Any:
     """Return the adapter's own tokenizer, else the base's."""
-    from fttrain.model.scorer import load_tokenizer
-
-    has_own = (source.adapter / "tokenizer_config.json").exists()
-    return load_tokenizer(str(source.adapter) if has_own else source.base.path)
+    if (source.adapter / "tokenizer_config.json").exists():
+        return artifact.load_tokenizer(str(source.adapter))
+    return artifact.load_tokenizer(source.base.path, source.base.revision)

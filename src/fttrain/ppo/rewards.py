@@ -21,7 +21,6 @@ from ftlaunch.run.layout import REWARD_HEAD
 from fttrain import adapters, artifact, hub
 from fttrain.data.batches import split_batch
 from fttrain.data.prompts import Prompt
-from fttrain.data.templates import added_bos
 from fttrain.data.token_set import Group
 from fttrain.engine import Engine
 from fttrain.evaluation.words import last_number
@@ -75,10 +74,8 @@ class FunctionReward:
 class ModelReward:
     """Scores by the actor's reward model, which reads prompt and answer in its own chat template."""
 
-    def __init__(self, tokenizer: Any, *, is_plain: bool, micro_batch_size: int) -> None:
-        """`is_plain` says that it was trained on prompts and answers as they are, without a template."""
+    def __init__(self, tokenizer: Any, *, micro_batch_size: int) -> None:
         self._tokenizer = tokenizer
-        self._is_plain = is_plain
         self._micro_batch_size = micro_batch_size
 
     def __call__(self, engine: Engine, said: Sequence[ScoredResponse]) -> Tensor:
@@ -102,9 +99,6 @@ class ModelReward:
     def _ids(self, one: ScoredResponse) -> np.ndarray:
         """Return the whole conversation as token ids, int32, rendered as in the reward model's training."""
         turns = [*one.prompt.turns, {"role": "assistant", "content": one.text}]
-        if self._is_plain:
-            text = added_bos(self._tokenizer) + "".join(turn["content"] for turn in turns) + self._tokenizer.eos_token
-            return np.array(self._tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
         if self._tokenizer.chat_template:
             fields = one.prompt.conversation.fields
             tools = {key: fields[key] for key in ("tools", "documents") if key in fields}

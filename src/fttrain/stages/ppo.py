@@ -1,7 +1,6 @@
 """Proximal policy optimization: answers are sampled, scored, and trained on for a few steps, again and again."""
 
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -111,9 +110,7 @@ def _reward(spec: StageSpec, stage: Ppo, reward_model: str | None) -> Reward:
     if reward_model is None:
         assert stage.reward_function is not None
         return FunctionReward(stage.reward_function)
-    tokenizer = load_tokenizer(reward_model)
-    is_plain = artifact.is_plain(Path(reward_model))
-    return ModelReward(tokenizer, is_plain=is_plain, micro_batch_size=spec.micro_batch_size)
+    return ModelReward(artifact.load_tokenizer(reward_model), micro_batch_size=spec.micro_batch_size)
 
 
 def _actor(spec: StageSpec, stage: Ppo, policy: nn.Module, origin: StartPoint, reward_model: str | None) -> ActorCritic:

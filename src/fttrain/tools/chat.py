@@ -19,7 +19,7 @@ from fttrain.answering.streaming import Request, answer_together
 from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
 from fttrain.model import completeness
-from fttrain.model.scorer import DTYPES, load_tokenizer
+from fttrain.model.scorer import DTYPES
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
 from fttrain.tools.output import answer, called_with
@@ -51,9 +51,8 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         model = loaded[0]
         replace_activations.install(model, replace_activations.read(Path(path)))
         has_tokenizer = (Path(path) / "tokenizer_config.json").exists()
-        tokenizer = load_tokenizer(path) if has_tokenizer else load_tokenizer(base.path, base.revision)
-        if artifact.is_plain(Path(path)):
-            tokenizer.chat_template = None
+        place = (path,) if has_tokenizer else (base.path, base.revision)
+        tokenizer = artifact.load_tokenizer(*place)
         qat.follow_card(model, folder)
         if (Path(path) / ADAPTER_CONFIG).exists():
             model = _with_adapter(model, Path(path), len(tokenizer))

@@ -22,7 +22,7 @@ from fttrain.data import feed as feeds
 from fttrain.data.batches import Layout
 from fttrain.data.feed import Feed
 from fttrain.data.sources import with_formats
-from fttrain.data.templates import chat_template
+from fttrain.data.templates import trained_template
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine, RankAllocator
@@ -104,7 +104,7 @@ def complete(
             Intervals(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
             progress,
         )
-    tokenizer.chat_template = _template(spec, tokenizer)
+    tokenizer.chat_template = trained_template(tokenizer, spec.data.values())
     artifact.save(spec, origin, engine, tokenizer, folder.artifact)
     return TrainingResult(
         steps=progress.step,
@@ -114,12 +114,6 @@ def complete(
         artifact=folder.artifact.name,
         probe=engine.verdict,
     )
-
-
-def _template(spec: StageSpec, tokenizer: Any) -> str | None:
-    """Return the chat template that the stage trains with, for its artifact; the tokenizer's own if it names none."""
-    templates = [chat_template(tokenizer, data) for data in spec.data.values()]
-    return next((template for template in templates if template), tokenizer.chat_template)
 
 
 def build(

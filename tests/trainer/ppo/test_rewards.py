@@ -127,10 +127,9 @@ def test_a_reward_adapter_on_another_base_is_refused(
 def test_a_reward_model_is_asked_as_it_was_trained(template: str, tiny_model: Path, pairs: Data, tmp_path: Path):
     data = replace(pairs, template=template)
     done = train(make_step(tiny_model, data, kind=Reward, steps=1), tmp_path)
-    assert artifact.is_plain(done.artifact) == (template == "none")
-    tokenizer = AutoTokenizer.from_pretrained(done.artifact)
+    tokenizer = artifact.load_tokenizer(str(done.artifact))
     row = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     ((pair,),) = Encoder(tokenizer, data).encode_pairs([("row", row)])
     prompt = Prompt(np.zeros(1, np.int32), Conversation([{"role": "user", "content": "2+2?"}]), row, "row")
-    judge = ModelReward(tokenizer, is_plain=artifact.is_plain(done.artifact), micro_batch_size=1)
+    judge = ModelReward(tokenizer, micro_batch_size=1)
     assert judge._ids(ScoredResponse(prompt, "4")).tolist() == pair.chosen.ids_T
