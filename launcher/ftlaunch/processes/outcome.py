@@ -50,6 +50,10 @@ ELASTIC_FAILED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 SINGLE_DIED = re.compile(r"died with <Signals\.\w+: (\d+)>")
 SINGLE_FAILED = re.compile(r"returned non-zero exit status (\d+)")
 
+# torch's store: "… has failed to listen on any local network address. port: 57491, …, name: EADDRINUSE, message: …".
+PORT_TAKEN = re.compile(r"port: (\d+),.* name: EADDRINUSE")
+TAKEN = "EADDRINUSE"
+
 LAUNCHER_TRACEBACK = re.compile(r'^Traceback \(most recent call last\):\n  File "[^"\n]*/accelerate"', re.MULTILINE)
 
 
@@ -57,11 +61,16 @@ def tell_death(attempt: Attempt, exit_code: int) -> Failure:
     """The error of an attempt whose ranks left none: who died of what, from the launch log and its exit code."""
     rank, code = _first_death(attempt) or (None, exit_code)
     log = _death_log(attempt, rank)
+    taken = PORT_TAKEN.search(attempt.launch_log.read_text(errors="replace"))
+    if taken is not None:
+        how, message = TAKEN, f"another process took port {taken[1]} before this run's processes could meet there"
+    else:
+        how, message = _signal_name(-code) if code < 0 else f"exit code {code}", _death_message(rank, code)
     return Failure(
         rank=rank,
-        type=_signal_name(-code) if code < 0 else f"exit code {code}",
-        message=_death_message(rank, code),
-        remedy=MEMORY if code == -signal.SIGKILL else None,
+        type=how,
+        message=message,
+        remedy=ANOTHER_PORT if taken else MEMORY if code == -signal.SIGKILL else None,
         traceback=_last_words(log),
         log=str(log),
     )
@@ -71,6 +80,8 @@ MEMORY = (
     "if nobody killed it, the machine ran out of memory (`dmesg` says so): "
     "a smaller micro_batch_size or max_length, or activation_checkpointing = true"
 )
+
+ANOTHER_PORT = "start it again with `ftlaunch resume`: each start chooses another port"
 
 
 def name_cause(failure: Failure, attempt: Attempt) -> Failure:

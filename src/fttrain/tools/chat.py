@@ -51,8 +51,8 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         model = loaded[0]
         replace_activations.install(model, replace_activations.read(Path(path)))
         has_tokenizer = (Path(path) / "tokenizer_config.json").exists()
-        place = (path,) if has_tokenizer else (base.path, base.revision)
-        tokenizer = artifact.load_tokenizer(*place)
+        place, revision = (path, None) if has_tokenizer else (base.path, base.revision)
+        tokenizer = artifact.load_tokenizer(place, revision)
         qat.follow_card(model, folder)
         if (Path(path) / ADAPTER_CONFIG).exists():
             model = _with_adapter(model, Path(path), len(tokenizer))

@@ -1,7 +1,9 @@
 """`ftlaunch serve`: one model or two on a port."""
 
+import errno
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -30,6 +32,8 @@ def _serve(options: ServeOptions) -> int:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("fastapi and uvicorn are not installed", "pip install 'ftlaunch[serve]'")
     token = token_for(options.host)
+    # Before the models are loaded: a port in use is told at once, and nobody takes it in the meantime.
+    sockets = listen(options.host.strip("[]"), options.port)
     import uvicorn
 
     from fttrain.serving.api import Limits, make_app
@@ -40,12 +44,37 @@ def _serve(options: ServeOptions) -> int:
         paths.append(base_of(options.model) if options.compare == "base" else options.compare)
     sizes = {"batch_size": options.batch_size, "most_waiting": options.most_waiting}
     workers = {name: Worker(name, *load(path), **sizes) for name, path in zip(names(paths), paths, strict=True)}
-    hosts = frozenset({*LOOPBACK, options.host.lower(), *map(str.lower, options.allow_host)})
+    host = f"[{options.host}]" if ":" in options.host.strip("[]") and "[" not in options.host else options.host
+    hosts = frozenset({*LOOPBACK, host.lower(), *map(str.lower, options.allow_host)})
     app = make_app(workers, Limits(options.max_new_tokens, options.timeout), hosts, token)
-    print(f"serving {', '.join(workers)} on http://{options.host}:{options.port}", file=sys.stderr, flush=True)
+    print(f"serving {', '.join(workers)} on http://{host}:{options.port}", file=sys.stderr, flush=True)
     print(f"for real traffic: vllm serve {options.model}, of a merged model", file=sys.stderr)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets)
     return DONE
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """A socket that listens on the port for each address of the host, IPv4 or IPv6.
+
+    UserError where the port is in use or may not be taken, or the host is none of this machine.
+    """
+    made: list[socket.socket] = []
+    try:
+        for family, *_, address in dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)):
+            try:
+                made.append(socket.create_server(address, family=family))
+            except OSError as error:
+                # "localhost" may name ::1 where there is no IPv6: its other address is enough.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+    except OSError as error:
+        for one in made:
+            one.close()
+        message = f"nothing can listen on port {port} of {host}: {(error.strerror or str(error)).lower()}"
+        raise UserError(message, "name another port with --port, or another address with --host") from error
+    if not made:
+        raise UserError(f"--host {host} is no address of this machine", "use 127.0.0.1, ::1 or its own name")
+    return made
 
 
 def token_for(host: str) -> str | None:

@@ -3,16 +3,19 @@
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.trainer.serving.conftest import serving
 
 from ftlaunch.errors import UserError
+from ftlaunch.tools import ServeOptions
 from fttrain.answering.conversation import prompt_ids
 from fttrain.answering.streaming import Request
 from fttrain.serving.api import PAGE
@@ -248,6 +251,25 @@ def test_beyond_this_machine_a_token_is_asked_for(host: str, alone: bool, monkey
             serve.token_for(host)
     monkeypatch.setenv(serve.TOKEN, "t")
     assert serve.token_for(host) == "t"
+
+
+def test_a_port_in_use_is_told_before_a_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            with pytest.raises(UserError, match=f"nothing can listen on port {port} of {host}: address already in use"):
+                serve._serve(ServeOptions(model="no such model", host=host, port=port))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_listens_on_addresses_of_either_kind(host: str) -> None:
+    if host == "::1" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    (listening,) = serve.listen(host, 0)
+    with listening, socket.create_connection(listening.getsockname()[:2]) as client:
+        assert client.getpeername()[0] == host
+    with pytest.raises(UserError, match=r"--host 192\.0\.2\.1 is no address of this machine"):
+        serve.listen("192.0.2.1", 0)
 
 
 def test_models_are_called_by_as_much_of_their_path_as_tells_them_apart() -> None:

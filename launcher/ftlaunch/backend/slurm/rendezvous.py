@@ -1,13 +1,18 @@
 """Where the nodes of a job meet: address and port of the first one, and the network interface that leads there."""
 
+import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ftlaunch.errors import UserError
 
 SIOCGIFADDR = 0x8915
+IPV6 = Path("/proc/net/if_inet6")
+"""A line for each IPv6 address: its digits, three numbers of which the last is the scope, flags and interface."""
+LINK_LOCAL = "20"
 FIRST_PORT, PORTS = 10000, 20000
 """Below the range from which the kernel takes ports for outgoing connections (32768 up)."""
 STRIDE = 7919
@@ -16,9 +21,9 @@ TRIES = 64
 
 
 def own_address(peers: Sequence[str], interface: str | None) -> str:
-    """The IPv4 address of this node that the others reach it by. UserError where none can be found."""
+    """The address of this node that the others reach it by, IPv4 where there is one. UserError where none is found."""
     if interface is not None:
-        found = _interfaces().get(interface)
+        found = next((address for name, address in _interfaces() if name == interface), None)
         if found is None:
             raise UserError(f"there is no interface {interface} with an address here", "correct `interface`")
         return found
@@ -32,20 +37,26 @@ def own_address(peers: Sequence[str], interface: str | None) -> str:
 
 def interface_of(address: str) -> str | None:
     """The interface that has an address of this node; None where it is not the first one of any."""
-    return next((name for name, found in _interfaces().items() if found == address), None)
+    return next((name for name, found in _interfaces() if found == address), None)
 
 
 def _source_towards(host: str) -> str:
-    """The address that a packet from here to there would carry. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # On a UDP socket this only looks up the route; any port would do, and 9 is "discard".
-        probe.connect((host, 9))
-        return str(probe.getsockname()[0])
+    """The address that a packet from here to there would carry. Nothing is sent. OSError where no way leads there."""
+    error = OSError("it has no address")
+    # Any port would do, and 9 is "discard". Sorted, IPv4 comes first.
+    for family, kind, _, _, address in sorted(socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)):
+        try:
+            with socket.socket(family, kind) as probe:
+                # On a UDP socket this only looks up the route.
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+        except OSError as failed:
+            error = failed
+    raise error
 
 
-def _interfaces() -> dict[str, str]:
-    """The first IPv4 address of each interface."""
-    found: dict[str, str] = {}
+def _interfaces() -> Iterator[tuple[str, str]]:
+    """Interfaces with their addresses: the first IPv4 address of each, then IPv6 addresses that other nodes reach."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
@@ -53,8 +64,13 @@ def _interfaces() -> dict[str, str]:
                 answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
             except OSError:
                 continue  # it has none
-            found[name] = socket.inet_ntoa(answer[20:24])
-    return found
+            yield name, socket.inet_ntoa(answer[20:24])
+    if IPV6.exists():
+        for line in IPV6.read_text().splitlines():
+            digits, _, _, scope, _, name = line.split()
+            # fe80:… addresses are good only together with the name of an interface.
+            if scope != LINK_LOCAL:
+                yield name, socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
 
 
 def free_port(job: int, restart: int) -> int:
@@ -62,10 +78,19 @@ def free_port(job: int, restart: int) -> int:
     # A restart tries another port first, as connections of the last start may linger on its own.
     first = job * STRIDE + restart
     for port in (FIRST_PORT + (first + attempt) % PORTS for attempt in range(TRIES)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
+        # Both kinds of addresses are asked for, as the processes listen on both where they can.
+        if all(_is_free(family, port) for family in (socket.AF_INET, socket.AF_INET6)):
             return port
     raise UserError(f"none of {TRIES} ports from {FIRST_PORT + first % PORTS} is free", "exclude this node")
+
+
+def _is_free(family: int, port: int) -> bool:
+    """Whether nothing listens on a port here; so it is where there are no addresses of the family."""
+    try:
+        with socket.socket(family) as probe:
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        return error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+    return True

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.backend.slurm import paths
-from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped
+from ftlaunch.processes.outcome import TAKEN, Done, Failure, Outcome, Stopped
 from ftlaunch.run.layout import Attempt
 
 MEMORY = re.compile(r"out.of.memory|outofmemory|\boom\b|cannot allocate memory", re.IGNORECASE)
@@ -118,8 +118,8 @@ def ran_out_of_memory(failure: Failure) -> bool:
 
 
 def from_outside(failure: Failure) -> bool:
-    """Whether a rank was killed, or lost its peers, rather than did something wrong."""
-    return failure.type == "Hang" or failure.type.startswith("SIG") or is_peer_error(failure)
+    """Whether a rank was killed, lost its peers or found its port taken, rather than did something wrong."""
+    return failure.type in ("Hang", TAKEN) or failure.type.startswith("SIG") or is_peer_error(failure)
 
 
 def is_peer_error(failure: Failure) -> bool:

@@ -10,7 +10,7 @@ from ftlaunch.backend.slurm.restart_policy import (
     objection_after_preemption,
     ran_out_of_memory,
 )
-from ftlaunch.processes.outcome import Failure
+from ftlaunch.processes.outcome import TAKEN, Failure
 
 
 def ended(
@@ -36,7 +36,7 @@ def failure(kind: str = "SIGKILL", message: str = "killed by SIGKILL", *, user_e
 LOST_PEER = failure("RuntimeError", "[gloo] Connection closed by peer [10.0.0.1]:4711")
 
 
-@pytest.mark.parametrize("what", [failure(), LOST_PEER, failure("Hang", "no step for 600 s")])
+@pytest.mark.parametrize("what", [failure(), LOST_PEER, failure("Hang", "no step for 600 s"), failure(TAKEN, "port")])
 @pytest.mark.parametrize("step", [None, 30])
 def test_what_came_from_outside_is_tried_again(what: Failure, step: int | None) -> None:
     assert objection_after_failure(what, ended(step), [], 50) is None
