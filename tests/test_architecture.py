@@ -123,7 +123,7 @@ FLOORS = {
     "ftlaunch.rules": (
         "compatibility data secrets track",
         "stage",
-        "adapter combinations evaluate noise order ppo strategy",
+        "adapter combinations evaluate evaluations noise order ppo strategy",
         "__init__",
     ),
     "ftlaunch.rules.compatibility": (
@@ -154,7 +154,7 @@ FLOORS = {
         "__init__ conversation generation likelihood streaming",
         "choices",
         "examination",
-        "predictions",
+        "in_training predictions",
     ),
     "fttrain.checkpoint": (
         "__init__ manifest pieces random_states shards shared_memory writer_process",

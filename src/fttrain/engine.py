@@ -256,6 +256,10 @@ class Engine:
         finally:
             self._wrapped.train(was_training)
 
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the wrapped module computes, for calls of parts of it."""
+        return self._accelerator.autocast()
+
     def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Trained weights whole and in fp32, one after another: on the CPU of rank 0, empty elsewhere. Collective."""
         for name, parameter in self.trained_parameters():

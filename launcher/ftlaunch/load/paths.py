@@ -19,7 +19,7 @@ FUNCTIONS = (("stage", ANY, "reward_function"),)
 DATA = (("data", ANY, "path"),)
 EVALUATION = (("data", ANY, "eval"),)
 TEMPLATES = (("data", ANY, "template"),)
-METRICS_OF_STAGES = (("stage", ANY, "metrics", ANY),)
+METRICS_OF_STAGES = (("stage", ANY, "metrics", ANY), ("stage", ANY, "eval_metrics", ANY))
 
 PINNED = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@[0-9a-f]{40}")
 TEMPLATE_WORDS = ("tokenizer", "llama2", "chatml", "none")

@@ -83,7 +83,15 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
         **_layout_notes(spec, stage),
         **_router_notes(spec, stage),
         "learning rate": _learning_rate_note(spec, stage),
+        **_evaluation_notes_of(stage),
     }
+
+
+def _evaluation_notes_of(stage: Training) -> dict[str, str]:
+    """What is said of answers at evaluations, and of the best checkpoint."""
+    scored = ", ".join(Path(metric).name for metric in stage.eval_metrics)
+    notes = {"answers": f"scored at each evaluation, by {scored}"} if scored else {}
+    return notes | ({"best": f"the checkpoint whose {stage.best_by} is best is kept"} if stage.best_by else {})
 
 
 def _layout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:

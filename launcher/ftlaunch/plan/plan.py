@@ -23,6 +23,10 @@ ON_THE_WAY = (
     "on_nonfinite",
     "generation_batch_size",
     "samples_every",
+    "eval_metrics",
+    "eval_prompts",
+    "eval_max_new_tokens",
+    "best_by",
 )
 """Keys that a stage may change on its way: how work is shared out, what is also written, what a failure leads to."""
 NOT_DECISIVE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")

@@ -42,7 +42,9 @@ from ftlaunch.recipe.noise import no_config_says as no_config_says
 from ftlaunch.recipe.noise import replaces as replaces
 from ftlaunch.recipe.recipe import Recipe as Recipe
 from ftlaunch.recipe.recipe import Sweep as Sweep
+from ftlaunch.recipe.stages import LOWER_IS_BETTER as LOWER_IS_BETTER
 from ftlaunch.recipe.stages import METRICS as METRICS
+from ftlaunch.recipe.stages import SCORES as SCORES
 from ftlaunch.recipe.stages import SHIPPED_REWARDS as SHIPPED_REWARDS
 from ftlaunch.recipe.stages import Dpo as Dpo
 from ftlaunch.recipe.stages import Evaluate as Evaluate

@@ -67,6 +67,8 @@ class Training(Kind, frozen=True, kw_only=True):
     # Only for LoRA: `Adapter.rate` adapts it, and full fine-tuning gets a tenth of it.
     lora_rate: ClassVar[float]
     """Peak learning rate that suits it with LoRA when the recipe names none."""
+    evaluated: ClassVar[tuple[str, ...]] = ()
+    """Scores of its evaluations that tell the better checkpoint."""
     has_head: ClassVar[bool] = False
     """Whether it trains a head on the model's hidden states, which reads rows as they are."""
     data: Name | list[Name]
@@ -91,10 +93,20 @@ class Training(Kind, frozen=True, kw_only=True):
     """Keep only each layer's input and compute the rest again in the backward pass: less memory, more time."""
     evaluate_every: Positive | None = None
     """Steps between evaluations on the rows held out by `data.NAME.test`; there is always one at the end."""
+    eval_metrics: list[Text] = field(default_factory=list)
+    """Metrics of answers to prompts held out, generated at each evaluation: those of an evaluate stage that look at
+    answers, such as "bleu". Their scores stand in metrics.jsonl as "eval/bleu" and so on."""
+    eval_prompts: Positive | None = None
+    """Prompts that are answered at each evaluation: the first of those held out. None: 64."""
+    eval_max_new_tokens: Positive | None = None
+    """Longest of these answers in tokens. None: 128."""
+    best_by: Text | None = None
+    """Score that the best checkpoint is chosen by: "loss", "token_accuracy", "rewards/accuracy" or another one of the
+    stage's evaluations, or a score of `eval_metrics`, such as "bleu" or "rougeL". None: "loss"."""
     save_every: Positive = 100
     """Steps between checkpoints; there is always one at the end."""
     keep: Positive = 2
-    """Newest checkpoints that are kept. The best by evaluation loss is kept as well."""
+    """Newest checkpoints that are kept. The best by `best_by` is kept as well."""
     on_save_failure: Literal["go-on", "wait", "stop"] = "go-on"
     """When a checkpoint cannot be written: train on and save at the next one, wait until it can be, or stop.
     The last save of a stage always counts."""
@@ -125,6 +137,7 @@ class Sft(Training, frozen=True, kw_only=True):
     """Supervised fine-tuning: cross-entropy of the trained tokens."""
 
     lora_rate: ClassVar[float] = 2e-4
+    evaluated: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     label_smoothing: Fraction = 0.0
     """Share of the target's probability spread over the whole vocabulary."""
     neftune_alpha: AtLeast0 = 0.0
@@ -149,6 +162,12 @@ class Sft(Training, frozen=True, kw_only=True):
 class Pairwise(Training, frozen=True, kw_only=True):
     """What the stages that learn from pairs of answers have."""
 
+    evaluated: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "rewards/accuracy",
+        "rewards/margin",
+        "rewards/calibration_error",
+    )
     packing: bool = True
     """Lay answers end to end instead of padding them. They never see each other and the loss is the same."""
     share_prompt: bool = True
@@ -215,6 +234,7 @@ class Ppo(Training, frozen=True, kw_only=True):
     than foreseen become more likely (arXiv 1707.06347, 2009.01325). Dropout is off."""
 
     lora_rate: ClassVar[float] = 3e-5
+    evaluated: ClassVar[tuple[str, ...]] = ("reward",)
     has_head: ClassVar[bool] = True
     reward_function: Text | None = None
     """Function that scores an answer: called with the prompt's text, the answer's text and the row, it returns a
@@ -293,13 +313,22 @@ Need = Literal["answers", "references", "choices", "pairs"]
 """What a metric looks at: what the model answers, or how likely it finds references, choices, or answers of pairs."""
 
 METRICS: Final[dict[str, Need]] = {
-    **dict.fromkeys(("bleu", "chrf", "nist", "cider", "rouge", "coco_rouge_l"), "answers"),
+    **dict.fromkeys(("bleu", "chrf", "nist", "cider", "rouge", "coco_rouge_l", "meteor_stem"), "answers"),
     **dict.fromkeys(("exact_match", "token_f1", "token_position_match", "final_number"), "answers"),
     "perplexity": "references",
     "multiple_choice": "choices",
     "preference_accuracy": "pairs",
 }
 """The metrics that are shipped."""
+
+SCORES: Final[dict[str, tuple[str, ...]]] = {
+    **{metric: (metric,) for metric, need in METRICS.items() if need == "answers"},
+    "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
+    "coco_rouge_l": ("rouge_l",),
+}
+"""What the metrics of answers call their scores."""
+LOWER_IS_BETTER = ("loss", "perplexity", "rewards/calibration_error")
+"""Of most scores more is better; of these less."""
 
 
 class Evaluate(Kind, frozen=True, kw_only=True):
@@ -309,9 +338,10 @@ class Evaluate(Kind, frozen=True, kw_only=True):
     """Name of a [data.NAME] table. Its rows held out are asked; all of them where `test` is 0."""
     # msgspec copies an empty list for each struct and refuses any other as a default: hence the factory.
     metrics: Annotated[list[Text], Meta(min_length=1)] = field(default_factory=lambda: ["bleu", "nist", "rouge"])
-    """bleu, chrf, nist, cider, rouge, coco_rouge_l, exact_match, token_f1, token_position_match, final_number (GSM8K),
-    perplexity, multiple_choice, preference_accuracy; or a file or folder with a metric of the `evaluate` library, or
-    one of the hub, pinned: "owner/name@COMMIT". All references of a prompt count."""
+    """bleu, chrf, nist, cider, rouge, coco_rouge_l, meteor_stem (without synonyms), exact_match, token_f1,
+    token_position_match, final_number (GSM8K), perplexity, multiple_choice, preference_accuracy; or a file or folder
+    with a metric of the `evaluate` library, or one of the hub, pinned: "owner/name@COMMIT". All references of a prompt
+    count."""
     start: Annotated[int, Meta(ge=0)] | Text | None = None
     """Stage whose result is evaluated: its kind, where one before has it, or its place counted from 0; "base" is the
     plain model. None: the training stage before this one, reward stages apart."""

@@ -15,6 +15,7 @@ from ftlaunch.rules import adapter as adapter_rules
 from ftlaunch.rules import combinations, order, secrets, strategy, track
 from ftlaunch.rules import data as data_rules
 from ftlaunch.rules import evaluate as evaluate_rules
+from ftlaunch.rules import evaluations as evaluations_rules
 from ftlaunch.rules import noise as noise_rules
 from ftlaunch.rules import ppo as ppo_rules
 from ftlaunch.rules import stage as stage_rules
@@ -70,7 +71,7 @@ def find_problems(loaded: Loaded) -> list[Problem]:
     """Every contradiction and every combination that is not supported, each once."""
     tables, trainings = data_rules.data_tables(loaded), list(stage_rules.trainings(loaded))
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
-    of_training = (*stage_rules.RULES, *adapter_rules.RULES, *noise_rules.RULES)
+    of_training = (*stage_rules.RULES, *evaluations_rules.RULES, *adapter_rules.RULES, *noise_rules.RULES)
     problems += [problem for training in trainings for rule in of_training for problem in rule(training)]
     evaluations = list(evaluate_rules.evaluate_stages(loaded))
     problems += [problem for evaluation in evaluations for rule in evaluate_rules.RULES for problem in rule(evaluation)]

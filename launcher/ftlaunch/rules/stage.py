@@ -171,17 +171,6 @@ def streams_need_steps(training: TrainedStage) -> Iterator[Problem]:
         yield training.problem("steps", "is missing, and the length of streamed data is not known", "add steps = …")
 
 
-def evaluation_has_rows(training: TrainedStage) -> Iterator[Problem]:
-    if (
-        training.stage.evaluate_every is not None
-        and training.data
-        and not any(data.test or data.eval for data in training.data)
-    ):
-        name = training.data_names[0]
-        remedy = f"hold rows out with data.{name}.test, name some with data.{name}.eval, or remove evaluate_every"
-        yield training.problem("evaluate_every", "has no rows to evaluate on: none of its data has test rows", remedy)
-
-
 def single_is_one_process(training: TrainedStage) -> Iterator[Problem]:
     parallel, world = training.resolved.parallel, training.resolved.world_size
     if parallel.strategy == "single" and world > 1:
@@ -235,7 +224,6 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     batch_divides,
     warmup_ends,
     streams_need_steps,
-    evaluation_has_rows,
     single_is_one_process,
     revision_needs_a_hub_id,
     model_is_plain,

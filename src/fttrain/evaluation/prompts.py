@@ -9,7 +9,7 @@ from ftlaunch.recipe import Data, Need, Recipe
 from ftlaunch.rows import is_paired
 from ftlaunch.rows.conversations import row_format
 from fttrain.data.sources import settled
-from fttrain.data.token_set import TokenSet
+from fttrain.data.token_set import PairSet, TokenSet
 from fttrain.data.tokens import Tokenized
 
 
@@ -56,8 +56,6 @@ def _fits(data: Data, needs: Set[Need]) -> bool:
 
 def held_out_prompts(rows: Tokenized, tokenizer: Any) -> list[HeldOutPrompt]:
     """The prompts held out, each once and in their order, or all of them where none is held out."""
-    assert isinstance(rows.train, TokenSet)
-    assert isinstance(rows.test, TokenSet)
     parts = [list(_rows(part)) for part in (rows.test, rows.train)]
     trained = {prompt for prompt, _ in parts[1]} if parts[0] else set()
     wanted = dict.fromkeys(prompt for prompt, _ in parts[0] or parts[1])
@@ -70,10 +68,10 @@ def held_out_prompts(rows: Tokenized, tokenizer: Any) -> list[HeldOutPrompt]:
     ]
 
 
-def _rows(part: TokenSet) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, answer) of each row."""
+def _rows(part: TokenSet | PairSet) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(prompt, answer) of each row; of a pair the chosen answer."""
     for index in range(len(part)):
-        ids_T, trained_T = part.row(index)
+        ids_T, trained_T = part.group(index).rows[0]
         start = int(trained_T.argmax())
         yield tuple(ids_T[:start].tolist()), tuple(ids_T[start:].tolist())
 

@@ -8,6 +8,7 @@ from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters
+from fttrain.answering.in_training import with_answers
 from fttrain.artifact import StartPoint
 from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed, TableFeed
@@ -18,6 +19,7 @@ from fttrain.model.scorer import Scorer
 from fttrain.objectives import preference
 from fttrain.preference import reference
 from fttrain.preference.objective import Compared, Comparison, answer_logps
+from fttrain.training.loop import Objective
 from fttrain.training.session import train
 
 
@@ -32,11 +34,11 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
             adapters.add_frozen(model, origin.adapter, reference.REFERENCE, in_fp32=not spec.parallel.zero_stage)
         return Scorer(model)
 
-    def objective(engine: Engine, feed: Feed, origin: StartPoint) -> Comparison:
+    def objective(engine: Engine, feed: Feed, origin: StartPoint) -> Objective:
         if not is_live:  # the policy is still the reference here; after the first step it is not
             assert isinstance(feed, TableFeed)
             reference.precompute(feed, engine, origin, spec)
-        return Comparison(compare)
+        return with_answers(Comparison(compare), spec, engine, origin, stop)
 
     def compare(engine: Engine, micro: MicroBatch) -> Compared:
         reference_G2 = reference.live(engine, micro) if is_live else reference.precomputed(micro)

@@ -4,13 +4,17 @@ from ftlaunch.recipe import Orpo
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
+from fttrain.answering.in_training import with_answers
+from fttrain.artifact import StartPoint
 from fttrain.data.batches import MicroBatch
+from fttrain.data.feed import Feed
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.model.scorer import Scorer
 from fttrain.objectives import preference
 from fttrain.preference.objective import Compared, Comparison, answer_logps
+from fttrain.training.loop import Objective
 from fttrain.training.session import train
 
 
@@ -24,4 +28,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
         mean_logps_G2 = logps_G2 / lengths_G2
         return Compared(preference.orpo(mean_logps_G2, beta=stage.beta), stage.beta * mean_logps_G2.detach())
 
-    return train(spec, folder, world, stop, lambda model, _: Scorer(model), lambda *_: Comparison(compare))
+    def objective(engine: Engine, _: Feed, origin: StartPoint) -> Objective:
+        return with_answers(Comparison(compare), spec, engine, origin, stop)
+
+    return train(spec, folder, world, stop, lambda model, _: Scorer(model), objective)

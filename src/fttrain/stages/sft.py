@@ -12,6 +12,7 @@ from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import RowLosses, TrainingResult
 from ftlaunch.run.spec import StageSpec
+from fttrain.answering.in_training import with_answers
 from fttrain.artifact import StartPoint
 from fttrain.data import feed as feeds
 from fttrain.data.batches import MicroBatch
@@ -23,6 +24,7 @@ from fttrain.model.scorer import RDropScorer, Scorer
 from fttrain.noise import neftune
 from fttrain.objectives.logps import Scores
 from fttrain.objectives.r_drop import RDropScores
+from fttrain.training.loop import Objective
 from fttrain.training.session import train
 
 log = logging.getLogger(__name__)
@@ -146,7 +148,8 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
             neftune.add(embedding, made.places, alpha=stage.neftune_alpha, kind=stage.neftune_noise)
         return made
 
-    def objective(*_: Any) -> CrossEntropy:
-        return (Consistency if stage.r_drop else CrossEntropy)(folder.evaluation)
+    def objective(engine: Engine, _: Feed, origin: StartPoint) -> Objective:
+        own = (Consistency if stage.r_drop else CrossEntropy)(folder.evaluation)
+        return with_answers(own, spec, engine, origin, stop)
 
     return train(spec, folder, world, stop, scorer, objective)

@@ -1,6 +1,10 @@
 """How far training has come: the counters that a checkpoint carries."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+from ftlaunch.recipe import LOWER_IS_BETTER
 
 
 @dataclass
@@ -12,13 +16,30 @@ class Progress:
     updates: int = 0
     """Steps that moved the weights: the optimizer's own count, for Adam's bias correction; skipped steps do not."""
     tokens: int = 0
-    best_loss: float | None = None
+    best_by: str = "loss"
+    """Score that the best evaluation is chosen by."""
+    best_score: float | None = None
     best_step: int | None = None
+
+    @classmethod
+    def resumed(cls, state: dict[str, Any], best_by: str) -> "Progress":
+        """Return the counters of a checkpoint. A best evaluation by another score is forgotten."""
+        state = dict(state)
+        if "best_loss" in state:  # as checkpoints of earlier versions have it
+            state["best_score"] = state.pop("best_loss")
+        progress = cls(**state)
+        if progress.best_by != best_by:
+            progress.best_by, progress.best_score, progress.best_step = best_by, None, None
+        return progress
 
     def note(self, step: int, evaluation: dict[str, float]) -> bool:
         """Remember an evaluation; return whether it is the best so far."""
-        loss = evaluation.get("eval/loss")
-        if loss is None or (self.best_loss is not None and loss >= self.best_loss):
+        score = evaluation.get(f"eval/{self.best_by}")
+        if score is None or not math.isfinite(score):
             return False
-        self.best_loss, self.best_step = loss, step
+        if self.best_score is not None:
+            gain = score - self.best_score
+            if (-gain if self.best_by in LOWER_IS_BETTER else gain) <= 0:
+                return False
+        self.best_score, self.best_step = score, step
         return True

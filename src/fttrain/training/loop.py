@@ -36,7 +36,7 @@ class Objective(Protocol):
         ...
 
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
-        """Return metrics of held-out rows, the same on every rank; {} if there are none. "eval/loss" ranks them."""
+        """Return metrics of held-out rows, the same on every rank; {} if there are none."""
         ...
 
 

@@ -89,7 +89,7 @@ def complete(
     engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
     checkpoints = Checkpoints(folder.checkpoints, spec, engine, state)
     loaded = checkpoints.load()
-    progress = Progress(**loaded.state) if loaded else Progress()
+    progress = Progress.resumed(loaded.state if loaded else {}, stage.best_by or "loss")
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
     with closing(Trackers(spec, folder, is_main=world.is_main)) as trackers:
         metrics.also = trackers.log

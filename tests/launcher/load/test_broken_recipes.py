@@ -248,6 +248,40 @@ STAGE_RULES = {
         '"sft"\nepochs=2 #! stage[0].epochs | not known | steps\n',
     ),
     "no rows to evaluate": (STEPS, "evaluate_every = 5 #! stage[0].evaluate_every | no rows | data.qa.test"),
+    "no rows to score": (STEPS, 'eval_metrics = ["bleu"] #! stage[0].eval_metrics | no rows | data.qa.test'),
+    "no metric of answers": (
+        *(DATA, "[data.qa]\ntest = 4"),
+        *(STEPS, 'eval_metrics = ["perplexity"] #! stage[0].eval_metrics | is of no answers | in an evaluate stage'),
+    ),
+    "a metric twice": (
+        *(DATA, "[data.qa]\ntest = 4"),
+        *(STEPS, 'eval_metrics = ["nist", "bleu", "nist"] #! stage[0].eval_metrics | names "nist" 2 times | once'),
+    ),
+    "answers of every turn": (
+        *(DATA, '[data.qa]\ntest = 4\nformat = "messages"\ntrain_on = "assistant"', f"{PROMPT}\n{COMPLETION}\n", ""),
+        *(STEPS, 'eval_metrics = ["bleu"] #! stage[0].eval_metrics | only last answers | in an evaluate stage'),
+    ),
+    "answers of a stream": (
+        *(DATA, "[data.qa]\ntest = 4\nstreaming = true"),
+        *(STEPS, 'steps = 10\neval_metrics = ["bleu"] #! stage[0].eval_metrics | is streamed | another table'),
+    ),
+    "a limit without answers": (STEPS, "eval_prompts = 4 #! stage[0].eval_prompts | only with eval_metrics | remove"),
+    "no score": (
+        *(DATA, "[data.qa]\ntest = 4"),
+        *(STEPS, 'evaluate_every = 2\nbest_by = "rougeL" #! stage[0].best_by | no score of | add "rouge" to eval_metr'),
+    ),
+    "the best of one": (
+        *(DATA, "[data.qa]\ntest = 4"),
+        *(STEPS, 'best_by = "perplexity" #! stage[0].best_by | the only one is at the end | evaluate_every'),
+    ),
+    "answers of a reward model": (
+        *(DATA, '[data.qa]\ntest = 4\nformat = "preference"', f"{PROMPT}\n{COMPLETION}\n", ""),
+        *(
+            SFT,
+            REWARD.replace("steps", 'eval_metrics = ["bleu"] #! stage[0].eval_metrics | gives none | remove it\nsteps'),
+        ),
+        *(MERGE, ""),
+    ),
     "two alone": (DEVICE, 'strategy="single" #! parallel.strategy | procs_per_node is 2 | "ddp"\nprocs_per_node=2'),
     "two nodes alone": (STEPS, 'parallel={nodes=2} #! stage[0].parallel.strategy | procs_per_node is 2 | "ddp"'),
     "offload alone": (

@@ -59,6 +59,8 @@ def keys(recipe: Path, *overrides: str) -> list[str]:
         ["parallel.strategy=ddp", "parallel.procs_per_node=2", "stage.0.micro_batch_size=2"],
         ["data.qa.streaming=true", "stage.0.steps=9", "data.qa.test=4", "stage.0.label_smoothing=0.1"],
         ["data.qa.test=0.5", "stage.0.evaluate_every=2"],
+        ["data.qa.test=4", "stage.0.evaluate_every=2", 'stage.0.eval_metrics=["rouge"]', "stage.0.best_by=rougeL"],
+        ["data.qa.test=4", "stage.0.evaluate_every=2", "stage.0.best_by=token_accuracy"],
         ["stage.0.warmup=9", "stage.0.steps=10"],
         ["stage.0.warmup=20", "stage.0.epochs=2"],
         ["stage.0.warmup=0.9", "stage.0.steps=1"],

@@ -107,6 +107,15 @@ def test_cider_is_that_of_the_coco_challenge() -> None:
     assert scores("cider")["cider"] == pytest.approx(3.5105115600299217)  # pycocoevalcap 1.2, on the same words
 
 
+def test_meteor_goes_by_words_and_stems() -> None:
+    """By the paper's formulas: F with recall nine times as heavy, less half the cubed share of chunks."""
+    answer, references = "cats were running fast today", ["a cat runs fast", "dogs bark"]
+    precision, recall, penalty = 3 / 5, 3 / 4, 0.5 * (2 / 3) ** 3  # "cat", and "run fast" in one chunk
+    expected = precision * recall / (0.9 * precision + 0.1 * recall) * (1 - penalty)
+    assert scores("meteor_stem", [answer], [references])["meteor_stem"] == pytest.approx(100 * expected)
+    assert scores("meteor_stem", ["b c a"], [["a b c"]])["meteor_stem"] == pytest.approx(100 * (1 - 0.5 * (2 / 3) ** 3))
+
+
 def lcs(first: list[str], second: list[str]) -> int:
     if not first or not second:
         return 0
