@@ -93,7 +93,7 @@ class Training(Kind, frozen=True, kw_only=True):
     """Keep only each layer's input and compute the rest again in the backward pass: less memory, more time."""
     evaluate_every: Positive | None = None
     """Steps between evaluations on the rows held out by `data.NAME.test`; there is always one at the end."""
-    eval_metrics: list[Text] = field(default_factory=list)
+    eval_metrics: list[Text] = field(default_factory=list[str])
     """Metrics of answers to prompts held out, generated at each evaluation: those of an evaluate stage that look at
     answers, such as "bleu". Their scores stand in metrics.jsonl as "eval/bleu" and so on."""
     eval_prompts: Positive | None = None
