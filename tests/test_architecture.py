@@ -83,7 +83,7 @@ FLOORS = {
         "plan",
     ),
     "ftlaunch.plan.cost": (
-        "calibration devices known",
+        "calibration devices families known",
         "shape",
         "trained",
         "activations body",

@@ -75,8 +75,25 @@ COMBINATIONS = [
     Combination("sft", "lora", "single", 4, 256, "smol", "adapter.layers=top:8"),
     Combination("sft", "full", "single", 1, 256, "smol"),
     Combination("dpo", "lora", "single", 1, 256, "smol"),
+    Combination("sft", "lora", "single", 2, 256, "mid", "model.quantization=nf4"),
+    Combination("sft", "lora", "ddp", 4, 128, "mid", "model.quantization=nf4"),
+    Combination("sft", "lora", "single", 2, 256, "mid", "model.quantization=int8"),
+    Combination("sft", "dora", "zero3", 2, 256),
+    Combination("sft", "dora", "zero2", 1, 512, "mid", "stage.0.activation_checkpointing=true"),
+    Combination("sft", "prompt", "zero1", 4, 128),
+    Combination("sft", "full", "zero3", 1, 1024, "mid", "stage.0.activation_checkpointing=true"),
+    Combination("reward", "full", "zero2", 1, 128),
+    Combination("dpo", "dora", "ddp", 1, 256),
+    Combination("ppo", "lora", "single", 4, 128),
+    Combination("ppo", "full", "single", 2, 128),
+    Combination("ppo", "lora", "zero2", 4, 128),
+    Combination("ppo", "lora", "single", 2, 512, "mid", "stage.0.generation_batch_size=16"),
+    Combination("sft", "lora", "single", 1, 512, "smol", "model.quantization=nf4"),
+    Combination("sft", "lora", "zero2", 1, 256, "smol"),
 ]
+"""What is measured."""
 
+ROLLOUTS = 'reward_function = "reward.py:length"\nmax_new_tokens = 32\nrollout_size = 16\nppo_epochs = 2'
 RECIPE = """
 name = "estimate"
 [model]
@@ -108,17 +125,17 @@ def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[
 
     pairs = one.stage in ("dpo", "orpo", "reward")
     words = "lamp kettle river stone seven green table window " * (one.length // 6)
-    rows = (
-        [{"prompt": f"{n} go", "chosen": f"{n} {words}", "rejected": f"{words[5 * n :]} {n}"} for n in range(16)]
-        if pairs
-        else [{"text": f"{n} {words}"} for n in range(16)]
-    )
+    if pairs:
+        how = 'format = "preference"\ntemplate = "none"'
+        rows = [{"prompt": f"{n} go", "chosen": f"{n} {words}", "rejected": f"{words[5 * n :]} {n}"} for n in range(16)]
+    elif one.stage == "ppo":
+        how = 'prompt = "{q}"\ncompletion = "{a}"\ntemplate = "none"'
+        rows = [{"q": f"{n} {words}"[: one.length - 2], "a": "lamp"} for n in range(16)]
+        (folder / "reward.py").write_text("def length(prompt, answer, row):\n    return len(answer) / 4\n")
+    else:
+        how = 'format = "text"\noverlong = "truncate"\ntemplate = "none"'
+        rows = [{"text": f"{n} {words}"} for n in range(16)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    how = (
-        'format = "preference"\ntemplate = "none"'
-        if pairs
-        else 'format = "text"\noverlong = "truncate"\ntemplate = "none"'
-    )
     processes = 1 if one.strategy == "single" else 2
     text = RECIPE.format(
         model=models[one.model],
@@ -128,7 +145,7 @@ def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[
         batch=one.micro * processes,
         strategy=one.strategy,
         processes=processes,
-        sharing="share_prompt = false" if pairs else "",
+        sharing="share_prompt = false" if pairs else ROLLOUTS if one.stage == "ppo" else "",
         data=f'[data.rows]\npath = "rows.jsonl"\nmax_length = {one.length}\n{how}\n',
     )
     path = folder / "recipe.toml"
@@ -183,7 +200,7 @@ def serve() -> None:
     """The process that makes ranks: reads step folders, answers with the peaks of their ranks in bytes."""
     from tests.faults import zygote
 
-    from fttrain.stages import dpo, orpo, reward, sft  # noqa: F401
+    from fttrain.stages import dpo, orpo, ppo, reward, sft  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -223,26 +240,28 @@ def _fork(order: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
         populate_libraries()
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
-        if os.environ.get("PHASES"):
-            _watch(order["step"])
+        peaks = _watch(f"{order['step']}/phases-{rank}") if os.environ.get("PHASES") else []
         code = run_rank()
-        Path(f"{order['step']}/peak-{rank}").write_text(str(resident("VmHWM") - before))
+        peaks.append(resident("VmHWM"))
+        Path(f"{order['step']}/peak-{rank}").write_text(str(max(peaks) - before))
     finally:
         os._exit(code)
 
 
-def _watch(step: str) -> None:
-    """Note the peak of each part of a stage, for whoever looks for a difference."""
+def _watch(path: str) -> list[int]:
+    """Note the peak of each part of a stage, for whoever looks for a difference; returns these as they come."""
     from fttrain.checkpoint.store import Checkpoints
     from fttrain.engine import Engine
     from fttrain.training import session
 
-    notes = Path(f"{step}/phases").open("w")  # noqa: SIM115 it is closed with the process
+    notes = Path(path).open("w")  # noqa: SIM115 it is closed with the process
+    peaks: list[int] = []
 
     def note(what: str) -> None:
         told = ", ".join(f"{name} {resident(name) / MIB:.0f}" for name in ("VmRSS", "RssFile", "RssShmem", "VmHWM"))
         notes.write(f"{what}: {told}\n")
         notes.flush()
+        peaks.append(resident("VmHWM"))
         Path("/proc/self/clear_refs").write_text("5")
 
     def around(owner: Any, name: str) -> None:
@@ -264,7 +283,9 @@ def _watch(step: str) -> None:
     around(Engine, "backward")
     around(Engine, "step")
     around(Checkpoints, "save")
+    around(session.probe, "settle")
     around(session.artifact, "save")
+    return peaks
 
 
 def measure(zygote: "subprocess.Popen[str]", step: Path, world_size: int) -> int:
@@ -299,7 +320,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--only", default="", help="combinations with this text in them")
     parser.add_argument("--measured", type=Path, help="file with peaks: those in it are not measured again")
-    parser.add_argument("--phases", action="store_true", help="also show peaks call by call; the last line is no peak")
+    parser.add_argument("--phases", action="store_true", help="also show peaks call by call")
     options = parser.parse_args()
     from ftlaunch.plan import cost
     from ftlaunch.plan.cost import memory, shape
@@ -329,7 +350,7 @@ def main() -> None:
         sizes = f"foreseen {told.peak / MIB:6.0f} measured {peak / MIB:6.0f} MiB"
         print(f"{one!s:72s} {sizes}  {off[-1]:+.1%}", flush=True)
         if options.phases:
-            print((step / "phases").read_text(), *(f"  {part.name} {part.bytes / MIB:.0f}" for part in told.parts))
+            print((step / "phases-0").read_text(), *(f"  {part.name} {part.bytes / MIB:.0f}" for part in told.parts))
             print({name: round(size / MIB) for name, size in told.phases.items()})
     near = sum(abs(each) <= NEAR for each in off)
     median = statistics.median(map(abs, off))

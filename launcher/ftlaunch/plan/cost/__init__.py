@@ -91,6 +91,8 @@ def _remarks(spec: StageSpec, found: Shape) -> list[str]:
     told: list[str] = []
     if shape.is_guess(found):
         told.append(f"{found.family} models are not known here: they are taken for one like Llama of the same sizes")
+    if found.family in shape.ONLY_COUNTED:
+        told.append(f"{found.family}: weights are counted as they are, activations as if its layers were Llama's")
     if spec.start is not None and spec.reward is not None:
         told.append("the reward model is taken for an adapter on the same base")
     return told

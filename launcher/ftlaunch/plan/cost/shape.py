@@ -1,39 +1,25 @@
 """The sizes of a model as its config.json tells them: every linear layer, and how many parameters there are in all."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.plan.cost import known
+from ftlaunch.plan.cost import families, known
+from ftlaunch.plan.cost.families import Linear, Sizes
 
 LIKE_GPT2 = {"gpt2"}
 """Families whose MLP is not gated, and whose norms have a bias."""
-BIASED_QKV = {"qwen2", "qwen2_moe"}
-QK_NORMS = {"qwen3", "qwen3_moe", "gemma3_text", "gemma3", "olmo2"}
-FOUR_NORMS = {"gemma2", "gemma3_text", "gemma3"}
 LIKE_LLAMA = {
-    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3", "smollm3", "olmo2"),
-    *("granite", "mixtral", "qwen2_moe", "qwen3_moe"),
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2"),
+    *("olmo3", "glm4", "exaone4", "seed_oss", "granite", "ernie4_5"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"),
 }
 """Families whose layers are counted as they are; others are taken for one like Llama, and that is said."""
+ONLY_COUNTED = {"deepseek_v3", "falcon_h1", "cohere", "cohere2", "glm"}
+"""Families whose weights are counted as they are, but not what their layers keep for the backward pass."""
 DISK_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-class Linear(Struct, frozen=True):
-    """One matrix of a decoder layer."""
-
-    name: str
-    """Within the layer: `self_attn.q_proj`."""
-    inputs: int
-    outputs: int
-    bias: bool = False
-
-    @property
-    def parameters(self) -> int:
-        return self.inputs * self.outputs + self.outputs * self.bias
 
 
 class Shape(Struct, frozen=True, kw_only=True):
@@ -58,7 +44,9 @@ class Shape(Struct, frozen=True, kw_only=True):
     """Of one layer."""
     experts_per_token: int = 0
     norm_parameters: int
-    """Of one layer."""
+    """Of one layer, with whatever else in it is no matrix."""
+    uneven_parameters: int = 0
+    """What the model has more, or less, than layers that are all alike: dense layers of a mixture, a vision tower."""
     positions: int = 0
     """Learned position embeddings."""
     disk_bytes: int = 2
@@ -74,9 +62,10 @@ class Shape(Struct, frozen=True, kw_only=True):
 
     @property
     def outside_parameters(self) -> int:
-        """All that is in no layer: embeddings, the head where it has weights of its own, and the last norm."""
+        """All that is in no layer like the others: embeddings, a head with weights of its own, the last norm."""
         embeddings = self.embedding_parameters * (1 if self.is_tied else 2)
-        return embeddings + self.positions * self.width + (1 if self.is_gated else 2) * self.width
+        last_norm = (1 if self.is_gated else 2) * self.width
+        return embeddings + self.positions * self.width + last_norm + self.uneven_parameters
 
     @property
     def parameters(self) -> int:
@@ -101,76 +90,74 @@ def read(path: str) -> Shape | None:
 
 def is_guess(shape: Shape) -> bool:
     """Whether the family is none that is known here."""
-    return shape.family not in LIKE_LLAMA | LIKE_GPT2
+    return shape.family not in LIKE_LLAMA | LIKE_GPT2 | ONLY_COUNTED
 
 
 def _config(path: str) -> dict[str, Any] | None:
     try:
-        config = msgspec.json.decode((Path(path) / "config.json").read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode((Path(path) / "config.json").read_bytes(), type=dict[str, Any])
     except (OSError, ValueError):
         return known.config(path)
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
 
 
 def of_config(config: dict[str, Any]) -> Shape | None:
     """The shape that a config describes; None where it lacks the sizes."""
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = {**config, **families.DEFAULTS.get(str(text.get("model_type")), {}), **text}
     family = str(config.get("model_type", ""))
     if family in LIKE_GPT2:
         return _gpt2(config, family)
     wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if not all(isinstance(config.get(name), int) for name in wanted):
         return None
-    width, layers, heads, vocabulary = (int(config[name]) for name in wanted)
-    head_width = config.get("head_dim") or width // heads
-    queries, keys = heads * head_width, (config.get("num_key_value_heads") or heads) * head_width
-    mlp = int(config.get("intermediate_size") or 4 * width)
-    experts = int(config.get("num_local_experts") or config.get("num_experts") or 0)
-    expert_mlp = int(config.get("moe_intermediate_size") or mlp) if experts else mlp
-    linears = [*_attention(config, family, width, queries, keys)]
-    if experts:
-        linears.append(Linear("mlp.gate", width, experts))
-    else:
-        linears += _gated_mlp(family, width, mlp, bias=bool(config.get("mlp_bias")))
-    norms = width * (4 if family in FOUR_NORMS else 2) + (2 * head_width if family in QK_NORMS else 0)
+    sizes, vocabulary = _sizes(config, family), int(config["vocab_size"])
+    linears = list(families.attention(config, family, sizes))
+    dense = families.gated_mlp(config, family, sizes.width, sizes.mlp)
+    mixture = list(families.mixture(config, family, sizes)) if sizes.experts else []
+    of_experts = families.expert_parameters(family, sizes)
+    in_mixture = of_experts + sum(linear.parameters for linear in mixture)
+    more = sum(linear.parameters for linear in dense) - in_mixture
+    uneven = families.dense_layers(config, sizes) * more + families.tower_parameters(config, sizes.width)
     return Shape(
         family=family,
-        width=width,
-        layers=layers,
-        queries=queries,
-        keys=keys,
-        heads=heads,
-        mlp=expert_mlp,
+        width=sizes.width,
+        layers=sizes.layers,
+        queries=sizes.queries,
+        keys=sizes.keys,
+        heads=sizes.heads,
+        mlp=sizes.expert_mlp if sizes.experts else sizes.mlp,
         vocabulary=vocabulary,
         is_gated=True,
-        is_tied=bool(config.get("tie_word_embeddings", family.startswith("gemma"))),
-        linears=tuple(linears),
-        expert_parameters=experts * 3 * width * expert_mlp,
-        experts_per_token=int(config.get("num_experts_per_tok") or 2) if experts else 0,
-        norm_parameters=norms,
+        is_tied=bool(config.get("tie_word_embeddings", family.startswith(("gemma", "cohere")))),
+        linears=(*linears, *(mixture or dense)),
+        expert_parameters=of_experts,
+        experts_per_token=int(config.get("num_experts_per_tok") or 2) if sizes.experts else 0,
+        norm_parameters=families.other_parameters(config, family, sizes),
+        uneven_parameters=uneven,
         disk_bytes=_disk_bytes(config),
     )
 
 
-def _attention(config: dict[str, Any], family: str, width: int, queries: int, keys: int) -> Iterator[Linear]:
-    bias = bool(config.get("attention_bias")) or family in BIASED_QKV
-    if family == "phi3":
-        yield Linear("self_attn.qkv_proj", width, queries + 2 * keys)
-    else:
-        yield Linear("self_attn.q_proj", width, queries, bias)
-        yield Linear("self_attn.k_proj", width, keys, bias)
-        yield Linear("self_attn.v_proj", width, keys, bias)
-    yield Linear("self_attn.o_proj", queries, width, bool(config.get("attention_bias")))
-
-
-def _gated_mlp(family: str, width: int, mlp: int, *, bias: bool) -> list[Linear]:
-    if family == "phi3":
-        return [Linear("mlp.gate_up_proj", width, 2 * mlp), Linear("mlp.down_proj", mlp, width)]
-    return [
-        Linear("mlp.gate_proj", width, mlp, bias),
-        Linear("mlp.up_proj", width, mlp, bias),
-        Linear("mlp.down_proj", mlp, width, bias),
-    ]
+def _sizes(config: dict[str, Any], family: str) -> Sizes:
+    width, layers, heads = (int(config[name]) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    head_width = int(config.get("head_dim") or width // heads)
+    key_heads = int(config.get("num_key_value_heads") or heads)
+    if family in families.LATENT:
+        head_width, key_heads = int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), heads
+    mlp = int(config.get("intermediate_size") or 4 * width)
+    named = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((int(config[name]) for name in named if config.get(name)), 0)
+    return Sizes(
+        width=width,
+        layers=layers,
+        heads=heads,
+        queries=heads * head_width,
+        keys=key_heads * head_width,
+        mlp=mlp,
+        experts=experts,
+        expert_mlp=int(config.get("moe_intermediate_size") or mlp),
+    )
 
 
 def _gpt2(config: dict[str, Any], family: str) -> Shape:

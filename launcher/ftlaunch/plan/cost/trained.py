@@ -4,7 +4,8 @@ import re
 
 from msgspec import Struct
 
-from ftlaunch.plan.cost.shape import Linear, Shape
+from ftlaunch.plan.cost.families import Linear
+from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.recipe import SUPER_WEIGHTS, Adalora, Adapter, Dora, Full, LowRank, Pissa, Prefix, Prompt, PTuning
 
 MANY_LAYERS = 3
