@@ -87,6 +87,7 @@ FLOORS = {
         "shape",
         "trained",
         "activations body",
+        "ppo",
         "memory",
         "disk fit speed",
         "__init__",

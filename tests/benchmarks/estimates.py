@@ -180,13 +180,16 @@ def make_models(folder: Path, smol: Path) -> dict[str, Path]:
 
 
 def populate_libraries() -> None:
-    """Map every page of the files that are mapped already, so that they do not count later."""
+    """Map every page of the files that are mapped already, so that they do not count later, and hold those that are
+    only read: under pressure the kernel takes them back, and the peak would seem that much lower."""
     libc = ctypes.CDLL(None, use_errno=True)
     for line in Path("/proc/self/maps").read_text().splitlines():
         place, mode, _, _, inode, *_ = line.split()
         if inode != "0" and "r" in mode:
             start, end = (int(address, 16) for address in place.split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), POPULATE_READ)
+            if "w" not in mode and libc.mlock(ctypes.c_void_p(start), ctypes.c_size_t(end - start)):
+                print("pages cannot be held: give the process more `ulimit -l`", file=sys.stderr)
 
 
 def resident(name: str) -> int:

@@ -52,7 +52,8 @@ class Halves:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, D] → [N, V]. Only one thread may call a model at a time."""
-        return self._headed(_Said(hidden_ND[None])).logits[0]
+        # Not [0]: the gradient of an index is a copy of all logits, that of a squeeze is a view.
+        return self._headed(_Said(hidden_ND[None])).logits.squeeze(0)
 
     def router_loss(self, passed: Any, mask_BT: Tensor | None) -> Tensor:
         """The loss that balances experts, as the model's own code makes it of what its routers have said in a pass.

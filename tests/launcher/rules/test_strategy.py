@@ -1,5 +1,6 @@
 """`parallel.strategy = "auto"`: what is chosen, why, and what is refused."""
 
+import itertools
 from pathlib import Path
 from unittest import mock
 
@@ -7,9 +8,11 @@ import pytest
 
 from ftlaunch import rules
 from ftlaunch.errors import RecipeError
-from ftlaunch.plan import machine
+from ftlaunch.plan import cost, machine
 from ftlaunch.plan.cost import devices
 from ftlaunch.plan.machine import Machine
+from ftlaunch.plan.plan import make_plan
+from ftlaunch.rules.strategy import BY_PRICE
 
 RECIPE = """
 name = "auto"
@@ -30,6 +33,7 @@ activation_checkpointing = true
 strategy = "auto"
 procs_per_node = {processes}
 """
+LLAMA = "meta-llama/Meta-Llama-3-8B"
 H100 = Machine((("NVIDIA H100 80GB HBM3", 9),), None)
 
 
@@ -54,6 +58,36 @@ def test_the_cheapest_that_fits_is_taken(tmp_path: Path, method: str, processes:
     assert found.recipe.parallel.strategy == strategy
     assert found.is_for_here
     assert any(remark.startswith(f"parallel.strategy: {strategy} (auto)") for remark in found.remarks)
+
+
+SIZES = ("meta-llama/Llama-3.2-3B", LLAMA, "meta-llama/Meta-Llama-3-70B")
+
+
+@pytest.mark.parametrize("gigabytes", [24, 80])
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_more_is_shared_out_only_where_less_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, gigabytes: int
+) -> None:
+    """What shares out more talks more: ZeRO-3 is never taken where whole weights fit one card, nor is any ZeRO where
+    all that a rank holds does; and what is taken fits."""
+    monkeypatch.setattr(devices, "_gpu_memory", lambda: gigabytes * 10**9)
+    order = ("single",) if processes == 1 else BY_PRICE
+    for model, method in itertools.product(SIZES, ("lora", "full")):
+        asked = (f"model.path={model}", "data.rows.max_length=512", "stage.0.batch_size=8")
+        fits = [name for name in order if _misfit(tmp_path, method, processes, name, asked) is None]
+        if fits:
+            assert loaded(tmp_path, method, processes, *asked).recipe.parallel.strategy == fits[0], (model, method)
+            continue
+        with pytest.raises(RecipeError, match='"auto" finds none that fits'):
+            loaded(tmp_path, method, processes, *asked)
+
+
+def _misfit(folder: Path, method: str, processes: int, strategy: str, asked: tuple[str, ...]) -> object:
+    recipe = loaded(folder, method, processes, *asked, f"parallel.strategy={strategy}").recipe
+    spec = make_plan(recipe, folder).stages[0].spec
+    told = cost.of_spec(spec, devices.here(H100, spec.parallel), 2)
+    assert isinstance(told, cost.Cost)
+    return told.misfit
 
 
 def test_why_others_were_passed_over_is_told(tmp_path: Path) -> None:

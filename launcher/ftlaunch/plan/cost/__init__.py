@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.plan.cost import devices, disk, fit, shape, speed
+from ftlaunch.plan.cost import devices, disk, fit, ppo, shape, speed
 from ftlaunch.plan.cost.calibration import Measured
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.disk import Disk
@@ -49,14 +49,15 @@ def of_spec(spec: StageSpec, device: Device, size: int, measured: float | None =
         return f"not estimated: no config.json of {spec.model.path} is here, and it is not among the bases known"
     memory = _memory(spec, found, size, device)
     trains = not isinstance(spec.stage, Merge | Evaluate)
+    time = _time(spec, found, device, measured) if trains else None
     return Cost(
         memory=memory,
         **(_other_activations(spec, found, size, device) if trains else {}),
         disk=disk.of_stage(spec, found, size),
-        time=_time(spec, found, device, measured) if trains else None,
+        time=time,
         device=device,
         misfit=fit.misfit(spec, found, size, device, memory) if trains else None,
-        remarks=_remarks(spec, found),
+        remarks=_remarks(spec, found) + ([_no_time(device)] if trains and time is None else []),
     )
 
 
@@ -87,14 +88,21 @@ def _time(spec: StageSpec, found: Shape, device: Device, measured: float | None)
     return speed.of_stage(spec, found, device.teraflops * 1e12 * speed.SHARE_OF_PEAK)
 
 
+def _no_time(device: Device) -> str:
+    where = " `ftlaunch plan --calibrate` measures it on the machine itself"
+    return f"time: not estimated: no data sheet that is known here tells the speed of {device.name};{where}"
+
+
 def _remarks(spec: StageSpec, found: Shape) -> list[str]:
     told: list[str] = []
     if shape.is_guess(found):
         told.append(f"{found.family} models are not known here: they are taken for one like Llama of the same sizes")
     if found.family in shape.ONLY_COUNTED:
         told.append(f"{found.family}: weights are counted as they are, activations as if its layers were Llama's")
-    if spec.start is not None and spec.reward is not None:
-        told.append("the reward model is taken for an adapter on the same base")
+    if spec.reward is not None:
+        told.append("the reward model is taken for one like the policy, with the same adapter")
+    if (unknown := ppo.unknown_reward_model(spec)) is not None:
+        told.append(f"the reward model is not counted: no config.json of {unknown} is here")
     return told
 
 
@@ -110,8 +118,10 @@ def of_stages(
             device = devices.on_cluster(cluster, spec.parallel, str(spec.stage.__struct_config__.tag))
         word = settled(spec.model.dtype, machine if cluster is None else None, device)
         rate = None
-        if measured is not None and cluster is None and (measured.device != "the CPU") == device.cuda:
+        if measured is not None and cluster is None and measured.device == device.name:
             rate = measured.operations_per_second.get(word)
+            if rate is not None and not device.cuda:
+                rate /= spec.parallel.procs_per_node  # it was measured with all of the CPU's cores
         found[name] = of_spec(spec, device, SIZES[word], rate)
     return found
 

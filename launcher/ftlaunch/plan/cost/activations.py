@@ -75,3 +75,9 @@ def of_logits(shape: Shape, tokens: int, size: int, *, trained_head: bool, backw
         return shape.vocabulary * (size * chunk + FLOAT * rows * (1 if size == FLOAT else 2))
     wide = FLOAT * chunk * (1 if size == FLOAT else 2) if size < FLOAT else FLOAT * chunk
     return shape.vocabulary * (wide + (2 * FLOAT * chunk if backward else FLOAT * chunk))
+
+
+def of_logits_with_entropy(shape: Shape, tokens: int, *, backward: bool) -> int:
+    """The same where the entropy of each token is trained, too: logits, their softmax and the product of the two; and
+    backward also the gradients of these three."""
+    return shape.vocabulary * FLOAT * min(tokens, CHUNK) * (6 if backward else 3)

@@ -1,5 +1,6 @@
 """What a stage's processes run on: how much memory there is for each, and how fast it computes."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,25 +12,43 @@ from ftlaunch.plan.machine import PATIENCE, Machine
 from ftlaunch.recipe import Parallel
 
 GIB = 1 << 30
-GPUS: dict[str, tuple[int, float]] = {
-    "H200": (141 * 10**9, 989),
-    "H100": (80 * 10**9, 989),
-    "A100-SXM4-80GB": (80 * 10**9, 312),
-    "A100 80GB": (80 * 10**9, 312),
-    "A100": (40 * 10**9, 312),
-    "L40S": (48 * 10**9, 362),
-    "L4": (24 * 10**9, 121),
-    "A6000": (48 * 10**9, 155),
-    "A40": (48 * 10**9, 150),
-    "A10": (24 * 10**9, 125),
-    "4090": (24 * 10**9, 165),
-    "V100": (16 * 10**9, 125),
-    "T4": (16 * 10**9, 65),
-}
-"""Part of a GPU's name → bytes of memory, and 10¹² operations a second in 16 bits without sparsity.
+CARDS: tuple[tuple[str, int, float], ...] = (
+    ("b200", 180, 2250),
+    ("h200 nvl", 141, 835),
+    ("h200", 141, 989),
+    ("h100 pcie", 80, 756),
+    ("h100 nvl", 94, 835),
+    ("h100", 80, 989),
+    ("a100 80gb", 80, 312),
+    ("a100", 40, 312),
+    ("a40", 48, 150),
+    ("a30", 24, 165),
+    ("a10", 24, 125),
+    ("l40s", 48, 362),
+    ("l40", 48, 181),
+    ("l4", 24, 121),
+    ("6000 ada", 48, 364),
+    ("a6000", 48, 155),
+    ("5090", 32, 210),
+    ("4090", 24, 165),
+    ("3090", 24, 71),
+    ("v100 pcie 32gb", 32, 112),
+    ("v100 pcie", 16, 112),
+    ("v100 32gb", 32, 125),
+    ("v100", 16, 125),
+    ("t4", 16, 65),
+    ("mi325x", 256, 1307),
+    ("mi300x", 192, 1307),
+    ("mi250x", 64, 191),
+)
+"""Words of a card's name → GB of memory, and 10¹² operations a second in 16 bits without sparsity.
 
-From NVIDIA's data sheets. Of a GPU that comes in several sizes the smaller one stands here; nvidia-smi is asked first.
+From the data sheets: NVIDIA's of each data center card, which tell twice as much where they say "with sparsity"; the
+architecture papers GA102, AD102 and Blackwell for RTX cards, with sums in fp32; AMD's of each Instinct card. An MI250X
+is two devices. Of a card that comes in several sizes the smaller one stands last; nvidia-smi is asked first.
 """
+OTHER_CARD = re.compile(r"laptop|mobile|max|d|ti|super|mig|\d+[gqc]")
+"""A word by which a card is another than the rest of its name says, or a part of one."""
 
 
 class Device(Struct, frozen=True):
@@ -48,8 +67,10 @@ class Device(Struct, frozen=True):
 def here(machine: Machine, parallel: Parallel) -> Device:
     """The device of a process on this machine."""
     host = _host_memory() // parallel.procs_per_node
+    if parallel.device == "cuda" and not machine.gpus:
+        return Device("a GPU", True, None, host)
     if parallel.device == "cpu" or not machine.gpus:
-        return Device("the CPU", parallel.device == "cuda", None if parallel.device == "cuda" else host, host)
+        return Device("the CPU", False, host, host)
     name, _ = machine.gpus[0]
     memory, teraflops = known_gpu(name) or (None, None)
     return Device(name, True, _gpu_memory() or memory, host, teraflops)
@@ -68,8 +89,13 @@ def on_cluster(cluster: Cluster, parallel: Parallel, kind: str) -> Device:
 
 
 def known_gpu(name: str) -> tuple[int, float] | None:
-    """Memory and speed of a GPU by a name such as "NVIDIA A100-SXM4-80GB", or SLURM's "a100"."""
-    return next((said for part, said in GPUS.items() if part.lower() in name.lower()), None)
+    """Bytes of memory and speed of a GPU by a name such as "NVIDIA A100-SXM4-80GB", or SLURM's "a100"; None where no
+    data sheet of exactly that card is known here."""
+    said = set(re.split(r"[^a-z0-9]+", name.lower().replace("rtx", " ")))
+    if any(OTHER_CARD.fullmatch(word) for word in said):
+        return None
+    found = next((card for card in CARDS if said.issuperset(card[0].split())), None)
+    return None if found is None else (found[1] * 10**9, found[2])
 
 
 def _bytes(written: str | None) -> int:

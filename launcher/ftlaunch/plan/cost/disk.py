@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from ftlaunch.plan.cost import shape as shapes
 from ftlaunch.plan.cost import trained
 from ftlaunch.plan.cost.activations import FLOAT
 from ftlaunch.plan.cost.memory import ROOM_CPU, Memory, Part
@@ -59,17 +60,12 @@ def memory_of_merge(stage: Merge, shape: Shape, size: int) -> Memory:
 def memory_of_evaluation(spec: StageSpec, stage: Evaluate, shape: Shape, size: int, *, cuda: bool) -> Memory:
     """An evaluation holds the weights, and the keys and values of the answers that are generated side by side."""
     longest = max((data.max_length for data in spec.data.values()), default=0) + stage.max_new_tokens
-    cache = cache_bytes(shape, stage.batch_size * stage.beams, longest, size)
+    cache = shapes.cache_bytes(shape, stage.batch_size * stage.beams, longest, size)
     parts = [
         Part("libraries", ROOM_CPU),
-        Part("weights", size * shape.parameters),
+        Part("weights", shapes.held_bytes(shape, str(spec.model.quantization), size)),
         Part("keys and values of answers", cache),
     ]
     return Memory(
         device="cuda" if cuda else "cpu", parts=parts, phases={"answers": sum(part.bytes for part in parts)}, host=[]
     )
-
-
-def cache_bytes(shape: Shape, rows: int, tokens: int, size: int) -> int:
-    """Of the keys and values of so many rows of so many tokens."""
-    return rows * tokens * shape.layers * 2 * shape.keys * size

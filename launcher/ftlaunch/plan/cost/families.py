@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 Config = dict[str, Any]
@@ -54,6 +55,14 @@ class Sizes(Struct, frozen=True, kw_only=True):
     expert_mlp: int
 
 
+def nested(config: Config, name: str) -> Config | None:
+    """The config of a part of the model; None where there is none."""
+    try:
+        return msgspec.convert(config.get(name), Config)
+    except msgspec.ValidationError:
+        return None
+
+
 def attention(config: Config, family: str, sizes: Sizes) -> Iterator[Linear]:
     """The linear layers of attention, and of a recurrent mixer that computes next to it."""
     bias = bool(config.get("attention_bias")) or family in BIASED_QKV
@@ -69,7 +78,9 @@ def attention(config: Config, family: str, sizes: Sizes) -> Iterator[Linear]:
         yield Linear("self_attn.q_proj", width, queries, bias)
         yield Linear("self_attn.k_proj", width, keys, bias)
         yield Linear("self_attn.v_proj", width, keys, bias)
-    yield Linear("self_attn.o_proj", queries, width, bool(config.get("attention_bias")) and family not in UNBIASED_OUTPUT)
+    yield Linear(
+        "self_attn.o_proj", queries, width, bool(config.get("attention_bias")) and family not in UNBIASED_OUTPUT
+    )
 
 
 def _latent(config: Config, sizes: Sizes) -> Iterator[Linear]:
@@ -160,10 +171,10 @@ def other_parameters(config: Config, family: str, sizes: Sizes) -> int:
 
 def tower_parameters(config: Config, width: int) -> int:
     """Elements of the part of a Gemma 3 that reads pictures: SigLIP, and what leads from it into the text model."""
-    vision = config.get("vision_config")
-    if not isinstance(vision, dict) or config.get("model_type") != "gemma3_text":
+    own = nested(config, "vision_config")
+    if own is None or config.get("model_type") != "gemma3_text":
         return 0
-    vision = DEFAULTS["siglip_vision_model"] | vision
+    vision = DEFAULTS["siglip_vision_model"] | own
     inner, mlp, patch = (int(vision[name]) for name in ("hidden_size", "intermediate_size", "patch_size"))
     norm, block = 2 * inner, 4 * (inner * inner + inner) + 2 * inner * mlp + mlp + inner
     patches = (int(vision["image_size"]) // patch) ** 2

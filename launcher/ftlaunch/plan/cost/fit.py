@@ -9,13 +9,15 @@ from msgspec import Struct
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.memory import Memory, of_stage
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Full, Lora, Training
+from ftlaunch.recipe import Adversarial, Full, Lora, Ppo, Prefix, PTuning, Training
 from ftlaunch.run.spec import StageSpec
 
 WAYS = 3
 """Ways out that are told."""
 CHANGES = 3
 """Changes that a way out may consist of."""
+FEW_ANSWERS = 4
+"""Answers that PPO draws side by side where memory is short."""
 Way = tuple[str, StageSpec]
 """What to write in the recipe, and the stage that it makes."""
 Change = Callable[[StageSpec, Training], Way | None]
@@ -94,18 +96,40 @@ def _smaller_batches(spec: StageSpec, stage: Training) -> Way | None:
     return "micro_batch_size = 1", msgspec.structs.replace(spec, micro_batch_size=1, accumulation=rest)
 
 
+def _fewer_answers(spec: StageSpec, stage: Training) -> Way | None:
+    if not isinstance(stage, Ppo) or stage.generation_batch_size <= FEW_ANSWERS:
+        return None
+    other = msgspec.structs.replace(stage, generation_batch_size=FEW_ANSWERS)
+    return f"generation_batch_size = {FEW_ANSWERS}", msgspec.structs.replace(spec, stage=other)
+
+
 def _checkpointing(spec: StageSpec, stage: Training) -> Way | None:
-    if stage.activation_checkpointing:
+    # A prefix is there only once, and adversarial noise would disturb what is computed again.
+    if stage.activation_checkpointing or isinstance(spec.adapter, Prefix) or isinstance(spec.noise, Adversarial):
         return None
     other = msgspec.structs.replace(stage, activation_checkpointing=True)
     return "activation_checkpointing = true", msgspec.structs.replace(spec, stage=other)
 
 
+def _goes_with_zero(spec: StageSpec, zero_stage: int) -> bool:
+    """Whether no rule refuses the rest of the stage under DeepSpeed (`rules.compatibility`)."""
+    if spec.optimizer.name != "adamw" or spec.model.quantization == "int8" or isinstance(spec.noise, Adversarial):
+        return False
+    if isinstance(spec.adapter, PTuning) and spec.adapter.encoder == "lstm":
+        return False
+    return zero_stage < 3 or spec.model.rounding is None
+
+
 def _sharded(spec: StageSpec, strategy: str, zero_stage: int) -> Way | None:
-    if spec.world_size == 1 or spec.optimizer.name != "adamw" or spec.parallel.zero_stage >= zero_stage:
+    if spec.world_size == 1 or spec.parallel.zero_stage >= zero_stage or not _goes_with_zero(spec, zero_stage):
         return None
     parallel = msgspec.structs.replace(spec.parallel, strategy=strategy)
-    return f'parallel.strategy = "{strategy}"', msgspec.structs.replace(spec, parallel=parallel)
+    return f'{_key(spec, "parallel")}.strategy = "{strategy}"', msgspec.structs.replace(spec, parallel=parallel)
+
+
+def _key(spec: StageSpec, table: str) -> str:
+    """The table's name, within its stage where the stage has one of its own."""
+    return table if getattr(spec.stage, table) is None else f"stage.{table}"
 
 
 def _zero2(spec: StageSpec, _: Training) -> Way | None:
@@ -119,14 +143,14 @@ def _zero3(spec: StageSpec, _: Training) -> Way | None:
 def _adapter(spec: StageSpec, _: Training) -> Way | None:
     if not isinstance(spec.adapter, Full):
         return None
-    return 'adapter.kind = "lora"', msgspec.structs.replace(spec, adapter=Lora())
+    return f'{_key(spec, "adapter")}.kind = "lora"', msgspec.structs.replace(spec, adapter=Lora())
 
 
 def _few_bits(spec: StageSpec, _: Training) -> Way | None:
     if spec.model.quantization != "none" or isinstance(spec.adapter, Full):
         return None
     model = msgspec.structs.replace(spec.model, quantization="nf4")
-    return 'model.quantization = "nf4"', msgspec.structs.replace(spec, model=model)
+    return f'{_key(spec, "model")}.quantization = "nf4"', msgspec.structs.replace(spec, model=model)
 
 
 def _shorter(spec: StageSpec, _: Training) -> Way | None:
@@ -141,16 +165,17 @@ def _shorter(spec: StageSpec, _: Training) -> Way | None:
 
 
 def _offload(spec: StageSpec, _: Training) -> Way | None:
-    if spec.parallel.offload == "cpu" or spec.optimizer.name != "adamw":
+    if spec.parallel.offload == "cpu" or spec.model.is_quantized or not _goes_with_zero(spec, spec.parallel.zero_stage):
         return None
     kept = spec.parallel.strategy if spec.parallel.zero_stage else "zero2"
-    parallel = msgspec.structs.replace(spec.parallel, strategy=kept, offload="cpu")
-    words = f'parallel.strategy = "{kept}" and parallel.offload = "cpu"'
+    parallel, key = msgspec.structs.replace(spec.parallel, strategy=kept, offload="cpu"), _key(spec, "parallel")
+    words = f'{key}.strategy = "{kept}" and {key}.offload = "cpu"'
     return words, msgspec.structs.replace(spec, parallel=parallel)
 
 
 CHANGES_BY_PRICE: tuple[Change, ...] = (
     _smaller_batches,
+    _fewer_answers,
     _checkpointing,
     _zero2,
     _zero3,

@@ -3,9 +3,9 @@
 from msgspec import Struct
 
 from ftlaunch.plan import resolve
-from ftlaunch.plan.cost import activations, trained
+from ftlaunch.plan.cost import activations, ppo, trained
 from ftlaunch.plan.cost.activations import FLOAT, Arithmetic
-from ftlaunch.plan.cost.shape import Shape
+from ftlaunch.plan.cost.shape import Shape, held_bytes
 from ftlaunch.plan.cost.trained import Trained
 from ftlaunch.recipe import Dpo, Full, LowRank, Pairwise, Ppo, Reward, Training, Virtual
 from ftlaunch.run.spec import StageSpec
@@ -13,8 +13,6 @@ from ftlaunch.run.spec import StageSpec
 MOMENTS = 2
 READING = "loading"
 """The phase in which the model is read from disk."""
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in 4 bits: half a byte, a scale in 8 bits for 64 of them, and one in fp32 for 256 of those."""
 BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed gathers gradients, and of a step's weights that ZeRO-3 leaves unsharded."""
 ROOM_CPU = 40 << 20
@@ -74,11 +72,12 @@ def load_of(spec: StageSpec, size: int, *, cuda: bool) -> Load:
     stage = spec.stage
     longest = max((data.max_length for data in spec.data.values()), default=0)
     rows = spec.micro_batch_size * (2 if isinstance(stage, Pairwise) else 1)
+    targets = longest - 1
     if isinstance(stage, Ppo):
-        longest += stage.max_new_tokens
+        longest, targets = longest + stage.max_new_tokens, stage.max_new_tokens
     if isinstance(spec.adapter, Virtual):
         longest += spec.adapter.virtual_tokens
-    return Load(tokens=rows * longest, targets=rows * (longest - 1), size=size, cuda=cuda)
+    return Load(tokens=rows * longest, targets=rows * targets, size=size, cuda=cuda)
 
 
 def of_stage(spec: StageSpec, shape: Shape, size: int, *, cuda: bool) -> Memory:
@@ -101,6 +100,8 @@ class _Ledger:
         kernel = load.cuda and self.size < FLOAT
         self.arithmetic = Arithmetic(bytes=self.size, stream=stream, has_kernel=kernel)
         self.offloads = spec.parallel.offload == "cpu"
+        stage = spec.stage
+        self.rollout = ppo.rollout(spec, stage, shape, self.size) if isinstance(stage, Ppo) else (0, 0)
 
     def memory(self) -> Memory:
         parts = self._standing() | self._passing()
@@ -126,6 +127,7 @@ class _Ledger:
             "weights": self._weights(),
             "adapter": self._adapter(),
             "reference": self._reference(),
+            **self._judges(),
             "fp32 masters": self._masters() * on_device,
             "optimizer": self._moments() * on_device,
             "libraries": ROOM_GPU if self.load.cuda else ROOM_CPU,
@@ -140,6 +142,7 @@ class _Ledger:
             "16-bit copies of weights": self._casts(),
             "activations": self._activations(),
             "logits": self._logits(backward=False),
+            "keys and values of answers": self.rollout[0],
         }
 
     def _weights(self) -> int:
@@ -147,9 +150,7 @@ class _Ledger:
         shape = self.shape
         if self.held_in_float:
             return FLOAT * shape.parameters
-        few = {"nf4": NF4, "fp4": NF4, "int8": 1.0}.get(str(self.spec.model.quantization), float(self.size))
-        matrices = shape.matrix_parameters
-        held = int(few * matrices) + self.size * (shape.parameters - matrices)
+        held = held_bytes(shape, str(self.spec.model.quantization), self.size)
         return held // self.ranks if self.zero == 3 else held
 
     def _adapter(self) -> int:
@@ -167,6 +168,14 @@ class _Ledger:
         live = isinstance(stage, Dpo) and resolve.reference(stage, self.spec.adapter) == "live"
         goes_on = self.spec.start is not None and self.spec.start.endswith("/artifact")
         return self._adapter() if (live or isinstance(stage, Ppo)) and goes_on and not self.full else 0
+
+    def _judges(self) -> dict[str, int]:
+        """PPO's value head with its gradient and moments, and the model that gives the scores."""
+        stage = self.spec.stage
+        if not isinstance(stage, Ppo):
+            return {}
+        told = ppo.reward_model(self.spec, stage, self.shape, self.size, self._adapter())
+        return {"value head": FLOAT * (2 + MOMENTS) * (self.shape.width + 1), "reward model": told}
 
     def _masters(self) -> int:
         return FLOAT * self.trained.parameters // self.ranks if self.zero else 0
@@ -218,6 +227,8 @@ class _Ledger:
     def _logits(self, *, backward: bool) -> int:
         if isinstance(self.spec.stage, Reward):
             return 0
+        if isinstance(self.spec.stage, Ppo):
+            return activations.of_logits_with_entropy(self.shape, self.load.targets, backward=backward)
         return activations.of_logits(
             self.shape, self.load.targets, self.size, trained_head=self.trained.head, backward=backward
         )
@@ -227,7 +238,7 @@ class _Ledger:
         return FLOAT * self.trained.parameters * (1 + MOMENTS) // self.ranks
 
     def _phases(self, parts: dict[str, int]) -> dict[str, int]:
-        """Peaks: reading the model, the forward pass, the backward pass, the optimizer's step, the artifact."""
+        """Peaks: reading the model, rollouts, the forward and backward pass, the optimizer's step, the artifact."""
         held = sum(self._standing().values()) + parts["gathered weights"]
         held += 0 if self.load.cuda else self._image()
         gradients = parts["gradients"] + parts["gradient buffer"]
@@ -237,6 +248,7 @@ class _Ledger:
         passing = parts["activations"] + self._casts() + max(parts["logits"], backward)
         return {
             READING: parts["weights"] + parts["libraries"] + self._mapped(),
+            **({"rollout": held + sum(self.rollout)} if any(self.rollout) else {}),
             "forward and backward": held + max(early + passing, gradients),
             "optimizer": held + gradients + self._step(),
             "artifact": held + self._artifact(),

@@ -102,8 +102,7 @@ def _config(path: str) -> dict[str, Any] | None:
 
 def of_config(config: dict[str, Any]) -> Shape | None:
     """The shape that a config describes; None where it lacks the sizes."""
-    text = config.get("text_config")
-    if isinstance(text, dict):
+    if (text := families.nested(config, "text_config")) is not None:
         config = {**config, **families.DEFAULTS.get(str(text.get("model_type")), {}), **text}
     family = str(config.get("model_type", ""))
     if family in LIKE_GPT2:
@@ -187,3 +186,18 @@ def _gpt2(config: dict[str, Any], family: str) -> Shape:
 
 def _disk_bytes(config: dict[str, Any]) -> int:
     return DISK_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
+
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits: half a byte, a scale in 8 bits for 64 of them, and one in fp32 for 256 of those."""
+
+
+def held_bytes(shape: Shape, quantization: str, size: int) -> int:
+    """Of all weights, in elements of `size` bytes where they are not in few bits."""
+    few = {"nf4": NF4, "fp4": NF4, "int8": 1.0}.get(quantization, float(size))
+    return int(few * shape.matrix_parameters) + size * (shape.parameters - shape.matrix_parameters)
+
+
+def cache_bytes(shape: Shape, rows: int, tokens: int, size: int) -> int:
+    """Of the keys and values of so many rows of so many tokens."""
+    return rows * tokens * shape.layers * 2 * shape.keys * size

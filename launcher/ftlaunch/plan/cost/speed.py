@@ -4,10 +4,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ftlaunch.plan import resolve
 from ftlaunch.plan.cost import trained
 from ftlaunch.plan.cost.memory import load_of
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Data, Full, Pairwise, Ppo, Training
+from ftlaunch.recipe import Data, Dpo, Full, Ppo, Training
 from ftlaunch.run.spec import StageSpec
 
 SHARE_OF_PEAK = 0.4
@@ -57,8 +58,19 @@ def operations(spec: StageSpec, shape: Shape) -> float:
     backward = layer * what.layers_backward + 2 * head
     trains = forward if isinstance(spec.adapter, Full) else 6 * what.parameters
     again = layer * what.layers_backward if getattr(stage, "activation_checkpointing", False) else 0
-    passes = (stage.ppo_epochs if isinstance(stage, Ppo) else 1) * (forward + backward + trains + again)
-    return passes + (forward if isinstance(stage, Pairwise) else 0)
+    return forward * (1 + _looks(spec)) + backward + trains + again
+
+
+def _looks(spec: StageSpec) -> float:
+    """Forward passes of a token that serve no backward pass: those of references, of rollouts and of their scores."""
+    match spec.stage:
+        case Dpo() as stage:
+            return float(resolve.reference(stage, spec.adapter) == "live")
+        case Ppo() as stage:
+            # A rollout is generated, then read by policy, reference and reward model, and serves several passes.
+            return (3 + (stage.reward_function is None)) / stage.ppo_epochs
+        case _:
+            return 0.0
 
 
 def _steps(spec: StageSpec, stage: Training) -> int | None:
@@ -67,7 +79,8 @@ def _steps(spec: StageSpec, stage: Training) -> int | None:
     if any(count is None for count in counts):
         return None
     rows = sum(count for count in counts if count)
-    return max(1, -(-int(rows * (stage.epochs or 1)) // stage.batch_size))
+    passes = (stage.epochs or 1) * (stage.ppo_epochs if isinstance(stage, Ppo) else 1)
+    return max(1, -(-int(rows * passes) // stage.batch_size))
 
 
 def _rows(data: Data) -> int | None:

@@ -177,15 +177,42 @@ def test_a_foreign_family_is_taken_for_llama_and_it_is_said(tmp_path: Path) -> N
     (tmp_path / "model/config.json").write_bytes(msgspec.json.encode(config))
     told = cost.of_spec(spec(tmp_path, str(tmp_path / "model")), Device("the CPU", False, GIB), 4)
     assert isinstance(told, cost.Cost)
-    assert told.remarks == ["novel models are not known here: they are taken for one like Llama of the same sizes"]
+    assert told.remarks[0] == "novel models are not known here: they are taken for one like Llama of the same sizes"
 
 
 @pytest.mark.parametrize(
-    ("name", "gigabytes"), [("NVIDIA A100-SXM4-80GB", 80), ("a100", 40), ("NVIDIA H100 80GB HBM3", 80), ("mi300", None)]
+    ("name", "gigabytes", "teraflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 80, 312),
+        ("a100", 40, 312),
+        ("a100_80gb", 80, 312),
+        ("NVIDIA H100 80GB HBM3", 80, 989),
+        ("NVIDIA H100 PCIe", 80, 756),
+        ("NVIDIA L40", 48, 181),
+        ("NVIDIA L40S", 48, 362),
+        ("NVIDIA GeForce RTX 4090", 24, 165),
+        ("rtx4090", 24, 165),
+        ("Tesla V100-SXM2-32GB", 32, 125),
+        ("AMD Instinct MI300X OAM", 192, 1307),
+    ],
 )
-def test_gpus_are_known_by_nvidias_names_and_by_slurms(name: str, gigabytes: int | None) -> None:
-    found = devices.known_gpu(name)
-    assert (found and found[0]) == (gigabytes and gigabytes * GB)
+def test_gpus_are_known_by_their_makers_names_and_by_slurms(name: str, gigabytes: int, teraflops: float) -> None:
+    assert devices.known_gpu(name) == (gigabytes * GB, teraflops)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mi300", "NVIDIA RTX A4000", "NVIDIA A10G", "NVIDIA GeForce RTX 4090 Laptop GPU", "a100_1g.5gb", "gpu"),
+        *("NVIDIA GeForce RTX 4090 D", "NVIDIA GH200 480GB", "GRID A40-48Q", "NVIDIA T400 4GB"),
+    ],
+)
+def test_a_card_without_a_data_sheet_of_its_own_is_not_taken_for_another(tmp_path: Path, name: str) -> None:
+    assert devices.known_gpu(name) is None
+    told = cost.of_spec(spec(tmp_path, LLAMA_8B, "adapter.kind=lora"), Device(name, True), 2)
+    assert isinstance(told, cost.Cost)
+    assert told.time is None
+    assert f"tells the speed of {name}; `ftlaunch plan --calibrate` measures it" in words.of_stage(told)
 
 
 def test_training_in_full_leaves_a_model_and_an_adapter_none() -> None:

@@ -34,7 +34,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_those_that_transformers_makes(name: str) -> None:
-    """`to_diff_dict` is what `save_pretrained` writes: sizes that are a nested config's defaults are missing from it."""
+    """`save_pretrained` writes `to_diff_dict`: it leaves out what is the default of a config within the config."""
     family, sizes = CASES[name]
     tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
     config = AutoConfig.for_model(family, **tokens, **sizes)
