@@ -1,6 +1,7 @@
 """A run that starts again at one of its stages: earlier stages are kept, and those that depend on it are removed."""
 
 import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ftlaunch.backend import backends, runs
@@ -9,6 +10,7 @@ from ftlaunch.backend.protocol import Backend
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
+from ftlaunch.run.changes import NAMED, changed_under
 from ftlaunch.run.layout import RunDir
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
     """Folders of the run that must go so that it can start again at a stage of a plan, called by its folder or kind.
 
-    A later stage stays if it is finished, is as it was planned, and needs none of those. UserError where the run has
-    no such stage, or where an earlier one would not be what it was.
+    A later stage stays if it is finished, is as it was planned, on the same data and base, and needs none of those.
+    UserError where the run has no such stage, or where an earlier one would not be what it was.
     """
     before = runs.read_plan(run)
     first = plan.stages.index(_find(plan, stage))
@@ -29,10 +31,12 @@ def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
             f"{changed.name}, which comes before {plan.stages[first].name}, would be trained otherwise now",
             f"begin with it: --from {changed.name}",
         )
+    _require_same_files(run, plan.stages[:first])
     hashes = {planned.name: planned.spec.training_hash for planned in before.stages}
     gone: list[str] = []
     for planned in plan.stages[first:]:
         same = hashes.get(planned.name) == planned.spec.training_hash and run.stage_dir(planned.name).result.exists()
+        same = same and not changed_under(run, planned.spec)
         # start and reward are paths such as "01-sft/artifact", whose first part is the stage that makes it.
         needs = any(path and path.partition("/")[0] in gone for path in (planned.spec.start, planned.spec.reward))
         if planned is plan.stages[first] or needs or not same:
@@ -41,6 +45,16 @@ def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
     # A run's stages are the folders that are there: one that the recipe no longer has would keep the run unfinished.
     gone += [folder.name for folder in run.stage_dirs() if folder.name not in names]
     return [name for name in gone if run.stage_dir(name).path.exists()]
+
+
+def _require_same_files(run: RunDir, kept: Sequence[PlannedStage]) -> None:
+    """UserError where data or the base of a stage that is kept is not what it was trained on."""
+    for planned in kept:
+        if found := changed_under(run, planned.spec):
+            raise UserError(
+                f"{planned.name} would be kept, and {'; '.join(found[:NAMED])}",
+                f"put back what was there, or begin with it: --from {planned.name}",
+            )
 
 
 def _find(plan: Plan, stage: str) -> PlannedStage:

@@ -1,17 +1,20 @@
 """What a run began with and is not the same any more: its data and its base, by the digests that were recorded."""
 
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from ftlaunch import rows
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Recipe
 from ftlaunch.run import digests, provenance
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance
+from ftlaunch.run.spec import StageSpec
 
 NAMED = 3
 """Files that are named."""
@@ -30,19 +33,36 @@ def changes(run: RunDir, *, at_most: int | None = None) -> list[str]:
 
     Files of more than `at_most` bytes are left alone where their digest would have to be taken again.
     """
+    return list(_changes(run, at_most).values())
+
+
+def changed_under(run: RunDir, spec: StageSpec) -> list[str]:
+    """The same lines for the files that one stage reads: its data sets, their templates and its base."""
+    datas = [data for table in spec.data.values() for data in (table, rows.for_evaluation(table)) if data is not None]
+    places = {spec.model.path, *(place for data in datas for place in (data.path, data.template))}
+    # A place is a file, a folder or a pattern.
+    return [
+        told
+        for path, told in _changes(run, None).items()
+        if any(path == place or path.startswith(f"{place}/") or fnmatch(path, place) for place in places)
+    ]
+
+
+def _changes(run: RunDir, at_most: int | None) -> dict[str, str]:
     if not run.provenance.exists():
-        return []
+        return {}
     recorded = msgspec.json.decode(run.provenance.read_bytes(), type=_Recorded)
     before = recorded.data | recorded.base
     if not before:
-        return []
+        return {}
     recipe = msgspec.json.decode(run.resolved.read_bytes(), type=Recipe)
     files = [*_found(recipe), *(provenance.base_files(recipe) if recorded.base else [])]  # earlier versions had no base
+    files += [file for file in provenance.template_files(recipe) if str(file) in before]  # and no templates
     left_alone = {str(file) for file in files if at_most is not None and _is_too_much(file, at_most)}
     now = digests.sha256_of(file for file in files if str(file) not in left_alone)
     # Without those left alone: they have no digest in `now` and would count as gone.
     differ = (path for path in sorted((before | now).keys() - left_alone) if before.get(path) != now.get(path))
-    return [_told(path, before.get(path), now.get(path)) for path in differ]
+    return {path: _told(path, before.get(path), now.get(path)) for path in differ}
 
 
 def _found(recipe: Recipe) -> list[Path]:
@@ -77,7 +97,7 @@ def accept(run: RunDir) -> list[str]:
     if found:
         recorded = msgspec.json.decode(run.provenance.read_bytes(), type=Provenance)
         recipe = msgspec.json.decode(run.resolved.read_bytes(), type=Recipe)
-        data = digests.sha256_of(provenance.data_files(recipe))
+        data = digests.sha256_of([*provenance.data_files(recipe), *provenance.template_files(recipe)])
         base = digests.sha256_of(provenance.base_files(recipe))
         write_json(run.provenance, msgspec.structs.replace(recorded, data=data, base=base))
     return found

@@ -42,7 +42,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     platform: str
     host: str
     data: dict[str, str]
-    """Local data files and the SHA-256 of each."""
+    """Local data files and chat templates, and the SHA-256 of each."""
     base: dict[str, str] = {}
     """Files of local bases and the SHA-256 of each."""
 
@@ -59,7 +59,7 @@ def collect(recipe: Recipe, source: Path) -> Provenance:
         python=platform.python_version(),
         platform=platform.platform(),
         host=socket.gethostname(),
-        data=digests.sha256_of(data_files(recipe)),
+        data=digests.sha256_of([*data_files(recipe), *template_files(recipe)]),
         base=digests.sha256_of(base_files(recipe)),
     )
 
@@ -102,3 +102,9 @@ def data_files(recipe: Recipe) -> list[Path]:
     ]
     local = [data for data in tables if Path(data.path).is_absolute()]
     return sorted({file for data in local for file in rows.data_files(Path(data.path), data.split)})
+
+
+def template_files(recipe: Recipe) -> set[Path]:
+    """The files of chat templates that the recipe's data tables name."""
+    named = {Path(data.template) for data in recipe.data.values()}
+    return {file for file in named if file.is_absolute() and file.is_file()}

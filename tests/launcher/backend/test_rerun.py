@@ -96,6 +96,20 @@ def test_a_stage_ahead_must_be_what_it_was(run: RunDir, plan: Callable[..., tupl
     assert caught.value.remedy == "begin with it: --from 01-sft"
 
 
+def test_data_that_was_edited_is_noticed_where_a_stage_on_it_would_be_kept(
+    run: RunDir, plan: Callable[..., tuple[Plan, Loaded]], tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "c", "rejected": "another"}\n')
+    after, loaded = plan()
+    # The reward model does not come from DPO, but it was trained on other pairs.
+    assert obsolete_stages(run, after, "dpo") == [DPO, REWARD, MERGE]
+    with pytest.raises(UserError, match=r"02-dpo would be kept, and .*pairs\.jsonl has changed since") as caught:
+        obsolete_stages(run, after, "merge")
+    assert caught.value.remedy == "put back what was there, or begin with it: --from 02-dpo"
+    rerun_from(run, after, loaded, backends.here(), [DPO, REWARD, MERGE])
+    assert obsolete_stages(run, after, "reward") == [REWARD, MERGE]
+
+
 def test_how_the_work_is_shared_out_makes_no_other_stage(run: RunDir, plan: Callable[..., tuple[Plan, Loaded]]) -> None:
     after, _ = plan("parallel.strategy=zero2", "parallel.procs_per_node=4", "stage.sft.save_every=5")
     assert obsolete_stages(run, after, "dpo") == [DPO, MERGE]

@@ -29,9 +29,9 @@ def run(tmp_path: Path) -> RunDir:
     (base / "model.safetensors").write_bytes(b"weights")
     (base / "README.md").write_text("nothing that counts")
     (rows / "a.jsonl").write_text('{"text": "one"}\n')
-    recipe = Recipe(
-        name="r", model=Model(path=str(base)), stage=[Merge()], data={"rows": Data(path=str(rows), format="text")}
-    )
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    data = Data(path=str(rows), format="text", template=str(tmp_path / "t.jinja"))
+    recipe = Recipe(name="r", model=Model(path=str(base)), stage=[Merge()], data={"rows": data})
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     write_json(run.resolved, recipe)
@@ -55,7 +55,8 @@ def test_what_stays_is_not_told(run: RunDir):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("base/model.safetensors", "WEIGHTS"), ("rows/a.jsonl", '{"text": "two"}\n')]
+    ("name", "content"),
+    [("base/model.safetensors", "WEIGHTS"), ("rows/a.jsonl", '{"text": "two"}\n'), ("t.jinja", "{{ Messages }}")],
 )
 def test_an_edit_is_told_also_where_size_and_time_are_the_same(name: str, content: str, run: RunDir):
     edit(run, name, content)
