@@ -73,8 +73,9 @@ def of_logits(shape: Shape, tokens: int, size: int, *, trained_head: bool, backw
     if not trained_head:
         rows = min(chunk, ROWS)
         return shape.vocabulary * (size * chunk + FLOAT * rows * (1 if size == FLOAT else 2))
-    wide = FLOAT * chunk * (1 if size == FLOAT else 2) if size < FLOAT else FLOAT * chunk
-    return shape.vocabulary * (wide + (2 * FLOAT * chunk if backward else FLOAT * chunk))
+    # Forward, log-sum-exp has the exponentials next to the logits. Backward there are logits, the gradient of the
+    # target's logit, and within one expression a difference, its exponential and the product of the latter.
+    return shape.vocabulary * chunk * FLOAT * (5 if backward else 2)
 
 
 def of_logits_with_entropy(shape: Shape, tokens: int, *, backward: bool) -> int:

@@ -196,7 +196,8 @@ class _Ledger:
         return FLOAT * self.trained.parameters // self.ranks
 
     def _bucket(self) -> int:
-        """Of DeepSpeed: taken whole on a GPU, and as far as it is used on a CPU. DDP's buckets are the gradients."""
+        """Of DeepSpeed: all gradients pass through it. It is taken whole on a GPU, and as far as it is used on a CPU,
+        where pages exist once they are written. DDP's buckets are the gradients."""
         if not self.zero:
             return 0
         used = BUCKET if self.load.cuda else min(BUCKET, self.trained.parameters)
@@ -212,6 +213,10 @@ class _Ledger:
 
     def _activations(self) -> int:
         return self._kept(checkpointing=getattr(self.spec.stage, "activation_checkpointing", False))
+
+    def _one_layer(self) -> int:
+        """Of activations, what is left when the backward pass has come to the lowest layer."""
+        return self._activations() // max(1, self.trained.layers_backward)
 
     def _kept(self, *, checkpointing: bool) -> int:
         """Bytes that the layers keep for the backward pass of a micro-batch, and what the head reads."""
@@ -239,38 +244,41 @@ class _Ledger:
 
     def _phases(self, parts: dict[str, int]) -> dict[str, int]:
         """Peaks: reading the model, rollouts, the forward and backward pass, the optimizer's step, the artifact."""
-        held = sum(self._standing().values()) + parts["gathered weights"]
-        held += 0 if self.load.cuda else self._image()
-        gradients = parts["gradients"] + parts["gradient buffer"]
-        early = gradients if self.zero or self.ranks > 1 or self.spec.accumulation > 1 else 0
-        head_gradient = FLOAT * self.shape.embedding_parameters if self.full and not early else 0
-        backward = self._logits(backward=True) + head_gradient
-        passing = parts["activations"] + self._casts() + max(parts["logits"], backward)
+        held = sum(self._standing().values()) + (0 if self.load.cuda else self._image())
+        gradients, bucket = parts["gradients"], parts["gradient buffer"]
+        # DDP's buckets and ZeRO-3's shards of gradients outlive a step; others live from one micro-batch to the last.
+        carried = gradients if self.zero == 3 or (self.ranks > 1 and not self.zero) or self.spec.accumulation > 1 else 0
+        lasting = bucket if self.zero == 3 else 0
+        carried += bucket if self.load.cuda or self.zero == 3 else 0
+        # While the backward pass goes down, activations make room for gradients: one of its two ends is the peak.
+        begins = parts["activations"] + max(parts["logits"], self._logits(backward=True))
+        ends = self._one_layer() + gradients + bucket - carried
+        around = carried + self._casts() + parts["gathered weights"]
         return {
             READING: parts["weights"] + parts["libraries"] + self._mapped(),
             **({"rollout": held + sum(self.rollout)} if any(self.rollout) else {}),
-            "forward and backward": held + max(early + passing, gradients),
-            "optimizer": held + gradients + self._step(),
+            "forward and backward": held + around + max(begins, ends),
+            "optimizer": held + gradients + lasting + self._step(),
             "artifact": held + self._artifact(),
         }
 
     def _step(self) -> int:
         """What AdamW needs for a moment: two tensors like the largest weight, or like all of them at once on a GPU.
 
-        ZeRO's optimizer has one weight, which is flat, and a gradient of it in fp32.
+        ZeRO's optimizer has one weight, which is flat. ZeRO-3, and ZeRO in 16 bits, also make a gradient of it in fp32.
         """
         if self.offloads and self.load.cuda:
             return 0
         if self.zero:
             share = FLOAT * self.trained.parameters // self.ranks
-            return 3 * share
+            return share * (3 if self.zero == 3 or self.size < FLOAT else 2)
         return FLOAT * (self.trained.parameters if self.load.cuda else 2 * self.trained.largest)
 
     def _mapped(self) -> int:
         return 0 if self.load.cuda else self.shape.parameters * self.shape.disk_bytes
 
     def _artifact(self) -> int:
-        """Weights whole in fp32, and in the format that they are written in."""
+        """Weights whole in fp32, and one of them in the format that they are written in."""
         if self.load.cuda:
             return 0
-        return self.trained.parameters * FLOAT + (self.trained.parameters * self.size if self.full else 0)
+        return self.trained.parameters * FLOAT + (self.trained.largest * self.size if self.full else 0)
