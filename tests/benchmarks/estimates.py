@@ -90,6 +90,8 @@ COMBINATIONS = [
     Combination("ppo", "lora", "single", 2, 512, "mid", "stage.0.generation_batch_size=16"),
     Combination("sft", "lora", "single", 1, 512, "smol", "model.quantization=nf4"),
     Combination("sft", "lora", "zero2", 1, 256, "smol"),
+    Combination("merge", "lora", "single", 2, 128),
+    Combination("merge", "dora", "single", 1, 128, "smol"),
 ]
 """What is measured."""
 
@@ -117,8 +119,9 @@ device = "cpu"
 """
 
 
-def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[Path, Any]:
-    """A run folder with one stage whose rows are all as long as may be; returns the stage's folder and its spec."""
+def write_run(one: Combination, models: dict[str, Path], folder: Path) -> list[tuple[Path, Any]]:
+    """A run folder with a stage whose rows are all as long as may be, and those that it needs before it; returns each
+    stage's folder and its spec."""
     from tests.faults.ranks import write_run as write
 
     from ftlaunch.load import load_recipe
@@ -140,7 +143,7 @@ def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[
     text = RECIPE.format(
         model=models[one.model],
         method=one.method,
-        stage=one.stage,
+        stage="sft" if one.stage == "merge" else one.stage,
         micro=one.micro,
         batch=one.micro * processes,
         strategy=one.strategy,
@@ -149,10 +152,10 @@ def write_run(one: Combination, models: dict[str, Path], folder: Path) -> tuple[
         data=f'[data.rows]\npath = "rows.jsonl"\nmax_length = {one.length}\n{how}\n',
     )
     path = folder / "recipe.toml"
-    path.write_text(text)
+    path.write_text(text + ('[[stage]]\nkind = "merge"\n' if one.stage == "merge" else ""))
     recipe = load_recipe(path, one.more.split()).recipe
-    step = write(recipe, folder / "run").stage_dir(f"01-{one.stage}")
-    return step.path, step.read_spec()
+    run = write(recipe, folder / "run")
+    return [(step.path, step.read_spec()) for step in run.stage_dirs()]
 
 
 def make_models(folder: Path, smol: Path) -> dict[str, Path]:
@@ -203,7 +206,7 @@ def serve() -> None:
     """The process that makes ranks: reads step folders, answers with the peaks of their ranks in bytes."""
     from tests.faults import zygote
 
-    from fttrain.stages import dpo, orpo, ppo, reward, sft  # noqa: F401
+    from fttrain.stages import dpo, merge, orpo, ppo, reward, sft  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -326,7 +329,7 @@ def main() -> None:
     parser.add_argument("--phases", action="store_true", help="also show peaks call by call")
     options = parser.parse_args()
     from ftlaunch.plan import cost
-    from ftlaunch.plan.cost import memory, shape
+    from ftlaunch.plan.cost.devices import Device
 
     kept: dict[str, int] = {}
     if options.measured and options.measured.exists():
@@ -338,17 +341,21 @@ def main() -> None:
     for number, one in enumerate(one for one in COMBINATIONS if options.only in str(one)):
         place = folder / str(number)
         place.mkdir()
-        step, spec = write_run(one, models, place)
-        peak = kept.get(str(one)) or measure(zygote, step, spec.world_size)
+        *earlier, (step, spec) = write_run(one, models, place)
+        peak = kept.get(str(one))
+        if peak is None:
+            for folder_before, spec_before in earlier:
+                measure(zygote, folder_before, spec_before.world_size)
+            peak = measure(zygote, step, spec.world_size)
         if not peak:
             print(f"{one!s:72s} FAILED, see {folder}", flush=True)
             continue
         kept[str(one)] = peak
         if options.measured:
             options.measured.write_text(json.dumps(kept, indent=1))
-        model = shape.read(spec.model.path)
-        assert model is not None
-        told = memory.of_stage(spec, model, cost.SIZES[spec.model.dtype], cuda=False)
+        foreseen = cost.of_spec(spec, Device("the CPU", False), cost.SIZES[spec.model.dtype])
+        assert isinstance(foreseen, cost.Cost)
+        told = foreseen.memory
         off.append(told.peak / peak - 1)
         sizes = f"foreseen {told.peak / MIB:6.0f} measured {peak / MIB:6.0f} MiB"
         print(f"{one!s:72s} {sizes}  {off[-1]:+.1%}", flush=True)
