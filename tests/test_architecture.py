@@ -117,8 +117,8 @@ FLOORS = {
         "files messages tables unfit",
         "lines",
         "conversations readers",
-        "looks pairs",
-        "prompts",
+        "pairs",
+        "looks prompts",
         "__init__",
     ),
     "ftlaunch.rules": (

@@ -36,6 +36,8 @@ PAIRED: Final = ("preference", "ratings")
 # So much is read within seconds, before a run starts. The trainer checks the rows below that as it reads them.
 CHECKED_ROWS: Final = 20_000
 CHECKED_BYTES: Final = 64 * 2**20
+NAMED_FIELDS: Final = 12
+"""Columns that are named."""
 
 
 def is_paired(data: Data) -> bool:
@@ -91,6 +93,10 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         found.problems[:0] = [*_misspelt(data, fields), *_problems(data, unfit, seen)]
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
+    # A reward function is given whole rows.
+    if not only_prompts and (unread := sorted(fields - looks.fields_read(data, fields))):
+        more = f" and {len(unread) - NAMED_FIELDS} more" if len(unread) > NAMED_FIELDS else ""
+        found.notes.append(f"unread columns: {', '.join(unread[:NAMED_FIELDS])}{more}")
     return found
 
 

@@ -6,9 +6,10 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import LISTS
+from ftlaunch.rows.conversations import LISTS, list_field, row_format
 from ftlaunch.rows.messages import turns_in
-from ftlaunch.rows.template import DataError, Row
+from ftlaunch.rows.pairs import SPEAKER
+from ftlaunch.rows.template import DataError, Row, template_fields
 
 LOOKED_AT = 20
 """Rows by which a format is told: all fields that any of them has count."""
@@ -17,11 +18,41 @@ ANSWERED = (
     *(("question", "answer"), ("question", "response"), ("prompt", "response"), ("prompt", "answer")),
     *(("instruction", "response"), ("query", "response"), ("query", "answer"), ("problem", "solution")),
     *(("input", "output"), ("inputs", "targets"), ("user", "assistant")),
+    *(("prompt", "completion"), ("instruction", "output")),  # with capitals: otherwise these tell formats of their own
 )
 """Other names of the fields prompt and completion; the first that fit count."""
 
 EXTRAS = ("context", "input")
 """Fields with what a prompt is about, for formats told by ANSWERED; rows may lack them."""
+
+
+SYSTEMS = ("system", "system_prompt")
+"""Fields with the text of a system turn."""
+
+TO_TEMPLATES = {"tools", "functions", "documents", "chat_template_kwargs"}
+"""Fields that chat templates are given. Another one that they ask for counts as unread here, as no template is read."""
+
+
+def fields_read(data: Data, fields: Set[str]) -> set[str]:
+    """Those of rows' fields that training reads, the format being told."""
+    templates = (data.prompt, data.completion, data.chosen, data.rejected, data.system)
+    read = {path[0] for template in templates if template for path in template_fields(template)}
+    read |= {name for name in (data.margin_field, data.preference_field) if name is not None}
+    match row_format(data):
+        case "text":
+            return {data.text_field}
+        case "alpaca":
+            return read | {"instruction", "input", "output", "history"}
+        case "messages" | "sharegpt":
+            return read | {list_field(data, dict.fromkeys(fields))} | TO_TEMPLATES
+        case "ratings":
+            return read | {data.answers_field, "prompt"}
+        case "unpaired":
+            read |= {data.label_field}
+        case _:
+            pass
+    sides = ("prompt", "completion", "chosen", "rejected")
+    return read | TO_TEMPLATES | {side for side in sides if getattr(data, side) is None}
 
 
 def is_open(data: Data) -> bool:
@@ -46,8 +77,10 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
         # null never replaces a value, as the types of values are looked at below.
         fields |= {name: value for name, value in row.items() if value is not None or name not in fields}
     told = _looked_at(data, fields)
-    has_system = "system" in fields and told.system is None and told.format not in ("text", None)
-    return replace(told, system="{system?}") if has_system else told
+    system = next((name for name in SYSTEMS if name in fields), None)
+    if system is None or told.system is not None or told.format in ("text", None):
+        return told
+    return replace(told, system=f"{{{system}?}}")
 
 
 def _looked_at(data: Data, fields: Mapping[str, object]) -> Data:
@@ -63,7 +96,11 @@ def _told(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
         remedy = "join each path from a root to a leaf to one row with a list of messages, and name that file"
         raise DataError(data.path, "the rows are single messages of a tree, each with its parent_id", remedy)
     if {"chosen", "rejected"} <= names:
-        return {"format": "preference"}
+        # Turns hold their prompt, and Human: at the start of a text opens one.
+        is_bare = "prompt" not in names and isinstance(answer := fields["chosen"], str) and not SPEAKER.search(answer)
+        asked = next((name for name in ("question", "instruction", "query", "input") if name in names), None)
+        told = {"format": "preference"}
+        return told | {"prompt": f"{{{asked}}}"} if is_bare and asked and data.template != "none" else told
     if {"prompt", "completion"} <= names:
         # A class number as label does not make an answer good or bad; true and false do.
         return {"format": "unpaired" if isinstance(fields.get("label"), bool) else "prompt"}
@@ -76,12 +113,14 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
     """The same for rows whose fields are texts."""
     if {"instruction", "output"} <= names:
         return {"format": "alpaca"}
+    # "Question" counts as "question", unless both are there.
+    spelt = {name.lower(): name for name in sorted(names, key=str.islower)}
     for asked, answered in ANSWERED:
-        if {asked, answered} <= names:
+        if {asked, answered} <= spelt.keys():
             # In ("input", "output") the input is the prompt itself and no extra.
-            extra = next((name for name in EXTRAS if name in names - {asked}), None)
-            prompt = f"{{{asked}}}" + (f"{{?\n\n{{{extra}}}}}" if extra else "")
-            return {"format": "prompt", "prompt": prompt, "completion": f"{{{answered}}}"}
+            extra = next((spelt[name] for name in EXTRAS if name in spelt.keys() - {asked}), None)
+            prompt = f"{{{spelt[asked]}}}" + (f"{{?\n\n{{{extra}}}}}" if extra else "")
+            return {"format": "prompt", "prompt": prompt, "completion": f"{{{spelt[answered]}}}"}
     if "prompt" in names:
         return {"format": "prompt"}
     if "text" in names:

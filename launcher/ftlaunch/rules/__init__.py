@@ -55,7 +55,8 @@ def _with_formats(loaded: Loaded) -> tuple[Loaded, list[Problem]]:
         except rows.DataError as error:
             problems.append(Problem(error.where, f"data.{name}", error.problem, error.remedy))
         if data[name].format is not None:
-            system = ", with the system turns of the field system" if data[name].system != table.system else ""
+            field = (data[name].system or "").strip("{?}")
+            system = f", with the system turns of the field {field}" if data[name].system != table.system else ""
             remarks.append(f"data.{name}: format {data[name].format}, told by the fields of its rows{system}")
     recipe = msgspec.structs.replace(loaded.recipe, data=data)
     return dataclasses.replace(loaded, recipe=recipe, remarks=tuple(remarks)), problems

@@ -37,6 +37,18 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
             {"format": "prompt", "prompt": "{instruction}{?\n\n{context}}", "completion": "{response}"},
         ),
         ({"input": "a", "output": "b"}, {"format": "prompt", "prompt": "{input}", "completion": "{output}"}),
+        ({"Question": "a", "Answer": "b"}, {"format": "prompt", "prompt": "{Question}", "completion": "{Answer}"}),
+        (
+            {"Question": "no", "question": "a", "answer": "b"},
+            {"format": "prompt", "prompt": "{question}", "completion": "{answer}"},
+        ),
+        (
+            {"system_prompt": "s", "question": "a", "response": "b"},
+            {"format": "prompt", "prompt": "{question}", "completion": "{response}", "system": "{system_prompt?}"},
+        ),
+        ({"question": "a", "chosen": "b", "rejected": "c"}, {"format": "preference", "prompt": "{question}"}),
+        ({"question": "a", "chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, {"format": "preference"}),
+        ({"question": "a", "chosen": TURNS, "rejected": TURNS}, {"format": "preference"}),
         ({"prompt": "a", "id": 1}, {"format": "prompt"}),
         ({"text": "a", "label": 1}, {"format": "text"}),
     ],
@@ -46,6 +58,33 @@ def test_fields_tell_the_format(row: dict[str, Any], told: dict[str, str], tmp_p
     assert {
         key: getattr(data, key) for key in ("format", "prompt", "completion", "system") if getattr(data, key)
     } == told
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "unread"),
+    [
+        ({"text": "a", "label": 1}, {}, "label"),
+        ({"prompt": "a", "completion": "b", "tools": [], "id": 1}, {}, "id"),
+        ({"instruction": "a", "output": "b", "input": "", "history": [], "text": "t"}, {}, "text"),
+        ({"conversation": TURNS, "messages_": 1, "turn": 2}, {}, "messages_, turn"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1, "id": 1}, {"margin_field": "margin"}, "id"),
+        ({"q": "a", "a": {"value": "b"}, "c": 1}, {"prompt": "{q}", "completion": "{a[value]}"}, "c"),
+        ({"prompt": "a", "completion": "b", "label": True}, {"format": "unpaired"}, None),
+        (
+            {f"c{index:02}": 1 for index in range(15)} | {"text": "a"},
+            {},
+            ", ".join(f"c{i:02}" for i in range(12)) + " and 3 more",
+        ),
+    ],
+)
+def test_columns_that_nothing_reads_are_told(
+    row: dict[str, Any], fields: dict[str, str], unread: str | None, tmp_path: Path
+) -> None:
+    data = settled(Data(path=written(tmp_path / "a.jsonl", [row]), **fields))
+    assert check_rows(data).notes == ([] if unread is None else [f"unread columns: {unread}"])
+    # A reward function is given all of a row.
+    if data.format not in ("text", "unpaired"):
+        assert check_rows(data, only_prompts=True).notes == []
 
 
 def test_what_is_written_counts(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def said(speaker: str, value: Any = "Hm.") -> dict[str, Any]:
         ({"format": "messages"}, {"messages": [turn("system")]}, "the first turn is system, not user"),
         ({"format": "messages"}, {"messages": [turn("user"), turn("system")]}, "a system turn stands after the first"),
         ({"format": "sharegpt"}, {"conversations": [said("human"), said("gpt")]}, None),
-        ({"format": "sharegpt"}, {"conversations": [said("bot")]}, "field conversations[0][from] is 'bot'"),
+        ({"format": "sharegpt"}, {"conversations": [said("narrator")]}, "field conversations[0][from] is 'narrator'"),
         (
             {"format": "sharegpt"},
             {"conversations": [said("human"), said("gpt", "")]},
