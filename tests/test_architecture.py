@@ -103,7 +103,7 @@ FLOORS = {
     ),
     "ftlaunch.processes": (
         "__init__ environment outcome signals",
-        "lock",
+        "guard lock",
     ),
     "ftlaunch.recipe": (
         "types",

@@ -73,12 +73,16 @@ class Acted:
     def signal_task(self, node: int, number: signal.Signals) -> None:
         """Signal the process that looks after the ranks of a node."""
         mine = f"SLURM_JOB_ID={self.job}\0", f"SLURM_NODEID={node}\0", "SLURM_PROCID="
+        found: dict[int, int] = {}
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if b"submitit" in (path / "cmdline").read_bytes():
                     variables = (path / "environ").read_text()
                     if all(text in variables for text in mine):
-                        os.kill(int(path.name), number)
+                        found[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        for pid, parent in found.items():
+            if parent not in found:  # a copy of it stands guard over the ranks
+                os.kill(pid, number)
 
     def wait(self, until: Callable[[RunStatus], bool], seconds: float = 60.0) -> RunStatus:
         """How the run stands once `until` is true of it."""

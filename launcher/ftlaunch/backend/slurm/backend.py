@@ -55,7 +55,7 @@ class Slurm:
         from ftlaunch.backend.slurm import submit
 
         submit.require_fit(plan, self.cluster)
-        dependency(after)
+        dependency(after, self.cluster)
 
     def claim(self, run: RunDir, source: Path | None = None) -> None:
         """Write the profile that the run's jobs are submitted by and, of a run with a recipe's file, the code."""
@@ -82,7 +82,7 @@ class Slurm:
                 f"you are in job {job}: this submits other jobs; without --cluster its nodes are used", file=sys.stderr
             )
         try:
-            submitted = submit.submit(run, runs.read_plan(run), dependency(after))
+            submitted = submit.submit(run, runs.read_plan(run), dependency(after, self.cluster))
         except UserError as error:
             # A job of a submission on record may still start, and learns from this folder that it must leave.
             if fresh and not paths.submission(run).exists():
@@ -122,11 +122,11 @@ class Slurm:
             raise UserError(f"{run.path.name} is ended where it runs, but {silent}", WHERE_IT_WAITS)
 
 
-def dependency(after: str | None) -> str | None:
+def dependency(after: str | None, cluster: Cluster) -> str | None:
     """What --after means to sbatch: a job's number, or the last job of a run. UserError where it means nothing."""
     if after is None:
         return None
-    return f"afterok:{after}" if after.isdecimal() else queue.dependency_on(runs.find(after))
+    return queue.dependency_on_job(after, cluster) if after.isdecimal() else queue.dependency_on(runs.find(after))
 
 
 def _warn_of_variables() -> None:

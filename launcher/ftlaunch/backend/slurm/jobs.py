@@ -88,7 +88,9 @@ def _alive(entry: Entry) -> tuple[State, str | None]:
         return ALIVE[entry.state], None
     if entry.reason == "Dependency":
         return "waiting", None
-    return "queued", reasons.why_waiting(entry.reason) if entry.state == "PENDING" else None
+    if entry.state in queue.WAITING:
+        return "queued", reasons.why_waiting(entry.reason if entry.state == "PENDING" else entry.state)
+    return "queued", f"SLURM prepares its nodes: {entry.state}"
 
 
 def _cut_short(stage_dir: StageDir) -> str | None:
@@ -119,7 +121,8 @@ def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] 
         return None
     match _outcome(stage_dir):
         case Stopped():
-            return "stopped", None
+            by_slurm = entry is not None and entry.state not in ("COMPLETED", "FAILED")
+            return "stopped", _word_of_slurm(entry) if by_slurm else None
         case Failure() as failure:
             return "failed", _first_line(failure)
         case _:
@@ -143,7 +146,7 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
         return "cancelled", f"with {earlier.name}"
     early = died_early(stage_dir, entry)
     if entry is not None:
-        word = f"SLURM ended its job {entry.id}: {reasons.why_ended(entry.state, entry.reason)}"
+        word = _word_of_slurm(entry)
         cancelled = entry.state.startswith("CANCELLED")
         state: State = "failed" if entry.state in BROKEN else "cancelled" if cancelled else "interrupted"
         return state, f"{word}: {early.message}" if early and not cancelled else word
@@ -155,6 +158,10 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
         cut_short = submission is not None and not submission.complete
         return "interrupted", "its submission was cut short" if cut_short else "not submitted"
     return "interrupted", early.message if early else f"SLURM does not know job {job.id} any more"
+
+
+def _word_of_slurm(entry: Entry) -> str:
+    return f"SLURM ended its job {entry.id}: {reasons.why_ended(entry.state, entry.reason)}"
 
 
 def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
@@ -180,7 +187,7 @@ def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
     job = queue.read_job(stage_dir)
     if job is None or (entry is not None and entry.alive):
         return None
-    makers = {made_by.job for one in stage_dir.all_attempts() if (made_by := read_made_by(one))}
+    makers = {made_by.job for one in stage_dir.all_attempts()[job.earlier :] if (made_by := read_made_by(one))}
     outputs = [(id, paths.job_output(stage_dir, id)) for id in job.ids if paths.job_output(stage_dir, id).exists()]
     known = entry is not None and (entry.state in BROKEN or entry.reason == "JobLaunchFailure")
     # A job that made an attempt has left its errors there.

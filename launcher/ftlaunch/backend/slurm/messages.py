@@ -47,6 +47,12 @@ def start_file(stage_dir: StageDir, made_by: MadeBy, number: int) -> Path:
     return paths.jobs(stage_dir) / f"{made_by.job}.{made_by.restart}.{number}.json"
 
 
+def clear(stage_dir: StageDir) -> None:
+    """Remove what earlier jobs were told: SLURM may give their ids again."""
+    for file in paths.jobs(stage_dir).glob("[0-9]*.json"):
+        file.unlink(missing_ok=True)
+
+
 def tell(file: Path, start: HeadNotice) -> None:
     """Tell the other nodes, by a file of the stage's folder, how the head node starts the attempt."""
     write_json(file, start)

@@ -8,7 +8,7 @@ from pathlib import Path
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ftlaunch.backend.slurm import code_copy, jobs, paths, queue
-from ftlaunch.backend.slurm.queue import Entry, Job
+from ftlaunch.backend.slurm.queue import Answer, Job
 from ftlaunch.backend.slurm.request import Batch, executor
 from ftlaunch.backend.slurm.submit import leading_to, private
 from ftlaunch.cluster.vocabulary import Cluster
@@ -82,9 +82,9 @@ class NodeJob:
         write_json(paths.job(self.stage_dir), Job(id=self.id, submitted=time.time()))
 
     @property
-    def entry(self) -> Entry | None:
-        """What SLURM says of the job; None where it says nothing."""
-        return queue.ask([self.run_dir])[0].entries.get(self.id or "")
+    def answer(self) -> Answer:
+        """What SLURM says of the job."""
+        return queue.ask([self.run_dir])[0]
 
     def wait(self, is_done: Callable[[], bool], seconds: float | None = None) -> str:
         """Wait until it is done with, and return what the job said where it ended without that."""
@@ -92,20 +92,23 @@ class NodeJob:
         while deadline is None or time.monotonic() < deadline:
             sync(self.run_dir.path)
             # SLURM is asked before the folder, so that an answer written just before the job's end counts.
-            entry = self.entry
+            answer = self.answer
             if is_done():
                 return ""
-            if entry is None or not entry.alive:
+            entry = answer.entries.get(self.id or "")
+            # Where SLURM does not answer, the job may go on all the same.
+            if answer.silent is None and (entry is None or not entry.alive):
                 died = jobs.died_early(self.stage_dir, entry)
                 return died.message if died else f"job {self.id} has ended: {entry.state if entry else 'unknown'}"
             time.sleep(POLL_SECONDS)
         return f"job {self.id} has not been done with for {seconds:g} s"
 
     def end(self) -> None:
-        """End the job where there is one, and wait until it is gone."""
-        if self.id is None:
-            return
-        queue.cancel([self.id], self.cluster)
+        """End what there is of the job, and wait until it is gone."""
         deadline = time.monotonic() + GONE_SECONDS
-        while (entry := self.entry) and entry.alive and time.monotonic() < deadline:
+        # By what SLURM knows as ours: a site's own sbatch may have told a number that is no job of ours.
+        while time.monotonic() < deadline:
+            if not (alive := [entry.id for entry in self.answer.entries.values() if entry.alive]):
+                return
+            queue.cancel(alive, self.cluster)
             time.sleep(POLL_SECONDS)

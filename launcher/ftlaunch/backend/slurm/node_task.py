@@ -23,6 +23,7 @@ from ftlaunch.backend.watchdog import HangWatch, RankState
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import launch_config
 from ftlaunch.plan.plan import PlannedStage
+from ftlaunch.processes import guard
 from ftlaunch.processes.outcome import (
     Done,
     Failure,
@@ -267,9 +268,10 @@ class NodeTask(StageJob):
             watch = HangWatch(self.stage_dir, self.cluster.hang_after)
         poll = partial(self._poll, attempt, watch)
         # SLURM signals every process of a step, and `accelerate launch` would die of SIGUSR2 if it did not ignore it.
-        return supervisor.supervise(
-            planned, self.stage_dir, attempt, supervisor.environment(planned), poll, PreemptionSignals.NUMBERS
-        )
+        with guard.ended_with_this(attempt.path):
+            return supervisor.supervise(
+                planned, self.stage_dir, attempt, supervisor.environment(planned), poll, PreemptionSignals.NUMBERS
+            )
 
     def _verdict(self, attempt: Attempt, ended: supervisor.ExitInfo) -> NodeReport:
         outside = None if ended.forced or ended.killed else tell_signal(attempt, ended.exit_code)

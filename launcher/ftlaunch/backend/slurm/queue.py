@@ -1,13 +1,15 @@
 """SLURM's own word on the jobs of runs: one question to the controller, and one to the accounting if need be.
 
-A job is a run's if it works in the run's folder, and its script lies in a stage's folder or it is named for a stage.
+A job is a run's if its script lies in a stage's folder, or if it works in the run's folder and is named for a stage.
 Either may be missing: a site's own sbatch submits a copy of the script, the accounting knows none, and
 `scontrol update` may change the name. The id alone proves nothing: SLURM gives ids again, and so does another cluster.
 """
 
 import os
 import re
+import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +22,10 @@ from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.layout import RunDir, StageDir
 
-TIMEOUT = 20.0
-"""Seconds that a question to SLURM may take."""
+TIMEOUT, ACCOUNTS_TIMEOUT = 60.0, 20.0
+"""Seconds that a question to SLURM may take, as some sites' own commands do, and one that is no more than helpful."""
+CACHED_SECONDS = 180.0
+"""A site's own squeue may repeat an answer for a while: a job that it does not list may be younger than the answer."""
 SEPARATOR = "\x1f"
 """Between the fields of a row: no run's folder holds a control character."""
 FIELDS = SEPARATOR.join(("%i", "%T", "%r", "%N", "%S", "%L", "%j", "%Z", "%o"))
@@ -30,6 +34,12 @@ SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,Start,JobName,WorkDir"
 CONFIGURATIONS = (Path("/etc/slurm/slurm.conf"), Path("/etc/slurm-llnl/slurm.conf"), Path("/run/slurm/conf/slurm.conf"))
 """Where SLURM's commands look for their configuration."""
 CLUSTER_NAME = re.compile(r"^\s*ClusterName\s*=\s*(\S+)", re.IGNORECASE | re.MULTILINE)
+SHOWN = re.compile(
+    r"^ *(?:JobId=(?P<id>\d+) JobName=(?P<name>.*)|JobState=(?P<state>\S+) Reason=(?P<reason>.*?) Dependency=.*"
+    r"|StartTime=(?P<start>\S+) .*|NodeList=(?P<nodes>.*)|Command=(?P<script>.*)|WorkDir=(?P<folder>.*))$",
+    re.MULTILINE,
+)
+"""Lines of `scontrol show job` that tell what squeue's fields do."""
 AWAY = re.compile(
     r"unable to contact|socket timed out|connection (?:refused|timed out|failure)|zero bytes|has not answered"
     r"|not responding|no route to host|address already in use|backup controller in standby",
@@ -49,6 +59,8 @@ ENDED = {
     "TIMEOUT",
 }
 """States that no job leaves by itself. In any other, such as STOPPED, it holds nodes or may yet start."""
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+"""States in which a job has no nodes."""
 FILTERS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT")
 """Variables with which a user has SLURM's commands leave jobs out, ask back or print otherwise."""
 
@@ -63,6 +75,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """Job that must have succeeded first."""
     successors: list[str] = []
     """Jobs that wait for its end to take over, each from the one before."""
+    earlier: int = 0
+    """Attempts of the stage by then. A job of the same id may have made them: SLURM may lose count and begin again."""
 
     @property
     def ids(self) -> list[str]:
@@ -98,11 +112,19 @@ class Entry(Struct, frozen=True, kw_only=True):
     @property
     def stage(self) -> str | None:
         """The stage that it is for, by where its script lies or else by its name; None where neither tells of one."""
-        folder = Path(self.script or "").parent
-        # The script lies in RUN/01-sft/jobs, and the job works in RUN.
-        if folder.name == paths.JOBS and str(folder.parent.parent) == self.folder:
-            return folder.parent.name
+        if (folder := self._stage_folder) is not None:
+            return folder.name
         return self.name.rpartition("/")[2] if "/" in self.name else None
+
+    @property
+    def run(self) -> str:
+        """Where the run is that it is for, if it is for one."""
+        return str(folder.parent) if (folder := self._stage_folder) is not None else self.folder
+
+    @property
+    def _stage_folder(self) -> Path | None:
+        folder = Path(self.script or "").parent  # RUN/01-sft/jobs
+        return folder.parent if folder.name == paths.JOBS else None
 
 
 class Submission(Struct, frozen=True, kw_only=True):
@@ -184,14 +206,17 @@ def read_queue(run: RunDir) -> dict[str, Entry]:
 
     UserError where it does not answer, or where the run was submitted on another cluster than this.
     """
-    answer = ask([run])[0]
+    answer = ask([run], surely=True)[0]
     if answer.silent is not None:
         raise UserError(answer.silent, answer.remedy)
     return dict(answer.entries)
 
 
-def ask(runs: Sequence[RunDir]) -> list[Answer]:
-    """What SLURM says of the jobs of each of these runs, in their order: one question a cluster, however many runs."""
+def ask(runs: Sequence[RunDir], *, surely: bool = False) -> list[Answer]:
+    """What SLURM says of the jobs of each of these runs, in their order: one question a cluster, however many runs.
+
+    A job that squeue does not list is asked for by its id where it is young or, `surely`, in any case.
+    """
     clusters: dict[str | None, list[RunDir]] = {}
     answers: dict[Path, Answer] = {}
     for run in runs:
@@ -201,21 +226,25 @@ def ask(runs: Sequence[RunDir]) -> list[Answer]:
         except UserError as error:
             answers[run.path] = Answer(silent=error.message, remedy=error.remedy)
     for conf, its in clusters.items():
-        answers |= {run.path: Answer() for run in its} if conf == "" else _ask_cluster(its)
+        answers |= {run.path: Answer() for run in its} if conf == "" else _ask_cluster(its, surely)
     return [answers[run.path] for run in runs]
 
 
-def _ask_cluster(runs: Sequence[RunDir]) -> dict[Path, Answer]:
+def _ask_cluster(runs: Sequence[RunDir], surely: bool) -> dict[Path, Answer]:
     cluster = read_cluster(runs[0])
     recorded = {run.path: _recorded(run) for run in runs}
     if not any(paths.environment(run).exists() or recorded[run.path] for run in runs):
         return {run.path: Answer() for run in runs}  # none of them was ever submitted
     try:
-        listed = _squeue(cluster)
+        listed = {entry.id: entry for entry in _squeue(cluster)}
+        now = time.time()
+        for submitted, id in sorted((recorded[run.path][id], id) for run in runs for id in recorded[run.path]):
+            if id not in listed and (surely or now - submitted < CACHED_SECONDS) and (shown := show(id, cluster)):
+                listed[id] = shown
     except UserError as error:
         return {run.path: Answer(silent=f"SLURM does not answer: {error.message}", remedy=error.remedy) for run in runs}
-    found = {run.path: {one.id: one for one in listed if belongs(one, run)} for run in runs}
-    missing = {id for run in runs for id in recorded[run.path] - {*found[run.path]}}
+    found = {run.path: {id: one for id, one in listed.items() if belongs(one, run)} for run in runs}
+    missing = {id for run in runs for id in {*recorded[run.path]} - {*found[run.path]}}
     # squeue forgets a job MinJobAge seconds (300 by default) after its end; the accounting still has it.
     forgotten = _sacct(missing, cluster)
     answers: dict[Path, Answer] = {}
@@ -223,13 +252,14 @@ def _ask_cluster(runs: Sequence[RunDir]) -> dict[Path, Answer]:
         # Ids are used again: under a recorded one the accounting may have somebody else's job.
         mine = {id: forgotten[id] for id in recorded[run.path] if id in forgotten and belongs(forgotten[id], run)}
         entries = mine | found[run.path]
-        all_known = recorded[run.path] <= {*entries}
+        all_known = {*recorded[run.path]} <= {*entries}
         answers[run.path] = Answer(entries=entries) if all_known else _unless_elsewhere(run, cluster, entries)
     return answers
 
 
-def _recorded(run: RunDir) -> set[str]:
-    return {id for stage_dir in run.stage_dirs() if (job := read_job(stage_dir)) for id in job.ids}
+def _recorded(run: RunDir) -> dict[str, float]:
+    """The run's jobs on record, with when each was submitted."""
+    return {id: job.submitted for stage_dir in run.stage_dirs() if (job := read_job(stage_dir)) for id in job.ids}
 
 
 def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) -> Answer:
@@ -256,10 +286,25 @@ def dependency_on(run: RunDir) -> str | None:
     return "?".join(f"afterok:{id}" for id in job.ids)
 
 
+def dependency_on_job(id: str, cluster: Cluster) -> str | None:
+    """What waits for a job of anybody's to succeed, as sbatch takes it; None where it has. UserError where it cannot.
+
+    sbatch takes a number that SLURM does not know for a job that has succeeded.
+    """
+    entry = show(id, cluster) or _sacct({id}, cluster).get(id)
+    if entry is None and shutil.which("scontrol") is not None:
+        raise UserError(f"SLURM knows no job {id}, so nothing can wait for it", "see the numbers that squeue shows")
+    if entry is None or entry.alive:
+        return f"afterok:{id}"
+    if entry.state != "COMPLETED":
+        raise UserError(f"job {id} has ended without success: {entry.state}", "leave --after out, or name another job")
+    return None
+
+
 def belongs(entry: Entry, run: RunDir) -> bool:
     """Whether a job is one of a run's stages."""
     stage = entry.stage
-    return stage is not None and entry.folder == folder_of_jobs(run) and run.stage_dir(stage).path.is_dir()
+    return stage is not None and entry.run == folder_of_jobs(run) and run.stage_dir(stage).path.is_dir()
 
 
 def folder_of_jobs(run: RunDir) -> str:
@@ -292,6 +337,31 @@ def _squeue(cluster: Cluster) -> list[Entry]:
     return [entry for line in done.stdout.split("\n") if (entry := _entry(line.split(SEPARATOR)))]
 
 
+def show(id: str, cluster: Cluster) -> Entry | None:
+    """What the controller itself says of a job; None where it knows none of that id, or cannot be asked from here.
+
+    UserError where it does not answer.
+    """
+    if shutil.which("scontrol") is None:
+        return None
+    done = call(["scontrol", "show", "job", id], cluster)
+    if done.returncode:
+        if "Invalid job id" in done.stderr:
+            return None
+        raise UserError(f"scontrol failed: {done.stderr.strip()}", "try again when the controller answers")
+    said = [found.groupdict() for found in SHOWN.finditer(done.stdout)]
+    told = {key: text for one in said for key, text in one.items() if text is not None}
+    if told.get("id") != id or not {"state", "name", "folder"} <= {*told}:
+        raise UserError(f"scontrol tells of something else than job {id}", f"see `scontrol show job {id}`")
+    return msgspec.convert(told | {key: _said(told.get(key, "")) for key in ("reason", "nodes", "start")}, Entry)
+
+
+def still_alive(entry: Entry, cluster: Cluster) -> bool:
+    """Whether a job that squeue has told of waits or works by now."""
+    now = show(entry.id, cluster)
+    return entry.alive if now is None or now.run != entry.run else now.alive
+
+
 def _entry(fields: list[str]) -> Entry | None:
     """A row of SLURM's; None for a line that is none, as a site may print some of its own."""
     # squeue's rows have nine fields and sacct's eight. Ids such as 12_3 are of arrays, 12.batch of steps.
@@ -303,7 +373,7 @@ def _entry(fields: list[str]) -> Entry | None:
 
 
 def _said(text: str) -> str | None:
-    return None if text in ("", "None", "N/A", "NOT_SET", "INVALID", "Unknown") else text
+    return None if text in ("", "None", "N/A", "NOT_SET", "INVALID", "Unknown", "(null)") else text
 
 
 def _sacct(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
@@ -312,7 +382,7 @@ def _sacct(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
         return {}
     options = ["--noheader", "--allocations", "--parsable2", f"--format={SACCT_FIELDS}"]
     try:
-        done = call(["sacct", *options, f"--jobs={','.join(sorted(ids))}"], cluster)
+        done = call(["sacct", *options, f"--jobs={','.join(sorted(ids))}"], cluster, ACCOUNTS_TIMEOUT)
     except UserError:
         return {}
     if done.returncode:

@@ -18,8 +18,11 @@ NEVER = (
         r"launch failed requeued held",
         "its nodes could not start it, and it is held back: see their slurmd's log, then scontrol release",
     ),
-    (r"job requeued in held state|SpecialExit", "somebody put it back and holds it: scontrol release"),
-    (r"ReservationDeleted", "its reservation is no more"),
+    (
+        r"job requeued in held state|SpecialExit|SPECIAL_EXIT|REQUEUE_HOLD",
+        "somebody put it back and holds it: scontrol release",
+    ),
+    (r"ReservationDeleted|RESV_DEL_HOLD", "its reservation is no more"),
     (r"JobHeldUser", "somebody holds it back: scontrol release"),
     (r"JobHeldAdmin", "the site holds it back"),
     (r"DependencyNeverSatisfied", "a job that it waits for has failed"),
@@ -38,6 +41,8 @@ PERHAPS = (
 ENDED = {
     "JobLaunchFailure": "its batch script could not be started (is the run's folder there, at this path, on the nodes?)"
     " or was killed by a signal",
+    "Dependency": "it waited for another job, which has not succeeded unless somebody cancelled this one",
+    "DependencyNeverSatisfied": "the job that it waited for has not succeeded",
     "TIMEOUT": "its time limit ran out",
     "OUT_OF_MEMORY": "it was given too little memory: see memory_per_node",
     "NODE_FAIL": "a node has died, and it was not put back into the queue",

@@ -22,8 +22,12 @@ PATIENCE_SECONDS, ASK_AGAIN_SECONDS = 60.0, 3.0
 
 def job_state(run: RunDir, job: str) -> str:
     """SLURM's word for a job. UserError where that cannot be told, though the controller answers."""
-    entry = _patiently(lambda: queue.read_queue(run)).get(job)
-    return entry.state if entry else "UNKNOWN"
+    # Not squeue, which may be a site's own whose answers are kept for a minute.
+    cluster = queue.read_cluster(run)
+    entry = _patiently(lambda: queue.show(job, cluster))
+    if entry is None or not queue.belongs(entry, run):  # a controller that has lost its state begins to count again
+        raise UserError(f"SLURM does not know this job, {job}, any more", "go on with `ftlaunch resume`")
+    return entry.state
 
 
 def requeue(job: str, lost: list[str], cluster: Cluster) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from submitit.core.job_environment import JobEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from ftlaunch import processes
 from ftlaunch.backend import runs
 from ftlaunch.backend.slurm import messages, paths, queue, record, requeue, restart_policy
 from ftlaunch.backend.slurm.messages import MadeBy
@@ -45,6 +46,7 @@ def conclude_cut_off(stage_dir: StageDir, code: int) -> None:
     job = StageJob(stage_dir, PreemptionSignals())
     if stage_dir.result.exists() or (attempt := job.cut_off(code)) is None:
         return
+    processes.end(attempt.path)  # ranks that were missed here, where SLURM finds processes by their parents
     output = paths.job_output(stage_dir, job.slurm.job_id)
     said = "its tasks were killed; what srun says of it is at the end of its job's output"
     stopped = stage_dir.stop_reason() not in (None, REQUEUE)
@@ -83,8 +85,17 @@ class StageJob:
     @cached_property
     def jobs(self) -> list[str]:
         """The stage's job and those that may take over from it; this one is among them."""
+        return self._record.ids if self._record else [self.slurm.job_id]
+
+    @cached_property
+    def _record(self) -> queue.Job | None:
+        """What is on record of this job; None where it is not the stage's."""
         job = queue.read_job(self.stage_dir)
-        return job.ids if job and self.slurm.job_id in job.ids else [self.slurm.job_id]
+        return job if job and self.slurm.job_id in job.ids else None
+
+    def _attempts(self) -> list[Attempt]:
+        """Those since the stage was submitted."""
+        return self.stage_dir.all_attempts()[self._record.earlier if self._record else 0 :]
 
     @cached_property
     def made_by(self) -> MadeBy:
@@ -114,7 +125,7 @@ class StageJob:
 
         None where there is none, and where the job is not the run's: another job's attempts are none of its business.
         """
-        mine = [one for one in self.stage_dir.all_attempts() if messages.read_made_by(one) == self.made_by]
+        mine = [one for one in self._attempts() if messages.read_made_by(one) == self.made_by]
         if mine:
             return None if paths.ended(mine[-1]).exists() else mine[-1]
         # A code of up to 128 is a task's own, and a start file means that the first node has come so far as to speak.
@@ -190,7 +201,7 @@ class StageJob:
 
     def _before(self) -> list[AttemptRecord]:
         """How earlier attempts since the stage was submitted ended, where they could say so."""
-        ended = [read_ended(attempt) for attempt in self.stage_dir.all_attempts()]
+        ended = [read_ended(attempt) for attempt in self._attempts()]
         return [one for one in ended if one is not None and one.job in self.jobs]
 
 

@@ -18,7 +18,7 @@ from submitit.helpers import clean_env
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.folders import write_files
-from ftlaunch.backend.slurm import carried, code_copy, paths, queue
+from ftlaunch.backend.slurm import carried, code_copy, messages, paths, queue
 from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.queue import Job, Submission
 from ftlaunch.backend.slurm.request import Batch, executor, fits_into
@@ -132,6 +132,7 @@ def _submit_all(
         for planned in unfinished:
             stage_dir = run.stage_dir(planned.name)
             stage_dir.stop.unlink(missing_ok=True)
+            messages.clear(stage_dir)
             write_files(run, planned)
             batch = executor(plan, planned, cluster)
             batch.after = after_success(jobs[-1]) if jobs else after
@@ -195,7 +196,8 @@ def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
             print(f"{following.name} is not submitted: {error}", file=sys.stderr)
             return None
         print(f"{following.name} goes on in job {job}, as the queue takes no other", file=sys.stderr)
-        write_json(paths.job(run.stage_dir(following.name)), Job(id=job, submitted=time.time()))
+        taken = run.stage_dir(following.name)
+        write_json(paths.job(taken), Job(id=job, submitted=time.time(), earlier=len(taken.all_attempts())))
         return following.name
     return None
 
@@ -232,7 +234,8 @@ def require_rest(run: RunDir) -> None:
 
 def refuse_twice(run: RunDir) -> None:
     """UserError where jobs of the run wait or work."""
-    alive = [entry for entry in queue.read_queue(run).values() if entry.alive]
+    cluster = queue.read_cluster(run)
+    alive = [entry for entry in queue.read_queue(run).values() if entry.alive and queue.still_alive(entry, cluster)]
     if alive:
         ids = ", ".join(entry.id for entry in alive)
         where = shlex.quote(str(run.path))
@@ -282,7 +285,8 @@ def _submit_stage(
 ) -> Job:
     """Submit a stage's job, and those that wait to take over from it. UserError where sbatch refuses one."""
     after = before[-1].id if before else None
-    job = Job(id=_hand_over(stage_dir, batch, interrupts), submitted=time.time(), after=after)
+    earlier = len(stage_dir.all_attempts())
+    job = Job(id=_hand_over(stage_dir, batch, interrupts), submitted=time.time(), after=after, earlier=earlier)
     write_json(paths.job(stage_dir), job)
     for _ in range(cluster.successors if cluster.restart == "successor" else 0):
         # "," means and: a successor starts only after every job before it has failed.

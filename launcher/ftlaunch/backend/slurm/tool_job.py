@@ -77,7 +77,7 @@ class _Listener:
         return done
 
     def _say_why_not_yet(self) -> None:
-        entry = self._job.entry
+        entry = self._job.answer.entries.get(self._job.id or "")
         told = None if entry is None or entry.state != "PENDING" else reasons.why_waiting(entry.reason)
         if told is not None and told != self._told:
             print(f"job {self._job.id} {told}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A SLURM of three small programs that keep one queue: its own commands need root, a daemon and a controller."""
+"""A SLURM of four small programs that keep one queue: its own commands need root, a daemon and a controller."""
 
 import os
 import sys
@@ -40,6 +40,17 @@ from pathlib import Path
 queue = Path(__file__).parent / "queue"
 print(queue.read_text() if queue.exists() else "", end="")
 """
+SCONTROL = """\
+import sys
+from pathlib import Path
+queue = Path(__file__).parent / "queue"
+for row in queue.read_text().splitlines() if queue.exists() else []:
+    id, state, reason, nodes, start, _, name, folder, script = row.split("\\x1f")
+    if sys.argv[1:] == ["show", "job", id]:
+        print(f"JobId={id} JobName={name}\\n   JobState={state} Reason={reason} Dependency=(null)")
+        sys.exit(print(f"   StartTime={start} EndTime=Unknown\\n   Command={script}\\n   WorkDir={folder}"))
+sys.exit("slurm_load_jobs error: Invalid job id specified")
+"""
 SCANCEL = """\
 import sys
 from pathlib import Path
@@ -56,7 +67,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of those programs, with `queue` and `waits`: what each job waits for. `refused`: from which on."""
     folder = tmp_path / "slurm"
     folder.mkdir()
-    for name, program in {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL}.items():
+    for name, program in {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
         file = folder / name
         file.write_text(f"#!{sys.executable} -S\n{program}")
         file.chmod(0o700)

@@ -1,6 +1,7 @@
 """What is made of SLURM's words, odd or missing, and of a run's folder: tried with a site's own squeue on the path."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     for name, id in (("01-sft", "7"), ("02-sft", "8")):
         write_json(paths.job(run.stage_dir(name)), Job(id=id, submitted=0.0))
     return run
+
+
+def shows(folder: Path, state: str = "RUNNING", place: str = "FOLDER") -> None:
+    """Have scontrol know job 7, which works in a place, and no other."""
+    place = place.replace("FOLDER", str(folder / "r"))
+    known = f"JobId=7 JobName=r/01-sft\n   JobState={state} Reason=None Dependency=(null)\n   NodeList=n1"
+    known += f"\n   StartTime=Unknown EndTime=Unknown\n   Command=(null)\n   WorkDir={place}"
+    unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    file = folder / "bin/scontrol"
+    file.write_text(f"#!/bin/sh\n[ $3 = 7 ] || {{ {unknown}; }}\n/bin/cat <<'END'\n*** welcome ***\n{known}\nEND\n")
+    file.chmod(0o700)
 
 
 def says(folder: Path, *lines: str, command: str = "squeue") -> None:
@@ -75,6 +87,34 @@ def test_a_job_keeps_its_run_where_a_site_submits_a_copy_of_its_script(
     run: RunDir, tmp_path: Path, script: str
 ) -> None:
     says(tmp_path, FIRST.format("RUNNING", "None").replace("FOLDER/01-sft/jobs/7_submission.sh", script))
+    assert [stage.state for stage in read_status(run).stages] == ["running", "waiting"]
+
+
+def test_a_squeue_that_repeats_itself_hides_no_job(run: RunDir, tmp_path: Path) -> None:
+    """A site keeps its answers for a minute: it neither knows of a young job nor that one has ended."""
+    says(tmp_path)
+    shows(tmp_path)
+    assert _first(read_status(run)) == ("interrupted", "SLURM does not know job 7 any more")  # it is old
+    assert [*queue.read_queue(run)] == ["7"]
+    write_json(paths.job(run.stage_dir("01-sft")), Job(id="7", submitted=time.time()))
+    assert _first(read_status(run)) == ("running", None)
+    with pytest.raises(UserError, match="in the queue already"):
+        submit.refuse_twice(run)
+    says(tmp_path, FIRST.format("RUNNING", "None"))
+    shows(tmp_path, "CANCELLED")
+    submit.refuse_twice(run)
+
+
+def test_a_squeue_that_loses_its_own_error_is_not_believed(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path)
+    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+    (tmp_path / "bin/scontrol").chmod(0o700)
+    with pytest.raises(UserError, match="Unable to contact"):
+        submit.refuse_twice(run)
+
+
+def test_a_job_keeps_its_run_where_a_site_has_it_work_elsewhere(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, FIRST.format("RUNNING", "None").replace("|FOLDER|", "|/scratch|"))
     assert [stage.state for stage in read_status(run).stages] == ["running", "waiting"]
 
 
@@ -159,7 +199,11 @@ STATES = {
     ("SUSPENDED", "None"): ("suspended", "SLURM has suspended its job, and lets it go on later"),
     ("STOPPED", "None"): ("suspended", "its job was stopped by a signal: scancel --signal=CONT 7"),
     ("SIGNALING", "None"): ("running", None),
-    ("SPECIAL_EXIT", "JobHeldUser"): ("queued", None),
+    ("SPECIAL_EXIT", "JobHeldUser"): (
+        "queued",
+        "will not start as it is: SPECIAL_EXIT: somebody put it back and holds it: scontrol release",
+    ),
+    ("CONFIGURING", "None"): ("queued", "SLURM prepares its nodes: CONFIGURING"),
     ("PENDING", "launch failed requeued held"): (
         "queued",
         "will not start as it is: launch failed requeued held: its nodes could not start it, and it is held back: see"
@@ -169,6 +213,10 @@ STATES = {
     ("PENDING", "Resources"): ("queued", "waits in the queue: Resources"),
     ("PENDING", "Dependency"): ("waiting", None),
     ("TIMEOUT", "None"): ("interrupted", "SLURM ended its job 7: TIMEOUT: its time limit ran out"),
+    ("CANCELLED", "DependencyNeverSatisfied"): (
+        "cancelled",
+        "SLURM ended its job 7: CANCELLED (DependencyNeverSatisfied): the job that it waited for has not succeeded",
+    ),
     ("CANCELLED", "Resources"): ("cancelled", "SLURM ended its job 7: CANCELLED"),
 }
 
@@ -231,6 +279,11 @@ def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: py
     assert found.number == other.number + 1  # of its own restart, which had not come to one
     write_json(paths.ended(found), {})
     assert job.cut_off(137) is None
+    # SLURM has lost its state, counts from the start, and the stage has a job of the same id again.
+    write_json(paths.job(stage_dir), Job(id="7", submitted=0.0, earlier=found.number))
+    again = StageJob(stage_dir, PreemptionSignals()).cut_off(137)
+    assert again is not None
+    assert again.number == found.number + 1
 
 
 def test_limits_of_one_job_and_limits_of_all_are_told_apart() -> None:

@@ -12,12 +12,14 @@ from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 
-SQUEUE = """\
+SCONTROL = """\
 #!/bin/sh
 echo asked >> {notes}
 [ $(wc -l < {notes}) -gt {failures} ] || {{ echo "{words}" >&2; exit 1; }}
 echo "*** the site says hello ***"
-echo "7|RUNNING|None|n1|N/A|1:00|r/01-sft|{folder}|{folder}/01-sft/jobs/7_submission.sh" | tr '|' '\\037'
+echo "JobId=$3 JobName=r/01-sft"
+echo "   JobState=RUNNING Reason=None Dependency=(null)"
+echo "   WorkDir={folder}"
 """
 
 
@@ -33,10 +35,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def speak(folder: Path, failures: int, words: str = "Unable to contact slurm controller (connect failure)") -> None:
-    """Have `squeue` fail so often, with such words, before it answers; a site's own line comes before the answer."""
-    squeue = folder / "squeue"
-    squeue.write_text(SQUEUE.format(notes=folder / "notes", failures=failures, words=words, folder=folder / "r"))
-    squeue.chmod(0o700)
+    """Have `scontrol` fail so often, with such words, before it answers; a site's own line comes before the answer."""
+    scontrol = folder / "scontrol"
+    scontrol.write_text(SCONTROL.format(notes=folder / "notes", failures=failures, words=words, folder=folder / "r"))
+    scontrol.chmod(0o700)
 
 
 def test_a_controller_that_comes_back_is_asked_until_it_answers(run: RunDir, tmp_path: Path) -> None:
@@ -50,6 +52,18 @@ def test_a_controller_is_waited_for_as_long_as_the_job_lives(
     monkeypatch.setattr(requeue, "PATIENCE_SECONDS", 0.0)
     speak(tmp_path, failures=5)
     assert requeue.job_state(run, "7") == "RUNNING"
+
+
+def test_a_strangers_job_of_the_same_id_is_not_put_back(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller that has lost its state gives the id of this job to the next one that comes."""
+    monkeypatch.setattr(requeue, "PATIENCE_SECONDS", 0.0)
+    speak(tmp_path, failures=0)
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(scontrol.read_text().replace(f"WorkDir={tmp_path}/r", "WorkDir=/home/me"))
+    with pytest.raises(UserError, match="does not know this job, 7, any more"):
+        requeue.job_state(run, "7")
 
 
 def test_a_controller_that_refuses_is_given_up(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

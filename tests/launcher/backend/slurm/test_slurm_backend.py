@@ -7,6 +7,7 @@ from tests.launcher.acted import write_run
 
 from ftlaunch.backend import backends, control, runs
 from ftlaunch.backend.slurm import paths, queue, submit
+from ftlaunch.backend.slurm.queue import SEPARATOR
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.layout import RunDir
@@ -17,6 +18,29 @@ def start(run: RunDir, *, fresh: bool = False, after: str | None = None) -> int 
     return backends.of(run).start(run, detach=False, after=after, fresh=fresh)
 
 
+def add_job(slurm: Path, id: str, state: str, run: RunDir | None = None) -> None:
+    """Have a further job in the queue, of a run or of somebody else."""
+    whose = ["r/01-sft", str(run.path)] if run else ["x", "/x"]
+    with (slurm / "queue").open("a") as file:
+        file.write(SEPARATOR.join([id, state, "None", "n1", "N/A", "1:00", *whose, "/x.sh"]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("after", "why"),
+    [
+        ("77", "SLURM knows no job 77"),
+        ("98", "job 98 has ended without success: FAILED"),
+        ("none-such", "there is no run 'none-such'"),
+    ],
+)
+def test_what_nothing_can_wait_for_is_refused(run: RunDir, slurm: Path, after: str, why: str) -> None:
+    """sbatch takes a number that SLURM does not know for a job that has succeeded."""
+    add_job(slurm, "98", "FAILED")
+    with pytest.raises(UserError, match=why):
+        start(run, after=after)
+    assert not (slurm / "waits").exists()
+
+
 def states(run: RunDir) -> list[str]:
     return [stage.state for stage in read_status(run).stages]
 
@@ -24,10 +48,11 @@ def states(run: RunDir) -> list[str]:
 def test_each_stage_is_a_job_that_waits_for_the_one_before(
     run: RunDir, slurm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert start(run, after="77") is None
-    assert (slurm / "waits").read_text() == "100 afterok:77\n101 afterok:100\n"
+    add_job(slurm, "99", "RUNNING")
+    assert start(run, after="99") is None
+    assert (slurm / "waits").read_text() == "101 afterok:99\n102 afterok:101\n"
     out, err = capsys.readouterr()
-    assert "r is submitted: job 100, job 101. Come back with" in err
+    assert "r is submitted: job 101, job 102. Come back with" in err
     assert f"ftlaunch status {run.path}" in out
     submission = queue.read_submission(run)
     assert submission is not None
@@ -81,6 +106,18 @@ def test_a_queue_out_of_reach_is_told_after_the_stop_was_asked_for(run: RunDir, 
     with pytest.raises(UserError, match="is ended where it runs, but"):
         control.cancel(run)
     assert read_status(run).state == "unknown"
+
+
+def test_what_cannot_be_written_down_is_asked_of_slurm_all_the_same(run: RunDir, slurm: Path) -> None:
+    """As on a full disk, or one over its quota: here a folder is where the stop file would be."""
+    start(run)
+    run.stage_dir("01-sft").stop.mkdir()
+    with pytest.raises(UserError, match="01-sft/stop cannot be written"):
+        control.ask_to_stop(run, wait=0)
+    assert (slurm / "queue").read_text().count("CANCELLED") == 2
+    add_job(slurm, "150", "RUNNING", run)
+    assert control.cancel(run)
+    assert (slurm / "queue").read_text().count("CANCELLED") == 3
 
 
 def test_a_local_run_that_moves_to_a_cluster_is_the_clusters(run: RunDir, slurm: Path) -> None:
