@@ -1,14 +1,18 @@
 """The command line: verbs, their options, and the one place where a user's mistake becomes an exit code."""
 
+import errno
 import sys
 
 import typer
 
 from ftlaunch import __version__
 from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run, ship, watch
-from ftlaunch.errors import UserError
+from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A full disk, a quota that is used up, a disk that may only be read: nothing that a traceback would explain."""
 
 app = typer.Typer(
     add_completion=False,
@@ -69,3 +73,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = error.filename or "what this call has to write down"
+        print(f"error: {where} cannot be written: {error.strerror}\n  → make room, or mend the disk", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -30,7 +30,11 @@ def take(run: RunDir) -> int:
         raise UserError(
             f"{run.lock} cannot be locked: {error.strerror}", "put the run on another file system with --run-dir"
         ) from error
-    name_holder(descriptor, os.getpid())
+    try:
+        name_holder(descriptor, os.getpid())
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"{run.lock} cannot be written: {error.strerror}", "make room, or mend the disk") from error
     return descriptor
 
 

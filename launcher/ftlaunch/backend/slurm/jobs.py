@@ -65,6 +65,10 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
     if answer.silent is not None:
         return _unseen(stage_dir, answer.silent) if is_first else ("waiting", None)
     entry = answer.of(stage_dir)
+    told = _told(stage_dir, entry)
+    # What a site does when a job has ended may take it minutes.
+    if entry and entry.state == "COMPLETING" and told and is_final(stage_dir.all_attempts()[-1]):
+        return told
     if entry and entry.alive:
         state, note = _alive(entry)
         return state, _cut_short(stage_dir) or note
@@ -72,7 +76,7 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
     if (asked := stage_dir.stop_reason()) not in (None, REQUEUE):
         return _as_asked(stage_dir, asked)
     # The folder comes before SLURM, which knows an exit code where the attempt knows the error.
-    if told := _told(stage_dir, entry):
+    if told:
         return told
     if is_first or entry:
         return _ended(stage_dir, entry, None if is_first else first_unfinished)
@@ -121,8 +125,11 @@ def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] 
         return None
     match _outcome(stage_dir):
         case Stopped():
-            by_slurm = entry is not None and entry.state not in ("COMPLETED", "FAILED")
-            return "stopped", _word_of_slurm(entry) if by_slurm else None
+            return "stopped", None if entry is None or entry.state in (
+                "COMPLETING",
+                "COMPLETED",
+                "FAILED",
+            ) else _ended_by(entry)
         case Failure() as failure:
             return "failed", _first_line(failure)
         case _:
@@ -146,10 +153,10 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
         return "cancelled", f"with {earlier.name}"
     early = died_early(stage_dir, entry)
     if entry is not None:
-        word = _word_of_slurm(entry)
+        word = _ended_by(entry)
         cancelled = entry.state.startswith("CANCELLED")
         state: State = "failed" if entry.state in BROKEN else "cancelled" if cancelled else "interrupted"
-        return state, f"{word}: {early.message}" if early and not cancelled else word
+        return state, f"{word}: {early.message}" if early and early.traceback and not cancelled else word
     run = RunDir(stage_dir.path.parent)
     if (driver := lock.holder(run)) and processes.is_alive(driver) is not False:
         return "waiting", "is being submitted"
@@ -160,7 +167,7 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
     return "interrupted", early.message if early else f"SLURM does not know job {job.id} any more"
 
 
-def _word_of_slurm(entry: Entry) -> str:
+def _ended_by(entry: Entry) -> str:
     return f"SLURM ended its job {entry.id}: {reasons.why_ended(entry.state, entry.reason)}"
 
 

@@ -16,7 +16,7 @@ NEVER = (
     (r"ReqNodeNotAvail.*|Nodes required for job are DOWN.*", "nodes that it asks for are down, drained or reserved"),
     (
         r"launch failed requeued held",
-        "its nodes could not start it, and it is held back: see their slurmd's log, then scontrol release",
+        "its nodes could not start it (sinfo -R tells why), and it is held back: scontrol release",
     ),
     (
         r"job requeued in held state|SpecialExit|SPECIAL_EXIT|REQUEUE_HOLD",

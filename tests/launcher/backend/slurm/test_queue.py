@@ -14,6 +14,7 @@ from ftlaunch.backend.slurm.stage_job import StageJob
 from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
+from ftlaunch.processes.outcome import Failure
 from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
@@ -206,8 +207,8 @@ STATES = {
     ("CONFIGURING", "None"): ("queued", "SLURM prepares its nodes: CONFIGURING"),
     ("PENDING", "launch failed requeued held"): (
         "queued",
-        "will not start as it is: launch failed requeued held: its nodes could not start it, and it is held back: see"
-        " their slurmd's log, then scontrol release",
+        "will not start as it is: launch failed requeued held: its nodes could not start it (sinfo"
+        " -R tells why), and it is held back: scontrol release",
     ),
     ("PENDING", "None"): ("queued", "waits in the queue"),
     ("PENDING", "Resources"): ("queued", "waits in the queue: Resources"),
@@ -262,6 +263,17 @@ def test_what_a_job_died_of_is_in_its_output(run: RunDir, tmp_path: Path) -> Non
     assert note == "SLURM ended its job 7: FAILED (NonZeroExitCode): /x/python: No module named submitit"
     assert logs.first_error(run, None, None).message == "/x/python: No module named submitit"
     assert next(iter(logs.read(run, None, None, None))) == "[job] /x/python: No module named submitit"
+
+
+def test_a_site_that_cleans_up_slowly_keeps_no_cause_back(run: RunDir, tmp_path: Path) -> None:
+    says(tmp_path, FIRST.format("COMPLETING", "None"))
+    attempt = run.stage_dir("01-sft").new_attempt(MadeBy(job="7", restart=0))
+    write_json(attempt.error, Failure(rank=0, type="MemoryError", message="out of memory", log=""))
+    assert _first(read_status(run)) == ("running", None)
+    write_json(paths.ended(attempt), {"restarted": False})
+    assert _first(read_status(run)) == ("failed", "rank 0: out of memory")
+    with pytest.raises(UserError, match="SLURM still cleans up after it"):
+        submit.refuse_twice(run)
 
 
 def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
