@@ -33,7 +33,7 @@ class RankAllocator(Protocol):
         ...
 
     def measures(self) -> dict[str, float]:
-        """What there is to say of it, the same on every rank."""
+        """Return numbers for the log; they are the same on every rank."""
         ...
 
 
@@ -105,7 +105,7 @@ class Engine:
             group["lr"] = rate * group["times"]
 
     def forward(self, inputs: Any) -> Any:
-        """What the wrapped module says to `asked`, in the mode that it is in."""
+        """Run the wrapped module on these inputs, in its current mode."""
         return self._wrapped(inputs)
 
     def scores(self, micro: MicroBatch) -> Scores:
@@ -144,7 +144,7 @@ class Engine:
         return norm
 
     def measures(self) -> dict[str, float]:
-        """What there is to say of the weights that are trained."""
+        """Return numbers about the trained weights for the log."""
         return {} if self.allocator is None else self.allocator.measures()
 
     def _step(self, *, discard: bool) -> float:

@@ -34,7 +34,7 @@ def _stage_status(stage_dir: StageDir, driver: Identity | None) -> StageStatus:
 
 
 def _state(stage_dir: StageDir, attempts: list[Attempt], driver: Identity | None) -> tuple[State, str | None]:
-    """The state that the newest attempt leaves a stage in, and what there is to say of it."""
+    """Return the state in which the newest attempt left a stage, and a remark on it."""
     if not attempts:
         return ("done" if stage_dir.result.exists() else "waiting"), None
     newest = attempts[-1]

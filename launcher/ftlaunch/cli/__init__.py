@@ -54,7 +54,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def ftlaunch(
     _version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """Fine-tune language models from a recipe.

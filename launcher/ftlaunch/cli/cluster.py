@@ -14,13 +14,13 @@ from ftlaunch.errors import BAD_INPUT, DONE
 
 def doctor(
     cluster: Annotated[str, typer.Option("--cluster", metavar="NAME", help="A profile's file, or its name.")],
-    nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Look at so many nodes.")] = 2,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Number of nodes to check.")] = 2,
     exclude_failing: Annotated[
-        bool, typer.Option("--exclude-failing", help="Add nodes that fail to the profile's `exclude`.")
+        bool, typer.Option("--exclude-failing", help="Add nodes that fail the check to the profile's `exclude`.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check whether a SLURM cluster is fit for runs.
+    """Check whether a SLURM cluster can run recipes.
 
     Example: ftlaunch doctor --cluster dev
     """
@@ -39,9 +39,9 @@ def doctor(
 def attach(
     run: RunName,
     words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="Default: a shell.")] = None,
-    rank: Annotated[int, typer.Option("--rank", metavar="K", help="On the node of rank K.")] = 0,
+    rank: Annotated[int, typer.Option("--rank", metavar="K", help="Choose the node of rank K.")] = 0,
 ) -> None:
-    """Open a shell, or run a command, on the node of a rank of a run at work.
+    """Open a shell, or run a command, on a node of a running run.
 
     Example: ftlaunch attach my-run --rank 3 -- nvidia-smi
     """

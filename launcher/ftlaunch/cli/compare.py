@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 Recipes = Annotated[
     list[str],
-    typer.Argument(metavar="RECIPE…", help="Recipe files or names of shipped ones; the first is the measure."),
+    typer.Argument(
+        metavar="RECIPE…", help="Recipe files or names of shipped ones; the others are compared with the first."
+    ),
 ]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Runs of each variant, seed by seed.")]
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, metavar="N", help="Number of runs of each variant, each with its own seed.")
+]
 Folder = Annotated[
-    Path | None, typer.Option("--dir", metavar="DIR", help="Where the runs are. Default: ./comparisons/NAME.")
+    Path | None, typer.Option("--dir", metavar="DIR", help="Folder of the runs. Default: ./comparisons/NAME.")
 ]
 
 
 AtOnce = Annotated[
     int | None,
-    typer.Option("--at-once", min=1, metavar="N", help="On a cluster: so many runs at a time. Default: all."),
+    typer.Option("--at-once", min=1, metavar="N", help="On a cluster: the most runs at a time. Default: all."),
 ]
 
 

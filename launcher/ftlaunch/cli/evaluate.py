@@ -19,42 +19,43 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="What names the data.")],
+    source: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="A run or a recipe, for its data.")],
     model: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="MODEL…", help="As those of chat. Default: a run's base, and what the run has made of it."
-        ),
+        typer.Argument(metavar="MODEL…", help="Models, as in chat. Default: a run's base and its newest model."),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME", help="A metric as recipes name it. Default: bleu nist coco_rouge_l."),
+        typer.Option("--metric", metavar="NAME", help="A metric, as recipes name it. Default: bleu nist coco_rouge_l."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits.")
+        str | None,
+        typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits."),
     ] = None,
-    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask the first N of the prompts.")] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first N prompts.")] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.")
     ] = _DEFAULTS.max_new_tokens,
     answers: Annotated[
         Path | None, typer.Option("--answers", metavar="FILE", help="Write prompts, references and answers (.jsonl).")
     ] = None,
     choices_field: Annotated[
-        str | None, typer.Option("--choices-field", metavar="FIELD", help="Of a row's choices, for multiple_choice.")
+        str | None,
+        typer.Option("--choices-field", metavar="FIELD", help="Field with a row's choices, for multiple_choice."),
     ] = None,
     label_field: Annotated[
-        str | None, typer.Option("--label-field", metavar="FIELD", help="Of the right choice.")
+        str | None, typer.Option("--label-field", metavar="FIELD", help="The field with the right choice.")
     ] = None,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=0, metavar="N", help="For 95 % intervals, by bootstrap. 0: none.")
+        int,
+        typer.Option("--resamples", min=0, metavar="N", help="Bootstrap resamples for 95 % intervals. 0: none."),
     ] = _DEFAULTS.resamples,
     settings: Settings = None,
     cluster: ClusterName = None,
     site: Site = None,
     as_json: Json = False,
 ) -> None:
-    """Ask models what is held out, and score their answers.
+    """Generate answers to the held-out prompts and score them.
 
     Example: ftlaunch eval my-run --prompts 50
     """

@@ -49,15 +49,15 @@ def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
     dtype: Annotated[
         SavedDtype | None,
-        typer.Option("--dtype", help="Of the merged weights. Default: the base's."),
+        typer.Option("--dtype", help="Format of the merged weights. Default: the base's."),
     ] = None,
     max_kl: Annotated[
-        float | None, typer.Option("--max-kl", min=0, help="Accept such a KL. Default: what rounding explains.")
+        float | None, typer.Option("--max-kl", min=0, help="Largest KL to accept. Default: what rounding explains.")
     ] = None,
     cluster: ClusterName = None,
     site: Site = None,
 ) -> None:
-    """Fold an adapter into its base model, and check it.
+    """Merge an adapter into its base model, and check the result.
 
     Example: ftlaunch merge my-run merged
     """
@@ -69,11 +69,12 @@ def merge(
 
 def import_model(
     model: Annotated[
-        Path, typer.Argument(metavar="SOURCE", exists=True, help="A .gguf file, or a folder of quantize --packed.")
+        Path,
+        typer.Argument(metavar="SOURCE", exists=True, help="A .gguf file, or a folder written by quantize --packed."),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the model.")],
 ) -> None:
-    """Turn a .gguf file, or a packed model, into a folder that can be trained.
+    """Convert a .gguf file or a packed model to a model folder.
 
     Example: ftlaunch import SmolLM2-135M-Instruct.Q4_1.gguf smollm2
     """
@@ -87,17 +88,23 @@ def chat(
         list[str], typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders, hub ids (ID or ID@REVISION).")
     ],
     prompt: Annotated[
-        str | None, typer.Option("--prompt", metavar="TEXT", help="What to ask. Without it: a conversation.")
+        str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt. Without it: a conversation.")
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer. Default: 64, in conversation 512."),
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            metavar="N",
+            help="Longest answer, in tokens. Default: 64, in a conversation 512.",
+        ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0, metavar="T", help="0 takes the likeliest token each time.")
+        float,
+        typer.Option("--temperature", min=0, metavar="T", help="Sampling temperature. 0: always the likeliest token."),
     ] = _CHAT.temperature,
 ) -> None:
-    """Talk with one or several models, or ask them one thing.
+    """Chat with one or several models, or send them one prompt.
 
     Example: ftlaunch chat smollm2 my-run --prompt "Who are you?"
     """
@@ -107,24 +114,28 @@ def chat(
 
 
 def serve(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="As chat takes one.")],
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, model or adapter folder, or hub id.")],
     compare: Annotated[
         str | None, typer.Option("--compare", metavar="base|MODEL", help="Serve a second model next to it.")
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Beyond this machine a token is asked for.")
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Address to listen on. Beyond this machine clients need a token."
+        ),
     ] = _SERVE.host,
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, metavar="N", help="Port to listen on.")
     ] = _SERVE.port,
     allow_host: Annotated[
-        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="Another name that this server has.")
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="Another host name by which clients reach this server."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, metavar="N", help="Requests answered side by side.")
+        int, typer.Option("--batch-size", min=1, metavar="N", help="Most requests that are answered at the same time.")
     ] = _SERVE.batch_size,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.")
     ] = _SERVE.max_new_tokens,
 ) -> None:
     """Serve a model to a browser and to OpenAI's clients.
@@ -152,20 +163,21 @@ def superweights(
         str | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure perplexity on.")
     ] = None,
     absolute: Annotated[
-        float, typer.Option(min=0, metavar="A", help="A spike is larger than A; 0: any size.")
+        float, typer.Option(min=0, metavar="A", help="Least size of a spike. 0: any size.")
     ] = _LIMITS.absolute,
     relative: Annotated[
-        float, typer.Option(min=0, metavar="R", help="A spike is larger than R times the layers' median; 0: any.")
+        float, typer.Option(min=0, metavar="R", help="Least size of a spike, in medians of all layers. 0: any.")
     ] = _LIMITS.relative,
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Also put back their activations, and scale them: the paper's ablations.")
+        bool,
+        typer.Option("--ablate", help="Also restore their activations and scale them, as the paper's ablations do."),
     ] = False,
     attention_spikes: Annotated[
-        bool, typer.Option("--attention-spikes", help="Also name layers whose attention output spikes.")
+        bool, typer.Option("--attention-spikes", help="Also list layers whose attention output has spikes.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the single weights that a model cannot do without.
+    """Find the single weights that a model depends on.
 
     Example: ftlaunch superweights smollm2
     """
@@ -184,24 +196,27 @@ def superweights(
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the quantized model and its report.")],
-    number_format: Annotated[WeightFormat, typer.Option("--format", help="What weights become.")] = _QUANTIZE.format,
+    number_format: Annotated[
+        WeightFormat, typer.Option("--format", help="Number format of the weights.")
+    ] = _QUANTIZE.format,
     bits: Annotated[int, typer.Option("--bits", min=2, max=8, metavar="B", help="Of an integer.")] = _QUANTIZE.bits,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Integers with a zero point.")] = False,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Use integers with a zero point.")] = False,
     granularity: Annotated[
-        Granularity, typer.Option("--granularity", help="What shares one scale.")
+        Granularity, typer.Option("--granularity", help="The weights that share one scale.")
     ] = _QUANTIZE.granularity,
     group_size: Annotated[
-        int, typer.Option("--group-size", min=1, metavar="N", help="Weights of a group.")
+        int, typer.Option("--group-size", min=1, metavar="N", help="Number of weights in a group.")
     ] = _QUANTIZE.group_size,
     calibrator: Annotated[
-        CalibratorName, typer.Option("--calibrator", help="How the range of values is chosen.")
+        CalibratorName, typer.Option("--calibrator", help="How the range of values is found.")
     ] = _QUANTIZE.calibrator,
     activation_bits: Annotated[
         int | None,
-        typer.Option("--activation-bits", min=2, max=8, metavar="B", help="Measure with rounded inputs, too."),
+        typer.Option("--activation-bits", min=2, max=8, metavar="B", help="Also measure with rounded inputs."),
     ] = None,
     activation_granularity: Annotated[
-        ActivationGranularity, typer.Option("--activation-granularity", help="tensor is calibrated on text.")
+        ActivationGranularity,
+        typer.Option("--activation-granularity", help="Values that share one scale; tensor is calibrated on text."),
     ] = _QUANTIZE.activation_granularity,
     calibration: Annotated[
         str | None, typer.Option("--calibration", metavar="FILE", help="Text or data file to calibrate on.")
@@ -213,7 +228,7 @@ def quantize(
     site: Site = None,
     as_json: Json = False,
 ) -> None:
-    """Quantize a model after training, and say what it costs.
+    """Quantize a trained model, and report the loss of quality.
 
     Example: ftlaunch quantize smollm2 smollm2-int4 --protect
     """

@@ -25,7 +25,9 @@ ClusterName = Annotated[
 ]
 Site = Annotated[
     list[str] | None,
-    typer.Option("--site", metavar="KEY=VALUE", help="Set a key of the cluster's profile for once. May be repeated."),
+    typer.Option(
+        "--site", metavar="KEY=VALUE", help="Set a key of the cluster's profile for this call. May be repeated."
+    ),
 ]
 After = Annotated[
     str | None,
@@ -38,10 +40,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 Detach = Annotated[bool, typer.Option("--detach", help="Run in the background and return at once.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name below ./runs.")]
 StageName = Annotated[
-    str | None, typer.Option("--stage", metavar="STAGE", help="Only this stage: 01-sft, or sft if there is but one.")
+    str | None, typer.Option("--stage", metavar="STAGE", help="Only this stage: 01-sft, or sft if there is only one.")
 ]
 AttemptNumber = Annotated[
-    int | None, typer.Option("--attempt", metavar="N", help="Attempt N of the stage. Default: its latest.")
+    int | None, typer.Option("--attempt", metavar="N", help="Attempt N of the stage. Default: the latest.")
 ]
 
 

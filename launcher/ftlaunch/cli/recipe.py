@@ -127,7 +127,7 @@ def run(
     yes: Annotated[bool, typer.Option("--yes", help="Remove what --from makes obsolete without asking.")] = False,
     detach: Detach = False,
 ) -> None:
-    """Run a recipe; Ctrl-C saves and stops.
+    """Run a recipe; Ctrl-C saves a checkpoint and stops.
 
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
@@ -178,11 +178,11 @@ def plan(
     site: Site = None,
     run_dir: RunFolder = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First measure how fast this machine is; kept for later plans.")
+        bool, typer.Option("--calibrate", help="First measure the speed of this machine; later plans use it too.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show what a run would do and what it would cost, in full.
+    """Show in full what a run would do and what it would cost.
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
@@ -208,7 +208,7 @@ def validate(
     nodes: Nodes = None,
     procs_per_node: ProcsPerNode = None,
 ) -> None:
-    """Check a recipe and the data it names.
+    """Check a recipe and its data.
 
     Example: ftlaunch validate my.toml
     """
@@ -256,12 +256,14 @@ def schema() -> None:
 
 def preview(
     recipe: RecipeName,
-    rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="Rows of each data set.")] = _PREVIEW.rows,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, metavar="N", help="Number of rows to show of each data set.")
+    ] = _PREVIEW.rows,
     settings: Settings = None,
     cluster: ClusterName = None,
     site: Site = None,
 ) -> None:
-    """Show data as the model will see it.
+    """Show rows of data as the model will see them.
 
     Example: ftlaunch preview my.toml --rows 3
     """

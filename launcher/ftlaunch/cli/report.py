@@ -19,7 +19,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a page of a run, or of several side by side.
+    """Write a report of a run, or of several side by side.
 
     Example: ftlaunch report my-run other-run
     """

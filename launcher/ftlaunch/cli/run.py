@@ -74,9 +74,11 @@ def status(
         str | None, typer.Argument(metavar="[RUN]", help="A run's folder or name. Default: all runs.")
     ] = None,
     json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay, as `ftlaunch watch` does, until it is over.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep showing it until it ends, as `ftlaunch watch` does.")
+    ] = False,
 ) -> None:
-    """Show how a run stands, or list all runs below ./runs.
+    """Show the state of a run, or list all runs in ./runs.
 
     Example: ftlaunch status my-run
     """
@@ -107,14 +109,14 @@ def status(
 
 def logs(
     run: RunName,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is said, until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines until the run ends.")] = False,
     stage: StageName = None,
     rank: Annotated[int | None, typer.Option("--rank", metavar="K", help="Only rank K.")] = None,
     node: Annotated[str | None, typer.Option("--node", metavar="NAME", help="Only ranks on that node.")] = None,
-    first_error: Annotated[bool, typer.Option("--first-error", help="Show what went wrong first, in full.")] = False,
+    first_error: Annotated[bool, typer.Option("--first-error", help="Show the first error in full.")] = False,
     attempt: AttemptNumber = None,
 ) -> None:
-    """Print what the processes of a run said.
+    """Print the logs of a run's processes.
 
     Example: ftlaunch logs -f my-run --rank 0
     """
@@ -139,9 +141,11 @@ def _print(lines: Iterable[str]) -> None:
 
 def stop(
     run: RunName,
-    wait: Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for its end.")] = 0,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait at most so long for the run to end.")
+    ] = 0,
 ) -> None:
-    """Have a run save and leave; it can be resumed.
+    """Ask a run to save a checkpoint and stop; it can be resumed.
 
     Example: ftlaunch stop my-run --wait 60
     """
@@ -179,11 +183,11 @@ def resume(
     site: Site = None,
     after: After = None,
     changed: Annotated[
-        bool, typer.Option("--changed", help="Go on though data or base are not what the run began with.")
+        bool, typer.Option("--changed", help="Continue although the data or the base have changed since the run began.")
     ] = False,
     detach: Detach = False,
 ) -> None:
-    """Go on with a run from its newest checkpoint, also with other processes.
+    """Continue a run from its newest checkpoint.
 
     Example: ftlaunch resume my-run --procs-per-node 4 --set parallel.strategy=zero2
     """

@@ -23,14 +23,18 @@ Source = Annotated[str, typer.Argument(metavar="RUN|FOLDER", help="A run, or the
 
 def push(
     source: Source,
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the hub; made if need be.")],
-    adapter: Annotated[bool, typer.Option("--adapter", help="Of a run, the adapter rather than the merge.")] = False,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub; created if it does not exist.")
+    ],
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a run, send the adapter instead of the merged model.")
+    ] = False,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
-    revision: Annotated[str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to send to.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to send it to.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Send without asking.")] = False,
 ) -> None:
-    """Send a model or an adapter to the Hugging Face hub.
+    """Upload a model or an adapter to the Hugging Face hub.
 
     Example: ftlaunch push my-run me/my-model --dry-run
     """
@@ -50,10 +54,10 @@ def export(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.")],
     outtype: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "auto"], typer.Option("--outtype", help="Of the weights.")
+        Literal["f32", "f16", "bf16", "q8_0", "auto"], typer.Option("--outtype", help="Format of the weights.")
     ] = "auto",
 ) -> None:
-    """Convert a merged model to GGUF, by llama.cpp.
+    """Convert a merged model to GGUF with llama.cpp.
 
     Example: ftlaunch export my-run my-run.gguf --outtype q8_0
     """

@@ -21,11 +21,12 @@ SECONDS = 1.0
 
 def watch(
     run: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN…]", help="Folders or names. Default: those under way.")
+        list[str] | None,
+        typer.Argument(metavar="[RUN…]", help="Folders or names of runs. Default: all that are running."),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Show how they stand, and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show them once, and exit.")] = False,
 ) -> None:
-    """Keep runs on the screen until they are over; Ctrl-C only stops watching.
+    """Show runs live until they end; Ctrl-C only stops watching.
 
     Example: ftlaunch watch my-run other-run
     """

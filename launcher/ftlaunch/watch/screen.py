@@ -88,7 +88,7 @@ def _run(status: RunStatus, tail: RunTail) -> "RenderableType":
 
 
 def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
-    """What there is to say of a stage, line by line."""
+    """Return the lines about a stage."""
     lines: list[str] = []
     if tail.steps:
         lines += [_progress(status, tail), f"{sparkline([_loss(entry) for entry in tail.steps])}  {_newest(tail)}"]

@@ -113,7 +113,7 @@ def _read(folder: Path) -> tuple[list[Finding], list[float]]:
 
 
 def _node(finding: Finding, skew: float, cluster: Cluster) -> Iterator[Check]:
-    """What there is to say of one node."""
+    """Return the findings on one node."""
     differing = [
         f"{name} {version or 'missing'}, here {here}"
         for name, version in finding.packages.items()

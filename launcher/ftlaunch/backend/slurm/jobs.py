@@ -58,7 +58,7 @@ def _state_of_stage(stage_dir: StageDir, answer: Answer, first: StageDir | None)
 
 
 def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir | None) -> tuple[State, str | None]:
-    """The state of a stage, and what there is to say of it."""
+    """Return the state of a stage, and a remark on it."""
     if stage_dir.result.exists():
         return "done", None
     is_first = first_unfinished is not None and stage_dir.name == first_unfinished.name
