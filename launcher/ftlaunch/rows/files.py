@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -57,9 +58,17 @@ def data_files(path: Path, split: str = "train") -> list[Path]:
     """The file itself, or the files of a split in a folder or among those that match, by name.
 
     A split is told by the names of files and folders; unmarked files are to train on. Raises DataError where there
-    is none.
+    is none, or a folder may not be looked into.
     """
     path = path.expanduser()
+    try:
+        return _data_files(path, split)
+    except OSError as error:
+        place = str(error.filename or path)
+        raise DataError(place, f"cannot be read: {error.strerror}", "correct the path or its permissions") from error
+
+
+def _data_files(path: Path, split: str) -> list[Path]:
     if is_pattern(str(path)):
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 Path.glob takes no absolute pattern
         found = sorted(Path(name) for name in names if Path(name).is_file())
@@ -70,6 +79,8 @@ def data_files(path: Path, split: str = "train") -> list[Path]:
         if not kind_of_file(path):
             raise DataError(str(path), f"files of kind {path.suffix!r} are not read", _SUPPORTED)
         return [path]
+    if not path.is_dir():
+        raise DataError(str(path), "is neither a file nor a folder", "name one of these: rows are read more than once")
     # `save_to_disk` puts these two files into a data set's folder, and dataset_dict.json above several splits.
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return _saved(path)
@@ -89,16 +100,27 @@ def _fixed(pattern: Path) -> Path:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """All data files in a folder and its subfolders, hidden ones left out."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file()
-        and kind_of_file(file)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.name.lower() not in NO_ROWS
-        and not file.name.lower().startswith(("readme", "license"))
-    )
+    """All data files in a folder and its subfolders, hidden ones left out. OSError where one may not be looked into."""
+    found: list[Path] = []
+    reached = {folder.resolve(), *folder.resolve().parents}
+    # rglob passes over linked folders, and over those that it may not look into.
+    for inner, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        # A link may lead to a folder that holds it, and two of them to the same one.
+        named = sorted((Path(inner, name).is_symlink(), name) for name in folders if not name.startswith("."))
+        whole = {Path(inner, name).resolve(): name for _, name in reversed(named)}
+        folders[:] = [name for place, name in whole.items() if place not in reached]
+        reached |= whole.keys()
+        files = [Path(inner, name) for name in names if _holds_rows(name.lower())]
+        found += [file for file in files if kind_of_file(file) and file.is_file()]
+    return sorted(found)
+
+
+def _holds_rows(name: str) -> bool:
+    return name not in NO_ROWS and not name.startswith((".", "readme", "license"))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _of_split(files: list[Path], folder: Path, named: Path, split: str) -> list[Path]:

@@ -103,7 +103,9 @@ def _is_object(line: str) -> bool:
 
 def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """An object a line; a single one may hold the rows."""
-    rows = ((lines.at(lines.number), _decoded(line, lines.at(lines.number))) for line in lines if line.strip())
+    # Files that were joined each have their byte order mark.
+    whole = (line.removeprefix("\ufeff") for line in lines)
+    rows = ((lines.at(lines.number), _decoded(line, lines.at(lines.number))) for line in whole if line.strip())
     # A .jsonl file with a single object has one row, even where a field of it is a list of objects.
     start = list(islice(rows, 2)) if kind_of_file(lines.path) == ".json" else []
     if len(start) == 1 and (held := _held_rows(start[0][1], start[0][0])) is not None:

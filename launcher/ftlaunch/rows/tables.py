@@ -28,6 +28,9 @@ def table_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     number = 0
     try:
         for batch in _parquet_batches(path) if kind == ".parquet" else _arrow_batches(path):
+            if len(set(batch.schema.names)) < batch.num_columns:
+                twice = next(name for name in batch.schema.names if batch.schema.names.count(name) > 1)
+                raise DataError(str(path), f"column {twice!r} is there twice", "give each column a name of its own")
             # A null column is kept: it is a field of the row, which a template may call optional.
             nested = {field.name for field in batch.schema if pyarrow.types.is_nested(field.type)}
             for row in _with_short_floats(batch).to_pylist():
@@ -36,6 +39,10 @@ def table_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
                     f"{path} (row {number})",
                     {name: without_null(value) if name in nested else value for name, value in row.items()},
                 )
+    except (OverflowError, UnicodeDecodeError) as error:
+        problem = f"a value is none that can be read: {error}"
+        remedy = "mend it: dates lie in the years 1 to 9999, and text is UTF-8"
+        raise DataError(f"{path} (in {BATCH} rows after row {number})", problem, remedy) from error
     except (pyarrow.ArrowException, OSError) as error:
         remedy = "write the file again; it may have been cut short"
         raise DataError(str(path), f"cannot be read as {kind[1:]}: {error}", remedy) from error

@@ -20,6 +20,9 @@ BRACES = "write {{ and }} for braces that are meant as they are"
 CONTROL = re.compile("[\x00\x80-\x9f]")
 """What no text holds, and a file decoded as what it is not does: NUL and the C1 controls."""
 
+NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
+"""Characters of no width, which `strip` leaves."""
+
 Row = dict[str, Any]
 FieldPath = tuple[str, ...]
 """A field and the keys looked up in it: ("answer", "value")."""
@@ -192,7 +195,7 @@ def is_blank(row: Row, path: FieldPath) -> bool:
             return True
         value = parts[key]
     if isinstance(value, str):
-        return not value.strip()
+        return not seen(value)
     # Only NaN differs from itself; pandas has it for an empty cell.
     return value is None or value != value or (isinstance(value, list | dict) and not value)
 
@@ -224,9 +227,15 @@ def _as_text(value: object, field: str, where: str) -> str:
     raise Unfit(where, f"field {field} is {kind_of(value)}, not text or a number", remedy)
 
 
+def seen(text: str) -> str:
+    """What of a text is there to see: without space and characters of no width at its ends."""
+    bare = text.strip()
+    return bare if bare.isascii() else bare.strip(NO_WIDTH).strip()
+
+
 def sound(text: str, field: str, where: str) -> str:
     """The text, if it is one that can be trained on. Raises Unfit."""
-    if not text.strip():
+    if not seen(text):
         raise Unfit(where, f"field {field} is empty", "leave such rows out of the file, or give the field a value")
     # isascii is quick and true of most rows, in which NUL alone can be wrong.
     if text.isascii():

@@ -4,6 +4,9 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,66 @@ def test_files_that_are_not_what_their_name_says_are_told_for_what_they_are(name
     with pytest.raises(DataError, match=message) as told:
         list(read_rows(tmp_path / name))
     assert remedy in told.value.remedy
+
+
+def test_folders_behind_links_are_looked_into_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/inner").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    for name in ("elsewhere/inner/b.jsonl", "data/a.jsonl"):
+        (tmp_path / name).write_text(LINES)
+    for name, target in (("linked", "../elsewhere"), ("again", "../elsewhere"), ("up", ".."), ("self", "self")):
+        (tmp_path / "data" / name).symlink_to(target)
+    found = data_files(tmp_path / "data")
+    assert [path.resolve().relative_to(tmp_path.resolve()) for path in found] == [
+        Path("data/a.jsonl"),
+        Path("elsewhere/inner/b.jsonl"),
+    ]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="is neither a file nor a folder"):
+        data_files(tmp_path / "pipe.jsonl")
+    (tmp_path / "a.jsonl").write_text(LINES)
+    assert [path.name for path in data_files(tmp_path)] == ["a.jsonl"]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path) -> None:
+    """Instead of its rows being left out without a word. Root may look into all, so a child asks as nobody."""
+    (tmp_path / "locked").mkdir(mode=0)
+    (tmp_path / "a.jsonl").write_text(LINES)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    # What is imported comes first, as the packages may lie where only root may look.
+    call = "import os, sys, pathlib; from ftlaunch.rows import data_files; os.getuid() or os.setuid(65534)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{call}; data_files(pathlib.Path(sys.argv[1]))", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"DataError: {tmp_path / 'locked'}: cannot be read: Permission denied" in done.stderr
+
+
+def test_files_that_were_joined_have_byte_order_marks_inside(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.jsonl", "\ufeff" + LINES + "\ufeff" + LINES) == [*ROWS, *ROWS]
+
+
+def test_tables_with_values_that_python_has_not_are_refused_by_name(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    odd = {
+        "a value is none that can be read": pyarrow.array([-(10**15)]).cast(pyarrow.timestamp("s")),
+        "'utf-8' codec can't decode": pyarrow.StringArray.from_buffers(
+            1, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")
+        ),
+    }
+    for problem, column in odd.items():
+        parquet.write_table(pyarrow.table({"q": column}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=problem):
+            list(read_rows(tmp_path / "a.parquet"))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["q", "q"])
+    parquet.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 'q' is there twice"):
+        list(read_rows(tmp_path / "a.parquet"))

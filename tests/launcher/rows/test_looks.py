@@ -125,6 +125,13 @@ def test_a_blank_field_is_told_how_to_be_optional() -> None:
     assert "{a?}" in caught.value.remedy
 
 
+def test_characters_of_no_width_are_nothing() -> None:
+    with pytest.raises(Unfit, match="field a is empty"):
+        fill("{a}", {"a": " \u200b\ufeff \u200d"}, "row")
+    assert fill("{a?}{?: {a}}", {"a": "\u200b"}, "row") == ""
+    assert fill("{a}", {"a": "\u200bשלום"}, "row") == "\u200bשלום"
+
+
 def test_history_comes_first() -> None:
     row = {"instruction": "c", "output": "d", "history": [["a", "b"]]}
     turns = conversation_of(Data(path="x", format="alpaca"), row, "row").turns
