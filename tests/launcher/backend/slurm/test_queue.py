@@ -267,7 +267,7 @@ def test_what_a_job_died_of_is_in_its_output(run: RunDir, tmp_path: Path) -> Non
 
 def test_a_site_that_cleans_up_slowly_keeps_no_cause_back(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path, FIRST.format("COMPLETING", "None"))
-    attempt = run.stage_dir("01-sft").new_attempt(MadeBy(job="7", restart=0))
+    attempt = run.stage_dir("01-sft").new_attempt(made_by=MadeBy(job="7", restart=0))
     write_json(attempt.error, Failure(rank=0, type="MemoryError", message="out of memory", log=""))
     assert _first(read_status(run)) == ("running", None)
     write_json(paths.ended(attempt), {"restarted": False})
