@@ -56,7 +56,7 @@ FLOORS = {
     ),
     "ftlaunch.cli": (
         "options profile text",
-        "cluster trainer watch",
+        "cluster watch",
         "compare model report run",
         "evaluate recipe ship",
         "__init__",
@@ -67,7 +67,7 @@ FLOORS = {
     ),
     "ftlaunch.compare": (
         "__init__ measures statistics variants",
-        "on_cluster runner table",
+        "runner table",
     ),
     "ftlaunch.load": (
         "origins",
@@ -103,7 +103,7 @@ FLOORS = {
     ),
     "ftlaunch.processes": (
         "__init__ environment outcome signals",
-        "guard lock",
+        "guard lock trainer",
     ),
     "ftlaunch.recipe": (
         "types",

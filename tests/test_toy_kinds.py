@@ -117,10 +117,14 @@ class Here(Driven):
     def require_nodes(self, plan):
         pass
 '''
-CHOICE = """    from ftlaunch.backend.here.backend import Here
+CHOICE = '''"""Runs in this process."""
+
+
+def choose(run, cluster, otherwise):
+    from ftlaunch.backend.here.backend import Here
+
     return Here()
-    from ftlaunch.backend.local.backend import Local
-"""
+'''
 
 EDITS = {
     "noise": {
@@ -141,9 +145,9 @@ EDITS = {
         "fttrain/stages/simpo.py": (("", SIMPO),),
     },
     "backend": {
-        "ftlaunch/backend/here/__init__.py": (("", '"""Runs in this process."""\n'),),
+        "ftlaunch/backend/here/__init__.py": (("", CHOICE),),
         "ftlaunch/backend/here/backend.py": (("", BACKEND),),
-        "ftlaunch/backend/backends.py": (("    from ftlaunch.backend.local.backend import Local\n", CHOICE),),
+        "ftlaunch/backend/backends.py": (('    "slurm",\n', '    "slurm",\n    "here",\n'),),
     },
 }
 """Sort of kind → file → what is replaced in it, by what; a new file's whole text takes the place of nothing."""
@@ -239,7 +243,7 @@ def test_a_kind_costs_few_files(changed: dict[str, dict[str, int]]) -> None:
     assert costs["noise"] <= 2
     assert changed["adapter"].pop("fttrain/adapters/__init__.py") == 1
     assert len(changed["adapter"]) <= 2
-    assert changed["backend"].pop("ftlaunch/backend/backends.py") <= 2
+    assert changed["backend"].pop("ftlaunch/backend/backends.py") == 1
     assert {Path(name).parent.name for name in changed["backend"]} == {"here"}
 
 

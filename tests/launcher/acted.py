@@ -21,6 +21,7 @@ class Text(msgspec.Struct):
 
     source: Path
     text: str = "# a recipe\n"
+    is_for_here: bool = False
 
 
 def make_plan(run_dir: Path, *acts: str, seed: int = 1) -> Plan:
@@ -53,4 +54,4 @@ def write_run(run_dir: Path, *acts: str) -> RunDir:
     """A written run, ready to be driven."""
     # Two calls of git and nine packages' metadata, for a file that no test of acted runs reads.
     with patch("ftlaunch.run.provenance.collect", return_value={}):
-        return prepare(make_plan(run_dir, *acts), Text(run_dir.parent / "recipe.toml"), backends.here())
+        return prepare(make_plan(run_dir, *acts), Text(run_dir.parent / "recipe.toml"), backends.on(None))

@@ -159,6 +159,7 @@ class _Text(msgspec.Struct):
 
     source: Path
     text: str = "# a recipe\n"
+    is_for_here: bool = False
 
 
 def _plan(run_dir: Path, nodes: int, stages: tuple[str, ...]) -> Plan:

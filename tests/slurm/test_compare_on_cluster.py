@@ -9,8 +9,10 @@ from unittest.mock import patch
 from scheduled import NOWHERE, Acted, _plan, _Text, slurm
 from test_untidy import in_queue, wait_until
 
+from ftlaunch.backend import backends
+from ftlaunch.backend.slurm import lanes
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.compare import on_cluster
+from ftlaunch.compare import runner
 from ftlaunch.compare.variants import Trial, Variant
 from ftlaunch.errors import DONE, STAGE_FAILED
 from ftlaunch.run.layout import RunDir
@@ -23,8 +25,8 @@ def trial(folder: Path, name: str, *stages: str) -> Trial:
 
 
 def conduct(trials: list[Trial], cluster: Cluster) -> int:
-    with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE), patch.object(on_cluster, "LOOK_SECONDS", 0.5):
-        return on_cluster.conduct(trials, cluster, 2, print)
+    with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE), patch.object(lanes, "LOOK_SECONDS", 0.5):
+        return runner.conduct(trials, backends.on(cluster), 2, print)
 
 
 def test_trials_go_on_without_their_caller_and_are_finished_by_asking_again(dev: Cluster, tmp_path: Path) -> None:

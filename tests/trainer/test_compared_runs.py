@@ -31,7 +31,7 @@ def test_a_sweep_is_told_row_by_row(recipe: Callable[..., Path], launch: Launch,
     settings = ["stage.0.steps=3"]
     planned = trials(variants([path], settings), 1, tmp_path / "out")
     for trial in planned:
-        run = prepare(trial.plan, trial.loaded, backends.here())
+        run = prepare(trial.plan, trial.loaded, backends.on(None))
         train(trial.plan.stages[0].spec, run.path)
     call = ("compare", path, "--set", *settings, "--dir", tmp_path / "out")
     again = launch(*call, "--json")

@@ -1,11 +1,9 @@
 """Which backend a run is of, as its folder says, and which one a verb asks for."""
 
-import os
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlaunch.backend.slurm import paths
 from ftlaunch.errors import UserError
 from ftlaunch.processes import lock
 from ftlaunch.run.layout import RunDir
@@ -15,45 +13,39 @@ if TYPE_CHECKING:
     from ftlaunch.backend.protocol import Backend
     from ftlaunch.cluster.vocabulary import Cluster
 
+PACKAGES = (
+    "local",
+    "slurm",
+)
+"""The packages of backends. Each chooses in its turn, and may leave a run to those before it."""
+
 
 def of(run: RunDir) -> "Backend":
     """The backend that a run was started by last, or was written for."""
-    return _slurm(run) if paths.cluster(run).exists() else here(run)
+    return _chosen(run, None)
 
 
-def here(run: RunDir | None = None) -> "Driven":
-    """This machine or, in a job of the user's or where a run was last on such nodes, the nodes that are held."""
-    from ftlaunch.backend.local.backend import Local
+def on(cluster: "Cluster | None") -> "Backend":
+    """The backend of a profile; without one: here, on this machine or, in a job of the user's, on its nodes."""
+    return _chosen(None, cluster)
 
-    if "SLURM_JOB_ID" not in os.environ and not (run and paths.held(run).exists()):
-        return Local()
-    from ftlaunch.backend.slurm.held_backend import Held  # it needs submitit, which takes its time to load
 
-    return Held(otherwise=Local())
+def _chosen(run: RunDir | None, cluster: "Cluster | None") -> "Backend":
+    found: Backend | None = None
+    for name in PACKAGES:
+        found = import_module(f"ftlaunch.backend.{name}").choose(run, cluster, found)
+    assert found is not None
+    return found
 
 
 def driven(run: RunDir) -> "Driven":
     """The backend of a run that is driven from here. UserError where the run is a cluster's."""
-    if paths.cluster(run).exists():
+    from ftlaunch.backend.driving import Driven
+
+    backend = of(run)
+    if not isinstance(backend, Driven):
         raise UserError(f"{run.path} is a cluster's to run", "add --cluster NAME, or name another folder with --dir")
-    return here(run)
-
-
-def on(cluster: "Cluster | None") -> "Backend":
-    """The backend of a profile: its SLURM cluster. None: here."""
-    if cluster is None:
-        return here()
-    from ftlaunch.backend.slurm.backend import Slurm
-
-    return Slurm(lambda: cluster)
-
-
-def _slurm(run: RunDir) -> "Backend":
-    from ftlaunch.backend.slurm.backend import Slurm
-    from ftlaunch.backend.slurm.queue import read_cluster
-
-    # Not read yet: `status` also works on a run whose cluster.json was written by another version of ftlaunch.
-    return Slurm(partial(read_cluster, run))
+    return backend
 
 
 def claim(run: RunDir, backend: "Backend", source: Path | None = None) -> None:

@@ -7,25 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 
 from ftlaunch import processes
 from ftlaunch.backend import driven, runs
 from ftlaunch.backend.display import Display, open_display
-from ftlaunch.backend.protocol import Requests
+from ftlaunch.backend.protocol import Backend, Say
+from ftlaunch.backend.runs import finished as is_finished
 from ftlaunch.backend.status import RunStatus
-from ftlaunch.errors import DONE, UserError
-from ftlaunch.plan import machine
-from ftlaunch.plan.plan import Plan, make_plan
+from ftlaunch.errors import DONE, STAGE_FAILED, UserError
+from ftlaunch.plan.plan import Plan
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.environment import require_trainer
-from ftlaunch.processes.outcome import Failure
 from ftlaunch.processes.signals import StopSignals
-from ftlaunch.recipe import Recipe
 from ftlaunch.run import outputs
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.layout import RunDir
 from ftlaunch.safety import trust
 
 CANCEL_SECONDS = 10.0
@@ -33,10 +30,8 @@ CANCEL_SECONDS = 10.0
 POLL_SECONDS = 0.1
 
 
-class Driven(ABC):
+class Driven(Backend):
     """A backend whose runs are driven by a process here, which holds the run's lock while it does so."""
-
-    patience = 0.0
 
     @abstractmethod
     def drive_stages(self, run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
@@ -46,16 +41,8 @@ class Driven(ABC):
     def require_nodes(self, plan: Plan) -> None:
         """UserError where a plan asks for more nodes than there are."""
 
-    def choose_nodes(self, run: RunDir) -> None:  # noqa: B027 - nothing is right
+    def choose_nodes(self, run: RunDir) -> None:
         """Note where a run goes on, if it may be elsewhere than on this machine."""
-
-    def plan(self, recipe: Recipe, folder: Path) -> Plan:
-        """The plan of one run of a recipe, which tells what this machine makes of it."""
-        return make_plan(recipe, folder, machine.look())
-
-    def describe(self, plan: Plan) -> Requests | None:  # noqa: ARG002 - as the protocol has it
-        """None: no scheduler is asked."""
-        return None
 
     def require(self, plan: Plan, after: str | None) -> None:
         """UserError where a plan cannot be started here."""
@@ -63,15 +50,6 @@ class Driven(ABC):
         require_trainer()
         if after is not None:
             raise UserError("--after is for jobs of a cluster", "add --cluster NAME")
-
-    def claim(self, run: RunDir, source: Path | None = None) -> None:  # noqa: B027 - nothing is right
-        """Nothing: a run is driven where no other backend has claimed it."""
-
-    def release(self, run: RunDir) -> None:  # noqa: B027 - as above
-        """Nothing, as there was nothing to note."""
-
-    def require_rest(self, run: RunDir) -> None:  # noqa: B027 - nothing is right
-        """Nothing: whoever drives a run holds its lock."""
 
     def start(self, run: RunDir, *, detach: bool, after: str | None, fresh: bool) -> int | None:  # noqa: ARG002
         """Drive a run from here and return the exit code, or have a driver in the background do it and return None."""
@@ -98,6 +76,28 @@ class Driven(ABC):
             display.say(told)
         return code
 
+    def conduct(self, runs: Mapping[str, RunDir], at_once: int | None, say: Say) -> int:  # noqa: ARG002
+        """Drive runs that have not finished, one after another; the exit code.
+
+        A mistake of the user's or a signal ends them all, a failing run only itself.
+        """
+        code = DONE
+        # One listener for all runs: a Ctrl-C that comes between two of them is not lost.
+        with StopSignals() as interrupts:
+            for number, (name, run) in enumerate(runs.items(), start=1):
+                told = f"trial {number} of {len(runs)}: {name}"
+                if is_finished(run):
+                    say(f"{told}: finished")
+                    continue
+                if interrupts.wish != "go on":
+                    return interrupts.exit_code
+                say(told)
+                ended = self.drive(run, interrupts=interrupts)
+                if ended not in (DONE, STAGE_FAILED):
+                    return ended
+                code = max(code, ended)
+        return code
+
     def states(self, runs: Sequence[RunDir]) -> list[RunStatus]:
         """How runs stand, in their order."""
         return [driven.state(run) for run in runs]
@@ -105,10 +105,6 @@ class Driven(ABC):
     def is_over(self, run: RunDir) -> bool:
         """Whether nothing of a run works any more. False where its driver cannot be seen from here."""
         return driven.is_over(run)
-
-    def last_words(self, stage_dir: StageDir) -> Failure | None:  # noqa: ARG002 - for jobs
-        """None: the driver's processes have logs from the first."""
-        return None
 
     def ask_to_stop(self, run: RunDir) -> None:
         """Have the stage that runs save and leave; its driver then starts no other."""

@@ -2,18 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ftlaunch.cli import text
 from ftlaunch.cli.options import ClusterName, Json, Settings, Site
-from ftlaunch.cli.profile import load_named
-from ftlaunch.errors import DONE, INTERRUPTED, UserError
-
-if TYPE_CHECKING:
-    from ftlaunch.cluster.vocabulary import Cluster
-    from ftlaunch.compare.variants import Trial
+from ftlaunch.cli.profile import backend_named
+from ftlaunch.errors import DONE, UserError
 
 Recipes = Annotated[
     list[str],
@@ -51,20 +47,17 @@ def compare(
     """
     from ftlaunch.compare import table, variants
     from ftlaunch.compare.measures import measure
+    from ftlaunch.compare.runner import conduct
     from ftlaunch.load import catalog
-    from ftlaunch.rules import strategy
     from ftlaunch.run.layout import RunDir
 
-    profile = load_named(cluster, site)
-    if profile is None and at_once is not None:
+    backend = backend_named(cluster, site)
+    if backend.one_by_one and at_once is not None:
         raise UserError("--at-once is for runs on a cluster; here they run one after the other", "leave it out")
     paths = [catalog.find_recipe(name) for name in recipe]
     found = variants.variants(paths, settings or [])
     trials = variants.trials(found, seeds, variants.home(paths[0]) if folder is None else folder.absolute())
-    if profile is not None:
-        for trial in trials:
-            strategy.require_here(trial.loaded)
-    code = _here(trials) if profile is None else _on_cluster(trials, profile, at_once)
+    code = conduct(trials, backend, at_once, lambda line: print(line, file=sys.stderr, flush=True))
     # No table of some trials only: it would compare means over different seeds.
     if code != DONE:
         raise typer.Exit(code)
@@ -72,22 +65,3 @@ def compare(
     measured = [[measure(RunDir(Path(path))) for path in of_variant] for of_variant in runs]
     rows = table.rows([variant.label for variant in found], runs, measured)
     print(text.as_json(rows) if json else text.table(*table.head_and_lines(rows)))
-
-
-def _here(trials: "list[Trial]") -> int:
-    from ftlaunch.compare.runner import conduct
-    from ftlaunch.processes.environment import require_trainer
-
-    # Before `conduct`, which writes the folders of all trials.
-    require_trainer()
-    return conduct(trials)
-
-
-def _on_cluster(trials: "list[Trial]", cluster: "Cluster", at_once: int | None) -> int:
-    from ftlaunch.compare.on_cluster import conduct
-
-    try:
-        return conduct(trials, cluster, at_once, lambda line: print(line, file=sys.stderr, flush=True))
-    except KeyboardInterrupt:
-        print("what is in the queue goes on; the same command waits for it again", file=sys.stderr)
-        return INTERRUPTED

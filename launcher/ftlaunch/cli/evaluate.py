@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftlaunch.cli import trainer
 from ftlaunch.cli.model import resolve_model
 from ftlaunch.cli.options import ClusterName, Json, Settings, Site, defaults
-from ftlaunch.cli.profile import load_named
+from ftlaunch.cli.profile import backend_named
 from ftlaunch.errors import UserError
 from ftlaunch.tools import EvaluateOptions
 
@@ -59,7 +58,7 @@ def evaluate(
 
     Example: ftlaunch eval my-run --prompts 50
     """
-    profile = load_named(cluster, site)
+    backend = backend_named(cluster, site)
     recipe, models = _asked(source, model or [], settings or [])
     # Checked now: the tool opens the file only after minutes of generation.
     if answers is not None:
@@ -77,7 +76,7 @@ def evaluate(
         answers=None if answers is None else str(answers),
         json=as_json,
     )
-    raise typer.Exit(trainer.call(options, profile))
+    raise typer.Exit(backend.call(options))
 
 
 def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe, list[str]]":

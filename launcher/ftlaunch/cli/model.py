@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ftlaunch.cli import trainer
 from ftlaunch.cli.options import ClusterName, Json, Site, defaults
-from ftlaunch.cli.profile import load_named
+from ftlaunch.cli.profile import backend_named
 from ftlaunch.errors import UserError
+from ftlaunch.processes import trainer
 from ftlaunch.tools import (
     ActivationGranularity,
     CalibratorName,
@@ -64,7 +64,7 @@ def merge(
     # The newest output of a run may be a merged model already; merging needs the adapter.
     found = resolve_model(source, merged=False)
     options = MergeOptions(source=found, out=str(out), dtype=dtype, max_kl=max_kl)
-    raise typer.Exit(trainer.call(options, load_named(cluster, site)))
+    raise typer.Exit(backend_named(cluster, site).call(options))
 
 
 def import_model(
@@ -249,4 +249,4 @@ def quantize(
         packed=packed,
         json=as_json,
     )
-    raise typer.Exit(trainer.call(options, load_named(cluster, site)))
+    raise typer.Exit(backend_named(cluster, site).call(options))

@@ -1,4 +1,4 @@
-"""The cluster that a verb is told of, with what is set for once."""
+"""The backend that a verb is told of by --cluster, with what is set for once."""
 
 import os
 import shutil
@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
+    from ftlaunch.backend.protocol import Backend
     from ftlaunch.cluster.vocabulary import Cluster
     from ftlaunch.load import Loaded
     from ftlaunch.recipe import Recipe
 
 
-def load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
+def backend_named(name: str | None, site: list[str] | None) -> "Backend":
+    """The backend of the profile of that name; without one: here."""
+    from ftlaunch.backend import backends
+
+    return backends.on(_load_named(name, site))
+
+
+def _load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
     """The profile of that name with what is set for once, and a word on which file it is; None for this machine."""
     if name is None:
         if site:
@@ -26,14 +34,13 @@ def load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
     return cluster
 
 
-def for_recipe(loaded: "Loaded", name: str | None, site: list[str] | None) -> "Cluster | None":
-    """The cluster that a recipe is to run on; None for this machine. RecipeError where it is made for this machine."""
-    from ftlaunch.rules import strategy
+def for_recipe(loaded: "Loaded", name: str | None, site: list[str] | None) -> "Backend":
+    """The backend that a recipe is to run on. RecipeError where it was settled by what is true of another place."""
+    from ftlaunch.backend import backends
 
-    cluster = _chosen(loaded.recipe, name, site)
-    if cluster is not None:
-        strategy.require_here(loaded)
-    return cluster
+    backend = backends.on(_chosen(loaded.recipe, name, site))
+    backend.check(loaded)
+    return backend
 
 
 def _chosen(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Cluster | None":
@@ -45,7 +52,7 @@ def _chosen(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Clus
     # getattr: training and evaluation may have a [parallel] table of their own; a merge has no such key.
     several = any((getattr(stage, "parallel", None) or recipe.parallel).nodes > 1 for stage in recipe.stage)
     if name is not None or not several or "SLURM_JOB_ID" in os.environ or shutil.which("sbatch") is None:
-        return load_named(name, site)
+        return _load_named(name, site)
     from ftlaunch.cluster.profiles import find_profile
     from ftlaunch.cluster.vocabulary import Cluster
 
@@ -56,8 +63,8 @@ def _chosen(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Clus
             find_profile("default")
         except UserError:
             print("cluster: SLURM's own defaults, as the recipe wants several nodes (no --cluster)", file=sys.stderr)
-            # load_named() refuses --site here: there is no profile whose keys it could set.
-            return load_named(None, site) or Cluster()
+            # _load_named() refuses --site here: there is no profile whose keys it could set.
+            return _load_named(None, site) or Cluster()
         named, why = "default", "there is one of that name"
     print(f"cluster: profile {named}, as the recipe wants several nodes and {why}", file=sys.stderr)
-    return load_named(named, site)
+    return _load_named(named, site)

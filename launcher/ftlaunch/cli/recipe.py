@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftlaunch.cli import text, trainer
+from ftlaunch.cli import text
 from ftlaunch.cli.options import (
     After,
     ClusterName,
@@ -22,16 +22,15 @@ from ftlaunch.cli.options import (
     all_settings,
     defaults,
 )
-from ftlaunch.cli.profile import for_recipe, load_named
+from ftlaunch.cli.profile import backend_named, for_recipe
 from ftlaunch.errors import UserError
+from ftlaunch.processes import trainer
 from ftlaunch.tools import PreviewOptions
 
 _PREVIEW = defaults(PreviewOptions)
 
 if TYPE_CHECKING:
     from ftlaunch.backend.protocol import Backend
-    from ftlaunch.cluster.vocabulary import Cluster
-    from ftlaunch.plan.cost import Cost
     from ftlaunch.plan.plan import Plan
     from ftlaunch.rules import Loaded
     from ftlaunch.run.layout import RunDir
@@ -61,15 +60,17 @@ def _folder(loaded: "Loaded", run_dir: Path | None = None) -> Path:
     return folder
 
 
-def _show(plan: "Plan", backend: "Backend", cluster: "Cluster | None", *, json: bool = False) -> str:
+def _show(plan: "Plan", backend: "Backend", *, json: bool = False) -> str:
     """A plan in full, with what its stages cost, and what a scheduler is asked for where there is one."""
     import msgspec
 
-    asked, costs = backend.describe(plan), _costs(plan, cluster)
-    if json and asked:
-        told = {"plan": plan, "requests": asked.requests, "variables": asked.variables, "costs": costs}
-        return text.as_json(told)
-    return text.as_json(msgspec.to_builtins(plan) | {"costs": costs}) if json else text.full(plan, asked, costs)
+    foreseen = backend.foresee(plan)
+    if not json:
+        return text.full(plan, foreseen)
+    if foreseen.requests:
+        jobs = {"requests": foreseen.requests, "variables": foreseen.variables}
+        return text.as_json({"plan": plan, **jobs, "costs": foreseen.costs})
+    return text.as_json(msgspec.to_builtins(plan) | {"costs": foreseen.costs})
 
 
 def _show_sweep(loaded: "Loaded", settings: list[str], cluster: str | None, *, json: bool) -> str:
@@ -86,14 +87,6 @@ def _show_sweep(loaded: "Loaded", settings: list[str], cluster: str | None, *, j
     options += ["--cluster", cluster] if cluster else []
     command = shlex.join(["ftlaunch", "compare", str(loaded.source), *options])
     return f"{len(found)} runs, by: {command}\n\n{text.variants(named)}"
-
-
-def _costs(plan: "Plan", cluster: "Cluster | None") -> "dict[str, Cost | str]":
-    from ftlaunch.plan import cost, machine
-    from ftlaunch.plan.cost import calibration
-
-    specs = {planned.name: planned.spec for planned in plan.stages}
-    return cost.of_stages(specs, machine.look(), cluster, calibration.read())
 
 
 def _calibrate() -> None:
@@ -131,17 +124,15 @@ def run(
 
     Example: ftlaunch run my.toml --set stage.0.epochs=1 --detach
     """
-    from ftlaunch.backend import backends
     from ftlaunch.backend.prepare import prepare
     from ftlaunch.cli.run import start
 
     loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
-    profile = for_recipe(loaded, cluster, site)
-    backend = backends.on(profile)
+    backend = for_recipe(loaded, cluster, site)
     planned = backend.plan(loaded.recipe, _folder(loaded, run_dir))
     # Before `require`: a plan can also be read where it cannot be started, as on a laptop without SLURM.
     if dry_run:
-        print(_show(planned, backend, profile))
+        print(_show(planned, backend))
         return
     # Everything that can be refused is refused before a folder is written or a stage removed.
     backend.require(planned, after)
@@ -186,20 +177,17 @@ def plan(
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
-    from ftlaunch.backend import backends
-
     asked = all_settings(settings, nodes, procs_per_node)
     if calibrate:
         _calibrate()
     loaded = _load(recipe, asked)
-    profile = for_recipe(loaded, cluster, site)
-    backend = backends.on(profile)
+    backend = for_recipe(loaded, cluster, site)
     if loaded.recipe.sweep is not None:
         if run_dir is not None:
             raise UserError("--run-dir is for one run, and a [sweep] is several", "leave it out")
         print(_show_sweep(loaded, asked, cluster, json=json))
         return
-    print(_show(backend.plan(loaded.recipe, _folder(loaded, run_dir)), backend, profile, json=json))
+    print(_show(backend.plan(loaded.recipe, _folder(loaded, run_dir)), backend, json=json))
 
 
 def validate(
@@ -268,6 +256,6 @@ def preview(
     Example: ftlaunch preview my.toml --rows 3
     """
     # Not `for_recipe`: a few rows need no cluster, however many nodes the recipe wants.
-    profile = load_named(cluster, site)
+    backend = backend_named(cluster, site)
     loaded = _load(recipe, settings or [])
-    raise typer.Exit(trainer.call(PreviewOptions(recipe=loaded.recipe, rows=rows), profile))
+    raise typer.Exit(backend.call(PreviewOptions(recipe=loaded.recipe, rows=rows)))

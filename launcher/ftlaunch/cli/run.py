@@ -22,7 +22,7 @@ from ftlaunch.cli.options import (
     StageName,
     all_settings,
 )
-from ftlaunch.cli.profile import load_named
+from ftlaunch.cli.profile import backend_named
 from ftlaunch.errors import DONE, STAGE_FAILED, UserError
 
 if TYPE_CHECKING:
@@ -198,11 +198,11 @@ def resume(
     # A finished run reads no data any more, so its files may have changed.
     if not runs.finished(folder):
         _mind_changes(folder, accepted=changed)
-    profile = load_named(cluster, site)
+    backend = backend_named(cluster, site)
     # The run's present backend is asked, before it may move to another: its jobs may still be in the queue.
     backends.of(folder).require_rest(folder)
-    if profile is not None:
-        backends.move(folder, backends.on(profile))
+    if cluster:  # without it, a run goes on where it was
+        backends.move(folder, backend)
     if asked := all_settings(settings, nodes, procs_per_node):
         # In this order, so that a plan that cannot be started here does not overwrite the one that can.
         planned = replan(folder, asked)

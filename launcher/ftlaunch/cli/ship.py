@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from ftlaunch.cli import trainer
 from ftlaunch.cli.model import resolve_model
 from ftlaunch.errors import UserError
+from ftlaunch.processes import trainer
 from ftlaunch.tools import PushOptions
 
 CONVERTER = "convert_hf_to_gguf.py"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ftlaunch.backend.protocol import Requests
+    from ftlaunch.backend.protocol import Foreseen
     from ftlaunch.backend.status import RunStatus, StageStatus
-    from ftlaunch.plan.cost import Cost
     from ftlaunch.plan.plan import Plan, PlannedStage
 
 
@@ -66,21 +65,21 @@ def variants(plans: "Mapping[str, Plan]") -> str:
     return "\n\n".join(parts)
 
 
-def full(plan: "Plan", asked: "Requests | None" = None, costs: "Mapping[str, Cost | str] | None" = None) -> str:
-    """A plan with every command and every file, as they will be used, and what a scheduler is asked for."""
+def full(plan: "Plan", foreseen: "Foreseen") -> str:
+    """A plan with every command and every file, as they will be used, what it costs and what a scheduler is asked."""
     from ftlaunch.plan.cost import words
 
     parts = [
         summary(plan),
-        *(f"── {name} costs\n{words.of_stage(cost)}" for name, cost in (costs or {}).items()),
+        *(f"── {name} costs\n{words.of_stage(cost)}" for name, cost in foreseen.costs.items()),
         *(f"── {planned.name} is started with\n{command(plan, planned)}" for planned in plan.stages),
     ]
-    for name, request in asked.requests.items() if asked else ():
+    for name, request in foreseen.requests.items():
         saving = f"\n   and is asked to save {request.saving}" if request.saving else ""
         terms = f"for {request.price},\n   with {request.cpus},{saving}"
         parts.append(f"── {name} is submitted with sbatch, {terms} as\n{request.script.rstrip()}")
-    if asked and asked.variables:
-        lines = "\n".join(f"{name}={value}" for name, value in asked.variables.items())
+    if foreseen.variables:
+        lines = "\n".join(f"{name}={value}" for name, value in foreseen.variables.items())
         parts.append(f"── variables of this shell and the profile, which the stages' processes are given\n{lines}")
     for planned in plan.stages:
         parts += [f"── {planned.name}/{name}\n{content.rstrip()}" for name, content in planned.files.items()]

@@ -65,6 +65,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     recipe: Recipe
     stages: list[PlannedStage] = field(name="steps")
 
+    @property
+    def specs(self) -> dict[str, StageSpec]:
+        """What each stage is, by its name."""
+        return {planned.name: planned.spec for planned in self.stages}
+
 
 def make_plan(recipe: Recipe, run_dir: Path, machine: Machine | None = None) -> Plan:
     """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute.

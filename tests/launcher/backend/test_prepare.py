@@ -21,7 +21,7 @@ from ftlaunch.run.files import write_atomic
 
 def test_what_was_planned_is_what_is_written(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "runs/r", "train", "fail")
-    run = prepare(plan, Text(tmp_path / "recipe.toml", "# as written\n"), backends.here())
+    run = prepare(plan, Text(tmp_path / "recipe.toml", "# as written\n"), backends.on(None))
     assert run.path == tmp_path / "runs/r"
     assert run.recipe.read_text() == "# as written\n"
     assert msgspec.json.decode(run.plan.read_bytes(), type=Plan) == plan
@@ -48,7 +48,7 @@ def test_a_folder_with_another_recipe_is_left_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
     before = run.plan.read_bytes()
     with pytest.raises(UserError, match="holds another recipe"):
-        prepare(make_plan(tmp_path / "r", "train", seed=2), Text(tmp_path), backends.here())
+        prepare(make_plan(tmp_path / "r", "train", seed=2), Text(tmp_path), backends.on(None))
     assert run.plan.read_bytes() == before
 
 

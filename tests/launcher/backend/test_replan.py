@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Callable[..., RunDir]:
 
     def act(*settings: str) -> RunDir:
         loaded = rules.load_and_check(tmp_path / "tiny.toml", settings)
-        return prepare(make_plan(loaded.recipe, tmp_path / "run"), loaded, backends.here())
+        return prepare(make_plan(loaded.recipe, tmp_path / "run"), loaded, backends.on(None))
 
     return act
 

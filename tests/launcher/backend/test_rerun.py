@@ -60,7 +60,7 @@ def plan(tmp_path: Path) -> Callable[..., tuple[Plan, Loaded]]:
 @pytest.fixture
 def run(plan: Callable[..., tuple[Plan, Loaded]]) -> RunDir:
     """A run whose stages are all finished."""
-    made = prepare(*plan(), backends.here())
+    made = prepare(*plan(), backends.on(None))
     for stage_dir in made.stage_dirs():
         stage_dir.result.write_text("{}")
     return made
@@ -83,7 +83,7 @@ def test_what_depends_on_the_stage_goes(
 ) -> None:
     after, loaded = plan(*settings)
     assert obsolete_stages(run, after, stage) == removed
-    rerun_from(run, after, loaded, backends.here(), removed)
+    rerun_from(run, after, loaded, backends.on(None), removed)
     assert [stage_dir.name for stage_dir in run.stage_dirs()] == [SFT, DPO, REWARD, MERGE]
     assert [stage_dir.name for stage_dir in run.stage_dirs() if not stage_dir.result.exists()] == removed
     assert runs.read_plan(run) == after
@@ -106,7 +106,7 @@ def test_data_that_was_edited_is_noticed_where_a_stage_on_it_would_be_kept(
     with pytest.raises(UserError, match=r"02-dpo would be kept, and .*pairs\.jsonl has changed since") as caught:
         obsolete_stages(run, after, "merge")
     assert caught.value.remedy == "put back what was there, or begin with it: --from 02-dpo"
-    rerun_from(run, after, loaded, backends.here(), [DPO, REWARD, MERGE])
+    rerun_from(run, after, loaded, backends.on(None), [DPO, REWARD, MERGE])
     assert obsolete_stages(run, after, "reward") == [REWARD, MERGE]
 
 
@@ -127,8 +127,8 @@ def test_a_recipe_that_grows_keeps_what_is_done(
     (tmp_path / "chain.toml").write_text(RECIPE + '[[stage]]\nkind = "merge"\nstart = "sft"\n')
     after, loaded = plan()
     with pytest.raises(UserError) as caught:
-        prepare(after, loaded, backends.here())
+        prepare(after, loaded, backends.on(None))
     assert caught.value.remedy.endswith(f"keep {SFT}, {DPO}, {REWARD}, {MERGE} and rerun with --from 05-merge")
     assert obsolete_stages(run, after, "05-merge") == []
-    rerun_from(run, after, loaded, backends.here(), [])
+    rerun_from(run, after, loaded, backends.on(None), [])
     assert [stage_dir.name for stage_dir in run.stage_dirs() if not stage_dir.result.exists()] == ["05-merge"]

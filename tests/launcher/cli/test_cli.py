@@ -167,7 +167,7 @@ def test_several_nodes_need_a_cluster(call: Call, recipe: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("torch_is_there")
 def test_run_writes_and_drives(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlaunch.backend.driving.make_plan", acted_plan)
+    monkeypatch.setattr("ftlaunch.backend.protocol.make_plan", acted_plan)
     code, out, err = call("run", recipe)
     assert (code, out) == (DONE, "")
     assert err.startswith(f"small → {recipe.parent}/runs/small\n01-sft: 2 processes")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ftlaunch.backend.driving import Driven
+from ftlaunch.backend.slurm.backend import Slurm
 from ftlaunch.cli.profile import for_recipe
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import RecipeError
@@ -16,6 +18,13 @@ def recipe(nodes: int) -> Loaded:
     parallel = Parallel(strategy="ddp", nodes=nodes)
     made = Recipe(name="r", model=Model(path="owner/model"), stage=[Sft(data="d")], parallel=parallel)
     return Loaded(made, Path("r.toml"), "", lambda _: "r.toml")
+
+
+def chosen(loaded: Loaded, name: str | None, site: list[str] | None) -> Cluster | None:
+    """The profile of the backend; None where it is this machine."""
+    backend = for_recipe(loaded, name, site)
+    assert isinstance(backend, Driven | Slurm)
+    return None if isinstance(backend, Driven) else backend.cluster
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +44,7 @@ def login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_slurms_own_defaults_count_where_there_is_no_profile(capsys: pytest.CaptureFixture[str]):
-    assert for_recipe(recipe(2), None, None) == Cluster()
+    assert chosen(recipe(2), None, None) == Cluster()
     assert "SLURM's own defaults" in capsys.readouterr().err
 
 
@@ -43,24 +52,24 @@ def test_the_default_profile_counts_and_the_named_one_before_it(
     login_node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (login_node / "default.toml").write_text('partition = "usual"\n')
-    assert for_recipe(recipe(2), None, None) == Cluster(partition="usual")
+    assert chosen(recipe(2), None, None) == Cluster(partition="usual")
     assert "profile default" in capsys.readouterr().err
     monkeypatch.setenv("FTLAUNCH_CLUSTER", "mine")
-    assert for_recipe(recipe(2), None, None) == Cluster(partition="mine")
-    assert for_recipe(recipe(2), "default", None) == Cluster(partition="usual")
+    assert chosen(recipe(2), None, None) == Cluster(partition="mine")
+    assert chosen(recipe(2), "default", None) == Cluster(partition="usual")
 
 
 def test_a_machine_of_its_own_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert for_recipe(recipe(1), None, None) is None
+    assert chosen(recipe(1), None, None) is None
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert for_recipe(recipe(2), None, None) is None
+    assert chosen(recipe(2), None, None) is None
     monkeypatch.delenv("SLURM_JOB_ID")
     (tmp_path / "sbatch").unlink()
-    assert for_recipe(recipe(2), None, None) is None
+    assert chosen(recipe(2), None, None) is None
 
 
 def test_what_was_settled_by_this_machine_is_refused_for_a_cluster():
     for_here = dataclasses.replace(recipe(2), is_for_here=True)
     with pytest.raises(RecipeError, match="not by the nodes of a cluster"):
         for_recipe(for_here, None, None)
-    assert for_recipe(dataclasses.replace(recipe(1), is_for_here=True), None, None) is None
+    assert chosen(dataclasses.replace(recipe(1), is_for_here=True), None, None) is None

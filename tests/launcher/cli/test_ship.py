@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ftlaunch import cli
-from ftlaunch.cli import ship, trainer
+from ftlaunch.cli import ship
 from ftlaunch.errors import BAD_INPUT, DONE
+from ftlaunch.processes import trainer
 from ftlaunch.tools import PushOptions
 
 

@@ -13,10 +13,10 @@ import pytest
 from tests.launcher.acted import Text, make_plan
 from tests.launcher.conftest import Call
 
-from ftlaunch.backend import supervisor
-from ftlaunch.compare import table
+from ftlaunch.backend import backends, supervisor
+from ftlaunch.backend.protocol import Say
+from ftlaunch.compare import runner, table
 from ftlaunch.compare.measures import Measures
-from ftlaunch.compare.runner import conduct
 from ftlaunch.compare.statistics import paired, spread, t_quantile
 from ftlaunch.compare.variants import Trial, Variant, budget, trials, variants
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, RecipeError, UserError
@@ -222,6 +222,10 @@ def test_a_stop_ends_the_comparison_also_where_it_comes_with_the_end_of_a_trial(
     assert conduct(acted(act, "train"), lambda _: None) == STOPPED
     asking.join()
     assert not RunDir(tmp_path / "train").stage_dir("01-sft").attempts.exists()
+
+
+def conduct(trials: list[Trial], say: Say) -> int:
+    return runner.conduct(trials, backends.on(None), None, say)
 
 
 def terminate_once_there_is(path: Path) -> None:

@@ -51,7 +51,7 @@ def make_run(folder: Path, rank: int = 4) -> RunDir:
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text(RECIPE.format(name=folder.name, rank=rank))
     loaded = rules.load_and_check(source, [])
-    return prepare(make_plan(loaded.recipe, folder), loaded, backends.here())
+    return prepare(make_plan(loaded.recipe, folder), loaded, backends.on(None))
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_an_evaluation_is_shown_with_intervals_and_answers(tmp_path: Path) -> No
     stage = '[[stage]]\nkind = "evaluate"\ndata = "qa"\n'
     source.write_text(RECIPE.format(name="e", rank=4).replace('[[stage]]\nkind = "merge"\n', stage))
     loaded = rules.load_and_check(source, [])
-    run = prepare(make_plan(loaded.recipe, tmp_path / "e"), loaded, backends.here())
+    run = prepare(make_plan(loaded.recipe, tmp_path / "e"), loaded, backends.on(None))
     folder = run.stage_dir("02-evaluate")
     folder.new_attempt()
     scores = {"scores": {"bleu": 12.5, "rouge1": 50.0}, "base_scores": {"bleu": 2.5}, "intervals": {"bleu": [10, 15]}}

@@ -2,33 +2,37 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.driving import come_back
 from ftlaunch.backend.folders import discard
-from ftlaunch.backend.protocol import Requests
+from ftlaunch.backend.protocol import Backend, Foreseen, Say
 from ftlaunch.backend.slurm import code_copy, control, jobs, paths, queue, reasons
 from ftlaunch.backend.slurm.carried import carried, not_heeded
 from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import UserError
+from ftlaunch.errors import INTERRUPTED, UserError
+from ftlaunch.load import Loaded
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.recipe import Recipe
+from ftlaunch.rules import strategy
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.tools import ToolOptions
 
 WHERE_IT_WAITS = "jobs that wait leave as soon as they start; call this again when SLURM answers to have them go now"
 
 
-class Slurm:
+class Slurm(Backend):
     """Runs whose stages are jobs. `profile` is called where it is needed: a run's may be of another version."""
 
     patience = 5.0
     """A controller is asked, which others need too."""
+    one_by_one = False
 
     def __init__(self, profile: Callable[[], Cluster]) -> None:
         self._profile = profile
@@ -38,17 +42,25 @@ class Slurm:
         """The profile of the cluster. UserError where it cannot be read."""
         return self._profile()
 
+    def check(self, loaded: Loaded) -> None:
+        """RecipeError where a recipe was settled by this machine."""
+        strategy.require_here(loaded)
+
     def plan(self, recipe: Recipe, folder: Path) -> Plan:
         """The plan of one run of a recipe; what its nodes compute with is not known here."""
         return make_plan(recipe, folder)
 
-    def describe(self, plan: Plan) -> Requests:
-        """The batch script of each stage with what it may use up, and the variables that its processes are given."""
+    def foresee(self, plan: Plan) -> Foreseen:
+        """What stages cost, each one's batch script with what it may use up, and the variables that jobs are given."""
         from ftlaunch.backend.slurm.request import request
+        from ftlaunch.plan import cost
 
         _warn_of_variables()
-        requests = {planned.name: request(plan, planned, self.cluster) for planned in plan.stages}
-        return Requests(requests=requests, variables=carried() | self.cluster.environment)
+        return Foreseen(
+            costs=cost.on_cluster(plan.specs, self.cluster),
+            requests={planned.name: request(plan, planned, self.cluster) for planned in plan.stages},
+            variables=carried() | self.cluster.environment,
+        )
 
     def require(self, plan: Plan, after: str | None) -> None:
         """UserError where a plan's jobs cannot be submitted from here, or where `after` names nothing to wait for."""
@@ -96,6 +108,16 @@ class Slurm:
         print(come_back(run))
         _warn_of_waiting(run)
 
+    def conduct(self, runs: Mapping[str, RunDir], at_once: int | None, say: Say) -> int:
+        """Submit runs that have not finished, at most so many at once, and wait for all of them; the exit code."""
+        from ftlaunch.backend.slurm.lanes import conduct
+
+        try:
+            return conduct([*runs.values()], at_once, say)
+        except KeyboardInterrupt:
+            say("what is in the queue goes on; the same command waits for it again")
+            return INTERRUPTED
+
     def states(self, runs: Sequence[RunDir]) -> list[RunStatus]:
         """How runs stand, in their order; SLURM is asked once for all of those that are not finished."""
         return jobs.states(runs)
@@ -120,6 +142,12 @@ class Slurm:
         """End the run's jobs at once. UserError where SLURM could not be told."""
         if silent := control.cancel(run):
             raise UserError(f"{run.path.name} is ended where it runs, but {silent}", WHERE_IT_WAITS)
+
+    def call(self, options: ToolOptions) -> int:
+        """Run a tool on a node of the cluster, and return its exit code."""
+        from ftlaunch.backend.slurm import tool_job
+
+        return tool_job.call(options, self.cluster)
 
 
 def dependency(after: str | None, cluster: Cluster) -> str | None:

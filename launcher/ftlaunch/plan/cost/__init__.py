@@ -6,8 +6,8 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.plan.cost import devices, disk, fit, ppo, shape, speed
-from ftlaunch.plan.cost.calibration import Measured
+from ftlaunch.plan import machine
+from ftlaunch.plan.cost import calibration, devices, disk, fit, ppo, shape, speed
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.disk import Disk
 from ftlaunch.plan.cost.fit import Misfit
@@ -106,23 +106,28 @@ def _remarks(spec: StageSpec, found: Shape) -> list[str]:
     return told
 
 
-def of_stages(
-    specs: Mapping[str, StageSpec], machine: Machine, cluster: Cluster | None, measured: Measured | None
-) -> dict[str, Cost | str]:
-    """The cost of every stage by its name, on this machine or on a cluster."""
+def here(specs: Mapping[str, StageSpec]) -> dict[str, Cost | str]:
+    """The cost of every stage by its name, on this machine."""
+    this, measured = machine.look(), calibration.read()
     found: dict[str, Cost | str] = {}
     for name, spec in specs.items():
-        if cluster is None:
-            device = devices.here(machine, spec.parallel)
-        else:
-            device = devices.on_cluster(cluster, spec.parallel, str(spec.stage.__struct_config__.tag))
-        word = settled(spec.model.dtype, machine if cluster is None else None, device)
+        device = devices.here(this, spec.parallel)
+        word = settled(spec.model.dtype, this, device)
         rate = None
-        if measured is not None and cluster is None and measured.device == device.name:
+        if measured is not None and measured.device == device.name:
             rate = measured.operations_per_second.get(word)
             if rate is not None and not device.cuda:
                 rate /= spec.parallel.procs_per_node  # it was measured with all of the CPU's cores
         found[name] = of_spec(spec, device, SIZES[word], rate)
+    return found
+
+
+def on_cluster(specs: Mapping[str, StageSpec], cluster: Cluster) -> dict[str, Cost | str]:
+    """The cost of every stage by its name, on the nodes of a cluster, as far as its profile tells of them."""
+    found: dict[str, Cost | str] = {}
+    for name, spec in specs.items():
+        device = devices.on_cluster(cluster, spec.parallel, str(spec.stage.__struct_config__.tag))
+        found[name] = of_spec(spec, device, SIZES[settled(spec.model.dtype, None, device)])
     return found
 
 

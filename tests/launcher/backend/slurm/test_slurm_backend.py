@@ -144,11 +144,10 @@ def test_runs_of_several_backends_are_told_in_their_order(run: RunDir, slurm: Pa
 
 def test_the_scripts_that_are_shown_are_those_of_every_stage(run: RunDir) -> None:
     plan = runs.read_plan(run)
-    asked = backends.on(Cluster(partition="gpu", account="physics")).describe(plan)
-    assert asked is not None
+    asked = backends.on(Cluster(partition="gpu", account="physics")).foresee(plan)
     assert [*asked.requests] == ["01-sft", "02-sft"]
     assert "#SBATCH --account=physics" in asked.requests["01-sft"].script
-    assert backends.on(None).describe(plan) is None
+    assert backends.on(None).foresee(plan).requests == {}
 
 
 def test_without_sbatch_nothing_is_submitted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,25 +4,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ftlaunch.processes.environment import QUIET, inherited, require_trainer
 from ftlaunch.run.files import write_json
 from ftlaunch.tools import ToolOptions
 
-if TYPE_CHECKING:
-    from ftlaunch.cluster.vocabulary import Cluster
 
+def call(options: ToolOptions) -> int:
+    """Run the tool that the options are for with this interpreter, and return its exit code. UserError without torch.
 
-def call(options: ToolOptions, cluster: "Cluster | None" = None) -> int:
-    """Run the tool that the options are for, here or on a node of a cluster, and return its exit code.
-
-    Here it is run with this interpreter, and only its own words are seen. UserError without torch.
+    Only its own words are seen.
     """
-    if cluster is not None:
-        from ftlaunch.backend.slurm import tool_job
-
-        return tool_job.call(options, cluster)
     require_trainer()
     # In a file, as options may hold a whole recipe, and arguments can be read by every user of the machine (`ps`).
     with tempfile.TemporaryDirectory(prefix="ftlaunch-") as folder:

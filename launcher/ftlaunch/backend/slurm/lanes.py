@@ -1,43 +1,32 @@
-"""Running trials as jobs of a cluster, some at once; what has finished or is in the queue is not run again."""
+"""Several runs as jobs of a cluster, some at once; what has finished or is in the queue is not submitted again."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from ftlaunch.backend import backends, runs
-from ftlaunch.backend.driving import Driven
-from ftlaunch.backend.prepare import first_changed, prepare
-from ftlaunch.backend.slurm import queue, submit
+from ftlaunch.backend import runs
+from ftlaunch.backend.protocol import Say
+from ftlaunch.backend.slurm import jobs, queue, submit
 from ftlaunch.backend.status import RunStatus
-from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.compare.variants import Trial
 from ftlaunch.errors import DONE, STAGE_FAILED, Interrupted, UserError
 from ftlaunch.run.layout import RunDir
-from ftlaunch.watch.status import read_all
 
 LOOK_SECONDS = 5.0
 """Between two questions to a SLURM controller, which others need too."""
 # "unknown" too: while SLURM does not answer, the jobs may be running.
 AT_WORK = {"queued", "waiting", "running", "suspended", "unknown"}
-Say = Callable[[str], None]
 
 
-def conduct(trials: Sequence[Trial], cluster: Cluster, at_once: int | None, say: Say) -> int:
-    """Submit what has not finished and wait for all of it; the exit code. A failing trial does not end the others.
+def conduct(folders: Sequence[RunDir], at_once: int | None, say: Say) -> int:
+    """Submit what has not finished and wait for all of it; the exit code. A failing run does not end the others.
 
     At most `at_once` runs work at a time: each next one waits in the queue for the end of another, whatever that is,
-    so that they need nobody to look after them. UserError where a trial's folder holds something else, or where not
-    even one job is taken.
+    so that they need nobody to look after them. UserError where not even one job is taken.
     """
-    # Before the first folder is written: a comparison that does not fit is refused as a whole.
-    for trial in trials:
-        submit.require_fit(trial.plan, cluster)
-    folders = [_folder(trial, cluster) for trial in trials]
     left = _submit(folders, at_once, say)
     told = ""
     while True:
-        states = read_all(folders)
+        states = jobs.states(folders)
         if (now := _told(states)) != told:
             say(told := now)
         if not any(one.state in AT_WORK for one in states):
@@ -45,20 +34,6 @@ def conduct(trials: Sequence[Trial], cluster: Cluster, at_once: int | None, say:
                 return _code(states, say)
             left = _submit(left, at_once, say)
         time.sleep(LOOK_SECONDS)
-
-
-def _folder(trial: Trial, cluster: Cluster) -> RunDir:
-    """The trial's run folder, written where it is not there yet, and given the profile where it is at rest."""
-    path = Path(trial.plan.run_dir)
-    if not runs.is_run(path):
-        return prepare(trial.plan, trial.loaded, backends.on(cluster))
-    folder = RunDir(path)
-    if first_changed(runs.read_plan(folder), trial.plan) is not None:
-        remedy = "name another folder with --dir, or remove this one"
-        raise UserError(f"{path} holds a run of another recipe or other settings", remedy)
-    if isinstance(backends.of(folder), Driven) and not runs.finished(folder):
-        backends.move(folder, backends.on(cluster))
-    return folder
 
 
 def _submit(folders: Sequence[RunDir], at_once: int | None, say: Say) -> list[RunDir]:
