@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -402,6 +403,15 @@ def test_files_and_functions_keep_a_size(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines"
+
+
+RIDDLES = re.compile(r"\b(anew|besides?|ahead|behind|aside)\b", re.IGNORECASE)
+"""Words that CONTRIBUTING.md forbids: a reader cannot tell from them which of two things comes first."""
+
+
+@pytest.mark.parametrize("path", files(), ids=name)
+def test_no_riddle_word_is_left(path: Path) -> None:
+    assert not RIDDLES.findall(path.read_text())
 
 
 def test_no_two_test_files_share_a_name() -> None:

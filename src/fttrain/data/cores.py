@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 ALONE = 8
 """Pieces that this process does itself before it starts others, which takes seconds."""
 MOST_PROCESSES = 64
-AHEAD = 4
+IN_ADVANCE = 4
 """Pieces a process that may be done or under way after the first one that is not done."""
 TICK_SECONDS = 0.2
 
@@ -81,7 +81,7 @@ class _Pool(Generic[Piece, Result]):
         self._work = work
         self._pieces = enumerate(pieces)
         self._tick = tick
-        self._most_ahead = AHEAD * count
+        self._most_in_advance = IN_ADVANCE * count
         self._count = count
 
     def __iter__(self) -> Iterator[Result]:
@@ -111,7 +111,7 @@ class _Pool(Generic[Piece, Result]):
         awaited, has_more = 0, True
         while True:
             for worker in workers:
-                is_near = len(done) < self._most_ahead
+                is_near = len(done) < self._most_in_advance
                 if worker.piece is None and has_more and is_near:
                     has_more = self._hand_over(worker)
             busy = {worker.line: worker for worker in workers if worker.piece is not None}
