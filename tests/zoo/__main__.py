@@ -1,150 +1,98 @@
-"""`python -m tests.zoo [FAMILY …]`: every family through every stage; without names it writes recipes/MODELS.md.
+"""`python -m tests.zoo [FAMILY …]`: every family through every trial; without names it writes recipes/MODELS.md.
 
-All in this process, with default settings: LoRA on all linear layers, packing and shared prompts on.
+`--kept FILE` adds a line for each family that is done, and leaves out those that have one: what was cut off goes on,
+and several processes may share the families out.
 """
 
+import argparse
+import contextlib
+import fcntl
 import json
 import shutil
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tests.trainer.in_process import make_data, make_step, train
-from tests.zoo import faith
-from tests.zoo.families import FAMILIES, build
+from tests.faults.ranks import Ranks
+from tests.zoo.families import FAMILIES
+from tests.zoo.page import PAGE, page
+from tests.zoo.trials import NotApplicable, RanksFailed, Trials
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Dpo, Merge, Ppo, Reward
-from ftlaunch.run.files import read_jsonl
-from ftlaunch.run.layout import StageDir
-from fttrain.data.token_set import Group
-from fttrain.merging.merge import find_source, merge
-
-PAGE = Path(__file__).parents[2] / "recipes" / "MODELS.md"
-HEADER = """# Models
-
-Made by `make zoo` from tiny random models of each family, in fp32 on a CPU; do not edit. A family that is not here is
-tried by the same probe when its stage starts: before the first step, rows as training lays them down are compared with
-the model's own forward pass, one by one. What is not the same goes on in a slower layout that is, or ends there.
-
-- **rows**: packed (end to end, prompts of pairs shared), padded, or alone (each computed by itself), as the probe chose
-- **exact**: every token's log-probability and the gradient's norm are those of plain transformers, row by row
-- **SFT, DPO, reward, PPO, merge**: ✓ it ran with default settings (LoRA on all linear layers), DPO began at ln 2, the
-  merge is like the adapter model; else the number of the reason below
-
-| family | rows | exact | SFT | DPO | reward | PPO | merge |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-"""
-ROWS = [
-    ("what is red", "a lamp and a kettle of green salt"),
-    ("say", "no"),
-    ("tell me all of the blue kettle that stood upon the table", "it was blue, and there was tea in it"),
-    ("who", "the cook with a red hat"),
-]
-REWARDS = "def early(prompt, answer, row):\n    return sum(letter < 'n' for letter in answer) / 3\n"
-SAME_LN_2 = 1e-4
 
 
-class Tried:
-    """One family, trial by trial, each in a folder of its own."""
-
-    def __init__(self, name: str, scratch: Path) -> None:
-        self._scratch = scratch
-        self._model = build(name, scratch / "model")
-        self._rows, self._pairs, self._rewards = _data(scratch)
-        self.rows = "–"
-
-    def exact(self) -> None:
-        rows = faith.rows()
-        groups = [Group((row,)) for row in rows]
-        expected = faith.plain(self._model, rows)
-        if not faith.trained(self._model, groups, packing=self.rows == "packed", alone=self.rows == "alone").is_same(
-            expected
-        ):
-            raise ValueError("it is not what plain transformers computes")
-
-    def sft(self) -> None:
-        done = self._train("sft", make_data(self._rows))
-        self.rows = json.loads(done.result.read_text())["probe"]["layout"]
-        self._artifact = done.artifact
-
-    def dpo(self) -> None:
-        done = self._train("dpo", self._paired(), kind=Dpo)
-        first = next(line["loss"] for line in read_jsonl(done.metrics) if "loss" in line)
-        if abs(first - 0.693147) > SAME_LN_2:
-            raise ValueError(f"DPO begins at {first:.4f}, not at ln 2")
-
-    def reward(self) -> None:
-        self._train("reward", self._paired(), kind=Reward)
-
-    def ppo(self) -> None:
-        rewards = f"{self._rewards}:early"
-        sizes = {"rollout_size": 4, "ppo_epochs": 1, "max_new_tokens": 4, "reward_function": rewards}
-        self._train("ppo", make_data(self._rows, completion=None), kind=Ppo, **sizes)
-
-    def merge(self) -> None:
-        merge(find_source(self._artifact), self._scratch / "merged", Merge())
-
-    def _paired(self) -> Data:
-        return Data(path=str(self._pairs), format="preference")
-
-    def _train(self, name: str, data: Data, **stage: Any) -> StageDir:
-        (folder := self._scratch / name).mkdir()
-        return train(make_step(self._model, data, **{"steps": 2, "batch_size": 4, "save_every": 100, **stage}), folder)
-
-
-def _data(folder: Path) -> tuple[Path, Path, Path]:
-    rows, pairs, rewards = folder / "rows.jsonl", folder / "pairs.jsonl", folder / "rewards.py"
-    rows.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in ROWS))
-    pairs.write_text("".join(json.dumps({"prompt": q, "chosen": a, "rejected": "rain"}) + "\n" for q, a in ROWS))
-    rewards.write_text(REWARDS)
-    return rows, pairs, rewards
-
-
-def _said(trial: Callable[[], None]) -> str:
-    """Return "✓", or why not: a refusal's message, or the error that nobody has foreseen."""
+def said(trial: Callable[[], None], folder: Path) -> str:
+    """Return "✓", "–" where there is nothing to try, or why not: a refusal, or an error that nobody has foreseen."""
     try:
         trial()
+    except NotApplicable:
+        return "–"
     except UserError as error:
-        return error.message
+        return error.message.replace(str(folder / "model"), "MODEL")
+    except RanksFailed as error:
+        return str(error)
     except Exception as error:  # noqa: BLE001 the page tells it
         traceback.print_exc()
-        return f"error: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        return f"error: {type(error).__name__}: {(str(error) or '?').splitlines()[0][:200]}"
     return "✓"
 
 
-def tried(name: str) -> list[str]:
-    """The family's cells: its rows, then what each trial said."""
-    scratch = Path(tempfile.mkdtemp(prefix="zoo-"))
+def tried(name: str, ranks: Ranks) -> dict[str, Any]:
+    """What the page tells of a family: its rows, the share that is adapted, what each trial said, and CPU seconds."""
+    folder, started = Path(tempfile.mkdtemp(prefix="zoo-")), time.process_time()
     try:
-        one = Tried(name, scratch)
-        trained = _said(one.sft)
-        exact = _said(one.exact)
-        others = [_said(trial) for trial in (one.dpo, one.reward, one.ppo)]
-        merged = _said(one.merge) if trained == "✓" else "–"
-        return [one.rows, exact, trained, *others, merged]
+        trials = Trials(name, folder, ranks)
+        columns: dict[str, str] = {}
+        for column, trial in trials.of_columns().items():
+            is_later = column in ("merge", "resume", "2 ranks") and columns["SFT"] != "✓"
+            columns[column] = "–" if is_later else said(trial, folder)
+        seconds = time.process_time() - started
+        return {"family": name, "rows": trials.layout, "adapted": trials.adapted, "seconds": seconds, **columns}
     finally:
-        shutil.rmtree(scratch)
+        shutil.rmtree(folder)
 
 
-def page(families: Sequence[str]) -> str:
-    """The page, with the reasons below the table, each once."""
-    reasons: dict[str, int] = {}
-    lines = []
-    for name in families:
-        rows, *said = tried(name)
-        cells = [one if one in ("✓", "–") else str(reasons.setdefault(one, len(reasons) + 1)) for one in said]
-        lines.append(f"| {' | '.join([name, rows, *cells])} |")
-        print(lines[-1], file=sys.stderr, flush=True)
-    told = "".join(f"{number}. {' '.join(reason.split())}\n" for reason, number in reasons.items())
-    return HEADER + "\n".join(lines) + (f"\n\n## Why not\n\n{told}" if told else "\n")
+def every(names: list[str], kept: Path) -> Iterator[dict[str, Any]]:
+    """Try the families that no other process has taken, with a line in the file for each; yield what is new."""
+    ranks = Ranks(Path(tempfile.mkdtemp(prefix="zoo-cache-")), OMP_NUM_THREADS="1")
+    with contextlib.closing(ranks):
+        for name in names:
+            if not _take(name, kept):
+                continue
+            line = tried(name, ranks)
+            with kept.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
+            yield line
+
+
+def _take(name: str, kept: Path) -> bool:
+    """Return whether nobody has taken the family yet, and take it."""
+    with kept.with_suffix(".taken").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if name in file.read().splitlines():
+            return False
+        file.write(f"{name}\n")
+        return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*")
+    parser.add_argument("--kept", type=Path, default=Path(tempfile.mkdtemp(prefix="zoo-kept-")) / "families.jsonl")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    list(every(asked.families or list(FAMILIES), asked.kept))
+    lines = {line["family"]: line for line in map(json.loads, asked.kept.read_text().splitlines())}
+    made = page([lines[name] for name in FAMILIES if name in lines])
+    print(made) if asked.families else PAGE.write_text(made)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    made = page(sys.argv[1:] or list(FAMILIES))
-    print(made) if sys.argv[1:] else PAGE.write_text(made)
+    main()
