@@ -75,6 +75,7 @@ bench: $(VENV)/installed $(MODEL)/config.json
 	$(BIN)/python tests/benchmarks/preference.py --model $(MODEL) --data $(BENCH_DATA)
 	$(BIN)/python tests/benchmarks/rollout.py --model $(MODEL) --data $(BENCH_DATA)
 	$(BIN)/python tests/benchmarks/adapters.py --model $(MODEL) --data $(BENCH_DATA)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/probe.py --model $(MODEL)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/memory.py --model $(MODEL) --data $(BENCH_DATA)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/twins.py --model $(MODEL) --data $(BENCH_DATA)

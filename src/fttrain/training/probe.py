@@ -56,6 +56,10 @@ class Verdict:
     differences: dict[str, float]
     """Mean |Δ log p| of each trial, by name; a layout that the model refused has none."""
     warnings: list[str]
+    passes: int
+    """Forward passes of the model that were made."""
+    tokens: int
+    """Tokens in them, padding included: a forward pass costs 2 floating-point operations per weight and token."""
     seconds: float
 
 
@@ -69,6 +73,7 @@ class Probe:
         self._rows = _rows(self._scorer.causal.config)
         self.differences: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.passes = self.tokens = 0
         self._expected = torch.cat([self._alone(row) for row in self._rows])
         # Causal attention ignores what follows, so any difference is rounding: another length takes another kernel.
         first, count = self._rows[0], int(self._rows[0][1].sum())
@@ -115,6 +120,8 @@ class Probe:
     def _ask(self, groups: list[Group], layout: Layout, *, own: bool) -> Tensor:
         device = self._engine.world.device
         micro = collate(groups, packing=layout.packing, share=layout.share, chunks=1, device=device)
+        self.passes += 1
+        self.tokens += micro.input_ids.numel()
         with self._engine.evaluating():
             return self._engine.forward(Trial(micro, own))
 
@@ -162,6 +169,8 @@ def settle(engine: Engine, wanted: Layout, dtype: str, known: list[str], *, begi
         rounding=probe.rounding,
         differences=probe.differences,
         warnings=probe.warnings,
+        passes=probe.passes,
+        tokens=probe.tokens,
         seconds=round(time.perf_counter() - started, 3),
     )
 

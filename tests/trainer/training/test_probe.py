@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.benchmarks.probe import by_arithmetic
 from tests.conftest import _byte_tokenizer
 from tests.faults.orders import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
@@ -23,6 +24,7 @@ from ftlaunch.recipe import Data, Dpo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 
+ARCHITECTURE = Path(__file__).parents[3] / "src" / "ARCHITECTURE.md"
 ROWS = [("what is red", "a lamp and a kettle"), ("say", "no"), ("who was it that came", "the cook with a hat")]
 
 
@@ -166,6 +168,16 @@ def test_a_model_that_is_known_to_be_right_stays_packed_with_shared_prompts(tiny
     found, _ = trained(tiny_model, tmp_path, kind="dpo")
     assert (found["layout"], found["share_prompt"], found["warnings"]) == ("packed", True, [])
     assert max(found["differences"].values()) < 1e-5
+
+
+def test_the_probe_costs_what_the_architecture_page_says(tiny_model: Path, tmp_path: Path):
+    found, _ = trained(tiny_model, tmp_path)
+    passes, tokens = found["passes"], found["tokens"]
+    small, large = (by_arithmetic(f"meta-llama/Llama-3.1-{size}", passes, tokens) for size in ("8B", "70B"))
+    page = " ".join(ARCHITECTURE.read_text().split())
+    assert f"{passes} passes over {tokens} tokens" in page
+    assert f"{1e3 * small[0]:.1f} ms for Llama-3.1-8B and {1e3 * large[0]:.1f} ms for Llama-3.1-70B" in page
+    assert f"Reading the weights {passes} times takes {1e3 * small[1]:.0f} ms and {1e3 * large[1]:.0f} ms" in page
 
 
 def test_rows_long_enough_to_stretch_positions_are_computed_by_themselves(tmp_path: Path):
