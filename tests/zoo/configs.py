@@ -139,7 +139,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax_m2": ("minimax_m2", {**HEAD, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "recurrent_gemma": (
         "recurrent_gemma",
-        {**HEAD, "lru_width": 64, "attention_window_size": WINDOW, "logits_soft_cap": 3.0},
+        {**HEAD, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": WINDOW, "logits_soft_cap": 3.0},
     ),
     "rwkv": ("rwkv", {"context_length": 512}),
     "seed_oss": ("seed_oss", {**HEAD, "residual_dropout": 0.0}),

@@ -4,6 +4,7 @@ What is drawn for an answer depends on the seed and the answer's place alone, so
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,17 +47,35 @@ RollOut = Callable[[Sequence[np.ndarray], Sampling], list[Response]]
 """A function that returns an answer to each prompt (int ids), in order, the same on every rank. Collective."""
 
 
-def refuse_what_cannot_answer(actor: ActorCritic) -> None:
-    """Raise UserError where a model cannot generate with a cache, for several padded prompts at once."""
+def refuse_what_cannot_answer(engine: Engine, actor: ActorCritic) -> None:
+    """Raise UserError where a model cannot generate with a cache, for several padded prompts at once. Collective."""
     causal = actor.causal
     takes = inspect.signature(actor.body.forward).parameters
     if actor.is_alone:
         why = "chooses keys by rank, which are others for a prompt that is padded"
     elif "past_key_values" not in takes or not causal._supports_default_dynamic_cache():
         why = "keeps no cache that its answers could be drawn with side by side"
+    elif (found := _moved_by_padding(engine, actor)) > engine.verdict.get("bound", math.inf):
+        why = f"answers a prompt otherwise if that is padded on the left ({found:.2g} nats per token)"
     else:
         return
     raise UserError(f"PPO cannot train a {causal.config.model_type} model: it {why}", "train it by dpo or orpo instead")
+
+
+def _moved_by_padding(engine: Engine, actor: ActorCritic) -> float:
+    """Return how far log-probabilities of a short prompt's next two tokens move where a longer one is answered, too."""
+    long, short = (np.arange(3, 3 + length) for length in (17, 5))
+    said: list[Tensor] = []
+    with engine.evaluating(), actor.generating():
+        for prompts in ([short], [short, long]):
+            batch = _Batch(prompts, frozenset(), engine.world.device, actor.causal.config.get_text_config())
+            for _ in range(2):
+                logps_BV = engine.forward(batch.decode).log_softmax(-1)
+                said.append(logps_BV[0])
+                batch.take(logps_BV, np.zeros(len(prompts)))
+    alone, padded = torch.stack(said[:2]), torch.stack(said[2:])
+    found = float((alone - padded).abs().mean())
+    return engine.world.max(found if math.isfinite(found) else math.inf)
 
 
 def roll_out(engine: Engine, actor: ActorCritic, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Response]:

@@ -100,7 +100,7 @@ def _roll_out(
 ) -> RollOut:
     if stage.rollout_engine == "torch":
         assert isinstance(engine.scorer, ActorCritic)
-        rollout.refuse_what_cannot_answer(engine.scorer)
+        rollout.refuse_what_cannot_answer(engine, engine.scorer)
         return partial(rollout.roll_out, engine, engine.scorer)
     longest = max(len(prompt.ids_T) for one in prompts for prompt in [*one.train, *one.test])
     return VllmRollout(spec, engine, origin, longest, folder.path / "policy")

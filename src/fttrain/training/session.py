@@ -124,8 +124,7 @@ def build(
     #    is continued has its layers already.
     adapter = spec.adapter if origin.adapter else layers.resolved(spec.adapter, origin.base, world)
     require_installed(spec.track)
-    # 2. One seed for all ranks, so that each creates the same adapter.
-    torch.manual_seed(spec.seed)
+    # 2. The engine comes before the base: it makes `from_pretrained` load shards under ZeRO-3.
     engine = Engine(spec, world)
     # 3. Weights that are trained in full are held in fp32, except under ZeRO, which keeps fp32 masters of its own.
     dtype = DTYPES[spec.model.dtype]
@@ -137,6 +136,9 @@ def build(
     disturbed = [] if isinstance(spec.noise, NoNoise) else modules.find(base, spec.noise.sites)
     preflight.of_base(base, None if origin.adapter else adapter, origin.base, world)
     router_weight = preflight.router_weight(base, stage, world, in_full=trained_in_full)
+    # One seed for all ranks, so that each creates the same adapter; and here, as loading some families draws numbers,
+    # others under ZeRO-3.
+    torch.manual_seed(spec.seed)
     model = adapters.attach(
         base, adapter, origin.adapter, in_fp32=not engine.zero_stage, accumulation=spec.accumulation
     )
