@@ -31,8 +31,8 @@ the model's own forward pass, one by one. What is not the same goes on in a slow
 - **adapted**: share of the body's weights that LoRA on all linear layers is on; the rest is in experts and routers
 - **exact**: in that layout every token's log-probability, and the gradient's norm, are those of plain transformers, row
   by row; **padded**, **shared**: the same of padded rows, and of pairs whose prompt is computed once
-- **SFT**: LoRA on all linear layers, with default settings; **full**: all weights; **experts**: `experts = true`, and
-  the merge of that; **nf4**: the same SFT over weights in 4 bits
+- **SFT**: LoRA on all linear layers, with default settings; **full**: all weights; **experts**: `experts = true`,
+  merged, resumed, on two ranks and in DPO; **nf4**: the same SFT over weights in 4 bits
 - **DPO** begins at ln 2; **reward**, **PPO**: they run; **merge**: the merged model is like the adapter model
 - **resume**: stopped after a step, the stage goes on to the very bits of one that was left alone
 - **2 ranks**: under ZeRO-3 they have the losses and gradient norms of one

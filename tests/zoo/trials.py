@@ -100,8 +100,8 @@ class Trials:
             "experts": self.experts,
             "nf4": lambda: self._done("nf4", "sft", "model.quantization=nf4"),
             "merge": self.merge,
-            "resume": self.resume,
-            "2 ranks": self.two_ranks,
+            "resume": lambda: self._resume(self._calm),
+            "2 ranks": lambda: self._two_ranks(self._calm),
         }
 
     @property
@@ -138,36 +138,39 @@ class Trials:
         found = faith.trained(self.model, _single(faith.rows()), packing=False)
         _require(found.is_same(self._expected), "padded rows are not what plain transformers computes")
 
-    def dpo(self) -> None:
-        first = _course(self._done("dpo", "dpo"))[0][0]
+    def dpo(self, *settings: str) -> None:
+        first = _course(self._done(f"dpo{len(settings)}", "dpo", *settings))[0][0]
         _require(abs(first - math.log(2)) <= CLOSE, f"DPO begins at {first:.4f}, not at ln 2")
 
-    def experts(self, *more: str) -> None:
+    def experts(self) -> None:
+        """Their adapters are merged, resumed and sharded as others are, and a reference without them is the base."""
         if not self.has_experts:
             raise NotApplicable
-        done = self._done("experts", "sft", "adapter.experts=true", *more)
-        merge(find_source(done.artifact), self._folder / "experts-merged", Merge())
+        asked = "adapter.experts=true"
+        calm = self._done("experts", "sft", asked)
+        merge(find_source(calm.artifact), self._folder / "experts-merged", Merge())
+        self._resume(calm, asked)
+        self._two_ranks(calm, asked)
+        self.dpo(asked)
 
     def merge(self) -> None:
         merge(find_source(self._calm.artifact), self._folder / "merged", Merge())
 
-    def resume(self, *settings: str) -> None:
+    def _resume(self, calm: StageDir, *settings: str) -> None:
         """A stage that is stopped after a step and goes on ends with the very bits of one that was left alone."""
-        calm = self._done("calm", "sft", *settings) if settings else self._calm
-        spec, folder = self._written("resumed", "sft", *settings)
+        spec, folder = self._written(f"resumed{len(settings)}", "sft", *settings)
         with contextlib.suppress(StoppedEarly):
             train(spec, folder, stop_after=1)
         _require(outcome(train(spec, folder)) == outcome(calm), "it does not go on as it would have")
 
-    def two_ranks(self, *settings: str) -> None:
+    def _two_ranks(self, calm: StageDir, *settings: str) -> None:
         """Two ranks under ZeRO-3 have the losses and gradient norms of one."""
-        calm = _course(self._done("one", "sft", *settings) if settings else self._calm)
         recipe = with_parallel(self._recipe("sft", *settings), "zero3", 2)
-        stage_dir = write_run(recipe, self._folder / "zero3").stage_dir("01-sft")
+        stage_dir = write_run(recipe, self._folder / f"zero{len(settings)}").stage_dir("01-sft")
         self._ranks.start(stage_dir)
         if any(self._ranks.wait()):
             raise RanksFailed(json.loads(stage_dir.all_attempts()[-1].error.read_text())["message"])
-        for (loss, norm), (other, its_norm) in zip(calm, _course(stage_dir), strict=True):
+        for (loss, norm), (other, its_norm) in zip(_course(calm), _course(stage_dir), strict=True):
             same = abs(loss - other) <= CLOSE and abs(norm - its_norm) <= CLOSE * max(norm, 1)
             _require(
                 same, f"two ranks have the loss {other:.6f} and the norm {its_norm:.6f}, one {loss:.6f}, {norm:.6f}"
