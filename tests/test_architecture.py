@@ -20,7 +20,8 @@ SOURCES = {"ftlaunch": ROOT / "launcher/ftlaunch", "fttrain": ROOT / "src/fttrai
 
 FLOORS = {
     "ftlaunch": (
-        "errors recipe",
+        "errors",
+        "recipe",
         "load rows safety tools",
         "run",
         "cluster processes",
@@ -107,7 +108,7 @@ FLOORS = {
         "guard lock trainer",
     ),
     "ftlaunch.recipe": (
-        "types",
+        "names types",
         "adapter data model noise track",
         "stages",
         "recipe",

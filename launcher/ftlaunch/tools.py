@@ -1,6 +1,7 @@
 """The options of each tool that needs torch: the command line writes them, `python -m fttrain.tools.NAME` reads them.
 
-A struct's tag is the tool's name. Paths and models are as the user wrote them, and count from where the tool is called.
+A struct's tag is the tool's name. Models are settled names (`ftlaunch.recipe.names`); other paths count from where the
+tool is called.
 """
 
 from typing import Literal

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Full, Model, Noise, NoNoise, Saturated, replaces
+from ftlaunch.recipe.names import holds
 from ftlaunch.run.files import folder_by_rename, write_json
 from ftlaunch.run.layout import CARD, REWARD_HEAD, StageDir
 from ftlaunch.run.spec import StageSpec
@@ -76,9 +77,9 @@ def read(folder: Path) -> tuple[Model, Path | None]:
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """Return the tokenizer of a finished model. Its chat template is the one that the model was trained with."""
-    tokenizer, card = scorer.load_tokenizer(path, revision), Path(path) / CARD
+    tokenizer = scorer.load_tokenizer(path, revision)
     # Artifacts used to keep the base's template, with the card alone to say that it was not trained with.
-    if card.exists() and json.loads(card.read_text()).get("rendering") == "none":
+    if holds(path, CARD) and json.loads((Path(path) / CARD).read_text()).get("rendering") == "none":
         tokenizer.chat_template = plain_template(tokenizer)
     return tokenizer
 

@@ -1,12 +1,29 @@
-"""Models from disk or the hub: fetched, then vetted, and only then loaded, from the very folder that was vetted."""
+"""Models from disk or the hub: fetched, then vetted, and only then loaded, from the very folder that was vetted.
 
+Names are settled ones: an absolute path, or a hub id (`ftlaunch.recipe.names`).
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ftlaunch.errors import UserError
+from ftlaunch.recipe.names import is_local
 from ftlaunch.safety import model_files, trust
 
 CONFIGS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 PICKLED = ["pytorch_model*.bin"]
+
+
+@contextlib.contextmanager
+def asked_alone() -> Iterator[None]:
+    """Within, the working directory is an empty one.
+
+    `datasets` and `evaluate` take a folder there for what the hub has by its name, and `evaluate` runs what it holds.
+    """
+    with tempfile.TemporaryDirectory(prefix="ftlaunch-") as folder, contextlib.chdir(folder):
+        yield
 
 
 def tokenizer_folder(path: str, revision: str | None = None) -> Path:
@@ -29,7 +46,7 @@ def model_folder(path: str, revision: str | None = None, *, allow_pickle: bool =
     _vet(folder, allow_pickle=True)
     if (folder / model_files.ADAPTER_CONFIG).exists():
         raise UserError(f"{path} is an adapter, not a model", "merge it into its base, and name what that makes")
-    if not Path(path).is_dir():
+    if not is_local(path):
         weights = model_files.shard_names(folder) or [model_files.WEIGHTS]
         folder = _fetch(path, revision, [*CONFIGS, *weights, *(PICKLED if allow_pickle else [])])
         _refuse_pickles_of_the_hub(path, folder, allow_pickle=allow_pickle)
@@ -50,7 +67,9 @@ def _vet(folder: Path, *, allow_pickle: bool) -> None:
 
 
 def _fetch(path: str, revision: str | None, patterns: list[str]) -> Path:
-    if Path(path).is_dir():
+    if is_local(path):
+        if not Path(path).is_dir():
+            raise UserError(f"there is no folder {path}", "correct the path, or move the model back to it")
         return Path(path).resolve()  # a link could lead elsewhere between vetting and loading
     from huggingface_hub import snapshot_download
 

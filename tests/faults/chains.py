@@ -32,7 +32,7 @@ HEAD = """\
 name = "{name}"
 seed = 5
 deterministic = true
-model = {{ path = "model", dtype = "fp32" }}
+model = {{ path = "./model", dtype = "fp32" }}
 adapter = {{ kind = "lora", dropout = 0.1 }}
 [data.rows]
 path = "rows.jsonl"

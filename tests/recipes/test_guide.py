@@ -23,9 +23,9 @@ STAGE = '[[stage]]\nkind = "ppo"\nreward_function = "gsm8k"\nsteps = 4\n'
 def test_a_table_that_a_guide_shows(block: str, tmp_path: Path):
     names = re.findall(r"\[data\.([^\]]+)\]", block)
     for path in re.findall(r'^path = "([^"]+)"', block, re.MULTILINE):
-        if path.count("/") == 0 and "." in path:
+        if path.count("/") == 0:
             (tmp_path / path).write_text("{}\n")
-        elif path.count("/") == 0:
+        elif path.startswith("./"):
             (tmp_path / path).mkdir()
     recipe = tmp_path / "shown.toml"
     recipe.write_text(f"{AROUND}{block}\n{STAGE}data = {names!r}\n".replace("'", '"'))

@@ -30,11 +30,16 @@ def is_run(path: Path) -> bool:
     return (path / "plan.json").is_file()
 
 
+def look_for(name: str) -> RunDir | None:
+    """The run in a folder, or of a name below ./runs; None where there is none."""
+    found = next((path for path in (Path(name), HOME / name) if is_run(path)), None)
+    return None if found is None else RunDir(found.absolute())
+
+
 def find(name: str) -> RunDir:
-    """The run in a folder, or of a name below ./runs. UserError, listing those there are, where there is none."""
-    for path in (Path(name), HOME / name):
-        if is_run(path):
-            return RunDir(path.absolute())
+    """`look_for`. UserError, listing those there are, where there is none."""
+    if (run := look_for(name)) is not None:
+        return run
     known = ", ".join(run.path.name for run in all_runs())
     remedy = f"there are: {known}" if known else f"there is no run below {HOME.absolute()}; name a run folder"
     raise UserError(f"there is no run {name!r}", remedy)

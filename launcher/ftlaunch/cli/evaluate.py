@@ -66,7 +66,7 @@ def evaluate(
     options = EvaluateOptions(
         recipe=recipe,
         models=models,
-        metrics=tuple(metric) if metric else _DEFAULTS.metrics,
+        metrics=_metrics(metric) if metric else _DEFAULTS.metrics,
         data=data,
         prompts=prompts,
         max_new_tokens=max_new_tokens,
@@ -79,24 +79,30 @@ def evaluate(
     raise typer.Exit(backend.call(options))
 
 
+def _metrics(written: list[str]) -> tuple[str, ...]:
+    from ftlaunch.load import paths
+
+    return tuple(paths.settle_text("metric", each, Path.cwd()) for each in written)
+
+
 def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe, list[str]]":
     """The recipe, and what is to be evaluated. UserError where either is wanting."""
     from ftlaunch import rules
     from ftlaunch.backend import runs
     from ftlaunch.load import catalog
 
-    if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
+    models = [resolve_model(each, merged=True) for each in models]
+    if (run := runs.look_for(source)) is None:
         recipe = rules.load_and_check(catalog.find_recipe(source), settings).recipe
         if not models:
             raise UserError(
                 f"{source} is a recipe, and has made no model", "name models after it, or a run in its place"
             )
-        return recipe, [resolve_model(each, merged=True) for each in models]
-    recipe = rules.check_resolved(runs.find(source).resolved, settings).recipe
+        return recipe, models
+    recipe = rules.check_resolved(run.resolved, settings).recipe
     revision = f"@{recipe.model.revision}" if recipe.model.revision else ""
     # The base goes first, as the tool gives differences from the first model.
-    asked = models or [recipe.model.path + revision, source]
-    return recipe, [resolve_model(each, merged=True) for each in asked]
+    return recipe, models or [recipe.model.path + revision, resolve_model(source, merged=True)]
 
 
 def _require_room(answers: Path) -> None:

@@ -1,5 +1,6 @@
 """Verbs that take a model: they are the trainer's work, started from here."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from ftlaunch.cli.options import ClusterName, Json, Site, defaults
 from ftlaunch.cli.profile import backend_named
 from ftlaunch.errors import UserError
 from ftlaunch.processes import trainer
+from ftlaunch.recipe import names
 from ftlaunch.tools import (
     ActivationGranularity,
     CalibratorName,
@@ -30,18 +32,34 @@ _SUPERWEIGHTS, _LIMITS = map(defaults, (SuperweightsOptions, SpikeLimits))
 
 
 def resolve_model(source: str, *, merged: bool) -> str:
-    """The folder of what a run has made last, where `source` names a run; else `source` itself. UserError if none."""
+    """The folder of what a run has made last, where `source` names a run; else as `settle_model`. UserError if none."""
     from ftlaunch.backend import runs
     from ftlaunch.run import outputs
 
-    if not (runs.is_run(Path(source)) or runs.is_run(runs.HOME / source)):
-        # A folder or a hub id, which the tool checks itself.
-        return source
-    run = runs.find(source)
+    if (run := runs.look_for(source)) is None:
+        return settle_model(source)
     path = outputs.newest_output(run, merged=merged)
     if path is None:
         raise UserError(f"{run.path.name} has made no model yet", f"see how it stands: ftlaunch status {run.path}")
     return str(path)
+
+
+def settle_model(text: str) -> str:
+    """The absolute path of a folder, or ID or ID@REVISION of the hub. UserError where it is neither."""
+    name, at, revision = text.partition("@")
+    if at and revision and names.has_form_of_id(name):
+        return text
+    settled = names.settle(text, Path.cwd(), "a model folder")
+    if told := names.namesake(settled, Path.cwd()):
+        print(f"note: {told}", file=sys.stderr)
+    return settled
+
+
+def resolve_folder(source: str, *, merged: bool) -> str:
+    """As `resolve_model`, where no hub id can be meant: all but a run is a path."""
+    from ftlaunch.backend import runs
+
+    return str(Path(source).absolute()) if runs.look_for(source) is None else resolve_model(source, merged=merged)
 
 
 def merge(
@@ -62,7 +80,7 @@ def merge(
     Example: ftlaunch merge my-run merged
     """
     # The newest output of a run may be a merged model already; merging needs the adapter.
-    found = resolve_model(source, merged=False)
+    found = resolve_folder(source, merged=False)
     options = MergeOptions(source=found, out=str(out), dtype=dtype, max_kl=max_kl)
     raise typer.Exit(backend_named(cluster, site).call(options))
 
@@ -85,7 +103,8 @@ def import_model(
 
 def chat(
     model: Annotated[
-        list[str], typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders, hub ids (ID or ID@REVISION).")
+        list[str],
+        typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders (./DIR), hub ids (ID or ID@REVISION)."),
     ],
     prompt: Annotated[
         str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt. Without it: a conversation.")
@@ -106,7 +125,7 @@ def chat(
 ) -> None:
     """Chat with one or several models, or send them one prompt.
 
-    Example: ftlaunch chat smollm2 my-run --prompt "Who are you?"
+    Example: ftlaunch chat ./smollm2 my-run --prompt "Who are you?"
     """
     asked = [resolve_model(each, merged=True) for each in model]
     options = ChatOptions(models=asked, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature)
@@ -155,7 +174,7 @@ def serve(
 
 
 def superweights(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder (./DIR) or hub id.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for two plots and the report.")] = Path(
         _SUPERWEIGHTS.out
     ),
@@ -179,10 +198,10 @@ def superweights(
 ) -> None:
     """Find the single weights that a model depends on.
 
-    Example: ftlaunch superweights smollm2
+    Example: ftlaunch superweights ./smollm2
     """
     options = SuperweightsOptions(
-        model=model,
+        model=settle_model(model),
         out=str(out),
         text=text,
         limits=SpikeLimits(absolute, relative),
@@ -194,7 +213,7 @@ def superweights(
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder (./DIR) or hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the quantized model and its report.")],
     number_format: Annotated[
         WeightFormat, typer.Option("--format", help="Number format of the weights.")
@@ -230,10 +249,10 @@ def quantize(
 ) -> None:
     """Quantize a trained model, and report the loss of quality.
 
-    Example: ftlaunch quantize smollm2 smollm2-int4 --protect
+    Example: ftlaunch quantize ./smollm2 smollm2-int4 --protect
     """
     options = QuantizeOptions(
-        model=model,
+        model=settle_model(model),
         out=str(out),
         format=number_format,
         bits=bits,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from ftlaunch.cli.model import resolve_model
+from ftlaunch.cli.model import resolve_folder
 from ftlaunch.errors import UserError
 from ftlaunch.processes import trainer
 from ftlaunch.tools import PushOptions
@@ -90,8 +90,7 @@ def _made(source: str, *, merged: bool) -> str:
     from ftlaunch.report.facts import read_run
     from ftlaunch.report.model_card import write_cards
 
-    folder = resolve_model(source, merged=merged)
-    if runs.is_run(Path(source)) or runs.is_run(runs.HOME / source):
-        run = runs.find(source)
+    folder = resolve_folder(source, merged=merged)
+    if (run := runs.look_for(source)) is not None:
         write_cards(run, read_run(run))
     return folder

@@ -24,7 +24,7 @@ class Loaded:
     """The file as written."""
     where: SourceMap
     remarks: tuple[str, ...] = ()
-    """What a look at the data has shown that is no problem."""
+    """What names and a look at the data have shown that is no problem."""
     misplaced: tuple[Problem, ...] = ()
     """Paths that name nothing, as they are written; for `rules`, which tells them together with what it finds."""
 
@@ -63,10 +63,11 @@ def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> L
     where = SourceMap(Source(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Recipe, layer.values, where)
     # A key that already has a problem is not looked up as a path as well.
-    values, misplaced = paths.settle(layer.values, where, {problem.key for problem in problems})
+    settled = paths.settle(Recipe, layer.values, where, {problem.key for problem in problems})
     if problems:
-        raise RecipeError([*problems, *misplaced])
-    return Loaded(msgspec.convert(values, Recipe), path, text, where, misplaced=tuple(misplaced))
+        raise RecipeError([*problems, *settled.problems])
+    recipe = msgspec.convert(settled.values, Recipe)
+    return Loaded(recipe, path, text, where, tuple(settled.remarks), tuple(settled.problems))
 
 
 def _with_base(layer: Layer, path: Path) -> Layer:

@@ -25,8 +25,8 @@ def expected(kind: types.Type) -> str:
             return _text(kind)
         case types.Metadata():
             # Each type with a pattern has a description of it, since no user reads patterns.
-            schema = cast("dict[str, str]", kind.extra_json_schema)  # pyright: ignore[reportUnknownMemberType]
-            return _text(cast("types.StrType", kind.type), schema["description"])
+            schema = cast("dict[str, str]", kind.extra_json_schema or {})  # pyright: ignore[reportUnknownMemberType]
+            return _text(cast("types.StrType", kind.type), schema.get("description", "text"))
         case types.TupleType():
             return f"a list of {len(kind.item_types)}: {', '.join(map(expected, kind.item_types))}"
         case types.ListType():

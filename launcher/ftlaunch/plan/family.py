@@ -125,9 +125,11 @@ def _text_config(folder: Path) -> dict[str, Any]:
 
 def _config(folder: Path) -> dict[str, Any]:
     """config.json; empty where there is none to be read."""
+    if not folder.is_absolute():  # a hub id, whatever the working directory holds
+        return {}
     try:
         config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
         msgspec.convert(config.get("text_config", {}), dict[str, Any] | None)
     except (OSError, ValueError):
-        return {}  # a hub id, or a file that loading the model will complain of
+        return {}  # a file that loading the model will complain of
     return config

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from ftlaunch.recipe.types import Above0, Positive, Table, Text
+from ftlaunch.recipe.types import Above0, DataName, Positive, SplitOrFile, Table, TemplateName, Text
 
 
 class Data(Table, frozen=True, kw_only=True):
     """One data set: where its rows are, how a row becomes text, and which tokens are trained."""
 
-    path: Text
+    path: DataName
     """A .csv, .tsv, .json, .jsonl, .txt or .parquet file (.gz or .zst too), a folder of such files, what `datasets`
     saved, a pattern such as "parts/*.jsonl", or a hub id."""
     config: Text | None = None
@@ -60,7 +60,7 @@ class Data(Table, frozen=True, kw_only=True):
     """Field with the text, for format "text"."""
     messages_field: Text | None = None
     """Field with the list of turns. None: "messages" for format "messages", "conversations" for "sharegpt"."""
-    template: Text = "tokenizer"
+    template: TemplateName = "tokenizer"
     """Chat template: "tokenizer" (its own), "llama2", "chatml", "none" (prompt and answer as are), or a Jinja file.
     Columns that it asks for, such as tools and documents, reach it with the turns."""
     template_arguments: dict[Text, bool | int | float | Text] = field(
@@ -89,7 +89,7 @@ class Data(Table, frozen=True, kw_only=True):
     """Rows held out for evaluation, drawn with the recipe's seed: a count (100) or a fraction (0.05)."""
     test_by: Literal["row", "prompt"] = "row"
     """Whether single rows are held out, or prompts with all their rows, so that none is on both sides."""
-    eval: Text | None = None
+    eval: SplitOrFile | None = None
     """Rows for evaluation of their own, instead of `test`: a split, such as "validation", or a file or folder. They are
     read as the others are, with the same format, templates and `max_length`."""
     weight: Above0 = 1.0

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ftlaunch.recipe.types import Kind, Positive, Table, Text
+from ftlaunch.recipe.types import Kind, ModelName, Positive, Table, Text
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 """Number formats, and leaving the choice to the device."""
@@ -44,8 +44,8 @@ class BitLinear(Kind, frozen=True, kw_only=True, tag="bitlinear"):
 class Model(Table, frozen=True, kw_only=True):
     """The base model and the number format it is held in."""
 
-    path: Text
-    """Hub id or folder with safetensors. Turn a .gguf file into such a folder with `ftlaunch import`."""
+    path: ModelName
+    """Hub id (OWNER/NAME), or folder with safetensors (./DIR), into which `ftlaunch import` turns a .gguf file."""
     revision: Text | None = None
     """Commit, tag or branch of a hub id. None is the hub's main branch."""
     allow_pickle: bool = False

@@ -97,10 +97,11 @@ def _without_null(node: Node) -> Node:
 def _describe(node: Node, strings: dict[str, str]) -> Node:
     """The definition of a table with each property described."""
     properties: Node = {}
+    strings = {"kind": node["description"], **strings}
     for name, schema in node.get("properties", {}).items():
         # Draft 7 ignores all other keys of an object that has a $ref.
         wrapped = {"allOf": [schema]} if "$ref" in schema else schema
-        described = {"description": strings.get(name, node["description"])}
+        described = {"description": strings.get(name, "")}
         # Merged twice: the left one puts the description first, the right one keeps a type's own from replacing it.
         properties[name] = described | wrapped | described
     return {**node, "properties": properties}

@@ -7,7 +7,20 @@ from msgspec import Meta, field
 from ftlaunch.recipe.adapter import Adapter
 from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.noise import Noise
-from ftlaunch.recipe.types import Above0, AtLeast0, Fraction, Kind, Name, NonNegative, Positive, Table, Text
+from ftlaunch.recipe.types import (
+    Above0,
+    AtLeast0,
+    Fraction,
+    FunctionName,
+    Kind,
+    MetricName,
+    ModelName,
+    Name,
+    NonNegative,
+    Positive,
+    Table,
+    Text,
+)
 
 # rules.compatibility finds the paged optimizers by their prefix, and the ZeRO strategies by theirs.
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
@@ -93,7 +106,7 @@ class Training(Kind, frozen=True, kw_only=True):
     """Keep only each layer's input and compute the rest again in the backward pass: less memory, more time."""
     evaluate_every: Positive | None = None
     """Steps between evaluations on the rows held out by `data.NAME.test`; there is always one at the end."""
-    eval_metrics: list[Text] = field(default_factory=list[str])
+    eval_metrics: list[MetricName] = field(default_factory=list[str])
     """Metrics of answers to prompts held out, generated at each evaluation: those of an evaluate stage that look at
     answers, such as "bleu". Their scores stand in metrics.jsonl as "eval/bleu" and so on."""
     eval_prompts: Positive | None = None
@@ -236,11 +249,11 @@ class Ppo(Training, frozen=True, kw_only=True):
     lora_rate: ClassVar[float] = 3e-5
     evaluated: ClassVar[tuple[str, ...]] = ("reward",)
     has_head: ClassVar[bool] = True
-    reward_function: Text | None = None
+    reward_function: FunctionName | None = None
     """Function that scores an answer: called with the prompt's text, the answer's text and the row, it returns a
     number. "FILE.py:NAME", with the file relative to the recipe, "package.module:NAME", or "gsm8k", which is shipped:
     1 where the answer's last number is the one in the row's field "answer", else 0."""
-    reward_model: Text | None = None
+    reward_model: ModelName | None = None
     """Model that scores an answer: folder or hub id of a sequence classifier with one label, or the folder of a reward
     stage's artifact. None: the reward stage before this one, unless there is a `reward_function`."""
     rollout_size: Positive | None = None
@@ -337,7 +350,7 @@ class Evaluate(Kind, frozen=True, kw_only=True):
     data: Name
     """Name of a [data.NAME] table. Its rows held out are asked; all of them where `test` is 0."""
     # msgspec copies an empty list for each struct and refuses any other as a default: hence the factory.
-    metrics: Annotated[list[Text], Meta(min_length=1)] = field(default_factory=lambda: ["bleu", "nist", "rouge"])
+    metrics: Annotated[list[MetricName], Meta(min_length=1)] = field(default_factory=lambda: ["bleu", "nist", "rouge"])
     """bleu, chrf, nist, cider, rouge, coco_rouge_l, meteor_stem (without synonyms), exact_match, token_f1,
     token_position_match, final_number (GSM8K), perplexity, multiple_choice, preference_accuracy; or a file or folder
     with a metric of the `evaluate` library, or one of the hub, pinned: "owner/name@COMMIT". All references of a prompt

@@ -13,6 +13,13 @@ AtLeast0 = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 # An empty text would be a path, a field or a template that names nothing.
 Text = Annotated[str, Meta(min_length=1)]
+# Texts that name something: load/paths.py settles a key by what its type says here.
+ModelName = Annotated[str, Meta(min_length=1, extra={"names": "model"})]
+DataName = Annotated[str, Meta(min_length=1, extra={"names": "data"})]
+SplitOrFile = Annotated[str, Meta(min_length=1, extra={"names": "evaluation"})]
+TemplateName = Annotated[str, Meta(min_length=1, extra={"names": "template"})]
+FunctionName = Annotated[str, Meta(min_length=1, extra={"names": "function"})]
+MetricName = Annotated[str, Meta(min_length=1, extra={"names": "metric"})]
 # load.messages quotes this where a name is wrong: the pattern itself would help no user.
 WORD = "one word of letters, digits, '.', '_' and '-' that begins with a letter or digit"
 # Names become folders (runs/NAME), where one that begins with a dot is hidden and one with a dash reads as an option.

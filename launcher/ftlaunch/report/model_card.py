@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlaunch.recipe import Data, Merge, Model
+from ftlaunch.recipe.names import is_local
 from ftlaunch.report.facts import RunFacts, StageFacts, changed_keys
 from ftlaunch.run.files import write_atomic
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
@@ -87,7 +88,7 @@ def _base(stage: StageFacts) -> Model:
 
 
 def _is_hub_id(path: str) -> bool:
-    return not Path(path).is_absolute()
+    return not is_local(path)
 
 
 def _called(path: str) -> str:

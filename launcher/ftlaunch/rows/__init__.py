@@ -9,9 +9,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from ftlaunch.recipe import Data
+from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import looks, tables
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
-from ftlaunch.rows.files import ENDINGS, data_files, is_local, kind_of_file
+from ftlaunch.rows.files import ENDINGS, data_files, kind_of_file
 from ftlaunch.rows.pairs import is_good, pair_of
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.readers import Lines, read_rows, rows_of

@@ -31,15 +31,6 @@ _SUPPORTED = (
 )
 
 
-def is_local(path: str) -> bool:
-    """Whether a `Data.path` names files here, rather than a data set of the hub.
-
-    Told by its text alone: loading a recipe has made local paths absolute, so that an id of the hub stays one wherever
-    there is a folder of that name.
-    """
-    return path.startswith(("/", "./", "../", "~")) or path.endswith(ENDINGS) or glob.has_magic(path)
-
-
 def is_pattern(path: str) -> bool:
     """Whether the path stands for all files that it matches, and for none by its very name."""
     # Brackets may simply be part of a name: "data[1].jsonl".

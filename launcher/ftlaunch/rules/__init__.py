@@ -10,6 +10,7 @@ from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe_as_written, load_resolved
 from ftlaunch.recipe import Ppo, Recipe, Training
+from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
 from ftlaunch.rules import combinations, order, secrets, strategy, track
@@ -47,8 +48,8 @@ def _with_formats(loaded: Loaded) -> tuple[Loaded, list[Problem]]:
     data, remarks, problems = dict(loaded.recipe.data), list(loaded.remarks), list[Problem]()
     trained_on = _trained_on(loaded.recipe)
     for name, table in data.items():
-        # A relative path is a hub id, whose rows only the trainer reads.
-        if not rows.looks.is_open(table) or not Path(table.path).is_absolute():
+        # Only the trainer reads the rows of the hub.
+        if not rows.looks.is_open(table) or not is_local(table.path):
             continue
         try:
             data[name] = rows.settled(table, only_prompts=name not in trained_on)
@@ -90,7 +91,7 @@ def _with_rows_looked_at(loaded: Loaded) -> Loaded:
     problems, remarks = list[Problem](), list(loaded.remarks)
     trained_on = _trained_on(loaded.recipe)
     for table in data_rules.data_tables(loaded):
-        if Path(table.data.path).is_absolute():
+        if is_local(table.data.path):
             for key, data in (("", table.data), (".eval", rows.for_evaluation(table.data))):
                 if data is None:
                     continue

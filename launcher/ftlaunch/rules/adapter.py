@@ -9,6 +9,7 @@ from ftlaunch.errors import Problem
 from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.plan.cost import body
 from ftlaunch.recipe import LARGEST_REST, SUPER_WEIGHTS, Adalora, LowRank, Prompt
+from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.stage import TrainedStage
 
@@ -31,10 +32,10 @@ def targets_compile(training: TrainedStage) -> Iterator[Problem]:
 
 def layers_are_there(training: TrainedStage) -> Iterator[Problem]:
     """A folder's config tells how many layers there are; with a hub id the trainer looks."""
-    adapter, folder = training.resolved.adapter, Path(training.resolved.model.path)
+    adapter, path = training.resolved.adapter, training.resolved.model.path
     if not isinstance(adapter, LowRank) or adapter.layers is None:
         return
-    count = _layers_of(folder) if folder.is_absolute() else None
+    count = _layers_of(Path(path)) if is_local(path) else None
     if isinstance(adapter.layers, list):
         wrong = [number for number in adapter.layers if count is not None and number >= count]
         if not adapter.layers:

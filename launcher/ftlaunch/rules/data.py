@@ -9,6 +9,7 @@ from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml
 from ftlaunch.load.paths import is_file
 from ftlaunch.recipe import Data
+from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import PAIRED, looks
 from ftlaunch.rows.conversations import row_format
 from ftlaunch.rows.template import template_fields
@@ -204,11 +205,11 @@ def template_is_ours(table: DataTable) -> Iterator[Problem]:
 
 
 def hub_keys_need_a_hub_id(table: DataTable) -> Iterator[Problem]:
-    path = Path(table.data.path)
-    if not path.is_absolute():
+    if not is_local(table.data.path):
         return
     for key in ("config", "split", "revision"):
-        has_splits = key == "split" and not is_file(path)  # a folder's or a pattern's files are told apart by name
+        # A folder's or a pattern's files are told apart by name.
+        has_splits = key == "split" and not is_file(Path(table.data.path))
         if table.given(key) and not has_splits:
             message = f"counts only for a data set of the hub, and {table.data.path} is on this machine"
             yield table.problem(key, message, "remove it")

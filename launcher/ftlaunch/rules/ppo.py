@@ -14,6 +14,7 @@ from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.paths import is_file
 from ftlaunch.recipe import SHIPPED_REWARDS, Ppo, replaces
+from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.data import DataTable
 from ftlaunch.rules.stage import TrainedStage, trainings
@@ -124,7 +125,7 @@ def model_gives_one_score(ppo: PpoStage) -> Iterator[Problem]:
     """A folder on this machine is looked into; a hub id is left to the trainer."""
     folder = Path(ppo.stage.reward_model or "")
     # An artifact has artifact.json and, where it is an adapter, no config.json to look into.
-    if not folder.is_absolute() or is_file(folder / "artifact.json"):
+    if not is_local(str(folder)) or is_file(folder / "artifact.json"):
         return
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())

@@ -13,6 +13,7 @@ from ftlaunch.load.origins import KeyPath
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved, ResolvedStage
 from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Prefix, Prompt, PTuning, Qat, Sft, Training
+from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import model_files, trust
@@ -181,16 +182,16 @@ def single_is_one_process(training: TrainedStage) -> Iterator[Problem]:
 
 def revision_needs_a_hub_id(training: TrainedStage) -> Iterator[Problem]:
     model = training.resolved.model
-    if model.revision is not None and Path(model.path).is_absolute():
+    if model.revision is not None and is_local(model.path):
         message = f"counts only for a model of the hub, and {model.path} is on this machine"
         yield training.table_problem("model", "revision", message, "remove it")
 
 
 def model_is_plain(training: TrainedStage) -> Iterator[Problem]:
     """A folder is looked into now; what the hub sends is judged by the trainer before it is loaded."""
-    folder = Path(training.resolved.model.path)
-    if not folder.is_absolute():
+    if not is_local(training.resolved.model.path):
         return
+    folder = Path(training.resolved.model.path)
     try:
         # Ownership first: what others may write can change after its content was judged.
         trust.require(folder)
@@ -204,7 +205,7 @@ def pickles_are_pinned(training: TrainedStage) -> Iterator[Problem]:
     model = training.resolved.model
     if not model.allow_pickle:
         return
-    if Path(model.path).is_absolute():
+    if is_local(model.path):
         message = f"counts only for a model of the hub, whose revision can be pinned, and {model.path} is a folder"
         yield training.table_problem("model", "allow_pickle", message, "remove it, and save the model as safetensors")
     # In full, as a branch or tag may be called like a short hash.

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ftlaunch import rows
 from ftlaunch.recipe import Recipe, Training
+from ftlaunch.recipe.names import is_local
 from ftlaunch.run import digests
 from ftlaunch.safety.redact import redact
 
@@ -68,7 +69,7 @@ def base_files(recipe: Recipe) -> list[Path]:
     """The files of the recipe's local bases; what comes from the hub has a commit of its own."""
     models = [recipe.model, *(stage.model for stage in recipe.stage if isinstance(stage, Training) and stage.model)]
     # Loading a recipe makes local paths absolute, so a relative one is a hub id.
-    bases = {Path(model.path) for model in models if Path(model.path).is_absolute()}
+    bases = {Path(model.path) for model in models if is_local(model.path)}
     files = {file for base in bases for file in (base.iterdir() if base.is_dir() else [base])}
     return sorted(file for file in files if file.suffix in BASE_SUFFIXES and file.is_file())
 
@@ -100,7 +101,7 @@ def data_files(recipe: Recipe) -> list[Path]:
     tables = [
         data for table in recipe.data.values() for data in (table, rows.for_evaluation(table)) if data is not None
     ]
-    local = [data for data in tables if Path(data.path).is_absolute()]
+    local = [data for data in tables if is_local(data.path)]
     return sorted({file for data in local for file in rows.data_files(Path(data.path), data.split)})
 
 

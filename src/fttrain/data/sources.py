@@ -16,6 +16,7 @@ from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows, tab
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
 from ftlaunch.run.spec import StageSpec
+from fttrain import hub
 
 Rows = Iterator[tuple[str, Row]]
 """(place of the row, such as "facts.jsonl:17"; the row)."""
@@ -96,7 +97,8 @@ def _open(path: str, config: str | None, split: str, revision: str | None, strea
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        return load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+        with hub.asked_alone():
+            return load_dataset(path, config, split=split, revision=revision, streaming=streaming)
     except DatasetNotFoundError as error:
         remedy = "check the id and the revision; a private data set needs `hf auth login`; a local file needs its path"
         raise UserError(f"the hub has no data set {path!r} that you may read: {_first_line(error)}", remedy) from error

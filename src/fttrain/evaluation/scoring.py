@@ -15,8 +15,10 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import METRICS, Need
+from ftlaunch.recipe.names import is_local
 from ftlaunch.run.records import Gap
 from ftlaunch.safety import trust
+from fttrain import hub
 from fttrain.evaluation.metrics.additive import AdditiveMetric
 
 RESAMPLED_AT_ONCE = 64
@@ -64,7 +66,7 @@ def needs_of(metrics: Sequence[str]) -> set[Need]:
 
 
 def load_metric(name: str) -> Any:
-    """A metric by the name of a shipped one, a file or folder, or ID@COMMIT of the hub.
+    """A metric by the name of a shipped one, the absolute path of a file or folder, or ID@COMMIT of the hub.
 
     One from elsewhere is a program: it must be the user's own or pinned. Raises UserError where it cannot be had.
     """
@@ -75,14 +77,14 @@ def load_metric(name: str) -> Any:
         (kind,) = [one for one in vars(module).values() if _is_metric_of(one, module.__name__)]
         return kind(keep_in_memory=True)
     place, _, commit = name.partition("@")
-    if Path(place).exists():
+    if is_local(place):
         trust.require(Path(place), deep=Path(place).is_dir())
-        place = str(Path(place).absolute())
     elif not COMMIT.fullmatch(commit):
         remedy = f"name a file, a folder, ID@COMMIT of the hub, or one of {', '.join(METRICS)}"
         raise UserError(f"there is no metric {name}", remedy)
     try:
-        return evaluate.load(place, revision=commit or None, module_type="metric", keep_in_memory=True)
+        with hub.asked_alone():
+            return evaluate.load(place, revision=commit or None, module_type="metric", keep_in_memory=True)
     except (OSError, ImportError, ValueError, TypeError, ModuleNotFoundError) as error:
         message = f"the metric {name} cannot be loaded: {str(error).strip()}"
         raise UserError(message, "name a shipped metric, or a file or folder with an evaluate.Metric") from error

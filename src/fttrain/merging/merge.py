@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Model
+from ftlaunch.recipe.names import has_form_of_id, is_local
 from ftlaunch.run.files import require_empty, sync, write_json
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
 from ftlaunch.run.records import Divergence, MergeResult
@@ -129,8 +130,20 @@ def find_source(path: Path) -> Source:
         return Source(base, adapter)
     if not (path / "adapter_config.json").exists():
         raise UserError(f"{path} is neither a run, nor an artifact, nor a PEFT adapter", "name one of these")
-    config = json.loads((path / "adapter_config.json").read_text())
-    return Source(Model(path=config["base_model_name_or_path"], revision=config.get("revision")), path)
+    return Source(_base_of_peft(path / "adapter_config.json"), path)
+
+
+def _base_of_peft(file: Path) -> Model:
+    """Return the base that a plain PEFT adapter names. Raises UserError where that says not where it is.
+
+    PEFT writes a relative path as it was given; it counted from wherever the adapter was trained.
+    """
+    config = json.loads(file.read_text())
+    name = config.get("base_model_name_or_path") or ""
+    if not (is_local(name) or has_form_of_id(name)):
+        message = f'base_model_name_or_path in {file} is "{name}", which does not say where the base is'
+        raise UserError(message, "write the base's absolute path there, or its hub id")
+    return Model(path=name, revision=config.get("revision"))
 
 
 def merge(

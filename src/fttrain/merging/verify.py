@@ -124,7 +124,7 @@ def compare(ref: Reference, folder: Path) -> Divergence:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
-    folder = hub.model_folder(str(folder))
+    folder = hub.model_folder(str(folder.absolute()))
     model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
     qat.follow_card(model, folder)
     ours = [model(probe).logits[0].float() for probe in ref.probes]

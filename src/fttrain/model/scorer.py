@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
+from ftlaunch.recipe.names import is_local
 from ftlaunch.safety.model_files import has_safetensors, require_weights_to_train
 from fttrain import adapters, hub
 from fttrain.data.batches import MicroBatch
@@ -68,6 +69,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     model, found = loaded
     completeness.require(spec.path, model, found)
     model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it
+    model.config._commit_hash = None if is_local(spec.path) else folder.name  # snapshots are called by their commits
     model.config.use_cache = False
     layers: list[Any] = list(model.modules())
     for module in layers:
@@ -117,9 +119,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _remedy(path: str) -> str:
-    if Path(path).is_dir():
+    if is_local(path):
         return "the folder must hold config.json, model.safetensors (or its shards) and the tokenizer's files"
-    return "check the id, your access to it (`hf auth login`) and the network; or download it and give its folder"
+    return (
+        f"check the hub id (a folder is written ./{path}), your access to it (`hf auth login`) and the network; "
+        "or download it and give its folder"
+    )
 
 
 class Scorer(nn.Module):

@@ -3,6 +3,8 @@
 `strength` anneals: 1 is the noise as the recipe has it, 0 none.
 """
 
+from typing import TypeAlias, assert_never
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,13 +23,16 @@ from ftlaunch.recipe.noise import (
 )
 from fttrain.noise.row_index import Places
 
+Masking: TypeAlias = Dropout | GaussianDropout | LockedDropout | DropPath | AlphaDropout
+"""The kinds of dropout."""
+
 
 def add_noise(a: Tensor, noise: Noise, strength: float, places: Places) -> Tensor:
     """Return the activation `a` with noise of this kind.
 
     `a` is [B, T, D], or of any shape where the noise does not go by rows.
     """
-    if isinstance(noise, Dropout | GaussianDropout | LockedDropout | DropPath | AlphaDropout):
+    if isinstance(noise, Masking):
         return _dropped(a, noise, strength * noise.probability, places)
     match noise:
         case Gaussian():
@@ -45,7 +50,7 @@ def add_noise(a: Tensor, noise: Noise, strength: float, places: Places) -> Tenso
             raise AssertionError(f"add_noise has no case for {type(noise).__name__}")
 
 
-def _dropped(a: Tensor, noise: Noise, p: float, places: Places) -> Tensor:
+def _dropped(a: Tensor, noise: Masking, p: float, places: Places) -> Tensor:
     """Return `a` after a kind of dropout with probability p."""
     match noise:
         case Dropout():
@@ -56,8 +61,9 @@ def _dropped(a: Tensor, noise: Noise, p: float, places: Places) -> Tensor:
             return a * _mask(a, p, places, width=a.shape[-1])
         case DropPath():
             return a * _mask(a, p, places, width=1)
-        case _:
+        case AlphaDropout():
             return F.alpha_dropout(a, p, training=True)
+    assert_never(noise)
 
 
 def root_mean_square(a: Tensor) -> Tensor:

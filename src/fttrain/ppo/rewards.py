@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model, Noise
+from ftlaunch.recipe.names import holds
 from ftlaunch.rows.template import Row, text_at
 from ftlaunch.run.layout import REWARD_HEAD
 from fttrain import adapters, artifact, hub
@@ -122,7 +123,7 @@ def load_reward_model(
     returned; anything else is a model of its own. Raises UserError where it cannot be loaded or gives no single score.
     """
     folder = Path(place)
-    if not (folder / REWARD_HEAD).exists() or artifact.read(folder)[1] is None:
+    if not holds(place, REWARD_HEAD) or artifact.read(folder)[1] is None:
         return _load_classifier(place, dtype)
     theirs, _ = artifact.read(folder)
     if (theirs.path, theirs.revision) != (base.path, base.revision) or not isinstance(policy, PeftModel):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftlaunch.recipe.names import is_local
 from ftlaunch.run import digests
 from ftlaunch.run.files import file_by_rename
 from ftlaunch.run.spec import StageSpec
@@ -76,9 +77,8 @@ def _compute(engine: Engine, groups: Sequence[Group], in_turn: InTurn) -> np.nda
 
 def _fingerprint(engine: Engine, origin: StartPoint, spec: StageSpec) -> str:
     """Return all that log-probabilities depend on: the contents of the model's folder, or its hub id and commit."""
-    base = Path(origin.base.path)
-    commit = getattr(engine.scorer.model.config, "_commit_hash", None)
-    of_base = _contents(base) if base.is_dir() else [origin.base.path, commit or origin.base.revision]
+    base, commit = origin.base.path, getattr(engine.scorer.model.config, "_commit_hash", None)
+    of_base = _contents(Path(base)) if is_local(base) else [base, commit]
     of_adapter = _contents(origin.adapter) if origin.adapter else None
     tables = msgspec.to_builtins([spec.adapter, artifact.replaced_activations(spec, origin)])
     held_in = [spec.model.dtype, msgspec.to_builtins(spec.model.quantization)]

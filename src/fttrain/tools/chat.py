@@ -10,6 +10,7 @@ import torch
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
+from ftlaunch.recipe.names import holds, is_local, label
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG
 from ftlaunch.tools import ChatOptions
@@ -26,14 +27,15 @@ from fttrain.tools.output import answer, called_with
 
 
 def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
-    """A model and its tokenizer: ID or ID@REVISION of the hub, a model folder, an artifact, or a PEFT adapter's folder.
+    """A model and its tokenizer: ID or ID@REVISION of the hub, or the absolute path of a model folder, an artifact or a
+    PEFT adapter.
 
     It goes to the GPU, where there is one, unless a device is named. Raises UserError where they cannot be had or
     trusted.
     """
     from transformers import AutoModelForCausalLM
 
-    if (Path(path) / REWARD_HEAD).exists():
+    if holds(path, REWARD_HEAD):
         raise UserError(f"{path} is a reward model: it rates answers and gives none", "name a model that answers")
     base = _base(path)
     try:
@@ -49,12 +51,13 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         )
         completeness.require(base.path, *loaded)
         model = loaded[0]
-        replace_activations.install(model, replace_activations.read(Path(path)))
-        has_tokenizer = (Path(path) / "tokenizer_config.json").exists()
+        own = Path(path) if is_local(path) else folder
+        replace_activations.install(model, replace_activations.read(own))
+        has_tokenizer = holds(path, "tokenizer_config.json")
         place, revision = (path, None) if has_tokenizer else (base.path, base.revision)
         tokenizer = artifact.load_tokenizer(place, revision)
         qat.follow_card(model, folder)
-        if (Path(path) / ADAPTER_CONFIG).exists():
+        if holds(path, ADAPTER_CONFIG):
             model = _with_adapter(model, Path(path), len(tokenizer))
     except (OSError, ValueError) as error:
         raise UserError(f"no model could be loaded from {path}: {error}", "name a model folder or a hub id") from error
@@ -63,9 +66,9 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
 
 def _base(path: str) -> Model:
     """An adapter's base, at the revision that it was trained on; else the model itself."""
-    if (Path(path) / ADAPTER_CONFIG).exists():
+    if holds(path, ADAPTER_CONFIG):
         return find_source(Path(path)).base
-    if Path(path).exists():
+    if is_local(path):
         return Model(path=path)
     name, _, revision = path.partition("@")
     return Model(path=name, revision=revision or None)
@@ -73,7 +76,7 @@ def _base(path: str) -> Model:
 
 def base_of(path: str) -> str:
     """What an adapter, or a merged model of a run, was made from: a folder or ID@REVISION. UserError where unknown."""
-    if (Path(path) / ADAPTER_CONFIG).exists():
+    if holds(path, ADAPTER_CONFIG):
         base = _base(path)
         return base.path + (f"@{base.revision}" if base.revision else "")
     raise UserError(f"{path} does not say what its base is", "name the other model instead of base")
@@ -127,7 +130,7 @@ def _replies(options: ChatOptions, prompt: str) -> Iterator[str]:
         model, tokenizer = load(path)
         turn = [{"role": "user", "content": prompt}]
         text = say(model, tokenizer, turn, longest, lambda _: None, options.temperature)
-        yield f"\n{path}:\n  {text}"
+        yield f"\n{label(path)}:\n  {text}"
 
 
 SHORT, LONG = 64, 512
@@ -154,7 +157,7 @@ def _conversation(options: ChatOptions, source: TextIO, out: TextIO) -> Iterator
             print("forgotten", file=sys.stderr)
         elif line.strip():
             for path, (model, tokenizer) in models.items():
-                yield f"\n{path}:"
+                yield f"\n{label(path)}:"
                 _take_turn(model, tokenizer, history[path], line.strip(), options, out)
 
 

@@ -16,6 +16,7 @@ from msgspec import structs
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
+from ftlaunch.recipe.names import label
 from ftlaunch.run.records import Gap
 from ftlaunch.tools import EvaluateOptions
 from fttrain.answering.examination import Exam, Examined, examine, set_exam
@@ -47,7 +48,7 @@ def _told(options: EvaluateOptions) -> Iterator[str]:
         load_metric(metric)  # a wrong name is said before minutes are spent on answers
     name, data = data_of(options.recipe, options.data, needs_of(options.metrics))
     every: list[Evaluated] = []
-    width = max(map(len, [*options.models, "model"]))
+    width = max(map(len, [*map(label, options.models), "model"]))
     for path in options.models:
         every.append(evaluate(path, data, options))
         _require_same_rows(every[0], every[-1])
@@ -56,7 +57,7 @@ def _told(options: EvaluateOptions) -> Iterator[str]:
         if len(every) == 1:
             cells = [*every[0].scored.scores, *(["words"] if every[0].examined.answers else [])]
             yield f"{_about(name, data, every[0].exam)}\n\n{_line('model', width, *cells)}"
-        yield _line(path, width, *_cells(every[-1]))
+        yield _line(every[-1].model, width, *_cells(every[-1]))
     if options.answers is not None:
         models = {one.model: (one.examined, one.scored) for one in every}
         write_predictions(Path(options.answers), every[0].exam, models)
@@ -83,7 +84,7 @@ def evaluate(path: str, data: Data, options: EvaluateOptions) -> Evaluated:
     )
     examined = examine(model, tokenizer, exam, Decoding(options.max_new_tokens), with_progress)
     scored = score(options.metrics, examined.inputs, options.resamples, options.recipe.seed)
-    return Evaluated(path, exam, examined, scored)
+    return Evaluated(label(path), exam, examined, scored)
 
 
 def with_progress(items: Sequence[Any], work: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ftlaunch.errors import UserError
+from ftlaunch.recipe.names import has_form_of_id
 from ftlaunch.run.layout import CARD
 from ftlaunch.safety.redact import has_secret
 from ftlaunch.tools import PushOptions
@@ -65,7 +66,7 @@ def _local_base(folder: Path) -> str | None:
     """The base that an adapter names by a folder; None for a hub id, and for whole models."""
     config = folder / "adapter_config.json"
     base = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None
-    return base if base and Path(base).is_absolute() else None
+    return base if base and not has_form_of_id(base) else None
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -458,7 +458,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, called: list[Too
     assert isinstance(evaluated, EvaluateOptions)
     assert (previewed.recipe.name, previewed.rows) == ("other", 5)
     assert called == [
-        MergeOptions(source="adapter", out="out", dtype="fp16"),
+        MergeOptions(source=str(Path.cwd() / "adapter"), out="out", dtype="fp16"),
         ImportOptions(source="m.gguf", out="model"),
         ChatOptions(models=["one", "two"], prompt="hi there"),
         previewed,

@@ -8,7 +8,8 @@ import pytest
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, layers, load_recipe, paths
 from ftlaunch.load.origins import Source, SourceMap
-from ftlaunch.recipe import Full, Lora, Merge, Sft
+from ftlaunch.recipe import Full, Lora, Merge, Recipe, Sft
+from ftlaunch.recipe.types import DataName, Kind, ModelName, Table, TemplateName
 
 SMALL = """\
 name = "small"
@@ -82,13 +83,13 @@ def test_a_byte_order_mark_is_no_mistake(folder: Path) -> None:
 
 
 def test_a_layer_is_not_changed_by_what_is_laid_over_it(folder: Path) -> None:
-    (folder / "owner" / "rows").mkdir(parents=True)
-    layer = layers.parse(SMALL, folder / "recipe.toml")
+    (folder / "rows.jsonl").touch()
+    layer = layers.parse(SMALL.replace("owner/rows", "rows.jsonl"), folder / "recipe.toml")
     before = deepcopy(layer)
     changed, _ = layers.override(layer, ["adapter.rank=2", "seed=1"])
-    settled, _ = paths.settle(layer.values, SourceMap(Source("", folder), {}), set())
+    settled = paths.settle(Recipe, layer.values, SourceMap(Source("", folder), {}), set())
     assert layer == before
-    assert changed.values != before.values != settled
+    assert changed.values != before.values != settled.values
 
 
 def test_where_tells_the_line_of_a_key_or_of_the_table_around_it(folder: Path) -> None:
@@ -302,10 +303,24 @@ class TestPaths:
         (folder / "rows.jsonl").touch()
         assert self.data_path(folder, written.format(folder=folder)) == str(folder / "rows.jsonl")
 
-    def test_a_folder_that_looks_like_a_hub_id_wins_where_it_exists(self, folder: Path) -> None:
-        assert self.data_path(folder, "owner/rows") == "owner/rows"
+    def test_a_hub_id_stays_one_where_a_folder_has_its_name_and_the_user_is_told(self, folder: Path) -> None:
+        assert load(folder).remarks == ()
         (folder / "owner" / "rows").mkdir(parents=True)
-        assert self.data_path(folder, "owner/rows") == str(folder / "owner" / "rows")
+        loaded = load(folder)
+        assert loaded.recipe.data["qa"].path == "owner/rows"
+        told = "owner/rows is a hub id; what is here has to be written ./owner/rows"
+        assert loaded.remarks == (f"data.qa.path: {told}",)
+        assert self.data_path(folder, "./owner/rows") == str(folder / "owner" / "rows")
+
+    @pytest.mark.parametrize("key", ["model.path", "data.qa.path", "stage.0.model.path"])
+    def test_a_name_of_one_part_is_refused_where_something_here_has_it(self, folder: Path, key: str) -> None:
+        load(folder, SMALL, f"{key}=gpt2")
+        (Path.cwd() / "gpt2").mkdir()
+        [problem] = problems(folder, SMALL, f"{key}=gpt2")
+        assert problem.message == f'"gpt2" could be {Path.cwd()}/gpt2 or a hub id'
+        assert problem.remedy == "write ./gpt2 for what is here, or the hub id with its owner: OWNER/gpt2"
+        load(folder, SMALL, f"{key}=./gpt2")
+        load(folder, SMALL, f"{key}=openai-community/gpt2")
 
     def test_a_link_keeps_its_name(self, folder: Path) -> None:
         (folder / "blob").touch()
@@ -342,6 +357,33 @@ class TestPaths:
     def test_a_path_that_the_system_refuses_is_a_problem(self, folder: Path) -> None:
         [problem] = problems(folder, SMALL.replace("owner/rows", "x" * 5000))
         assert "File name too long" in problem.message
+
+    def test_a_new_key_is_settled_by_what_its_type_says(self, folder: Path) -> None:
+        class Judge(Kind, frozen=True, kw_only=True):
+            path: ModelName | None = None
+            rows: list[DataName]
+            by_language: dict[str, TemplateName]
+
+        class Plain(Kind, frozen=True, kw_only=True):
+            path: str = ""
+
+        class Whole(Table, frozen=True, kw_only=True):
+            judge: list[Judge | Plain]
+
+        (folder / "m").mkdir()
+        (folder / "a.csv").touch()
+        (folder / "de.jinja").touch()
+        toy = {"kind": "judge", "path": "./m", "rows": ["a.csv", "none.csv"], "by_language": {"de": "de.jinja"}}
+        where = SourceMap(Source("toy", folder), {})
+        settled = paths.settle(Whole, {"judge": [{"kind": "plain", "path": "./m"}, toy]}, where, set())
+        by_language = {"de": str(folder / "de.jinja")}
+        made = toy | {
+            "path": str(folder / "m"),
+            "rows": [str(folder / "a.csv"), "none.csv"],
+            "by_language": by_language,
+        }
+        assert settled.values == {"judge": [{"kind": "plain", "path": "./m"}, made]}
+        assert [problem.key for problem in settled.problems] == ["judge[1].rows[1]"]
 
     def test_a_wrong_type_is_told_once(self, folder: Path) -> None:
         [problem] = problems(folder, SMALL.replace('"owner/rows"', "[]"))

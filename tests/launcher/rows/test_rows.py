@@ -107,11 +107,6 @@ def test_the_files_of_a_folder(tmp_path: Path) -> None:
         data_files(tmp_path / "readme.md")
 
 
-def test_what_counts_as_local(tmp_path: Path) -> None:
-    assert all(map(is_local, [str(tmp_path), "./facts", "~/facts", "facts.csv", "no/such.parquet"]))
-    assert not any(map(is_local, ["mandarjoshi/trivia_qa", "squad"]))
-
-
 def test_an_id_of_the_hub_stays_one_beside_a_folder_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -339,7 +339,7 @@ def test_a_reward_model_on_this_machine_gives_one_score(recipe: Path, config: st
     (recipe.parent / "judge").mkdir()
     if config:
         (recipe.parent / "judge" / "config.json").write_text(config)
-    recipe.write_text(SOUND.replace('kind = "sft"', 'kind = "ppo"\nreward_model = "judge"'))
+    recipe.write_text(SOUND.replace('kind = "sft"', 'kind = "ppo"\nreward_model = "./judge"'))
     problems = find_problems(load_recipe(recipe))
     assert [said is not None and said in problem.message for problem in problems] == ([] if said is None else [True])
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ftlaunch.plan.cost import shape, trained
 from ftlaunch.recipe import SUPER_WEIGHTS, LowRank
+from ftlaunch.recipe.names import is_local
 from ftlaunch.safety.model_files import shard_names
 
 LARGEST_HEADER = 1 << 28
@@ -58,9 +59,8 @@ class Body(Struct, frozen=True, kw_only=True):
 
 def read(path: str) -> Body | None:
     """Return the body of the model in a folder or of a well-known hub id; None where neither files nor config tell."""
-    folder = Path(path)
     try:
-        tensors = dict(_headers(folder))
+        tensors = dict(_headers(Path(path))) if is_local(path) else {}
     except (OSError, ValueError, TypeError, KeyError):
         tensors = {}
     return of_tensors(tensors) if tensors else _of_shape(shape.read(path))

@@ -6,7 +6,9 @@ from ftlaunch.plan.cost import shape as shapes
 from ftlaunch.plan.cost.activations import FLOAT
 from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.recipe import Ppo
+from ftlaunch.recipe.names import holds
 from ftlaunch.run.spec import StageSpec
+from ftlaunch.safety.model_files import ADAPTER_WEIGHTS
 
 DRAWN = FLOAT + FLOAT + 8 + 8
 """Bytes of a logit in sampling: in fp32, as log-probability, and as probability and its running sum in fp64."""
@@ -21,9 +23,8 @@ def reward_model(spec: StageSpec, stage: Ppo, shape: Shape, size: int, adapter: 
         return adapter or size * shape.parameters
     if stage.reward_model is None:
         return 0
-    weights = Path(stage.reward_model) / "adapter_model.safetensors"
-    if weights.is_file():
-        return weights.stat().st_size
+    if holds(stage.reward_model, ADAPTER_WEIGHTS):
+        return (Path(stage.reward_model) / ADAPTER_WEIGHTS).stat().st_size
     found = shapes.read(stage.reward_model)
     return 0 if found is None else size * found.parameters
 
@@ -31,7 +32,7 @@ def reward_model(spec: StageSpec, stage: Ppo, shape: Shape, size: int, adapter: 
 def unknown_reward_model(spec: StageSpec) -> str | None:
     """The model that gives the scores, where nothing here tells its sizes."""
     place = spec.stage.reward_model if isinstance(spec.stage, Ppo) and spec.reward is None else None
-    if place is None or (Path(place) / "adapter_model.safetensors").is_file() or shapes.read(place) is not None:
+    if place is None or holds(place, ADAPTER_WEIGHTS) or shapes.read(place) is not None:
         return None
     return place
 

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from ftlaunch.plan.cost import families, known
 from ftlaunch.plan.cost.families import Linear, Sizes
+from ftlaunch.recipe.names import is_local
 
 LIKE_GPT2 = {"gpt2"}
 """Families whose MLP is not gated, and whose norms have a bias."""
@@ -94,10 +95,12 @@ def is_guess(shape: Shape) -> bool:
 
 
 def _config(path: str) -> dict[str, Any] | None:
+    if not is_local(path):
+        return known.config(path)
     try:
         return msgspec.json.decode((Path(path) / "config.json").read_bytes(), type=dict[str, Any])
     except (OSError, ValueError):
-        return known.config(path)
+        return None
 
 
 def of_config(config: dict[str, Any]) -> Shape | None:
