@@ -1,0 +1,132 @@
+"""What PPO, DPO and merges hold next to the model that they train, part by part."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ftlaunch.load import load_recipe
+from ftlaunch.plan import cost
+from ftlaunch.plan.cost import Cost, shape, speed
+from ftlaunch.plan.cost.devices import Device
+from ftlaunch.plan.plan import make_plan
+from ftlaunch.run.spec import StageSpec
+
+LLAMA = "meta-llama/Meta-Llama-3-8B"
+CARD = Device("NVIDIA H100", True, 80 * 10**9, None, 989)
+RECIPE = """
+name = "ppo"
+[model]
+path = "meta-llama/Meta-Llama-3-8B"
+[adapter]
+kind = "lora"
+[data.rows]
+path = "owner/rows"
+prompt = "{q}"
+completion = "{a}"
+max_length = 512
+[data.pairs]
+path = "owner/pairs"
+format = "preference"
+"""
+PPO = '[[stage]]\nkind = "ppo"\ndata = "rows"\nsteps = 8\nbatch_size = 64\nmicro_batch_size = 4\n'
+BY_FUNCTION = PPO + 'reward_function = "rewards.py:length"\n'
+
+
+def stages(folder: Path, text: str, *settings: str) -> list[StageSpec]:
+    (folder / "rewards.py").write_text("def length(prompt, answer, row):\n    return 0.0\n")
+    (folder / "recipe.toml").write_text(RECIPE + text)
+    return [planned.spec for planned in make_plan(load_recipe(folder / "recipe.toml", settings).recipe, folder).stages]
+
+
+def told(spec: StageSpec) -> Cost:
+    found = cost.of_spec(spec, CARD, 2)
+    assert isinstance(found, Cost)
+    return found
+
+
+def parts(spec: StageSpec) -> dict[str, int]:
+    return {part.name: part.bytes for part in told(spec).memory.parts}
+
+
+def test_rollouts_have_a_cache_and_a_phase_of_their_own(tmp_path: Path) -> None:
+    """32 answers side by side of 512 + 128 tokens, each with keys and values of 1,024 elements in 32 layers."""
+    (spec,) = stages(tmp_path, BY_FUNCTION)
+    found = parts(spec)
+    assert found["keys and values of answers"] == 32 * (512 + 128) * 32 * 2 * 1024 * 2
+    assert found["value head"] == 16 * 4097  # weight, gradient and two moments in fp32, with a bias
+    assert told(spec).memory.phases["rollout"] > found["weights"] + found["keys and values of answers"]
+    (few,) = stages(tmp_path, BY_FUNCTION, "stage.0.rollout_size=8", "stage.0.batch_size=8")
+    assert parts(few)["keys and values of answers"] == found["keys and values of answers"] // 4
+
+
+def test_vllm_keeps_its_own_cache(tmp_path: Path) -> None:
+    (spec,) = stages(tmp_path, BY_FUNCTION, "stage.0.rollout_engine=vllm")
+    assert "keys and values of answers" not in parts(spec)
+    assert "rollout" not in told(spec).memory.phases
+
+
+def test_only_full_training_copies_the_reference(tmp_path: Path) -> None:
+    found = shape.read(LLAMA)
+    assert found is not None
+    (spec,) = stages(tmp_path, BY_FUNCTION, "adapter.kind=full")
+    assert parts(spec)["reference"] == 2 * found.parameters
+    (spec,) = stages(tmp_path, BY_FUNCTION)
+    assert "reference" not in parts(spec)
+
+
+def test_a_policy_that_goes_on_has_the_adapter_that_it_starts_from_as_reference(tmp_path: Path) -> None:
+    sft = '[[stage]]\nkind = "sft"\ndata = "rows"\n'
+    for text in (BY_FUNCTION, '[[stage]]\nkind = "dpo"\ndata = "pairs"\n'):
+        spec = stages(tmp_path, sft + text)[1]
+        assert parts(spec)["reference"] == parts(spec)["adapter"]
+
+
+@pytest.mark.parametrize(("name", "remark"), [("reward", None), ("owner/reward", "no config.json of owner/reward is")])
+def test_the_reward_model_counts_by_its_own_config(tmp_path: Path, name: str, remark: str | None) -> None:
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config |= {"vocab_size": 100, "intermediate_size": 96, "num_key_value_heads": 4}
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward/config.json").write_bytes(msgspec.json.encode(config))
+    place = str(tmp_path / name) if remark is None else name
+    (spec,) = stages(tmp_path, PPO, f"stage.0.reward_model={place}")
+    found = shape.of_config(config)
+    assert found is not None
+    assert parts(spec).get("reward model", 0) == (2 * found.parameters if remark is None else 0)
+    assert any(remark in one for one in told(spec).remarks) if remark else not told(spec).remarks
+
+
+def test_an_earlier_reward_stage_leaves_an_adapter_on_the_same_base(tmp_path: Path) -> None:
+    spec = stages(tmp_path, '[[stage]]\nkind = "reward"\ndata = "pairs"\n' + PPO)[1]
+    assert parts(spec)["reward model"] == parts(spec)["adapter"]
+    assert told(spec).remarks == ["the reward model is taken for one like the policy, with the same adapter"]
+
+
+def test_steps_that_share_a_rollout_share_its_time(tmp_path: Path) -> None:
+    """A rollout is generated and read by policy and reference: 3 forward passes over `ppo_epochs` optimizer steps."""
+    found = shape.read(LLAMA)
+    assert found is not None
+    one, four = (stages(tmp_path, BY_FUNCTION, f"stage.0.ppo_epochs={n}")[0] for n in (1, 4))
+    (sft,) = stages(tmp_path, '[[stage]]\nkind = "sft"\ndata = "rows"\n')
+    plain = speed.operations(sft, found)
+    looks = [speed.operations(spec, found) - plain for spec in (one, four)]
+    assert looks[0] == pytest.approx(4 * looks[1])
+
+
+def test_only_a_live_reference_takes_time(tmp_path: Path) -> None:
+    found = shape.read(LLAMA)
+    assert found is not None
+    dpo = '[[stage]]\nkind = "dpo"\ndata = "pairs"\n'
+    live, kept, orpo = (
+        speed.operations(stages(tmp_path, text)[0], found)
+        for text in (dpo, dpo + 'reference = "precomputed"\n', dpo.replace("dpo", "orpo"))
+    )
+    assert kept == orpo < live
+
+
+def test_a_merge_holds_one_file_and_then_one_model(tmp_path: Path) -> None:
+    spec = stages(tmp_path, '[[stage]]\nkind = "sft"\ndata = "rows"\n[[stage]]\nkind = "merge"\n')[1]
+    found, phases = parts(spec), told(spec).memory.phases
+    assert found["model, while it is checked"] == 2 * 8_030_261_248
+    assert set(phases) == {"writing", "check"}
+    assert phases["check"] > phases["writing"] > 0
