@@ -329,6 +329,7 @@ def main() -> None:
     parser.add_argument("--phases", action="store_true", help="also show peaks call by call")
     options = parser.parse_args()
     from ftlaunch.plan import cost
+    from ftlaunch.plan.cost import memory
     from ftlaunch.plan.cost.devices import Device
 
     kept: dict[str, int] = {}
@@ -356,8 +357,9 @@ def main() -> None:
         foreseen = cost.of_spec(spec, Device("the CPU", False), cost.SIZES[spec.model.dtype])
         assert isinstance(foreseen, cost.Cost)
         told = foreseen.memory
-        off.append(told.peak / peak - 1)
-        sizes = f"foreseen {told.peak / MIB:6.0f} measured {peak / MIB:6.0f} MiB"
+        peak_foreseen = told.peak - memory.IMPORTED
+        off.append(peak_foreseen / peak - 1)
+        sizes = f"foreseen {peak_foreseen / MIB:6.0f} measured {peak / MIB:6.0f} MiB"
         print(f"{one!s:72s} {sizes}  {off[-1]:+.1%}", flush=True)
         if options.phases:
             print((step / "phases-0").read_text(), *(f"  {part.name} {part.bytes / MIB:.0f}" for part in told.parts))

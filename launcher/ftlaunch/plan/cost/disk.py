@@ -5,7 +5,7 @@ from msgspec import Struct
 from ftlaunch.plan.cost import shape as shapes
 from ftlaunch.plan.cost import trained
 from ftlaunch.plan.cost.activations import FLOAT
-from ftlaunch.plan.cost.memory import ROOM_CPU, Memory, Part
+from ftlaunch.plan.cost.memory import ROOM_CPU, ROOM_GPU, Memory, Part
 from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.recipe import Evaluate, Full, Merge, Training
 from ftlaunch.run.spec import StageSpec
@@ -62,7 +62,7 @@ def memory_of_evaluation(spec: StageSpec, stage: Evaluate, shape: Shape, size: i
     longest = max((data.max_length for data in spec.data.values()), default=0) + stage.max_new_tokens
     cache = shapes.cache_bytes(shape, stage.batch_size * stage.beams, longest, size)
     parts = [
-        Part("libraries", ROOM_CPU),
+        Part("libraries", ROOM_GPU if cuda else ROOM_CPU),
         Part("weights", shapes.held_bytes(shape, str(spec.model.quantization), size)),
         Part("keys and values of answers", cache),
     ]

@@ -15,9 +15,11 @@ READING = "loading"
 """The phase in which the model is read from disk."""
 BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed gathers gradients, and of a step's weights that ZeRO-3 leaves unsharded."""
-ROOM_CPU = 40 << 20
+IMPORTED = 800 << 20
+"""Bytes of a process that has imported torch, transformers and the rest. Half of it is mapped files."""
+ROOM_CPU = IMPORTED + (40 << 20)
 ROOM_GPU = 900 << 20
-"""Bytes that libraries take for themselves: the CUDA context with its kernels, oneDNN's buffers."""
+"""Bytes that libraries take on a device: what is imported and oneDNN's buffers; or the CUDA context with its kernels."""
 
 
 class Part(Struct, frozen=True):
