@@ -19,7 +19,7 @@ IMPORTED = 800 << 20
 """Bytes of a process that has imported torch, transformers and the rest. Half of it is mapped files."""
 ROOM_CPU = IMPORTED + (40 << 20)
 ROOM_GPU = 900 << 20
-"""Bytes that libraries take on a device: what is imported and oneDNN's buffers; or the CUDA context with its kernels."""
+"""Bytes that libraries take: what is imported and oneDNN's buffers; or the CUDA context with its kernels."""
 
 
 class Part(Struct, frozen=True):
