@@ -164,7 +164,7 @@ FLOORS = {
         "store writer",
     ),
     "fttrain.data": (
-        "__init__ audit blind cores node_arrays segments sources templates",
+        "__init__ audit blind control cores node_arrays segments sources templates",
         "skeleton",
         "render",
         "chat",

@@ -34,6 +34,7 @@ NOT_DECISIVE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")
 ADDED_TO_DATA: dict[str, object] = {
     **dict.fromkeys(("preference_field", "best_rating", "eval"), None),
     **{"label_field": "label", "template_arguments": {}, "unfit": "drop", "unfit_share": 0.1, "test_by": "row"},
+    **{"control_tokens": "refuse"},
 }
 """Keys of a data table that earlier versions did not have, with their defaults: left out of the hash where they hold
 these, so that runs from before can go on."""

@@ -67,6 +67,9 @@ class Data(Table, frozen=True, kw_only=True):
         default_factory=dict[Text, bool | int | float | Text]
     )
     """Variables of the chat template, such as enable_thinking = false; a row's own chat_template_kwargs count first."""
+    control_tokens: Literal["refuse", "text"] = "refuse"
+    """What becomes of a row whose turns hold a control token, such as <|im_end|>, as text: it is unfit, or the token is
+    encoded as the text that it is. Never is it control."""
     train_on: Literal["answer", "assistant", "all"] = "answer"
     """Tokens that are trained: the last answer, every assistant turn, or everything. Turns with weight 0 never are."""
     max_length: Annotated[int, Meta(ge=8)] = 1024

@@ -107,6 +107,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     """Rows that make several."""
     parted: int = 0
     """Rows in which a token lay across the border of prompt and answer, and was parted there."""
+    control: int = 0
+    """Rows with a control token in what is said, which is encoded as text."""
     dropped_untrained: int = 0
     """Rows left out because no token of theirs would be trained, such as those whose answer was cut off."""
     unfit: dict[str, int] = field(default_factory=dict[str, int])

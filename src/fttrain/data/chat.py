@@ -6,7 +6,7 @@ trained follows from where the assistant's turns lie in that text.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from ftlaunch.rows.conversations import row_format
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import pair_of
 from ftlaunch.rows.template import Excused, Row, Unfit
+from fttrain.data.control import MARK, control_tokens
 from fttrain.data.render import Renderer
 from fttrain.data.skeleton import Rendered, Span
 from fttrain.data.templates import added_bos, end_tokens
@@ -36,6 +37,9 @@ class Encoded:
     """Tokens that were cut off at `max_length`."""
     is_parted: bool = False
     """Whether a token lay across the border of prompt and answer, and was parted there."""
+
+    has_control: bool = False
+    """Whether a control token stood in what was said, and is text."""
 
     @property
     def truncated(self) -> bool:
@@ -69,6 +73,7 @@ class Encoder:
         self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._start = [tokenizer.bos_token_id] if added_bos(tokenizer) else []
         self._end_ids = _end_ids(tokenizer)
+        self._control = control_tokens(tokenizer)
         self._blank: dict[int, bool] = {}
         is_text = row_format(data) == "text"
         self._overlong = data.overlong or ("split" if is_text else "truncate")
@@ -110,8 +115,7 @@ class Encoder:
 
     def encode_prompt(self, conversation: Conversation, where: str) -> list[int]:
         """Tokens of the turns as they stand when the model begins its answer. Raises Unfit."""
-        text = self._renderer.prompt(conversation, where)
-        ids = self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False).input_ids
+        ids, _ = self._tokens(self._renderer.prompt(conversation, where).text)
         self._refuse_doubles(ids, where)
         return ids
 
@@ -162,18 +166,21 @@ class Encoder:
     def _finished(self, row: Rendered, tokens: Encoding, where: str) -> list[Encoded]:
         """Tokens and marks of a text, within `max_length`. Raises Unfit."""
         ids = tokens.ids
+        if row.has_marks:
+            tokens, ids = self._control.encode(row.text)
         self._refuse_doubles(ids, where)
         # The common case first: every border lies between two tokens, and no list of all offsets is made.
         places = _places(tokens, row.trained)
         if places is not None:
-            return self._fitted(Encoded(ids, _marked(len(ids), places)), where)
+            return self._fitted(Encoded(ids, _marked(len(ids), places), has_control=row.has_marks), where)
         offsets = tokens.offsets
         whole = len(ids), offsets
         # From the last border to the first, so that parting a token leaves the earlier borders where they are.
         for border in reversed(row.borders):
             ids, offsets = self._parted(row.text, ids, offsets, border, where)
         trained = _mark([start for start, _ in offsets], row.trained)
-        return self._fitted(Encoded(ids, trained, is_parted=whole != (len(ids), offsets)), where)
+        is_parted = whole != (len(ids), offsets)
+        return self._fitted(Encoded(ids, trained, is_parted=is_parted, has_control=row.has_marks), where)
 
     def _parted(
         self, text: str, ids: list[int], offsets: list[Offset], border: int, where: str
@@ -195,6 +202,9 @@ class Encoder:
         return [*head[0], *tail[0], *ids[after:]], [*head[1], *places, *offsets[after:]]
 
     def _tokens(self, text: str) -> tuple[list[int], list[Offset]]:
+        if not text.isascii() and MARK.search(text):
+            tokens, ids = self._control.encode(text)
+            return ids, tokens.offsets
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return found.input_ids, found.offset_mapping
 
@@ -228,7 +238,7 @@ class Encoder:
         if self._overlong == "drop":
             raise Excused(where, "it is longer than max_length", "raise max_length")
         if self._overlong == "truncate":
-            return [Encoded(ids[:longest], trained[:longest], len(ids) - longest, encoded.is_parted)]
+            return [replace(encoded, ids_T=ids[:longest], trained_T=trained[:longest], lost=len(ids) - longest)]
         return [Encoded(ids, [True] * len(ids)) for ids in self._pieces(ids, longest)]
 
     def _pieces(self, ids: list[int], longest: int) -> Iterator[list[int]]:

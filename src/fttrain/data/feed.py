@@ -106,6 +106,8 @@ def report(name: str, counts: Counts) -> None:
         dropped["no token to train"] = counts.dropped_untrained
     if dropped:
         log.warning("data.%s: %s", name, unfit.summary(counts.rows, dropped, counts.examples))
+    if counts.control:
+        log.warning("data.%s: %d rows hold control tokens, encoded as text", name, counts.control)
     if counts.lost:
         log.warning("data.%s: %d rows lose %d tokens at max_length", name, counts.truncated, counts.lost)
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -15,6 +16,7 @@ from ftlaunch.rows.messages import REASONING, Conversation, Turn
 from ftlaunch.rows.pairs import Pair
 from ftlaunch.rows.template import Row, Unfit
 from fttrain.data import audit
+from fttrain.data.control import MARK, control_tokens
 from fttrain.data.skeleton import Rendered, Skeletons, Span
 from fttrain.data.templates import added_bos, chat_template
 
@@ -39,12 +41,10 @@ class Renderer:
         self._data = data
         self._tokenizer = tokenizer
         self._bos = added_bos(tokenizer)
-        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        either = "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)"
-        self._control = re.compile(either)
-        self._tail = re.compile(rf"(?:(?:{either})\s*)+$")
+        self._control = control_tokens(tokenizer)
+        self._tail = re.compile(rf"(?:(?:{self._control.either})\s*)+$")
         templates = (data.prompt, data.completion, data.chosen, data.rejected, data.system)
-        self._written = Counter(token for template in templates for token in self._control.findall(template or ""))
+        self._written = Counter(token for template in templates for token in self._control.found(template or ""))
         reserved = RESERVED | set(tokenizer.special_tokens_map)
         self._asked = set(re.findall(r"[A-Za-z_]\w*", self.template or "")) - reserved
         self._skeletons = Skeletons(self.template, self._through_template)
@@ -61,14 +61,15 @@ class Renderer:
         (chosen,), (rejected,) = (self._conversation(side, where) for side in (pair.chosen, pair.rejected))
         return chosen, rejected
 
-    def prompt(self, conversation: Conversation, where: str) -> str:
-        """The text that stands when the model begins its answer."""
-        self._refuse_control(conversation, where)
+    def prompt(self, conversation: Conversation, where: str) -> Rendered:
+        """The text that stands when the model begins its answer; nothing of it is trained."""
+        safe = self._without_control(conversation, where)
         if self.template is None:
-            return self._begun("".join(turn["content"] for turn in conversation.turns))
-        text = self._render(conversation, where, add_generation_prompt=True)
-        self._refuse_loss(audit.left_out_of_prompt(conversation, text), where)
-        return text
+            text = self._begun("".join(turn["content"] for turn in safe.turns))
+        else:
+            text = self._render(safe, where, add_generation_prompt=True)
+            self._refuse_loss(audit.left_out_of_prompt(safe, text), where)
+        return Rendered(text, [], has_marks=safe is not conversation)
 
     def _begun(self, text: str) -> str:
         """The text after one BOS, where the tokenizer puts one first."""
@@ -86,9 +87,13 @@ class Renderer:
         return text + eos
 
     def _conversation(self, conversation: Conversation, where: str) -> list[Rendered]:
-        if any(self._control.search(text) for turn in conversation.turns for text in _texts(turn)):
-            conversation = self._without_ends(conversation)
-            self._refuse_control(conversation, where)
+        if not any(map(self._control.found, self._texts(conversation))):
+            return self._rendered(conversation, where)
+        bare = self._without_ends(conversation)
+        safe = self._without_control(bare, where)
+        return [replace(row, has_marks=safe is not bare) for row in self._rendered(safe, where)]
+
+    def _rendered(self, conversation: Conversation, where: str) -> list[Rendered]:
         if self.template is None:
             return [self._plain(conversation)]
         if not (self._asked | {"tools"}) & conversation.fields.keys():
@@ -200,15 +205,28 @@ class Renderer:
         ]
         return Conversation(turns, conversation.fields, conversation.untrained)
 
-    def _refuse_control(self, conversation: Conversation, where: str) -> None:
-        """What a turn says may not be read as control: a user could end the own turn and speak for the assistant."""
+    def _without_control(self, conversation: Conversation, where: str) -> Conversation:
+        """The conversation, with marks for the control tokens that it holds as text. Raises Unfit unless told so.
+
+        What a turn says may not be read as control: a user could end the own turn and speak for the assistant.
+        """
+        found = [Counter(self._control.found(text)) - self._written for text in self._texts(conversation)]
+        name = next((token for one in found for token in one), None)
+        if name is None:
+            return conversation
+        # Tokens that the recipe's own templates write are control: which of two the row wrote cannot be told.
+        has_marks = any(map(MARK.search, self._texts(conversation)))
+        if self._data.control_tokens == "text" and not self._written and not has_marks:
+            return self._control.masked(conversation)
+        remedy = 'leave such rows out, or write control_tokens = "text" in the data table to have it as plain text'
+        raise Unfit(where, f"the text of a turn holds the control token {name}", remedy)
+
+    def _texts(self, conversation: Conversation) -> Iterator[str]:
+        """What turns say, and the fields that reach the template."""
         for turn in conversation.turns:
-            for text in _texts(turn):
-                found = Counter(self._control.findall(text)) - self._written
-                if found:
-                    problem = f"the text of a turn holds the control token {next(iter(found))}"
-                    remedy = "write it otherwise in the rows, such as with a space in it, or leave such rows out"
-                    raise Unfit(where, problem, remedy)
+            yield from _texts(turn)
+        for key in (self._asked | {"tools"}) & conversation.fields.keys():
+            yield str(conversation.fields[key])
 
 
 def _texts(turn: Turn) -> Iterator[str]:

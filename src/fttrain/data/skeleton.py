@@ -26,6 +26,8 @@ class Rendered:
 
     text: str
     trained: list[Span]
+    has_marks: bool = False
+    """Whether marks of `fttrain.data.control` stand for control tokens in it."""
 
     @property
     def borders(self) -> list[int]:

@@ -277,7 +277,7 @@ def _size(count: int, data: Data) -> int:
 
 
 _COUNTERS = (
-    *("rows", "tokens", "trained", "truncated", "lost", "split", "parted"),
+    *("rows", "tokens", "trained", "truncated", "lost", "split", "parted", "control"),
     *("kept", "whole", "untrained"),
 )
 
@@ -287,6 +287,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.rows = self.tokens = self.trained = self.truncated = self.lost = self.split = self.parted = 0
+        self.control = 0
         self.kept = self.whole = self.untrained = 0
         self.ended = False
         self.unfit = UnfitRows()
@@ -312,6 +313,7 @@ class Tally:
             return False
         self.kept += 1
         self.parted += any(row.is_parted for row in rows)
+        self.control += any(row.has_control for row in rows)
         self.tokens += sum(len(row.ids_T) for row in rows)
         self.trained += sum(map(supervised, rows))
         self.whole += not truncated
@@ -346,6 +348,7 @@ class Tally:
             lost=self.lost,
             split=self.split,
             parted=self.parted,
+            control=self.control,
             dropped_untrained=self.untrained,
             unfit=dict(self.unfit.unfit),
             excused=dict(self.unfit.excused),
@@ -373,5 +376,7 @@ def _key(data: Data, tokenizer: Any, encoder: Encoder) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.update(padding=None, truncation=None)  # settings of the last call, which change no row
     fields = {key: value for key, value in msgspec.to_builtins(data).items() if key not in _NOT_IN_ROWS}
+    if data.control_tokens == "refuse":  # newer than some sets, which are made as before
+        del fields["control_tokens"]
     made_of = [VERSION, fingerprint(data), fields, encoder.template, backend, tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()

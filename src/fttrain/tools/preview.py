@@ -178,6 +178,8 @@ def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
     if counts.parted:
         parted = f"{counts.parted} {kind} with a token across the border of prompt and answer, parted there"
         lines.insert(-1, f"  borders    {parted}")
+    if counts.control:
+        lines.insert(-1, f"  control    {counts.control} {kind} with a control token in a text, encoded as text")
     for number, sample in enumerate(preview.samples, start=1):
         text = "".join(mark(part) if trained else part for part, trained in sample)
         lines += [f"  {_title(number, preview)}", text.rstrip("\n")]
