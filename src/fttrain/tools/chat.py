@@ -41,9 +41,11 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     try:
         folder = hub.model_folder(base.path, base.revision)
         replace_activations.make_known()
+        dtype = computed_in(base.dtype, device)
+        print(f"{path} is computed in {dtype}", file=sys.stderr)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=DTYPES[computed_in(base.dtype, device)],
+            dtype=DTYPES[dtype],
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused in the next line, by name
             use_safetensors=True,

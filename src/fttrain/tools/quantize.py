@@ -80,6 +80,7 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
         after = _measure(loaded.model, windows)
         report: dict[str, Any] = {
             "model": options.model,
+            "computed_in": "fp32",  # bf16 would round away what is measured
             "weights": asdict(scheme),
             "protected": {name: places for name, places in loaded.keep.items() if places},
             "original": {"perplexity": before.perplexity, "bytes": _bytes(loaded, None)},
@@ -223,6 +224,7 @@ def _text(report: dict[str, Any]) -> str:
     lines += ["", f"{report['bits_per_weight']:.4g} bits a quantized weight, scales included"]
     lines += [f"on disk {report['quantized']['bytes_on_disk'] / 1e6:.1f} MB"]
     lines += [f"{kept} super weights kept in float: {', '.join(report['protected'])}"] * bool(kept)
+    lines += [f"computed in {report['computed_in']}"]
     return "\n".join(lines)
 
 

@@ -46,6 +46,7 @@ def _report(options: SuperweightsOptions) -> dict[str, Any]:
     windows = texts.windows(tokenizer, options.text, length=LENGTH, count=WINDOWS)
     report: dict[str, Any] = {
         "model": options.model,
+        "computed_in": "fp32",  # bf16 would round away what single weights change
         "weights": [spike.as_json() for spike in found.weights],
         "unexplained": [spike.as_json() for spike in found.unexplained],
         "spikes": [spike.as_json() for spike in found.spikes],
@@ -104,7 +105,7 @@ def _text(report: dict[str, Any]) -> str:
     lines += [
         _row([*(one[name] for name in COLUMNS), value]) for one, value in zip(report["weights"], each, strict=True)
     ]
-    lines += ["", f"perplexity {perplexity['original']:.4g}"]
+    lines += ["", f"perplexity {perplexity['original']:.4g}, computed in {report['computed_in']}"]
     if each:
         lines += [
             f"without them all {perplexity['without_all']:.4g}",

@@ -167,6 +167,7 @@ def test_the_tool_reports_and_draws(planted: Path, tmp_path: Path, capsys: pytes
     assert tool.main(structs.replace(options, attention_spikes=True)) == 0
     said = capsys.readouterr().out
     assert "perplexity without" in said
+    assert ", computed in fp32" in said
     assert "published: missed [[0, 1995, 21041]]" in said
     assert tool.main(structs.replace(options, json=True)) == 0
     report = json.loads(capsys.readouterr().out)
