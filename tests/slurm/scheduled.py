@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import msgspec
 
-from ftlaunch import processes
 from ftlaunch.backend import backends, runs
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.backend.slurm import paths, queue, submit
@@ -63,12 +62,6 @@ class Acted:
     def jobs(self) -> set[str]:
         """Of all stages, those that may take over included."""
         return {id for stage_dir in self.run.stage_dirs() if (job := read_job(stage_dir)) for id in job.ids}
-
-    def kill_rank(self, rank: int) -> None:
-        attempt = self.run.stage_dir("01-sft").all_attempts()[-1]
-        for pid in processes.of_attempts(attempt.path):
-            if f"--machine_rank\0{rank}\0" in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, signal.SIGKILL)
 
     def signal_task(self, node: int, number: signal.Signals) -> None:
         """Signal the process that looks after the ranks of a node."""

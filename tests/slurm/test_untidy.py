@@ -134,7 +134,7 @@ def test_a_job_that_never_starts_is_told(crowd: dict[str, Acted]) -> None:
 def test_a_rank_is_visited_and_a_run_waits_for_another(
     act: Submit, dev: Cluster, tmp_path: Path, cleared: list[Path]
 ) -> None:
-    acted = act("60 0.1 none", nodes=2)
+    acted = act("900 0.1 none", nodes=2)  # it must still train when the visitor comes, however busy this machine is
     run = write_acted(tmp_path / "after", ("3 0.1 none",), 1, dev)
     cleared.append(run.path)
     acted.wait_for_step(2)

@@ -84,7 +84,10 @@ def _with_base(path: Path) -> layers.Layer:
         raise RecipeError([Problem(place, layers.BASE, "is not a profile's name or path", 'write extends = "NAME"')])
     # A path goes by the folder of the file that names it; a bare name is looked up as on the command line.
     base_path = path.parent / Path(named).expanduser()
-    base_path = base_path if base_path.is_file() else find_profile(named)
+    try:
+        base_path = base_path if base_path.is_file() else find_profile(named)
+    except UserError as error:
+        raise RecipeError([Problem(place, layers.BASE, error.message, error.remedy)]) from error
     # The `setup` lines of a base are run just as the profile's own are.
     trust.require(base_path.absolute())
     base = layers.parse(layers.read_text(base_path), base_path)

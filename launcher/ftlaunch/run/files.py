@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, as on a full disk or with a quota used up; None where it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())  # file servers tell of a quota no earlier
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def last_lines(path: Path, count: int = 20) -> str:

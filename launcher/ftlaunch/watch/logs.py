@@ -173,7 +173,9 @@ def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
         failure = read_failure(attempt) if number in {None, attempt.number} else None
         if failure:
             return failure
-    raise UserError(f"{run.path.name} has no error on record", f"see how it stands: ftlaunch status {run.path}")
+    now = next((one for one in read_status(run).stages if one.state != "done"), None)
+    stands = f"; {now.name} is {now.state}: {now.note}" if now and now.note else ""
+    raise UserError(f"{run.path.name} has no error on record{stands}", f"see how it stands: ftlaunch status {run.path}")
 
 
 def _died_early(run: RunDir, stage: str | None) -> Failure | None:

@@ -1,5 +1,6 @@
 """The command line, in this process where that is enough and as a real process where it is not."""
 
+import errno
 import json
 import os
 import shlex
@@ -553,3 +554,16 @@ def test_a_run_folder_with_a_line_break_is_refused(call: Call, recipe: Path) -> 
     code, _, said = call("plan", recipe, "--run-dir", "a\ntouch CANARY #")
     assert code == BAD_INPUT
     assert "holds control characters" in said
+
+
+def test_a_full_disk_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(**_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/x/plan.json")
+
+    monkeypatch.setattr(cli, "app", write)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: /runs/x/plan.json cannot be written: Disk quota exceeded\n  → ")

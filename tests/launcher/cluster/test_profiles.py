@@ -100,6 +100,21 @@ def test_a_profile_extends_another_and_is_set_for_once(tmp_path: Path) -> None:
     assert str(raised.value).startswith("--site partitoin=x: partitoin: is not a known key")
 
 
+@pytest.mark.parametrize(
+    ("base", "why"), [("none-such", "no cluster"), ("./gone.toml", "no profile"), ("own", "extends")]
+)
+def test_a_base_that_cannot_be_had_is_told_with_its_line(
+    tmp_path: Path, base: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slurm/profiles").mkdir(parents=True)
+    path = write(tmp_path / "slurm/profiles", f'partition = "x"\nextends = "{base}"\n', "own")
+    with pytest.raises(RecipeError) as raised:
+        load_cluster(str(path))
+    assert str(raised.value).startswith(f"{path}:2: extends: ")
+    assert why in str(raised.value)
+
+
 def test_the_first_line_of_setup_that_fails_ends_the_job_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "sourced.sh").write_text("false\nexport FOUND=1\n")
     lines = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import file_by_rename, folder_by_rename, require_empty
+from ftlaunch.run.files import file_by_rename, folder_by_rename, require_empty, why_unwritable
 
 
 def fill_and_fail(folder: Path) -> None:
@@ -62,3 +62,9 @@ def test_a_file_is_replaced_or_left(tmp_path: Path, durable: bool) -> None:
     with pytest.raises(RuntimeError):
         write_and_fail(path, durable=durable)
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_why_nothing_can_be_written(tmp_path: Path) -> None:
+    assert why_unwritable(tmp_path) is None
+    assert not [*tmp_path.iterdir()]
+    assert why_unwritable(tmp_path / "gone") == "No such file or directory"

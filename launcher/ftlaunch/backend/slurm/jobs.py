@@ -14,7 +14,7 @@ from ftlaunch.backend.slurm.queue import Answer, Entry
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
 from ftlaunch.processes import lock
 from ftlaunch.processes.outcome import Failure, Stopped, read_outcome
-from ftlaunch.run.files import last_lines
+from ftlaunch.run.files import last_lines, why_unwritable
 from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StageDir
 
 ALIVE: dict[str, State] = {
@@ -156,7 +156,10 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
         word = _ended_by(entry)
         cancelled = entry.state.startswith("CANCELLED")
         state: State = "failed" if entry.state in BROKEN else "cancelled" if cancelled else "interrupted"
-        return state, f"{word}: {early.message}" if early and early.traceback and not cancelled else word
+        if early and early.traceback and not cancelled:
+            return state, f"{word}: {early.message}"
+        why = why_unwritable(stage_dir.path) if state == "failed" else None
+        return state, f"{word}: {stage_dir.path} cannot be written: {why}" if why else word
     run = RunDir(stage_dir.path.parent)
     if (driver := lock.holder(run)) and processes.is_alive(driver) is not False:
         return "waiting", "is being submitted"
@@ -205,5 +208,7 @@ def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
     telling = [line for line in said.splitlines() if not NOISE.search(line)] or said.splitlines()
     slurm = reasons.why_ended(entry.state, entry.reason) if entry else "SLURM does not know it any more"
     message = telling[-1].strip() if telling else f"job {id} left no word: {slurm}"
+    if not telling and (why := why_unwritable(stage_dir.path)):
+        message = f"{stage_dir.path} cannot be written: {why}"
     remedy = f"job {id} died before the stage could start ({slurm}): look at the profile's setup, python, container"
     return Failure(rank=None, type="JobDied", message=message, remedy=remedy, traceback=said, log=str(output))
