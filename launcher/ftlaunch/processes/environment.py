@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from ftlaunch.errors import UserError
 
@@ -16,6 +17,11 @@ FOREIGN = re.compile(
 
 A process that finds one believes it: it waits for peers that never come, or divides every loss by a number.
 """
+PLACES = re.compile(
+    r"(HF|HUGGINGFACE|TRANSFORMERS|XDG|(PY)?TORCH|TORCHINDUCTOR|TRITON|CUDA|WANDB)_(\w+_)?(HOME|CACHE|DIR|PATH)"
+    r"|SSL_CERT_(FILE|DIR)|TMPDIR|PYTHONPATH|LD_LIBRARY_PATH"
+)
+"""Variables that name files and folders."""
 
 
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
@@ -26,8 +32,20 @@ A variable that is set already is left alone, so that whoever wants to see all o
 
 
 def inherited() -> dict[str, str]:
-    """This process's variables but for those of another launcher."""
-    return {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+    """This process's variables but for those of another launcher.
+
+    Relative paths in them become absolute: stages work in their run's folder, where HF_HOME=cache is another folder.
+    """
+    kept = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+    return {name: _from_here(value) if PLACES.fullmatch(name) else value for name, value in kept.items()}
+
+
+def _from_here(paths: str) -> str:
+    # Libraries expand ~ themselves, and an empty part has a meaning of its own.
+    parts = paths.split(os.pathsep)
+    return os.pathsep.join(
+        part if part.startswith(("~", "/")) or not part else str(Path(part).absolute()) for part in parts
+    )
 
 
 def require_trainer() -> None:

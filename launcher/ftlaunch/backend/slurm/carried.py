@@ -7,6 +7,7 @@ import msgspec
 
 from ftlaunch.backend.slurm import paths
 from ftlaunch.cluster.vocabulary import Cluster
+from ftlaunch.processes.environment import inherited
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.safety.redact import names_secret
@@ -19,9 +20,10 @@ CARRIED = re.compile(
 
 
 def carried() -> dict[str, str]:
-    """Variables of this process that stages are given."""
+    """Variables of this process that stages are given, with absolute paths."""
+    variables = inherited()
     # HF_TOKEN also matches CARRIED; secrets reach the nodes by the user's own login files instead.
-    return {name: os.environ[name] for name in sorted(os.environ) if CARRIED.fullmatch(name) and not names_secret(name)}
+    return {name: variables[name] for name in sorted(variables) if CARRIED.fullmatch(name) and not names_secret(name)}
 
 
 def keep(run: RunDir) -> None:
