@@ -12,6 +12,7 @@ import msgspec
 from ftlaunch import rules
 from ftlaunch.errors import UserError
 from ftlaunch.load import Loaded
+from ftlaunch.load.layers import OfSweep
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.recipe import Sweep, Training
 from ftlaunch.run.spec import StageSpec
@@ -50,10 +51,11 @@ def variants(recipes: Sequence[Path], settings: Sequence[str]) -> list[Variant]:
     """
     found: list[Variant] = []
     for path in recipes:
-        recipe = rules.load_and_check(path, settings).recipe
+        loaded = rules.load_and_check(path, settings)
+        recipe, folder = loaded.recipe, loaded.where.origin(("sweep",)).folder
         for label, own in _swept(recipe.sweep or Sweep()):
             name = "/".join(part for part in (recipe.name if len(recipes) > 1 or not label else "", label) if part)
-            found.append(Variant(name, path, (*settings, *own)))
+            found.append(Variant(name, path, (*settings, *(OfSweep(setting, folder) for setting in own))))
     # Folders are compared, not labels: "a b" and "a/b" are both a-b on disk, where two runs cannot live.
     names = [variant.folder for variant in found]
     if twice := {name for name in names if names.count(name) > 1}:

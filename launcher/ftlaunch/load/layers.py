@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from ftlaunch.errors import Problem, RecipeError, UserError
 from ftlaunch.load.messages import as_toml, join_or
@@ -31,6 +31,17 @@ SYNTAX_REMEDIES = {
     "Cannot declare": "this table is given twice: join the two",
     "Expected '=' after a key": "write key = value, and put a key with blanks in quotes",
 }
+
+
+class OfSweep(str):
+    """A setting that a recipe's [sweep] gives. Paths in it count from that recipe's folder."""
+
+    __slots__ = ("folder",)
+
+    def __new__(cls, setting: str, folder: Path) -> Self:
+        made = super().__new__(cls, setting)
+        made.folder = folder
+        return made
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,8 @@ def _set(layer: Layer, setting: str, option: str) -> None:
         raise UserError("is not of the form key.path=value", remedy) from None
     if keys[0] == BASE:
         raise UserError(f"{BASE} counts only where it stands in a recipe", f"write {BASE} = … in the file")
-    _put(layer, _find(layer.values, keys), _value(text), Source(f"{option} {setting}", Path.cwd()))
+    folder = setting.folder if isinstance(setting, OfSweep) else Path.cwd()
+    _put(layer, _find(layer.values, keys), _value(text), Source(f"{option} {setting}", folder))
 
 
 def _value(text: str) -> Toml:

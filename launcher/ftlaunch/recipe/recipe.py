@@ -22,7 +22,8 @@ class Sweep(Table, frozen=True, kw_only=True):
     of `grid`. The first is what the others are compared with."""
 
     variants: dict[Name, list[Text]] = field(default_factory=dict[Name, list[Text]])
-    """Name of a variant → settings as `--set` has them: dora = ["adapter.kind=dora", "adapter.rank=16"]."""
+    """Name of a variant → settings as `--set` has them: dora = ["adapter.kind=dora", "adapter.rank=16"]. Paths in them
+    count from this recipe, as all others."""
     # A grid varies single values. A variant that changes several keys together is one of `variants`.
     grid: dict[Text, Annotated[list[bool | int | float | Text], Meta(min_length=1)]] = field(
         default_factory=dict[Text, list[bool | int | float | Text]]

@@ -68,6 +68,20 @@ def test_a_sweep_is_every_variant_with_every_combination(write: Write, tmp_path:
     assert last.recipe.sweep is None
 
 
+def test_paths_of_a_sweep_count_from_its_recipe_and_those_of_set_from_here(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("a/rows.csv", "b/rows.csv", "here/c.csv"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("question,answer\nx,y\n")
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = write("a", '[sweep.grid]\n"data.qa.path" = ["a/rows.csv", "b/rows.csv"]\n')
+    found = trials(variants([recipe], ["data.qa.eval=c.csv"]), 1, tmp_path / "out")
+    tables = [trial.plan.recipe.data["qa"] for trial in found]
+    paths = [[table.path, table.eval] for table in tables]
+    assert paths == [[f"{tmp_path}/{name}/rows.csv", f"{tmp_path}/here/c.csv"] for name in ("a", "b")]
+
+
 def test_the_plan_of_a_sweep_shows_each_variant_by_what_differs(write: Write, call: Call) -> None:
     code, said, _ = call("plan", write("a", SWEEP))
     assert code == DONE
