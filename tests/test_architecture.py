@@ -116,7 +116,7 @@ FLOORS = {
     ),
     "ftlaunch.rows": (
         "template",
-        "files messages tables unfit",
+        "files groups messages tables unfit",
         "lines",
         "conversations readers",
         "pairs",

@@ -32,7 +32,7 @@ ON_THE_WAY = (
 NOT_DECISIVE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")
 """Fields of a stage's spec that do not decide its course."""
 ADDED_TO_DATA: dict[str, object] = {
-    **dict.fromkeys(("preference_field", "best_rating", "eval"), None),
+    **dict.fromkeys(("preference_field", "best_rating", "eval", "group_by"), None),
     **{"label_field": "label", "template_arguments": {}, "unfit": "drop", "unfit_share": 0.1, "test_by": "row"},
     **{"control_tokens": "refuse"},
 }

@@ -52,6 +52,9 @@ class Data(Table, frozen=True, kw_only=True):
     """Field of such an answer with its text."""
     rating_field: Text = "overall_score"
     """Field of such an answer with its rating, a number."""
+    group_by: Text | None = None
+    """Field, such as "prompt", for format "ratings" where each row holds one answer and its rating: rows next to each
+    other that have the same there are the answers to one prompt."""
     best_rating: Literal["highest", "lowest"] | None = None
     """Which rating is the best: "lowest" for ranks, whose first is 1. None: the highest, unless the field is a rank."""
     system: Text | None = None

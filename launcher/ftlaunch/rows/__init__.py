@@ -13,6 +13,7 @@ from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import looks, tables
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
 from ftlaunch.rows.files import ENDINGS, data_files, kind_of_file
+from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.pairs import is_good, pair_of
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.readers import Lines, read_rows, rows_of
@@ -78,7 +79,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     seen = 0
     fields: set[str] = set()
     try:
-        for where, row in islice(_sample(data), data.limit):
+        for where, row in islice(grouped(data, _sample(data)), data.limit):
             seen += 1
             fields |= row.keys()
             # Unfit is a DataError, too: one row that is unfit is counted here, while any other DataError ends the

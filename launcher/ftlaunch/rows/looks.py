@@ -46,7 +46,8 @@ def fields_read(data: Data, fields: Set[str]) -> set[str]:
         case "messages" | "sharegpt":
             return read | {list_field(data, dict.fromkeys(fields))} | TO_TEMPLATES
         case "ratings":
-            return read | {data.answers_field, "prompt"}
+            of_answers = set[str]() if data.group_by is None else {data.answer_field, data.rating_field, data.group_by}
+            return read | {data.answers_field, "prompt"} | of_answers
         case "unpaired":
             read |= {data.label_field}
         case _:

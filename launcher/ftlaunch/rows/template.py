@@ -259,7 +259,7 @@ def value_at(row: Row, path: FieldPath, where: str) -> Any:
     for depth, key in enumerate(path):
         parts = _parts(value)
         if key not in parts:
-            remedy = f"{shown(path[:depth]) or 'the row'} has {_present(value, parts)}"
+            remedy = f"{shown(path[:depth]) or 'the row'} has {present(value, parts)}"
             raise Unfit(where, f"field {shown(path[: depth + 1])} is missing", remedy)
         value = parts[key]
     return value
@@ -274,7 +274,8 @@ def _parts(value: object) -> Mapping[str, object]:
     return {}
 
 
-def _present(value: object, parts: Mapping[str, object]) -> str:
+def present(value: object, parts: Mapping[str, object]) -> str:
+    """What there is in a value, by its parts, in a user's words."""
     if isinstance(value, list):
         return f"{len(parts)} items, counted from 0"
     if parts:

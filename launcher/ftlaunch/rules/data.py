@@ -25,6 +25,7 @@ TAKERS = {
     "margin_field": ("preference",),
     "preference_field": ("preference",),
     "label_field": ("unpaired",),
+    "group_by": ("ratings",),
     "best_rating": ("ratings",),
     "answers_field": ("ratings",),
     "answer_field": ("ratings",),

@@ -13,6 +13,7 @@ from msgspec import structs
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Ppo
 from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows, tables
+from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
 from ftlaunch.run.spec import StageSpec
@@ -51,7 +52,7 @@ def load_rows(data: Data) -> Rows:
     Raises UserError where a file or row is broken, or the hub does not have, or does not give, what is named.
     """
     rows = _local_rows(data) if is_local(data.path) else _hub_rows(_open_hub(data), data, "row")
-    return islice(rows, data.limit)
+    return islice(grouped(data, rows), data.limit)
 
 
 def stream_rows(data: Data, seed: int, skip: int) -> Rows:

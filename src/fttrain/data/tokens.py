@@ -376,7 +376,8 @@ def _key(data: Data, tokenizer: Any, encoder: Encoder) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.update(padding=None, truncation=None)  # settings of the last call, which change no row
     fields = {key: value for key, value in msgspec.to_builtins(data).items() if key not in _NOT_IN_ROWS}
-    if data.control_tokens == "refuse":  # newer than some sets, which are made as before
-        del fields["control_tokens"]
+    for key, default in {"control_tokens": "refuse", "group_by": None}.items():
+        if fields[key] == default:  # newer than some sets, which are made as before
+            del fields[key]
     made_of = [VERSION, fingerprint(data), fields, encoder.template, backend, tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()

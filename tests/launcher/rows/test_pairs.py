@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows import check_rows
+from ftlaunch.rows import check_rows, read_rows
+from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import Pair, pair_of
 from ftlaunch.rows.template import DataError, Excused, Unfit
@@ -180,3 +181,25 @@ def test_the_row_check_speaks_of_pairs(tmp_path: Path) -> None:
     assert empty[:2] == (f"{path}:2", "an answer is empty (in 1 of 4 rows read)")
     assert missing[:2] == (f"{path}:4", "field rejected is missing (in 1 of 4 rows read)")
     assert "unfit_share" in missing[2]
+
+
+def test_rows_with_one_answer_each_are_grouped_by_their_prompt(tmp_path: Path) -> None:
+    rated = [("a", "worst", 0), ("a", "best", 3), ("a", "fair", 2), ("b", "x", 1), ("b", "y", 1), ("c", "alone", 4)]
+    rows = [{"prompt": prompt, "response": text, "helpfulness": number, "id": 1} for prompt, text, number in rated]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"format": "ratings", "prompt": "{prompt}", "rating_field": "helpfulness", "group_by": "prompt"}
+    table = Data(path=str(tmp_path / "a.jsonl"), **fields)
+    found = check_rows(table)
+    assert found.problems == []
+    left_out, unread = found.notes
+    assert left_out.startswith("2 of 3 rows left out: 2 × its answers are all rated alike")
+    assert unread == "unread columns: id"
+    (where, first), *_ = list(grouped(table, read_rows(tmp_path / "a.jsonl")))
+    assert where.endswith("a.jsonl:1")
+    pair = pair_of(table, first, where)
+    assert [side.turns[-1]["content"] for side in (pair.chosen, pair.rejected)] == ["best", "worst"]
+    assert pair.margin == 3
+    (tmp_path / "a.jsonl").write_text('{"question": "a", "response": "b", "helpfulness": 1}\n')
+    ((_, message, remedy),) = check_rows(table).problems
+    assert message == "field prompt, by which rows are grouped, is missing"
+    assert remedy == "the row has the fields question, response, helpfulness: use one of these"
