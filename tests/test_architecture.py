@@ -232,7 +232,7 @@ FLOORS = {
     "fttrain.tools": (
         "__init__ output",
         "calibrate chat import_gguf merge preview push quantize superweights unpack",
-        "evaluate serve",
+        "evaluate harness serve",
     ),
     "fttrain.training": (
         "__init__ counters metrics optim preflight tracking",

@@ -117,6 +117,19 @@ class EvaluateOptions(ToolOptions, frozen=True, kw_only=True, tag="evaluate"):
     json: bool = False
 
 
+class HarnessOptions(ToolOptions, frozen=True, kw_only=True, tag="harness"):
+    """`ftlaunch eval --task`."""
+
+    models: list[str]
+    tasks: tuple[str, ...]
+    folder: str | None = None
+    """Of tasks in addition to the harness's own."""
+    prompts: int | None = None
+    """Of each task. None: all."""
+    batch_size: int = 8
+    json: bool = False
+
+
 class PreviewOptions(ToolOptions, frozen=True, kw_only=True, tag="preview"):
     """`ftlaunch preview`."""
 

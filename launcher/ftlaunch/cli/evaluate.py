@@ -9,7 +9,7 @@ from ftlaunch.cli.model import resolve_model
 from ftlaunch.cli.options import ClusterName, Json, Settings, Site, defaults
 from ftlaunch.cli.profile import backend_named
 from ftlaunch.errors import UserError
-from ftlaunch.tools import EvaluateOptions
+from ftlaunch.tools import EvaluateOptions, HarnessOptions
 
 _DEFAULTS = defaults(EvaluateOptions)
 
@@ -26,6 +26,13 @@ def evaluate(
     metric: Annotated[
         list[str] | None,
         typer.Option("--metric", metavar="NAME", help="A metric, as recipes name it. Default: bleu nist coco_rouge_l."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="NAME", help="A task of lm-evaluation-harness instead of the data held out."),
+    ] = None,
+    task_folder: Annotated[
+        Path | None, typer.Option("--task-folder", metavar="DIR", help="A folder with tasks of your own.")
     ] = None,
     data: Annotated[
         str | None,
@@ -60,6 +67,13 @@ def evaluate(
     """
     backend = backend_named(cluster, site)
     recipe, models = _asked(source, model or [], settings or [])
+    if task:
+        _require_none(metric=metric, data=data, answers=answers, choices_field=choices_field, label_field=label_field)
+        folder = None if task_folder is None else str(task_folder)
+        harness = HarnessOptions(models=models, tasks=tuple(task), folder=folder, prompts=prompts, json=as_json)
+        raise typer.Exit(trainer.call(harness, profile))
+    if task_folder is not None:
+        raise UserError("--task-folder counts only with --task", "name a task, or leave it out")
     # Checked now: the tool opens the file only after minutes of generation.
     if answers is not None:
         _require_room(answers)
@@ -103,6 +117,14 @@ def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe
     revision = f"@{recipe.model.revision}" if recipe.model.revision else ""
     # The base goes first, as the tool gives differences from the first model.
     return recipe, models or [recipe.model.path + revision, resolve_model(source, merged=True)]
+
+
+def _require_none(**given: object) -> None:
+    """Raise UserError for an option that a task of the harness has no use for."""
+    for name, value in given.items():
+        if value is not None:
+            message = f"--{name.replace('_', '-')} does not count with --task, which brings its own data and scores"
+            raise UserError(message, "leave it out")
 
 
 def _require_room(answers: Path) -> None:

@@ -29,6 +29,7 @@ from ftlaunch.run.layout import RunDir
 from ftlaunch.tools import (
     ChatOptions,
     EvaluateOptions,
+    HarnessOptions,
     ImportOptions,
     MergeOptions,
     PreviewOptions,
@@ -451,6 +452,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, called: list[Too
         ("quantize", "model", "out", "--bits", "3", "--asymmetric", "--activation-bits", "8", "--protect"),
         ("import", recipe.parent, "model"),
         ("eval", recipe, "model", "--prompts", "3", "--answers", "said.jsonl", "--json", *metrics),
+        ("eval", recipe, "model", "--task", "a", "--task", "b", "--task-folder", "mine", "--prompts", "3"),
         ("serve", "model", "--compare", "base", "--allow-host", "a", "--allow-host", "b", "--port", "9"),
     )
     assert [call(*line)[0] for line in lines] == [3] * len(lines)
@@ -474,6 +476,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, called: list[Too
             answers="said.jsonl",
             json=True,
         ),
+        HarnessOptions(models=["model"], tasks=("a", "b"), folder="mine", prompts=3),
         ServeOptions(model="model", compare="base", allow_host=["a", "b"], port=9),
     ]
 
@@ -505,6 +508,8 @@ def test_a_run_stands_for_what_it_made(call: Call, tmp_path: Path, called: list[
         ((), "is a recipe, and has made no model"),
         (("model", "--answers", "none/a.jsonl"), "there is no such folder"),
         (("model", "--answers", "q.jsonl"), "the file exists"),
+        (("model", "--task", "a", "--metric", "bleu"), "--metric does not count with --task"),
+        (("model", "--task-folder", "mine"), "counts only with --task"),
     ],
 )
 def test_eval_needs_models_and_a_place_for_answers(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -285,3 +287,9 @@ def test_a_gguf_file_that_cannot_be_read_is_a_users_mistake(written: tuple[Path,
         assert not (tmp_path / name).exists()
     with pytest.raises(UserError, match="does not exist"):
         convert(tmp_path / "none.gguf", tmp_path / "none", torch.float32)
+
+
+def test_deepspeed_and_bitsandbytes_say_nothing_of_their_own_when_they_are_imported():
+    script = "import fttrain, deepspeed, bitsandbytes.backends.cpu.ops"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
