@@ -71,7 +71,7 @@ def evaluate(
         _require_none(metric=metric, data=data, answers=answers, choices_field=choices_field, label_field=label_field)
         folder = None if task_folder is None else str(task_folder)
         harness = HarnessOptions(models=models, tasks=tuple(task), folder=folder, prompts=prompts, json=as_json)
-        raise typer.Exit(trainer.call(harness, profile))
+        raise typer.Exit(backend.call(harness))
     if task_folder is not None:
         raise UserError("--task-folder counts only with --task", "name a task, or leave it out")
     # Checked now: the tool opens the file only after minutes of generation.
