@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,9 @@ def _told(options: HarnessOptions) -> Iterator[str]:
 def _manager(options: HarnessOptions) -> Any:
     """Return the harness's list of tasks. Raises UserError where one of those asked for is not among them."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
-
     if options.folder is not None:
         trust.require(Path(options.folder), deep=True)  # a task may hold functions
-    manager = TaskManager(include_path=options.folder)
+    manager = import_module("lm_eval.tasks").TaskManager(include_path=options.folder)
     if unknown := [task for task in options.tasks if task not in manager.all_tasks]:
         remedy = "see `lm-eval ls tasks`, or name the folder of your own with --task-folder"
         raise UserError(f"lm-evaluation-harness knows no task {', '.join(unknown)}", remedy)
@@ -49,13 +48,11 @@ def _manager(options: HarnessOptions) -> Any:
 
 
 def _evaluated(path: str, manager: Any, options: HarnessOptions) -> dict[str, dict[str, Any]]:
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
     model, tokenizer = load(path)
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+    kind = import_module("lm_eval.models.huggingface").HFLM
+    wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
     try:
-        found = simple_evaluate(
+        found = import_module("lm_eval").simple_evaluate(
             model=wrapped, tasks=list(options.tasks), task_manager=manager, limit=options.prompts, log_samples=False
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
