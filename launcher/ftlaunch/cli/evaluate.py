@@ -12,6 +12,21 @@ from ftlaunch.errors import UserError
 from ftlaunch.tools import EvaluateOptions, HarnessOptions
 
 _DEFAULTS = defaults(EvaluateOptions)
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME", help="A metric, as recipes name it. Default: bleu nist coco_rouge_l."),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME", help="A task of lm-evaluation-harness instead of the data held out."),
+]
+TaskFolder = Annotated[
+    Path | None, typer.Option("--task-folder", metavar="DIR", help="A folder with tasks of your own.")
+]
+DataName = Annotated[
+    str | None,
+    typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits."),
+]
 
 if TYPE_CHECKING:
     from ftlaunch.recipe import Recipe
@@ -23,21 +38,10 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="MODEL…", help="Models, as in chat. Default: a run's base and its newest model."),
     ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option("--metric", metavar="NAME", help="A metric, as recipes name it. Default: bleu nist coco_rouge_l."),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", metavar="NAME", help="A task of lm-evaluation-harness instead of the data held out."),
-    ] = None,
-    task_folder: Annotated[
-        Path | None, typer.Option("--task-folder", metavar="DIR", help="A folder with tasks of your own.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits."),
-    ] = None,
+    metric: Metrics = None,
+    task: Tasks = None,
+    task_folder: TaskFolder = None,
+    data: DataName = None,
     prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first N prompts.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.")
@@ -67,13 +71,9 @@ def evaluate(
     """
     backend = backend_named(cluster, site)
     recipe, models = _asked(source, model or [], settings or [])
-    if task:
+    if task or task_folder is not None:
         _require_none(metric=metric, data=data, answers=answers, choices_field=choices_field, label_field=label_field)
-        folder = None if task_folder is None else str(task_folder)
-        harness = HarnessOptions(models=models, tasks=tuple(task), folder=folder, prompts=prompts, json=as_json)
-        raise typer.Exit(backend.call(harness))
-    if task_folder is not None:
-        raise UserError("--task-folder counts only with --task", "name a task, or leave it out")
+        raise typer.Exit(backend.call(_of_harness(models, task or [], task_folder, prompts, as_json=as_json)))
     # Checked now: the tool opens the file only after minutes of generation.
     if answers is not None:
         _require_room(answers)
@@ -117,6 +117,15 @@ def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe
     revision = f"@{recipe.model.revision}" if recipe.model.revision else ""
     # The base goes first, as the tool gives differences from the first model.
     return recipe, models or [recipe.model.path + revision, resolve_model(source, merged=True)]
+
+
+def _of_harness(
+    models: list[str], tasks: list[str], folder: Path | None, prompts: int | None, *, as_json: bool
+) -> HarnessOptions:
+    if not tasks:
+        raise UserError("--task-folder counts only with --task", "name a task, or leave it out")
+    place = None if folder is None else str(folder)
+    return HarnessOptions(models=models, tasks=tuple(tasks), folder=place, prompts=prompts, json=as_json)
 
 
 def _require_none(**given: object) -> None:
