@@ -51,5 +51,7 @@ def attach(
 
     folder = runs.find(run)
     line = command(folder, rank, words or [], terminal=sys.stdin.isatty())
+    # Within salloc, the shell's own job has its size there, which srun would take for what is asked of it.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SRUN_"))}
     # The profile may name a slurm.conf of its own: srun then finds the run's cluster and not the default one.
-    raise typer.Exit(subprocess.call(line, env=os.environ | queue.environment(queue.read_cluster(folder))))
+    raise typer.Exit(subprocess.call(line, env=variables | queue.environment(queue.read_cluster(folder))))

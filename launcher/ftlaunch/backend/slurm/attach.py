@@ -1,11 +1,8 @@
 """A shell on the node of a rank, inside the job that trains there."""
 
-import msgspec
-
 from ftlaunch.backend.slurm import queue
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.errors import UserError
-from ftlaunch.processes import Identity
 from ftlaunch.run.layout import RunDir
 
 
@@ -21,9 +18,10 @@ def command(run: RunDir, rank: int, words: list[str], *, terminal: bool) -> list
     if step is None or made_by is None or made_by.job not in alive:
         raise UserError(f"no job of {run.path.name} trains", f"see how it stands: ftlaunch status {run.path}")
     parallel = step.read_spec().parallel
-    process = attempts[-1].on_node(rank // parallel.procs_per_node).process
+    node = rank // parallel.procs_per_node
+    process = attempts[-1].on_node(node).process
     if rank not in range(parallel.world_size) or not process.exists():
         raise UserError(f"{step.name} has no rank {rank} at work", f"ranks are 0 to {parallel.world_size - 1}")
-    host = msgspec.json.decode(process.read_bytes(), type=Identity).host.partition(".")[0]
-    where = [f"--jobid={made_by.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}"]
+    # By its number in the job, as SLURM may call a node otherwise than that calls itself.
+    where = [f"--jobid={made_by.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--relative={node}"]
     return ["srun", *where, f"--chdir={run.path}", *(["--pty"] if terminal else []), *(words or ["bash", "-i"])]
