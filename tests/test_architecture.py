@@ -164,7 +164,7 @@ FLOORS = {
         "store writer",
     ),
     "fttrain.data": (
-        "__init__ audit blind control cores node_arrays segments sources templates",
+        "__init__ audit blind control cores limits node_arrays segments sources templates",
         "skeleton",
         "render",
         "chat",
@@ -187,7 +187,7 @@ FLOORS = {
         "merge",
     ),
     "fttrain.model": (
-        "__init__ attention classifier halves tokenizer",
+        "__init__ attention classifier dropout halves limits tokenizer",
         "packing",
         "completeness",
         "scorer",

@@ -14,18 +14,22 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 FAMILIES = {**CONFIGS, **MORE}
 
 
-def build(name: str, folder: Path) -> Path:
-    """The family's tiny model in a folder, with a tokenizer of bytes; weights so large that all parts of it show."""
+def build(name: str, folder: Path, **fields: Any) -> Path:
+    """The family's tiny model in a folder, with a tokenizer of bytes; weights so large that all parts of it show.
+
+    `fields` of the config replace the family's.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(_config(name), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(_config(name, fields), dtype=torch.float32)
     _enlarge(model)
     model.save_pretrained(folder)
     _byte_tokenizer().save_pretrained(folder)
     return folder
 
 
-def _config(name: str) -> Any:
+def _config(name: str, fields: dict[str, Any]) -> Any:
     kind, own = FAMILIES[name]
+    own = own | fields
     family = CONFIG_MAPPING[kind]
     if "text_config" in own:
         return AutoConfig.for_model(kind, **own)

@@ -266,4 +266,12 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "flint": ("flint", {**HEAD, **MIXED}),
     "gpt-sw3": ("gpt-sw3", {**OLD, "attn_pdrop": 0.0}),
     "minimax_m3": ("minimax_m3_vl_text", {**HEAD, **EXPERTS, "num_local_experts": 4}),
+    "inkling": (
+        "inkling_text",
+        {**EXPERTS, **HEAD, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16}
+        | {"sliding_window_size": WINDOW, "layer_types": ["hybrid_sliding", "hybrid"], "d_rel": 8, "rel_extent": 32}
+        | {"n_routed_experts": 4, "n_shared_experts": 1, "mlp_layer_types": ["dense", "sparse"]}
+        | {"unpadded_vocab_size": 310, "logits_mup_width_multiplier": 3.0},
+    ),
+    "xlstm": ("xlstm", {"num_heads": 4, "chunk_size": 16, "num_blocks": 2}),
 }

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Dora, LowRank
+from ftlaunch.recipe import Dora, Lora, LowRank
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
@@ -201,8 +201,11 @@ def _targeted(model: nn.Module, able: list[str], targets: str | list[str], left:
         told = ", ".join(map(repr, missing))
         reasons = {reason for name, reason in left.items() if _is_meant(name, targets)}
         because = f" ({'; '.join(sorted(reasons))})" if reasons else ""
+        # `targets` are of layers; stacked experts are parameters, which another key adapts.
+        stacked = any(_is_meant(name, missing) for name in experts(model, Lora()))
+        remedy = "write experts = true in [adapter] for the experts, and leave them out of targets" if stacked else None
         raise UserError(
-            f"adapter.targets: nothing in the model that can be adapted matches {told}{because}", _known(able)
+            f"adapter.targets: nothing in the model that can be adapted matches {told}{because}", remedy or _known(able)
         )
     return found
 

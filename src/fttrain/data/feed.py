@@ -22,6 +22,7 @@ from fttrain.data import tokens
 from fttrain.data.batches import Layout, MicroBatch, split_batch
 from fttrain.data.drawn import all_of, drawn
 from fttrain.data.held_out import on_both_sides
+from fttrain.data.limits import Limits
 from fttrain.data.node_arrays import NodeArrays
 from fttrain.data.order import Order
 from fttrain.data.prepare import prepare
@@ -72,6 +73,10 @@ class RowFeed(Feed, Protocol):
 
     def lay(self, layout: Layout) -> None:
         """Use this layout of rows from now on."""
+        ...
+
+    def require(self, limits: Limits, virtual: int) -> None:
+        """Raise UserError where a row is more than the model can read; `virtual` tokens come before each."""
         ...
 
 
@@ -211,6 +216,15 @@ class TableFeed:
     def lay(self, layout: Layout) -> None:
         self._layout.chosen = layout
 
+    def require(self, limits: Limits, virtual: int) -> None:
+        # All ids of a large data set take seconds to read, and few tokenizers have tokens that their model has not.
+        has_more = max(self._tokenizer.get_vocab().values(), default=0) >= limits.vocabulary
+        for path, table in zip(self._paths * 2, [*self._train, *self._test], strict=True):
+            rows = table.answers if isinstance(table, PairSet) else table
+            limits.require_short(path, int(rows.lengths.max(initial=0)), virtual=virtual)
+            if has_more:
+                limits.require_known(path, rows.ids, self._tokenizer)
+
     def refer(self, ask: Ask) -> None:
         """Give every pair the log-probabilities that `ask` returns for it."""
         for name, tables in (("train", self._train), ("test", self._test)):
@@ -249,6 +263,7 @@ class StreamFeed:
         self._tallies = [tokens.Tally() for _ in datas]
         """Of each data set's newest pass."""
         self._rows = self._mixture()
+        self._limits: Limits | None = None
 
     def step(self, number: int) -> list[MicroBatch]:
         start = (number - 1) * self._batch
@@ -256,6 +271,9 @@ class StreamFeed:
             pass
         rows = list(islice(self._rows, self._batch))
         self._taken = start + len(rows)
+        if self._limits is not None:
+            for name, row in zip(self.names(number, range(len(rows))), rows, strict=True):
+                self._limits.require_known(name, row.rows[0][0], self._tokenizer)
         return self._layout.split_batch(rows)
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
@@ -275,6 +293,12 @@ class StreamFeed:
 
     def lay(self, layout: Layout) -> None:
         self._layout.chosen = layout
+
+    def require(self, limits: Limits, virtual: int) -> None:
+        """Refuse rows that could be too long; a token that the model does not know is found once its row is read."""
+        self._limits = limits
+        for data in self._datas:
+            limits.require_short(f"{data.path}, up to max_length", data.max_length, virtual=virtual)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream is, so that a resumed run need not encode what it has passed."""

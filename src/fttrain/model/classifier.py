@@ -27,12 +27,14 @@ def architecture(model_type: str) -> str:
 
 def make(folder: Path, tokenizer: Any) -> None:
     """Join the body in `folder`, a model saved without its language-model head, and the reward head to one model."""
+    pad = padding(tokenizer, tokenizer.chat_template)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "architectures": [architecture(config["model_type"])],
         "id2label": {"0": "reward"},
         "label2id": {"reward": 0},
-        "pad_token_id": _pad(tokenizer),
+        "pad_token_id": pad,
     }
     write_json(folder / "config.json", config)
     tokenizer.save_pretrained(folder)
@@ -56,17 +58,22 @@ def _map(file: Path) -> dict[str, str]:
         return dict.fromkeys(shard.keys(), file.name)
 
 
-def _pad(tokenizer: Any) -> int:
-    """Choose a padding token that ends no answer: transformers reads the reward at the last other token."""
+def padding(tokenizer: Any, template: str | None) -> int:
+    """Return a padding token that ends no answer: transformers reads the reward at the last other token.
+
+    Raises UserError where the tokenizer has none.
+    """
     ends = {tokenizer.eos_token_id}
-    if tokenizer.chat_template:
+    if template:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-        ends.add(tokenizer.apply_chat_template(turns, return_dict=False)[-1])
+        ends.add(tokenizer.apply_chat_template(turns, chat_template=template, return_dict=False)[-1])
     named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
     special = sorted(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
     for token in (*named, *special):
         if token is not None and token not in ends:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
             return token
-    remedy = "add a padding token to the model's tokenizer"
-    raise UserError("the tokenizer has no special token except the one that ends answers", remedy)
+    raise UserError(
+        "the tokenizer has no special token except the one that ends answers, and a reward model needs one for padding",
+        'add one to the base: tokenizer.add_special_tokens({"pad_token": "<|pad|>"}), then'
+        " model.resize_token_embeddings(len(tokenizer)), and save both",
+    )

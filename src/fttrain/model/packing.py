@@ -27,6 +27,8 @@ def refusal(causal: Any) -> str | None:
     if causal.config._attn_implementation != attention.NAME:
         return "attends by code of its own"
     for name, module in causal.named_modules():
+        if "Indexer" in type(module).__name__:
+            return "chooses the keys of a query by rank, among all that lie in its line"
         if STATEFUL.search(type(module).__name__) and not ELSEWHERE.search(name.lower()):
             return f"carries a state from token to token ({type(module).__name__}), which runs on into the next row"
     return None

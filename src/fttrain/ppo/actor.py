@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fttrain.adapters import using_adapter
 from fttrain.data.batches import MicroBatch
-from fttrain.model import packing
+from fttrain.model import dropout, packing
 from fttrain.model.scorer import RewardHead, Scorer
 
 POLICY, REFERENCE, REWARD_MODEL = "policy", "reference", "reward_model"
@@ -78,7 +78,7 @@ class ActorCritic(Scorer):
         self.reward_model = reward_model
         self.value_head = ValueHead(self._causal().get_input_embeddings().embedding_dim)
         self._temperature = temperature
-        _turn_dropout_off(self)
+        dropout.turn_off(self)
 
     def answer(self, inputs: MicroBatch | Decode) -> Any:
         """`ActorOutput` of a micro-batch, row scores [B] as the reward model; for `Decode` logits [B, V] in fp32."""
@@ -138,11 +138,3 @@ class ActorCritic(Scorer):
             .last_hidden_state
         )
         return self._logits(hidden_BTD[:, -1]).float()
-
-
-def _turn_dropout_off(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        if isinstance(getattr(part, "attention_dropout", None), float):
-            part.attention_dropout = 0.0  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """Proximal policy optimization: answers are sampled, scored, and trained on for a few steps, again and again."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,11 +13,13 @@ from fttrain import adapters, artifact
 from fttrain.artifact import StartPoint
 from fttrain.data.batches import MicroBatch
 from fttrain.data.feed import Feed, report
+from fttrain.data.limits import Limits
 from fttrain.data.prompts import Prompts, load_prompts
 from fttrain.data.sources import with_formats
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
+from fttrain.model import limits
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.noise import replace_activations
 from fttrain.objectives import ppo
@@ -89,10 +92,18 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
         return _actor(spec, stage, policy, origin, reward_model)
 
     engine = session.build(spec, stage, world, origin, make_actor)
+    _require_readable(prompts, stage, tokenizer, limits.of(engine.scorer.causal))
     roll_out = _roll_out(spec, stage, prompts, engine, origin, folder)
     feed = RolloutFeed(spec, stage, prompts, tokenizer, engine, reward, roll_out, folder.samples)
     objective = PpoObjective(stage, feed)
     return session.complete(spec, folder, stop, origin, tokenizer, engine, feed, objective)
+
+
+def _require_readable(prompts: list[Prompts], stage: Ppo, tokenizer: Any, of_model: Limits) -> None:
+    """Raise UserError where a prompt, or the answer after it, is more than the model can read."""
+    for prompt in [prompt for one in prompts for prompt in [*one.train, *one.test]]:
+        of_model.require_short(f"{prompt.where}, with max_new_tokens", len(prompt.ids_T) + stage.max_new_tokens)
+        of_model.require_known(prompt.where, prompt.ids_T, tokenizer)
 
 
 def _roll_out(

@@ -3,11 +3,12 @@
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adapter, LowRank, Model, Sft, Training
+from ftlaunch.recipe import Adapter, LowRank, Model, Pairwise, Sft, Training
 from ftlaunch.run.spec import StageSpec
 from fttrain.adapters import coverage
 from fttrain.distributed.world import World
 from fttrain.merging import dry_run
+from fttrain.model import dropout
 from fttrain.model.halves import Halves
 
 
@@ -19,6 +20,13 @@ def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> N
     if isinstance(adapter, LowRank):
         lines += coverage.of(model, adapter).lines()
     _say(lines, world)
+
+
+def without_dropout(model: Any, stage: Training, world: World) -> None:
+    """Turn the base's own dropout off where answers are compared: two passes over one answer must agree; say so."""
+    if isinstance(stage, Pairwise) and (were := dropout.turn_off(model)):
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in were.items())
+        _say([f"dropout is off, as answers are compared (the model has {rates})"], world)
 
 
 def router_weight(model: Any, stage: Training, world: World, *, in_full: bool) -> float:

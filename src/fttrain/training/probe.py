@@ -9,6 +9,7 @@ of short rows.
 import logging
 import math
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,8 @@ OTHER = 9
 """Tokens in which the third row differs from the first."""
 NOBODY = "nobody"
 """A name that no adapter has: with it, the bare base is computed."""
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the code of a model raises where it does not suit the rows."""
 LIMITS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "index_topk")
 log = logging.getLogger(__name__)
 
@@ -76,8 +79,10 @@ class Probe:
         self.passes = self.tokens = 0
         self._expected = torch.cat([self._alone(row) for row in self._rows])
         # Causal attention ignores what follows, so any difference is rounding: another length takes another kernel.
-        first, count = self._rows[0], int(self._rows[0][1].sum())
-        self.rounding = self._mean(self._alone(_followed(first)) - self._expected[:count])
+        first = self._rows[0]
+        whole = _seen_whole(self._scorer.causal.config, first)
+        expected = self._expected[: int(first[1].sum())] if whole is first else self._alone(whole)
+        self.rounding = self._mean(self._alone(_followed(whole)) - expected)
         self.bound = min(max(FLOORS[dtype], MARGIN * self.rounding), CEILINGS[dtype])
 
     @property
@@ -114,16 +119,35 @@ class Probe:
             bare = self._alone(short)
         return self._judge("adapter", bare - self._alone(short))
 
+    def is_still(self) -> bool:
+        """Return whether a row gives in training mode what it gives in evaluation: no dropout, no noise."""
+        short = self._rows[1]
+        with torch.no_grad():
+            found = self._compute([Group((short,))], self._engine.layout, own=False)
+        return self._judge("training mode", found - self._ask([Group((short,))], self._engine.layout, own=False))
+
     def _alone(self, row: Tokens) -> Tensor:
         return self._ask([Group((row,))], Layout(packing=False), own=self._own)
 
     def _ask(self, groups: list[Group], layout: Layout, *, own: bool) -> Tensor:
+        with self._engine.evaluating():
+            return self._compute(groups, layout, own=own)
+
+    def _compute(self, groups: list[Group], layout: Layout, *, own: bool) -> Tensor:
         device = self._engine.world.device
         micro = collate(groups, packing=layout.packing, share=layout.share, chunks=1, device=device)
         self.passes += 1
         self.tokens += micro.input_ids.numel()
-        with self._engine.evaluating():
+        try:
             return self._engine.forward(Trial(micro, own))
+        except FAULTS as error:
+            if isinstance(error, torch.OutOfMemoryError) or _is_of_peers(error):
+                raise
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            tokens = max(len(ids) for group in groups for ids, _ in group.rows)
+            message = f"{self.family} fails on a row of {tokens} random tokens ({type(error).__name__}: {said})"
+            remedy = "use a base of another family; if plain transformers computes such a row, please report this model"
+            raise UserError(message, remedy) from error
 
     def _mean(self, difference: Tensor) -> float:
         found = float(difference.abs().mean())
@@ -135,11 +159,20 @@ class Probe:
         return math.isfinite(found) and found <= self.bound
 
 
-def settle(engine: Engine, wanted: Layout, dtype: str, known: list[str], *, begins_as_base: bool) -> Verdict:
+def _is_of_peers(error: Exception) -> bool:
+    """Return whether the error was raised where ranks talk to each other: then it says nothing of the model."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return "distributed" in innermost or "deepspeed" in innermost
+
+
+def settle(
+    engine: Engine, wanted: Layout, dtype: str, known: list[str], *, begins_as_base: bool, has_reference: bool = False
+) -> Verdict:
     """Choose the engine's layout: the wanted one, or the next slower one that is right for the model.
 
-    `known` are warnings that come before the probe's own; `begins_as_base` says that the adapter must change nothing
-    yet. Raises UserError where no layout is right.
+    `known` are warnings that come before the probe's own. `begins_as_base` says that the adapter must change nothing
+    yet; `has_reference` that what training computes is compared with what evaluation does. Raises UserError where no
+    layout is right.
     """
     started = time.perf_counter()
     probe = Probe(engine, dtype)
@@ -160,6 +193,12 @@ def settle(engine: Engine, wanted: Layout, dtype: str, known: list[str], *, begi
         engine.scorer.pad()
         layout, alone = Layout(packing=False), _must_be_alone(engine, probe)
     engine.layout = layout
+    if has_reference and not probe.is_still():
+        found = probe.differences["training mode"]
+        probe.warnings.append(
+            f"dropout or noise moves the policy by {found:.2g} nats per token and not its reference: log-ratios have"
+            " that noise from the first step on"
+        )
     for warning in probe.warnings if engine.world.is_main else ():
         log.warning("%s", warning)
     return Verdict(
@@ -216,7 +255,9 @@ def _rows(config: Any) -> list[Tokens]:
     # The long row outgrows the shortest window by a few tokens: a layout that ignores the window then shows.
     text = config.get_text_config()
     most = min(LONGEST, getattr(text, "max_position_embeddings", None) or LONGEST)
-    limits = [limit for name in LIMITS if isinstance(limit := getattr(text, name, None), int) and limit > 0]
+    told = [getattr(text, name, None) for name in LIMITS]
+    told += dict(getattr(text, "compress_rates", None) or {}).values()
+    limits = [limit for limit in told if isinstance(limit, int) and limit > 0]
     within = [limit + OTHER + 1 for limit in limits if limit + OTHER + 1 <= most]
     long = min(most, max([USUAL, *within]))
     short = min(SHORT, long)
@@ -231,6 +272,12 @@ def _tried(ids: np.ndarray, count: int) -> Tokens:
     return ids.astype(np.int32), np.arange(len(ids)) >= max(1, len(ids) - count)
 
 
+def _seen_whole(config: Any, row: Tokens) -> Tokens:
+    """Return as much of the row as all keys are seen in, where queries choose keys by rank: equal ranks fall anyhow."""
+    most = getattr(config.get_text_config(), "index_topk", None)
+    return _tried(row[0][: max(4, most - 3)], TRIED) if most else row
+
+
 def _followed(row: Tokens) -> Tokens:
     """Return the row with a few tokens after it, which are not compared."""
     ids, trained = row
@@ -240,5 +287,7 @@ def _followed(row: Tokens) -> Tokens:
 def _plain_tokens(config: Any, text: Any) -> np.ndarray:
     """Return the token ids without those that the config names, such as those of images, padding and EOS."""
     keys = {**config.to_dict(), **text.to_dict()}
+    # Inkling's head leaves out the padding of its vocabulary, Gemma 3n has a second table of fewer tokens.
+    sizes = [keys.get(name) for name in ("vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input")]
     special = [id_ for name, id_ in keys.items() if name.endswith(("token_id", "token_index")) and isinstance(id_, int)]
-    return np.setdiff1d(np.arange(text.vocab_size), special)
+    return np.setdiff1d(np.arange(min(size for size in sizes if size)), special)

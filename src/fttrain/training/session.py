@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftlaunch.recipe import NoNoise, Pairwise, Ppo, Sft, Training
+from ftlaunch.recipe import Dpo, NoNoise, Pairwise, Ppo, Reward, Sft, Training
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
@@ -26,7 +26,7 @@ from fttrain.data.templates import trained_template
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 from fttrain.engine import Engine, RankAllocator
-from fttrain.model import packing
+from fttrain.model import classifier, limits, packing
 from fttrain.model.packing import STRETCHES
 from fttrain.model.scorer import DTYPES, RewardHead, Scorer, load_base, load_tokenizer
 from fttrain.noise import build as noise_builder
@@ -61,8 +61,11 @@ def train(
     assert isinstance(stage, Sft | Pairwise)
     origin = artifact.origin(spec, folder)
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
+    if isinstance(stage, Reward):
+        classifier.padding(tokenizer, trained_template(tokenizer, spec.data.values()))
     feed = feeds.build(spec, stage, tokenizer, world, stop.pending, folder.preparing)
     engine = build(spec, stage, world, origin, make_scorer)
+    feed.require(limits.of(engine.scorer.causal), getattr(spec.adapter, "virtual_tokens", 0))
     # The layout is known only once the probe has tried the model; references are computed in that layout.
     feed.lay(engine.layout)
     objective = make_objective(engine, feed, origin)
@@ -132,6 +135,7 @@ def build(
     held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
     replace_activations.install(base, artifact.replaced_activations(spec, origin))
+    preflight.without_dropout(base, stage, world)
     # 4. Sites of noise are looked up by name before the adapter adds modules that would match as well.
     disturbed = [] if isinstance(spec.noise, NoNoise) else modules.find(base, spec.noise.sites)
     preflight.of_base(base, None if origin.adapter else adapter, origin.base, world)
@@ -182,7 +186,10 @@ def _try(spec: StageSpec, engine: Engine, wanted: Layout, origin: StartPoint) ->
         engine.scorer.compute_alone()
         wanted = Layout(packing=False)
     is_new = origin.adapter is None and spec.adapter.begins_as_base
-    verdict = probe.settle(engine, wanted, spec.model.dtype, warnings, begins_as_base=is_new)
+    has_reference = isinstance(spec.stage, Dpo)
+    verdict = probe.settle(
+        engine, wanted, spec.model.dtype, warnings, begins_as_base=is_new, has_reference=has_reference
+    )
     engine.verdict = asdict(verdict)
 
 

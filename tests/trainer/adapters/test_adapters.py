@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tests.trainer import in_process
 from tests.trainer.adapters.conftest import FAMILIES, IDS, base_of, logits
+from tests.zoo.families import build
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlaunch.errors import UserError
@@ -308,3 +309,10 @@ def test_each_kind_has_its_module() -> None:
     for kind in get_args(Adapter):
         if kind is not Full:
             assert adapters._method(kind()).adapter == kind()
+
+
+def test_targets_that_are_stacked_experts_lead_to_their_own_key(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(build("qwen3_moe", tmp_path))
+    with pytest.raises(UserError, match="'gate_up_proj'") as told:
+        targets.names(model, Lora(targets=["gate_up_proj"]))
+    assert "experts = true" in told.value.remedy

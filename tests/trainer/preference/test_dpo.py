@@ -1,5 +1,6 @@
 """DPO: its reference, its variants, its layouts, and what a run leaves."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 from tests.trainer.in_process import make_data, make_step, train
+from tests.zoo.families import build
 from transformers import AutoModelForCausalLM
 
-from ftlaunch.recipe import Data, Dpo, Full, Orpo
+from ftlaunch.recipe import Data, Dpo, Full, Lora, Orpo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec
@@ -190,3 +192,35 @@ def test_orpo_learns_to_answer_and_which_answer_is_better(
     assert last["loss"] < first["loss"] - 0.5
     assert last["rewards/margin"] > first["rewards/margin"] + 0.1
     assert lines(done, "eval/loss")[-1]["eval/rewards/accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "adapter"),
+    [
+        ("gpt2", {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}, Lora(rank=4)),
+        ("llama", {"attention_dropout": 0.3}, Full()),
+        ("opt", {"dropout": 0.3, "layerdrop": 0.3}, Full()),
+        ("mixtral", {"router_jitter_noise": 0.3}, Lora(rank=4)),
+    ],
+)
+def test_a_model_with_dropout_starts_at_ln_2_all_the_same(
+    family: str, fields: dict[str, Any], adapter: Any, pairs: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build(family, tmp_path / "model", **fields)
+    # Without packing, attention's own dropout is drawn by another path.
+    step = make_step(model, pairs, kind=Dpo, adapter=adapter, steps=1, packing=family != "llama")
+    (first,) = lines(train(step, tmp_path))
+    assert first["loss"] == pytest.approx(LN2, abs=1e-6)
+    assert first["rewards/margin"] == pytest.approx(0, abs=1e-6)
+    assert "dropout is off, as answers are compared" in capsys.readouterr().out
+
+
+def test_dropout_that_the_recipe_asks_for_is_told_once_the_policy_has_noise_that_its_reference_has_not(
+    make: Callable[..., StageSpec], tmp_path: Path
+) -> None:
+    noisy = Lora(rank=4, alpha=8, dropout=0.5)
+    first = train(make(adapter=noisy, steps=2), tmp_path)
+    assert json.loads(first.result.read_text())["probe"]["warnings"] == []  # a new adapter adds nothing yet
+    later = train(make(adapter=noisy, steps=1, start=str(first.artifact)), tmp_path)
+    (warning,) = json.loads(later.result.read_text())["probe"]["warnings"]
+    assert "dropout or noise moves the policy by" in warning

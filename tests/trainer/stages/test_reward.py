@@ -11,7 +11,15 @@ from msgspec.structs import replace
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from tests.trainer.in_process import make_step, train
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from tests.zoo.families import build
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Full, Merge, Reward
@@ -178,4 +186,17 @@ def test_what_no_classifier_can_be_made_of_is_refused(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }}<|im_start|>{% endfor %}"
     with pytest.raises(UserError, match="no special token except the one that ends answers"):
-        classifier._pad(tokenizer)  # <|im_end|> is EOS, and <|im_start|> ends answers here
+        classifier.padding(tokenizer, tokenizer.chat_template)  # <|im_end|> is EOS, and <|im_start|> ends answers here
+
+
+def test_a_tokenizer_without_a_token_for_padding_is_refused_before_anything_is_trained(
+    pairs: Data, tmp_path: Path
+) -> None:
+    model = build("gpt2", tmp_path / "model")
+    alphabet = {chr(byte) if 32 < byte < 127 else f"<{byte}>": byte for byte in range(256)}
+    bare = Tokenizer(BPE(vocab={**alphabet, "<|endoftext|>": 256}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|endoftext|>").save_pretrained(model)
+    step = make_step(model, replace(pairs, template="none"), kind=Reward, adapter=Full(), steps=2)
+    with pytest.raises(UserError, match="no special token except the one that ends answers"):
+        train(step, tmp_path)
+    assert not (tmp_path / "01-reward" / "metrics.jsonl").exists()

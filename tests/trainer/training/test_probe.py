@@ -147,7 +147,12 @@ def test_logits_that_hidden_states_do_not_give_end_the_stage_before_a_step(tmp_p
 
 def test_a_model_that_reads_both_ways_is_refused(tmp_path: Path):
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     model = AutoModelForCausalLM.from_config(BertConfig(**shape, vocab_size=len(_byte_tokenizer())))
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -196,3 +201,25 @@ def test_all_ranks_pad_their_rows_where_one_of_them_cannot_pack(
     ranks.start(stage_dir, Fault("nan pass", step=0, rank=1, at="start"))
     assert ranks.wait() == [0, 0], said(stage_dir)
     assert json.loads(stage_dir.result.read_text())["probe"]["layout"] == "padded"
+
+
+def test_a_model_whose_own_code_fails_on_a_row_is_refused_with_what_it_said(tmp_path: Path):
+    model = build("xlstm", tmp_path / "model", mode="train")
+    said = r"xlstm fails on a row of 40 random tokens \(ValueError: .* not divisible by chunk size 16"
+    with pytest.raises(UserError, match=said):
+        trained(model, tmp_path)
+
+
+def test_the_probe_reads_no_token_that_the_head_leaves_out(tmp_path: Path):
+    found, _ = trained(build("inkling", tmp_path / "model"), tmp_path)
+    assert found["layout"] == "padded"
+
+
+def test_keys_chosen_by_equal_ranks_are_no_sign_of_a_model_that_reads_both_ways(tmp_path: Path):
+    model = build("deepseek_v32", tmp_path / "model", index_n_heads=1)
+    assert trained(model, tmp_path)[0]["layout"] == "alone"
+
+
+def test_rows_are_not_packed_for_a_model_that_sums_up_more_tokens_than_most_rows_have(tmp_path: Path):
+    found, _ = trained(build("deepseek_v4", tmp_path / "model"), tmp_path)
+    assert found["layout"] == "padded"
