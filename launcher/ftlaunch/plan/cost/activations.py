@@ -72,7 +72,7 @@ def of_logits(shape: Shape, tokens: int, size: int, *, trained_head: bool, backw
     chunk = min(tokens, CHUNK)
     if not trained_head:
         rows = min(chunk, ROWS)
-        return shape.vocabulary * (size * chunk + FLOAT * rows * (1 if size == FLOAT else 2))
+        return shape.vocabulary * (size * chunk + FLOAT * rows * (2 if size == FLOAT else 3))
     # Forward, log-sum-exp has the exponentials next to the logits. Backward there are logits, the gradient of the
     # target's logit, and within one expression a difference, its exponential and the product of the latter.
     return shape.vocabulary * chunk * FLOAT * (5 if backward else 2)

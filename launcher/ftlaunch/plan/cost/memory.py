@@ -249,9 +249,9 @@ class _Ledger:
         held = sum(self._standing().values()) + (0 if self.load.cuda else self._image())
         gradients, bucket = parts["gradients"], parts["gradient buffer"]
         # DDP's buckets and ZeRO-3's shards of gradients outlive a step; others live from one micro-batch to the last.
-        carried = gradients if self.zero == 3 or (self.ranks > 1 and not self.zero) or self.spec.accumulation > 1 else 0
-        lasting = bucket if self.zero == 3 else 0
-        carried += bucket if self.load.cuda or self.zero == 3 else 0
+        lasting = gradients + bucket if self.zero == 3 else gradients if self.ranks > 1 and not self.zero else 0
+        carried = max(lasting, gradients if self.spec.accumulation > 1 else 0)
+        carried += bucket if self.load.cuda and self.zero < 3 else 0
         # While the backward pass goes down, activations make room for gradients: one of its two ends is the peak.
         begins = parts["activations"] + max(parts["logits"], self._logits(backward=True))
         ends = self._one_layer() + gradients + bucket - carried
@@ -260,8 +260,8 @@ class _Ledger:
             READING: parts["weights"] + parts["libraries"] + self._mapped(),
             **({"rollout": held + sum(self.rollout)} if any(self.rollout) else {}),
             "forward and backward": held + around + max(begins, ends),
-            "optimizer": held + gradients + lasting + self._step(),
-            "artifact": held + self._artifact(),
+            "optimizer": held + max(gradients, lasting) + self._step(),
+            "artifact": held + lasting + self._artifact(),
         }
 
     def _step(self) -> int:
