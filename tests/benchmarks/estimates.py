@@ -95,6 +95,17 @@ COMBINATIONS = [
 ]
 """What is measured."""
 
+SIZES: dict[str, Any] = {"vocab_size": 8192, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0}
+GATED = SIZES | {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
+GATED |= {"num_key_value_heads": 2, "tie_word_embeddings": False}
+CONFIGS = {
+    "mid": GATED | {"model_type": "llama"},
+    "qwen2": GATED | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "gpt2": SIZES | {"model_type": "gpt2", "n_positions": 1024, "n_embd": 512, "n_layer": 4, "n_head": 8},
+    "moe": GATED | {"model_type": "mixtral", "num_hidden_layers": 2, "num_local_experts": 4},
+}
+"""Small models of a few families, in fp32 on disk."""
+
 ROLLOUTS = 'reward_function = "reward.py:length"\nmax_new_tokens = 32\nrollout_size = 16\nppo_epochs = 2'
 RECIPE = """
 name = "estimate"
@@ -162,22 +173,13 @@ def make_models(folder: Path, smol: Path) -> dict[str, Path]:
     """Random models of a few families over single bytes, in fp32 on disk; and the real one."""
     import torch
     from tests.conftest import _byte_tokenizer
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes: dict[str, Any] = {"vocab_size": 8192, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0}
-    gated: dict[str, Any] = {**sizes, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4}
-    heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 2}
-    configs = {
-        "mid": LlamaConfig(**gated, **heads, tie_word_embeddings=False),
-        "qwen2": Qwen2Config(**gated, **heads, tie_word_embeddings=True),
-        "gpt2": GPT2Config(**sizes, n_positions=1024, n_embd=512, n_layer=4, n_head=8),
-        "moe": MixtralConfig(**{**gated, "num_hidden_layers": 2}, **heads, num_local_experts=4),
-    }
     made = {"smol": smol}
-    for name, config in configs.items():
+    for name, config in CONFIGS.items():
         torch.manual_seed(0)
         made[name] = folder / name
-        AutoModelForCausalLM.from_config(config).save_pretrained(made[name])
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(made[name])
         _byte_tokenizer().save_pretrained(made[name])
     return made
 
@@ -239,6 +241,9 @@ def _fork(order: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
     from tests.faults import zygote
 
     zygote.become_rank(order, rank, environment)
+    if order["world_size"] == 1:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)  # `accelerate launch` sets none of them, and with them DDP would wrap the model
     from fttrain.__main__ import main as run_rank
 
     code = 1

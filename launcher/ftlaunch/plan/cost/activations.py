@@ -24,7 +24,7 @@ class Arithmetic(Struct, frozen=True, kw_only=True):
 
 
 def of_layer(shape: Shape, trained: Trained, arithmetic: Arithmetic, dropout: float, *, full: bool) -> int:
-    """Bytes a token that one decoder layer keeps for its backward pass."""
+    """Bytes per token that one decoder layer keeps for its backward pass."""
     size = arithmetic.bytes
     adapted = {linear.name for linear in trained.adapted}
     keeps = {linear.name: full or linear.name in adapted for linear in shape.linears}
@@ -35,6 +35,10 @@ def of_layer(shape: Shape, trained: Trained, arithmetic: Arithmetic, dropout: fl
         kept += size * shape.queries  # put back into the order of the tokens
     kept += size * (_experts(shape, full=full) if shape.expert_parameters else _mlp(shape, keeps))
     kept += size * trained.rank * len(trained.adapted)
+    if trained.turned:
+        # DoRA's backward pass reads each result. These are kept for others anyway.
+        shared = ("v_proj", "gate_proj", "up_proj")
+        kept += size * sum(linear.outputs for linear in trained.adapted if not linear.name.endswith(shared))
     if dropout:
         kept += (size + 1) * sum(linear.inputs for linear in trained.adapted)
     return kept

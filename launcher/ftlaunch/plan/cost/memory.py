@@ -42,6 +42,8 @@ class Memory(Struct, frozen=True, kw_only=True):
     """What a rank on a GPU takes of the host's memory."""
     mapped: int = 0
     """Bytes of files that are mapped while the model is read: resident, but the kernel takes them back when it must."""
+    lingering: int = 0
+    """Bytes of these that stay mapped as long as the stage runs."""
 
     @property
     def peak(self) -> int:
@@ -50,7 +52,8 @@ class Memory(Struct, frozen=True, kw_only=True):
     @property
     def needed(self) -> int:
         """The peak without what the kernel can take back."""
-        return max(size - (self.mapped if name == READING else 0) for name, size in self.phases.items())
+        back = {name: self.mapped if name == READING else self.lingering for name in self.phases}
+        return max(size - back[name] for name, size in self.phases.items())
 
     @property
     def host_peak(self) -> int:
@@ -120,6 +123,7 @@ class _Ledger:
             phases=self._phases(parts),
             host=[Part(name, size) for name, size in host],
             mapped=self._mapped(),
+            lingering=self._lingering(),
         )
 
     def _standing(self) -> dict[str, int]:
@@ -127,6 +131,7 @@ class _Ledger:
         on_device = not (self.offloads and self.load.cuda)
         return {
             "weights": self._weights(),
+            "file of quantized weights": self._lingering(),
             "adapter": self._adapter(),
             "reference": self._reference(),
             **self._judges(),
@@ -278,6 +283,14 @@ class _Ledger:
 
     def _mapped(self) -> int:
         return 0 if self.load.cuda else self.shape.parameters * self.shape.disk_bytes
+
+    def _lingering(self) -> int:
+        """Pages of weights that were read to be quantized: embeddings are used as they lie in the same mapped file.
+
+        DDP and DeepSpeed write to all weights, which moves them out of the file."""
+        shape = self.shape
+        stays = self.spec.model.is_quantized and self.ranks == 1 and not self.zero and self.size == shape.disk_bytes
+        return shape.disk_bytes * shape.matrix_parameters if stays and not self.load.cuda else 0
 
     def _artifact(self) -> int:
         """Weights whole in fp32, and one of them in the format that they are written in."""

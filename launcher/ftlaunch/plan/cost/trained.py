@@ -23,6 +23,8 @@ class Trained(Struct, frozen=True, kw_only=True):
     """Linear layers with an adapter, in each adapted layer."""
     adapted_layers: int = 0
     rank: int = 0
+    turned: bool = False
+    """Whether results of adapted layers are scaled column by column, as by DoRA."""
     largest: int
     """Elements of the largest trained weight."""
     head: bool = False
@@ -73,6 +75,7 @@ def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
         adapted=adapted,
         adapted_layers=len(layers),
         rank=rank,
+        turned=isinstance(adapter, Dora),
         largest=largest,
         frozen=frozen,
     )

@@ -130,3 +130,29 @@ def test_a_merge_holds_one_file_and_then_one_model(tmp_path: Path) -> None:
     assert found["model, while it is checked"] == 2 * 8_030_261_248
     assert set(phases) == {"writing", "check"}
     assert phases["check"] > phases["writing"] > 0
+
+
+def test_dora_also_keeps_results_that_nothing_else_does(tmp_path: Path) -> None:
+    """Of queries, keys, attention's output and the MLP's: 4,096 + 1,024 + 2 · 4,096 elements per token and layer."""
+    text = '[[stage]]\nkind = "sft"\ndata = "rows"\nbatch_size = 1\n'
+    lora, dora = (
+        parts(stages(tmp_path, text, f"adapter.kind={kind}", "adapter.dropout=0")[0]) for kind in ("lora", "dora")
+    )
+    assert dora["activations"] - lora["activations"] == 512 * 32 * 2 * (4096 + 1024 + 2 * 4096)
+
+
+def test_pages_that_the_kernel_can_take_back_are_no_need(tmp_path: Path) -> None:
+    """Quantized on a CPU in the format of the file, the matrices of the file stay mapped; under DDP nothing does."""
+    text = '[[stage]]\nkind = "sft"\ndata = "rows"\n'
+    asked = ("model.quantization=nf4", "model.dtype=bf16")
+    alone, shared = (
+        cost.of_spec(stages(tmp_path, text, *asked, *more)[0], Device("the CPU", False), 2)
+        for more in ((), ("parallel.procs_per_node=2", "parallel.strategy=ddp"))
+    )
+    assert isinstance(alone, Cost)
+    assert isinstance(shared, Cost)
+    found = shape.read(LLAMA)
+    assert found is not None
+    assert alone.memory.lingering == 2 * found.matrix_parameters
+    assert alone.memory.needed <= alone.memory.peak - alone.memory.lingering
+    assert shared.memory.lingering == 0
