@@ -13,7 +13,7 @@ from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.run import snapshot
 from ftlaunch.run.changes import require_unchanged
 from ftlaunch.run.files import write_first, write_json
-from ftlaunch.run.layout import ATTEMPT, NODE_FOLDER, Attempt, RunDir, StageDir
+from ftlaunch.run.layout import ATTEMPT, NODE_FOLDER, Attempt, StageDir
 from ftlaunch.run.records import Failure, Result, Stopped
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.safety import trust
@@ -57,8 +57,8 @@ def _run(folder: StageDir, attempt: Attempt | None) -> int:
     trust.require(folder.path.parent)
     trust.require(folder.path)
     if os.environ.get("RANK", "0") == "0":  # also where SLURM goes on with a stage by itself
-        require_unchanged(RunDir(folder.path.parent))
-    step = snapshot.redirect(folder.read_spec(), RunDir(folder.path.parent))
+        require_unchanged(folder.run)
+    step = snapshot.redirect(folder.read_spec(), folder.run)
     from fttrain.distributed import precision
     from fttrain.distributed import world as worlds  # torch and accelerate, after the output is where it belongs
     from fttrain.distributed.stop_request import StoppedEarly, StopRequest

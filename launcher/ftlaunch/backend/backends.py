@@ -59,8 +59,5 @@ def claim(run: RunDir, backend: "Backend", source: Path | None = None) -> None:
 def move(run: RunDir, backend: "Backend") -> None:
     """Have a run that is at rest go on elsewhere. UserError where it is being driven or submitted."""
     # A driver on this machine and a submission both hold the lock while they rely on these files.
-    held = lock.take(run)
-    try:
+    with lock.hold(run):
         claim(run, backend)
-    finally:
-        lock.release(held)

@@ -5,15 +5,9 @@ import time
 
 from ftlaunch.backend import backends, runs
 from ftlaunch.errors import UserError
-from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.layout import RunDir
 
 POLL_SECONDS = 0.1
-
-
-def drive_here(run: RunDir, held: int | None = None, interrupts: StopSignals | None = None) -> int:
-    """Drive a run in this process and return the exit code; see `Driven.drive`."""
-    return backends.driven(run).drive(run, held, interrupts)
 
 
 def ask_to_stop(run: RunDir, wait: float) -> bool:

@@ -46,9 +46,8 @@ def _state(stage_dir: StageDir, attempts: list[Attempt], driver: Identity | None
             return "done", None
         case Stopped():
             return "stopped", None
-        case Failure(rank=rank, message=message):
-            first_line = message.partition("\n")[0]
-            return "failed", first_line if rank is None else f"rank {rank}: {first_line}"
+        case Failure() as failure:
+            return "failed", failure.first_line
         case None if True in alive:
             return "running", None
         case None if None in alive:

@@ -35,9 +35,6 @@ def replan(run: RunDir, settings: Sequence[str]) -> Plan:
 
 def save_plan(run: RunDir, plan: Plan) -> None:
     """Have a run go on by another plan. UserError where it is running; the files of each stage follow as it starts."""
-    held = lock.take(run)
-    try:
+    with lock.hold(run):
         write_json(run.plan, plan)
         write_json(run.resolved, plan.recipe)
-    finally:
-        lock.release(held)

@@ -69,12 +69,9 @@ def rerun_from(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend, remo
     """Remove stages and write the plan that the run goes on by, here or on a cluster. UserError where it is running."""
     if not backends.of(run).is_over(run):
         raise UserError(f"{run.path.name} is running", f"end it first: ftlaunch stop {run.path}")
-    held = lock.take(run)
-    try:
+    with lock.hold(run):
         for name in removed:
             run.stage_dir(name).result.unlink(missing_ok=True)  # first of all: without it nothing counts as finished
         for name in removed:
             shutil.rmtree(run.stage_dir(name).path)
         write_plan(run, plan, loaded, backend)
-    finally:
-        lock.release(held)

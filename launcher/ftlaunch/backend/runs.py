@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import Plan
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.run.layout import RunDir, StageDir
 
 HOME = Path("runs")
@@ -67,9 +67,14 @@ def read_plan(run: RunDir) -> Plan:
 
 def finished(run: RunDir) -> bool:
     """Whether every stage has its result."""
-    return all(stage.result.exists() for stage in run.stage_dirs())
+    return not run.unfinished()
 
 
 def first_unfinished(run: RunDir) -> StageDir | None:
     """The stage whose turn it is; None where every stage has its result."""
-    return next((stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()), None)
+    return next(iter(run.unfinished()), None)
+
+
+def unfinished(run: RunDir, plan: Plan) -> list[PlannedStage]:
+    """The stages of a run's plan that have no result yet."""
+    return [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]

@@ -225,10 +225,10 @@ def _mind_changes(folder: "RunDir", *, accepted: bool) -> None:
 
 def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:
     """Drive a written run whose lock this process has inherited: what --detach starts."""
-    from ftlaunch.backend import control, runs
+    from ftlaunch.backend import backends, runs
 
     folder = runs.find(run)
     # The process that called --detach has left by the end of the run, so the report is written here.
-    code = control.drive_here(folder, lock)
+    code = backends.driven(folder).drive(folder, lock)
     _leave_report(folder)
     raise typer.Exit(code)

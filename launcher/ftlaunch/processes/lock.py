@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -50,6 +52,16 @@ def release(descriptor: int) -> None:
     # Emptied while it is still locked: after close() another process may have written its own name.
     os.ftruncate(descriptor, 0)
     os.close(descriptor)
+
+
+@contextmanager
+def hold(run: RunDir) -> Generator[None]:
+    """Within, the lock of a run is taken. UserError where another process drives it already."""
+    descriptor = take(run)
+    try:
+        yield
+    finally:
+        release(descriptor)
 
 
 def holder(run: RunDir) -> Identity | None:

@@ -104,7 +104,7 @@ def _first_death(attempt: Attempt) -> tuple[int, int] | None:
     if found := ELASTIC_FAILURE.search(root_cause):
         return int(found[1]), int(found[2])
     if found := ELASTIC_FAILED.search(text):
-        parallel = StageDir(attempt.path.parent.parent).read_spec().parallel
+        parallel = attempt.stage_dir.read_spec().parallel
         return parallel.ranks_of(attempt.node)[int(found[2])], int(found[1])
     if found := SINGLE_DIED.search(text):
         return 0, -int(found[1])
@@ -157,8 +157,9 @@ def describe_in_full(failure: Failure) -> str:
 
 
 def _describe(failure: Failure, traceback: list[str]) -> str:
-    who = "" if failure.rank is None else f"rank {failure.rank}: "
     says_all = failure.user_error or failure.type in failure.message
     what = failure.message if says_all else f"{failure.type}: {failure.message}"
     remedy = [f"  → {failure.remedy}"] if failure.remedy else []
-    return "\n".join([f"error: {who}{what}", *(f"    {line}" for line in traceback), *remedy, f"  log: {failure.log}"])
+    return "\n".join(
+        [f"error: {failure.who}{what}", *(f"    {line}" for line in traceback), *remedy, f"  log: {failure.log}"]
+    )

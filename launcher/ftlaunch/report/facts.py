@@ -172,9 +172,8 @@ def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
         stopped = msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)
         return "stopped", stopped.reason + (f", saved at step {stopped.step}" if stopped.step is not None else "")
     if failure := read_failure(attempt):
-        who = "" if failure.rank is None else f"rank {failure.rank}: "
         remedy = f" → {failure.remedy}" if failure.remedy else ""
-        return "failed", f"{who}{failure.message.strip()}{remedy}"
+        return "failed", f"{failure.who}{failure.message.strip()}{remedy}"
     if status is not None and status.state == "unknown":
         return "unknown", status.note or ""
     return "interrupted", "its processes have gone without a word"

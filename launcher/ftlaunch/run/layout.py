@@ -44,6 +44,10 @@ class Attempt:
         self.local: Path | None = None
         """A folder of this node alone, while the attempt lives here."""
 
+    @property
+    def stage_dir(self) -> "StageDir":
+        return StageDir(self.path.parent.parent)
+
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank{rank}.log"
 
@@ -109,6 +113,10 @@ class StageDir:
         self.stop = path / "stop"
         """While this file exists, ranks save at the next optimizer step and leave."""
 
+    @property
+    def run(self) -> "RunDir":
+        return RunDir(self.path.parent)
+
     def stop_reason(self) -> str | None:
         """What the stop file says; None where there is none."""
         try:
@@ -172,3 +180,7 @@ class RunDir:
         """Step folders in the order in which they run."""
         # With two digits the order of names is the order of stages: 02 before 10.
         return [StageDir(path) for path in sorted(self.path.glob("[0-9][0-9]-*")) if path.is_dir()]
+
+    def unfinished(self) -> list[StageDir]:
+        """Those that have no result yet, in the order in which they run."""
+        return [stage_dir for stage_dir in self.stage_dirs() if not stage_dir.result.exists()]

@@ -27,6 +27,16 @@ class Failure(Struct, frozen=True, kw_only=True):
     user_error: bool = False
     """Whether the remedy is the user's to apply and the traceback of no use to them."""
 
+    @property
+    def who(self) -> str:
+        """The rank that failed, in front of what is said of it; empty where nobody knows which."""
+        return "" if self.rank is None else f"rank {self.rank}: "
+
+    @property
+    def first_line(self) -> str:
+        """Who failed, and the first line of the message."""
+        return self.who + self.message.partition("\n")[0]
+
 
 class Stopped(Struct, frozen=True, kw_only=True):
     """stopped.json: all ranks saved and left because they were asked to."""

@@ -123,7 +123,7 @@ def _why_not_yet(run: RunDir) -> str | None:
 
 
 def _announce(attempt: Attempt) -> None:
-    print(f"── {attempt.path.parent.parent.name}, attempt {attempt.number}", file=sys.stderr, flush=True)
+    print(f"── {attempt.stage_dir.name}, attempt {attempt.number}", file=sys.stderr, flush=True)
 
 
 class _LogStreams:
@@ -152,7 +152,7 @@ class _LogStreams:
         ranks = {rank: path for rank, path in self.attempt.rank_logs().items() if self._rank in {None, rank}}
         launched = {} if self._rank is not None else self.attempt.launch_logs()
         if self._node is not None:
-            per_node = StageDir(self.attempt.path.parent.parent).read_spec().parallel.procs_per_node
+            per_node = self.attempt.stage_dir.read_spec().parallel.procs_per_node
             here = [number for number, host in _hosts(self.attempt).items() if host == self._node]
             # Ranks are numbered node by node: with 4 processes on each, ranks 4 to 7 are on node 1.
             ranks = {rank: path for rank, path in ranks.items() if rank // per_node in here}

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Dtype, Training
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import Precision
 from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.world import World
@@ -112,7 +112,7 @@ def _chosen(spec: StageSpec, folder: StageDir, world: World) -> Choice:
 
 def _on_record(folder: StageDir) -> dict[str, Dtype]:
     """What this stage and those before it computed in, by their names, where their recipes left it open."""
-    steps = [stage_dir for stage_dir in RunDir(folder.path.parent).stage_dirs() if stage_dir.name <= folder.name]
+    steps = [stage_dir for stage_dir in folder.run.stage_dirs() if stage_dir.name <= folder.name]
     found = {one.name: one.precision.read_bytes() for one in steps if one.precision.exists()}
     return {name: msgspec.json.decode(content, type=Precision).dtype for name, content in found.items()}
 

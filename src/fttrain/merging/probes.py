@@ -11,7 +11,7 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Merge, Ppo
 from ftlaunch.run import snapshot
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.layout import StageDir
 from fttrain import artifact
 from fttrain.data import tokens
 from fttrain.data.sources import settled
@@ -47,7 +47,7 @@ def _held_out(adapter: Path) -> list[list[int]]:
 
 
 def _test_rows(folder: StageDir) -> Iterator[list[int]]:
-    step = snapshot.redirect(folder.read_spec(), RunDir(folder.path.parent))
+    step = snapshot.redirect(folder.read_spec(), folder.run)
     if isinstance(step.stage, Merge | Ppo):
         return
     origin = artifact.origin(step, folder)

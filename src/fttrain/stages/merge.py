@@ -26,7 +26,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> M
 
 def _go_on(folder: StageDir, max_kl: str) -> str:
     """Return the command that continues a run whose merge is accepted with a larger `max_kl`."""
-    run = RunDir(folder.path.parent)
+    run = folder.run
     place = _place_in_recipe(run, folder.name)
     if place is None:
         return f'write [[stage]] kind = "merge", max_kl = {max_kl} there; ftlaunch run RECIPE --from {folder.name}'

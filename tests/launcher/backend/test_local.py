@@ -18,7 +18,7 @@ import pytest
 from tests.launcher.acted import write_run
 
 from ftlaunch import processes
-from ftlaunch.backend import control, supervisor, watchdog
+from ftlaunch.backend import backends, control, supervisor, watchdog
 from ftlaunch.backend.display import PlainDisplay
 from ftlaunch.backend.local import driver
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED, UserError
@@ -276,7 +276,7 @@ def test_a_launcher_that_cannot_be_found_by_its_environment_is_killed_all_the_sa
 def test_the_next_drive_forgets_the_last_ones_stop(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
     run.stage_dir("01-sft").stop.touch()
-    assert control.drive_here(run) == DONE
+    assert backends.driven(run).drive(run) == DONE
     assert not run.stage_dir("01-sft").stop.exists()
 
 
@@ -310,10 +310,10 @@ def test_only_one_drives(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train")
     held = lock.take(run)
     with pytest.raises(UserError, match=f"already running .process {os.getpid()} on ") as caught:
-        control.drive_here(run)
+        backends.driven(run).drive(run)
     assert "ftlaunch stop" in caught.value.remedy
     lock.release(held)
-    assert control.drive_here(run) == DONE
+    assert backends.driven(run).drive(run) == DONE
 
 
 def test_processes_without_a_driver_are_not_joined_by_others(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_processes_without_a_driver_are_not_joined_by_others(tmp_path: Path) -> 
     while not processes.of_attempts(run.path):
         time.sleep(0.01)
     with pytest.raises(UserError, match="still has 1 processes"):
-        control.drive_here(run)
+        backends.driven(run).drive(run)
     assert control.cancel(run) is True
     assert orphan.wait() == -signal.SIGKILL
     assert drive(run)[0] == DONE

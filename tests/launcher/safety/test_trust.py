@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.launcher import acted
 
-from ftlaunch.backend import control
+from ftlaunch.backend import backends
 from ftlaunch.errors import UserError
 from ftlaunch.safety import trust
 
@@ -156,10 +156,10 @@ def test_a_run_that_others_may_write_is_not_driven(tmp_path: Path):
     planted = run.stage_dir("01-sft").path / "step.json"
     planted.chmod(0o666)
     with pytest.raises(UserError, match=r"step\.json can be written by .*everyone"):
-        control.drive_here(run)
+        backends.driven(run).drive(run)
     assert not run.lock.exists()
     planted.chmod(0o600)
-    assert control.drive_here(run) == 0
+    assert backends.driven(run).drive(run) == 0
 
 
 def test_a_run_is_not_made_where_anybody_could_swap_it(tmp_path: Path):
@@ -176,7 +176,7 @@ def test_whatever_the_umask_a_run_is_private(tmp_path: Path):
     try:
         trust.write_for_ourselves()
         run = acted.write_run(tmp_path / "run", "train")
-        assert control.drive_here(run) == 0
+        assert backends.driven(run).drive(run) == 0
     finally:
         os.umask(before)
     assert run.path.stat().st_mode & 0o777 == 0o700

@@ -57,10 +57,9 @@ def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) 
     """
     plan = runs.read_plan(run)
     require_loopback(plan)
-    unfinished = [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]
     with nullcontext(interrupts) if interrupts else StopSignals() as heard:
         driver = _Driver(run, display, heard)
-        for planned in unfinished:
+        for planned in runs.unfinished(run, plan):
             if (code := driver.run_stage(planned)) != DONE:
                 return code
     return DONE

@@ -1,5 +1,6 @@
 """A shell on the node of a rank, inside the job that trains there."""
 
+from ftlaunch.backend import runs
 from ftlaunch.backend.slurm import queue
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.errors import UserError
@@ -11,7 +12,7 @@ def command(run: RunDir, rank: int, words: list[str], *, terminal: bool) -> list
 
     UserError where no job of the run works, or where it has no such rank.
     """
-    step = next((stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()), None)
+    step = runs.first_unfinished(run)
     attempts = step.all_attempts() if step else []
     made_by = read_made_by(attempts[-1]) if attempts else None
     alive = {id for id, entry in queue.read_queue(run).items() if entry.state == "RUNNING"}

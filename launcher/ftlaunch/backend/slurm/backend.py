@@ -128,7 +128,7 @@ class Slurm(Backend):
 
     def last_words(self, stage_dir: StageDir) -> Failure | None:
         """What a stage's newest job said before its death, where that came before it could make an attempt."""
-        answer = queue.ask([RunDir(stage_dir.path.parent)])[0]
+        answer = queue.ask([stage_dir.run])[0]
         return None if answer.silent is not None else jobs.died_early(stage_dir, answer.of(stage_dir))
 
     def ask_to_stop(self, run: RunDir) -> UserError | None:

@@ -15,9 +15,8 @@ def ask_to_stop(run: RunDir) -> str | None:
     Says why where the queue cannot be reached: then they leave as soon as they start. UserError where the stage that
     runs cannot be told.
     """
-    step = next(stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists())
     # Before the queue is asked: a job that starts in between finds the file and leaves.
-    unwritten = _write([step], STOP)
+    unwritten = _write(run.unfinished()[:1], STOP)
     # As squeue's answer may be old: a job that has started meanwhile is to save.
     silent = _end(run, lambda entry: entry.state in queue.WAITING, "--state=PENDING")
     if unwritten:
@@ -30,7 +29,7 @@ def cancel(run: RunDir) -> str | None:
 
     UserError where the tasks cannot be told either.
     """
-    unwritten = _write([stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()], CANCEL)
+    unwritten = _write(run.unfinished(), CANCEL)
     silent = _end(run, lambda entry: entry.alive)
     if silent and unwritten:
         raise UserError(f"{unwritten}; and {silent}", "try again when SLURM answers")

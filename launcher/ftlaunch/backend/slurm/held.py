@@ -95,8 +95,8 @@ def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) 
     _await_end_of_steps(run, display)
     with nullcontext(interrupts) if interrupts else StopSignals() as heard:
         driver = _Driver(run, display, heard, held)
-        for planned in plan.stages:
-            if not run.stage_dir(planned.name).result.exists() and (code := driver.run_stage(planned)) != DONE:
+        for planned in runs.unfinished(run, plan):
+            if (code := driver.run_stage(planned)) != DONE:
                 return code
     return DONE
 

@@ -40,9 +40,8 @@ def is_over(run: RunDir) -> bool:
 
 
 def _state_of_run(run: RunDir, answer: Answer) -> RunStatus:
-    stage_dirs = run.stage_dirs()
-    first = next((stage_dir for stage_dir in stage_dirs if not stage_dir.result.exists()), None)
-    return run_status(run, [_state_of_stage(stage_dir, answer, first) for stage_dir in stage_dirs])
+    first = runs.first_unfinished(run)
+    return run_status(run, [_state_of_stage(stage_dir, answer, first) for stage_dir in run.stage_dirs()])
 
 
 def _state_of_stage(stage_dir: StageDir, answer: Answer, first: StageDir | None) -> StageStatus:
@@ -99,7 +98,7 @@ def _alive(entry: Entry) -> tuple[State, str | None]:
 
 def _cut_short(stage_dir: StageDir) -> str | None:
     """What is to be said of a job whose submission was killed before it was whole: nobody will have it train."""
-    run = RunDir(stage_dir.path.parent)
+    run = stage_dir.run
     submission = queue.read_submission(run)
     if (
         submission is None
@@ -115,7 +114,7 @@ def _as_asked(stage_dir: StageDir, asked: str | None) -> tuple[State, str | None
         return "cancelled", "as asked"
     outcome = _outcome(stage_dir)
     if isinstance(outcome, Failure):
-        return "failed", _first_line(outcome)
+        return "failed", outcome.first_line
     return "stopped", None if outcome else "before it started, as asked"
 
 
@@ -131,7 +130,7 @@ def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] 
                 "FAILED",
             ) else _ended_by(entry)
         case Failure() as failure:
-            return "failed", _first_line(failure)
+            return "failed", failure.first_line
         case _:
             return None
 
@@ -140,11 +139,6 @@ def _outcome(stage_dir: StageDir) -> Failure | Stopped | None:
     attempts = stage_dir.all_attempts()
     outcome = read_outcome(stage_dir, attempts[-1]) if attempts else None
     return outcome if isinstance(outcome, Failure | Stopped) else None
-
-
-def _first_line(failure: Failure) -> str:
-    line = failure.message.partition("\n")[0]
-    return line if failure.rank is None else f"rank {failure.rank}: {line}"
 
 
 def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -> tuple[State, str | None]:
@@ -160,7 +154,7 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
             return state, f"{word}: {early.message}"
         why = why_unwritable(stage_dir.path) if state == "failed" else None
         return state, f"{word}: {stage_dir.path} cannot be written: {why}" if why else word
-    run = RunDir(stage_dir.path.parent)
+    run = stage_dir.run
     if (driver := lock.holder(run)) and processes.is_alive(driver) is not False:
         return "waiting", "is being submitted"
     if (job := queue.read_job(stage_dir)) is None:
@@ -178,7 +172,7 @@ def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
     """Of the stage whose turn it is, where SLURM does not answer."""
     attempts = stage_dir.all_attempts()
     if attempts and is_final(attempts[-1]) and (outcome := _outcome(stage_dir)):
-        return ("failed", _first_line(outcome)) if isinstance(outcome, Failure) else ("stopped", silent)
+        return ("failed", outcome.first_line) if isinstance(outcome, Failure) else ("stopped", silent)
     return "unknown", silent
 
 

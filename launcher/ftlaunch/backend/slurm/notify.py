@@ -17,7 +17,7 @@ def notify(cluster: Cluster, stage_dir: StageDir, ended: AttemptRecord, *, is_la
         return
     # A preempted stage that restarts never gets here; for the user, this one has stopped.
     state = "stopped" if ended.cause == "preempted" else ended.cause
-    told = {"RUN": str(stage_dir.path.parent), "STAGE": stage_dir.name, "STATE": state, "REASON": ended.reason}
+    told = {"RUN": str(stage_dir.run.path), "STAGE": stage_dir.name, "STATE": state, "REASON": ended.reason}
     variables = os.environ | {f"FTLAUNCH_{name}": value for name, value in told.items()}
     try:
         subprocess.run(["bash", "-c", cluster.notify], env=variables, timeout=NOTIFY_SECONDS, check=True)

@@ -232,7 +232,7 @@ def ask(runs: Sequence[RunDir], *, surely: bool = False) -> list[Answer]:
 
 def _ask_cluster(runs: Sequence[RunDir], surely: bool) -> dict[Path, Answer]:
     cluster = read_cluster(runs[0])
-    recorded = {run.path: _recorded(run) for run in runs}
+    recorded = {run.path: on_record(run) for run in runs}
     if not any(paths.environment(run).exists() or recorded[run.path] for run in runs):
         return {run.path: Answer() for run in runs}  # none of them was ever submitted
     try:
@@ -257,7 +257,7 @@ def _ask_cluster(runs: Sequence[RunDir], surely: bool) -> dict[Path, Answer]:
     return answers
 
 
-def _recorded(run: RunDir) -> dict[str, float]:
+def on_record(run: RunDir) -> dict[str, float]:
     """The run's jobs on record, with when each was submitted."""
     return {id: job.submitted for stage_dir in run.stage_dirs() if (job := read_job(stage_dir)) for id in job.ids}
 
@@ -275,7 +275,7 @@ def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) 
 
 def dependency_on(run: RunDir) -> str | None:
     """What waits for the end of a run, as sbatch takes it; None where it is done. UserError where it has no job."""
-    unfinished = [stage_dir for stage_dir in run.stage_dirs() if not stage_dir.result.exists()]
+    unfinished = run.unfinished()
     if not unfinished:
         return None
     job = read_job(unfinished[-1])

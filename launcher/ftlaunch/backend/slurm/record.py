@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from ftlaunch.backend.slurm import queue
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.layout import StageDir
 
 RECORD_SECONDS = 20.0
 """A record may take so long to be seen on a node, whose file system may remember how things were."""
@@ -15,8 +15,8 @@ POLL_SECONDS = 0.5
 
 def is_on_record(stage_dir: StageDir, job: str, is_over: Callable[[], bool] = lambda: False) -> bool:
     """Whether the run's newest submission is complete and holds a job of this stage; `is_over` ends the waiting."""
-    run = RunDir(stage_dir.path.parent)
-    seen, since = _taken(run), time.monotonic()
+    run = stage_dir.run
+    seen, since = queue.on_record(run), time.monotonic()
     while not is_over():
         submission = queue.read_submission(run)
         record = queue.read_job(stage_dir)
@@ -24,7 +24,7 @@ def is_on_record(stage_dir: StageDir, job: str, is_over: Callable[[], bool] = la
         if listed and submission is not None and submission.complete:
             return True
         # Another job was recorded, so the submission is at work and the wait begins again.
-        if (now := _taken(run)) != seen:
+        if (now := queue.on_record(run)) != seen:
             seen, since = now, time.monotonic()
         going_on = submission is not None and not submission.complete
         if time.monotonic() - since > (SUBMISSION_SECONDS if going_on else RECORD_SECONDS):
@@ -35,16 +35,10 @@ def is_on_record(stage_dir: StageDir, job: str, is_over: Callable[[], bool] = la
 
 def stage_of(stage_dir: StageDir, job: str) -> StageDir:
     """The stage that a job is for by now: its own, or a later one that it has taken over at the end of that."""
-    run = RunDir(stage_dir.path.parent)
-    taken = [one for one in run.stage_dirs() if one.name > stage_dir.name and _holds(one, job)]
+    taken = [one for one in stage_dir.run.stage_dirs() if one.name > stage_dir.name and _holds(one, job)]
     return taken[-1] if stage_dir.result.exists() and taken else stage_dir
 
 
 def _holds(stage_dir: StageDir, job: str) -> bool:
     record = queue.read_job(stage_dir)
     return record is not None and record.id == job
-
-
-def _taken(run: RunDir) -> list[str]:
-    """Jobs on record so far."""
-    return [id for stage_dir in run.stage_dirs() if (job := queue.read_job(stage_dir)) for id in job.ids]

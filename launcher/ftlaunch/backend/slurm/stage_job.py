@@ -72,7 +72,7 @@ class StageJob:
 
     @cached_property
     def run(self) -> RunDir:
-        return RunDir(self.stage_dir.path.parent)
+        return self.stage_dir.run
 
     @cached_property
     def planned(self) -> PlannedStage:

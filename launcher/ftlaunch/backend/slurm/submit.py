@@ -68,8 +68,7 @@ def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
     too long to save in time, or where sbatch refuses one. Whatever ends a submission, none of its jobs stays in the
     queue: they are taken back or, where this process is killed, leave by themselves as soon as they start.
     """
-    held = lock.take(run)
-    try:
+    with lock.hold(run):
         require_sbatch()
         cluster = queue.read_cluster(run)
         with StopSignals() as interrupts:
@@ -81,8 +80,6 @@ def submit(run: RunDir, plan: Plan, after: str | None = None) -> list[Job]:
             if not run.code_index.exists() or any(paths.job(stage_dir).exists() for stage_dir in run.stage_dirs()):
                 code_copy.retake(run, plan.recipe)
             return _all_or_nothing(run, plan, cluster, interrupts, after)
-    finally:
-        lock.release(held)
 
 
 def _at_home(run: RunDir, plan: Plan) -> Plan:
@@ -98,7 +95,7 @@ def _at_home(run: RunDir, plan: Plan) -> Plan:
 
 def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopSignals, after: str | None) -> list[Job]:
     record = Submission(cluster=queue.cluster_name(cluster), complete=False)
-    unfinished = [planned for planned in plan.stages if not run.stage_dir(planned.name).result.exists()]
+    unfinished = runs.unfinished(run, plan)
     try:
         # Before the first sbatch: a job that starts while `complete` is false waits, and leaves if we die here.
         write_json(paths.submission(run), record)
@@ -162,21 +159,11 @@ def submit_rest(run: RunDir, stage_dir: StageDir) -> None:
     UserError where SLURM does not take the next one either.
     """
     plan, cluster = runs.read_plan(run), queue.read_cluster(run)
-    rest = [
-        planned
-        for planned in plan.stages
-        if planned.name > stage_dir.name
-        and not (paths.job(run.stage_dir(planned.name)).exists() or _is_finished(run, planned))
-    ]
-    job = queue.read_job(stage_dir)
-    is_next = rest and job is not None and rest[0].name == _following(plan, stage_dir)
-    if not is_next or job is None:
+    rest, job = _left_over(run, plan, stage_dir), queue.read_job(stage_dir)
+    if not rest or job is None:
         return
-    held = lock.take(run)
-    try:
+    with lock.hold(run):
         _submit_all(run, plan, rest, cluster, StopSignals(), after_success(job))
-    finally:
-        lock.release(held)
 
 
 def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
@@ -185,9 +172,9 @@ def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
     The job does so where the queue takes only one job of the run, and the next stage needs no more than this one has.
     """
     plan, cluster = runs.read_plan(run), queue.read_cluster(run)
-    following = next((planned for planned in plan.stages if planned.name > stage_dir.name), None)
-    if following is None or paths.job(run.stage_dir(following.name)).exists() or _is_finished(run, following):
+    if not (rest := _left_over(run, plan, stage_dir)):
         return None
+    following = rest[0]
     try:
         submit_rest(run, stage_dir)
     except UserError as error:
@@ -202,13 +189,12 @@ def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
     return None
 
 
-def _is_finished(run: RunDir, planned: PlannedStage) -> bool:
-    return run.stage_dir(planned.name).result.exists()
-
-
-def _following(plan: Plan, stage_dir: StageDir) -> str | None:
-    """The name of the stage after this."""
-    return next((planned.name for planned in plan.stages if planned.name > stage_dir.name), None)
+def _left_over(run: RunDir, plan: Plan, stage_dir: StageDir) -> list[PlannedStage]:
+    """Later stages that have neither a result nor a job; none where the next one has either."""
+    later = [planned for planned in plan.stages if planned.name > stage_dir.name]
+    rest = [planned for planned in later if not paths.job(run.stage_dir(planned.name)).exists()]
+    rest = [planned for planned in rest if not run.stage_dir(planned.name).result.exists()]
+    return rest if rest[:1] == later[:1] else []
 
 
 def _require_known(run: RunDir, jobs: list[Job]) -> None:
@@ -224,12 +210,9 @@ def _require_known(run: RunDir, jobs: list[Job]) -> None:
 
 def require_rest(run: RunDir) -> None:
     """UserError where a run cannot be submitted again, as jobs of it wait or work or are being submitted."""
-    held = lock.take(run)
-    try:
+    with lock.hold(run):
         clear_cut_short(run, queue.read_cluster(run))
         refuse_twice(run)
-    finally:
-        lock.release(held)
 
 
 def refuse_twice(run: RunDir) -> None:
@@ -275,9 +258,8 @@ def _take_back(run: RunDir, cluster: Cluster, *, for_good: bool) -> str | None:
         queue.cancel([entry.id for entry in queue.read_queue(run).values() if entry.alive], cluster)
     except UserError as error:
         return f"{error.message}; they leave as soon as they start"
-    for stage_dir in run.stage_dirs():
-        if not stage_dir.result.exists():
-            paths.job(stage_dir).unlink(missing_ok=True)
+    for stage_dir in run.unfinished():
+        paths.job(stage_dir).unlink(missing_ok=True)
     if for_good:
         paths.submission(run).unlink(missing_ok=True)
     return None
@@ -305,7 +287,7 @@ def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> st
 
     UserError, in sbatch's words, where it makes none; Interrupted where a signal asks for an end.
     """
-    _heed(interrupts, RunDir(stage_dir.path.parent))
+    _heed(interrupts, stage_dir.run)
     talk = io.StringIO()
     try:
         with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below

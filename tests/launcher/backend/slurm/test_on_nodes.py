@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from tests.launcher.acted import make_plan, write_run
 
-from ftlaunch.backend import backends, control, runs
+from ftlaunch.backend import backends, runs
 from ftlaunch.backend.slurm import attach, entry, held, messages, paths, requeue, tool_job
 from ftlaunch.backend.slurm.held_task import HeldTask
 from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
@@ -161,7 +161,7 @@ def test_a_stage_is_run_by_a_task_on_a_node_that_is_held(
     run = write_run(tmp_path / act, act)
     write_json(run.plan, msgspec.structs.replace(plan, stages=[msgspec.structs.replace(plan.stages[0], command=line)]))
     backends.driven(run).choose_nodes(run)
-    assert control.drive_here(run) == code
+    assert backends.driven(run).drive(run) == code
     (attempt,) = run.stage_dir("01-sft").all_attempts()
     ended = msgspec.json.decode(paths.ended(attempt).read_bytes(), type=AttemptRecord)
     assert (ended.job, ended.nodes, ended.cause) == ("55.3", ["n1"], cause)
