@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.modeling_utils import set_zero3_state
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
@@ -197,7 +198,8 @@ def skeleton(model: Any) -> Any:
     """A model of the same class and config without weights, whatever the model's own are held in."""
     # Building a model may write into its config.
     config = copy.deepcopy(model.config)
-    with torch.device("meta"):
+    # Under ZeRO-3 transformers would shard and fill the parts that a multimodal model makes of its config's tables.
+    with set_zero3_state(), torch.device("meta"):
         return type(model)(config)
 
 

@@ -52,7 +52,7 @@ def refuse_what_cannot_answer(engine: Engine, actor: ActorCritic) -> None:
     causal = actor.causal
     takes = inspect.signature(actor.body.forward).parameters
     if actor.is_alone:
-        why = "chooses keys by rank, which are others for a prompt that is padded"
+        why = "must compute each row by itself, and answers are drawn side by side"
     elif "past_key_values" not in takes or not causal._supports_default_dynamic_cache():
         why = "keeps no cache that its answers could be drawn with side by side"
     elif (found := _moved_by_padding(engine, actor)) > engine.verdict.get("bound", math.inf):

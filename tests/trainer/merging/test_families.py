@@ -16,6 +16,7 @@ from transformers import (
     PhimoeConfig,
     Qwen3MoeConfig,
 )
+from transformers.integrations import HfDeepSpeedConfig
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Lora, Merge, Model
@@ -23,6 +24,7 @@ from fttrain import adapters
 from fttrain.adapters import coverage, targets
 from fttrain.merging import dry_run
 from fttrain.merging.merge import Source, merge
+from fttrain.merging.weight_map import skeleton
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "bos_token_id": None},
@@ -129,3 +131,12 @@ def test_experts_that_are_not_adapted_are_counted() -> None:
     assert coverage.of(model, Lora(experts=True)).share > 0.99
     with pytest.raises(UserError, match="no stacked experts"):
         coverage.require_few_bits(model, "nf4")
+
+
+def test_the_skeleton_of_a_multimodal_model_is_whole_under_zero3() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIGS["gemma3"]())
+    asked = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})
+    shapes = {name: weight.shape for name, weight in skeleton(model).state_dict().items()}
+    assert asked.is_zero3()
+    assert shapes == {name: weight.shape for name, weight in model.state_dict().items()}
