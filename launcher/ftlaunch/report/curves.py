@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ftlaunch.report.facts import RunFacts, StageFacts
 from ftlaunch.run.progress import Entry
-from ftlaunch.run.records import StepMetrics
+from ftlaunch.run.records import Counts, StepMetrics, TrainingResult
 
 Point = tuple[float, float]
 
@@ -18,6 +18,8 @@ class Series(Struct, frozen=True):
 
     name: str
     points: list[Point]
+    says: str = ""
+    """What a legend says of it, where its last value says nothing."""
 
 
 class Chart(Struct, frozen=True, kw_only=True):
@@ -66,7 +68,21 @@ def of_stage(stage: StageFacts) -> list[Chart]:
     """A chart for everything that a stage has measured, known metrics first."""
     lines = _with_perplexity(stage)
     charts = [_known(curve, lines) for curve in _curves(lines)]
-    return [chart for chart in charts if chart.series]
+    return [chart for chart in [*charts, _lengths(stage)] if chart.series]
+
+
+def _lengths(stage: StageFacts) -> Chart:
+    """How long the rows of each data set are; without a series where nobody has measured it."""
+    data = stage.result.data if isinstance(stage.result, TrainingResult) else {}
+    series = [Series(name, _bars(one), f"longest {one.longest:,}") for name, one in data.items() if one.lengths]
+    return Chart(title="Length of rows", unit="rows", x_label="tokens of a row", series=series)
+
+
+def _bars(counts: Counts) -> list[Point]:
+    """The outline of a histogram."""
+    width = counts.longest / len(counts.lengths)
+    tops = [((at + end) * width, float(rows)) for at, rows in enumerate(counts.lengths) for end in (0, 1)]
+    return [(0.0, 0.0), *tops, (float(counts.longest), 0.0)]
 
 
 def _curves(lines: Sequence[Entry]) -> list[Curve]:
@@ -121,7 +137,7 @@ def overlaid(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, list[C
                 for series in chart.series:
                     # A chart for each series: its lines are the runs, and "trained" and "held out" would double them.
                     title = (chart.title, series.name, chart.unit)
-                    charts.setdefault(title, []).append(Series(name, series.points))
+                    charts.setdefault(title, []).append(Series(name, series.points, series.says))
         found[stage] = [
             Chart(title=f"{title}, {series}", unit=unit, series=lines)
             for (title, series, unit), lines in charts.items()

@@ -43,7 +43,7 @@ def _legend(chart: Chart) -> str:
 
 
 def _newest(series: Series) -> str:
-    return f"{series.name} {number(series.points[-1][1])}"
+    return f"{series.name} {series.says or number(series.points[-1][1])}"
 
 
 def _mark(

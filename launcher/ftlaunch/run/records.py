@@ -125,6 +125,10 @@ class Counts(Struct, frozen=True, kw_only=True):
     """Rows left out because of what they hold, by the reason."""
     excused: dict[str, int] = field(default_factory=dict[str, int])
     """Rows left out that are no mistake: blank, too long, or pairs without a better answer, by the reason."""
+    longest: int = 0
+    """Tokens of the longest row, of a pair both answers; 0 where nobody has measured it."""
+    lengths: list[int] = field(default_factory=list[int])
+    """Rows by their tokens: how many lie in each of equally wide parts of 0 to `longest`."""
     examples: list[str] = field(default_factory=list[str])
     """The first rows left out, as "facts.jsonl:17: field answer is null"."""
 

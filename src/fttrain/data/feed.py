@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ SEARCHED = 200_000
 """Most rows of a data set that are searched for prompts of rows held out."""
 STATE_BYTES = 4096
 """A stream's position takes a multiple of so many."""
+LENGTH_PARTS = 32
+"""Bars of a histogram of lengths."""
 EXCERPT = 60
 """Characters of a row's text that name it."""
 InTurn = Callable[[Sequence[Group]], Iterator[tuple[list[int], MicroBatch]]]
@@ -211,7 +214,8 @@ class TableFeed:
         return self._layout.evaluation(all_of(self._test))
 
     def counts(self) -> list[Counts]:
-        return self._counts
+        parts = zip(self._counts, self._train, self._test, strict=True)
+        return [_with_lengths(counts, np.concatenate([train.lengths, test.lengths])) for counts, train, test in parts]
 
     def lay(self, layout: Layout) -> None:
         self._layout.chosen = layout
@@ -343,6 +347,13 @@ class StreamFeed:
                 raise UserError(f"{data.path} yields no row that can be trained on", "see `ftlaunch preview`")
             self._epochs[place] += 1
             self._tallies[place], self._yielded[place] = tokens.Tally(), 0
+
+
+def _with_lengths(counts: Counts, lengths_N: np.ndarray) -> Counts:
+    """Return the counts with a histogram of the rows' lengths."""
+    longest = int(lengths_N.max())
+    found, _ = np.histogram(lengths_N, bins=min(LENGTH_PARTS, longest), range=(0, longest))
+    return msgspec.structs.replace(counts, longest=longest, lengths=found.tolist())
 
 
 def mean_perplexity(loss: float) -> float:

@@ -81,6 +81,7 @@ def finish(run: RunDir) -> None:
     attempt = first(run).new_attempt()
     attempt.process.write_text('{"host": "h", "pid": 1, "start_time": 1, "boot_id": "b"}')
     counts = {"rows": 50, "kept": 47, "tokens": 900, "unfit": {"field a is missing": 2}, "dropped_untrained": 1}
+    counts |= {"longest": 40, "lengths": [30, 12, 4, 1]}
     result = {
         "steps": 4,
         "tokens": 400,
@@ -124,6 +125,7 @@ def test_a_finished_run_tells_all_that_it_knows(run: RunDir) -> None:
         "2.00 GB peak memory",
         "400 tokens trained on",
         "Loss trained 1 held out 1.25",
+        "Length of rows, rows qa longest 40",
         "Learning rate",
         "Gradient norm",
         "Throughput, tokens/s",

@@ -150,6 +150,14 @@ def test_evaluation_is_what_plain_transformers_says(
     assert len({line["eval/loss"] for line in evaluated}) == 3
 
 
+def test_the_lengths_of_rows_are_told(two_stages: tuple[StageDir, StageDir], rows: list[dict[str, str]]):
+    (counts,) = json.loads(two_stages[0].result.read_text())["data"].values()
+    tokenizer = load(two_stages[0].artifact)[1]
+    lengths = [len(tokenizer.encode("".join(chatml(**row)))) for row in rows[:47]]
+    assert counts["longest"] == max(lengths)
+    assert counts["lengths"] == np.histogram(lengths, bins=32, range=(0, max(lengths)))[0].tolist()
+
+
 def test_two_processes_evaluate_and_train_the_same(
     tmp_path: Path, two_stages: tuple[StageDir, StageDir], recipe_text: Callable[[str], str], run_stages: RunStages
 ):
