@@ -1,6 +1,7 @@
 """What `ftlaunch watch` shows: every stage of runs on one screen, with what was measured and what was said last."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ SPARKS = 48
 KEPT = 2000
 """Optimizer steps whose losses are kept for the curve."""
 TAIL_BYTES = 4096
+WARNING = re.compile(r"^\S+:\d+: \w*Warning: |^warnings\.warn\(")
+"""Lines by which libraries warn their own developers: where it was, and the source line that follows."""
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "waiting": "dim", "queued": "yellow"}
 
 
@@ -186,4 +189,4 @@ def _last_line(log: Path) -> str:
         return ""
     # A progress bar rewrites its line by "\r", at which splitlines() splits as well.
     lines = [line.strip() for line in text.splitlines()]
-    return next((line[:200] for line in reversed(lines) if line), "")
+    return next((line[:200] for line in reversed(lines) if line and not WARNING.search(line)), "")

@@ -133,6 +133,7 @@ def build(
     dtype = DTYPES[spec.model.dtype]
     trained_in_full = origin.adapter is None and not artifact.has_adapter(spec)
     held_in = torch.float32 if trained_in_full and not engine.zero_stage else dtype
+    print(f"loading {origin.base.path}", flush=True)  # `ftlaunch watch` shows the newest line of rank 0
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
     replace_activations.install(base, artifact.replaced_activations(spec, origin))
     preflight.without_dropout(base, stage, world)

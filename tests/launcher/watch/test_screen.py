@@ -61,7 +61,9 @@ def test_a_stage_is_shown_with_all_that_is_measured(run: RunDir) -> None:
 
 def test_before_the_first_step_the_last_words_of_rank_0_are_shown(run: RunDir) -> None:
     attempt = first(run).new_attempt()
-    attempt.rank_log(0).write_text("Tokenizing rows\nLoading 10%\rLoading 20%\n\n")
+    attempt.rank_log(0).write_text(
+        "Tokenizing rows\nLoading 10%\rLoading 20%\n\n/x/y.py:7: FutureWarning: z\n  warnings.warn(\n"
+    )
     assert last_line(first(run)) == "Loading 20%"
     attempt.error.write_text('{"rank": 1, "type": "E", "message": "out of memory", "log": "l"}')
     text = shown(run)
