@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.backend import runs
-from ftlaunch.backend.slurm import paths, queue, reasons
+from ftlaunch.backend.slurm import paths, queue, reasons, restart_policy
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.backend.slurm.queue import Answer, Entry
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
@@ -65,8 +65,9 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
         return _unseen(stage_dir, answer.silent) if is_first else ("waiting", None)
     entry = answer.of(stage_dir)
     told = _told(stage_dir, entry)
-    # What a site does when a job has ended may take it minutes.
-    if entry and entry.state == "COMPLETING" and told and is_final(stage_dir.all_attempts()[-1]):
+    # What a site does when a job has ended may take it minutes. SLURM itself may put a job back that is COMPLETING, but
+    # not one whose tasks have left because another start would be in vain.
+    if entry and entry.state == "COMPLETING" and told and _is_given_up(stage_dir.all_attempts()[-1]):
         return told
     if entry and entry.alive:
         state, note = _alive(entry)
@@ -178,12 +179,19 @@ def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
 
 class _Decided(Struct, frozen=True):
     restarted: bool
+    reason: str = ""
 
 
 def is_final(attempt: Attempt) -> bool:
     """Whether an attempt was concluded, and the stage not started again after it."""
     file = paths.ended(attempt)
     return file.exists() and not msgspec.json.decode(file.read_bytes(), type=_Decided).restarted
+
+
+def _is_given_up(attempt: Attempt) -> bool:
+    """Whether an attempt was concluded with the decision that no other follows."""
+    file = paths.ended(attempt)
+    return file.exists() and restart_policy.GIVEN_UP in msgspec.json.decode(file.read_bytes(), type=_Decided).reason
 
 
 def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:

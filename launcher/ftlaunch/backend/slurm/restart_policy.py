@@ -19,6 +19,8 @@ ECHO = re.compile(
 """What ranks say when it was another rank or the network that failed them."""
 
 
+GIVEN_UP = "not started again"
+"""Words of a reason that stand for a decision of ours, and not for one that SLURM takes."""
 FRUITLESS = 3
 """Starts in a row that SLURM may end, perhaps early, before a checkpoint was made."""
 
@@ -77,7 +79,7 @@ def judge(
 
 def _with_decision(now: AttemptRecord, objection: str | None, what: str) -> AttemptRecord:
     """With the decision, which is to go on unless something speaks against it."""
-    decision = f"not started again: {objection}" if objection else "goes on from the newest checkpoint"
+    decision = f"{GIVEN_UP}: {objection}" if objection else "goes on from the newest checkpoint"
     return msgspec.structs.replace(now, restarted=objection is None, reason=f"{what}; {decision}")
 
 

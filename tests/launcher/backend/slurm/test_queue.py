@@ -270,7 +270,9 @@ def test_a_site_that_cleans_up_slowly_keeps_no_cause_back(run: RunDir, tmp_path:
     attempt = run.stage_dir("01-sft").new_attempt(made_by=MadeBy(job="7", restart=0))
     write_json(attempt.error, Failure(rank=0, type="MemoryError", message="out of memory", log=""))
     assert _first(read_status(run)) == ("running", None)
-    write_json(paths.ended(attempt), {"restarted": False})
+    write_json(paths.ended(attempt), {"restarted": False, "reason": "failed; SLURM sees to the job itself"})
+    assert _first(read_status(run)) == ("running", None)  # which SLURM may put back
+    write_json(paths.ended(attempt), {"restarted": False, "reason": "failed; not started again: it ran out of memory"})
     assert _first(read_status(run)) == ("failed", "rank 0: out of memory")
     with pytest.raises(UserError, match="SLURM still cleans up after it"):
         submit.refuse_twice(run)
