@@ -125,3 +125,26 @@ def test_an_adapter_whose_base_counted_from_a_folder_that_nobody_knows_is_refuse
     with pytest.raises(UserError, match="does not say where the base is") as refused:
         find_source(Path("adapter"))
     assert "write the base's absolute path there, or its hub id" in refused.value.remedy
+
+
+@pytest.mark.usefixtures("hub_of_all")
+@pytest.mark.parametrize("file", ["adapter_config.json", CARD])
+def test_an_adapter_whose_base_has_moved_says_where_it_was_and_follows_what_is_written_instead(
+    file: str, tmp_path: Path, tiny_model: Path
+):
+    Path("adapter").mkdir()
+    gone, found = tmp_path / "gone", str(tiny_model)
+    card = {"base": {"path": str(gone)}, "adapter": {"kind": "lora"}, "base_model_name_or_path": str(gone)}
+    Path("adapter", file).write_text(json.dumps(card))
+    with pytest.raises(UserError, match=f"the base of the adapter in adapter is not in {gone}") as refused:
+        find_source(Path("adapter"))
+    assert refused.value.remedy.endswith(f"write its new absolute path into adapter/{file}")
+    Path("adapter", file).write_text(json.dumps(card).replace(str(gone), found))
+    assert find_source(Path("adapter")).base.path == found
+
+
+@pytest.mark.usefixtures("hub_of_all")
+def test_a_hub_id_that_cannot_be_had_is_told_how_a_folder_is_written():
+    with pytest.raises(UserError, match="no model could be loaded from owner/none") as refused:
+        chat.load("owner/none")
+    assert "a folder is written ./owner/none" in refused.value.remedy

@@ -112,7 +112,7 @@ class Output:
 def find_source(path: Path) -> Source:
     """Return the adapter of a run's newest training stage, of an artifact folder, or of a plain PEFT folder.
 
-    Raises UserError where there is none.
+    Raises UserError where there is none, or where its base is no longer in the folder that it names.
     """
     if (path / "plan.json").exists():
         trained = [
@@ -127,10 +127,15 @@ def find_source(path: Path) -> Source:
         base, adapter = artifact.read(path)
         if adapter is None:
             raise UserError(f"{path} holds a whole model: there is no adapter to merge", "use the folder as it is")
-        return Source(base, adapter)
-    if not (path / "adapter_config.json").exists():
+    elif not (path / "adapter_config.json").exists():
         raise UserError(f"{path} is neither a run, nor an artifact, nor a PEFT adapter", "name one of these")
-    return Source(_base_of_peft(path / "adapter_config.json"), path)
+    else:
+        base = _base_of_peft(path / "adapter_config.json")
+    if is_local(base.path) and not Path(base.path).is_dir():
+        file = artifact.CARD if (path / artifact.CARD).exists() else "adapter_config.json"
+        message = f"the base of the adapter in {path} is not in {base.path}"
+        raise UserError(message, f"move it back there, or write its new absolute path into {path / file}")
+    return Source(base, path)
 
 
 def _base_of_peft(file: Path) -> Model:

@@ -33,7 +33,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     try:
         return tokenizer.load(path, revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", _remedy(path)) from error
+        raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", remedy(path)) from error
 
 
 def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
@@ -64,7 +64,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
         raise UserError(
-            f"no model could be loaded from {spec.path}: {_first_line(error)}", _remedy(spec.path)
+            f"no model could be loaded from {spec.path}: {_first_line(error)}", remedy(spec.path)
         ) from error
     model, found = loaded
     completeness.require(spec.path, model, found)
@@ -118,7 +118,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _remedy(path: str) -> str:
+def remedy(path: str) -> str:
+    """Return what to do where no model or tokenizer could be loaded from a folder or hub id."""
     if is_local(path):
         return "the folder must hold config.json, model.safetensors (or its shards) and the tokenizer's files"
     return (

@@ -20,7 +20,7 @@ from fttrain.answering.streaming import Request, answer_together
 from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
 from fttrain.model import completeness
-from fttrain.model.scorer import DTYPES
+from fttrain.model.scorer import DTYPES, remedy
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
 from fttrain.tools.output import answer, called_with
@@ -62,7 +62,7 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         if holds(path, ADAPTER_CONFIG):
             model = _with_adapter(model, Path(path), len(tokenizer))
     except (OSError, ValueError) as error:
-        raise UserError(f"no model could be loaded from {path}: {error}", "name a model folder or a hub id") from error
+        raise UserError(f"no model could be loaded from {path}: {error}", remedy(base.path)) from error
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 

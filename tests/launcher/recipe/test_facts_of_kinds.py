@@ -25,7 +25,7 @@ def test_a_kind_says_all_that_is_asked_of_it(kind: Any) -> None:
 def test_facts_are_declared_and_no_keys_of_a_recipe() -> None:
     assert {"label", "rate", "begins_as_base", "takes_loss_scaling"} <= {*facts(get_args(Adapter)[0])}
     assert facts(get_args(Noise)[0]) == ["family"]
-    assert {*facts(get_args(Stage)[0])} == {"lora_rate", "has_head"}
+    assert {*facts(get_args(Stage)[0])} == {"lora_rate", "has_head", "evaluated"}
     assert not any({*facts(kind)} & {*kind.__struct_fields__} for kind in KINDS)
 
 
