@@ -1,11 +1,11 @@
 """A row → the text or the conversation that it stands for, in each format of `Data`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from ftlaunch.recipe import Data
 from ftlaunch.rows.messages import Conversation, Turn, message_turns, turns_in
-from ftlaunch.rows.template import Excused, Row, Unfit, fill, is_blank, text_at, value_at
+from ftlaunch.rows.template import Excused, Row, Unfit, fill, is_blank, kind_of, text_at, value_at
 
 LISTS = ("messages", "conversations", "conversation")
 """Fields that list turns, where no `messages_field` names another."""
@@ -93,8 +93,12 @@ def _history(row: Row, where: str) -> list[Turn]:
     """What was said before, as LLaMA-Factory's files have it: [[prompt, answer], …]."""
     if is_blank(row, ("history",)):
         return []
+    said = value_at(row, ("history",), where)
+    if not isinstance(said, list):
+        remedy = 'write it as [["prompt", "answer"], …], or leave it out'
+        raise Unfit(where, f"field history is {kind_of(said)}, not a list", remedy)
     turns: list[Turn] = []
-    for index in range(len(value_at(row, ("history",), where))):
+    for index in range(len(cast("list[object]", said))):
         # Paths are texts, indices too, as in a template: {history[0][1]}.
         first, second = (text_at(row, ("history", str(index), side), where) for side in ("0", "1"))
         turns += [user(first), answer(second)]

@@ -238,7 +238,11 @@ def _tools(value: object, where: str) -> Row:
     if not isinstance(tools, list):
         raise Unfit(where, f"field tools is {kind_of(tools)}, not a list", "write tools as a list of definitions")
     # Some files have each definition as a JSON text of its own.
-    return {"tools": [parsed(tool) for tool in cast("list[object]", tools)]}
+    found = [parsed(tool) for tool in cast("list[object]", tools)]
+    if (odd := next((tool for tool in found if not isinstance(tool, dict)), found)) is not found:
+        remedy = 'write a definition as {"type": "function", "function": {"name": "…", …}}'
+        raise Unfit(where, f"field tools holds {kind_of(odd)} among its definitions", remedy)
+    return {"tools": found}
 
 
 def _kwargs(value: object, where: str) -> Row:

@@ -182,6 +182,8 @@ def _number(row: Row, path: tuple[str, ...], where: str) -> float:
     try:
         # A CSV file holds numbers as text. True is an int in Python and no rating.
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError as error:
+        raise Unfit(where, f"field {shown(path)} is too large a number", "mend or leave out such rows") from error
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -177,13 +177,19 @@ class Renderer:
         variables = {**self._data.template_arguments, **{key: fields[key] for key in self._asked & fields.keys()}}
 
         def render(turns: list[Turn]) -> str:
-            return self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 turns,
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **variables,
             )
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                problem = "a call, a thought or the definition of a tool holds half a character"
+                raise Unfit(where, problem, "write the file again as UTF-8 (a lone \\ud800-\\udfff)") from error
+            return text
 
         turns = conversation.turns
         try:

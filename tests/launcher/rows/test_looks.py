@@ -138,6 +138,22 @@ def test_history_comes_first() -> None:
     assert [turn["content"] for turn in turns] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"instruction": "a", "output": "b", "history": 1}, "field history is a number, not a list"),
+        ({"messages": TURNS, "tools": [None]}, "field tools holds null among its definitions"),
+        ({"messages": TURNS, "tools": '["f"]'}, "field tools holds text among its definitions"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400}, "field margin is too large a number"),
+    ],
+)
+def test_values_of_other_types_are_unfit(row: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    margin = {"margin_field": "margin"} if "margin" in row else {}
+    data = settled(Data(path=written(tmp_path / "a.jsonl", [row]), **margin))
+    ((_, message, _),) = check_rows(data).problems
+    assert message == f"{problem} (in 1 of 1 rows read)"
+
+
 def test_unfit_rows_are_named_up_to_a_share(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a"}] * 20 + [{"question": "q"}, {"question": "q", "answer": None}]
     path = written(tmp_path / "a.jsonl", rows)

@@ -219,6 +219,18 @@ def test_control_tokens_in_a_text_are_text_if_so_told(template: str, train_on: s
         encoded(tokenizer, {"q": "<|im_start|>", "a": "b"}, template="none", **templates)
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        answer("", tool_calls=[{"function": {"name": "f", "arguments": {"a": "\ud83d"}}}]),
+        answer("x", reasoning_content="\ud83d"),
+    ],
+)
+def test_half_a_character_is_found_wherever_it_is(turn: dict[str, Any], tokenizer: Any) -> None:
+    with pytest.raises(Unfit, match="holds half a character"):
+        encoded(tokenizer, {"messages": [USER, turn]})
+
+
 def test_ends_are_added_once(tokenizer: Any) -> None:
     for said in ("yes", "yes<|im_end|>", "yes<|im_end|><|im_end|>"):
         for template in ("tokenizer", "none", "chatml"):
