@@ -6,6 +6,7 @@ from typing import cast
 
 from msgspec import Struct
 
+from ftlaunch.recipe import SCORES
 from ftlaunch.report.facts import RunFacts, StageFacts
 from ftlaunch.run.progress import Entry
 from ftlaunch.run.records import Counts, StepMetrics, TrainingResult
@@ -53,6 +54,8 @@ KNOWN = (
     Curve("Calibration error", {"eval/rewards/calibration_error": "held out"}),
     Curve("Reward", {"reward": "sampled", "eval/reward": "held out"}),
     Curve("KL from the reference", {"kl": "sampled", "eval/kl": "held out"}, "nats an answer"),
+    Curve("BLEU", {"eval/bleu": "held out"}),
+    Curve("ROUGE", {f"eval/{name}": name for name in SCORES["rouge"]}),
     Curve("Learning rate", {"learning_rate": "peak of all groups"}),
     Curve("Gradient norm", {"grad_norm": "before clipping"}),
     Curve("Throughput", {"tokens_per_second": "all ranks"}, "tokens/s"),

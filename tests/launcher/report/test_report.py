@@ -69,7 +69,8 @@ def line(step: int, loss: float | None, **more: object) -> dict[str, object]:
 
 
 def evaluation(step: int, loss: float) -> dict[str, object]:
-    return {"step": step, "eval/loss": loss, "eval/perplexity": math.exp(loss), "time": 1000.0 + step}
+    scores = {"eval/rouge1": 30 * loss, "eval/rouge2": 20 * loss}
+    return {"step": step, "eval/loss": loss, "eval/perplexity": math.exp(loss), **scores, "time": 1000.0 + step}
 
 
 def measure(run: RunDir, *lines: dict[str, object]) -> None:
@@ -125,6 +126,7 @@ def test_a_finished_run_tells_all_that_it_knows(run: RunDir) -> None:
         "2.00 GB peak memory",
         "400 tokens trained on",
         "Loss trained 1 held out 1.25",
+        "ROUGE rouge1 37.5 rouge2 25",
         "Length of rows, rows qa longest 40",
         "Learning rate",
         "Gradient norm",
