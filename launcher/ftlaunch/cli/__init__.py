@@ -1,7 +1,10 @@
 """The command line: verbs, their options, and the one place where a user's mistake becomes an exit code."""
 
 import errno
+import os
 import sys
+from io import TextIOWrapper
+from pathlib import Path
 
 import typer
 
@@ -65,11 +68,16 @@ def ftlaunch(
 
 def main() -> None:
     """Run the command line; a UserError is printed to stderr and ends it with its exit code. No secret is printed."""
+    _mend_streams()
     # Before any verb: everything printed from here on, tracebacks included, passes through the filter for secrets.
     redact_output()
     trust.write_for_ourselves()
     try:
-        app(prog_name="ftlaunch")
+        _require_working_directory()
+        try:
+            app(prog_name="ftlaunch")
+        finally:
+            sys.stdout.flush()  # here a full disk is an error like any other, and at the interpreter's end a traceback
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -78,4 +86,22 @@ def main() -> None:
             raise
         where = error.filename or "what this call has to write down"
         print(f"error: {where} cannot be written: {error.strerror}\n  → make room, or mend the disk", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed to stdout would fail once more
         sys.exit(BAD_INPUT)
+
+
+def _mend_streams() -> None:
+    """Let what is printed go nowhere where a stream is closed, and as escapes where it cannot be encoded."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 it is open until the end
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _require_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the working directory is gone", "go to one that is there: cd") from error
