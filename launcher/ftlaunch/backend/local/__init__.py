@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 def choose(_run: "RunDir | None", _cluster: "Cluster | None", _otherwise: "Backend | None") -> "Backend":
     """This machine, where no other backend's choice follows."""
-    from ftlaunch.backend.local.backend import Local
+    from ftlaunch.backend.local.driver import Local
 
     return Local()

@@ -9,6 +9,7 @@ from functools import partial
 
 from ftlaunch.backend import runs, supervisor, watchdog
 from ftlaunch.backend.display import Display
+from ftlaunch.backend.driving import Driven
 from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.watchdog import HangWatch
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
@@ -21,6 +22,18 @@ from ftlaunch.run.preparing import read_preparing
 from ftlaunch.run.progress import MetricsTail, duration
 
 LOOPBACK_SECONDS = 5.0
+
+
+class Local(Driven):
+    """Runs whose stages are processes of this machine."""
+
+    def drive_stages(self, run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
+        """Run the unfinished stages here, one after another, and return the exit code."""
+        return drive(run, display, interrupts)
+
+    def require_nodes(self, plan: Plan) -> None:
+        """UserError where a plan asks for more than this machine."""
+        require_machine(plan)
 
 
 def require_machine(plan: Plan) -> None:

@@ -29,7 +29,7 @@ def choose(run: "RunDir | None", cluster: "Cluster | None", otherwise: "Backend 
         # Not read yet: `status` also works on a run whose cluster.json was written by another version of ftlaunch.
         return Slurm(partial(read_cluster, run))
     if isinstance(otherwise, Driven) and ("SLURM_JOB_ID" in os.environ or (run and paths.held(run).exists())):
-        from ftlaunch.backend.slurm.held_backend import Held  # it needs submitit, which takes its time to load
+        from ftlaunch.backend.slurm.held import Held  # it needs submitit, which takes its time to load
 
         return Held(otherwise)
     return otherwise

@@ -16,6 +16,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display
+from ftlaunch.backend.driving import Driven
 from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.slurm import paths, queue
 from ftlaunch.backend.slurm.messages import read_made_by
@@ -76,13 +77,30 @@ def is_for(plan: Plan) -> Allocation | None:
     return held
 
 
-def claim(run: RunDir, plan: Plan) -> None:
-    """Write down whether a run goes on by held nodes from here."""
-    if is_for(plan) is None:
-        paths.held(run).unlink(missing_ok=True)
-        return
-    write_json(paths.held(run), Cluster())
-    write_json(paths.environment(run), dict[str, str]())  # the tasks have all of this process's
+class Held(Driven):
+    """Runs whose stages are started on held nodes; those that this machine has room for are driven `otherwise`."""
+
+    def __init__(self, otherwise: Driven) -> None:
+        self._otherwise = otherwise
+
+    def drive_stages(self, run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
+        """Run the unfinished stages, one after another, on the nodes that the run has claimed; the exit code."""
+        if paths.held(run).exists():
+            return drive(run, display, interrupts)
+        return self._otherwise.drive_stages(run, display, interrupts)
+
+    def require_nodes(self, plan: Plan) -> None:
+        """UserError where a plan asks for more nodes than are held."""
+        if is_for(plan) is None:
+            self._otherwise.require_nodes(plan)
+
+    def choose_nodes(self, run: RunDir) -> None:
+        """Note whether the run goes on by held nodes from here."""
+        if is_for(runs.read_plan(run)) is None:
+            paths.held(run).unlink(missing_ok=True)
+            return
+        write_json(paths.held(run), Cluster())
+        write_json(paths.environment(run), dict[str, str]())  # the tasks have all of this process's
 
 
 def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) -> int:
