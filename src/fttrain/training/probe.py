@@ -37,6 +37,8 @@ TRIED = 24
 """Tokens at the end of each row that are compared."""
 OTHER = 9
 """Tokens in which the third row differs from the first."""
+FOLLOWING = 3
+"""Tokens that follow a row where the model must not see them."""
 NOBODY = "nobody"
 """A name that no adapter has: with it, the bare base is computed."""
 FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -80,7 +82,7 @@ class Probe:
         self._expected = torch.cat([self._alone(row) for row in self._rows])
         # Causal attention ignores what follows, so any difference is rounding: another length takes another kernel.
         first = self._rows[0]
-        whole = _seen_whole(self._scorer.causal.config, first)
+        whole = _unchanged(self._scorer.causal, first)
         expected = self._expected[: int(first[1].sum())] if whole is first else self._alone(whole)
         self.rounding = self._mean(self._alone(_followed(whole)) - expected)
         self.bound = min(max(FLOORS[dtype], MARGIN * self.rounding), CEILINGS[dtype])
@@ -272,16 +274,22 @@ def _tried(ids: np.ndarray, count: int) -> Tokens:
     return ids.astype(np.int32), np.arange(len(ids)) >= max(1, len(ids) - count)
 
 
-def _seen_whole(config: Any, row: Tokens) -> Tokens:
-    """Return as much of the row as all keys are seen in, where queries choose keys by rank: equal ranks fall anyhow."""
-    most = getattr(config.get_text_config(), "index_topk", None)
-    return _tried(row[0][: max(4, most - 3)], TRIED) if most else row
+def _unchanged(causal: Any, row: Tokens) -> Tokens:
+    """Return as much of the row as later tokens leave alone by design.
+
+    Of keys chosen by rank equal ones fall anyhow once there are too many, and some positions are turned by the row's
+    length.
+    """
+    limits = [getattr(causal.config.get_text_config(), "index_topk", None), packing.stretches_beyond(causal)]
+    if not (told := [limit for limit in limits if limit]):
+        return row
+    return _tried(row[0][: max(4, min(told) - FOLLOWING)], TRIED)
 
 
 def _followed(row: Tokens) -> Tokens:
     """Return the row with a few tokens after it, which are not compared."""
     ids, trained = row
-    return np.concatenate([ids, ids[:3]]), np.concatenate([trained, np.zeros(3, dtype=bool)])
+    return np.concatenate([ids, ids[:FOLLOWING]]), np.concatenate([trained, np.zeros(FOLLOWING, dtype=bool)])
 
 
 def _plain_tokens(config: Any, text: Any) -> np.ndarray:

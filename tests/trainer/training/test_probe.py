@@ -215,6 +215,12 @@ def test_the_probe_reads_no_token_that_the_head_leaves_out(tmp_path: Path):
     assert found["layout"] == "padded"
 
 
+def test_positions_turned_by_the_length_of_a_row_are_no_sign_of_it_either(tmp_path: Path):
+    turned = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = build("llama", tmp_path / "model", max_position_embeddings=32, rope_parameters=turned)
+    assert trained(model, tmp_path)[0]["layout"] == "alone"
+
+
 def test_keys_chosen_by_equal_ranks_are_no_sign_of_a_model_that_reads_both_ways(tmp_path: Path):
     model = build("deepseek_v32", tmp_path / "model", index_n_heads=1)
     assert trained(model, tmp_path)[0]["layout"] == "alone"
