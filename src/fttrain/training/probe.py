@@ -280,7 +280,9 @@ def _unchanged(causal: Any, row: Tokens) -> Tokens:
     Of keys chosen by rank equal ones fall anyhow once there are too many, and some positions are turned by the row's
     length.
     """
-    limits = [getattr(causal.config.get_text_config(), "index_topk", None), packing.stretches_beyond(causal)]
+    config = causal.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("index_topk", "keep_window_size")]
+    limits.append(packing.stretches_beyond(causal))
     if not (told := [limit for limit in limits if limit]):
         return row
     return _tried(row[0][: max(4, min(told) - FOLLOWING)], TRIED)
