@@ -83,9 +83,9 @@ def _is_matrices(parameter: nn.Parameter) -> bool:
 
 def body_of(model: Any) -> tuple[str, nn.Module]:
     """Return the prefix of the text body's modules, such as "model." or "model.language_model.", and the body."""
-    body = model.get_decoder()
-    if body is model:
-        embedding = model.get_input_embeddings()
+    body, embedding = model.get_decoder(), model.get_input_embeddings()
+    # ModernBERT's decoder is called "decoder" and is its head.
+    if body is model or all(module is not embedding for module in body.modules()):
         body = next(child for child in model.children() if any(module is embedding for module in child.modules()))
     return next(f"{name}." for name, module in model.named_modules() if module is body), body
 

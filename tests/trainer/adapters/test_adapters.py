@@ -316,3 +316,8 @@ def test_targets_that_are_stacked_experts_lead_to_their_own_key(tmp_path: Path) 
     with pytest.raises(UserError, match="'gate_up_proj'") as told:
         targets.names(model, Lora(targets=["gate_up_proj"]))
     assert "experts = true" in told.value.remedy
+
+
+def test_a_head_that_is_called_decoder_is_not_taken_for_the_body(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(build("modernbert-decoder", tmp_path))
+    assert all(name.startswith("model.layers.") for name in targets.names(model, Lora()))
