@@ -104,7 +104,8 @@ def with_parallel(recipe: Recipe, strategy: str, processes: int) -> Recipe:
 def _free_port() -> int:
     """A port that is likely to stay free until rank 0 binds it."""
     while True:
-        port = random.randint(20000, 32000)
+        # Not from the module's own generator, which a stage in this process seeds: two processes would take one port.
+        port = random.SystemRandom().randint(20000, 32000)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):
                 return port
