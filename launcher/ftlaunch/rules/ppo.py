@@ -13,7 +13,8 @@ from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.paths import is_file
-from ftlaunch.recipe import SHIPPED_REWARDS, Ppo, replaces
+from ftlaunch.plan.resolve import ResolvedStage
+from ftlaunch.recipe import SHIPPED_REWARDS, Full, Ppo, Stage, replaces
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.data import DataTable
@@ -56,6 +57,25 @@ def reward_stage_is_used(ppo: PpoStage) -> Iterator[Problem]:
         if before is not None and getattr(ppo.stage, key) is not None:
             message = "is given, and so is a reward stage before it, which would be trained for nothing"
             yield ppo.problem(key, message, "keep the one that is meant")
+
+
+def reward_stage_is_on_the_policy_s_base(ppo: PpoStage) -> Iterator[Problem]:
+    """A reward model that is an adapter is loaded next to the policy's, over the same base."""
+    policy, reward = ppo.training.whole, ppo.training.whole.reward
+    if reward is None or isinstance(policy.tables.adapter, Full) or isinstance(reward.tables.adapter, Full):
+        return
+    if _maker_of_base(policy) is not _maker_of_base(reward):
+        message = "has its reward model from a stage with another adapter, which is trained over another base"
+        yield ppo.problem("adapter", message, "give the reward stage the adapter of the stages that it starts from")
+
+
+def _maker_of_base(one: ResolvedStage) -> Stage | None:
+    """Return the stage that has made the base which a stage trains over, in full or by a merge; None if nobody has."""
+    while one.before is not None:
+        if one.begins_on_merge or isinstance(one.before.tables.adapter, Full):
+            return one.before.stage
+        one = one.before
+    return None
 
 
 def function_is_there(ppo: PpoStage) -> Iterator[Problem]:
@@ -196,6 +216,7 @@ def vllm_can_answer(ppo: PpoStage) -> Iterator[Problem]:
 RULES: tuple[Callable[[PpoStage], Iterator[Problem]], ...] = (
     there_is_one_reward,
     reward_stage_is_used,
+    reward_stage_is_on_the_policy_s_base,
     function_is_there,
     model_gives_one_score,
     rollout_is_whole_batches,

@@ -305,6 +305,15 @@ def test_ppo_goes_on_with_the_policy_and_asks_the_reward_stage(recipe: Path):
     assert ppo.notes["reference"] == "01-sft/artifact as it is at the start; no second model is loaded"
 
 
+def test_a_reward_stage_with_another_adapter_is_refused_before_it_is_trained(recipe: Path):
+    other = 'kind = "reward"\ndata = "pairs"\n[stage.adapter]\nkind = "lora"\nrank = 2\n'
+    recipe.write_text(
+        SOUND.replace('[[stage]]\nkind = "merge"\n', PPO.replace('kind = "reward"\ndata = "pairs"\n', other))
+    )
+    assert keys(recipe) == ["stage[2].adapter"]
+    assert keys(recipe, 'stage.1.start="base"') == []
+
+
 def test_prompts_without_completions_are_for_ppo_alone(recipe: Path):
     recipe.write_text(SOUND.replace('completion = "{answer}"\n', ""))
     assert keys(recipe) == ["data.qa.completion"]
