@@ -70,5 +70,6 @@ def summary(families: Sequence[dict[str, Any]]) -> str:
 
 
 def _general(reason: str) -> str:
-    """Return a reason on one line, without the shares that differ from family to family."""
-    return re.sub(r"\b\d+%", "x %", " ".join(reason.split()))
+    """Return a reason on one line, without shares and names, so that families share it."""
+    told = re.sub(r"\b(on|train) an? \S+ model", r"\1 such a model", " ".join(reason.split()))
+    return re.sub(r"\b\d+%", "x %", told)
