@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.run.layout import RunDir
 from ftlaunch.tools import MergeOptions
+from fttrain.distributed.precision import computed_in
+from fttrain.model.scorer import DTYPES
 from fttrain.tools import chat, merge
 from fttrain.tools.import_gguf import convert
 
@@ -104,7 +106,9 @@ def test_chat_answers_greedily_with_each_model(run: RunDir, merged: Path, tiny_m
     asked = [str(tiny_model), str(run.path), str(merged)]
     done = launch("chat", *asked, "--prompt", PROMPT, "--max-new-tokens", "12")
     said = done.stdout
-    assert not done.stderr  # no library's warnings, no bars
+    told = [line.rpartition(" is computed in ") for line in done.stderr.splitlines()]  # no library's warnings, no bars
+    assert [model for model, _, _ in told] == [str(tiny_model), str(artifact), str(merged)]
+    assert {dtype for _, _, dtype in told} <= {"bf16", "fp16", "fp32"}
     first, *answers = said.rstrip("\n").split("\n\n")
     assert first == f"prompt: {PROMPT}"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -159,7 +163,7 @@ def hub(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> di
     (repository / "refs" / "main").write_text(MAIN)
     for revision in (PINNED, MAIN):
         shutil.copytree(tiny_model, repository / "snapshots" / revision)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=DTYPES[computed_in("auto")])
     pinned = logits(model)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(3)
@@ -183,7 +187,8 @@ def test_a_model_of_the_hub_is_asked_at_its_revision(hub: dict[str, torch.Tensor
     card["base"] |= {"path": "owner/model", "revision": PINNED}
     (ours / "artifact.json").write_text(json.dumps(card))
     expected = logits(chat.load(str(run.stage_dir("01-sft").artifact))[0])
-    assert torch.equal(logits(chat.load(str(plain))[0]), expected)
+    # It does not say in which format it was trained; main's base is far from this.
+    assert torch.allclose(logits(chat.load(str(plain))[0]).float(), expected, atol=0.1)
     assert torch.equal(logits(chat.load(str(ours))[0]), expected)
 
 
