@@ -69,7 +69,7 @@ def test_a_merge_that_fails_its_check_costs_no_training_and_names_a_command_that
     path.write_text(path.read_text() + '[[stage]]\nkind = "merge"\nmax_kl = 1e-300\n')
     loaded = rules.load_and_check(path)
     plan = make_plan(loaded.recipe, tmp_path / "the run")
-    run = prepare(plan, loaded, backends.here())
+    run = prepare(plan, loaded, backends.on(None))
     sft, merge = plan.stages
     write_json(run.stage_dir(sft.name).result, run_here(run, sft))
     with pytest.raises(UserError, match="max_kl is 1e-300") as failed:
