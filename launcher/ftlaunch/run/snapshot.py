@@ -3,7 +3,7 @@
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.recipe import Evaluate, Ppo
+from ftlaunch.recipe import Evaluate, Ppo, Training
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec
 
@@ -16,7 +16,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
 
 def redirect(spec: StageSpec, run: RunDir) -> StageSpec:
-    """The step with the copies of the files that it names, where there are any."""
+    """Return the spec with the copies of the files that it names, where there are any."""
     if not run.code_index.exists():
         return spec
     snapshot = msgspec.json.decode(run.code_index.read_bytes(), type=Snapshot)
@@ -24,7 +24,10 @@ def redirect(spec: StageSpec, run: RunDir) -> StageSpec:
     copies = {original: str(run.path / copy) for original, copy in snapshot.files.items()}
     data = {
         name: msgspec.structs.replace(
-            table, path=copies.get(table.path, table.path), template=copies.get(table.template, table.template)
+            table,
+            path=copies.get(table.path, table.path),
+            eval=table.eval and copies.get(table.eval, table.eval),
+            template=copies.get(table.template, table.template),
         )
         for name, table in spec.data.items()
     }
@@ -32,6 +35,9 @@ def redirect(spec: StageSpec, run: RunDir) -> StageSpec:
     if isinstance(stage, Ppo) and stage.reward_function:
         place, colon, name = stage.reward_function.rpartition(":")
         stage = msgspec.structs.replace(stage, reward_function=f"{copies.get(place, place)}{colon}{name}")
+    if isinstance(stage, Training):
+        scored = [copies.get(metric, metric) for metric in stage.eval_metrics]
+        stage = msgspec.structs.replace(stage, eval_metrics=scored)
     if isinstance(stage, Evaluate):
         stage = msgspec.structs.replace(stage, metrics=[copies.get(metric, metric) for metric in stage.metrics])
     return msgspec.structs.replace(spec, data=data, stage=stage)

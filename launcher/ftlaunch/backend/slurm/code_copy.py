@@ -13,7 +13,7 @@ import msgspec
 
 from ftlaunch.backend.slurm import paths
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Evaluate, Ppo, Recipe
+from ftlaunch.recipe import Evaluate, Ppo, Recipe, Training
 from ftlaunch.run.files import folder_by_rename, write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance, git
@@ -108,6 +108,8 @@ def _named(recipe: Recipe) -> Iterator[Path]:
     for stage in recipe.stage:
         if isinstance(stage, Ppo) and stage.reward_function:
             yield Path(stage.reward_function.rpartition(":")[0])
-        if isinstance(stage, Evaluate):
-            yield from (Path(metric) for metric in stage.metrics if Path(metric).is_absolute())
+        metrics = stage.metrics if isinstance(stage, Evaluate) else []
+        if isinstance(stage, Training):
+            metrics = stage.eval_metrics
+        yield from (Path(metric) for metric in metrics if Path(metric).is_absolute())
     yield from (Path(data.template) for data in recipe.data.values() if Path(data.template).is_absolute())

@@ -25,9 +25,11 @@ path = "q.jsonl"
 prompt = "{q}"
 completion = "{a}"
 template = "mine.jinja"
+eval = "held.jsonl"
 [[stage]]
 kind = "sft"
 data = "q"
+eval_metrics = ["./mine.py"]
 [[stage]]
 kind = "ppo"
 data = "q"
@@ -45,6 +47,7 @@ def project(tmp_path: Path) -> Path:
     for command in (("init", "-q"), ("add", "r.toml"), ("commit", "-qm", "one")):
         subprocess.run([*git, *command], check=True)
     files = {"q.jsonl": '{"q": "1", "a": "2"}\n', "mine.jinja": "{{ messages }}", "rewards/length.py": "def score(): 1"}
+    files |= {"held.jsonl": '{"q": "3", "a": "4"}\n', "mine.py": "a metric"}
     files |= {"ignored.txt": "x", ".gitignore": "ignored.txt", ".env": "A=1", "large.bin": "x" * (5 << 20)}
     for name, text in files.items():
         (folder / name).write_text(text)
@@ -65,6 +68,8 @@ def test_a_step_is_led_to_copies_of_what_it_names(project: Path, tmp_path: Path)
     (project / "rewards/length.py").write_text("edited meanwhile")
     sft, ppo = (snapshot.redirect(planned.spec, run) for planned in plan.stages)
     assert sft.data["q"].path == str(run.path / "code/q.jsonl")
+    assert sft.data["q"].eval == str(run.path / "code/held.jsonl")
+    assert msgspec.to_builtins(sft.stage)["eval_metrics"] == [str(run.path / "code/mine.py")]
     assert Path(sft.data["q"].template).read_text() == "{{ messages }}"
     place, _, name = msgspec.to_builtins(ppo.stage)["reward_function"].rpartition(":")
     assert (Path(place).read_text(), name) == ("def score(): 1", "score")
@@ -73,7 +78,7 @@ def test_a_step_is_led_to_copies_of_what_it_names(project: Path, tmp_path: Path)
 def test_tracked_and_uncommitted_files_are_copied_and_no_others(project: Path, tmp_path: Path) -> None:
     run, _ = taken(project, tmp_path)
     copied = {str(path.relative_to(run.code)) for path in run.code.rglob("*") if path.is_file()}
-    assert copied == {"r.toml", "q.jsonl", "mine.jinja", "rewards/length.py"}
+    assert copied == {"r.toml", "q.jsonl", "held.jsonl", "mine.jinja", "mine.py", "rewards/length.py"}
 
 
 def test_without_a_checkout_what_the_recipe_names_is_copied(project: Path, tmp_path: Path) -> None:
@@ -81,7 +86,9 @@ def test_without_a_checkout_what_the_recipe_names_is_copied(project: Path, tmp_p
     subprocess.run(["rm", "-r", str(bare / ".git")], check=True)
     run, plan = taken(bare, tmp_path)
     stage = msgspec.to_builtins(snapshot.redirect(plan.stages[1].spec, run).stage)
-    assert stage["reward_function"] == f"{run.code}/.named/0/length.py:score"
+    assert stage["reward_function"] == f"{run.code}/.named/1/length.py:score"
+    sft = msgspec.to_builtins(snapshot.redirect(plan.stages[0].spec, run).stage)
+    assert sft["eval_metrics"] == [f"{run.code}/.named/0/mine.py"]
 
 
 def test_a_run_that_is_submitted_again_takes_what_has_been_edited(project: Path, tmp_path: Path) -> None:
@@ -106,5 +113,5 @@ def test_packages_are_imported_from_the_copy(project: Path, tmp_path: Path) -> N
 
 def test_a_project_too_large_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_copy, "ALL_BYTES", 100)
-    with pytest.raises(UserError, match="in 4 files that git does not ignore"):
+    with pytest.raises(UserError, match="in 6 files that git does not ignore"):
         taken(project, tmp_path)
