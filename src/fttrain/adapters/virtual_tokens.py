@@ -58,7 +58,7 @@ def _first_tokens(model: Any, adapter: Prompt) -> Tensor:
 def _ids(model: Any, text: str) -> list[int]:
     from transformers import AutoTokenizer
 
-    folder = hub.tokenizer_folder(model.name_or_path, model.config._commit_hash)
+    folder = hub.tokenizer_folder(model.name_or_path, getattr(model.config, "_commit_hash", None))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer(text, add_special_tokens=False).input_ids
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def complete(
     stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
     if world.is_main:
-        write_json(folder.probe, engine.verdict)
+        _keep_verdict(engine.verdict, folder.probe)
     of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
     state = together({"stage": feed if isinstance(feed, Stateful) else None, "adapter": of_adapter})
     engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
@@ -117,6 +118,14 @@ def complete(
         artifact=folder.artifact.name,
         probe=engine.verdict,
     )
+
+
+def _keep_verdict(verdict: dict[str, Any], path: Path) -> None:
+    """Write down what the probe has found, for `status`. A disk that fails is reported by whoever saves checkpoints."""
+    try:
+        write_json(path, verdict)
+    except OSError as error:
+        log.warning("what the probe has found is not kept in %s: %s", path, error)
 
 
 def build(
