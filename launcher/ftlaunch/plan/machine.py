@@ -9,6 +9,8 @@ from msgspec import Struct
 
 BF16_FLAGS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "bf16": "Arm's BF16"}
 """Flags in /proc/cpuinfo → names of the instructions."""
+ISA_LIMIT, WITHOUT_BF16 = "ONEDNN_MAX_CPU_ISA", {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"}
+"""The variable that limits torch's oneDNN to older instructions, and those of its values that have no bf16."""
 NATIVE_FROM = 8
 """Major compute capability from which NVIDIA's GPUs have arithmetic for bf16."""
 PATIENCE = 10.0
@@ -30,6 +32,8 @@ def look() -> Machine:
 
 
 def _cpu_bf16(cpuinfo: Path) -> str | None:
+    if os.environ.get(ISA_LIMIT, "").upper() in WITHOUT_BF16:
+        return None
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

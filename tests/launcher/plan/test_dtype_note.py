@@ -54,6 +54,11 @@ def test_the_plan_says_which_format_and_why(machine: Machine | None, settings: l
         ("flags\t\t: fpu sse2 avx2 avx512f", None),
     ],
 )
-def test_a_cpu_is_known_by_its_flags(line: str, instructions: str | None, tmp_path: Path):
+def test_a_cpu_is_known_by_its_flags(
+    line: str, instructions: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: bf16\n{line}\n")
     assert _cpu_bf16(tmp_path / "cpuinfo") == instructions
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert _cpu_bf16(tmp_path / "cpuinfo") is None
