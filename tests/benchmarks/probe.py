@@ -31,9 +31,10 @@ BYTES = 2
 
 def by_arithmetic(name: str, passes: int, tokens: int) -> tuple[float, float]:
     """Return the seconds that a model's passes take at an H100's peak, and those that reading its weights takes."""
-    found = shape.read(name)
+    found, card = shape.read(name), devices.known_gpu("NVIDIA H100 80GB HBM3")
     assert found is not None
-    _, teraflops = devices.GPUS["H100"]
+    assert card is not None
+    _, teraflops = card
     compute = 2 * found.parameters * tokens / (teraflops * 1e12)
     return compute, passes * found.parameters * BYTES / BANDWIDTH
 
