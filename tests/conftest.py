@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
     from ftlaunch.run.layout import RunDir
 
-# Where a recipe leaves the number format open, it is fp32 on every machine: tests compare numbers more closely than
-# the bf16 of a CPU that has it allows. Set this variable to ALL to try such a CPU with its own format.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

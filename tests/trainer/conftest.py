@@ -10,6 +10,7 @@ import pytest
 from ftlaunch.recipe import Data
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
+from fttrain.distributed import precision
 
 RECIPE = """
 name = "tiny"
@@ -37,6 +38,16 @@ save_every = 2
 [parallel]
 device = "cpu"
 """
+
+
+@pytest.fixture(autouse=True)
+def open_formats_are_fp32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test leaves the number format open, this process computes in fp32, as it does on a CPU without bf16.
+
+    Numbers are compared more closely than bf16 allows. The tests of that choice see the CPU as it is.
+    """
+    if request.path.name != "test_precision.py":
+        monkeypatch.setattr(precision, "_bf16_instructions", lambda: None)
 
 
 @pytest.fixture
