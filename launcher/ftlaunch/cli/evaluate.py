@@ -73,6 +73,7 @@ def evaluate(
     recipe, models = _asked(source, model or [], settings or [])
     if task or task_folder is not None:
         _require_none(metric=metric, data=data, answers=answers, choices_field=choices_field, label_field=label_field)
+        _require_none(max_new_tokens=max_new_tokens, resamples=resamples)
         raise typer.Exit(backend.call(_of_harness(models, task or [], task_folder, prompts, as_json=as_json)))
     # Checked now: the tool opens the file only after minutes of generation.
     if answers is not None:
@@ -124,14 +125,14 @@ def _of_harness(
 ) -> HarnessOptions:
     if not tasks:
         raise UserError("--task-folder counts only with --task", "name a task, or leave it out")
-    place = None if folder is None else str(folder)
+    place = None if folder is None else str(folder.absolute())
     return HarnessOptions(models=models, tasks=tuple(tasks), folder=place, prompts=prompts, json=as_json)
 
 
 def _require_none(**given: object) -> None:
     """Raise UserError for an option that a task of the harness has no use for."""
     for name, value in given.items():
-        if value is not None:
+        if value not in (None, getattr(_DEFAULTS, name, None)):
             message = f"--{name.replace('_', '-')} does not count with --task, which brings its own data and scores"
             raise UserError(message, "leave it out")
 

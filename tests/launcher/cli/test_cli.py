@@ -476,7 +476,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, called: list[Too
             answers="said.jsonl",
             json=True,
         ),
-        HarnessOptions(models=["model"], tasks=("a", "b"), folder="mine", prompts=3),
+        HarnessOptions(models=["model"], tasks=("a", "b"), folder=str(Path.cwd() / "mine"), prompts=3),
         ServeOptions(model="model", compare="base", allow_host=["a", "b"], port=9),
     ]
 
@@ -509,6 +509,8 @@ def test_a_run_stands_for_what_it_made(call: Call, tmp_path: Path, called: list[
         (("model", "--answers", "none/a.jsonl"), "there is no such folder"),
         (("model", "--answers", "q.jsonl"), "the file exists"),
         (("model", "--task", "a", "--metric", "bleu"), "--metric does not count with --task"),
+        (("model", "--task", "a", "--max-new-tokens", "5"), "--max-new-tokens does not count with --task"),
+        (("model", "--task", "a", "--resamples", "0"), "--resamples does not count with --task"),
         (("model", "--task-folder", "mine"), "counts only with --task"),
     ],
 )
