@@ -225,6 +225,9 @@ class Renderer:
         if self._data.control_tokens == "text" and not self._written and not has_marks:
             return self._control.masked(conversation)
         remedy = 'leave such rows out, or write control_tokens = "text" in the data table to have it as plain text'
+        if self._data.control_tokens == "text":
+            reason = "it holds private characters" if has_marks else "the row's templates write some, too"
+            remedy = f'leave such rows out: control_tokens = "text" cannot keep it apart, as {reason}'
         raise Unfit(where, f"the text of a turn holds the control token {name}", remedy)
 
     def _texts(self, conversation: Conversation) -> Iterator[str]:

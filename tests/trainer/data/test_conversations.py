@@ -215,8 +215,9 @@ def test_control_tokens_in_a_text_are_text_if_so_told(template: str, train_on: s
     assert made.ids_T[: len(prompt)] == prompt
     # What the recipe's own template writes is control, and cannot be told from what the row says.
     templates = {"prompt": "<|im_start|>{q}", "completion": "{a}", "format": "prompt", "control_tokens": "text"}
-    with pytest.raises(Unfit, match="holds the control token"):
+    with pytest.raises(Unfit, match="holds the control token") as refused:
         encoded(tokenizer, {"q": "<|im_start|>", "a": "b"}, template="none", **templates)
+    assert refused.value.remedy.endswith("cannot keep it apart, as the row's templates write some, too")
 
 
 @pytest.mark.parametrize(
