@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ftlaunch.recipe import Data, Merge, Model
+from ftlaunch.recipe import Data, Merge
 from ftlaunch.recipe.names import is_local
 from ftlaunch.report.facts import RunFacts, StageFacts, changed_keys
 from ftlaunch.run.files import write_atomic
@@ -72,19 +72,19 @@ def card(facts: RunFacts, stage: StageFacts, made: Path) -> str:
             f"# {facts.name}",
             "",
             *_introduction(stage, trainings, made),
-            *_data(facts, trainings),
-            *_method(facts, trainings),
-            *_results(facts, stage),
-            *_provenance(facts),
-            *_licences(facts),
+            *_section("Data", _data(facts, trainings)),
+            *_section("Method", _method(facts, trainings)),
+            *_section("Results", _results(facts, stage)),
+            *_section("Provenance", _provenance(facts)),
+            *_section("Licences", _licences(facts)),
         ]
     )
     # Last and over the whole text: any note, key or name may hold a path or a secret.
     return PLACE.sub("", redact(text)) + "\n"
 
 
-def _base(stage: StageFacts) -> Model:
-    return stage.spec.model
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    return [f"## {title}", "", *lines, ""]
 
 
 def _is_hub_id(path: str) -> bool:
@@ -98,12 +98,11 @@ def _called(path: str) -> str:
 
 def _front_matter(facts: RunFacts, stage: StageFacts, trainings: list[StageFacts], made: Path) -> Iterator[str]:
     is_adapter = (made / "adapter_config.json").exists()
-    base = _base(stage).path
+    base = stage.spec.model.path
     if _is_hub_id(base):
         # YAML reads JSON strings. Without quotes, a name such as 1.5 would be a number.
         yield f"base_model: {json.dumps(base)}"
-        relation = "adapter" if is_adapter else "finetune"
-        yield f"base_model_relation: {relation}"
+        yield f"base_model_relation: {'adapter' if is_adapter else 'finetune'}"
     if (licence := licence_of(base)) is not None:
         yield f"license: {json.dumps(licence)}"
     yield f"library_name: {'peft' if is_adapter else 'transformers'}"
@@ -129,26 +128,16 @@ def _introduction(stage: StageFacts, trainings: list[StageFacts], made: Path) ->
         what = f"A reward model: {what[0].lower()}{what[1:]}"
     how = ", then ".join(one.kind for one in trainings)
     merged = ", merged into it" if isinstance(stage.spec.stage, Merge) else ""
-    yield f"{what} {_called(_base(stage).path)}, trained by {how}{merged} with ftlaunch."
+    yield f"{what} {_called(stage.spec.model.path)}, trained by {how}{merged} with ftlaunch."
     yield ""
     if (made / REWARD_HEAD).exists():
         return
-    yield "```python"
-    if is_adapter:
-        yield "from peft import AutoPeftModelForCausalLM"
-        yield ""
-        yield 'model = AutoPeftModelForCausalLM.from_pretrained("THIS_REPOSITORY")'
-    else:
-        yield "from transformers import AutoModelForCausalLM"
-        yield ""
-        yield 'model = AutoModelForCausalLM.from_pretrained("THIS_REPOSITORY")'
-    yield "```"
-    yield ""
+    library, name = ("peft", "AutoPeftModel") if is_adapter else ("transformers", "AutoModel")
+    yield f"```python\nfrom {library} import {name}ForCausalLM\n"
+    yield f'model = {name}ForCausalLM.from_pretrained("THIS_REPOSITORY")\n```\n'
 
 
 def _data(facts: RunFacts, trainings: list[StageFacts]) -> Iterator[str]:
-    yield "## Data"
-    yield ""
     for name, data in _tables(facts, trainings).items():
         results = [one.result for one in trainings if isinstance(one.result, TrainingResult)]
         counts = next((result.data[name] for result in results if name in result.data), None)
@@ -158,12 +147,9 @@ def _data(facts: RunFacts, trainings: list[StageFacts]) -> Iterator[str]:
         yield f"- {_called(data.path)}{revision}{rows}{held}"
     hashes = facts.provenance.get("data", {})
     yield from (f"- SHA-256 of {Path(path).name}: `{digest}`" for path, digest in hashes.items())
-    yield ""
 
 
 def _method(facts: RunFacts, trainings: list[StageFacts]) -> Iterator[str]:
-    yield "## Method"
-    yield ""
     for one in trainings:
         told = {label: note for label, note in one.notes.items() if label not in ("model", "data", "dtype")}
         yield f"- {one.status.name}: " + "; ".join(f"{label}: {note}" for label, note in told.items())
@@ -175,12 +161,9 @@ def _method(facts: RunFacts, trainings: list[StageFacts]) -> Iterator[str]:
         shown = _called(value) if key.endswith("path") and isinstance(value, str) else value
         yield f"{key} = {json.dumps(shown, ensure_ascii=False)}"
     yield "```"
-    yield ""
 
 
 def _results(facts: RunFacts, stage: StageFacts) -> Iterator[str]:
-    yield "## Results"
-    yield ""
     place = facts.stages.index(stage)
     # An evaluation runs after the stage that it measures, so later ones belong to the results as well.
     later = [one for one in facts.stages[place + 1 :] if one.kind == "evaluate"]
@@ -191,7 +174,6 @@ def _results(facts: RunFacts, stage: StageFacts) -> Iterator[str]:
         yield "| stage | measure | value |"
         yield "| --- | --- | --- |"
         yield from (f"| {name} | {measure} | {value} |" for name, measure, value in rows)
-    yield ""
 
 
 def _measured(stage: StageFacts) -> Iterator[tuple[str, str, str]]:
@@ -218,8 +200,6 @@ def _measured(stage: StageFacts) -> Iterator[tuple[str, str, str]]:
 
 
 def _provenance(facts: RunFacts) -> Iterator[str]:
-    yield "## Provenance"
-    yield ""
     told = facts.provenance
     yield f"- seed {facts.recipe.seed}"
     if told.get("commit"):
@@ -230,12 +210,9 @@ def _provenance(facts: RunFacts) -> Iterator[str]:
     if told.get("python"):
         yield f"- Python {told['python']} on {told.get('platform', 'an unknown platform')}"
     yield from (f"- base, SHA-256 of {Path(path).name}: `{digest}`" for path, digest in told.get("base", {}).items())
-    yield ""
 
 
 def _licences(facts: RunFacts) -> Iterator[str]:
-    yield "## Licences"
-    yield ""
     base = facts.recipe.model.path
     yield f"- base, {_called(base)}: {licence_of(base) or 'not known; look at its own card'}"
     for data in facts.recipe.data.values():

@@ -1,10 +1,11 @@
 """What would not fit first, and what its user may write instead."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.memory import Memory, of_stage
@@ -93,22 +94,21 @@ def _smaller_batches(spec: StageSpec, stage: Training) -> Way | None:
     if spec.micro_batch_size == 1:
         return None
     rest = stage.batch_size // spec.world_size
-    return "micro_batch_size = 1", msgspec.structs.replace(spec, micro_batch_size=1, accumulation=rest)
+    return "micro_batch_size = 1", replace(spec, micro_batch_size=1, accumulation=rest)
 
 
 def _fewer_answers(spec: StageSpec, stage: Training) -> Way | None:
     if not isinstance(stage, Ppo) or stage.generation_batch_size <= FEW_ANSWERS:
         return None
-    other = msgspec.structs.replace(stage, generation_batch_size=FEW_ANSWERS)
-    return f"generation_batch_size = {FEW_ANSWERS}", msgspec.structs.replace(spec, stage=other)
+    other = replace(spec, stage=replace(stage, generation_batch_size=FEW_ANSWERS))
+    return f"generation_batch_size = {FEW_ANSWERS}", other
 
 
 def _checkpointing(spec: StageSpec, stage: Training) -> Way | None:
     # A prefix is there only once, and adversarial noise would disturb what is computed again.
     if stage.activation_checkpointing or isinstance(spec.adapter, Prefix) or isinstance(spec.noise, Adversarial):
         return None
-    other = msgspec.structs.replace(stage, activation_checkpointing=True)
-    return "activation_checkpointing = true", msgspec.structs.replace(spec, stage=other)
+    return "activation_checkpointing = true", replace(spec, stage=replace(stage, activation_checkpointing=True))
 
 
 def _goes_with_zero(spec: StageSpec, zero_stage: int) -> bool:
@@ -120,11 +120,11 @@ def _goes_with_zero(spec: StageSpec, zero_stage: int) -> bool:
     return zero_stage < 3 or spec.model.rounding is None
 
 
-def _sharded(spec: StageSpec, strategy: str, zero_stage: int) -> Way | None:
+def _sharded(spec: StageSpec, _: Training, strategy: str, zero_stage: int) -> Way | None:
     if spec.world_size == 1 or spec.parallel.zero_stage >= zero_stage or not _goes_with_zero(spec, zero_stage):
         return None
-    parallel = msgspec.structs.replace(spec.parallel, strategy=strategy)
-    return f'{_key(spec, "parallel")}.strategy = "{strategy}"', msgspec.structs.replace(spec, parallel=parallel)
+    parallel = replace(spec.parallel, strategy=strategy)
+    return f'{_key(spec, "parallel")}.strategy = "{strategy}"', replace(spec, parallel=parallel)
 
 
 def _key(spec: StageSpec, table: str) -> str:
@@ -132,53 +132,43 @@ def _key(spec: StageSpec, table: str) -> str:
     return table if getattr(spec.stage, table) is None else f"stage.{table}"
 
 
-def _zero2(spec: StageSpec, _: Training) -> Way | None:
-    return _sharded(spec, "zero2", 2)
-
-
-def _zero3(spec: StageSpec, _: Training) -> Way | None:
-    return _sharded(spec, "zero3", 3)
-
-
 def _adapter(spec: StageSpec, _: Training) -> Way | None:
     if not isinstance(spec.adapter, Full):
         return None
-    return f'{_key(spec, "adapter")}.kind = "lora"', msgspec.structs.replace(spec, adapter=Lora())
+    return f'{_key(spec, "adapter")}.kind = "lora"', replace(spec, adapter=Lora())
 
 
 def _few_bits(spec: StageSpec, _: Training) -> Way | None:
     if spec.model.quantization != "none" or isinstance(spec.adapter, Full):
         return None
-    model = msgspec.structs.replace(spec.model, quantization="nf4")
-    return f'{_key(spec, "model")}.quantization = "nf4"', msgspec.structs.replace(spec, model=model)
+    model = replace(spec.model, quantization="nf4")
+    return f'{_key(spec, "model")}.quantization = "nf4"', replace(spec, model=model)
 
 
 def _shorter(spec: StageSpec, _: Training) -> Way | None:
     longest = max((data.max_length for data in spec.data.values()), default=0)
     if longest <= 512:
         return None
-    half = {
-        name: msgspec.structs.replace(data, max_length=min(data.max_length, longest // 2))
-        for name, data in spec.data.items()
-    }
-    return f"max_length = {longest // 2}", msgspec.structs.replace(spec, data=half)
+    half = longest // 2
+    data = {name: replace(one, max_length=min(one.max_length, half)) for name, one in spec.data.items()}
+    return f"max_length = {half}", replace(spec, data=data)
 
 
 def _offload(spec: StageSpec, _: Training) -> Way | None:
     if spec.parallel.offload == "cpu" or spec.model.is_quantized or not _goes_with_zero(spec, spec.parallel.zero_stage):
         return None
     kept = spec.parallel.strategy if spec.parallel.zero_stage else "zero2"
-    parallel, key = msgspec.structs.replace(spec.parallel, strategy=kept, offload="cpu"), _key(spec, "parallel")
+    parallel, key = replace(spec.parallel, strategy=kept, offload="cpu"), _key(spec, "parallel")
     words = f'{key}.strategy = "{kept}" and {key}.offload = "cpu"'
-    return words, msgspec.structs.replace(spec, parallel=parallel)
+    return words, replace(spec, parallel=parallel)
 
 
 CHANGES_BY_PRICE: tuple[Change, ...] = (
     _smaller_batches,
     _fewer_answers,
     _checkpointing,
-    _zero2,
-    _zero3,
+    partial(_sharded, strategy="zero2", zero_stage=2),
+    partial(_sharded, strategy="zero3", zero_stage=3),
     _adapter,
     _few_bits,
     _shorter,

@@ -5,6 +5,10 @@ From the config.json that each of them is published with.
 
 from typing import Any
 
+COLUMNS = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("intermediate_size", "vocab_size", "tie_word_embeddings"),
+)
 LIKE_LLAMA: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "meta-llama/Llama-2-7b-hf": ("llama", 4096, 32, 32, 32, 128, 11008, 32000, False),
     "meta-llama/Llama-2-13b-hf": ("llama", 5120, 40, 40, 40, 128, 13824, 32000, False),
@@ -68,7 +72,7 @@ def config(hub_id: str) -> dict[str, Any] | None:
             return {"model_type": "gpt2", **sizes, "dtype": "float32"}
         if name in MIXTRAL:
             width, layers, heads, keys, mlp, vocabulary, experts = MIXTRAL[name]
-            sizes = _like_llama("mixtral", width, layers, heads, keys, width // heads, mlp, vocabulary, tied=False)
+            sizes = _like_llama("mixtral", width, layers, heads, keys, width // heads, mlp, vocabulary, False)
             return {**sizes, "num_local_experts": experts, "num_experts_per_tok": 2}
     return None
 
@@ -79,26 +83,5 @@ def _names(hub_id: str) -> list[str]:
     return [hub_id, bare, f"{bare}-hf", bare.replace("-Instruct", "")]
 
 
-def _like_llama(  # noqa: PLR0913 the columns of LIKE_LLAMA, in its order
-    family: str,
-    width: int,
-    layers: int,
-    heads: int,
-    keys: int,
-    head_width: int,
-    mlp: int,
-    vocabulary: int,
-    tied: bool,
-) -> dict[str, Any]:
-    return {
-        "model_type": family,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys,
-        "head_dim": head_width,
-        "intermediate_size": mlp,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": tied,
-        "dtype": "bfloat16",
-    }
+def _like_llama(*sizes: str | int) -> dict[str, Any]:
+    return {**dict(zip(COLUMNS, sizes, strict=True)), "dtype": "bfloat16"}

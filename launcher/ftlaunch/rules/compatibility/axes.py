@@ -1,6 +1,6 @@
 """What a training stage is made of: the axes along which stages differ, and how each value is written and read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -62,7 +62,12 @@ def _axis(name: str, read: Callable[[Training, Resolved], str] | None, **values:
     return Axis(name, ways, read)
 
 
-def _switch(name: str, on: str, off: str, read: Callable[[Training, Resolved], bool]) -> Axis:
+def _key(name: str, key: str, values: Iterable[str], read: Callable[[Training, Resolved], str]) -> Axis:
+    """An axis whose values are those of one key."""
+    return _axis(name, read, **{value: f"{key}={value}" for value in values})
+
+
+def _switch(name: str, on: str, read: Callable[[Training, Resolved], bool], off: str = "") -> Axis:
     """An axis with two values."""
     return Axis(name, {"off": (off,), "on": (on,)}, lambda stage, tables: "on" if read(stage, tables) else "off")
 
@@ -82,30 +87,15 @@ def _activation(_: Training, tables: Resolved) -> str:
 
 
 AXES = (
-    _axis(
-        "method",
-        lambda _, tables: str(tables.adapter.__struct_config__.tag),
-        **{kind: f"adapter.kind={kind}" for kind in kinds(Adapter)},
-    ),
-    _axis(
-        "stage",
-        lambda stage, _: str(stage.__struct_config__.tag),
-        **{kind: f"stage.0.kind={kind}" for kind in STAGES},
-    ),
-    _axis(
-        "strategy",
-        lambda _, tables: tables.parallel.strategy,
-        **{name: f"parallel.strategy={name}" for name in get_args(Strategy)},
-    ),
+    _key("method", "adapter.kind", kinds(Adapter), lambda _, tables: str(tables.adapter.__struct_config__.tag)),
+    _key("stage", "stage.0.kind", STAGES, lambda stage, _: str(stage.__struct_config__.tag)),
+    _key("strategy", "parallel.strategy", get_args(Strategy), lambda _, tables: tables.parallel.strategy),
     _axis(
         "quantization",
         _quantization,
         none="model.quantization=none",
         **{name: f"model.quantization={name}" for name in IN_FEW_BITS},
-        qat=(
-            "model.quantization.kind=qat",
-            "model.quantization.kind=qat model.quantization.symmetric=false",
-        ),
+        qat=("model.quantization.kind=qat", "model.quantization.kind=qat model.quantization.symmetric=false"),
         lsq="model.quantization.kind=qat model.quantization.learned_step=true",
         bitlinear=(
             "model.quantization.kind=bitlinear",
@@ -115,25 +105,22 @@ AXES = (
     _switch(
         "packing",
         "stage.0.packing=true",
-        "stage.0.packing=false",
         lambda stage, _: isinstance(stage, Sft | Pairwise | Ppo) and stage.packing,
+        off="stage.0.packing=false",
     ),
     _switch(
         "share_prompt",
         "stage.0.share_prompt=true",
-        "",
         lambda stage, _: isinstance(stage, Pairwise) and stage.share_prompt,
     ),
     _switch(
         "activation_checkpointing",
         "stage.0.activation_checkpointing=true",
-        "",
         lambda stage, _: stage.activation_checkpointing,
     ),
     _switch(
         "accumulation",
         "stage.0.micro_batch_size=2",
-        "",
         # A micro-batch that is all of a process's share is a single pass.
         lambda stage, tables: stage.micro_batch_size not in (None, stage.batch_size // tables.world_size),
     ),
@@ -160,25 +147,22 @@ AXES = (
         other='noise.sites=["act_fn"]',
     ),
     _switch(
-        "neftune", "stage.0.neftune_alpha=5.0", "", lambda stage, _: isinstance(stage, Sft) and stage.neftune_alpha > 0
+        "neftune", "stage.0.neftune_alpha=5.0", lambda stage, _: isinstance(stage, Sft) and stage.neftune_alpha > 0
     ),
-    _switch("r_drop", "stage.0.r_drop=1.0", "", lambda stage, _: isinstance(stage, Sft) and stage.r_drop > 0),
+    _switch("r_drop", "stage.0.r_drop=1.0", lambda stage, _: isinstance(stage, Sft) and stage.r_drop > 0),
     _switch(
         "dropout",
         "adapter.dropout=0.1",
-        "",
         lambda _, tables: isinstance(tables.adapter, LowRank) and tables.adapter.dropout > 0,
     ),
     _switch(
         "lora_plus",
         "optimizer.lora_plus_ratio=4.0",
-        "",
         lambda _, tables: tables.optimizer.lora_plus_ratio is not None,
     ),
     _switch(
         "lstm",
         "adapter.encoder=lstm",
-        "",
         lambda _, tables: isinstance(tables.adapter, PTuning) and tables.adapter.encoder == "lstm",
     ),
     _axis(
@@ -188,23 +172,15 @@ AXES = (
         live="stage.0.reference=live",
         precomputed="stage.0.reference=precomputed",
     ),
-    _axis(
-        "optimizer",
-        lambda _, tables: tables.optimizer.name,
-        **{name: f"optimizer.name={name}" for name in get_args(OptimizerName)},
-    ),
-    _switch("offload", "parallel.offload=cpu", "", lambda _, tables: tables.parallel.offload != "none"),
-    _axis(
-        "dtype",
-        lambda _, tables: tables.model.dtype,
-        **{name: f"model.dtype={name}" for name in ("fp32", "auto", "bf16", "fp16")},
-    ),
-    _axis(
+    _key("optimizer", "optimizer.name", get_args(OptimizerName), lambda _, tables: tables.optimizer.name),
+    _switch("offload", "parallel.offload=cpu", lambda _, tables: tables.parallel.offload != "none"),
+    _key("dtype", "model.dtype", ("fp32", "auto", "bf16", "fp16"), lambda _, tables: tables.model.dtype),
+    # "auto" is not refused as a CPU: whether there is a GPU is known only where the stage runs.
+    _key(
         "device",
-        # "auto" is not refused as a CPU: whether there is a GPU is known only where the stage runs.
+        "parallel.device",
+        ("cpu", "cuda"),
         lambda _, tables: "cpu" if tables.parallel.device == "cpu" else "cuda",
-        cpu="parallel.device=cpu",
-        cuda="parallel.device=cuda",
     ),
     # No key of the stage says these: `combinations` adds "after", and trials choose how to resume.
     _axis("after", None, nothing="", merge="", same_adapter="", other_adapter=""),
