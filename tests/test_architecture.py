@@ -104,7 +104,7 @@ FLOORS = {
         "write",
     ),
     "ftlaunch.processes": (
-        "__init__ environment outcome signals",
+        "__init__ environment memory outcome signals",
         "guard lock trainer",
     ),
     "ftlaunch.recipe": (

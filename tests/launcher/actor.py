@@ -160,6 +160,17 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def use_up_memory() -> None:
+    """As accelerate does with a single rank: a child that asks for more than its control group has."""
+    child = os.fork()
+    if child == 0:
+        bytearray(1 << 29)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(f"Command died with <Signals.SIGKILL: {os.WTERMSIG(status)}>.")
+    sys.exit(1)
+
+
 ACCELERATE = """\
 ImportError: no module
 Traceback (most recent call last):

@@ -309,6 +309,18 @@ def test_the_id_is_found_among_a_sites_own_lines(dev: Cluster, tmp_path: Path, c
     assert acted.wait_for_end().state == "done"
 
 
+def test_a_job_that_a_site_submits_as_a_renamed_copy_is_refused_and_taken_back(
+    dev: Cluster, tmp_path: Path, cleared: list[Path]
+) -> None:
+    """Nobody would know it later on. It goes by where it writes to, as the id alone may be a stranger's."""
+    site = site_sbatch(tmp_path / "bin", 'for last; do :; done; exec < "$last"; set -- --parsable --hold --job-name=x')
+    run = write_acted(tmp_path / "renamed", ("3 0.1 none",), 1, dev)
+    cleared.append(run.path)
+    done = call("resume", run.path, path=site)
+    assert (done.returncode, "as the run's, though sbatch has told so" in done.stderr) == (2, True), done.stderr
+    wait_until(lambda: not in_queue(run.path), 20)
+
+
 def test_a_refused_run_leaves_nothing_and_says_what_works(dev: Cluster, tmp_path: Path) -> None:
     run = write_acted(tmp_path / "refused", ("3 0.1 none",), 1, msgspec.structs.replace(dev, partition="none-such"))
     done = call("resume", run.path)

@@ -12,14 +12,23 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ftlaunch.errors import UserError
+
 PREFIX = "ftlaunch-"
 
 
 @contextmanager
 def node_folder() -> Generator[Path]:
-    """The folder, for its owner only; those whose processes were killed before they could remove them go, too."""
+    """The folder, for its owner only; those whose processes were killed before they could remove them go, too.
+
+    UserError where it cannot be made.
+    """
     _clear_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}-"))
+    except OSError as error:
+        message = f"{tempfile.gettempdir()} of {socket.gethostname()} cannot be written: {error.strerror}"
+        raise UserError(message, "make room there, or exclude the node") from error
     try:
         yield folder
     finally:

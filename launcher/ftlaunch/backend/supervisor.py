@@ -15,8 +15,17 @@ from ftlaunch import processes
 from ftlaunch.backend.node_folder import node_folder
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStage
+from ftlaunch.processes import memory
 from ftlaunch.processes.environment import inherited
-from ftlaunch.processes.outcome import Failure, Outcome, name_cause, peers_are_being_ended, read_outcome, tell_death
+from ftlaunch.processes.outcome import (
+    OUT_OF_MEMORY,
+    Failure,
+    Outcome,
+    name_cause,
+    peers_are_being_ended,
+    read_outcome,
+    tell_death,
+)
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import NODE_FOLDER, Attempt, StageDir
 from ftlaunch.safety.redact import redact_file
@@ -92,7 +101,7 @@ def supervise(
     """
     with node_folder() as attempt.local:
         process = _start(planned, stage_dir, attempt, variables | {NODE_FOLDER: str(attempt.local)}, ignored_signals)
-        failure = FailureWatch(process.pid, attempt)
+        failure, short_of_memory = FailureWatch(process.pid, attempt), memory.kills()
         try:
             write_json(attempt.process, processes.identify(process.pid))
             now = time.time()
@@ -100,6 +109,9 @@ def supervise(
             killed = _watch(process, failure, Looks(planned.spec.parallel.nodes, attempt.node), poll)
         finally:
             _kill_remaining(process, attempt)
+    if memory.kills() > short_of_memory:
+        with attempt.launch_log.open("a") as file:
+            file.write(OUT_OF_MEMORY)
     for log in _logs_of_this_machine(planned, attempt):
         redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
     return ExitInfo(process.returncode, killed, failure.forced)

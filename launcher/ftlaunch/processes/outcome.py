@@ -61,25 +61,30 @@ def tell_death(attempt: Attempt, exit_code: int) -> Failure:
     """The error of an attempt whose ranks left none: who died of what, from the launch log and its exit code."""
     rank, code = _first_death(attempt) or (None, exit_code)
     log = _death_log(attempt, rank)
-    taken = PORT_TAKEN.search(attempt.launch_log.read_text(errors="replace"))
-    if taken is not None:
-        how, message = TAKEN, f"another process took port {taken[1]} before this run's processes could meet there"
+    launch_log = attempt.launch_log.read_text(errors="replace")
+    if (taken := PORT_TAKEN.search(launch_log)) is not None:
+        how, remedy = TAKEN, ANOTHER_PORT
+        message = f"another process took port {taken[1]} before this run's processes could meet there"
     else:
         how, message = _signal_name(-code) if code < 0 else f"exit code {code}", _death_message(rank, code)
+        remedy = MEMORY if code == -signal.SIGKILL else None
+        if remedy and OUT_OF_MEMORY in launch_log:
+            message, remedy = f"{message}, as the kernel ran out of memory for it", MORE_MEMORY
     return Failure(
         rank=rank,
         type=how,
         message=message,
-        remedy=ANOTHER_PORT if taken else MEMORY if code == -signal.SIGKILL else None,
+        remedy=remedy,
         traceback=_last_words(log),
         log=str(log),
     )
 
 
-MEMORY = (
-    "if nobody killed it, the machine ran out of memory (`dmesg` says so): "
-    "a smaller micro_batch_size or max_length, or activation_checkpointing = true"
-)
+OUT_OF_MEMORY = "ftlaunch: the kernel has killed processes here for lack of memory\n"
+"""Line at the end of a launch log where that was so while the attempt lived."""
+LESS = "a smaller micro_batch_size or max_length, or activation_checkpointing = true"
+MORE_MEMORY = f"{LESS}; on a cluster, more memory_per_node in the profile"
+MEMORY = f"if nobody killed it, the machine ran out of memory (`dmesg` says so): {LESS}"
 
 ANOTHER_PORT = "start it again with `ftlaunch resume`: each start chooses another port"
 

@@ -1,6 +1,7 @@
 """A SLURM cluster as a place that runs are started in: each stage is a job. submitit is imported when jobs are."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -154,7 +155,8 @@ def dependency(after: str | None, cluster: Cluster) -> str | None:
     """What --after means to sbatch: a job's number, or the last job of a run. UserError where it means nothing."""
     if after is None:
         return None
-    return queue.dependency_on_job(after, cluster) if after.isdecimal() else queue.dependency_on(runs.find(after))
+    is_job = re.fullmatch(r"\d+(_\d+)?", after)
+    return queue.dependency_on_job(after, cluster) if is_job else queue.dependency_on(runs.find(after))
 
 
 def _warn_of_variables() -> None:

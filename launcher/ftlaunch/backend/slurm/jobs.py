@@ -67,7 +67,7 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
     told = _told(stage_dir, entry)
     # What a site does when a job has ended may take it minutes. SLURM itself may put a job back that is COMPLETING, but
     # not one whose tasks have left because another start would be in vain.
-    if entry and entry.state == "COMPLETING" and told and _is_given_up(stage_dir.all_attempts()[-1]):
+    if entry and entry.state == "COMPLETING" and told and _given_up(stage_dir.all_attempts()[-1]):
         return told
     if entry and entry.alive:
         state, note = _alive(entry)
@@ -125,11 +125,9 @@ def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] 
         return None
     match _outcome(stage_dir):
         case Stopped():
-            return "stopped", None if entry is None or entry.state in (
-                "COMPLETING",
-                "COMPLETED",
-                "FAILED",
-            ) else _ended_by(entry)
+            # Tasks that were stopped leave with a code of their own, which says no more than that.
+            by_itself = entry is None or entry.state in ("COMPLETING", "COMPLETED") or entry.reason == "NonZeroExitCode"
+            return "stopped", _given_up(stage_dir.all_attempts()[-1]) if by_itself else _ended_by(entry)
         case Failure() as failure:
             return "failed", failure.first_line
         case _:
@@ -188,10 +186,11 @@ def is_final(attempt: Attempt) -> bool:
     return file.exists() and not msgspec.json.decode(file.read_bytes(), type=_Decided).restarted
 
 
-def _is_given_up(attempt: Attempt) -> bool:
-    """Whether an attempt was concluded with the decision that no other follows."""
+def _given_up(attempt: Attempt) -> str | None:
+    """Why no other attempt follows one that was concluded; None where that was not decided here."""
     file = paths.ended(attempt)
-    return file.exists() and restart_policy.GIVEN_UP in msgspec.json.decode(file.read_bytes(), type=_Decided).reason
+    reason = msgspec.json.decode(file.read_bytes(), type=_Decided).reason if file.exists() else ""
+    return reason.partition(f"{restart_policy.GIVEN_UP}: ")[2] or None
 
 
 def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:

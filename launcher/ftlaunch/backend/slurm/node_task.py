@@ -41,8 +41,8 @@ from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, StageDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
 
-MEET_SECONDS = 120.0
-"""The other nodes wait so long for the first one's first word."""
+MEET_SECONDS = 240.0
+"""The other nodes wait so long for the first one's first word: sbatch waits two minutes for room in a full queue."""
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
 POLL_SECONDS, MOST_POLL_SECONDS = 0.2, 1.0
@@ -171,6 +171,9 @@ class NodeTask(StageJob):
         return record.is_on_record(self.stage_dir, self.slurm.job_id, lambda: self.warnings.heard is not None)
 
     def _start(self, attempt: Attempt) -> HeadNotice:
+        if self.restart > (most := self.cluster.most_restarts):  # as SLURM does where a node dies again and again
+            message = f"SLURM has put the job back into the queue, and {most} restarts are allowed (max_restarts)"
+            raise UserError(message, "look why its nodes die (sacct, sinfo -R); go on with `ftlaunch resume`")
         planned = self.planned.spec.parallel.nodes
         if len(self.nodes) < planned:  # ranks would wait for those that are missing
             message = f"the job has {len(self.nodes)} of the {planned} nodes that were asked for: it was changed"

@@ -289,8 +289,11 @@ def dependency_on(run: RunDir) -> str | None:
 def dependency_on_job(id: str, cluster: Cluster) -> str | None:
     """What waits for a job of anybody's to succeed, as sbatch takes it; None where it has. UserError where it cannot.
 
-    sbatch takes a number that SLURM does not know for a job that has succeeded.
+    sbatch takes a number that SLURM does not know for a job that has succeeded. "12_3" is task 3 of the array 12, and
+    12 all of its tasks.
     """
+    if "ArrayJobId=" in (shown(id, cluster) or ""):
+        return f"afterok:{id}"
     entry = show(id, cluster) or _sacct({id}, cluster).get(id)
     if entry is None and shutil.which("scontrol") is not None:
         raise UserError(f"SLURM knows no job {id}, so nothing can wait for it", "see the numbers that squeue shows")
@@ -342,18 +345,25 @@ def show(id: str, cluster: Cluster) -> Entry | None:
 
     UserError where it does not answer.
     """
-    if shutil.which("scontrol") is None:
+    if (text := shown(id, cluster)) is None:
         return None
-    done = call(["scontrol", "show", "job", id], cluster)
-    if done.returncode:
-        if "Invalid job id" in done.stderr:
-            return None
-        raise UserError(f"scontrol failed: {done.stderr.strip()}", "try again when the controller answers")
-    said = [found.groupdict() for found in SHOWN.finditer(done.stdout)]
+    said = [found.groupdict() for found in SHOWN.finditer(text)]
     told = {key: text for one in said for key, text in one.items() if text is not None}
     if told.get("id") != id or not {"state", "name", "folder"} <= {*told}:
         raise UserError(f"scontrol tells of something else than job {id}", f"see `scontrol show job {id}`")
     return msgspec.convert(told | {key: _said(told.get(key, "")) for key in ("reason", "nodes", "start")}, Entry)
+
+
+def shown(id: str, cluster: Cluster) -> str | None:
+    """What `scontrol show job` prints of a job, as `show` reads it."""
+    if shutil.which("scontrol") is None:
+        return None
+    done = call(["scontrol", "show", "job", id], cluster)
+    if done.returncode == 0:
+        return done.stdout
+    if "Invalid job id" in done.stderr:
+        return None
+    raise UserError(f"scontrol failed: {done.stderr.strip()}", "try again when the controller answers")
 
 
 def still_alive(entry: Entry, cluster: Cluster) -> bool:

@@ -12,8 +12,11 @@ NEVER = (
         r"AccountingPolicy|AccountNotAllowed|QOSNotAllowed|InvalidAccount|InvalidQOS",
         "account or qos may not be used so",
     ),
-    # SLURM appends the nodes: "ReqNodeNotAvail, UnavailableNodes:n[1-2]".
-    (r"ReqNodeNotAvail.*|Nodes required for job are DOWN.*", "nodes that it asks for are down, drained or reserved"),
+    # SLURM appends the nodes, "ReqNodeNotAvail, UnavailableNodes:n[1-2]", or that they are "Reserved for maintenance".
+    (
+        r"ReqNodeNotAvail(?!.*maintenance).*|Nodes required for job are DOWN.*",
+        "nodes that it asks for are down, drained or reserved",
+    ),
     (
         r"launch failed requeued held",
         "its nodes could not start it (sinfo -R tells why), and it is held back: scontrol release",
@@ -33,6 +36,10 @@ NEVER = (
 )
 """Reasons for which a job waits for ever, unless somebody changes something."""
 PERHAPS = (
+    (
+        r"ReqNodeNotAvail.*maintenance",
+        "maintenance is near or under way; a time_limit that ends before it would let the job start earlier",
+    ),
     (
         r"(Assoc|QOS)\w*",
         "a limit of the account or qos; it starts when others leave room, if it asks for no more than that",
@@ -78,4 +85,6 @@ def why_ended(state: str, reason: str | None) -> str:
 
 
 def _told(table: tuple[tuple[str, str], ...], reason: str) -> str | None:
-    return next((told for pattern, told in table if re.fullmatch(pattern, reason)), None)
+    # Between the words of a reason scontrol writes "_", and squeue a blank.
+    forms = (reason, reason.replace("_", " "))
+    return next((told for pattern, told in table if any(re.fullmatch(pattern, form) for form in forms)), None)

@@ -48,9 +48,12 @@ def conclude_cut_off(stage_dir: StageDir, code: int) -> None:
         return
     processes.end(attempt.path)  # ranks that were missed here, where SLURM finds processes by their parents
     output = paths.job_output(stage_dir, job.slurm.job_id)
-    said = "its tasks were killed; what srun says of it is at the end of its job's output"
+    told = last_lines(output)
+    # slurmstepd: "Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed."
+    why = " for lack of memory (out of memory: memory_per_node)" if "oom_kill" in told else ""
+    said = f"its tasks were killed{why}; what srun says of it is at the end of its job's output"
     stopped = stage_dir.stop_reason() not in (None, REQUEUE)
-    outcome = Failure(rank=None, type="SIGKILL", message=said, traceback=last_lines(output), log=str(output))
+    outcome = Failure(rank=None, type="SIGKILL", message=said, traceback=told, log=str(output))
     job.warnings.heard = next((number for number in PreemptionSignals.NUMBERS if code == SIGNALLED + number), None)
     try:
         job.conclude(attempt, Stopped(reason="asked") if stopped else outcome, in_place=False)

@@ -35,15 +35,23 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 GONE_SECONDS, GONE_POLL_SECONDS = 40.0, 0.5
 """Jobs that were taken back may take so long to be gone."""
 OR_RESUME = "; then: ftlaunch resume"
-LIMIT = re.compile(r"MaxSubmitJob|job submit limit")
-"""sbatch's words where the queue holds as many jobs of the user as it may."""
+FULL = "try again when other jobs have left the queue"
+LIMIT = re.compile(r"MaxSubmitJob|unable to accept job|temporarily unavailable|queue full")
+"""sbatch's words where the queue holds as many jobs as it may, of the user or (MaxJobCount) of everybody."""
+ANY_LIMIT = "job submit limit"
+"""Among sbatch's words for each limit that there is: they stand for this one where no other line names another."""
 UNSURE = re.compile(r"timed out on|zero bytes", re.IGNORECASE)
 """sbatch's words where the controller was asked and did not answer in time: it may have taken the job all the same."""
-REASON = re.compile(r"^sbatch: (?:error: )?(.+)$", re.MULTILINE)
+ERROR, REASON = (re.compile(rf"^sbatch: {kind}(.+)$", re.MULTILINE) for kind in ("error: ", ""))
+"""What sbatch says; a site's job_submit script may have it greet before it says what is wrong."""
 
 
 class Unanswered(UserError):
     """SLURM may have a job of which nobody knows the id."""
+
+
+class Full(UserError):
+    """The queue takes no other job by now."""
 
 
 def require_sbatch() -> None:
@@ -135,9 +143,9 @@ def _submit_all(
             batch.after = after_success(jobs[-1]) if jobs else after
             try:
                 jobs.append(_submit_stage(stage_dir, batch, jobs, cluster, interrupts))
-            except UserError as error:
+            except Full as error:
                 # The first job submits the rest later on; without one nobody would.
-                if not jobs or not LIMIT.search(error.message):
+                if not jobs:
                     raise
                 paths.job(stage_dir).unlink(missing_ok=True)
                 print(
@@ -179,7 +187,7 @@ def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
         submit_rest(run, stage_dir)
     except UserError as error:
         now = next(planned for planned in plan.stages if planned.name == stage_dir.name)
-        if not (LIMIT.search(error.message) and fits_into(following, now, cluster)):
+        if not (isinstance(error, Full) and fits_into(following, now, cluster)):
             print(f"{following.name} is not submitted: {error}", file=sys.stderr)
             return None
         print(f"{following.name} goes on in job {job}, as the queue takes no other", file=sys.stderr)
@@ -204,7 +212,8 @@ def _require_known(run: RunDir, jobs: list[Job]) -> None:
     if strange:
         raise UserError(
             f"SLURM does not know job {', '.join(strange)} as the run's, though sbatch has told so",
-            "look at what `sbatch --parsable` prints here: the last line of a number alone is taken for the job",
+            "see whether `sbatch --parsable` prints the job's number last, and whether the site changes both name and"
+            " script of jobs, by which they are known",
         )
 
 
@@ -255,7 +264,9 @@ def _take_back(run: RunDir, cluster: Cluster, *, for_good: bool) -> str | None:
     may still come, not `for_good`, the submission stays on record as cut short: the next one takes that back first.
     """
     try:
-        queue.cancel([entry.id for entry in queue.read_queue(run).values() if entry.alive], cluster)
+        known = queue.read_queue(run)
+        renamed = [id for id in queue.on_record(run) if id not in known and _writes_into(id, run, cluster)]
+        queue.cancel([*(entry.id for entry in known.values() if entry.alive), *renamed], cluster)
     except UserError as error:
         return f"{error.message}; they leave as soon as they start"
     for stage_dir in run.unfinished():
@@ -263,6 +274,12 @@ def _take_back(run: RunDir, cluster: Cluster, *, for_good: bool) -> str | None:
     if for_good:
         paths.submission(run).unlink(missing_ok=True)
     return None
+
+
+def _writes_into(id: str, run: RunDir, cluster: Cluster) -> bool:
+    """Whether a job's output goes where a run's jobs write: a mark that a renamed copy of a script has as well."""
+    told = queue.shown(id, cluster) or ""
+    return any(f"StdOut={paths.job_output(stage_dir, id)}\n" in told for stage_dir in run.stage_dirs())
 
 
 def _submit_stage(
@@ -293,7 +310,9 @@ def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> st
         with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below
             return batch.submit(job_entry.run_stage, str(stage_dir.path)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
-        said = (REASON.findall(str(error)) or [str(error)])[0]
+        said = (ERROR.findall(str(error)) or REASON.findall(str(error)) or [str(error)])[0]
+        if LIMIT.search(str(error)) or ANY_LIMIT in said:
+            raise Full(f"{stage_dir.name} cannot be submitted: {said}", FULL) from error
         if UNSURE.search(str(error)):
             message = f"{stage_dir.name} cannot be submitted: {said}; a job that was taken all the same is not heeded"
             raise Unanswered(message, f"when the controller answers: ftlaunch resume {_quoted(stage_dir)}") from error

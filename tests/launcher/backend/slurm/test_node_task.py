@@ -29,10 +29,29 @@ def test_a_job_that_was_given_fewer_nodes_is_not_started(tmp_path: Path) -> None
     run = write_run(tmp_path / "r", "train")
     plan = make_plan(run.path, "train")
     write_json(run.plan, msgspec.structs.replace(plan, stages=[on_nodes(plan.stages[0], 2)]))
+    write_json(paths.cluster(run), Cluster())
     slurm: Any = SimpleNamespace(job_id="7", node=0, hostnames=["n1"])
     task = dataclasses.replace(NodeTask(run.stage_dir("01-sft"), PreemptionSignals()), slurm=slurm)
     with pytest.raises(UserError, match="the job has 1 of the 2 nodes"):
         task._start(run.stage_dir("01-sft").new_attempt())
+
+
+def test_a_job_whose_nodes_die_again_and_again_is_not_started_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM puts it back by itself, each time before it could say how it ended."""
+    run = write_run(tmp_path / "r", "train")
+    write_json(paths.cluster(run), Cluster(max_restarts=3))
+    slurm: Any = SimpleNamespace(job_id="7", node=0, hostnames=["n1"])
+    for count, told in (("3", None), ("4", "3 restarts are allowed")):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        task = dataclasses.replace(NodeTask(run.stage_dir("01-sft"), PreemptionSignals()), slurm=slurm)
+        attempt = run.stage_dir("01-sft").new_attempt(made_by=task.made_by)
+        if told is None:
+            assert task._start(attempt).attempt == attempt.number
+        else:
+            with pytest.raises(UserError, match=told):
+                task._start(attempt)
 
 
 def test_a_job_is_for_the_stage_that_it_has_come_to(tmp_path: Path) -> None:

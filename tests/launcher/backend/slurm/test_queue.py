@@ -278,6 +278,26 @@ def test_a_site_that_cleans_up_slowly_keeps_no_cause_back(run: RunDir, tmp_path:
         submit.refuse_twice(run)
 
 
+@pytest.mark.parametrize(
+    ("said", "reason", "told"),
+    [
+        (("FAILED", "JobLaunchFailure"), "saved; SLURM sees to the job itself", "was killed by a signal"),
+        (("FAILED", "NonZeroExitCode"), "saved; not started again: 4 starts in a row", "4 starts in a row"),
+        (("DEADLINE", "DeadLine"), "saved; goes on", "its deadline has passed"),
+    ],
+)
+def test_what_stopped_a_stage_that_nobody_asked_to_stop_is_told(
+    run: RunDir, tmp_path: Path, said: tuple[str, str], reason: str, told: str
+) -> None:
+    says(tmp_path, FIRST.format(*said))
+    attempt = run.stage_dir("01-sft").new_attempt(made_by=MadeBy(job="7", restart=0))
+    write_json(attempt.stopped, {"reason": "asked", "step": 3})
+    write_json(paths.ended(attempt), {"restarted": False, "reason": reason})
+    state, note = _first(read_status(run))
+    assert state == "stopped"
+    assert told in (note or "")
+
+
 def test_a_full_disk_is_told_as_what_a_job_died_of(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,3 +339,8 @@ def test_limits_of_one_job_and_limits_of_all_are_told_apart() -> None:
     assert reasons.never_starts("PartitionTimeLimit")
     assert not reasons.never_starts("QOSMaxJobsPerUserLimit")
     assert not reasons.never_starts("Resources")
+    assert reasons.never_starts("ReqNodeNotAvail, UnavailableNodes:n[1-2]")
+    assert reasons.never_starts("launch_failed_requeued_held")  # as scontrol writes it
+    # It ends, and the job starts after it.
+    assert not reasons.never_starts("ReqNodeNotAvail, Reserved for maintenance")
+    assert "earlier" in reasons.why_waiting("ReqNodeNotAvail,_Reserved_for_maintenance")

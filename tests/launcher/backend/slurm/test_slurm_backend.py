@@ -72,6 +72,25 @@ def test_a_run_of_which_a_job_is_refused_is_taken_back(run: RunDir, slurm: Path)
     assert not paths.submission(run).exists()
 
 
+def test_a_greeting_is_no_reason_and_a_full_queue_is_no_mistake(run: RunDir, slurm: Path) -> None:
+    """A site's script greets first; where everybody's jobs fill the queue, later stages are submitted by the first."""
+    sbatch = (slurm / "sbatch").read_text()
+    refused = 'sys.exit("sbatch: lua: welcome\\nsbatch: error: {}")'
+    before = 'sys.exit("sbatch: error: Batch job submission failed: Invalid account")'
+    assert before in sbatch
+    (slurm / "sbatch").write_text(sbatch.replace(before, refused.format("QOSMaxWallDurationPerJobLimit")))
+    (slurm / "refused").write_text("1")
+    with pytest.raises(UserError, match="cannot be submitted: QOSMaxWallDurationPerJobLimit"):
+        start(run)
+    assert backends.of(run).is_over(run)
+    full = "Slurm temporarily unable to accept job, sleeping and retrying."
+    (slurm / "sbatch").write_text(sbatch.replace(before, refused.format(full)))
+    (slurm / "refused").write_text("2")
+    start(run)
+    assert states(run) == ["queued", "waiting"]
+    assert not paths.job(run.stage_dir("02-sft")).exists()
+
+
 def test_a_fresh_run_that_is_refused_leaves_no_folder(run: RunDir, slurm: Path) -> None:
     (slurm / "refused").write_text("0")
     with pytest.raises(UserError) as caught:
