@@ -125,9 +125,10 @@ def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] 
         return None
     match _outcome(stage_dir):
         case Stopped():
-            # Tasks that were stopped leave with a code of their own, which says no more than that.
-            by_itself = entry is None or entry.state in ("COMPLETING", "COMPLETED") or entry.reason == "NonZeroExitCode"
-            return "stopped", _given_up(stage_dir.all_attempts()[-1]) if by_itself else _ended_by(entry)
+            # Tasks that have saved leave with a code of their own, which says no more than that.
+            if entry and entry.state not in ("COMPLETING", "COMPLETED") and entry.reason != "NonZeroExitCode":
+                return "stopped", _ended_by(entry)
+            return "stopped", _given_up(stage_dir.all_attempts()[-1])
         case Failure() as failure:
             return "failed", failure.first_line
         case _:
