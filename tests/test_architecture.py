@@ -88,8 +88,8 @@ FLOORS = {
         "calibration devices families known",
         "shape",
         "trained",
-        "activations body",
-        "ppo",
+        "activations body ppo",
+        "answers",
         "memory",
         "disk fit speed",
         "__init__",
@@ -139,7 +139,7 @@ FLOORS = {
     "ftlaunch.run": (
         "__init__ files preparing records spec tail",
         "digests layout progress",
-        "outputs provenance saves",
+        "outputs pace provenance saves",
         "changes snapshot",
     ),
     "ftlaunch.watch": (
@@ -235,7 +235,7 @@ FLOORS = {
         "evaluate harness serve",
     ),
     "fttrain.training": (
-        "__init__ counters metrics optim preflight tracking",
+        "__init__ counters metrics optim pace preflight tracking",
         "nonfinite",
         "loop probe",
         "session",

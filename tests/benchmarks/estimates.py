@@ -90,6 +90,9 @@ COMBINATIONS = [
     Combination("ppo", "lora", "single", 2, 512, "mid", "stage.0.generation_batch_size=16"),
     Combination("sft", "lora", "single", 1, 512, "smol", "model.quantization=nf4"),
     Combination("sft", "lora", "zero2", 1, 256, "smol"),
+    Combination("sft", "lora", "single", 2, 256, "mid", "model.dtype=bf16"),
+    Combination("sft", "full", "zero2", 2, 256, "mid", "model.dtype=bf16"),
+    Combination("sft", "full", "single", 2, 512, "mid", "model.dtype=bf16 stage.0.activation_checkpointing=true"),
     Combination("merge", "lora", "single", 2, 128),
     Combination("merge", "dora", "single", 1, 128, "smol"),
 ]
@@ -359,7 +362,9 @@ def main() -> None:
         kept[str(one)] = peak
         if options.measured:
             options.measured.write_text(json.dumps(kept, indent=1))
-        foreseen = cost.of_spec(spec, Device("the CPU", False), cost.SIZES[spec.model.dtype])
+        foreseen = cost.of_spec(
+            spec, Device("the CPU", False), cost.SIZES[spec.model.dtype], merged=earlier[-1][1] if earlier else None
+        )
         assert isinstance(foreseen, cost.Cost)
         told = foreseen.memory
         peak_foreseen = told.peak - memory.IMPORTED

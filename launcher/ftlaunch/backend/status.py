@@ -1,12 +1,16 @@
 """How runs stand: the words for it, and what a stage's own files tell whoever has started it."""
 
+import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, cast
 
 from msgspec import Struct
 
+from ftlaunch import processes
 from ftlaunch.run import progress
 from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.pace import straggling
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.run.records import read_verdict
 from ftlaunch.run.saves import failing_saves
@@ -57,6 +61,8 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     """Files of data and base that are not what they were when the run began; where they were looked at."""
 
 
+STALLED_SECONDS, STALLED_PAUSES = 20.0, 3.0
+"""A step that takes so long, and so many times the longest pause of its attempt, is told."""
 # Hence the cast: `step` is a required key of an entry, and before the first step there is none.
 _NOTHING = cast(progress.Entry, {})
 
@@ -70,6 +76,8 @@ def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None)
     checkpoint = newest_checkpoint(stage_dir)
     if state in ("running", "unknown") and "step" in last:
         notes = [note, failing_saves(stage_dir, last["step"], checkpoint)]
+        if state == "running":
+            notes.append(_stalled(stage_dir, entries) or straggling(stage_dir))
         note = "; ".join(filter(None, notes)) or None
     return StageStatus(
         name=stage_dir.name,
@@ -83,6 +91,20 @@ def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None)
         note=note,
         warnings=read_verdict(stage_dir.probe).get("warnings", []),
     )
+
+
+def _stalled(stage_dir: StageDir, entries: Sequence[progress.Entry]) -> str | None:
+    """What is said of an attempt that takes no steps any more; None of one that takes them as it did before."""
+    attempts = stage_dir.all_attempts()
+    began = attempts[-1].path.stat().st_mtime if attempts else 0.0
+    times = [when for entry in entries if (when := entry.get("time", 0.0)) >= began]
+    pauses = [after - before for before, after in pairwise(times)]
+    if not pauses or (silent := time.time() - times[-1]) < max(STALLED_SECONDS, STALLED_PAUSES * max(pauses)):
+        return None
+    ranks = processes.ranks_of(attempts[-1].path, range(stage_dir.read_spec().world_size)) if attempts else {}
+    stopped = [f"rank {rank}" for rank, pid in ranks.items() if processes.state(pid) == "T"]
+    why = f": {', '.join(stopped)} stopped by a signal" if stopped else ""
+    return f"no step for {progress.duration(silent)}{why}"
 
 
 def run_status(run: RunDir, stages: Sequence[StageStatus]) -> RunStatus:

@@ -115,7 +115,7 @@ class Training(Kind, frozen=True, kw_only=True):
     """Longest of these answers in tokens. None: 128."""
     best_by: Text | None = None
     """Score that the best checkpoint is chosen by: "loss", "token_accuracy", "rewards/accuracy" or another one of the
-    stage's evaluations, or a score of `eval_metrics`, such as "bleu" or "rougeL". None: "loss"."""
+    stage's evaluations, or a score of `eval_metrics`, such as "bleu" or "rougeL". None: "loss"; PPO: "reward"."""
     save_every: Positive = 100
     """Steps between checkpoints; there is always one at the end."""
     keep: Positive = 2
@@ -334,6 +334,12 @@ METRICS: Final[dict[str, Need]] = {
 }
 """The metrics that are shipped."""
 
+EVAL_PROMPTS: Final = 64
+"""Prompts that are answered at an evaluation, where `eval_prompts` names no number."""
+EVAL_NEW_TOKENS: Final = 128
+"""Tokens of such an answer at most, where `eval_max_new_tokens` names no number."""
+EVAL_BATCH: Final = 16
+"""Such answers that one process generates at the same time."""
 SCORES: Final[dict[str, tuple[str, ...]]] = {
     **{metric: (metric,) for metric, need in METRICS.items() if need == "answers"},
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),

@@ -41,6 +41,8 @@ class Attempt:
         """The first error of any rank: rank, type, message, traceback, log."""
         self.stopped = path / "stopped.json"
         """Written when all ranks saved and left on request: the reason and the step."""
+        self.pace = path / "pace.json"
+        """How long each rank works at a step by itself, as it was measured last."""
         self.local: Path | None = None
         """A folder of this node alone, while the attempt lives here."""
 

@@ -133,6 +133,15 @@ class Counts(Struct, frozen=True, kw_only=True):
     """The first rows left out, as "facts.jsonl:17: field answer is null"."""
 
 
+class Best(Struct, frozen=True, kw_only=True):
+    """The best evaluation of a stage, whose checkpoint is kept."""
+
+    step: int
+    by: str
+    """The score that it was chosen by."""
+    score: float
+
+
 class TrainingResult(Struct, frozen=True, kw_only=True):
     """result.json of a training stage."""
 
@@ -144,6 +153,8 @@ class TrainingResult(Struct, frozen=True, kw_only=True):
     """Name of its folder."""
     probe: dict[str, Any] = {}
     """What was found before the first step: in which layout rows are computed, and how well it agrees."""
+    best: Best | UnsetType = UNSET
+    """Absent where nothing was evaluated."""
 
 
 class Gap(Struct, frozen=True):

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,10 @@ SPARKS = 48
 KEPT = 2000
 """Optimizer steps whose losses are kept for the curve."""
 TAIL_BYTES = 4096
-WARNING = re.compile(r"^\S+:\d+: \w*Warning: |^warnings\.warn\(")
-"""Lines by which libraries warn their own developers: where it was, and the source line that follows."""
+WARNING = re.compile(r"^\S+:\d+: \w*Warning: ")
+"""Lines by which libraries warn their own developers: where it was. The source line follows."""
+STACK = re.compile(r'^File "|^(Current t|T)hread 0x')
+"""Lines of the stacks that a rank is asked for when it hangs."""
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "waiting": "dim", "queued": "yellow"}
 
 
@@ -188,5 +191,6 @@ def _last_line(log: Path) -> str:
     except FileNotFoundError:
         return ""
     # A progress bar rewrites its line by "\r", at which splitlines() splits as well.
-    lines = [line.strip() for line in text.splitlines()]
-    return next((line[:200] for line in reversed(lines) if line and not WARNING.search(line)), "")
+    lines = ["", *(line.strip() for line in text.splitlines())]
+    said = [line for before, line in pairwise(lines) if not WARNING.search(before) and not WARNING.search(line)]
+    return next((line[:200] for line in reversed(said) if line and not STACK.search(line)), "")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Training
+from ftlaunch.recipe.stages import EVAL_BATCH, EVAL_NEW_TOKENS, EVAL_PROMPTS
 from ftlaunch.rows import is_paired
 from ftlaunch.run.spec import StageSpec
 from fttrain.answering.examination import Exam, examine, set_exam
@@ -30,11 +31,6 @@ from fttrain.training.loop import Objective
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-PROMPTS = 64
-NEW_TOKENS = 128
-BATCH = 16
-"""Answers that one process generates at the same time."""
 
 
 def with_answers(
@@ -68,9 +64,9 @@ class _Answering:
             load_metric(metric)
         self._tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
         datas = [settled(data) for data in spec.data.values() if data.test or data.eval]
-        most = -(-(stage.eval_prompts or PROMPTS) // max(len(datas), 1))
+        most = -(-(stage.eval_prompts or EVAL_PROMPTS) // max(len(datas), 1))
         self._exams = [_exam(data, self._tokenizer, spec.seed, most) for data in datas]
-        self._new_tokens = stage.eval_max_new_tokens or NEW_TOKENS
+        self._new_tokens = stage.eval_max_new_tokens or EVAL_NEW_TOKENS
         self._scores(1, [Exam(asked=exam.asked[:1], end_ids=exam.end_ids) for exam in self._exams])
 
     def weight(self, micro: MicroBatch) -> float:
@@ -89,7 +85,7 @@ class _Answering:
     def _scores(self, new_tokens: int, exams: list[Exam]) -> dict[str, float]:
         """Return the scores of answers of at most so many tokens, the same on every rank."""
         # Padded rows are computed one by one in training where padding changes them.
-        decoding = Decoding(new_tokens, 1 if self._engine.scorer.is_alone else BATCH)
+        decoding = Decoding(new_tokens, 1 if self._engine.scorer.is_alone else EVAL_BATCH)
         answers, references = list[str](), list[list[str]]()
         with _generating(self._engine) as model:
             for exam in exams:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlaunch.recipe import LOWER_IS_BETTER
+from ftlaunch.run.records import Best
 
 
 @dataclass
@@ -43,3 +44,9 @@ class Progress:
                 return False
         self.best_score, self.best_step = score, step
         return True
+
+    def best(self) -> Best | None:
+        """Return the best evaluation; None where there was none."""
+        if self.best_step is None or self.best_score is None:
+            return None
+        return Best(step=self.best_step, by=self.best_by, score=self.best_score)

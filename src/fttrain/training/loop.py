@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from fttrain.training.counters import Progress
 from fttrain.training.metrics import MetricsLog
 from fttrain.training.nonfinite import NonFinitePolicy, StepOutcome
 from fttrain.training.optim import Schedule
+from fttrain.training.pace import PaceLog
 
 
 class Objective(Protocol):
@@ -42,12 +44,16 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Intervals:
-    """Optimizer steps between evaluations and saves, checkpoints to keep, and the policy on non-finite losses."""
+    """Optimizer steps between evaluations and saves, checkpoints to keep, and the policy on non-finite losses.
+
+    `pace` is the file in which it is noted how long each rank works; None where nobody looks.
+    """
 
     evaluate_every: int | None
     save_every: int
     keep: int
     on_nonfinite: str
+    pace: Path | None = None
 
 
 def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and tested, by itself
@@ -63,16 +69,20 @@ def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and teste
 ) -> Progress:
     """Train from `progress` to the feed's last step. Raises StoppedEarly after the save that a stop request causes."""
     guard = NonFinitePolicy(habits.on_nonfinite, engine, feed, checkpoints)
+    pace = PaceLog(engine.world, habits.pace)
     for step in range(progress.step + 1, feed.num_steps + 1):
         started = time.perf_counter()
-        micros = feed.step(step)
-        # One collective per step carries the loss's divisor, the tokens, and whether any rank was asked to stop: so
-        # all ranks agree on stopping after the same step.
+        last_work = pace.told()
+        with pace.working():
+            micros = feed.step(step)
+        # One collective per step carries the loss's divisor, the tokens, whether any rank was asked to stop, so that
+        # all ranks agree on stopping after the same step, and how long each has worked.
         mine = [sum(map(objective.weight, micros)), sum(micro.tokens for micro in micros), float(bool(stop.poll()))]
-        weight, tokens, stopping = engine.world.sum(mine)
+        weight, tokens, stopping, *seconds = engine.world.sum([*mine, *last_work])
+        pace.note(step, seconds)
         engine.set_learning_rate(schedule(step))
         engine.scorer.disturbance.begin(step, feed.num_steps)
-        outcome = _take(objective, engine, micros, weight)
+        outcome = _take(objective, engine, micros, weight, pace)
         progress.step, progress.tokens = step, progress.tokens + int(tokens)
         progress.updates += outcome.is_finite
         trouble = guard.handle(outcome, micros, progress)
@@ -107,7 +117,7 @@ def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and teste
     return progress
 
 
-def _take(objective: Objective, engine: Engine, micros: list[MicroBatch], weight: float) -> StepOutcome:
+def _take(objective: Objective, engine: Engine, micros: list[MicroBatch], weight: float, pace: PaceLog) -> StepOutcome:
     """Take one optimizer step: gradients of every micro-batch, then the update."""
     # Losses are divided by the whole step's weight before the backward pass, so gradients add up to those of the mean
     # over all rows, however rows are spread over micro-batches and ranks.
@@ -115,7 +125,8 @@ def _take(objective: Objective, engine: Engine, micros: list[MicroBatch], weight
     for index, micro in enumerate(micros):
         last = index == len(micros) - 1
         with engine.accumulating(last=last):
-            part = objective.loss(engine, micro) / weight
+            with pace.working():
+                part = objective.loss(engine, micro) / weight
             engine.backward(part, last=last)
         parts.append(part.detach())
     losses = torch.stack(parts).tolist()  # the one wait for a GPU in a step

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import UNSET
 from torch import nn
 
 from ftlaunch.recipe import Dpo, NoNoise, Pairwise, Ppo, Reward, Sft, Training
@@ -93,7 +94,7 @@ def complete(
     engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
     checkpoints = Checkpoints(folder.checkpoints, spec, engine, state)
     loaded = checkpoints.load()
-    progress = Progress.resumed(loaded.state if loaded else {}, stage.best_by or "loss")
+    progress = Progress.resumed(loaded.state if loaded else {}, stage.best_by or stage.evaluated[0])
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
     with closing(Trackers(spec, folder, is_main=world.is_main)) as trackers:
         metrics.also = trackers.log
@@ -105,7 +106,7 @@ def complete(
             checkpoints,
             metrics,
             stop,
-            Intervals(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite),
+            Intervals(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite, _pace(folder)),
             progress,
         )
     tokenizer.chat_template = trained_template(tokenizer, spec.data.values())
@@ -117,7 +118,14 @@ def complete(
         data=dict(zip(spec.data, feed.counts(), strict=True)),
         artifact=folder.artifact.name,
         probe=engine.verdict,
+        best=progress.best() or UNSET,
     )
+
+
+def _pace(folder: StageDir) -> Path | None:
+    """Return where the pace of ranks is noted: with the newest attempt, as another may have other ranks."""
+    attempts = folder.all_attempts()
+    return attempts[-1].pace if attempts else None
 
 
 def _keep_verdict(verdict: dict[str, Any], path: Path) -> None:

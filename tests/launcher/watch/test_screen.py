@@ -63,6 +63,8 @@ def test_before_the_first_step_the_last_words_of_rank_0_are_shown(run: RunDir) -
     attempt = first(run).new_attempt()
     attempt.rank_log(0).write_text(
         "Tokenizing rows\nLoading 10%\rLoading 20%\n\n/x/y.py:7: FutureWarning: z\n  warnings.warn(\n"
+        "/x/y.py:9: UserWarning: w\n  model = wrap(model)\n"
+        'Thread 0x00007f (most recent call first):\n  File "<frozen runpy>", line 198 in _run\n'
     )
     assert last_line(first(run)) == "Loading 20%"
     attempt.error.write_text('{"rank": 1, "type": "E", "message": "out of memory", "log": "l"}')

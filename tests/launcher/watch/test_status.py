@@ -16,6 +16,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity, lock
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
+from ftlaunch.run.pace import Pace
 from ftlaunch.run.records import SaveFailure
 from ftlaunch.watch.status import is_over, read_status
 
@@ -191,3 +192,28 @@ def test_a_plan_of_another_version_is_said(run: RunDir) -> None:
     run.plan.write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         runs.read_plan(run)
+
+
+def test_a_rank_that_keeps_others_waiting_is_named_with_its_host(run: RunDir) -> None:
+    attempt = launched(run)
+    measure(run, {"step": 9, "steps": 90, "loss": 1.0, "time": time.time()})
+    even = Pace(step=9, seconds=[1.0, 1.1, 1.4, 1.0], whole=3.0, hosts=["a", "a", "b", "b"])
+    write_json(attempt.pace, even)
+    assert stage(run).note is None
+    write_json(attempt.pace, msgspec.structs.replace(even, seconds=[1.0, 1.1, 2.4, 1.0]))
+    assert stage(run).note == "rank 2 on b keeps the others waiting: 2.4 times their work at a step"
+    write_json(attempt.pace, msgspec.structs.replace(even, seconds=[1.0, 1.1, 2.4, 1.0], whole=30.0))
+    assert stage(run).note is None, "no more than a tenth of a step"
+    launched(run)
+    assert stage(run).note is None, "of an earlier attempt"
+
+
+def test_an_attempt_that_takes_no_more_steps_is_told(run: RunDir) -> None:
+    launched(run)
+    now = time.time()
+    os.utime(first(run).all_attempts()[-1].path, (now - 900, now - 900))
+    steps = [{"step": step, "steps": 90, "loss": 1.0, "time": now - 500 + step} for step in (1, 2, 3)]
+    measure(run, *steps)
+    assert (stage(run).note or "").startswith("no step for 8:1")
+    measure(run, *steps, {"step": 4, "steps": 90, "loss": 1.0, "time": now - 180})
+    assert stage(run).note is None, "a pause as long as one before"

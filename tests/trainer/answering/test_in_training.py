@@ -112,6 +112,7 @@ def test_the_best_is_kept_by_a_score_over_a_stop(tiny_model: Path, rows_file: Pa
     assert best != 1 + scores.index(min(scores))
     for done in (whole, again):
         assert {int(one.name.removeprefix("step-")) for one in done.checkpoints.iterdir()} == {best, 6}
+        assert json.loads(done.result.read_text())["best"] == {"step": best, "by": "chrf", "score": max(scores)}
 
 
 def test_every_metric_of_answers_names_its_scores() -> None:

@@ -15,7 +15,7 @@ from ftlaunch.plan.cost.memory import Memory, of_stage
 from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.plan.cost.speed import Time
 from ftlaunch.plan.machine import NATIVE_FROM, Machine
-from ftlaunch.recipe import Dtype, Evaluate, Merge
+from ftlaunch.recipe import Dtype, Evaluate, Merge, Ppo
 from ftlaunch.run.spec import StageSpec
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -39,15 +39,18 @@ class Cost(Struct, frozen=True, kw_only=True):
     remarks: list[str]
 
 
-def of_spec(spec: StageSpec, device: Device, size: int, measured: float | None = None) -> Cost | str:
+def of_spec(
+    spec: StageSpec, device: Device, size: int, measured: float | None = None, merged: StageSpec | None = None
+) -> Cost | str:
     """The cost of a stage on a device that computes with elements of `size` bytes; or why it cannot be told.
 
-    `measured` is how many operations a second a calibration found; without it the published peak counts.
+    `measured` is how many operations a second a calibration found; without it the published peak counts. `merged` is
+    the stage whose adapter a merge folds, if this plan has it.
     """
     found = shape.read(spec.model.path)
     if found is None:
         return f"not estimated: no config.json of {spec.model.path} is here, and it is not among the bases known"
-    memory = _memory(spec, found, size, device)
+    memory = _memory(spec, found, size, device, merged)
     trains = not isinstance(spec.stage, Merge | Evaluate)
     time = _time(spec, found, device, measured) if trains else None
     return Cost(
@@ -61,14 +64,21 @@ def of_spec(spec: StageSpec, device: Device, size: int, measured: float | None =
     )
 
 
-def _memory(spec: StageSpec, found: Shape, size: int, device: Device) -> Memory:
+def _memory(spec: StageSpec, found: Shape, size: int, device: Device, merged: StageSpec | None) -> Memory:
     match spec.stage:
         case Merge() as stage:
-            return disk.memory_of_merge(stage, found, size)
+            return disk.memory_of_merge(stage, found, size, has_rows=merged is None or _has_rows(merged))
         case Evaluate() as stage:
             return disk.memory_of_evaluation(spec, stage, found, size, cuda=device.cuda)
         case _:
             return of_stage(spec, found, size, cuda=device.cuda)
+
+
+def _has_rows(trained: StageSpec) -> bool:
+    """Whether rows that a stage held out are there to compare models on."""
+    return not isinstance(trained.stage, Ppo) and any(
+        data.test and not data.streaming for data in trained.data.values()
+    )
 
 
 def _other_activations(spec: StageSpec, found: Shape, size: int, device: Device) -> dict[str, int]:
@@ -82,10 +92,10 @@ def _other_activations(spec: StageSpec, found: Shape, size: int, device: Device)
 
 def _time(spec: StageSpec, found: Shape, device: Device, measured: float | None) -> Time | None:
     if measured is not None:
-        return speed.of_stage(spec, found, measured * speed.SHARE_OF_MEASURED)
+        return speed.of_stage(spec, found, measured * speed.SHARE_OF_MEASURED, cuda=device.cuda)
     if device.teraflops is None:
         return None
-    return speed.of_stage(spec, found, device.teraflops * 1e12 * speed.SHARE_OF_PEAK)
+    return speed.of_stage(spec, found, device.teraflops * 1e12 * speed.SHARE_OF_PEAK, cuda=device.cuda)
 
 
 def _no_time(device: Device) -> str:
@@ -118,8 +128,13 @@ def here(specs: Mapping[str, StageSpec]) -> dict[str, Cost | str]:
             rate = measured.operations_per_second.get(word)
             if rate is not None and not device.cuda:
                 rate /= spec.parallel.procs_per_node  # it was measured with all of the CPU's cores
-        found[name] = of_spec(spec, device, SIZES[word], rate)
+        found[name] = of_spec(spec, device, SIZES[word], rate, _starts_from(spec, specs))
     return found
+
+
+def _starts_from(spec: StageSpec, specs: Mapping[str, StageSpec]) -> StageSpec | None:
+    # `start` reads "01-sft/artifact".
+    return specs.get(spec.start.partition("/")[0]) if spec.start else None
 
 
 def on_cluster(specs: Mapping[str, StageSpec], cluster: Cluster) -> dict[str, Cost | str]:
@@ -127,7 +142,8 @@ def on_cluster(specs: Mapping[str, StageSpec], cluster: Cluster) -> dict[str, Co
     found: dict[str, Cost | str] = {}
     for name, spec in specs.items():
         device = devices.on_cluster(cluster, spec.parallel, str(spec.stage.__struct_config__.tag))
-        found[name] = of_spec(spec, device, SIZES[settled(spec.model.dtype, None, device)])
+        size = SIZES[settled(spec.model.dtype, None, device)]
+        found[name] = of_spec(spec, device, size, merged=_starts_from(spec, specs))
     return found
 
 

@@ -44,16 +44,30 @@ def merged_bytes(stage: Merge, shape: Shape) -> int:
     return size * shape.parameters
 
 
-def memory_of_merge(stage: Merge, shape: Shape, size: int) -> Memory:
-    """A merge holds one output file at a time; its check then has one of both models in memory, in turn."""
+TEXTS, ROWS = 100, 8 * 64
+"""Tokens of the fixed texts, and of the rows held out at most, on which a merge is checked (`merging/probes.py`)."""
+
+
+def memory_of_merge(stage: Merge, shape: Shape, size: int, *, has_rows: bool) -> Memory:
+    """A merge holds one output file at a time. Before and after that it has the logits of adapter model, bare base and
+    merged model, with one of these models in memory, which is read from a mapped file."""
     shard = min(stage.max_shard_bytes, merged_bytes(stage, shape))
-    model = size * shape.parameters
-    parts = [Part("libraries", ROOM_CPU), Part("one output file", shard), Part("model, while it is checked", model)]
+    model, mapped = size * shape.parameters, shape.disk_bytes * shape.parameters
+    logits = FLOAT * (TEXTS + ROWS * has_rows) * shape.vocabulary
+    parts = [
+        Part("libraries", ROOM_CPU),
+        Part("one output file", shard),
+        Part("model, while it is checked", model),
+        Part("file of that model", mapped),
+        Part("logits of the check", 3 * logits),
+    ]
+    phases = {"writing": mapped + shard + 2 * logits, "check": mapped + model + 3 * logits}
     return Memory(
         device="cpu",
         parts=parts,
-        phases={"writing": ROOM_CPU + shard, "check": ROOM_CPU + model},
+        phases={name: ROOM_CPU + size for name, size in phases.items()},
         host=[],
+        lingering=mapped,
     )
 
 

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from ftlaunch.plan import resolve
-from ftlaunch.plan.cost import activations, ppo, trained
+from ftlaunch.plan.cost import activations, answers, ppo, trained
 from ftlaunch.plan.cost.activations import FLOAT, Arithmetic
 from ftlaunch.plan.cost.shape import Shape, held_bytes
 from ftlaunch.plan.cost.trained import Trained
@@ -105,8 +105,9 @@ class _Ledger:
         kernel = load.cuda and self.size < FLOAT
         self.arithmetic = Arithmetic(bytes=self.size, stream=stream, has_kernel=kernel)
         self.offloads = spec.parallel.offload == "cpu"
-        stage = spec.stage
-        self.rollout = ppo.rollout(spec, stage, shape, self.size) if isinstance(stage, Ppo) else (0, 0)
+        assert isinstance(spec.stage, Training)
+        self.answers = answers.of_training(spec, spec.stage)
+        self.answering = self.answers.memory(shape, self.size) if self.answers else (0, 0)
 
     def memory(self) -> Memory:
         parts = self._standing() | self._passing()
@@ -149,7 +150,7 @@ class _Ledger:
             "16-bit copies of weights": self._casts(),
             "activations": self._activations(),
             "logits": self._logits(backward=False),
-            "keys and values of answers": self.rollout[0],
+            "keys and values of answers": self.answering[0],
         }
 
     def _weights(self) -> int:
@@ -260,10 +261,11 @@ class _Ledger:
         # While the backward pass goes down, activations make room for gradients: one of its two ends is the peak.
         begins = parts["activations"] + max(parts["logits"], self._logits(backward=True))
         ends = self._one_layer() + gradients + bucket - carried
-        around = carried + self._casts() + parts["gathered weights"]
+        whole = self._casts() + parts["gathered weights"]
+        around = carried + whole
         return {
             READING: parts["weights"] + parts["libraries"] + self._mapped(),
-            **({"rollout": held + sum(self.rollout)} if any(self.rollout) else {}),
+            **({self.answers.phase: held + lasting + whole + sum(self.answering)} if self.answers else {}),
             "forward and backward": held + around + max(begins, ends),
             "optimizer": held + max(gradients, lasting) + self._step(),
             "artifact": held + lasting + self._artifact(),

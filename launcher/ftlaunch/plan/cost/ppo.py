@@ -1,17 +1,13 @@
-"""What PPO holds next to its policy: value head, reward model, and what its rollouts take."""
+"""The models that give PPO its scores."""
 
 from pathlib import Path
 
 from ftlaunch.plan.cost import shape as shapes
-from ftlaunch.plan.cost.activations import FLOAT
 from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.recipe import Ppo
 from ftlaunch.recipe.names import holds
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.safety.model_files import ADAPTER_WEIGHTS
-
-DRAWN = FLOAT + FLOAT + 8 + 8
-"""Bytes of a logit in sampling: in fp32, as log-probability, and as probability and its running sum in fp64."""
 
 
 def reward_model(spec: StageSpec, stage: Ppo, shape: Shape, size: int, adapter: int) -> int:
@@ -35,18 +31,3 @@ def unknown_reward_model(spec: StageSpec) -> str | None:
     if place is None or holds(place, ADAPTER_WEIGHTS) or shapes.read(place) is not None:
         return None
     return place
-
-
-def rollout(spec: StageSpec, stage: Ppo, shape: Shape, size: int) -> tuple[int, int]:
-    """Bytes of keys and values, and of the rest, of answers that one process generates side by side.
-
-    The rest is the larger of two: the widest layer's work on the prompts, or the logits of one token each. A cache
-    grows by joining: the layer at work holds its keys and values twice.
-    """
-    if stage.rollout_engine == "vllm":
-        return 0, 0
-    longest = max(data.max_length for data in spec.data.values())
-    answers = min(stage.generation_batch_size, -(-(stage.rollout_size or stage.batch_size) // spec.world_size))
-    cache = shapes.cache_bytes(shape, answers, longest + stage.max_new_tokens, size)
-    at_work = size * (3 * shape.mlp + shape.width) + FLOAT * shape.width
-    return cache, max(answers * longest * at_work, answers * shape.vocabulary * DRAWN + cache // shape.layers)

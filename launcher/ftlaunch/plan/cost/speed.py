@@ -5,7 +5,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from ftlaunch.plan import resolve
-from ftlaunch.plan.cost import trained
+from ftlaunch.plan.cost import answers, trained
+from ftlaunch.plan.cost.answers import Answers
 from ftlaunch.plan.cost.memory import load_of
 from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.recipe import Data, Dpo, Full, Ppo, Training
@@ -15,6 +16,9 @@ SHARE_OF_PEAK = 0.4
 """Of a GPU's published peak that training reaches with rows laid end to end; 0.3 to 0.5 is what others report."""
 SHARE_OF_MEASURED = 0.6
 """The same of what a large matrix product was measured to reach."""
+READING = {True: 64, False: 8}
+"""Tokens whose forward pass takes as long as reading all weights once, which each token of an answer does: on a GPU, of
+an A100's data sheet (312 TFLOP/s at 40 % over 2 TB/s, two bytes and two operations a weight), and on a CPU."""
 LARGEST_COUNTED = 2 << 30
 """Bytes of a file whose lines are counted."""
 
@@ -28,19 +32,45 @@ class Time(Struct, frozen=True, kw_only=True):
     total: float | None
     device_hours: float | None
     """Of all processes together."""
+    evaluation: float = 0.0
+    """Of the answers of one evaluation, which `total` has as well."""
 
 
-def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float) -> Time:
+def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cuda: bool) -> Time:
     """Of a training stage on devices that do so many operations a second."""
     stage = spec.stage
     assert isinstance(stage, Training)
     load = load_of(spec, 2, cuda=True)
     tokens = load.tokens * spec.accumulation
     step = tokens * operations(spec, shape) / operations_per_second
+    generated = answers.of_training(spec, stage)
+    evaluation = 0.0
+    if generated is not None:
+        passes = _passes(generated, cuda=cuda) * forward_operations(spec, shape) / operations_per_second
+        if isinstance(stage, Ppo):
+            step += passes / _steps_of_rollout(stage)
+        else:
+            evaluation = passes
     steps = stage.steps or _steps(spec, stage)
-    total = None if steps is None else step * steps
+    total = None if steps is None else step * steps + evaluation * _evaluations(stage, steps)
     hours = None if total is None else total * spec.world_size / 3600
-    return Time(step=step, steps=steps, total=total, device_hours=hours)
+    return Time(step=step, steps=steps, total=total, device_hours=hours, evaluation=evaluation)
+
+
+def _passes(generated: Answers, *, cuda: bool) -> int:
+    """Tokens whose forward pass takes as long as all answers of a process. Each batch takes one token at a time, and
+    reads all weights for it, as well as a pass over its prompts."""
+    batches = -(-generated.count // generated.batch)
+    return generated.count * generated.prompt + batches * generated.tokens * max(generated.batch, READING[cuda])
+
+
+def _steps_of_rollout(stage: Ppo) -> int:
+    return (stage.rollout_size or stage.batch_size) // stage.batch_size * stage.ppo_epochs
+
+
+def _evaluations(stage: Training, steps: int) -> int:
+    """Evaluations of a stage: every so many steps, and after the last."""
+    return -(-steps // stage.evaluate_every) if stage.evaluate_every else 1
 
 
 def operations(spec: StageSpec, shape: Shape) -> float:
@@ -48,27 +78,34 @@ def operations(spec: StageSpec, shape: Shape) -> float:
     trained, and two more for trained ones; a third pass where activations are computed again."""
     stage = spec.stage
     what = trained.of(spec.adapter, shape)
-    in_layer = sum(linear.inputs * linear.outputs for linear in shape.linears)
-    if shape.expert_parameters:
-        in_layer += shape.experts_per_token * 3 * shape.width * shape.mlp
-    head = shape.embedding_parameters
-    attention = 2 * shape.queries * max((data.max_length for data in spec.data.values()), default=0)
-    layer = 2 * in_layer + attention
-    forward = layer * shape.layers + 2 * head
-    backward = layer * what.layers_backward + 2 * head
+    layer, head = _layer_operations(spec, shape), 2 * shape.embedding_parameters
+    forward = forward_operations(spec, shape)
+    backward = layer * what.layers_backward + head
     trains = forward if isinstance(spec.adapter, Full) else 6 * what.parameters
     again = layer * what.layers_backward if getattr(stage, "activation_checkpointing", False) else 0
     return forward * (1 + _looks(spec)) + backward + trains + again
 
 
+def forward_operations(spec: StageSpec, shape: Shape) -> float:
+    """Of a token of a forward pass."""
+    return _layer_operations(spec, shape) * shape.layers + 2 * shape.embedding_parameters
+
+
+def _layer_operations(spec: StageSpec, shape: Shape) -> float:
+    in_layer = sum(linear.inputs * linear.outputs for linear in shape.linears)
+    if shape.expert_parameters:
+        in_layer += shape.experts_per_token * 3 * shape.width * shape.mlp
+    return 2 * in_layer + 2 * shape.queries * max((data.max_length for data in spec.data.values()), default=0)
+
+
 def _looks(spec: StageSpec) -> float:
-    """Forward passes of a token that serve no backward pass: those of references, of rollouts and of their scores."""
+    """Forward passes of a token that serve no backward pass: those of references, and of scores of rollouts."""
     match spec.stage:
         case Dpo() as stage:
             return float(resolve.reference(stage, spec.adapter) == "live")
         case Ppo() as stage:
-            # A rollout is generated, then read by policy, reference and reward model, and serves several passes.
-            return (3 + (stage.reward_function is None)) / stage.ppo_epochs
+            # A rollout is read by policy, reference and reward model, and serves several passes.
+            return (2 + (stage.reward_function is None)) / stage.ppo_epochs
         case _:
             return 0.0
 

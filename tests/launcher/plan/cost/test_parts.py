@@ -7,7 +7,7 @@ import pytest
 
 from ftlaunch.load import load_recipe
 from ftlaunch.plan import cost
-from ftlaunch.plan.cost import Cost, shape, speed
+from ftlaunch.plan.cost import Cost, shape, speed, words
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.run.spec import StageSpec
@@ -130,6 +130,34 @@ def test_a_merge_holds_one_file_and_then_one_model(tmp_path: Path) -> None:
     assert found["model, while it is checked"] == 2 * 8_030_261_248
     assert set(phases) == {"writing", "check"}
     assert phases["check"] > phases["writing"] > 0
+    # The logits of three models: of 100 tokens of fixed texts and, where rows are held out, of 8 · 64 tokens of these.
+    assert found["logits of the check"] == 3 * 4 * (100 + 8 * 64) * 128_256
+    (trained,) = stages(tmp_path, BY_FUNCTION)
+    alone = cost.of_spec(spec, CARD, 2, merged=trained)
+    assert isinstance(alone, Cost)
+    assert {part.name: part.bytes for part in alone.memory.parts}["logits of the check"] == 3 * 4 * 100 * 128_256
+
+
+def test_answers_at_evaluations_have_a_cache_a_phase_and_a_time(tmp_path: Path) -> None:
+    text = '[[stage]]\nkind = "sft"\ndata = "rows"\nsteps = 10\nevaluate_every = 5\n'
+    asked = ("data.rows.test=20", 'stage.0.eval_metrics=["rouge"]', "stage.0.eval_max_new_tokens=32")
+    (plain,), (scored,) = stages(tmp_path, text), stages(tmp_path, text, *asked)
+    assert "keys and values of answers" not in parts(plain)
+    assert parts(scored)["keys and values of answers"] == 16 * (512 + 32) * 32 * 2 * 1024 * 2
+    assert told(scored).memory.phases["answers at evaluations"] > parts(scored)["weights"]
+    before, after = told(plain).time, told(scored).time
+    assert before
+    assert after
+    assert before.total
+    assert after.step == before.step
+    assert after.total == pytest.approx(before.total + 2 * after.evaluation)
+    assert "of that" in words.of_stage(told(scored))
+    # 64 prompts of 512 tokens, and 4 batches of 32 tokens that each read all weights.
+    found = shape.read(LLAMA)
+    assert found is not None
+    passes = 64 * 512 + 4 * 32 * 64
+    expected = passes * speed.forward_operations(scored, found) / (989e12 * 0.4)
+    assert after.evaluation == pytest.approx(expected)
 
 
 def test_dora_also_keeps_results_that_nothing_else_does(tmp_path: Path) -> None:
