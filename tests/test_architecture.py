@@ -187,7 +187,9 @@ FLOORS = {
         "merge",
     ),
     "fttrain.model": (
-        "__init__ attention classifier dropout halves limits tokenizer",
+        "__init__ attention classifier dropout limits tokenizer",
+        "borders",
+        "halves",
         "packing",
         "completeness",
         "scorer",

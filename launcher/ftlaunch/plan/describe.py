@@ -101,7 +101,7 @@ def _layout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
     longest = max((data.max_length for data in spec.data.values()), default=0)
     longest += stage.max_new_tokens if isinstance(stage, Ppo) else 0
     found = family.layout(Path(spec.model.path), longest)
-    if found is None or (not stage.packing and found.rows == family.PADDED):
+    if found is None or (not stage.packing and found.rows != family.ALONE):
         return {}
     shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
     return {"layout": f"{found.rows}{shared}: {found.why}"}

@@ -14,6 +14,18 @@ STATEFUL = {
     *("qwen3_next", "qwen4_exp", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya"),
 }
 """Families whose mixers carry a state from token to token."""
+CONV = "causal-conv1d"
+KERNELS = {
+    **dict.fromkeys(("inkling", "inkling2", "lfm2", "lfm2_moe"), CONV),
+    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), f"{CONV}, mamba-ssm"),
+    **dict.fromkeys(
+        ("bailing_hybrid", "kimi_linear", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_next"),
+        f"{CONV}, flash-linear-attention",
+    ),
+}
+"""Packages whose kernels are told where rows begin, so that the state of a family's mixers ends with its row."""
+RESCALED = {"rwkv"}
+"""Families that multiply their weights in place between training and evaluation."""
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
 """The same of single layers, as `layer_types` calls them."""
 BY_THEMSELVES = {
@@ -29,6 +41,8 @@ BY_RANK = {
 STRETCHED = {"dynamic", "longrope", "su"}
 """Rotary embeddings whose frequencies depend on the longest row of a micro-batch (arXiv 2402.13753)."""
 PADDED, ALONE = "rows are padded, not packed", "each row is computed by itself"
+UNLESS = "rows are padded, or packed by the kernels of {}"
+"""Where the packages are installed, the start finds out whether their kernels are right."""
 WINDOWED = re.compile("sliding|chunked|local|recurrent|attention$")
 CAPS = {
     "attn_logit_softcapping": "attention scores",
@@ -56,7 +70,8 @@ def layout(folder: Path, longest: int) -> Layout | None:
     if limit is not None and longest > limit:
         return Layout(ALONE, f"{family} turns the positions of all rows by the longest, from {limit + 1} tokens on")
     if is_stateful(folder):
-        return Layout(PADDED, f"{family} carries a state from token to token, which would run on into the next row")
+        why = f"{family} carries a state from token to token, which would run on into the next row"
+        return Layout(UNLESS.format(packages), why) if (packages := KERNELS.get(family)) else Layout(PADDED, why)
     if family in BY_THEMSELVES:
         return Layout(PADDED, f"{family} attends by code of its own")
     return None
@@ -87,6 +102,11 @@ def is_stateful(folder: Path) -> bool:
     config = _text_config(folder)
     family = str(config.get("model_type", "")).removesuffix("_text")
     return family in STATEFUL or bool(set(_layer_types(config)) & STATEFUL_LAYERS)
+
+
+def name(folder: Path) -> str:
+    """Return what transformers calls the family of the model in a folder; empty where nothing tells."""
+    return str(_config(folder).get("model_type", ""))
 
 
 def _layer_types(config: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.origins import KeyPath
-from ftlaunch.plan import resolve
+from ftlaunch.plan import family, resolve
 from ftlaunch.plan.resolve import Resolved, ResolvedStage
 from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Prefix, Prompt, PTuning, Qat, Sft, Training
 from ftlaunch.recipe.names import is_local
@@ -201,6 +201,17 @@ def model_is_plain(training: TrainedStage) -> Iterator[Problem]:
         yield training.table_problem("model", "path", error.message, error.remedy)
 
 
+def weights_are_whole(training: TrainedStage) -> Iterator[Problem]:
+    model, strategy = training.resolved.model, training.resolved.parallel.strategy
+    if (name := family.name(Path(model.path))) not in family.RESCALED:
+        return
+    why = f"does not go with {name}, whose code multiplies weights in place"
+    if model.is_quantized:
+        yield training.table_problem("model", "quantization", why, 'write quantization = "none"')
+    if strategy == "zero3":
+        yield training.table_problem("parallel", "strategy", why, 'write strategy = "ddp", "zero1" or "zero2"')
+
+
 def pickles_are_pinned(training: TrainedStage) -> Iterator[Problem]:
     model = training.resolved.model
     if not model.allow_pickle:
@@ -228,5 +239,6 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     single_is_one_process,
     revision_needs_a_hub_id,
     model_is_plain,
+    weights_are_whole,
     pickles_are_pinned,
 )

@@ -164,7 +164,7 @@ def _read_by_code(parent: type) -> frozenset[str]:
         code = "".join(inspect.getsource(kind) for kind in own)
     except (OSError, TypeError):
         return frozenset()
-    return frozenset(re.findall(r"self\.(\w+)\.weight\s*[,@)]", code))
+    return frozenset(re.findall(r"self\.(\w+)\.weight\s*(?:[,@)]|\.clamp\()", code))
 
 
 def numbers(layers: list[int] | str, count: int) -> list[int]:

@@ -32,7 +32,7 @@ HARMLESS = frozenset(
     }
 )
 """What models hand to every attention function, and no plain one computes with."""
-OF_ROWS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
+OF_ROWS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "seq_idx"})
 """Borders of rows, for kernels that take them; here the `RowMask` has them."""
 
 

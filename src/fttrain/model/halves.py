@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
+from fttrain.model.borders import Packed
 
 
 class Halves:
@@ -20,8 +21,8 @@ class Halves:
         """Raises UserError where the model has no part that holds all but the head."""
         self.causal = causal
         self.name = _body_name(causal)
-        self.packs = False
-        """Whether a check has found that rows may be packed."""
+        self.packed: Packed | None = None
+        """What passes over packed rows need; None until a check has found that rows may be packed."""
         self.alone = any("Indexer" in type(part).__name__ for part in causal.modules())
         """Whether each row has to be computed by itself: keys chosen by rank are others where a row is padded."""
         takes = inspect.signature(causal.forward).parameters

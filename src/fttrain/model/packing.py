@@ -7,8 +7,9 @@ from typing import Any
 
 from ftlaunch.errors import UserError
 from fttrain.data.segments import Segments
-from fttrain.model import attention
+from fttrain.model import attention, borders
 from fttrain.model.attention import Unpackable
+from fttrain.model.borders import Mixer, Packed
 from fttrain.model.halves import Halves
 
 STATEFUL = re.compile(
@@ -24,14 +25,33 @@ REMEDY = "write packing = false (and share_prompt = false) in the stage: its row
 
 def refusal(causal: Any) -> str | None:
     """Return why rows may not be packed for this model, as a text after its name; None where no reason is known."""
-    if causal.config._attn_implementation != attention.NAME:
+    return _refusal(causal, borders.mixers(causal))
+
+
+def _refusal(causal: Any, mixers: list[Mixer]) -> str | None:
+    has_attention = not mixers or any("Attention" in type(module).__name__ for module in causal.modules())
+    if causal.config._attn_implementation != attention.NAME and has_attention:
         return "attends by code of its own"
+    for mixer in mixers:
+        if mixer.lack is not None:
+            return f"{_runs_on(mixer.module)}: {mixer.lack}"
     for name, module in causal.named_modules():
-        if "Indexer" in type(module).__name__:
+        kind = type(module).__name__
+        if "Indexer" in kind:
             return "chooses the keys of a query by rank, among all that lie in its line"
-        if STATEFUL.search(type(module).__name__) and not ELSEWHERE.search(name.lower()):
-            return f"carries a state from token to token ({type(module).__name__}), which runs on into the next row"
+        if not STATEFUL.search(kind) or ELSEWHERE.search(name.lower()) or "Norm" in kind or borders.attends(module):
+            continue
+        if not any(_is_within(name, mixer.name) or _is_within(mixer.name, name) for mixer in mixers):
+            return _runs_on(module)
     return None
+
+
+def _runs_on(mixer: Any) -> str:
+    return f"carries a state from token to token ({type(mixer).__name__}), which runs on into the next row"
+
+
+def _is_within(name: str, holder: str) -> bool:
+    return not holder or f"{name}.".startswith(f"{holder}.")
 
 
 def stretches_beyond(causal: Any) -> int | None:
@@ -51,14 +71,15 @@ def stretches_beyond(causal: Any) -> int | None:
 
 def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Any:
     """What the body says of packed rows, hidden states [1, T, D]. UserError where it does not keep them apart."""
+    halves.packed = packed = halves.packed or require(halves.causal)
     try:
-        with attention.over(segments) as made:
-            passed = halves.body(use_cache=False, **asked)
+        with attention.over(segments) as made, borders.required(packed.mixers):
+            passed = halves.body(use_cache=False, **asked, **borders.told(packed.mixers, segments))
     except Unpackable as error:
         raise _refused(halves.causal, str(error)) from error
     # A layer that never called `attend` has attended across rows by some code of its own, without an error.
-    if made.calls < (layers := _layers(halves.causal)):
-        raise _refused(halves.causal, f"attends as it is told in only {made.calls} of {layers} layers")
+    if made.calls < packed.attending:
+        raise _refused(halves.causal, f"attends as it is told in only {made.calls} of {packed.attending} layers")
     return passed
 
 
@@ -80,10 +101,12 @@ def by_itself(causal: Any) -> Iterator[None]:
             causal.set_attn_implementation(held)
 
 
-def require(causal: Any) -> None:
-    """Raise UserError where `refusal` knows a reason."""
-    if (why := refusal(causal)) is not None:
+def require(causal: Any) -> Packed:
+    """Return what passes over packed rows need. Raises UserError where `refusal` knows a reason."""
+    mixers = borders.mixers(causal)
+    if (why := _refusal(causal, mixers)) is not None:
         raise _refused(causal, why)
+    return Packed(mixers, _attending(causal) if mixers else _layers(causal))
 
 
 def require_short(causal: Any, longest: int) -> None:
@@ -94,6 +117,11 @@ def require_short(causal: Any, longest: int) -> None:
 
 def _refused(causal: Any, why: str) -> UserError:
     return UserError(f"{causal.config.model_type} cannot be trained on packed rows: it {why}", REMEDY)
+
+
+def _attending(causal: Any) -> int:
+    """Return how many modules attend, in a model that has mixers of other kinds, too."""
+    return sum(borders.attends(one) and not ELSEWHERE.search(name.lower()) for name, one in causal.named_modules())
 
 
 def _layers(causal: Any) -> int:

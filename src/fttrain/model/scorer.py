@@ -1,10 +1,11 @@
 """The base model, its tokenizer, and the module that scores tokens with it."""
 
 import inspect
-from contextlib import nullcontext
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ftlaunch.recipe.names import is_local
 from ftlaunch.safety.model_files import has_safetensors, require_weights_to_train
 from fttrain import adapters, hub
 from fttrain.data.batches import MicroBatch
-from fttrain.model import attention, classifier, completeness, packing, tokenizer
+from fttrain.model import attention, borders, classifier, completeness, packing, tokenizer
 from fttrain.model.halves import Halves
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import ActivationNoise
@@ -25,6 +26,8 @@ from fttrain.noise.row_index import Places
 from fttrain.objectives.logps import Scores, score
 from fttrain.objectives.r_drop import r_drop
 
+COMPUTED_WITH = re.compile(r"self\.(\w+)\.weight(?:\s*@|(?:\.data)?\.clamp)")
+"""Layers with whose weights a family's code computes as matrices, as Mamba does with dt_proj: they stay in 16 bits."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -45,21 +48,22 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype}
-    if spec.is_quantized:
-        options["quantization_config"] = _quantization(str(spec.quantization), dtype)
-        if torch.cuda.is_available():
-            options["device_map"] = {"": torch.cuda.current_device()}
     replace_activations.make_known()
     try:
         folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
         require_weights_to_train(folder)
+        family = _family(folder)
+        if spec.is_quantized:
+            options["quantization_config"] = _quantization(str(spec.quantization), dtype, family)
+            if torch.cuda.is_available():
+                options["device_map"] = {"": torch.cuda.current_device()}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             use_safetensors=has_safetensors(folder),
             trust_remote_code=False,
-            attn_implementation=attention.NAME if packing and _attends_as_told(folder) else None,
+            attn_implementation=attention.NAME if packing and hasattr(family, "ALL_ATTENTION_FUNCTIONS") else None,
             **options,
         )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
@@ -81,13 +85,15 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     return model
 
 
-def _attends_as_told(folder: Path) -> bool:
-    """Return whether the family's layers call the registered attention function, rather than code of their own."""
+def _family(folder: Path) -> ModuleType | None:
+    """Return the module of transformers that the model's class is from; None for an unknown family.
+
+    Where layers call the registered attention rather than code of their own, it has ALL_ATTENTION_FUNCTIONS.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    family = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return hasattr(inspect.getmodule(family), "ALL_ATTENTION_FUNCTIONS")
+    return inspect.getmodule(AutoModelForCausalLM._model_mapping.get(type(config), None))
 
 
 def _keep_scales(layer: Any, _: Any) -> None:
@@ -100,12 +106,16 @@ def _keep_scales(layer: Any, _: Any) -> None:
         layer.weight.SCB = layer.state.SCB
 
 
-def _quantization(kind: str, dtype: torch.dtype) -> Any:
+def _quantization(kind: str, dtype: torch.dtype, family: ModuleType | None) -> Any:
     from transformers import BitsAndBytesConfig
 
+    computed = sorted(set(COMPUTED_WITH.findall(inspect.getsource(family)))) if family is not None else []
+    # A list replaces transformers' own, which has the head.
+    kept = [*computed, "lm_head"] if computed else None
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
+        llm_int8_skip_modules=kept,
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
@@ -207,7 +217,7 @@ class Scorer(nn.Module):
 
     def _tried(self, trial: "Trial") -> Tensor:
         micro, causal = trial.micro, self._causal()
-        with packing.by_itself(causal) if micro.segments is None else nullcontext():
+        with packing.by_itself(causal) if micro.segments is None else borders.as_in_training(borders.mixers(causal)):
             if trial.own:
                 logits_NV = causal(input_ids=micro.input_ids, use_cache=False).logits.flatten(0, 1)[micro.positions_N]
             else:
@@ -237,9 +247,6 @@ class Scorer(nn.Module):
             if virtual:
                 passed.last_hidden_state = passed.last_hidden_state[:, virtual:]
             return passed
-        if not halves.packs:
-            packing.require(halves.causal)
-            halves.packs = True
         if is_stretched:
             packing.require_short(halves.causal, int(micro.lengths.max()))
         return packing.pass_over(halves, inputs, micro.segments)

@@ -10,8 +10,9 @@ import logging
 import math
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ NOBODY = "nobody"
 FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What the code of a model raises where it does not suit the rows."""
 LIMITS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "index_topk")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -98,15 +100,22 @@ class Probe:
         groups = [Group((first, third)), Group((short,))] if layout.share else [Group((row,)) for row in self._rows]
         order = [0, 2, 1] if layout.share else [0, 1, 2]
         expected = self._expected.split([int(row[1].sum()) for row in self._rows])
+        # A rank whose machine alone refuses must not leave the others in a pass, or at the collective after it.
+        if layout.packing:
+            self._agreed(lambda: packing.require(self._scorer.causal))
+        found = self._agreed(lambda: self._ask(groups, layout, own=False))
+        return self._judge(name, found - torch.cat([expected[place] for place in order]))
+
+    def _agreed(self, trial: Callable[[], T]) -> T:
+        """What a trial gives on this rank. Raises UserError on all ranks if it does on one."""
         found, refusal = None, None
         try:
-            found = self._ask(groups, layout, own=False)
+            found = trial()
         except UserError as error:
             refusal = error.message
-        # A rank whose machine alone refuses must not leave the others at the collective below.
         if (told := next(filter(None, self._engine.world.gather(refusal)), None)) or found is None:
             raise UserError(str(told), packing.REMEDY)
-        return self._judge(name, found - torch.cat([expected[place] for place in order]))
+        return found
 
     def is_head_right(self) -> bool:
         """Return whether a single row gives in training what the model's own `forward` gives."""

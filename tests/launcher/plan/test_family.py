@@ -128,6 +128,17 @@ def test_experts_that_are_not_there_and_few_bits_that_reach_too_little_are_refus
     ]
 
 
+def test_weights_that_are_multiplied_in_place_are_neither_quantized_nor_sharded(tmp_path: Path) -> None:
+    model, plain = (
+        write(tmp_path / "model", {}, model_type="rwkv"),
+        ("parallel.device=cpu", "parallel.procs_per_node=2"),
+    )
+    why = "does not go with rwkv, whose code multiplies weights in place"
+    assert problems(model, "parallel.strategy=zero2", *plain) == []
+    assert problems(model, "parallel.strategy=zero3", *plain) == [f"parallel.strategy: {why}"]
+    assert problems(model, "model.quantization=nf4", "parallel.device=cpu") == [f"model.quantization: {why}"]
+
+
 def test_layers_are_those_of_the_text_part(tmp_path: Path) -> None:
     model = write(tmp_path / "model", ATTENTION, text_config={"num_hidden_layers": 2}, vision_config={"layers": 9})
     assert problems(model, "adapter.layers=[0, 1]") == []
@@ -170,6 +181,7 @@ def test_a_config_tells_of_windows_caps_experts_and_towers(
         ({"model_type": "deepseek_v32"}, 8, family.ALONE),
         ({"model_type": "doge"}, 8, family.ALONE),
         ({"model_type": "jamba"}, 8, family.PADDED),
+        ({"model_type": "lfm2"}, 8, family.UNLESS.format("causal-conv1d")),
     ],
 )
 def test_a_config_tells_how_rows_have_to_lie(

@@ -98,15 +98,17 @@ def test_orpo_and_reward_say_what_they_train(tmp_path: Path) -> None:
     ("config", "note"),
     [
         ({"model_type": "llama"}, None),
-        ({"model_type": "bloom"}, "bloom attends by code of its own"),
+        ({"model_type": "bloom"}, "rows are padded, not packed{}: bloom attends by code of its own"),
         (
             {"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]},
-            "granitemoehybrid carries a state from token to token, which would run on into the next row",
+            "rows are padded, or packed by the kernels of causal-conv1d, mamba-ssm{}: granitemoehybrid"
+            " carries a state from token to token, which would run on into the next row",
         ),
         ({"model_type": "granitemoehybrid", "layer_types": ["attention", "attention"]}, None),
         (
             {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}},
-            "qwen3_5 carries a state from token to token, which would run on into the next row",
+            "rows are padded, or packed by the kernels of causal-conv1d, flash-linear-attention{}: qwen3_5"
+            " carries a state from token to token, which would run on into the next row",
         ),
     ],
 )
@@ -119,8 +121,8 @@ def test_the_plan_says_which_models_rows_are_padded(config: dict[str, Any], note
         RECIPE.format(adapter=f'model.path = "{model}"', kind="dpo").replace('model.path = "owner/model"\n', "")
     )
     sft, dpo = make_plan(load_recipe(recipe).recipe, tmp_path).stages
-    assert sft.notes.get("layout") == (note and f"rows are padded, not packed: {note}")
-    assert dpo.notes.get("layout") == (note and f"rows are padded, not packed, and prompts are not shared: {note}")
+    assert sft.notes.get("layout") == (note and note.format(""))
+    assert dpo.notes.get("layout") == (note and note.format(", and prompts are not shared"))
 
 
 def test_the_plan_says_whether_the_loss_that_balances_experts_counts(tmp_path: Path) -> None:
