@@ -82,6 +82,7 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
         f" × {spec.world_size} process{'es' if spec.world_size > 1 else ''}",
         **_layout_notes(spec, stage),
         **_router_notes(spec, stage),
+        **_dropout_notes(spec, stage),
         "learning rate": _learning_rate_note(spec, stage),
         **_evaluation_notes_of(stage),
     }
@@ -120,6 +121,12 @@ def _family_notes(spec: StageSpec) -> dict[str, str]:
     # Kernels of such mixers read some weights past an adapter, and blocks may share theirs; the start tells which.
     word = "at most" if family.is_stateful(Path(spec.model.path)) else "about"
     return {**notes, "adapted": f"{word} {share:.1%} of the body's weights{left if is_left else ''}"}
+
+
+def _dropout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
+    """What is said of the dropout that the model's own config asks for; stages that compare answers turn it off."""
+    rates = family.dropout(Path(spec.model.path)) if isinstance(stage, Sft) else ""
+    return {"dropout": f"on in training, as the model's config has it: {rates}"} if rates else {}
 
 
 def _router_notes(spec: StageSpec, stage: Training) -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ftlaunch.recipe import dropout_in
+
 STATEFUL = {
     *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "inkling", "inkling2", "jamba", "kimi_linear", "lfm2"),
     *("lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"),
@@ -135,6 +137,11 @@ def router_loss_of(folder: Path) -> float | None:
     config = _text_config(folder)
     weight = config.get("router_aux_loss_coef") or config.get("aux_loss_coef") or 0
     return weight if config.get("output_router_logits") and weight else None
+
+
+def dropout(folder: Path) -> str:
+    """Return the rates of dropout in the config, as text; empty without any."""
+    return dropout_in(_text_config(folder))
 
 
 def _text_config(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ftlaunch.recipe.model import BitLinear as BitLinear
 from ftlaunch.recipe.model import Dtype as Dtype
 from ftlaunch.recipe.model import Model as Model
 from ftlaunch.recipe.model import Qat as Qat
+from ftlaunch.recipe.model import dropout_in as dropout_in
 from ftlaunch.recipe.noise import HIDDEN_ACT as HIDDEN_ACT
 from ftlaunch.recipe.noise import KEEP as KEEP
 from ftlaunch.recipe.noise import MLP as MLP

@@ -1,5 +1,6 @@
 """The vocabulary of [model]: the base, and how its weights are held."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -70,3 +71,12 @@ class Model(Table, frozen=True, kw_only=True):
     def rounding(self) -> Qat | BitLinear | None:
         """How layers round their weights in training, if they do."""
         return None if isinstance(self.quantization, str) else self.quantization
+
+
+def dropout_in(config: Mapping[str, object]) -> str:
+    """Return the rates of dropout in a model's config, which training mode turns on, as text; empty without any."""
+    # Heads of classifiers, which transformers keeps next to the rest, are not trained here.
+    heads = ("classifier", "summary")
+    named = {name: value for name, value in config.items() if "drop" in name and not name.startswith(heads)}
+    rates = {name: value for name, value in named.items() if isinstance(value, float) and 0 < value <= 1}
+    return ", ".join(f"{name} {rate:g}" for name, rate in rates.items())

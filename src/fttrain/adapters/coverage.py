@@ -51,17 +51,19 @@ def of(model: nn.Module, adapter: LowRank) -> Coverage:
 
 def require_few_bits(model: nn.Module, quantization: str) -> str:
     """Return how much of the body is held in few bits, as a sentence. Raises UserError where that is too little."""
-    total = _in_all(model)
     held = sum(_size(module) for module in _layers(model) if type(module).__name__ in targets.QUANTIZED)
-    rest = 1 - held / max(total, 1)
-    said = f"{quantization}: {held / max(total, 1):.1%} of the body's weights are in few bits"
-    if rest > LARGEST_REST:
-        why = ", as bitsandbytes quantizes linear layers and no stacked experts" if _has_experts(model) else ""
-        raise UserError(
-            f"model.quantization = {quantization!r} would leave {rest:.0%} of the body's weights in 16 bits{why}",
-            'write quantization = "none"; zero3, or offload = "cpu" with it, shares out what does not fit',
-        )
-    return said
+    remedy = 'write quantization = "none"; zero3, or offload = "cpu" with it, shares out what does not fit'
+    share = require_reach(model, held, f"model.quantization = {quantization!r}", remedy)
+    return f"{quantization}: {share:.1%} of the body's weights are in few bits"
+
+
+def require_reach(model: nn.Module, held: int, what: str, remedy: str) -> float:
+    """Return the share of the body's weights that `held` of them are. Raises UserError where it is too small."""
+    share = held / max(_in_all(model), 1)
+    if 1 - share > LARGEST_REST:
+        why = ", as linear layers are quantized and no stacked experts" if _has_experts(model) else ""
+        raise UserError(f"{what} would leave {1 - share:.0%} of the body's weights in 16 bits{why}", remedy)
+    return share
 
 
 def _has_experts(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """The projections of a model in which spikes are looked for, and their weights by output and input channel."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
+from fttrain.adapters import targets
 
 DOWN = re.compile(r"(?:.*\.)?(\d+)\.(?:mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)")
 """Names of the layer that ends an MLP: of Llama, Mistral, Gemma and Qwen, GPT-2 and GPT-Neo, GPT-NeoX, Falcon and
@@ -54,13 +55,20 @@ def down_projections(model: nn.Module) -> dict[int, Projection]:
 
 
 def named(model: nn.Module, pattern: re.Pattern[str]) -> dict[int, Projection]:
-    """Modules with a matrix of floats whose whole name matches, by the layer number in it."""
+    """Modules of the text body with a matrix of floats whose whole name matches, by the layer number in it."""
     found: dict[int, Projection] = {}
-    for name, module in model.named_modules():
+    prefix, body = targets.body_of(model)
+    for name, module in ((f"{prefix}{name}", module) for name, module in body.named_modules()):
         match, weight = pattern.fullmatch(name), getattr(module, "weight", None)
         if match and isinstance(weight, Tensor) and weight.is_floating_point():
             found[int(match[1])] = Projection(int(match[1]), name, module)
     return found
+
+
+def unseen(model: nn.Module, seen: Iterable[int]) -> str:
+    """Return the numbers of the layers whose projections are not looked at, as text; empty without any."""
+    _, count = targets.layers_of(model)
+    return ", ".join(str(layer) for layer in range(count) if layer not in set(seen))
 
 
 @contextmanager

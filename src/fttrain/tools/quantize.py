@@ -15,6 +15,7 @@ from ftlaunch.recipe import Model
 from ftlaunch.run.files import folder_by_rename, require_empty, write_json
 from ftlaunch.tools import QuantizeOptions, SpikeLimits
 from fttrain import hub
+from fttrain.adapters import coverage, targets
 from fttrain.evaluation import perplexity
 from fttrain.merging import verify
 from fttrain.model.scorer import load_base, load_tokenizer
@@ -40,7 +41,7 @@ class Loaded:
     dtype: torch.dtype
     """The format that its weights are stored in."""
     layers: dict[str, Projection]
-    """Every linear layer but the output head, by name."""
+    """Every linear layer of the text body, by name, but those that choose experts."""
     keep: dict[str, list[tuple[int, int]]]
     """Super weights by layer: rows and columns."""
 
@@ -113,17 +114,26 @@ def _load(path: str, *, protect: bool) -> Loaded:
     tokenizer = load_tokenizer(path)
     model: Any = load_base(Model(path=path), dtype=torch.float32, packing=False).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    head = model.get_output_embeddings()
-    layers = {
-        name: Projection(0, name, module)
-        for name, module in model.named_modules()
-        if module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
-    }
+    layers = {name: Projection(0, name, model.get_submodule(name)) for name in _names(model)}
+    reached = sum(layer.matrix.numel() for layer in layers.values())
+    coverage.require_reach(
+        model, reached, "quantize", "name a model of dense layers, or write `ftlaunch export --outtype q8_0`"
+    )
     keep: dict[str, list[tuple[int, int]]] = {name: [] for name in layers}
     if protect:
         for one in find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), SpikeLimits()).weights:
             keep[one.module].append((one.row, one.column))
     return Loaded(model, tokenizer, packing.dtype_of(Path(hub.model_folder(path))), layers, keep)
+
+
+def _names(model: Any) -> list[str]:
+    """Return the names of the text body's linear layers, those that choose experts left out."""
+    prefix, body = targets.body_of(model)
+    return [
+        f"{prefix}{name}"
+        for name, module in body.named_modules()
+        if isinstance(module, targets.LINEAR) and not targets.CHOOSERS & set(name.split("."))
+    ]
 
 
 def _windows(options: QuantizeOptions, tokenizer: Any) -> tuple[list[Tensor], list[Tensor]]:

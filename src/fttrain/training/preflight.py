@@ -3,7 +3,7 @@
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adapter, LowRank, Model, Pairwise, Sft, Training
+from ftlaunch.recipe import Adapter, LowRank, Model, Pairwise, Sft, Training, dropout_in
 from ftlaunch.run.spec import StageSpec
 from fttrain.adapters import coverage
 from fttrain.distributed.world import World
@@ -22,11 +22,13 @@ def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> N
     _say(lines, world)
 
 
-def without_dropout(model: Any, stage: Training, world: World) -> None:
-    """Turn the base's own dropout off where answers are compared: two passes over one answer must agree; say so."""
-    if isinstance(stage, Pairwise) and (were := dropout.turn_off(model)):
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in were.items())
-        _say([f"dropout is off, as answers are compared (the model has {rates})"], world)
+def of_dropout(model: Any, stage: Training, world: World) -> None:
+    """Turn the base's own dropout off where answers are compared, as two passes over one answer must agree; say so."""
+    if isinstance(stage, Pairwise):
+        if were := dropout.turn_off(model):
+            _say([f"dropout is off, as answers are compared (the model has {dropout_in(were)})"], world)
+    elif isinstance(stage, Sft) and (asked := dropout_in(model.config.get_text_config().to_dict())):
+        _say([f"dropout of the model's own config is on: {asked}"], world)
 
 
 def router_weight(model: Any, stage: Training, world: World, *, in_full: bool) -> float:

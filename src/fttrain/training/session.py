@@ -153,7 +153,7 @@ def build(
     print(f"loading {origin.base.path}", flush=True)  # `ftlaunch watch` shows the newest line of rank 0
     base = load_base(origin.base, dtype=held_in, packing=stage.packing)
     replace_activations.install(base, artifact.replaced_activations(spec, origin))
-    preflight.without_dropout(base, stage, world)
+    preflight.of_dropout(base, stage, world)
     # 4. Sites of noise are looked up by name before the adapter adds modules that would match as well.
     disturbed = [] if isinstance(spec.noise, NoNoise) else modules.find(base, spec.noise.sites)
     preflight.of_base(base, None if origin.adapter else adapter, origin.base, world)

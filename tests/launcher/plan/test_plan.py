@@ -125,6 +125,17 @@ def test_the_plan_says_which_models_rows_are_padded(config: dict[str, Any], note
     assert dpo.notes.get("layout") == (note and note.format(", and prompts are not shared"))
 
 
+def test_the_plan_says_which_dropout_the_model_has_of_its_own(tmp_path: Path) -> None:
+    rates = {"attn_pdrop": 0.1, "resid_pdrop": 0.25, "embd_pdrop": 0.0, "summary_first_dropout": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **rates}))
+    recipe = tmp_path / "recipe.toml"
+    text = RECIPE.format(adapter=f'model.path = "{tmp_path}"', kind="dpo")
+    recipe.write_text(text.replace('model.path = "owner/model"\n', ""))
+    sft, dpo = make_plan(load_recipe(recipe).recipe, tmp_path / "run").stages
+    assert sft.notes["dropout"] == "on in training, as the model's config has it: attn_pdrop 0.1, resid_pdrop 0.25"
+    assert "dropout" not in dpo.notes
+
+
 def test_the_plan_says_whether_the_loss_that_balances_experts_counts(tmp_path: Path) -> None:
     def note(adapter: str, loss: str = "", **config: Any) -> str | None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral", **config}))

@@ -215,6 +215,12 @@ def test_a_model_with_dropout_starts_at_ln_2_all_the_same(
     assert "dropout is off, as answers are compared" in capsys.readouterr().out
 
 
+def test_dropout_of_the_model_itself_is_told_where_it_is_on(pairs: Data, tmp_path: Path, capsys: Any) -> None:
+    model = build("gpt2", tmp_path / "model", resid_pdrop=0.3, embd_pdrop=0.0, attn_pdrop=0.0)
+    train(make_step(model, pairs, steps=1), tmp_path)
+    assert "dropout of the model's own config is on: resid_pdrop 0.3" in capsys.readouterr().out
+
+
 def test_dropout_that_the_recipe_asks_for_is_told_once_the_policy_has_noise_that_its_reference_has_not(
     make: Callable[..., StageSpec], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.zoo.families import build
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from ftlaunch.errors import BAD_INPUT, DONE
@@ -43,6 +44,21 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return code, said.out, said.err
 
     return run
+
+
+def test_stacked_experts_are_no_linear_layers_and_are_refused(tmp_path: Path, call: Any):
+    code, _, complaint = call(build("mixtral", tmp_path / "model"), tmp_path / "out")
+    assert code == BAD_INPUT
+    assert "of the body's weights in 16 bits, as linear layers are quantized and no stacked experts" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_sees_images_stays_as_it_is(tmp_path: Path, call: Any):
+    model = build("gemma3, with vision", tmp_path / "model")
+    assert call(model, tmp_path / "out")[0] == DONE
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight") and "vision" not in name}
 
 
 @pytest.mark.parametrize("name", ["tiny_model", "gpt2"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from msgspec import structs
 from tests.trainer.in_process import make_data, make_step, train
+from tests.zoo.families import build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
@@ -17,7 +18,7 @@ from ftlaunch.tools import SpikeLimits, SuperweightsOptions
 from fttrain.evaluation import perplexity as texts
 from fttrain.superweights import ablate, known
 from fttrain.superweights.find import attention_spikes, find, spikes
-from fttrain.superweights.projections import Place, down_projections, scaled
+from fttrain.superweights.projections import Place, down_projections, scaled, unseen
 from fttrain.tools import superweights as tool
 
 LAYER, ROW, COLUMN = 1, 5, 17
@@ -60,6 +61,15 @@ def test_the_planted_weight_is_found_and_nothing_after_it(config: Any):
         index = (ROW, COLUMN) if config.model_type == "llama" else (COLUMN, ROW)
         assert down_projections(model)[LAYER].module.weight[index] == 0.0
         assert find(model, IDS, SpikeLimits()).places == []
+
+
+def test_layers_of_images_are_not_taken_for_those_of_text_and_layers_with_experts_are_named(tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(build("gemma3, with vision", tmp_path / "images"))
+    down = down_projections(model)
+    assert all("language_model" in one.name for one in down.values())
+    assert unseen(model, down) == ""
+    model = AutoModelForCausalLM.from_pretrained(build("deepseek_v3", tmp_path / "experts"))
+    assert unseen(model, down_projections(model)) == "1"
 
 
 def test_weights_that_hide_behind_another_are_found_in_the_next_pass():
