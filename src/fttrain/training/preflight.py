@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Adapter, LowRank, Model, Pairwise, Sft, Training, dropout_in
 from ftlaunch.run.spec import StageSpec
-from fttrain.adapters import coverage
+from fttrain.adapters import coverage, targets
 from fttrain.distributed.world import World
 from fttrain.merging import dry_run
 from fttrain.model import dropout
@@ -13,7 +15,16 @@ from fttrain.model.halves import Halves
 
 
 def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> None:
-    """Print how much of the model a new adapter is on, and how much is in few bits; UserError if that is too little."""
+    """Print how much of the model a new adapter is on, and how much is in few bits.
+
+    Raises UserError if that is too little, or if layers are normed by the batch: with other layouts and ranks that would
+    be another model, and running means are in no adapter.
+    """
+    _, body = targets.body_of(model)
+    normed = next((name for name, part in body.named_modules() if isinstance(part, _BatchNorm)), None)
+    if normed:
+        message = f"{model.config.model_type} models cannot be trained: {normed} computes with statistics of the batch"
+        raise UserError(message, "use a base whose layers are normed token by token")
     lines: list[str] = []
     if spec.is_quantized:
         lines.append(coverage.require_few_bits(model, str(spec.quantization)))
