@@ -17,8 +17,8 @@ from fttrain.model.halves import Halves
 def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> None:
     """Print how much of the model a new adapter is on, and how much is in few bits.
 
-    Raises UserError if that is too little, or if layers are normed by the batch: with other layouts and ranks that would
-    be another model, and running means are in no adapter.
+    Raises UserError if that is too little, or if layers are normed by the batch: results would depend on layout and ranks,
+    and running means are in no adapter.
     """
     _, body = targets.body_of(model)
     normed = next((name for name, part in body.named_modules() if isinstance(part, _BatchNorm)), None)
