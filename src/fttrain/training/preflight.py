@@ -17,7 +17,7 @@ from fttrain.model.halves import Halves
 def of_base(model: Any, adapter: Adapter | None, spec: Model, world: World) -> None:
     """Print how much of the model a new adapter is on, and how much is in few bits.
 
-    Raises UserError if that is too little, or if layers are normed by the batch: results would depend on layout and ranks,
+    Raises UserError if that is too little, or if layers are normed by the batch: results would depend on the layout,
     and running means are in no adapter.
     """
     _, body = targets.body_of(model)
