@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tests.conftest import _byte_tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 modules of families that use it have it
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 SHAPE: dict[str, Any] = {
@@ -82,21 +83,15 @@ class Unmasked(nn.Module):
         return self.inner.o_proj(out.transpose(1, 2).flatten(2)), None
 
 
-class ByPlace(nn.Module):
+class ByPlace(nn.Embedding):
     """An embedding of tokens and of where they stand in their line."""
 
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-        self.embedding_dim = inner.embedding_dim
-        self.places = nn.Parameter(torch.randn(512, inner.embedding_dim))
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__(tokens, width)
+        self.places = nn.Parameter(torch.randn(512, width))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.inner(input_ids) + 0.3 * self.places[: input_ids.shape[1]]
-
-    @property
-    def weight(self) -> Tensor:
-        return self.inner.weight
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 0.3 * self.places[: input.shape[1]]
 
 
 class Toy(LlamaForCausalLM):
@@ -136,8 +131,7 @@ class UnmaskedToy(Toy):
 class PlacedToy(Toy):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        embedding: Any = ByPlace(self.model.embed_tokens)
-        self.model.embed_tokens = embedding
+        self.model.embed_tokens = ByPlace(config.vocab_size, config.hidden_size)
 
 
 class BiasedToy(Toy):
