@@ -12,6 +12,7 @@ from tests.faults.orders import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.trainer.conftest import RECIPE
 from tests.trainer.in_process import make_data, make_step, train
+from tests.trainer.training import toy_families
 from tests.zoo.families import build
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlamaConfig, LlamaForCausalLM
@@ -20,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 mo
 from ftlaunch.backend.status import measured
 from ftlaunch.errors import UserError
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Data, Dpo
+from ftlaunch.recipe import Data, Dpo, Full
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 
@@ -136,6 +137,37 @@ def test_a_mixer_that_nobody_knows_is_found_out_and_its_rows_are_padded(kind: st
     (tmp_path / "plain").mkdir()
     asked = {"packing": False, **({"share_prompt": False} if kind == "dpo" else {})}
     assert losses(done) == losses(trained(model, tmp_path / "plain", kind=kind, **asked)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "layout"),
+    [
+        ("centred", {"kind": "dpo"}, "alone"),
+        ("crowded", {"adapter": Full()}, "alone"),
+        ("unmasked", {}, "padded"),
+        ("placed", {"kind": "dpo"}, "padded"),
+        ("tied", {"adapter": Full()}, "packed"),
+    ],
+)
+def test_rows_of_families_that_nobody_knows_are_laid_as_their_parts_allow(
+    name: str, fields: dict[str, Any], layout: str, tmp_path: Path
+):
+    found, _ = trained(toy_families.saved(name, tmp_path / "model"), tmp_path, **fields)
+    assert found["layout"] == layout
+    last = list(found["differences"].values())[-1]
+    assert last < found["bound"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("biased", "toy_biased would be trained wrongly: even single rows give other results than its own forward"),
+        ("normed", "toy_normed models cannot be trained: .*norm computes with statistics of the batch"),
+    ],
+)
+def test_families_that_no_layout_is_right_for_are_refused(name: str, why: str, tmp_path: Path):
+    with pytest.raises(UserError, match=why):
+        trained(toy_families.saved(name, tmp_path / "model"), tmp_path)
 
 
 def test_logits_that_hidden_states_do_not_give_end_the_stage_before_a_step(tmp_path: Path):

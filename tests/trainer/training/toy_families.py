@@ -28,14 +28,6 @@ class Around(nn.Module):
         self.inner = inner
 
 
-class Convolved(Around):
-    """A convolution whose state runs on over the line."""
-
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        before = [F.pad(hidden_BTD, (0, 0, back, 0))[:, : hidden_BTD.shape[1]] for back in (1, 2, 3)]
-        return self.inner(hidden_BTD + 0.5 * sum(before))
-
-
 class Centred(Around):
     """It subtracts the mean of the whole batch, up to here in time: of other rows, too, and of padding."""
 
@@ -105,10 +97,6 @@ class Toy(LlamaForCausalLM):
             self.model.layers[0].mlp = self.part(self.model.layers[0].mlp)
 
 
-class ConvolvedToy(Toy):
-    part = Convolved
-
-
 class CentredToy(Toy):
     part = Centred
 
@@ -154,7 +142,6 @@ class TiedToy(Toy):
 
 
 TOYS: dict[str, type[Toy]] = {
-    "convolved": ConvolvedToy,
     "centred": CentredToy,
     "normed": NormedToy,
     "crowded": CrowdedToy,
