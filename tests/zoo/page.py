@@ -28,6 +28,7 @@ tried by the same probe when its stage starts: before the first step, rows as tr
 the model's own forward pass, one by one. What is not the same goes on in a slower layout that is, or ends there.
 
 - **rows**: packed (end to end, prompts of pairs shared), padded, or alone (each computed by itself), as the probe chose
+  without the kernels that [README.md](README.md#batches) names, with which more are packed
 - **adapted**: share of the body's weights that LoRA on all linear layers is on; the rest is in experts and routers
 - **exact**: in that layout every token's log-probability, and the gradient's norm, are those of plain transformers, row
   by row; **padded**, **shared**: the same of padded rows, and of pairs whose prompt is computed once
