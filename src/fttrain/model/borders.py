@@ -5,7 +5,7 @@ installed, and hands them the keywords of a model's `forward`. Its substitutes i
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
@@ -131,5 +131,5 @@ def _mixer(name: str, module: nn.Module) -> Mixer | None:
     return Mixer(name, module, keywords, f"without {' and '.join(lacks)} nothing keeps rows apart" if lacks else None)
 
 
-def _takes_borders(kernel: dict[str, Any]) -> bool:
+def _takes_borders(kernel: Mapping[str, Any]) -> bool:
     return kernel["is_new_implementation"] and KERNELS[kernel["func_name"]] in kernel["applicable_params"]
