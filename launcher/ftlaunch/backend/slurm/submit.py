@@ -21,6 +21,7 @@ from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.slurm import carried, code_copy, messages, paths, queue
 from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.queue import Job, Submission
+from ftlaunch.backend.slurm.record import signs_of_life
 from ftlaunch.backend.slurm.request import Batch, executor, fits_into
 from ftlaunch.backend.slurm.save_budget import require_time_to_save
 from ftlaunch.cluster.vocabulary import Cluster
@@ -110,7 +111,8 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopS
         carried.keep(run)
         for planned in unfinished:
             paths.job(run.stage_dir(planned.name)).unlink(missing_ok=True)
-        jobs = _submit_all(run, plan, unfinished, cluster, interrupts, after)
+        with signs_of_life(run):
+            jobs = _submit_all(run, plan, unfinished, cluster, interrupts, after)
         _heed(interrupts, run)
         _require_known(run, jobs)
         write_json(paths.submission(run), msgspec.structs.replace(record, complete=True))
@@ -310,8 +312,10 @@ def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> st
         with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below
             return batch.submit(job_entry.run_stage, str(stage_dir.path)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
-        said = (ERROR.findall(str(error)) or REASON.findall(str(error)) or [str(error)])[0]
-        if LIMIT.search(str(error)) or ANY_LIMIT in said:
+        # All of them: which line is the reason, and which a greeting, only a person can tell.
+        lines = ERROR.findall(str(error)) or REASON.findall(str(error)) or [str(error)]
+        said = "; ".join(lines)
+        if LIMIT.search(said) or (len(lines) == 1 and ANY_LIMIT in said):
             raise Full(f"{stage_dir.name} cannot be submitted: {said}", FULL) from error
         if UNSURE.search(str(error)):
             message = f"{stage_dir.name} cannot be submitted: {said}; a job that was taken all the same is not heeded"

@@ -1,6 +1,7 @@
 """A job that has other nodes than it asked for, and one that takes over the stage after its own."""
 
 import dataclasses
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from tests.launcher.acted import make_plan, write_run
 
 from ftlaunch.backend.slurm import paths, record
 from ftlaunch.backend.slurm.node_task import NodeTask
-from ftlaunch.backend.slurm.queue import Job
+from ftlaunch.backend.slurm.queue import Job, Submission
 from ftlaunch.backend.slurm.request import fits_into
 from ftlaunch.cluster.vocabulary import Cluster, Resources
 from ftlaunch.errors import UserError
@@ -52,6 +53,23 @@ def test_a_job_whose_nodes_die_again_and_again_is_not_started_for_ever(
         else:
             with pytest.raises(UserError, match=told):
                 task._start(attempt)
+
+
+def test_a_job_waits_for_a_submission_that_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has started before the last job was taken, and leaves once the submission gives no sign of life any more."""
+    for name, seconds in (("SIGN", 0.05), ("SUBMISSION", 0.5), ("POLL", 0.05)):
+        monkeypatch.setattr(record, f"{name}_SECONDS", seconds)
+    run = write_run(tmp_path / "r", "train", "train")
+    write_json(paths.submission(run), Submission(cluster="alpha", complete=False))
+    write_json(paths.job(run.stage_dir("01-sft")), Job(id="7", submitted=0.0))
+    answers: list[bool] = []
+    job = threading.Thread(target=lambda: answers.append(record.is_on_record(run.stage_dir("01-sft"), "7")))
+    with record.signs_of_life(run):
+        job.start()
+        job.join(2.0)
+        assert answers == []
+    job.join(30)
+    assert answers == [False]
 
 
 def test_a_job_is_for_the_stage_that_it_has_come_to(tmp_path: Path) -> None:

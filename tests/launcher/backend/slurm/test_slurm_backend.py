@@ -78,7 +78,8 @@ def test_a_greeting_is_no_reason_and_a_full_queue_is_no_mistake(run: RunDir, slu
     refused = 'sys.exit("sbatch: lua: welcome\\nsbatch: error: {}")'
     before = 'sys.exit("sbatch: error: Batch job submission failed: Invalid account")'
     assert before in sbatch
-    (slurm / "sbatch").write_text(sbatch.replace(before, refused.format("QOSMaxWallDurationPerJobLimit")))
+    broken = "\\nsbatch: error: Batch job submission failed: Job violates accounting policy (job submit limit and more)"
+    (slurm / "sbatch").write_text(sbatch.replace(before, refused.format(f"QOSMaxWallDurationPerJobLimit{broken}")))
     (slurm / "refused").write_text("1")
     with pytest.raises(UserError, match="cannot be submitted: QOSMaxWallDurationPerJobLimit"):
         start(run)
