@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct, field
 
-from ftlaunch.plan import describe, launch_config
+from ftlaunch.plan import launch_config
 from ftlaunch.plan.chain import Link, is_merged, links
 from ftlaunch.plan.machine import Machine
 from ftlaunch.recipe import Adapter, Evaluate, Merge, Recipe, Training
@@ -154,6 +154,8 @@ def _training_hash(spec: StageSpec, needed: list[str]) -> str:
 
 
 def _plan_stage(name: str, spec: StageSpec, machine: Machine | None) -> PlannedStage:
+    from ftlaunch.plan import describe  # `status` reads plans, and should not wait for what only makes them
+
     files = {"step.json": msgspec.json.format(msgspec.json.encode(spec), indent=2).decode() + "\n"}
     files["accelerate.yaml"] = launch_config.accelerate_yaml(spec, name)
     deepspeed = launch_config.deepspeed_json(spec)

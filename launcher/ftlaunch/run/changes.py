@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch import rows
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Recipe
 from ftlaunch.run import digests, provenance
@@ -38,6 +37,8 @@ def changes(run: RunDir, *, at_most: int | None = None) -> list[str]:
 
 def changed_under(run: RunDir, spec: StageSpec) -> list[str]:
     """The same lines for the files that one stage reads: its data sets, their templates and its base."""
+    from ftlaunch import rows  # not needed where a run is only looked at
+
     datas = [data for table in spec.data.values() for data in (table, rows.for_evaluation(table)) if data is not None]
     places = {spec.model.path, *(place for data in datas for place in (data.path, data.template))}
     # A place is a file, a folder or a pattern.

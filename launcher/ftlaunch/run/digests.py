@@ -5,7 +5,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -59,6 +58,8 @@ def is_kept(path: Path) -> bool:
 def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
     """The digest of each file, by its path."""
     paths = list(paths)
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and mostly all digests are kept
+
     with ThreadPoolExecutor(THREADS) as threads:
         return dict(zip(map(str, paths), threads.map(sha256, paths), strict=True))
 

@@ -4,12 +4,10 @@ import hashlib
 import platform
 import socket
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 from msgspec import Struct
 
-from ftlaunch import rows
 from ftlaunch.recipe import Recipe, Training
 from ftlaunch.recipe.names import is_local
 from ftlaunch.run import digests
@@ -84,6 +82,8 @@ def git(folder: Path, *arguments: str) -> bytes | None:
 
 
 def _versions() -> dict[str, str]:
+    from importlib import metadata  # slow to import, and only the start of a run needs it
+
     versions: dict[str, str] = {}
     for name in PACKAGES:
         try:
@@ -98,6 +98,8 @@ def data_files(recipe: Recipe) -> list[Path]:
 
     A checked recipe has absolute paths for them; a relative one is a hub id, whatever folder may be called like it.
     """
+    from ftlaunch import rows  # not needed where a run is only looked at
+
     tables = [
         data for table in recipe.data.values() for data in (table, rows.for_evaluation(table)) if data is not None
     ]
