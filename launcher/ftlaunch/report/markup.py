@@ -15,6 +15,10 @@ def escape(text: object) -> str:
     return html.escape(redact(str(text)))
 
 
+LONG_WORD = 20
+"""Characters."""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, wide: bool = False) -> str:
     """A table of texts; empty without rows. A `wide` one keeps its columns, and is moved sideways on a phone."""
     if not rows:
@@ -26,7 +30,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, wide: bool =
 
 
 def _cell(value: object) -> str:
-    return f"<td>{'–' if value is None or value == '' else escape(value)}</td>"
+    text = "–" if value is None or value == "" else str(value)
+    # Words stay whole in narrow columns; what is longer, such as a path, may be broken anywhere.
+    kind = ' class="long"' if max(map(len, text.split()), default=0) > LONG_WORD else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> str:
