@@ -36,8 +36,9 @@ FLOORS = {
     ),
     "fttrain": (
         "distributed hub noise objectives quant",
-        "__main__ adapters data",
-        "evaluation model",
+        "adapters data",
+        "pins",
+        "__main__ evaluation model",
         "engine superweights",
         "artifact checkpoint",
         "merging preference",

@@ -59,12 +59,13 @@ def _run(folder: StageDir, attempt: Attempt | None) -> int:
     if os.environ.get("RANK", "0") == "0":  # also where SLURM goes on with a stage by itself
         require_unchanged(folder.run)
     step = snapshot.redirect(folder.read_spec(), folder.run)
+    from fttrain import pins
     from fttrain.distributed import precision
     from fttrain.distributed import world as worlds  # torch and accelerate, after the output is where it belongs
     from fttrain.distributed.stop_request import StoppedEarly, StopRequest
 
     world = worlds.start(step)
-    step = precision.settle(step, folder, world)
+    step = pins.settle(precision.settle(step, folder, world), folder.run.commits, world)
     beat = attempt.beat(world.rank) if attempt else None
     stop = StopRequest(folder.stop if world.is_main else None, world.dead_peers, beat)
     try:

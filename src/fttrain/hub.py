@@ -3,9 +3,6 @@
 Names are settled ones: an absolute path, or a hub id (`ftlaunch.recipe.names`).
 """
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ftlaunch.errors import UserError
@@ -16,14 +13,17 @@ CONFIGS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 PICKLED = ["pytorch_model*.bin"]
 
 
-@contextlib.contextmanager
-def asked_alone() -> Iterator[None]:
-    """Within, the working directory is an empty one.
+def commit_of(path: str, revision: str | None) -> str:
+    """Return the commit of a hub model that its revision names; of what is cached here, where the hub is not reached.
 
-    `datasets` and `evaluate` take a folder there for what the hub has by its name, and `evaluate` runs what it holds.
+    Raises UserError where neither is to be had.
     """
-    with tempfile.TemporaryDirectory(prefix="ftlaunch-") as folder, contextlib.chdir(folder):
-        yield
+    try:
+        return _fetch(path, revision, ["config.json"]).name  # …/snapshots/COMMIT
+    except (OSError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        remedy = "check the id, the revision and the network; a private model needs `hf auth login`"
+        raise UserError(f"the model {path} cannot be had: {said}", remedy) from error
 
 
 def tokenizer_folder(path: str, revision: str | None = None) -> Path:

@@ -30,6 +30,7 @@ from ftlaunch.recipe import (
     replaces,
 )
 from ftlaunch.rows import looks
+from ftlaunch.rows.conversations import agreed_arguments, row_format
 from ftlaunch.run.spec import StageSpec
 
 
@@ -75,6 +76,7 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
         **_family_notes(spec),
         "adapter": _adapter_note(spec),
         "data": ", ".join(f"{name} ({data.path}){_format_note(data)}" for name, data in spec.data.items()),
+        **_template_notes(spec),
         **_noise_notes(spec),
         **_objective_notes(spec, stage),
         "length": _length_note(stage),
@@ -150,6 +152,19 @@ def _format_note(data: Data) -> str:
     if looks.is_open(data):
         return ", in the format that its fields tell"
     return "" if data.format is None else f", format {data.format}"
+
+
+def _template_notes(spec: StageSpec) -> dict[str, str]:
+    """What the trained model's chat template takes of data sets that do not agree on it."""
+    spoken = {name: data for name, data in spec.data.items() if row_format(data) != "text"}
+    told: list[str] = []
+    if len({data.template for data in spoken.values()}) > 1:
+        first = next(name for name, data in spoken.items() if data.template != "none")
+        told.append(f"the data sets have different ones, of which the model keeps that of {first}")
+    named = {name for data in spoken.values() for name in data.template_arguments}
+    if differing := sorted(named - agreed_arguments(spoken.values()).keys()):
+        told.append(f"the model's has no default for {', '.join(differing)}, in which the data sets differ")
+    return {"template": "; ".join(told)} if told else {}
 
 
 def _objective_notes(spec: StageSpec, stage: Training) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A row → the text or the conversation that it stands for, in each format of `Data`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 from ftlaunch.recipe import Data
@@ -14,6 +14,13 @@ LISTS = ("messages", "conversations", "conversation")
 def row_format(data: Data) -> str:
     """The format's name; where it is left open the templates tell it."""
     return data.format or ("prompt" if data.chosen is None and data.rejected is None else "preference")
+
+
+def agreed_arguments(datas: Collection[Data]) -> dict[str, Any]:
+    """The template arguments that all of the data sets set alike."""
+    named = {name: value for data in datas for name, value in data.template_arguments.items()}
+    all_set = [data.template_arguments for data in datas]
+    return {name: value for name, value in named.items() if all(one.get(name) == value for one in all_set)}
 
 
 def text_of(data: Data, row: Row, where: str) -> str:

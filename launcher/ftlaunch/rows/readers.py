@@ -11,7 +11,7 @@ from typing import Any, cast
 from ftlaunch.rows.files import data_files, kind_of_file
 from ftlaunch.rows.lines import LONGEST_LINE, Lines, refuse_pointer
 from ftlaunch.rows.tables import table_rows
-from ftlaunch.rows.template import DataError, Row, kind_of
+from ftlaunch.rows.template import DataError, Misread, Row, kind_of
 
 __all__ = ["Lines", "data_files", "read_rows", "rows_of"]
 
@@ -69,7 +69,26 @@ class Written(float):
         return Written, (self.text,)
 
 
-_JSON = json.JSONDecoder(parse_float=Written)
+class _Decoder(json.JSONDecoder):
+    """Decodes one value after the other, and notices a key that an object has twice."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_float=Written, object_pairs_hook=self._object)
+        self._twice: str | None = None
+
+    def _object(self, pairs: list[tuple[str, object]]) -> Row:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self._twice = next(name for name in names if names.count(name) > 1)
+        return found
+
+    def judged(self, value: object) -> object:
+        """The value that was decoded last, as a row that is unfit where one of its objects has a key twice."""
+        key, self._twice = self._twice, None
+        if key is None or not isinstance(value, dict):
+            return value
+        return Misread(cast(Row, value), f"the key {key!r} is there twice", "keep the one that is meant")
 
 
 def _text_rows(lines: Lines) -> Iterator[tuple[str, object]]:
@@ -93,7 +112,7 @@ def _is_object(line: str) -> bool:
     """Whether a line holds a whole object by itself; one that nests too deeply, or holds
     a number of thousands of digits, is left to the reader of lines."""
     try:
-        _JSON.raw_decode(line)
+        json.JSONDecoder().raw_decode(line)
     except json.JSONDecodeError:
         return False
     except (ValueError, RecursionError):
@@ -105,7 +124,8 @@ def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     """An object a line; a single one may hold the rows."""
     # Files that were joined each have their byte order mark.
     whole = (line.removeprefix("\ufeff") for line in lines)
-    rows = ((lines.at(lines.number), _decoded(line, lines.at(lines.number))) for line in whole if line.strip())
+    decoder = _Decoder()
+    rows = ((lines.at(lines.number), _decoded(decoder, line, lines.at(lines.number))) for line in whole if line.strip())
     # A .jsonl file with a single object has one row, even where a field of it is a list of objects.
     start = list(islice(rows, 2)) if kind_of_file(lines.path) == ".json" else []
     if len(start) == 1 and (held := _held_rows(start[0][1], start[0][0])) is not None:
@@ -114,9 +134,9 @@ def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     yield from chain(start, rows)
 
 
-def _decoded(line: str, where: str) -> object:
+def _decoded(decoder: _Decoder, line: str, where: str) -> object:
     try:
-        return _JSON.decode(line)
+        return decoder.judged(decoder.decode(line))
     except (ValueError, RecursionError) as error:
         message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(where, f"not JSON: {message}", "write one JSON object a line") from error
@@ -137,6 +157,8 @@ def _held_rows(value: object, where: str) -> list[Row] | None:
     """The rows that an object holds: as its one list of objects, as columns, or under their numbers."""
     if not isinstance(value, dict) or not value:
         return None
+    if isinstance(value, Misread):
+        raise DataError(where, value.problem, value.remedy)
     found = cast(Row, value)
     lists = [one for one in found.values() if _is_list_of_rows(one)]
     if len(lists) == 1:
@@ -211,6 +233,7 @@ class _Text:
 
     def __init__(self, lines: Lines) -> None:
         self._pieces = lines.pieces()
+        self._decoder = _Decoder()
         self.buffer = ""
         self.index = 0
         self.line = 1
@@ -259,7 +282,7 @@ class _Text:
         """The value that comes next. What looks broken may only be cut off by the end of a piece."""
         while True:
             try:
-                item, end = _JSON.raw_decode(self.buffer, self.index)
+                item, end = self._decoder.raw_decode(self.buffer, self.index)
             except json.JSONDecodeError as error:
                 # A text that was cut is "Unterminated"; any other value is cut within its last few characters.
                 may_go_on = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - LONGEST_LITERAL
@@ -269,7 +292,7 @@ class _Text:
             if end == len(self.buffer) and self._more():
                 continue  # a number may go on
             self._forward(end)
-            return item
+            return self._decoder.judged(item)
 
 
 def _csv_rows(lines: Lines) -> Iterator[tuple[str, object]]:

@@ -24,6 +24,17 @@ NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 """Characters of no width, which `strip` leaves."""
 
 Row = dict[str, Any]
+
+
+class Misread(Row):
+    """A row of which its file leaves open what it says, so that it is unfit for the reason given."""
+
+    def __init__(self, row: Row, problem: str, remedy: str) -> None:
+        super().__init__(row)
+        self.problem = problem
+        self.remedy = remedy
+
+
 FieldPath = tuple[str, ...]
 """A field and the keys looked up in it: ("answer", "value")."""
 
@@ -255,6 +266,8 @@ def sound(text: str, field: str, where: str) -> str:
 
 def value_at(row: Row, path: FieldPath, where: str) -> Any:
     """Whatever is at a path of the row; raises Unfit, which lists the fields there are, where nothing is."""
+    if isinstance(row, Misread):
+        raise Unfit(where, row.problem, row.remedy)
     value: object = row
     for depth, key in enumerate(path):
         parts = _parts(value)

@@ -1,7 +1,7 @@
 """What must hold between the keys of a recipe whose every key is right by itself."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -33,23 +33,30 @@ def check_resolved(resolved: Path, overrides: Sequence[str]) -> Loaded:
 
 
 def _passed(loaded: Loaded) -> Loaded:
-    if loaded.misplaced:  # no row can be looked at, but what needs none is told as well
-        raise RecipeError([*loaded.misplaced, *find_problems(loaded)])
-    # Formats before the rules, as many of them ask for one; rows last, as reading them takes longest.
-    loaded, unread = _with_formats(strategy.settled(loaded, find_problems))
-    problems = [*find_problems(loaded), *unread]
-    if problems:
-        raise RecipeError(problems)
-    return _with_rows_looked_at(loaded)
+    """The recipe with what its data tells. Raises RecipeError with every problem of keys, paths and rows."""
+    if not loaded.misplaced:  # the strategy goes by the model's config, which may be what is missing
+        loaded = strategy.settled(loaded, find_problems)
+    # Formats before the rules, as many of them ask for one.
+    loaded, unread = _with_formats(loaded, _troubled(loaded.misplaced))
+    problems = [*loaded.misplaced, *find_problems(loaded), *unread]
+    loaded, found = _with_rows_looked_at(loaded, _troubled(problems))
+    if problems or found:
+        raise RecipeError([*problems, *found])
+    return loaded
 
 
-def _with_formats(loaded: Loaded) -> tuple[Loaded, list[Problem]]:
+def _troubled(problems: Iterable[Problem]) -> set[str]:
+    """The data tables that have a problem already: their rows would only repeat it."""
+    return {problem.key.split(".")[1] for problem in problems if problem.key.startswith("data.")}
+
+
+def _with_formats(loaded: Loaded, passed_over: Set[str]) -> tuple[Loaded, list[Problem]]:
     """The recipe with the formats that the rows of local data tell, and what keeps them from telling."""
     data, remarks, problems = dict(loaded.recipe.data), list(loaded.remarks), list[Problem]()
     trained_on = _trained_on(loaded.recipe)
     for name, table in data.items():
         # Only the trainer reads the rows of the hub.
-        if not rows.looks.is_open(table) or not is_local(table.path):
+        if name in passed_over or not rows.looks.is_open(table) or not is_local(table.path):
             continue
         try:
             data[name] = rows.settled(table, only_prompts=name not in trained_on)
@@ -86,18 +93,16 @@ def find_problems(loaded: Loaded) -> list[Problem]:
     return list(dict.fromkeys(problems))
 
 
-def _with_rows_looked_at(loaded: Loaded) -> Loaded:
-    """The same with what is left out of local data as remarks. Raises RecipeError where that is too much."""
+def _with_rows_looked_at(loaded: Loaded, passed_over: Set[str]) -> tuple[Loaded, list[Problem]]:
+    """The same with what is left out of local data as remarks, and where that is too much."""
     problems, remarks = list[Problem](), list(loaded.remarks)
     trained_on = _trained_on(loaded.recipe)
     for table in data_rules.data_tables(loaded):
-        if is_local(table.data.path):
-            for key, data in (("", table.data), (".eval", rows.for_evaluation(table.data))):
-                if data is None:
-                    continue
+        if table.name in passed_over or not is_local(table.data.path):
+            continue
+        for key, data in (("", table.data), (".eval", rows.for_evaluation(table.data))):
+            if data is not None:
                 found = check_rows(data, only_prompts=table.name not in trained_on)
                 problems += [Problem(where, f"data.{table.name}{key}", *told) for where, *told in found.problems]
                 remarks += [f"data.{table.name}{key}: {note}" for note in found.notes]
-    if problems:
-        raise RecipeError(problems)
-    return dataclasses.replace(loaded, remarks=tuple(remarks))
+    return dataclasses.replace(loaded, remarks=tuple(remarks)), problems

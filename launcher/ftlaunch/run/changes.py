@@ -101,4 +101,13 @@ def accept(run: RunDir) -> list[str]:
         data = digests.sha256_of([*provenance.data_files(recipe), *provenance.template_files(recipe)])
         base = digests.sha256_of(provenance.base_files(recipe))
         write_json(run.provenance, msgspec.structs.replace(recorded, data=data, base=base))
-    return found
+    return found + _unpinned(run)
+
+
+def _unpinned(run: RunDir) -> list[str]:
+    """Forget the commits of the hub that the run began with, so that its next stage asks for the newest ones."""
+    if not run.commits.exists():
+        return []
+    commits = msgspec.json.decode(run.commits.read_bytes(), type=dict[str, str])
+    run.commits.unlink()
+    return [f"{name} is no longer kept at commit {commit}" for name, commit in commits.items()]

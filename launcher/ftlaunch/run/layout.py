@@ -164,6 +164,8 @@ class RunDir:
         self.resolved = path / "resolved.json"
         self.plan = path / "plan.json"
         self.provenance = path / "provenance.json"
+        self.commits = path / "commits.json"
+        """The commits of the data sets and bases of the hub that the run began with."""
         self.report = path / "report"
         """The page that `ftlaunch report` makes of the run, and what belongs to it."""
         self.lock = path / "lock"

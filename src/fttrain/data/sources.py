@@ -1,7 +1,9 @@
 """Where rows come from: local files or a data set of the hub."""
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,10 +19,13 @@ from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
 from ftlaunch.run.spec import StageSpec
-from fttrain import hub
 
 Rows = Iterator[tuple[str, Row]]
 """(place of the row, such as "facts.jsonl:17"; the row)."""
+
+ON_HUB = "hf://datasets/"
+"""Before an id, so that `datasets` does not take a folder of that name in the working directory for it."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 SHUFFLED_ROWS = 1000
 """Rows that a stream holds in memory to draw the next one from."""
@@ -66,9 +71,9 @@ def stream_rows(data: Data, seed: int, skip: int) -> Rows:
 
 
 def fingerprint(data: Data) -> str:
-    """A digest that changes with the rows: SHA-256 of the files' contents, or the hub's own fingerprint."""
+    """A digest that changes with the rows: SHA-256 of the files' contents, or the commit of a hub data set."""
     if not is_local(data.path):
-        return f"{data.path}@{data.revision or 'main'}:{_open_hub(data)._fingerprint}"
+        return f"{data.path}@{commit_of(data)} {data.config} {data.split}"
     digest = hashlib.sha256()
     for path in data_files(Path(data.path), data.split):
         # The suffix decides how a file is read, so it is part of what the rows depend on.
@@ -87,6 +92,11 @@ def _hub_rows(rows: Any, data: Data, word: str) -> Rows:
         yield f"{data.path}[{data.split}] ({word} {number})", whole
 
 
+def commit_of(data: Data) -> str:
+    """The commit that a hub data set's table names; of what is cached here, where the hub is not reached."""
+    return str(_builder(data.path, data.config, data.revision).hash)
+
+
 def _open_hub(data: Data) -> Any:
     """A `datasets.Dataset`, or an IterableDataset for streaming."""
     return _open(data.path, data.config, data.split, data.revision, data.streaming)
@@ -94,12 +104,45 @@ def _open_hub(data: Data) -> Any:
 
 @lru_cache(maxsize=8)
 def _open(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
-    from datasets import load_dataset
+    builder = _builder(path, config, revision)
+    with _as_user_error(path):
+        if streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+
+
+@lru_cache(maxsize=8)
+def _builder(path: str, config: str | None, revision: str | None) -> Any:
+    from datasets import load_dataset_builder
+
+    with _as_user_error(path):
+        found = load_dataset_builder(ON_HUB + path, config, revision=revision)
+    # Without a network `datasets` takes the newest copy in its cache, whatever revision it is asked for.
+    if COMMIT.fullmatch(revision or "") and found.hash != revision:
+        return _cached(path, config, str(revision), Path(found.cache_dir).parents[2])
+    return found
+
+
+def _cached(path: str, config: str | None, commit: str, folder: Path) -> Any:
+    """The copy of a commit in the folder where `datasets` keeps all copies of a data set. UserError without one."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    copies = sorted(folder.glob(f"{config or '*'}/*/{commit}"))
+    if len(copies) != 1:
+        message = f"the data set {path!r} cannot be had at commit {commit}: the hub is not reached"
+        raise UserError(message, "load it once where there is a network")
+    *_, name, version, _ = copies[0].parts
+    kept_as = copies[0].parent.parent.parent.name.rpartition("___")[2]
+    return Cache(dataset_name=kept_as, config_name=name, version=version, hash=commit, repo_id=path)
+
+
+@contextmanager
+def _as_user_error(path: str) -> Generator[None]:
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        with hub.asked_alone():
-            return load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+        yield
     except DatasetNotFoundError as error:
         remedy = "check the id and the revision; a private data set needs `hf auth login`; a local file needs its path"
         raise UserError(f"the hub has no data set {path!r} that you may read: {_first_line(error)}", remedy) from error

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import row_format
+from ftlaunch.rows.conversations import agreed_arguments, row_format
 from ftlaunch.safety import trust
 
 LLAMA2 = r"""{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else none -%}
@@ -42,15 +42,15 @@ PLAIN = r"""{%- for message in messages -%}
 def trained_template(tokenizer: Any, datas: Collection[Data]) -> str | None:
     """The chat template for a model that was trained on data sets, so that it is asked as it was trained.
 
-    The first one that they name, with their `template_arguments` as defaults; the tokenizer's own for texts.
+    The first one that they name, with the `template_arguments` in which they agree as defaults; the tokenizer's own
+    for texts.
     """
     spoken = [data for data in datas if row_format(data) != "text"] or datas
     if all(data.template == "none" for data in spoken):
         return plain_template(tokenizer)
     for data in spoken:
         if (template := chat_template(tokenizer, data)) is not None:
-            agreed = all(one.template_arguments == data.template_arguments for one in spoken)
-            return _with_defaults(template, data.template_arguments) if agreed else template
+            return _with_defaults(template, agreed_arguments(spoken))
     return tokenizer.chat_template
 
 

@@ -18,7 +18,6 @@ from ftlaunch.recipe import METRICS, Need
 from ftlaunch.recipe.names import is_local
 from ftlaunch.run.records import Gap
 from ftlaunch.safety import trust
-from fttrain import hub
 from fttrain.evaluation.metrics.additive import AdditiveMetric
 
 RESAMPLED_AT_ONCE = 64
@@ -83,11 +82,24 @@ def load_metric(name: str) -> Any:
         remedy = f"name a file, a folder, ID@COMMIT of the hub, or one of {', '.join(METRICS)}"
         raise UserError(f"there is no metric {name}", remedy)
     try:
-        with hub.asked_alone():
-            return evaluate.load(place, revision=commit or None, module_type="metric", keep_in_memory=True)
+        if is_local(place):
+            return evaluate.load(place, module_type="metric", keep_in_memory=True)
+        return _of_hub(place if "/" in place else f"evaluate-metric/{place}", commit)
     except (OSError, ImportError, ValueError, TypeError, ModuleNotFoundError) as error:
         message = f"the metric {name} cannot be loaded: {str(error).strip()}"
         raise UserError(message, "name a shipped metric, or a file or folder with an evaluate.Metric") from error
+
+
+def _of_hub(name: str, commit: str) -> Any:
+    """The metric of the hub at a commit, and at no other."""
+    from evaluate.loading import HubEvaluationModuleFactory, import_main_class
+
+    # Not `evaluate.load`: that takes a folder of this name in the working directory, or what of any commit is cached.
+    found = HubEvaluationModuleFactory(name, revision=commit).get_module()
+    metric: Any = import_main_class(found.module_path)
+    loaded = metric(keep_in_memory=True, hash=found.hash)
+    loaded.download_and_prepare()
+    return loaded
 
 
 def _is_metric_of(value: object, module: str) -> bool:

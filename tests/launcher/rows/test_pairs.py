@@ -1,10 +1,14 @@
 """Rows of preference data → pairs of conversations, in every shape that published data sets have."""
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ftlaunch.recipe import Data
 from ftlaunch.rows import check_rows, read_rows
@@ -203,3 +207,20 @@ def test_rows_with_one_answer_each_are_grouped_by_their_prompt(tmp_path: Path) -
     ((_, message, remedy),) = check_rows(table).problems
     assert message == "field prompt, by which rows are grouped, is missing"
     assert remedy == "the row has the fields question, response, helpfulness: use one of these"
+
+
+def test_answers_that_stand_apart_from_those_to_the_same_prompt_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "response": f"r{n}", "score": n} for n, prompt in enumerate("aabbaccdd")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Data(path=str(path), format="ratings", prompt="{prompt}", rating_field="score", group_by="prompt")
+    ((where, message, remedy),) = check_rows(table).problems
+    assert where == f"{path}:5"
+    assert message == "other rows with the same prompt stand further up, not next to it (in 1 of 5 rows read)"
+    # The remedy works.
+    command = remedy[remedy.index("python") : remedy.rindex('"') + 1]
+    new = tmp_path / "new.jsonl"
+    told = shlex.split(command.replace("FILE", str(path)).replace("NEW", str(new)))
+    subprocess.run([sys.executable, *told[1:]], check=True)
+    assert check_rows(replace(table, path=str(new))).problems == []
+    assert sum(1 for _ in grouped(table, read_rows(new))) == 4

@@ -89,6 +89,25 @@ def test_broken_files_are_refused(name: str, tmp_path: Path) -> None:
     assert caught.value.remedy
 
 
+TWICE = '{"question": "Why?", "answer": "no", "answer": "yes"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("a.jsonl", LINE * 9 + f"{TWICE}\n" + LINE, ":10"),
+        ("a.json", f"[{', '.join([LINE] * 9)}, {TWICE}]", ":10 (row 10)"),
+        ("a.jsonl", LINE * 9 + f'{{"question": "Why?", "answer": "x", "more": [{TWICE}]}}\n', ":10"),
+    ],
+)
+def test_a_row_with_a_key_twice_is_unfit(name: str, content: str, where: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, content)
+    found = check_rows(Data(path=str(path), prompt="{question}", completion="{answer}"))
+    assert found.problems == []
+    assert "left out: 1 × the key 'answer' is there twice" in found.notes[0]
+    assert f"{path}{where}:" in found.notes[0]
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
         list(read_rows(tmp_path / "no.jsonl"))

@@ -363,3 +363,29 @@ def test_a_missing_path_hides_no_other_problem(place: str, tmp_path: Path) -> No
     with pytest.raises(RecipeError) as caught:
         load_and_check(path)
     assert [problem.key for problem in caught.value.problems] == ["data.d.path", "stage[0].micro_batch_size"]
+
+
+def test_a_misspelt_column_is_told_together_with_a_path_that_is_missing(recipe: Path):
+    (recipe.parent / "there.jsonl").write_text('{"question": "Why?", "reply": "So."}\n')
+    more = '[data.gone]\npath = "./gone.jsonl"\nprompt = "{question}"\ncompletion = "{answer}"\n'
+    recipe.write_text(SOUND.replace("owner/rows", "./there.jsonl").replace("[[stage]]", f"{more}[[stage]]", 1))
+    with pytest.raises(RecipeError) as caught:
+        load_and_check(recipe, ['stage.0.data=["qa", "gone"]'])
+    assert "field answer is missing" in str(caught.value)
+    assert "gone.jsonl" in str(caught.value)
+
+
+def test_a_plan_says_what_a_model_s_template_does_not_get(recipe: Path):
+    more = '[data.other]\npath = "owner/others"\nformat = "messages"\n'
+    more += 'template_arguments = {thinking = true, tone = "dry"}\n'
+    asked = 'template_arguments = {thinking = false, tone = "dry"}\n'
+    recipe.write_text(SOUND.replace("[[stage]]", f"{asked}{more}[[stage]]", 1))
+
+    def note(*overrides: str) -> str | None:
+        loaded = load_recipe(recipe, ['stage.0.data=["qa", "other"]', *overrides])
+        return make_plan(loaded.recipe, Path("run")).stages[0].notes.get("template")
+
+    assert note() == "the model's has no default for thinking, in which the data sets differ"
+    assert note("data.qa.template_arguments.thinking=true") is None
+    told = note("data.other.template=chatml", "data.qa.template_arguments.thinking=true")
+    assert told == "the data sets have different ones, of which the model keeps that of qa"

@@ -1,4 +1,4 @@
-"""Rows from files and from data sets of the hub (a folder stands in for one: `datasets` loads both the same way)."""
+"""Rows from files and from data sets of the hub, of which `datasets` has copies."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.hub_cache import NEW, OLD, keep, without_network
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
@@ -77,22 +78,28 @@ def test_a_local_stream_is_shuffled_by_the_seed_and_loses_nothing(folder: Path) 
 
 
 @pytest.fixture
-def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is taken for a data set of the hub."""
-    (folder / "a.csv").unlink()
-    (folder / "b.jsonl").rename(folder / "train.jsonl")
-    monkeypatch.setattr(sources, "is_local", lambda _: False)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-    sources._open.cache_clear()
-    return folder
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of `datasets`, which holds owner/rows."""
+    without_network(monkeypatch, tmp_path)
+    keep(tmp_path, OLD, ROWS)
+    return tmp_path
 
 
 def test_hub_rows(hub: Path) -> None:
-    rows = list(load_rows(make_data(hub, limit=2)))
-    assert rows == [(f"{hub}[train] (row 0)", ROWS[0]), (f"{hub}[train] (row 1)", ROWS[1])]
-    print_of_all = fingerprint(make_data(hub))
-    assert fingerprint(make_data(hub)) == print_of_all
-    assert fingerprint(make_data(hub, split="train[:10]")) != print_of_all
+    rows = list(load_rows(make_data("owner/rows", limit=2)))
+    assert rows == [("owner/rows[train] (row 0)", ROWS[0]), ("owner/rows[train] (row 1)", ROWS[1])]
+    data = make_data("owner/rows")
+    assert fingerprint(data) == f"owner/rows@{OLD} None train", "no time of a file, which differs from node to node"
+    assert fingerprint(make_data("owner/rows", split="train[:10]")) != fingerprint(data)
+    # The newest copy is what a branch stands for; an older commit is read when it is named, and no other for it.
+    keep(hub, NEW, ROWS[5:7])
+    for cached in (sources._builder, sources._open):
+        cached.cache_clear()
+    assert texts(load_rows(data)) == ["row 5", "row 6"]
+    assert len(texts(load_rows(make_data("owner/rows", revision=OLD)))) == len(ROWS)
+    assert fingerprint(make_data("owner/rows", revision=OLD)).startswith(f"owner/rows@{OLD}")
+    with pytest.raises(UserError, match="cannot be had at commit 3333"):
+        list(load_rows(make_data("owner/rows", revision="3" * 40)))
 
 
 def test_fields_that_only_other_hub_rows_have_are_taken_out() -> None:
@@ -128,12 +135,13 @@ def test_a_hub_stream_skips_before_it_shuffles(monkeypatch: pytest.MonkeyPatch) 
     ("fields", "said"),
     [
         ({"split": "dev"}, 'Unknown split "dev"'),
-        ({"config": "fr"}, "BuilderConfig 'fr' not found"),
+        ({"config": "fr"}, "Couldn't find cache for owner/rows for config 'fr'"),
     ],
 )
-def test_what_the_hub_does_not_have(fields: dict[str, Any], said: str, hub: Path) -> None:
+@pytest.mark.usefixtures("hub")
+def test_what_the_hub_does_not_have(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        list(load_rows(make_data(hub, **fields)))
+        list(load_rows(make_data("owner/rows", **fields)))
     assert said in caught.value.message
     assert "check `config`, `split` and `revision`" in caught.value.remedy
 
@@ -152,6 +160,6 @@ def test_a_data_set_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None
     def missing(*_: object, **__: object) -> None:
         raise DatasetNotFoundError("Dataset 'no/data' doesn't exist on the Hub or cannot be accessed.")
 
-    monkeypatch.setattr("datasets.load_dataset", missing)
+    monkeypatch.setattr("datasets.load_dataset_builder", missing)
     with pytest.raises(UserError, match="the hub has no data set 'no/data'"):
         list(load_rows(make_data("no/data")))
