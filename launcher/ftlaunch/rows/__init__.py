@@ -78,10 +78,13 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     found, unfit = Findings(), UnfitRows()
     seen = 0
     fields: set[str] = set()
+    preferences: set[str] = set()
     try:
         for where, row in islice(grouped(data, _sample(data)), data.limit):
             seen += 1
             fields |= row.keys()
+            if data.preference_field and len(preferences) < 3:
+                preferences.add(str(row.get(data.preference_field)))
             # Unfit is a DataError, too: one row that is unfit is counted here, while any other DataError ends the
             # reading.
             try:
@@ -92,7 +95,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         found.problems.append((error.where, error.problem, error.remedy))
     if seen:
         # In front of what ended the reading: these are about earlier rows.
-        found.problems[:0] = [*_misspelt(data, fields), *_problems(data, unfit, seen)]
+        found.problems[:0] = [*_misspelt(data, fields), *_signless(data, preferences), *_problems(data, unfit, seen)]
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
     # A reward function is given whole rows.
@@ -139,6 +142,15 @@ def _misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
         for name in sorted(optional_fields(template or "") - fields):
             message = f"no row has the field {name}, which a template names as optional"
             yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
+
+
+def _signless(data: Data, numbers: set[str]) -> Iterator[tuple[str, str, str]]:
+    """Preferences that are 0 or 1 throughout: most such files mean by 0 that the other answer is better."""
+    field = data.preference_field
+    if numbers in ({"0", "1"}, {"0.0", "1.0"}):
+        message = f"field {field} is 0 or 1 in all rows, and 0 would mean that no answer is better"
+        remedy = f"write -1 where `rejected` is the better one: jq -c 'if .{field} == 0 then .{field} = -1 else . end'"
+        yield data.path, message, f"{remedy} FILE > NEW; or leave out the rows with 0"
 
 
 def _check_row(data: Data, row: Row, where: str, *, only_prompts: bool) -> None:

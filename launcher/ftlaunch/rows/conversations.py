@@ -142,6 +142,9 @@ def _judge(conversation: Conversation, data: Data, where: str) -> None:
         raise Unfit(where, f"the first turn is {spoken[0] if spoken else 'system'}, not user", remedy)
     if data.train_on == "all":
         return
+    if spoken == ["user"] and row_format(data) == "prompt":
+        remedy = 'name its field with completion = "{…}"; prompts alone are for a stage of kind ppo'
+        raise Unfit(where, "there is a prompt and no answer to train", remedy)
     if spoken[-1] != "assistant":
         remedy = 'cut the row after its last assistant turn, or train everything with train_on = "all"'
         raise Unfit(where, f"the last turn is {spoken[-1]}, not assistant: there is no answer to train", remedy)

@@ -20,6 +20,15 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 # Four bytes at most, as many as `Lines._open` reads.
 PACKED = {
     b"\x1f\x8b": ("is packed with gzip, which its name does not tell", "rename it so that it ends in .gz"),
+    b"BZh": ("is packed with bzip2, which its name does not tell", "rename it so that it ends in .bz2"),
+    b"\xfd7zX": ("is packed with xz, which its name does not tell", "rename it so that it ends in .xz"),
+    b"\x28\xb5\x2f\xfd": (
+        "is packed with Zstandard, which its name does not tell",
+        "rename it so that it ends in .zst",
+    ),
+    b"PAR1": ("is a Parquet file, which its name does not tell", "rename it so that it ends in .parquet"),
+    b"SQLi": ("is a database of SQLite", "export it: `sqlite3 -json FILE 'SELECT * FROM TABLE' > NEW.json`"),
+    b"\xff\xfe\x00\x00": ("is UTF-32", "convert it: `iconv -f utf-32 -t utf-8 FILE > NEW`"),
     b"PK\x03\x04": ("is a zip archive, as sheets of Excel are", "unpack it, or save the sheet as “CSV UTF-8”"),
 }
 """How packed files begin, with what is wrong with one of another name and its remedy."""
@@ -105,6 +114,10 @@ class Lines:
             begins = file.read(4)
         if (packed := next((magic for magic in PACKED if begins.startswith(magic)), None)) is not None:
             raise DataError(str(self.path), *PACKED[packed])
+        if begins[1:2] == b"\0" or begins[:1] == b"\0":
+            order = "le" if begins[1:2] == b"\0" else "be"
+            remedy = f"convert it: `iconv -f utf-16{order} -t utf-8 FILE > NEW`"
+            raise DataError(str(self.path), "begins with a NUL, as UTF-16 without a byte order mark does", remedy)
         if begins.startswith(TWICE):
             remedy = "convert it from its source as what it is: `iconv -f utf-16 -t utf-8 FILE > NEW`"
             raise DataError(self.at(1), "UTF-16 that was converted as if it were Latin-1", remedy)
@@ -135,7 +148,10 @@ class Lines:
 
     def _unreadable(self, error: Exception) -> DataError:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return DataError(str(self.path), f"cannot be read: {said}", "check the path; it may have been cut short")
+        remedy = "check the path; it may have been cut short"
+        if isinstance(error, gzip.BadGzipFile) and said.startswith("Not a gzipped file"):
+            remedy = f"it is not packed: rename it to {self.path.stem}"
+        return DataError(str(self.path), f"cannot be read: {said}", remedy)
 
 
 def _not_text(where: str, error: UnicodeDecodeError) -> DataError:

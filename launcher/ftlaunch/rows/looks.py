@@ -22,7 +22,9 @@ ANSWERED = (
 )
 """Other names of the fields prompt and completion; the first that fit count."""
 
-EXTRAS = ("context", "input")
+CHOICES = ("choices", "options")
+"""Fields with what the answer of a question is one of."""
+EXTRAS = ("context", "input", "passage")
 """Fields with what a prompt is about, for formats told by ANSWERED; rows may lack them."""
 
 
@@ -118,6 +120,12 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
     spelt = {name.lower(): name for name in sorted(names, key=str.islower)}
     for asked, answered in ANSWERED:
         if {asked, answered} <= spelt.keys():
+            if (choices := next((spelt[name] for name in CHOICES if name in spelt), None)) is not None:
+                prompt = f"{{{spelt[asked]}}}\\n0: {{{choices}[0]}}\\n1: {{{choices}[1]}}"
+                remedy = f'write them: prompt = "{prompt}", completion = "{{{spelt[answered]}}}"'
+                raise DataError(
+                    data.path, f"the rows have choices, in the field {choices}, that no prompt names", remedy
+                )
             # In ("input", "output") the input is the prompt itself and no extra.
             extra = next((spelt[name] for name in EXTRAS if name in spelt.keys() - {asked}), None)
             prompt = f"{{{spelt[asked]}}}" + (f"{{?\n\n{{{extra}}}}}" if extra else "")
@@ -126,7 +134,8 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
         return {"format": "prompt"}
     if "text" in names:
         return {"format": "text"}
-    remedy = 'write prompt = "{…}" and completion = "{…}" over these fields, or a format'
+    remedy = 'write prompt = "{…}" and completion = "{…}" over these fields (for pairs prompt, chosen and rejected),'
+    remedy += ' or a format, with messages_field = "…" where a field lists turns'
     raise DataError(data.path, f"the rows' fields do not tell their format: {', '.join(sorted(names))}", remedy)
 
 

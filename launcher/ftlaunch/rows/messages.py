@@ -23,6 +23,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a turn that hold what was thought before it was said."""
 WEIGHTS = ("weight", "train", "training", "trainable", "learnable", "loss")
 """Keys of a turn that tell whether it is trained: 0 or 1, true or false."""
+MASKS = ("train_detail", "mask", "loss_mask")
+"""Keys of a turn by which other trainers mark what of it is trained, and that are not read here."""
 LEAVE_OUT = "leave such rows out of the file, or mend them"
 
 
@@ -90,9 +92,17 @@ def entries_of(row: Row, name: str, where: str) -> list[Row]:
 
 
 def turns_in(value: object) -> object:
-    """The list that a text is JSON of, as in a table's cell; anything else as it is."""
+    """The list that a text is JSON of, as in a table's cell, or that stands in columns; anything else as it is."""
     # "[{" and not "[": plain text may begin with a bracket.
     found = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[{") else value
+    # {"from": ["human", "gpt"], "value": ["…", "…"]}: older files of `datasets` keep a list of objects so.
+    if (
+        isinstance(found, dict)
+        and found.keys() & {"role", "from"}
+        and all(isinstance(one, list) for one in found.values())
+    ):
+        columns = cast("dict[str, list[object]]", found)
+        return [dict(zip(columns, cells, strict=False)) for cells in zip(*columns.values(), strict=False)]
     return cast(object, found)
 
 
@@ -207,6 +217,9 @@ def parsed(value: object) -> Any:
 
 
 def _is_trained(entry: Row, path: tuple[str, ...], where: str) -> bool:
+    if masked := next((key for key in MASKS if entry.get(key) is not None), None):
+        remedy = "write weight = 1 or 0 for each turn instead, or remove the key"
+        raise Unfit(where, f"field {shown((*path, masked))} marks what is trained, and is not read", remedy)
     given = {key: entry[key] for key in WEIGHTS if entry.get(key) is not None}
     for key, value in given.items():
         # True and 1.0 are equal to 1, so they pass.

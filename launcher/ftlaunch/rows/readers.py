@@ -139,7 +139,19 @@ def _decoded(decoder: _Decoder, line: str, where: str) -> object:
         return decoder.judged(decoder.decode(line))
     except (ValueError, RecursionError) as error:
         message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(where, f"not JSON: {message}", "write one JSON object a line") from error
+        raise DataError(where, f"not JSON: {message}", _one_a_line(line)) from error
+
+
+def _one_a_line(line: str) -> str:
+    """What to do about a line that is no JSON object."""
+    bare = line.strip()
+    mends = {
+        "its lines end in CR alone, as on old Macs: `tr '\\r' '\\n' < FILE > NEW`": "\r" in bare,
+        "remove the comma after each object: `sed 's/,[[:space:]]*$//' FILE > NEW`": bare.endswith("},"),
+        "remove comments: `grep -v '^[[:space:]]*[#/]' FILE > NEW`": bare.startswith(("#", "//")),
+        "remove the NULs, which a crash may have left: `tr -d '\\0' < FILE > NEW`": bare.startswith("\0"),
+    }
+    return next((mend for mend, suits in mends.items() if suits), "write one JSON object a line")
 
 
 def _object_rows(lines: Lines) -> Iterator[tuple[str, object]]:

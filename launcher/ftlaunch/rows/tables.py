@@ -33,7 +33,7 @@ def table_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
                 raise DataError(str(path), f"column {twice!r} is there twice", "give each column a name of its own")
             # A null column is kept: it is a field of the row, which a template may call optional.
             nested = {field.name for field in batch.schema if pyarrow.types.is_nested(field.type)}
-            for row in _with_short_floats(batch).to_pylist():
+            for row in _with_short_floats(batch).to_pylist(maps_as_pydicts="lossy"):
                 number += 1
                 yield (
                     f"{path} (row {number})",

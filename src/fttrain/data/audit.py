@@ -1,10 +1,13 @@
 """Whether a rendered conversation holds what its row holds: a template that leaves something out is found here."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from ftlaunch.rows.messages import REASONING, Conversation, Turn
+
+WORD = re.compile(r"[A-Za-z0-9_]+")
 
 
 def left_out_of_answer(turn: Turn, text: str) -> str | None:
@@ -13,21 +16,34 @@ def left_out_of_answer(turn: Turn, text: str) -> str | None:
         return "what the answer says"
     if any(not stands_in(str(turn[key]), text) for key in REASONING if turn.get(key)):
         return "the thought before the answer"
-    for call in turn.get("tool_calls", ()):
-        function = call["function"]
-        if not all(stands_in(value, text) for value in (function["name"], *_values(function["arguments"]))):
-            return "a tool call"
-    return None
+    return None if _has_calls(turn, text) else "a tool call"
 
 
 def left_out_of_prompt(conversation: Conversation, text: str) -> str | None:
-    """Which turn of system, user or tool, or which definition of a tool, the whole text does not hold."""
+    """Which turn of system, user or tool, which call or which definition of a tool the whole text does not hold."""
     for turn in conversation.turns:
         if turn["role"] != "assistant" and not stands_in(turn["content"], text):
             return f"the {turn['role']} turn"
-    if not all(stands_in(name, text) for name in _tool_names(conversation.fields.get("tools", ()))):
+        # What earlier answers say may be cut: some templates leave out their thoughts. Their calls may not.
+        if not _has_calls(turn, text):
+            return "a tool call"
+    if not all(_names(name, text) for name in _tool_names(conversation.fields.get("tools", ()))):
         return "the definitions of tools"
     return None
+
+
+def _has_calls(turn: Turn, text: str) -> bool:
+    functions = (call["function"] for call in turn.get("tool_calls", ()))
+    return all(
+        _names(value, text) for function in functions for value in (function["name"], *_values(function["arguments"]))
+    )
+
+
+def _names(said: str, text: str) -> bool:
+    """`stands_in` of a name or a value, which is no name where it is only part of a word, as `f` is of `of`."""
+    if not WORD.fullmatch(said.strip()):
+        return stands_in(said, text)
+    return re.search(rf"(?<![A-Za-z0-9_]){said.strip()}(?![A-Za-z0-9_])", text) is not None
 
 
 def stands_in(said: str, text: str) -> bool:

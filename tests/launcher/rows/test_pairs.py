@@ -224,3 +224,14 @@ def test_answers_that_stand_apart_from_those_to_the_same_prompt_are_counted(tmp_
     subprocess.run([sys.executable, *told[1:]], check=True)
     assert check_rows(replace(table, path=str(new))).problems == []
     assert sum(1 for _ in grouped(table, read_rows(new))) == 4
+
+
+def test_preferences_without_a_sign_are_refused(tmp_path: Path) -> None:
+    rows = [{"p": "q", "a": "x", "b": "y", "labels": number % 2} for number in range(6)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Data(path=str(path), prompt="{p}", chosen="{a}", rejected="{b}", preference_field="labels")
+    ((_, message, _),) = check_rows(table).problems
+    assert message == "field labels is 0 or 1 in all rows, and 0 would mean that no answer is better"
+    path.write_text("".join(json.dumps({**row, "labels": row["labels"] or -1}) + "\n" for row in rows))
+    assert check_rows(table).problems == []

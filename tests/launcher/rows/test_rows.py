@@ -1,6 +1,8 @@
 """Reading local rows: what is read, and the place and remedy of what is not."""
 
+import bz2
 import json
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows import Findings, check_rows, data_files, is_local, read_rows
+from ftlaunch.rows import Findings, check_rows, data_files, is_local, read_rows, settled
+from ftlaunch.rows.conversations import conversation_of
 from ftlaunch.rows.template import DataError, fill, template_fields
 
 ROW = {"question": "Why?", "answer": "Because."}
@@ -303,3 +306,94 @@ def test_fields_of_a_template(template: str, fields: list[tuple[str, ...]]) -> N
 def test_templates_that_are_more_than_fields_are_refused(template: str) -> None:
     with pytest.raises(UserError):
         template_fields(template)
+
+
+ROWS_OF_TEXT = LINE * 3
+MENDED = {
+    "commas.jsonl": ROWS_OF_TEXT.replace("}\n", "},\n"),
+    "comments.jsonl": f"# made by hand\n{ROWS_OF_TEXT}// the end\n",
+    "cr.jsonl": ROWS_OF_TEXT.replace("\n", "\r"),
+    "crash.jsonl": f"{ROWS_OF_TEXT}{chr(0) * 4096}",
+    "utf16.jsonl": ROWS_OF_TEXT.encode("utf-16-le"),
+    "utf16be.csv": "question,answer\nWhy?,Because.\n".encode("utf-16-be"),
+    "utf32.jsonl": ROWS_OF_TEXT.encode("utf-32"),
+}
+RENAMED = {
+    "plain.jsonl.gz": (ROWS_OF_TEXT, "plain.jsonl"),
+    "packed.jsonl": (bz2.compress(ROWS_OF_TEXT.encode()), "new.jsonl.bz2"),
+    "squeezed.jsonl": (lzma.compress(ROWS_OF_TEXT.encode()), "new.jsonl.xz"),
+}
+
+
+@pytest.mark.parametrize("name", [*MENDED, *RENAMED])
+def test_what_the_remedy_of_a_broken_file_makes_is_read(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, MENDED[name] if name in MENDED else RENAMED[name][0])
+    fields = {"prompt": "{question}", "completion": "{answer}"}
+    ((_, _, remedy),) = check_rows(Data(path=str(path), **fields)).problems
+    if name in MENDED:
+        new = tmp_path / f"new{path.suffix}"
+        command = remedy.split("`")[1].replace("FILE", str(path)).replace("NEW", str(new))
+        subprocess.run(["bash", "-c", command], check=True)
+    else:
+        new = path.rename(tmp_path / RENAMED[name][1])
+        assert "rename it" in remedy
+        assert remedy.endswith((new.suffix, new.name))
+    assert check_rows(Data(path=str(new), **fields)).problems == []
+    assert next(row for _, row in read_rows(new)) == ROW
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "problem", "mended"),
+    [
+        (
+            {"question": "2+2?", "choices": ["3", "4"], "answer": 1},
+            {},
+            "the rows have choices, in the field choices, that no prompt names",
+            {"prompt": "{question}\n0: {choices[0]}\n1: {choices[1]}", "completion": "{answer}"},
+        ),
+        (
+            {
+                "input": {"messages": [turn("user")]},
+                "preferred_output": [turn("assistant")],
+                "other": [turn("assistant")],
+            },
+            {},
+            "the rows' fields do not tell their format",
+            {
+                **{"prompt": "{input[messages][0][content]}", "chosen": "{preferred_output[0][content]}?"},
+                **{"rejected": "{other[0][content]}"},
+            },
+        ),
+        ({"prompt": "q", "answers": "a"}, {}, "there is a prompt and no answer to train", {"completion": "{answers}"}),
+        (
+            {"messages": [turn("user"), {**turn("assistant"), "train_detail": []}]},
+            {},
+            "field messages[1][train_detail]",
+            None,
+        ),
+        ({"messages": [turn("user"), {**turn("assistant"), "mask": 1}]}, {}, "field messages[1][mask] marks", None),
+    ],
+)
+def test_rows_that_would_be_trained_otherwise_than_they_are_meant(
+    row: Any, fields: dict[str, Any], problem: str, mended: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", (json.dumps(row) + "\n") * 2)
+
+    def problems(**fields: Any) -> list[str]:
+        try:
+            found = check_rows(settled(Data(path=str(path), **fields)))
+        except DataError as error:
+            return [error.problem]
+        return [told for _, told, _ in found.problems]
+
+    assert any(problem in told for told in problems(**fields))
+    if mended is not None:
+        assert problems(**mended) == []
+
+
+def test_turns_in_columns_are_turns(tmp_path: Path) -> None:
+    row = {"conversations": {"from": ["human", "gpt"], "value": ["Why?", "So."]}}
+    path = write(tmp_path / "a.jsonl", json.dumps(row) + "\n")
+    table = settled(Data(path=str(path)))
+    assert table.format == "sharegpt"
+    assert [one["content"] for one in conversation_of(table, row, "a").turns] == ["Why?", "So."]
