@@ -24,12 +24,10 @@ def left_out_of_prompt(conversation: Conversation, text: str) -> str | None:
     for turn in conversation.turns:
         if turn["role"] != "assistant" and not stands_in(turn["content"], text):
             return f"the {turn['role']} turn"
-        # What earlier answers say may be cut: some templates leave out their thoughts. Their calls may not.
-        if not _has_calls(turn, text):
-            return "a tool call"
     if not all(_names(name, text) for name in _tool_names(conversation.fields.get("tools", ()))):
         return "the definitions of tools"
-    return None
+    # What earlier answers say may be cut: some templates leave out their thoughts. Their calls may not.
+    return None if all(_has_calls(turn, text) for turn in conversation.turns) else "a tool call"
 
 
 def _has_calls(turn: Turn, text: str) -> bool:
