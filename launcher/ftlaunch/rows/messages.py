@@ -96,13 +96,10 @@ def turns_in(value: object) -> object:
     # "[{" and not "[": plain text may begin with a bracket.
     found = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[{") else value
     # {"from": ["human", "gpt"], "value": ["…", "…"]}: older files of `datasets` keep a list of objects so.
-    if (
-        isinstance(found, dict)
-        and found.keys() & {"role", "from"}
-        and all(isinstance(one, list) for one in found.values())
-    ):
-        columns = cast("dict[str, list[object]]", found)
-        return [dict(zip(columns, cells, strict=False)) for cells in zip(*columns.values(), strict=False)]
+    columns = cast(Row, found if isinstance(found, dict) else {})
+    lengths = {len(one) if isinstance(one, list) else -1 for one in columns.values()}
+    if columns.keys() & {"role", "from"} and len(lengths) == 1 and -1 not in lengths:
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return cast(object, found)
 
 
