@@ -97,7 +97,7 @@ def turns_in(value: object) -> object:
     found = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[{") else value
     # {"from": ["human", "gpt"], "value": ["…", "…"]}: older files of `datasets` keep a list of objects so.
     columns = cast(Row, found if isinstance(found, dict) else {})
-    lengths = {len(one) if isinstance(one, list) else -1 for one in columns.values()}
+    lengths = {len(cast("list[object]", one)) if isinstance(one, list) else -1 for one in columns.values()}
     if columns.keys() & {"role", "from"} and len(lengths) == 1 and -1 not in lengths:
         return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return cast(object, found)
