@@ -37,7 +37,6 @@ FLOORS = {
     "fttrain": (
         "distributed hub noise objectives quant",
         "adapters data",
-        "pins",
         "__main__ evaluation model",
         "engine superweights",
         "artifact checkpoint",
@@ -173,7 +172,7 @@ FLOORS = {
         "held_out",
         "drawn making",
         "batches tokens",
-        "prepare prompts",
+        "pins prepare prompts",
         "feed",
     ),
     "fttrain.evaluation": (

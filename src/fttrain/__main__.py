@@ -59,7 +59,7 @@ def _run(folder: StageDir, attempt: Attempt | None) -> int:
     if os.environ.get("RANK", "0") == "0":  # also where SLURM goes on with a stage by itself
         require_unchanged(folder.run)
     step = snapshot.redirect(folder.read_spec(), folder.run)
-    from fttrain import pins
+    from fttrain.data import pins
     from fttrain.distributed import precision
     from fttrain.distributed import world as worlds  # torch and accelerate, after the output is where it belongs
     from fttrain.distributed.stop_request import StoppedEarly, StopRequest

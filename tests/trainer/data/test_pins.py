@@ -15,7 +15,7 @@ from ftlaunch.recipe import Data, Full, Model, Optimizer, Parallel, Sft
 from ftlaunch.run.changes import accept
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec
-from fttrain import pins
+from fttrain.data import pins
 from fttrain.data.sources import load_rows
 
 
