@@ -6,6 +6,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tests.zoo import faith
 from tests.zoo.families import build
 
@@ -46,3 +47,12 @@ def test_rows_that_stretch_positions_are_computed_one_by_one(tmp_path: Path) -> 
     with pytest.raises(UserError, match="longer than 32 tokens"):
         faith.trained(model, groups, packing=True)
     assert faith.trained(model, groups, packing=False).is_same(faith.plain(model, rows))
+
+
+def test_no_row_is_turned_by_the_length_of_one_before_it(tmp_path: Path) -> None:
+    turned = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = build("llama", tmp_path, rope_parameters=turned, max_position_embeddings=32)
+    row, _, longer, _ = faith.rows()
+    by_themselves = [faith.plain(model, [one]).logps_N for one in (longer, row)]
+    found = faith.trained(model, [Group((longer,)), Group((row,))], packing=False, alone=True).logps_N
+    torch.testing.assert_close(found, torch.cat(by_themselves), atol=faith.LOGPS, rtol=0)

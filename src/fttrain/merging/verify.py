@@ -17,6 +17,7 @@ from fttrain.distributed.precision import computed_in
 from fttrain.merging import deltas, weight_map
 from fttrain.merging.deltas import Delta
 from fttrain.merging.probes import probes
+from fttrain.model.packing import forget_lengths
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
@@ -127,6 +128,7 @@ def compare(ref: Reference, folder: Path) -> Divergence:
     folder = hub.model_folder(str(folder.absolute()))
     model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
     qat.follow_card(model, folder)
+    forget_lengths(model)
     ours = [model(probe).logits[0].float() for probe in ref.probes]
     del model
     gc.collect()

@@ -69,6 +69,20 @@ def stretches_beyond(causal: Any) -> int | None:
     return min(int(one) for one in [*holders, *(one.get("original_max_position_embeddings") for one in scaled)] if one)
 
 
+def forget_lengths(model: Any) -> None:
+    """Let no row be turned by the length of one that was computed before it, as "dynamic" rotary embeddings do."""
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            module.register_forward_pre_hook(_forget)
+
+
+def _forget(rotary: Any, _: Any) -> None:
+    # transformers computes frequencies where a row is longer than the longest so far; with 0, for every row. Some
+    # families have a number for each kind of layer.
+    for name in [name for name in vars(rotary) if name.endswith("max_seq_len_cached")]:
+        setattr(rotary, name, 0)
+
+
 def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Any:
     """What the body says of packed rows, hidden states [1, T, D]. UserError where it does not keep them apart."""
     halves.packed = packed = halves.packed or require(halves.causal)

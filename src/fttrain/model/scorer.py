@@ -20,6 +20,7 @@ from fttrain import adapters, hub
 from fttrain.data.batches import MicroBatch
 from fttrain.model import attention, borders, classifier, completeness, packing, tokenizer
 from fttrain.model.halves import Halves
+from fttrain.model.packing import forget_lengths
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import ActivationNoise
 from fttrain.noise.row_index import Places
@@ -75,6 +76,7 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it
     model.config._commit_hash = None if is_local(spec.path) else folder.name  # snapshots are called by their commits
     model.config.use_cache = False
+    forget_lengths(model)
     layers: list[Any] = list(model.modules())
     for module in layers:
         # In evaluation on a CPU bitsandbytes would repack 4-bit weights for good, rounding their scales to bf16.
