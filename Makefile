@@ -12,7 +12,7 @@
 #                  queue compared with what ftlaunch knows; 5 minutes (as root)
 # make compatibility  all pairs of features, and every method × stage × strategy × quantization, of which `make test` runs
 #                  a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); about an hour
-# make zoo         families of models, each in thirteen ways, into recipes/MODELS.md; half an hour
+# make zoo         families of models, each in fourteen ways, into recipes/MODELS.md; half an hour
 # make storm       30 minutes of training on a SLURM cluster of its own with a failure every 30 s (as root)
 # make scoreboard  faults and attacks on ftlaunch and on the stock stack, into tests/scoreboard/README.md
 # make learning    what DPO, ORPO, a reward model and PPO teach the 135M model; an hour on two cores

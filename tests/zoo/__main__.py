@@ -49,7 +49,7 @@ def tried(name: str, ranks: Ranks) -> dict[str, Any]:
         trials = Trials(name, folder, ranks)
         columns: dict[str, str] = {}
         for column, trial in trials.of_columns().items():
-            is_later = column in ("exact", "padded", "merge", "resume", "2 ranks") and columns["SFT"] != "✓"
+            is_later = column in ("plan", "exact", "padded", "merge", "resume", "2 ranks") and columns["SFT"] != "✓"
             columns[column] = "–" if is_later else said(trial, folder)
         seconds = time.process_time() - started
         return {"family": name, "rows": trials.layout, "adapted": trials.adapted, "seconds": seconds, **columns}

@@ -7,6 +7,7 @@ from typing import Any
 
 PAGE = Path(__file__).parents[2] / "recipes" / "MODELS.md"
 COLUMNS = {
+    "plan": "plan",
     "exact": "exact",
     "padded": "padded",
     "shared prompts": "shared",
@@ -29,6 +30,7 @@ the model's own forward pass, one by one. What is not the same goes on in a slow
 
 - **rows**: packed (end to end, prompts of pairs shared), padded, or alone (each computed by itself), as the probe chose
   without the kernels that [README.md](README.md#batches) names, with which more are packed
+- **plan**: `ftlaunch plan` foretells that from config.json
 - **adapted**: share of the body's weights that LoRA on all linear layers is on; the rest is in experts and routers
 - **exact**: in that layout every token's log-probability, and the gradient's norm, are those of plain transformers, row
   by row; **padded**, **shared**: the same of padded rows, and of pairs whose prompt is computed once

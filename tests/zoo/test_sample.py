@@ -4,6 +4,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,24 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan import family
 from fttrain.data.token_set import Group
 
-PACKED = ["mistral, window", "llama4", "gemma2", "gpt_oss", "opt", "cohere2", "deepseek_v3", "mixtral"]
-"""Windows, chunks, caps, sinks, a body in a body, a scaled head, keys wider than values, experts."""
+PACKED = ["mistral, window", "llama4", "gemma2", "gpt_oss", "opt", "cohere2", "deepseek_v3", "mixtral", "gemma4"]
+"""Windows, chunks, caps, sinks, a body in a body, a scaled head, wide keys, experts, keys of another layer."""
 VISION = "gemma3, with vision"
 PADDED = ["bloom", "falcon, alibi", "qwen3_next", "jamba", "falcon_h1", "lfm2", "recurrent_gemma", "deepseek_v32"]
 """Attention of their own, linear attention, Mamba, multipliers, short convolutions, a capped head, keys by rank."""
 
 
+FIELDS: dict[str, dict[str, Any]] = {
+    "llama4": {"floor_scale": 8, "attn_scale": 0.3, "no_rope_layers": [1, 0, 1, 0]},
+    "gemma4": {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    | {"num_kv_shared_layers": 2},
+}
+"""Queries scaled by their positions from so few tokens on as rows have; layers that share keys."""
+
+
 @pytest.mark.parametrize("name", [*PACKED, VISION])
 def test_packed_rows_and_shared_prompts_are_what_they_are_alone(name: str, tmp_path: Path):
-    model, rows, pairs = build(name, tmp_path), faith.rows(), faith.pairs()
+    model, rows, pairs = build(name, tmp_path, **FIELDS.get(name, {})), faith.rows(), faith.pairs()
     assert family.layout(model, 61) is None
     expected = faith.plain(model, rows)
     assert faith.trained(model, [Group((row,)) for row in rows], packing=True).is_same(expected)

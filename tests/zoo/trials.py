@@ -17,6 +17,7 @@ from tests.zoo.families import build
 
 from ftlaunch.errors import UserError
 from ftlaunch.load import load_recipe
+from ftlaunch.plan import family
 from ftlaunch.plan.cost import body
 from ftlaunch.recipe import Lora, Merge, Recipe
 from ftlaunch.rules import find_problems
@@ -90,6 +91,7 @@ class Trials:
         """The trials by the page's columns, in the order in which they have to be made."""
         return {
             "SFT": self.sft,
+            "plan": self.plan,
             "exact": self.exact,
             "shared prompts": self.shared_prompts,
             "padded": self.padded,
@@ -116,6 +118,13 @@ class Trials:
     def sft(self) -> None:
         self._calm = self._done("sft", "sft")
         self.layout = json.loads(self._calm.result.read_text())["probe"]["layout"]
+
+    def plan(self) -> None:
+        """The plan foretells from config.json how rows lie."""
+        longest = max(data.max_length for data in self._calm.read_spec().data.values())
+        found = family.layout(self.model, longest)
+        foretold = "packed" if found is None else "alone" if found.rows == family.ALONE else "padded"
+        _require(foretold == self.layout, f"the plan says {foretold}, and the start chose {self.layout}")
 
     def exact(self) -> None:
         """Every token's log-probability and the gradient's norm are those of plain transformers, row by row."""

@@ -30,16 +30,25 @@ RESCALED = {"rwkv"}
 """Families that multiply their weights in place between training and evaluation."""
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
 """The same of single layers, as `layer_types` calls them."""
+ATTENDING = {"full_attention", "sliding_attention"}
+"""Layers without such a state; a model of a stateful family may have no others."""
 BY_THEMSELVES = {
-    *("bloom", "codegen", "falcon", "gpt_neo", "gpt_neox_japanese", "gptj"),
-    *("mpt", "openai-gpt", "xglm", "xlm", "xlnet"),
+    *("big_bird", "bloom", "codegen", "falcon", "fuyu", "got_ocr2", "gpt_neo", "gpt_neox_japanese", "gptj"),
+    *("megatron-bert", "mpt", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr"),
+    *("xglm", "xlm", "xlnet"),
 }
-"""Families that attend by code of their own."""
+"""Families that attend by code of their own, as those of some multimodal models do around a text part that does not."""
+DECODERS = {
+    *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus", "plbart"),
+}
+"""Families whose decoders also make a mask for what an encoder said."""
 BY_RANK = {
     *("axk2", "deepseek_v32", "deepseek_v4", "doge", "dots3_note", "glm5_next", "glm_moe_dsa", "hy_v4"),
-    *("mistral_large4",),
+    *("mistral_large4", "qwen4_exp"),
 }
 """Families whose queries choose a few keys by rank."""
+RANKING_LAYERS = {"compressed_sparse_attention", "indexed_attention", "minimax_m3_sparse"}
+"""The same of single layers."""
 STRETCHED = {"dynamic", "longrope", "su"}
 """Rotary embeddings whose frequencies depend on the longest row of a micro-batch (arXiv 2402.13753)."""
 PADDED, ALONE = "rows are padded, not packed", "each row is computed by itself"
@@ -66,7 +75,10 @@ def layout(folder: Path, longest: int) -> Layout | None:
     config = _text_config(folder)
     # The text part of a multimodal config has a type such as "qwen3_5_text".
     family = str(config.get("model_type", "")).removesuffix("_text")
-    if family in BY_RANK:
+    kinds = set(_layer_types(config))
+    if family == "deepseek_v4" and kinds and not kinds & RANKING_LAYERS:
+        return Layout(PADDED, f"{family} attends to keys that are not the tokens of its rows")
+    if family in BY_RANK or kinds & RANKING_LAYERS:
         return Layout(ALONE, f"{family} chooses the keys of a query by rank, among all that lie in its line")
     limit = _stretched_beyond(config)
     if limit is not None and longest > limit:
@@ -74,8 +86,10 @@ def layout(folder: Path, longest: int) -> Layout | None:
     if is_stateful(folder):
         why = f"{family} carries a state from token to token, which would run on into the next row"
         return Layout(UNLESS.format(packages), why) if (packages := KERNELS.get(family)) else Layout(PADDED, why)
-    if family in BY_THEMSELVES:
-        return Layout(PADDED, f"{family} attends by code of its own")
+    if by_itself := BY_THEMSELVES & {family, str(_config(folder).get("model_type"))}:
+        return Layout(PADDED, f"{by_itself.pop()} attends by code of its own")
+    if family in DECODERS:
+        return Layout(PADDED, f"{family} makes a mask for what an encoder said, too")
     return None
 
 
@@ -103,7 +117,8 @@ def is_stateful(folder: Path) -> bool:
     """Return whether mixers of the model in a folder carry a state from token to token."""
     config = _text_config(folder)
     family = str(config.get("model_type", "")).removesuffix("_text")
-    return family in STATEFUL or bool(set(_layer_types(config)) & STATEFUL_LAYERS)
+    kinds = set(_layer_types(config))
+    return bool(kinds & STATEFUL_LAYERS) or (family in STATEFUL and not (kinds and kinds <= ATTENDING))
 
 
 def name(folder: Path) -> str:

@@ -55,8 +55,13 @@ def require_plain(folder: Path, *, allow_pickle: bool = False) -> None:
 
 
 def require_weights_to_train(folder: Path) -> None:
-    """Nothing, where a model can be trained over its weights as they are stored. Raises UserError where it cannot."""
+    """Nothing, where a model can be trained, over its weights as they are stored. Raises UserError where it cannot."""
     config = _read(folder / "config.json")
+    if isinstance(config, dict) and (why := _reads_both_ways(config)):
+        raise UserError(
+            f"{folder} holds a model that cannot be trained to go on with a text: config.json says {why}",
+            "use a base that reads from left to right, such as llama, qwen3, mistral or gemma3",
+        )
     stored = config.get("quantization_config") if isinstance(config, dict) else None
     if not isinstance(stored, dict) or (method := stored.get("quant_method")) in TRAINED_THROUGH:
         return
@@ -64,6 +69,18 @@ def require_weights_to_train(folder: Path) -> None:
         f"{folder} holds its weights in few bits ({method}), which nothing can be trained over or merged into",
         "name the model that it was made from, with weights in 16 bits; model.quantization makes few bits of those",
     )
+
+
+def _reads_both_ways(config: dict[str, Json]) -> str | None:
+    """Return the entry of a config by which tokens see those after them; None where there is none."""
+    text = config.get("text_config")
+    for table in (config, text if isinstance(text, dict) else {}):
+        if table.get("is_encoder_decoder") is True:
+            return "is_encoder_decoder"
+        # Of Gemma 4's words, "vision" is about images alone.
+        if table.get("use_bidirectional_attention") in (True, "all"):
+            return "use_bidirectional_attention"
+    return None
 
 
 def has_safetensors(folder: Path) -> bool:

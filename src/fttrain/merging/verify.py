@@ -127,6 +127,7 @@ def compare(ref: Reference, folder: Path) -> Divergence:
     kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
     folder = hub.model_folder(str(folder.absolute()))
     model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
+    model.config.use_cache = False  # a decoder of BART's kind makes one of too few layers
     qat.follow_card(model, folder)
     forget_lengths(model)
     ours = [model(probe).logits[0].float() for probe in ref.probes]

@@ -43,8 +43,10 @@ class Unpackable(Exception):
 class Pass:
     """One pass of a body over packed rows."""
 
-    def __init__(self, segments: Segments) -> None:
+    def __init__(self, segments: Segments, position_ids: Tensor) -> None:
         self.segments = segments
+        self.positions_T = position_ids[0]
+        """Of each token in its row."""
         self.calls = 0
         """Calls of `attend` so far."""
 
@@ -54,9 +56,9 @@ _passes: list[Pass] = []
 
 
 @contextmanager
-def over(segments: Segments) -> Iterator[Pass]:
-    """Within, a model with this attention computes packed rows that lie as `segments` says."""
-    made = Pass(segments)
+def over(segments: Segments, position_ids: Tensor) -> Iterator[Pass]:
+    """Within, a model with this attention computes packed rows that lie as `segments` says; positions are [1, T]."""
+    made = Pass(segments, position_ids)
     _passes.append(made)
     try:
         yield made
@@ -80,7 +82,10 @@ class RowMask:
     def __torch_function__(cls, *_: object, **__: object) -> NoReturn:
         raise Unpackable("computes with the attention mask itself")
 
-    def __getitem__(self, _: object) -> NoReturn:
+    def __getitem__(self, places: Any) -> "RowMask":
+        # Gemma 4 leaves out the queries whose logits nobody asked for; in training that is none of them.
+        if isinstance(places, tuple) and all(part in (slice(None), slice(0, None)) for part in places):
+            return self
         raise Unpackable("reads the attention mask itself")
 
 
@@ -133,8 +138,23 @@ class _Extras:
         return any(extra is not None for extra in (self.softcap, self.sinks_H, self.bias_HTT))
 
 
+def _scaled_by_row(module: Any, query: Tensor, made: Pass) -> Tensor:
+    """Return [1, heads, T, width] as scaled by each token's position in its row.
+
+    Layers of Llama 4 without rotary embeddings have scaled queries by their place in the line (arXiv 2501.19399).
+    """
+    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+        return query
+
+    def scale(positions_T: Tensor) -> Tensor:
+        return torch.log1p(torch.floor((positions_T.float() + 1) / module.floor_scale)) * module.attn_scale + 1
+
+    places_T = torch.arange(query.shape[2], device=query.device)
+    return (query * (scale(made.positions_T) / scale(places_T))[:, None]).to(query.dtype)
+
+
 def attend(  # noqa: PLR0913 the signature that transformers' AttentionInterface calls
-    module: nn.Module,  # noqa: ARG001 the interface's
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -164,6 +184,7 @@ def attend(  # noqa: PLR0913 the signature that transformers' AttentionInterface
     if position_bias is not None and segments.has_prefixes:
         raise Unpackable("adds a bias to attention scores, which answers with a shared prompt do not allow for")
     attention_mask.made.calls += 1
+    query = _scaled_by_row(module, query, attention_mask.made)
     reach = segments.within(attention_mask.reach)
     extras = _Extras(softcap, s_aux, None if position_bias is None else position_bias[0])
     if not extras and dropout == 0.0 and _has_kernel(query, value):

@@ -23,7 +23,8 @@ class Halves:
         self.name = _body_name(causal)
         self.packed: Packed | None = None
         """What passes over packed rows need; None until a check has found that rows may be packed."""
-        self.alone = any("Indexer" in type(part).__name__ for part in causal.modules())
+        by_rank = hasattr(causal.config, "keep_window_size")
+        self.alone = by_rank or any("Indexer" in type(part).__name__ for part in causal.modules())
         """Whether each row has to be computed by itself: keys chosen by rank are others where a row is padded."""
         takes = inspect.signature(causal.forward).parameters
         self._options = {

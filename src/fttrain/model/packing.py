@@ -87,7 +87,7 @@ def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Any:
     """What the body says of packed rows, hidden states [1, T, D]. UserError where it does not keep them apart."""
     halves.packed = packed = halves.packed or require(halves.causal)
     try:
-        with attention.over(segments) as made, borders.required(packed.mixers):
+        with attention.over(segments, asked["position_ids"]) as made, borders.required(packed.mixers):
             passed = halves.body(use_cache=False, **asked, **borders.told(packed.mixers, segments))
     except Unpackable as error:
         raise _refused(halves.causal, str(error)) from error

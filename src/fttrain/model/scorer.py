@@ -88,14 +88,19 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
 
 
 def _family(folder: Path) -> ModuleType | None:
-    """Return the module of transformers that the model's class is from; None for an unknown family.
+    """Return the module of transformers that the model's class is from. Raises UserError where it has no such class.
 
     Where layers call the registered attention rather than code of their own, it has ALL_ATTENTION_FUNCTIONS.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return inspect.getmodule(AutoModelForCausalLM._model_mapping.get(type(config), None))
+    if (family := AutoModelForCausalLM._model_mapping.get(type(config), None)) is None:
+        raise UserError(
+            f"transformers has no causal language model of the family {config.model_type}, which {folder} is of",
+            "use a base such as llama, qwen3, mistral or gemma3; for many multimodal models there is one of text alone",
+        )
+    return inspect.getmodule(family)
 
 
 def _keep_scales(layer: Any, _: Any) -> None:

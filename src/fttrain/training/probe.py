@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ftlaunch.errors import UserError
 from fttrain import adapters
-from fttrain.data.batches import Layout, collate
+from fttrain.data.batches import Layout, MicroBatch, collate
 from fttrain.data.token_set import Group, Tokens
 from fttrain.engine import Engine
 from fttrain.model import packing
@@ -137,6 +137,17 @@ class Probe:
             found = self._compute([Group((short,))], self._engine.layout, own=False)
         return self._judge("training mode", found - self._ask([Group((short,))], self._engine.layout, own=False))
 
+    def require_balance(self) -> None:
+        """Raise UserError where the model's own code fails to compute the loss that balances its experts."""
+        try:
+            with torch.no_grad():
+                self._engine.forward(self._laid([Group((self._rows[1],))], self._engine.layout))
+        except FAULTS as error:
+            if _is_beyond_the_model(error):
+                raise
+            message = f"{self.family} fails on the loss that balances experts ({type(error).__name__}: {error})"
+            raise UserError(message, "write router_loss = 0 in the stage") from error
+
     def _alone(self, row: Tokens) -> Tensor:
         return self._ask([Group((row,))], Layout(packing=False), own=self._own)
 
@@ -145,20 +156,24 @@ class Probe:
             return self._compute(groups, layout, own=own)
 
     def _compute(self, groups: list[Group], layout: Layout, *, own: bool) -> Tensor:
-        device = self._engine.world.device
-        micro = collate(groups, packing=layout.packing, share=layout.share, chunks=1, device=device)
-        self.passes += 1
-        self.tokens += micro.input_ids.numel()
+        micro = self._laid(groups, layout)
         try:
             return self._engine.forward(Trial(micro, own))
         except FAULTS as error:
-            if isinstance(error, torch.OutOfMemoryError) or _is_of_peers(error):
+            if _is_beyond_the_model(error):
                 raise
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             tokens = max(len(ids) for group in groups for ids, _ in group.rows)
             message = f"{self.family} fails on a row of {tokens} random tokens ({type(error).__name__}: {said})"
             remedy = "use a base of another family; if plain transformers computes such a row, please report this model"
             raise UserError(message, remedy) from error
+
+    def _laid(self, groups: list[Group], layout: Layout) -> MicroBatch:
+        device = self._engine.world.device
+        micro = collate(groups, packing=layout.packing, share=layout.share, chunks=1, device=device)
+        self.passes += 1
+        self.tokens += micro.input_ids.numel()
+        return micro
 
     def _mean(self, difference: Tensor) -> float:
         found = float(difference.abs().mean())
@@ -170,10 +185,10 @@ class Probe:
         return math.isfinite(found) and found <= self.bound
 
 
-def _is_of_peers(error: Exception) -> bool:
-    """Return whether the error was raised where ranks talk to each other: then it says nothing of the model."""
+def _is_beyond_the_model(error: Exception) -> bool:
+    """Return whether memory ran out, or the error was raised where ranks talk to each other."""
     innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    return "distributed" in innermost or "deepspeed" in innermost
+    return isinstance(error, torch.OutOfMemoryError) or "distributed" in innermost or "deepspeed" in innermost
 
 
 def settle(
@@ -204,6 +219,8 @@ def settle(
         engine.scorer.pad()
         layout, alone = Layout(packing=False), _must_be_alone(engine, probe)
     engine.layout = layout
+    if engine.scorer.router_weight:
+        probe.require_balance()
     if has_reference and not probe.is_still():
         found = probe.differences["training mode"]
         probe.warnings.append(
@@ -265,7 +282,8 @@ def _rows(config: Any) -> list[Tokens]:
     """Return three rows whose last tokens count as trained: a long one, a short one, and one that begins like it."""
     # The long row outgrows the shortest window by a few tokens: a layout that ignores the window then shows.
     text = config.get_text_config()
-    most = min(LONGEST, getattr(text, "max_position_embeddings", None) or LONGEST)
+    positions = getattr(text, "max_position_embeddings", None) or LONGEST
+    most = min(LONGEST, positions) if positions > 0 else LONGEST  # XLNet's config says -1
     told = [getattr(text, name, None) for name in LIMITS]
     told += dict(getattr(text, "compress_rates", None) or {}).values()
     limits = [limit for limit in told if isinstance(limit, int) and limit > 0]

@@ -159,3 +159,21 @@ def test_weights_in_few_bits_are_no_base(method: str, is_refused: bool, tmp_path
         return
     with pytest.raises(UserError, match=rf"holds its weights in few bits \({method}\)"):
         require_weights_to_train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "bart", "is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"text_config": {"use_bidirectional_attention": "all"}}, "use_bidirectional_attention"),
+        ({"text_config": {"use_bidirectional_attention": "vision"}, "is_encoder_decoder": False}, None),
+    ],
+)
+def test_a_config_tells_of_a_model_that_reads_both_ways(config: dict, why: str | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if why is None:
+        require_weights_to_train(tmp_path)
+        return
+    with pytest.raises(UserError, match=f"config.json says {why}"):
+        require_weights_to_train(tmp_path)

@@ -186,7 +186,7 @@ def test_what_attention_is_asked_for_and_does_not_compute_is_refused_by_name(row
     of_rows = laid(rows, packing=True).segments
     assert of_rows is not None
     heads = torch.zeros(1, 4, of_rows.tokens, 8)
-    with attention.over(of_rows) as made:
+    with attention.over(of_rows, torch.arange(of_rows.tokens)[None]) as made:
         mask = attention.RowMask(made, segments.WHOLE)
         with pytest.raises(attention.Unpackable, match="asks its attention for block_indices"):
             attention.attend(model, heads, heads, heads, mask, block_indices=torch.zeros(1))

@@ -102,3 +102,9 @@ def test_an_adapter_goes_without_unless_told(
 def test_a_model_without_experts_refuses_it(rows_file: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="llama models have no loss that balances experts"):
         steps(tiny_model, tmp_path / "refused", rows_file, router_loss=0.1)
+
+
+def test_a_model_whose_code_fails_on_it_is_refused_at_the_start(rows_file: Path, tmp_path: Path) -> None:
+    model = build("granitemoehybrid, dense", tmp_path / "model")
+    with pytest.raises(UserError, match="granitemoehybrid fails on the loss that balances experts"):
+        steps(model, tmp_path / "refused", rows_file, router_loss=0.1)
