@@ -155,12 +155,12 @@ def _signless(data: Data, numbers: set[str]) -> Iterator[tuple[str, str, str]]:
 
 def _check_row(data: Data, row: Row, where: str, *, only_prompts: bool) -> None:
     """Raise the Unfit that training on this row would raise before it is rendered and tokenized."""
-    if only_prompts:
+    if is_text(data):
+        text_of(data, row, where)
+    elif only_prompts:
         prompt_of(data, row, where)
     elif is_paired(data):
         pair_of(data, row, where)
-    elif row_format(data) == "text":
-        text_of(data, row, where)
     else:
         conversation_of(data, row, where)
         if row_format(data) == "unpaired":

@@ -389,3 +389,14 @@ def test_a_plan_says_what_a_model_s_template_does_not_get(recipe: Path):
     assert note("data.qa.template_arguments.thinking=true") is None
     told = note("data.other.template=chatml", "data.qa.template_arguments.thinking=true")
     assert told == "the data sets have different ones, of which the model keeps that of qa"
+
+
+def test_texts_that_no_stage_trains_on_are_told_with_what_is_wrong_with_them(recipe: Path):
+    (recipe.parent / "texts.jsonl").write_text('{"text": "So."}\n')
+    more = '[data.texts]\npath = "./texts.jsonl"\n'
+    recipe.write_text(SOUND.replace("[[stage]]", f"{more}[[stage]]", 1))
+    with pytest.raises(RecipeError, match=r"texts"):
+        load_and_check(recipe)
+    recipe.write_text(recipe.read_text() + '[[stage]]\nkind = "ppo"\ndata = "texts"\n')
+    with pytest.raises(RecipeError, match="text"):
+        load_and_check(recipe)
