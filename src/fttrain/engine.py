@@ -227,7 +227,9 @@ class Engine:
             return {}
         if self.zero_stage:
             scaler = self.zero.loss_scaler
-            return {"scale": scaler.cur_scale, "steps": scaler.cur_iter - scaler.last_overflow_iter}
+            steps = scaler.cur_iter - scaler.last_overflow_iter
+            # Overflows that DeepSpeed still lets pass before it lowers the scale.
+            return {"scale": scaler.cur_scale, "steps": steps, "hysteresis": scaler.cur_hysteresis}
         state = self._accelerator.scaler.state_dict()  # type: ignore[union-attr]
         return {"scale": state["scale"], "steps": state["_growth_tracker"]}
 
@@ -238,6 +240,7 @@ class Engine:
         if self.zero_stage:
             scaler = self.zero.loss_scaler
             scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = state["scale"], state["steps"], 0
+            scaler.cur_hysteresis = state.get("hysteresis", scaler.delayed_shift)  # earlier versions did not keep it
         else:
             scaler = self._accelerator.scaler
             assert scaler is not None
