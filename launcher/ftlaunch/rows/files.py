@@ -120,13 +120,25 @@ def _of_split(files: list[Path], folder: Path, named: Path, split: str) -> list[
     marks = {file: _mark(file.relative_to(folder)) for file in files}
     wanted = SPLITS.get(split.lower(), split)
     if chosen := [file for file in files if marks[file] == wanted]:
-        return chosen
+        return _of_one_kind(chosen)
     if wanted == "train" and (unmarked := [file for file in files if marks[file] is None]):
-        return unmarked
+        return _of_one_kind(unmarked)
     there = sorted({mark for mark in marks.values() if mark is not None})
     message = f"no file is of the split {split!r}; by their names they are {', '.join(there) or 'of none'}"
     remedy = f"write split = {there[0]!r} if those are meant, or name a file itself" if there else "remove split"
     raise DataError(str(named), message, remedy.replace("'", '"'))
+
+
+def _of_one_kind(files: list[Path]) -> list[Path]:
+    """The files, if no two differ in their kind alone: such hold the same rows, as an export of the other does."""
+    kinds: dict[Path, str] = {}
+    for file in files:
+        kind = max((end for end in ENDINGS if file.name.lower().endswith(end)), key=len)
+        bare = file.with_name(file.name[: -len(kind)] or file.name)
+        if (other := kinds.setdefault(bare, kind)) != kind:
+            message = f"{bare.name}{other} and {file.name} differ in their kind alone, so their rows may be the same"
+            raise DataError(str(file.parent), message, f"name one of them, or a pattern: {file.parent}/*{other}")
+    return files
 
 
 def _mark(file: Path) -> str | None:

@@ -234,3 +234,14 @@ def test_tables_with_values_that_python_has_not_are_refused_by_name(tmp_path: Pa
     parquet.write_table(twice, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="column 'q' is there twice"):
         list(read_rows(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(("other", "first"), [("train.csv", ".csv"), ("train.jsonl.gz", ".jsonl")])
+def test_an_export_of_a_file_next_to_it_is_not_read_as_more_rows(other: str, first: str, tmp_path: Path):
+    for name in ("train.jsonl", "train.v2.jsonl", other, "test.csv", "test.v1.csv"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(DataError, match="differ in their kind alone") as caught:
+        data_files(tmp_path)
+    assert caught.value.remedy.endswith(f"a pattern: {tmp_path}/*{first}")
+    assert [file.name for file in data_files(tmp_path / "*.jsonl")] == ["train.jsonl", "train.v2.jsonl"]
+    assert len(data_files(tmp_path, "test")) == 2
