@@ -44,6 +44,15 @@ def of_layer(shape: Shape, trained: Trained, arithmetic: Arithmetic, dropout: fl
     return kept
 
 
+def of_dropout(shape: Shape, arithmetic: Arithmetic, row: int) -> int:
+    """Bytes per token that one layer keeps because of the model's own dropout, in rows of so many tokens.
+
+    Without a kernel for it, attention keeps its probabilities, what they are multiplied with, and the product.
+    """
+    attention = 3 * shape.heads * row if shape.attention_dropout and not arithmetic.has_kernel else 0
+    return arithmetic.bytes * (attention + (2 * shape.width if shape.hidden_dropout else 0))
+
+
 def _norms(shape: Shape, arithmetic: Arithmetic, keeps: dict[str, bool], *, full: bool) -> int:
     """Two norms: their inputs in fp32, what is scaled by their weights where these are trained, and their outputs."""
     inputs = FLOAT * shape.width
@@ -71,12 +80,15 @@ def _experts(shape: Shape, *, full: bool) -> int:
     return shape.experts_per_token * of_one
 
 
-def of_logits(shape: Shape, tokens: int, size: int, *, trained_head: bool, backward: bool) -> int:
-    """Bytes of the logits of one chunk of trained tokens, with what is made of them at the same time."""
+def of_logits(shape: Shape, tokens: int, size: int, *, trained_head: bool, backward: bool, copied: bool) -> int:
+    """Bytes of the logits of one chunk of trained tokens, with what is made of them at the same time.
+
+    `copied`: whether the matrix product makes a copy of their gradient, as it does with a whole CPU to itself.
+    """
     chunk = min(tokens, CHUNK)
     if not trained_head:
         rows = min(chunk, ROWS)
-        return shape.vocabulary * (size * chunk + FLOAT * rows * (2 if size == FLOAT else 3))
+        return shape.vocabulary * ((1 + copied) * size * chunk + FLOAT * rows * (1 if size == FLOAT else 2))
     # Forward, log-sum-exp has the exponentials next to the logits. Backward there are logits, the gradient of the
     # target's logit, and within one expression a difference, its exponential and the product of the latter.
     return shape.vocabulary * chunk * FLOAT * (5 if backward else 2)

@@ -30,14 +30,15 @@ class Answers(Struct, frozen=True, kw_only=True):
     of_logit: int
     """Bytes of a logit of the next token with all that is made of it."""
 
-    def memory(self, shape: Shape, size: int) -> tuple[int, int]:
+    def memory(self, shape: Shape, size: int, *, adapted: bool) -> tuple[int, int]:
         """Return the bytes of keys and values, and of the rest.
 
         The rest is the larger of two: the widest layer's work on the prompts, or the logits of one token each. A cache
         grows by joining: the layer at work holds its keys and values twice.
         """
         cache = shapes.cache_bytes(shape, self.batch, self.prompt + self.tokens, size)
-        at_work = size * (3 * shape.mlp + shape.width) + FLOAT * shape.width
+        # The gate after its function, what an adapter adds to the layer next to it, and the sum of the two.
+        at_work = size * ((4 if adapted else 3) * shape.mlp + 2 * shape.width) + FLOAT * shape.width
         logits = self.batch * shape.vocabulary * self.of_logit
         return cache, max(self.batch * self.prompt * at_work, logits + cache // shape.layers)
 

@@ -52,7 +52,9 @@ def memory_of_merge(stage: Merge, shape: Shape, size: int, *, has_rows: bool) ->
     """A merge holds one output file at a time. Before and after that it has the logits of adapter model, bare base and
     merged model, with one of these models in memory, which is read from a mapped file."""
     shard = min(stage.max_shard_bytes, merged_bytes(stage, shape))
-    model, mapped = size * shape.parameters, shape.disk_bytes * shape.parameters
+    model = size * shape.parameters
+    # Where nothing is converted, the model is the file's pages.
+    mapped = shape.disk_bytes * shape.parameters if size != shape.disk_bytes else 0
     logits = FLOAT * (TEXTS + ROWS * has_rows) * shape.vocabulary
     parts = [
         Part("libraries", ROOM_CPU),
@@ -61,13 +63,12 @@ def memory_of_merge(stage: Merge, shape: Shape, size: int, *, has_rows: bool) ->
         Part("file of that model", mapped),
         Part("logits of the check", 3 * logits),
     ]
-    phases = {"writing": mapped + shard + 2 * logits, "check": mapped + model + 3 * logits}
+    phases = {"writing": shard + 2 * logits, "check": mapped + model + 3 * logits}
     return Memory(
         device="cpu",
         parts=parts,
         phases={name: ROOM_CPU + size for name, size in phases.items()},
         host=[],
-        lingering=mapped,
     )
 
 

@@ -7,7 +7,7 @@ from ftlaunch.plan.cost import activations, answers, ppo, trained
 from ftlaunch.plan.cost.activations import FLOAT, Arithmetic
 from ftlaunch.plan.cost.shape import Shape, held_bytes
 from ftlaunch.plan.cost.trained import Trained
-from ftlaunch.recipe import Dpo, Full, LowRank, Pairwise, Ppo, Reward, Training, Virtual
+from ftlaunch.recipe import Dpo, Full, LowRank, Pairwise, Ppo, Reward, Sft, Training, Virtual
 from ftlaunch.run.spec import StageSpec
 
 MOMENTS = 2
@@ -107,7 +107,7 @@ class _Ledger:
         self.offloads = spec.parallel.offload == "cpu"
         assert isinstance(spec.stage, Training)
         self.answers = answers.of_training(spec, spec.stage)
-        self.answering = self.answers.memory(shape, self.size) if self.answers else (0, 0)
+        self.answering = self.answers.memory(shape, self.size, adapted=not self.full) if self.answers else (0, 0)
 
     def memory(self) -> Memory:
         parts = self._standing() | self._passing()
@@ -212,8 +212,10 @@ class _Ledger:
         return self._gradient_size() * used
 
     def _gathered(self) -> int:
-        """Weights that ZeRO-3 has brought together: it lets them be until there are a thousand million."""
-        return self.size * min(self.shape.parameters, 2 * BUCKET) if self.zero == 3 else 0
+        """Weights that ZeRO-3 has brought together: it lets them be until there are a thousand million. On a CPU there
+        is also the buffer of the largest."""
+        buffer = 0 if self.load.cuda else self.shape.largest
+        return self.size * (min(self.shape.parameters, 2 * BUCKET) + buffer) if self.zero == 3 else 0
 
     def _casts(self) -> int:
         """Of fp32 weights that are trained, which autocast makes once for a step's forward and backward pass."""
@@ -226,11 +228,22 @@ class _Ledger:
         """Of activations, what is left when the backward pass has come to the lowest layer."""
         return self._activations() // max(1, self.trained.layers_backward)
 
+    def _layer(self) -> int:
+        """Bytes per token that one layer keeps for its backward pass."""
+        dropout = self.spec.adapter.dropout if isinstance(self.spec.adapter, LowRank) else 0.0
+        layer = activations.of_layer(self.shape, self.trained, self.arithmetic, dropout, full=self.full)
+        if isinstance(self.spec.stage, Sft):
+            longest = max((data.max_length for data in self.spec.data.values()), default=0)
+            layer += activations.of_dropout(self.shape, self.arithmetic, longest)
+        return layer
+
+    def _again(self) -> int:
+        """Of the activations, those of the layer that is computed again."""
+        return self.load.tokens * self._layer()
+
     def _kept(self, *, checkpointing: bool) -> int:
         """Bytes that the layers keep for the backward pass of a micro-batch, and what the head reads."""
-        shape, tokens = self.shape, self.load.tokens
-        dropout = self.spec.adapter.dropout if isinstance(self.spec.adapter, LowRank) else 0.0
-        layer = activations.of_layer(shape, self.trained, self.arithmetic, dropout, full=self.full)
+        shape, tokens, layer = self.shape, self.load.tokens, self._layer()
         layers = self.trained.layers_backward
         stream = self.arithmetic.stream * shape.width
         kept = stream * layers + layer if checkpointing else layer * layers
@@ -243,7 +256,12 @@ class _Ledger:
         if isinstance(self.spec.stage, Ppo):
             return activations.of_logits_with_entropy(self.shape, self.load.targets, backward=backward)
         return activations.of_logits(
-            self.shape, self.load.targets, self.size, trained_head=self.trained.head, backward=backward
+            self.shape,
+            self.load.targets,
+            self.size,
+            trained_head=self.trained.head,
+            backward=backward,
+            copied=not self.load.cuda and self.ranks == 1,
         )
 
     def _image(self) -> int:
@@ -259,12 +277,14 @@ class _Ledger:
         carried = max(lasting, gradients if self.spec.accumulation > 1 else 0)
         carried += bucket if self.load.cuda and self.zero < 3 else 0
         # While the backward pass goes down, activations make room for gradients: one of its two ends is the peak.
-        begins = parts["activations"] + max(parts["logits"], self._logits(backward=True))
+        # A layer that is computed again is there once the logits are gone.
+        again = self._again() if getattr(self.spec.stage, "activation_checkpointing", False) else 0
+        begins = parts["activations"] - again + max(parts["logits"], self._logits(backward=True), again)
         ends = self._one_layer() + gradients + bucket - carried
         whole = self._casts() + parts["gathered weights"]
         around = carried + whole
         return {
-            READING: parts["weights"] + parts["libraries"] + self._mapped(),
+            READING: self._reading(parts["weights"]) + parts["libraries"],
             **({self.answers.phase: held + lasting + whole + sum(self.answering)} if self.answers else {}),
             "forward and backward": held + around + max(begins, ends),
             "optimizer": held + max(gradients, lasting) + self._step(),
@@ -283,16 +303,25 @@ class _Ledger:
             return share * (3 if self.zero == 3 or self.size < FLOAT else 2)
         return FLOAT * (self.trained.parameters if self.load.cuda else 2 * self.trained.largest)
 
+    def _reading(self, weights: int) -> int:
+        """The weights and the file that they are read from, which are the same pages where nothing is converted."""
+        held = FLOAT if self.held_in_float else self.size
+        same = held == self.shape.disk_bytes and self.zero != 3 and not self.spec.model.is_quantized
+        stacked = self.shape.disk_bytes * self.shape.expert_parameters * self.shape.layers
+        return weights + (stacked if same else self._mapped()) if not self.load.cuda else weights
+
     def _mapped(self) -> int:
         return 0 if self.load.cuda else self.shape.parameters * self.shape.disk_bytes
 
     def _lingering(self) -> int:
-        """Pages of weights that were read to be quantized: embeddings are used as they lie in the same mapped file.
+        """Pages of weights that were read to be quantized, or of experts that were read to be stacked: embeddings are
+        used as they lie in the same mapped file.
 
         DDP and DeepSpeed write to all weights, which moves them out of the file."""
         shape = self.shape
-        stays = self.spec.model.is_quantized and self.ranks == 1 and not self.zero and self.size == shape.disk_bytes
-        return shape.disk_bytes * shape.matrix_parameters if stays and not self.load.cuda else 0
+        stays = self.ranks == 1 and not self.zero and self.size == shape.disk_bytes and not self.load.cuda
+        kept = shape.matrix_parameters if self.spec.model.is_quantized else shape.expert_parameters * shape.layers
+        return shape.disk_bytes * kept if stays else 0
 
     def _artifact(self) -> int:
         """Weights whole in fp32, and one of them in the format that they are written in."""

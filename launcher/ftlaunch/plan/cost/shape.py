@@ -52,6 +52,10 @@ class Shape(Struct, frozen=True, kw_only=True):
     """Learned position embeddings."""
     disk_bytes: int = 2
     """Of one weight in its file."""
+    attention_dropout: bool = False
+    """Whether the model's own config drops out of attention's probabilities; only SFT leaves it on."""
+    hidden_dropout: bool = False
+    """The same of what attention and MLP add to the stream."""
 
     @property
     def layer_parameters(self) -> int:
@@ -136,6 +140,7 @@ def of_config(config: dict[str, Any]) -> Shape | None:
         expert_parameters=of_experts,
         experts_per_token=int(config.get("num_experts_per_tok") or 2) if sizes.experts else 0,
         norm_parameters=families.other_parameters(config, family, sizes),
+        attention_dropout=bool(config.get("attention_dropout")),
         uneven_parameters=uneven,
         disk_bytes=_disk_bytes(config),
     )
@@ -183,6 +188,8 @@ def _gpt2(config: dict[str, Any], family: str) -> Shape:
         ),
         norm_parameters=4 * width,
         positions=int(config.get("n_positions", 1024)),
+        attention_dropout=bool(config.get("attn_pdrop", 0.1)),
+        hidden_dropout=bool(config.get("resid_pdrop", 0.1)),
         disk_bytes=_disk_bytes(config),
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from ftlaunch.load import load_recipe
 from ftlaunch.plan import cost
-from ftlaunch.plan.cost import Cost, shape, speed, words
+from ftlaunch.plan.cost import Cost, memory, shape, speed, words
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.run.spec import StageSpec
@@ -184,3 +184,23 @@ def test_pages_that_the_kernel_can_take_back_are_no_need(tmp_path: Path) -> None
     assert alone.memory.lingering == 2 * found.matrix_parameters
     assert alone.memory.needed <= alone.memory.peak - alone.memory.lingering
     assert shared.memory.lingering == 0
+
+
+def test_sft_keeps_what_the_dropout_of_the_models_own_config_needs(tmp_path: Path) -> None:
+    """GPT-2's 12 heads keep three rows of probabilities for each token on a CPU; DPO turns dropout off."""
+    texts = ('[[stage]]\nkind = "sft"\ndata = "rows"\n', '[[stage]]\nkind = "orpo"\ndata = "pairs"\n')
+    asked = ("model.path=openai-community/gpt2", "data.pairs.max_length=512", "stage.0.batch_size=1")
+    sizes: list[dict[float, int]] = []
+    for text in texts:
+        (spec,) = stages(tmp_path, text, *asked)
+        found = shape.of_config({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257})
+        assert found is not None
+        kept: dict[float, int] = {}
+        for rate in (0.0, 0.1):
+            one = msgspec.structs.replace(found, attention_dropout=bool(rate), hidden_dropout=bool(rate))
+            told = memory.of_stage(spec, one, 4, cuda=False)
+            kept[rate] = next(part.bytes for part in told.parts if part.name == "activations")
+        sizes.append(kept)
+    sft, orpo = sizes
+    assert sft[0.1] - sft[0.0] == 512 * 12 * 4 * (3 * 12 * 512 + 2 * 768)
+    assert orpo[0.1] == orpo[0.0]
