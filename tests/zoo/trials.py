@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.ranks import Ranks, with_parallel, write_run
+from tests.faults.ranks import Ranks, write_run
 from tests.faults.test_kills import outcome
 from tests.trainer.in_process import train
 from tests.zoo import faith
@@ -174,7 +174,7 @@ class Trials:
 
     def _two_ranks(self, calm: StageDir, *settings: str) -> None:
         """Two ranks under ZeRO-3 have the losses and gradient norms of one."""
-        recipe = with_parallel(self._recipe("sft", *settings), "zero3", 2)
+        recipe = self._recipe("sft", *settings, "parallel.strategy=zero3", "parallel.procs_per_node=2")
         stage_dir = write_run(recipe, self._folder / f"zero{len(settings)}").stage_dir("01-sft")
         self._ranks.start(stage_dir)
         if any(self._ranks.wait()):

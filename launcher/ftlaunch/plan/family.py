@@ -18,7 +18,7 @@ STATEFUL = {
 """Families whose mixers carry a state from token to token."""
 CONV = "causal-conv1d"
 KERNELS = {
-    **dict.fromkeys(("inkling", "inkling2", "lfm2", "lfm2_moe"), CONV),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), CONV),
     **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), f"{CONV}, mamba-ssm"),
     **dict.fromkeys(
         ("bailing_hybrid", "kimi_linear", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_next"),

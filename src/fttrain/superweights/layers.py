@@ -11,6 +11,7 @@ from ftlaunch.tools import SpikeLimits
 from fttrain.distributed.world import World
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.superweights.find import PROMPT, find
+from fttrain.superweights.projections import unseen
 
 
 def resolved(adapter: Adapter, base: Model, world: World) -> Adapter:
@@ -35,6 +36,8 @@ def _look(base: Model) -> list[int]:
     plain = msgspec.structs.replace(base, quantization="none")
     model = load_base(plain, dtype=DTYPES[base.dtype], packing=False).eval()
     found = find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), SpikeLimits())
+    if missed := unseen(model):
+        print(missed)
     del model
     gc.collect()
     return sorted({place.layer for place in found.places})

@@ -1,7 +1,7 @@
 """The projections of a model in which spikes are looked for, and their weights by output and input channel."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +49,7 @@ def down_projections(model: nn.Module) -> dict[int, Projection]:
     """The layer that ends each MLP, by number. Raises UserError where the model has none of a known name."""
     found = named(model, DOWN)
     if not found:
-        remedy = "super weights are looked for in mlp.down_proj, mlp.c_proj, mlp.dense_4h_to_h and fc2"
+        remedy = "super weights are looked for in mlp.down_proj, mlp.c_proj, mlp.dense_4h_to_h and fc2, not in experts"
         raise UserError("no down projection was found in this model", remedy)
     return found
 
@@ -65,10 +65,11 @@ def named(model: nn.Module, pattern: re.Pattern[str]) -> dict[int, Projection]:
     return found
 
 
-def unseen(model: nn.Module, seen: Iterable[int]) -> str:
-    """Return the numbers of the layers whose projections are not looked at, as text; empty without any."""
-    _, count = targets.layers_of(model)
-    return ", ".join(str(layer) for layer in range(count) if layer not in set(seen))
+def unseen(model: nn.Module) -> str:
+    """Return which layers have no such projection, as a sentence; empty where all have one."""
+    seen, (_, count) = down_projections(model), targets.layers_of(model)
+    missed = ", ".join(str(layer) for layer in range(count) if layer not in seen)
+    return f"not looked at, for experts or an MLP that is not known: layers {missed}" if missed else ""
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def _report(options: SuperweightsOptions) -> dict[str, Any]:
         "weights": [spike.as_json() for spike in found.weights],
         "unexplained": [spike.as_json() for spike in found.unexplained],
         "spikes": [spike.as_json() for spike in found.spikes],
-        "unseen": unseen(model, (spike.layer for spike in found.spikes)),
+        "unseen": unseen(model),
         "published": _published(options.model, found),
         "perplexity": _perplexities(model, found, windows, options),
     }
@@ -115,8 +115,7 @@ def _text(report: dict[str, Any]) -> str:
     if "restored" in perplexity:
         lines += [f"without them all, their activations put back {perplexity['restored']:.4g}"]
         lines += [f"all times {factor:g}: {value:.4g}" for factor, value in perplexity["scaled"].items()]
-    unseen = f"layers {report['unseen']} were not looked at: they have experts, or an MLP that is not known"
-    lines += [unseen] * bool(report["unseen"])
+    lines += [report["unseen"]] * bool(report["unseen"])
     lines += [f"spikes that no single weight explains: {_layers(report['unexplained'])}"] * bool(report["unexplained"])
     if "attention_spikes" in report:
         lines += [f"spikes of attention outputs: {_layers(report['attention_spikes']) or 'none'}"]

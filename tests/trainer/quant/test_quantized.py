@@ -10,6 +10,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file
 from tests.conftest import Launch, RunStages
 from tests.trainer.in_process import make_data, make_step, train
+from tests.zoo.families import build
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ftlaunch.recipe import Lora, Optimizer
@@ -68,6 +69,15 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("family", ["mamba", "gemma3n"])
+def test_layers_whose_weights_the_models_code_computes_with_stay_whole(
+    family: str, rows_file: Path, tmp_path: Path
+) -> None:
+    step = make_step(build(family, tmp_path / "model"), make_data(rows_file), model_fields=NF4, steps=1)
+    (said,) = (line for line in read_jsonl(train(step, tmp_path).metrics) if "loss" in line)
+    assert 0 < said["loss"] < 20
 
 
 def told(stage_dir: StageDir) -> list[tuple[float, ...]]:
