@@ -104,16 +104,18 @@ def as_in_training(mixers: list[Mixer]) -> Iterator[None]:
 
 def attends(module: nn.Module) -> bool:
     """Return whether a module's `forward` calls the attention that is registered with transformers."""
-    return "ALL_ATTENTION_FUNCTIONS" in _forward(module).__code__.co_names
+    return (forward := _forward(module)) is not None and "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
 
 
-def _forward(module: nn.Module) -> FunctionType:
+def _forward(module: nn.Module) -> FunctionType | None:
+    """Return the code of a module's class; None where it is not in Python."""
     forward: Any = inspect.unwrap(type(module).forward)
-    return forward
+    return forward if isinstance(forward, FunctionType) else None
 
 
 def _mixer(name: str, module: nn.Module) -> Mixer | None:
-    forward = _forward(module)
+    if (forward := _forward(module)) is None:
+        return None
     code = forward.__code__
     called = [forward.__globals__.get(one) for one in code.co_names]
     # transformers wraps a kernel or its substitute in a closure that says which of them it calls.
