@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scheduled import Acted, devcluster, slurm
 
 from ftlaunch.backend import control
 from ftlaunch.backend.slurm import restart_policy
+from ftlaunch.run.files import read_jsonl
 
 Submit = Callable[..., Acted]
 STATE = Path("/tmp/ftlaunch-devcluster")
@@ -68,13 +70,30 @@ def test_the_same_failure_twice_is_final(crowd: dict[str, Acted]) -> None:
 
 
 def test_tasks_that_are_killed_leave_a_job_that_goes_on(act: Submit) -> None:
-    """As srun kills them where it has lost a node that SLURM itself does not give up."""
-    acted = act("40 0.1 none", nodes=2)
-    acted.wait_for_step(12)
+    """As srun kills them where it has lost a node that SLURM itself does not give up; before that, a rank dies.
+
+    With -s, `make restarts` prints what each costs: the one is started again in place, the other from the queue.
+    """
+    acted = act("60 0.1 kill@15", nodes=2)
+    acted.wait_for_step(25)
     acted.signal_task(0, signal.SIGKILL)
     assert acted.wait_for_end().state == "done"
-    assert [(ended["cause"], ended["restarted"]) for ended in acted.ended()] == [("failed", True), ("done", False)]
+    assert [(ended["cause"], ended["in_place"]) for ended in acted.ended()] == [
+        ("failed", True),
+        ("failed", False),
+        ("done", False),
+    ]
+    in_place, queued = pauses(acted)
+    print(f"\nfrom a death to the next step: {in_place:.1f} s in place, {queued:.1f} s by way of the queue")
     assert acted.is_calm()
+
+
+def pauses(acted: Acted) -> list[float]:
+    """Seconds from the last step of each attempt to the first of the next."""
+    stage_dir = acted.run.stage_dir("01-sft")
+    times = [entry["time"] for entry in read_jsonl(stage_dir.metrics)]
+    starts = [attempt.process.stat().st_mtime for attempt in stage_dir.all_attempts()]
+    return [times[at] - times[at - 1] for start in starts[1:] for at in [bisect(times, start)]]
 
 
 def test_tasks_that_are_warned_before_they_can_listen_cost_a_start(act: Submit, tmp_path: Path) -> None:
