@@ -197,7 +197,7 @@ class Encoder:
         tail = self._continued(text[border:end])
         if tail is None:
             problem = "a token lies across the border of prompt and answer and cannot be parted there"
-            raise Unfit(where, problem, "end the prompt without its space, and begin the answer with it")
+            raise Unfit(where, problem, "take the space away with which the prompt ends or the answer begins")
         places = [(border + start, border + stop) for start, stop in tail[1]]
         return [*head[0], *tail[0], *ids[after:]], [*head[1], *places, *offsets[after:]]
 
@@ -210,12 +210,14 @@ class Encoder:
 
     def _continued(self, text: str) -> tuple[list[int], list[Offset]] | None:
         """Tokens of a text that follows another, so without the space that some tokenizers put before a first word."""
-        # A line end keeps the tokenizer from putting its space before the first word, and is taken off again.
-        ids, offsets = self._tokens("\n" + text)
-        start = bisect_left(offsets, (1, 0))
-        if start and offsets[start - 1][1] > 1:
-            return None
-        return ids[start:], [(first - 1, end - 1) for first, end in offsets[start:]]
+        # A line end keeps the tokenizer from putting its space before the first word, and is taken off again. A text
+        # that begins with a line end would be joined to it.
+        for before in ("\n", "a"):
+            ids, offsets = self._tokens(before + text)
+            start = bisect_left(offsets, (1, 0))
+            if not start or offsets[start - 1][1] <= 1:
+                return ids[start:], [(first - 1, end - 1) for first, end in offsets[start:]]
+        return None
 
     def _refuse_doubles(self, ids: list[int], where: str) -> None:
         bos, eos = self._bos_id, self._eos_id

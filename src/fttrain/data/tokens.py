@@ -36,7 +36,7 @@ Encode = Callable[[list[tuple[str, Row]]], Sequence[Made]]
 Keys = tuple[str, ...]
 """Of a data set in the cache, and of the one that it is evaluated on, if there is one."""
 
-VERSION = 3
+VERSION = 4
 """Version of the cache's files and of their content: raise it when `chat` encodes a row differently."""
 BATCH = 512
 """Rows tokenized together."""

@@ -182,6 +182,23 @@ def test_a_token_across_the_border_is_parted_there(tokenizer: Any, tmp_path: Pat
     assert encoded.ids_T[: len(asked)] == asked
 
 
+def test_line_ends_that_an_answer_begins_with_are_parted_from_the_prompt_s(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw: Any = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        ["assistant:\n\n\nBlue"] * 9, trainers.BpeTrainer(special_tokens=["<|im_end|>"], initial_alphabet=alphabet)
+    )
+    joined: Any = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    path = write_template(tmp_path / "chat.jinja", between="\n")
+    encoded = encode(joined, {"prompt": "x", "completion": "\n\nBlue"}, template=path, format="prompt")
+    assert runs(encoded, joined) == ["\n\nBlue<|im_end|>"]
+    assert encoded.is_parted
+
+
 def test_a_long_row_is_cut_or_left_out(tokenizer: Any) -> None:
     whole = encode(tokenizer, PAIR, **ASKED)
     length = len(whole.ids_T)
