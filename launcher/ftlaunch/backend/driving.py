@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ftlaunch import processes
 from ftlaunch.backend import driven, runs
@@ -16,13 +17,14 @@ from ftlaunch.backend.display import Display, open_display
 from ftlaunch.backend.protocol import Backend, Say
 from ftlaunch.backend.runs import finished as is_finished
 from ftlaunch.backend.status import RunStatus
-from ftlaunch.errors import DONE, STAGE_FAILED, UserError
-from ftlaunch.plan.plan import Plan
+from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
+from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.environment import require_trainer
+from ftlaunch.processes.outcome import Done, Outcome, Stopped, describe_failure
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run import outputs
-from ftlaunch.run.layout import RunDir
+from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.safety import trust
 
 CANCEL_SECONDS = 10.0
@@ -123,6 +125,45 @@ class Driven(Backend):
             raise UserError(
                 f"processes {stuck} cannot be ended", "they hang in the kernel: the machine may need a restart"
             )
+
+
+@dataclass(frozen=True)
+class StageDriver(ABC):
+    """Sees the stages of a run from their start to their end, and says how each ended."""
+
+    run: RunDir
+    display: Display
+    interrupts: StopSignals
+
+    @abstractmethod
+    def run_stage(self, planned: PlannedStage) -> int:
+        """See one stage from its start to its end; the exit code says which end."""
+
+    def run_unfinished(self, plan: Plan) -> int:
+        """Run the stages that have no result, one after another, up to the first that gives none."""
+        for planned in runs.unfinished(self.run, plan):
+            if (code := self.run_stage(planned)) != DONE:
+                return code
+        return DONE
+
+    def report(self, stage_dir: StageDir, outcome: Outcome, took: str) -> int:
+        """Say how a stage ended, and return the exit code for it."""
+        match outcome:
+            case Done():
+                self.display.say(f"{stage_dir.name}  done in {took}")
+                return DONE
+            case Stopped():
+                return self.stopped(stage_dir, f"saved and stopped after {took}")
+            case failure:
+                self.display.say(f"{stage_dir.name}  failed after {took}\n{describe_failure(failure)}")
+                if not failure.user_error:
+                    self.display.say(f"  in full: ftlaunch logs {self.run.path} --first-error")
+                return BAD_INPUT if failure.user_error else STAGE_FAILED
+
+    def stopped(self, stage_dir: StageDir, how: str) -> int:
+        """Say why a stage is left unfinished, and return the exit code for it."""
+        self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
+        return self.interrupts.exit_code
 
 
 def come_back(run: RunDir) -> str:

@@ -20,7 +20,7 @@ from tests.launcher.acted import write_run
 from ftlaunch import processes
 from ftlaunch.backend import backends, control, supervisor, watchdog
 from ftlaunch.backend.display import PlainDisplay
-from ftlaunch.backend.local import driver
+from ftlaunch.backend.local.driver import Local
 from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.processes import lock
 from ftlaunch.run.layout import RunDir
@@ -46,7 +46,7 @@ def _signals_are_heard() -> Iterator[None]:
 
 def drive(run: RunDir) -> tuple[int, str]:
     said = StringIO()
-    code = driver.drive(run, PlainDisplay(said))
+    code = Local().drive_stages(run, PlainDisplay(said), None)
     assert processes.of_attempts(run.path) == []
     return code, said.getvalue()
 
@@ -247,7 +247,7 @@ def test_a_hangup_that_nohup_ignores_is_not_heard(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("ftlaunch.processes.signals.detach_output", lambda: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run = write_run(tmp_path / "r", "train", "train")
-    assert driver.drive(run, SignalWhenDone(signal.SIGHUP)) == DONE
+    assert Local().drive_stages(run, SignalWhenDone(signal.SIGHUP), None) == DONE
 
 
 def test_a_stop_that_comes_with_the_end_of_a_stage_keeps_the_next_from_starting(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_stop_that_comes_with_the_end_of_a_stage_keeps_the_next_from_starting(
 
 def test_a_signal_between_two_stages_keeps_the_next_from_starting(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "train", "train")
-    assert driver.drive(run, SignalWhenDone(signal.SIGTERM)) == STOPPED
+    assert Local().drive_stages(run, SignalWhenDone(signal.SIGTERM), None) == STOPPED
     assert run.stage_dir("02-sft").all_attempts() == []
 
 
@@ -294,7 +294,7 @@ def test_processes_die_with_a_driver_that_breaks(tmp_path: Path) -> None:
 
     run = write_run(tmp_path / "r", "never_leave")
     with pytest.raises(OSError, match="no space"):
-        driver.drive(run, Broken(StringIO()))
+        Local().drive_stages(run, Broken(StringIO()), None)
     assert processes.of_attempts(run.path) == []
 
 
@@ -333,14 +333,14 @@ def test_processes_without_a_driver_are_not_joined_by_others(tmp_path: Path) -> 
 
 WITHOUT_LOOPBACK = """
 from types import SimpleNamespace as Here
-from ftlaunch.backend.local.driver import require_machine
+from ftlaunch.backend.local.driver import Local
 from ftlaunch.errors import UserError
 def plan(count):
     spec = Here(world_size=count, parallel=Here(nodes=1))
     return Here(stages=[Here(spec=spec)])
-require_machine(plan(1))
+Local().require_nodes(plan(1))
 try:
-    require_machine(plan(2))
+    Local().require_nodes(plan(2))
 except UserError as error:
     print(error)
 """

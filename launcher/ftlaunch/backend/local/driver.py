@@ -9,12 +9,11 @@ from functools import partial
 
 from ftlaunch.backend import runs, supervisor, watchdog
 from ftlaunch.backend.display import Display
-from ftlaunch.backend.driving import Driven
+from ftlaunch.backend.driving import Driven, StageDriver
 from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.watchdog import HangWatch
-from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
-from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe_failure
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
@@ -28,23 +27,24 @@ class Local(Driven):
     """Runs whose stages are processes of this machine."""
 
     def drive_stages(self, run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
-        """Run the unfinished stages here, one after another, and return the exit code."""
-        return drive(run, display, interrupts)
+        """Run the unfinished stages here, one after another, and return the exit code.
+
+        UserError where something to be mended keeps a stage from starting.
+        """
+        plan = runs.read_plan(run)
+        require_loopback(plan)
+        with nullcontext(interrupts) if interrupts else StopSignals() as heard:
+            return _Driver(run, display, heard).run_unfinished(plan)
 
     def require_nodes(self, plan: Plan) -> None:
-        """UserError where a plan asks for more than this machine."""
-        require_machine(plan)
-
-
-def require_machine(plan: Plan) -> None:
-    """UserError where a plan asks for more than this machine is."""
-    nodes = max(planned.spec.parallel.nodes for planned in plan.stages)
-    if nodes > 1:
-        raise UserError(
-            f"the recipe asks for {nodes} nodes, and this is one machine",
-            "several nodes need a cluster: name one with --cluster; or use --nodes 1",
-        )
-    require_loopback(plan)
+        """UserError where a plan asks for more than this machine is."""
+        nodes = max(planned.spec.parallel.nodes for planned in plan.stages)
+        if nodes > 1:
+            raise UserError(
+                f"the recipe asks for {nodes} nodes, and this is one machine",
+                "several nodes need a cluster: name one with --cluster; or use --nodes 1",
+            )
+        require_loopback(plan)
 
 
 def require_loopback(plan: Plan) -> None:
@@ -62,33 +62,11 @@ def require_loopback(plan: Plan) -> None:
         raise UserError(message, remedy) from error
 
 
-def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) -> int:
-    """Run the unfinished stages and return the exit code. The caller holds the run's lock.
-
-    `interrupts` is the caller's where it listens already. UserError where something to be mended keeps a stage from
-    starting.
-    """
-    plan = runs.read_plan(run)
-    require_loopback(plan)
-    with nullcontext(interrupts) if interrupts else StopSignals() as heard:
-        driver = _Driver(run, display, heard)
-        for planned in runs.unfinished(run, plan):
-            if (code := driver.run_stage(planned)) != DONE:
-                return code
-    return DONE
-
-
-@dataclass(frozen=True)
-class _Driver:
-    run: RunDir
-    display: Display
-    interrupts: StopSignals
-
+class _Driver(StageDriver):
     def run_stage(self, planned: PlannedStage) -> int:
-        """See one stage from its start to its end; the exit code says which end."""
         stage_dir = self.run.stage_dir(planned.name)
         if self._is_asked_to_stop():
-            return self._stopped(stage_dir, "not started, as asked")
+            return self.stopped(stage_dir, "not started, as asked")
         # What can be refused is refused first: a missing program leaves no empty attempt.
         variables = supervisor.environment(planned)
         write_files(self.run, planned)
@@ -106,31 +84,14 @@ class _Driver:
             outcome = supervisor.run_attempt(planned, stage_dir, attempt, variables, poll)
             # The last steps come after the last poll.
             self.display.show(metrics.read())
-        return self._report(stage_dir, outcome, duration(time.time() - began))
+        took = duration(time.time() - began)
+        if outcome is None:
+            return self.stopped(stage_dir, f"killed after {took}; what was not saved is lost")
+        return self.report(stage_dir, outcome, took)
 
     def _is_asked_to_stop(self) -> bool:
         """By a signal, or by a stop file: the lock's taker has removed those from before."""
         return self.interrupts.wish != "go on" or any(stage_dir.stop.exists() for stage_dir in self.run.stage_dirs())
-
-    def _report(self, stage_dir: StageDir, outcome: Outcome | None, took: str) -> int:
-        """Say how a stage ended, and return the exit code for it."""
-        match outcome:
-            case Done():
-                self.display.say(f"{stage_dir.name}  done in {took}")
-                return DONE
-            case Failure():
-                self.display.say(f"{stage_dir.name}  failed after {took}\n{describe_failure(outcome)}")
-                if not outcome.user_error:
-                    self.display.say(f"  in full: ftlaunch logs {self.run.path} --first-error")
-                return BAD_INPUT if outcome.user_error else STAGE_FAILED
-            case Stopped():
-                return self._stopped(stage_dir, f"saved and stopped after {took}")
-            case None:
-                return self._stopped(stage_dir, f"killed after {took}; what was not saved is lost")
-
-    def _stopped(self, stage_dir: StageDir, how: str) -> int:
-        self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
-        return self.interrupts.exit_code
 
 
 @dataclass

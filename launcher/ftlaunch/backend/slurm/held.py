@@ -16,15 +16,15 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display
-from ftlaunch.backend.driving import Driven
+from ftlaunch.backend.driving import Driven, StageDriver
 from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.slurm import paths, queue
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord, read_ended
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
+from ftlaunch.errors import STAGE_FAILED, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
-from ftlaunch.processes.outcome import Done, Failure, Stopped, describe_failure, read_outcome
+from ftlaunch.processes.outcome import read_outcome
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import last_lines, write_atomic, write_json
 from ftlaunch.run.layout import CANCEL, STOP, Attempt, RunDir, StageDir
@@ -85,9 +85,16 @@ class Held(Driven):
 
     def drive_stages(self, run: RunDir, display: Display, interrupts: StopSignals | None) -> int:
         """Run the unfinished stages, one after another, on the nodes that the run has claimed; the exit code."""
-        if paths.held(run).exists():
-            return drive(run, display, interrupts)
-        return self._otherwise.drive_stages(run, display, interrupts)
+        if not paths.held(run).exists():
+            return self._otherwise.drive_stages(run, display, interrupts)
+        plan = runs.read_plan(run)
+        if (held := is_for(plan)) is None:
+            message = f"{run.path.name} runs on nodes that you hold, and here you hold none"
+            raise UserError(message, "resume it in salloc")
+        display.say(f"on nodes that you hold: {held}")
+        _await_end_of_steps(run, display)
+        with nullcontext(interrupts) if interrupts else StopSignals() as heard:
+            return _Driver(run, display, heard, held).run_unfinished(plan)
 
     def require_nodes(self, plan: Plan) -> None:
         """UserError where a plan asks for more nodes than are held."""
@@ -101,22 +108,6 @@ class Held(Driven):
             return
         write_json(paths.held(run), Cluster())
         write_json(paths.environment(run), dict[str, str]())  # the tasks have all of this process's
-
-
-def drive(run: RunDir, display: Display, interrupts: StopSignals | None = None) -> int:
-    """Run the unfinished stages and return the exit code. The caller holds the run's lock."""
-    plan = runs.read_plan(run)
-    held = is_for(plan)
-    if held is None:
-        raise UserError(f"{run.path.name} runs on nodes that you hold, and here you hold none", "resume it in salloc")
-    display.say(f"on nodes that you hold: {held}")
-    _await_end_of_steps(run, display)
-    with nullcontext(interrupts) if interrupts else StopSignals() as heard:
-        driver = _Driver(run, display, heard, held)
-        for planned in runs.unfinished(run, plan):
-            if (code := driver.run_stage(planned)) != DONE:
-                return code
-    return DONE
 
 
 def _await_end_of_steps(run: RunDir, display: Display) -> None:
@@ -137,10 +128,7 @@ def _await_end_of_steps(run: RunDir, display: Display) -> None:
 
 
 @dataclass(frozen=True)
-class _Driver:
-    run: RunDir
-    display: Display
-    interrupts: StopSignals
+class _Driver(StageDriver):
     held: Allocation
 
     def run_stage(self, planned: PlannedStage) -> int:
@@ -151,7 +139,7 @@ class _Driver:
         count, lost, began = planned.spec.parallel.nodes, set[str](), time.time()
         while True:
             if self.interrupts.wish != "go on":
-                return self._stopped(stage_dir, "not started, as asked")
+                return self.stopped(stage_dir, "not started, as asked")
             nodes = [name for name in self.held.nodes if name not in lost][:count]
             if len(nodes) < count:
                 self.display.say(f"{stage_dir.name}  {', '.join(sorted(lost))} lost, and {count} nodes are needed")
@@ -162,16 +150,12 @@ class _Driver:
             ended = _ended(stage_dir, before)
             # Only lost nodes need another srun: otherwise the tasks restart the ranks themselves, in place.
             if ended is None or ended.cause != "failed" or not ended.restarted or not ended.lost:
-                return self._report(stage_dir, before, ended, log, duration(time.time() - began))
+                return self._report_end(stage_dir, before, ended, log, duration(time.time() - began))
             lost |= {*ended.lost}
 
     def _srun(self, planned: PlannedStage, stage_dir: StageDir, nodes: list[str], log: Path) -> None:
-        where = [
-            f"--nodes={len(nodes)}",
-            f"--ntasks={len(nodes)}",
-            "--ntasks-per-node=1",
-            f"--nodelist={','.join(nodes)}",
-        ]
+        count = len(nodes)
+        where = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
         # The user's own shell may be a step that holds the CPUs; without --overlap this one would wait for it.
         how = ["--overlap", f"--cpus-per-task={self.held.cpus}", "--kill-on-bad-exit=1", "--wait=60", "--export=ALL"]
         python = [sys.executable, "-u", "-P", "-m", "ftlaunch.backend.slurm.held_task", str(stage_dir.path)]
@@ -205,27 +189,16 @@ class _Driver:
             time.sleep(POLL_SECONDS)
         self.display.show(metrics.read())
 
-    def _report(self, stage_dir: StageDir, before: int, ended: AttemptRecord | None, log: Path, took: str) -> int:
+    def _report_end(self, stage_dir: StageDir, before: int, ended: AttemptRecord | None, log: Path, took: str) -> int:
         attempts = stage_dir.all_attempts()
-        match read_outcome(stage_dir, attempts[-1]) if len(attempts) > before or stage_dir.result.exists() else None:
-            case Done():
-                self.display.say(f"{stage_dir.name}  done in {took}")
-                return DONE
-            case Failure() as failure:
-                self.display.say(f"{stage_dir.name}  failed after {took}\n{describe_failure(failure)}")
-                return BAD_INPUT if failure.user_error else STAGE_FAILED
-            case Stopped():
-                return self._stopped(stage_dir, f"saved and stopped after {took}")
-            case None if ended is not None:
-                return self._stopped(stage_dir, f"{ended.cause} after {took}: {ended.reason}")
-            case None:
-                said = last_lines(log, 8)
-                self.display.say(f"{stage_dir.name}  its tasks left without a word after {took}\n{said}\n  log: {log}")
-                return STAGE_FAILED
-
-    def _stopped(self, stage_dir: StageDir, how: str) -> int:
-        self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
-        return self.interrupts.exit_code if self.interrupts.wish != "go on" else STOPPED
+        is_told = len(attempts) > before or stage_dir.result.exists()
+        if is_told and (outcome := read_outcome(stage_dir, attempts[-1])):
+            return self.report(stage_dir, outcome, took)
+        if ended is not None:
+            return self.stopped(stage_dir, f"{ended.cause} after {took}: {ended.reason}")
+        said = last_lines(log, 8)
+        self.display.say(f"{stage_dir.name}  its tasks left without a word after {took}\n{said}\n  log: {log}")
+        return STAGE_FAILED
 
 
 def _ended(stage_dir: StageDir, before: int) -> AttemptRecord | None:
