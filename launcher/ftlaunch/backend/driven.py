@@ -6,6 +6,7 @@ from ftlaunch import processes
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.outcome import Done, Failure, Stopped, read_outcome
+from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 
 _DRIVEN: dict[bool | None, State] = {True: "running", False: "waiting", None: "unknown"}
@@ -38,7 +39,7 @@ def _state(stage_dir: StageDir, attempts: list[Attempt], driver: Identity | None
     if not attempts:
         return ("done" if stage_dir.result.exists() else "waiting"), None
     newest = attempts[-1]
-    involved = [who for who in (driver, _launcher(newest)) if who]
+    involved = [who for who in (driver, read_json(newest.process, Identity)) if who]
     # Looked up first: an attempt may end, and say how, right after it was found alive.
     alive = {processes.is_alive(who): who.host for who in involved}
     match read_outcome(stage_dir, newest):
@@ -54,10 +55,3 @@ def _state(stage_dir: StageDir, attempts: list[Attempt], driver: Identity | None
             return "unknown", f"started on {alive[None]}"
         case None:
             return "interrupted", None
-
-
-def _launcher(attempt: Attempt) -> Identity | None:
-    """The process that launched an attempt; None where it has not been started yet."""
-    if not attempt.process.exists():
-        return None
-    return msgspec.json.decode(attempt.process.read_bytes(), type=Identity)

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.recipe import Training
-from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.files import read_json, read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.records import RowLosses, StepMetrics, TrainingResult
 
@@ -80,7 +80,5 @@ def seconds_a_step(trained: Iterable[StepMetrics]) -> list[float]:
 
 
 def _row_losses(stage_dir: StageDir) -> list[float]:
-    if not stage_dir.evaluation.exists():
-        return []
-    told = msgspec.json.decode(stage_dir.evaluation.read_bytes(), type=RowLosses)
-    return [nll / tokens for nll, tokens in told.rows if tokens]
+    told = read_json(stage_dir.evaluation, RowLosses)
+    return [nll / tokens for nll, tokens in told.rows if tokens] if told else []

@@ -43,18 +43,23 @@ def _cpu_bf16(cpuinfo: Path) -> str | None:
     return next((name for flag, name in BF16_FLAGS.items() if flag in flags), None)
 
 
-def _gpus() -> tuple[tuple[str, int], ...]:
-    """NVIDIA's GPUs that a process here would see; none where its tool is missing or does not answer."""
-    # nvidia-smi lists all GPUs of the machine, whatever CUDA_VISIBLE_DEVICES hides from torch.
-    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return ()
-    query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+def nvidia_smi(query: str, *, units: bool = True) -> list[str]:
+    """What NVIDIA's tool says of each GPU of the machine; nothing where it is missing or does not answer."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    form = "csv,noheader" if units else "csv,noheader,nounits"
+    command = ["nvidia-smi", f"--query-gpu={query}", f"--format={form}"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    if said.returncode:
-        return ()
+        said = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return said.stdout.splitlines()
+
+
+def _gpus() -> tuple[tuple[str, int], ...]:
+    """NVIDIA's GPUs that a process here would see."""
+    # nvidia-smi lists all GPUs of the machine, whatever CUDA_VISIBLE_DEVICES hides from torch.
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     # A line reads "8.0, NVIDIA A100-SXM4-80GB".
-    found = (line.partition(", ") for line in said.stdout.splitlines())
+    found = (line.partition(", ") for line in ([] if hidden else nvidia_smi("compute_cap,name")))
     return tuple((name, int(major)) for cap, _, name in found if (major := cap.partition(".")[0]).isdigit())

@@ -4,9 +4,9 @@ import re
 import signal
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
+from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import Attempt, StageDir
 from ftlaunch.run.records import Failure, Stopped
 
@@ -29,16 +29,12 @@ def read_outcome(stage_dir: StageDir, attempt: Attempt) -> Outcome | None:
     # The result comes first: it is written last, so whatever else an attempt left no longer matters.
     if stage_dir.result.exists():
         return Done()
-    if attempt.stopped.exists():
-        return msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)
-    return read_failure(attempt)
+    return read_json(attempt.stopped, Stopped) or read_failure(attempt)
 
 
 def read_failure(attempt: Attempt) -> Failure | None:
     """The first error of an attempt, if one was written down."""
-    if not attempt.error.exists():
-        return None
-    return msgspec.json.decode(attempt.error.read_bytes(), type=Failure)
+    return read_json(attempt.error, Failure)
 
 
 # The summary of torch elastic: "rank      : 1 (local_rank: 1)", and in the next line "exitcode  : -9 (pid: 4711)".

@@ -15,7 +15,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
 from ftlaunch.processes.outcome import read_failure
 from ftlaunch.recipe import Recipe, Training
-from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.files import read_json, read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.progress import Entry, all_entries, is_evaluation
 from ftlaunch.run.records import Result, Stopped, read_result, read_verdict
@@ -112,7 +112,7 @@ def read_run(run: RunDir) -> RunFacts:
         state=status.state,
         recipe=plan.recipe,
         stages=stages,
-        provenance=_json(run.provenance),
+        provenance=read_json(run.provenance, dict[str, Any]) or {},
     )
 
 
@@ -131,16 +131,10 @@ def _stage(folder: StageDir, status: StageStatus, plan: Plan) -> StageFacts:
         attempts=list(_attempts(folder, status, entries)),
         result=read_result(folder.result, folder.kind),
         verdict=read_verdict(folder.probe),
-        left=_json(folder.result),
+        left=read_json(folder.result, dict[str, Any]) or {},
         predictions=list(islice(read_jsonl(folder.predictions), SAMPLES)),
         model_bytes=sum(path.stat().st_size for path in weights),
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
 
 
 def _attempts(folder: StageDir, status: StageStatus, entries: list[Entry]) -> Iterator[AttemptFacts]:
@@ -168,8 +162,7 @@ def _end(attempt: Attempt, status: StageStatus | None) -> tuple[str, str]:
     # record tells them apart.
     if ended := read_ended(attempt):
         return ended.cause, ended.reason
-    if attempt.stopped.exists():
-        stopped = msgspec.json.decode(attempt.stopped.read_bytes(), type=Stopped)
+    if stopped := read_json(attempt.stopped, Stopped):
         return "stopped", stopped.reason + (f", saved at step {stopped.step}" if stopped.step is not None else "")
     if failure := read_failure(attempt):
         remedy = f" → {failure.remedy}" if failure.remedy else ""

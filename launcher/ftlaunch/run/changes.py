@@ -10,7 +10,7 @@ from msgspec import Struct
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Recipe
 from ftlaunch.run import digests, provenance
-from ftlaunch.run.files import write_json
+from ftlaunch.run.files import read_json, write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance
 from ftlaunch.run.spec import StageSpec
@@ -50,9 +50,7 @@ def changed_under(run: RunDir, spec: StageSpec) -> list[str]:
 
 
 def _changes(run: RunDir, at_most: int | None) -> dict[str, str]:
-    if not run.provenance.exists():
-        return {}
-    recorded = msgspec.json.decode(run.provenance.read_bytes(), type=_Recorded)
+    recorded = read_json(run.provenance, _Recorded) or _Recorded()
     before = recorded.data | recorded.base
     if not before:
         return {}

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from ftlaunch.errors import UserError
+
+T = TypeVar("T")
 
 
 def temporary_path(path: Path) -> Path:
@@ -76,6 +78,14 @@ def require_empty(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value, structs included, as readable JSON by rename."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """What a file holds; None where there is no such file. msgspec.DecodeError where it holds something else."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
 
 
 def write_first(path: Path, value: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
+
+from ftlaunch.run.files import read_json
 
 
 class Preparing(Struct, frozen=True, kw_only=True):
@@ -22,7 +23,4 @@ class Preparing(Struct, frozen=True, kw_only=True):
 
 def read_preparing(path: Path) -> Preparing | None:
     """What a stage is at before its first step; None where it is at nothing that it tells of."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Preparing)
-    except FileNotFoundError:
-        return None
+    return read_json(path, Preparing)

@@ -54,7 +54,7 @@ def collect(recipe: Recipe, source: Path) -> Provenance:
         recipe=redact(str(source.absolute())),
         commit=(git(folder, "rev-parse", "HEAD") or b"").decode().strip() or None,
         diff_sha256=hashlib.sha256(diff).hexdigest() if diff else None,
-        packages=_versions(),
+        packages={name: version for name, version in installed().items() if version},
         python=platform.python_version(),
         platform=platform.platform(),
         host=socket.gethostname(),
@@ -81,16 +81,12 @@ def git(folder: Path, *arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _versions() -> dict[str, str]:
-    from importlib import metadata  # slow to import, and only the start of a run needs it
+def installed() -> dict[str, str]:
+    """The version of each package that training needs; empty text where it is missing, as torch on a login node."""
+    from importlib import metadata  # slow to import, and only a run's start and the doctor need it
 
-    versions: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # a login node has no torch
-    return versions
+    found = {name: [*metadata.distributions(name=name)] for name in PACKAGES}
+    return {name: of[0].version if of else "" for name, of in found.items()}
 
 
 def data_files(recipe: Recipe) -> list[Path]:

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
 from ftlaunch.recipe import Dtype
+from ftlaunch.run.files import read_json
 
 Interval = tuple[float, float]
 
@@ -230,15 +231,12 @@ def read_result(path: Path, kind: str) -> Result | None:
     """The result of a stage of a kind; None where it has none, or another version of ftlaunch has written it."""
     types: dict[str, type[Result]] = {"merge": MergeResult, "evaluate": EvaluationResult}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=types.get(kind, TrainingResult))
+        return read_json(path, types.get(kind, TrainingResult))
     # ValidationError is sound JSON of another shape. A torn file is not excused: results are written by rename.
-    except (FileNotFoundError, msgspec.ValidationError):
+    except msgspec.ValidationError:
         return None
 
 
 def read_verdict(path: Path) -> dict[str, Any]:
     """Return what a stage found before its first step; {} before that, and in runs of older versions."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
-        return {}
+    return read_json(path, dict[str, Any]) or {}

@@ -1,9 +1,10 @@
 """Files of a run's project as they were when it was submitted: what is edited while its jobs wait changes nothing."""
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ftlaunch.recipe import Evaluate, Ppo, Training
+from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec
 
@@ -17,13 +18,12 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
 def redirect(spec: StageSpec, run: RunDir) -> StageSpec:
     """Return the spec with the copies of the files that it names, where there are any."""
-    if not run.code_index.exists():
+    if (snapshot := read_json(run.code_index, Snapshot)) is None:
         return spec
-    snapshot = msgspec.json.decode(run.code_index.read_bytes(), type=Snapshot)
     # Small data files of the project were copied along with its code, so data tables may change, too.
     copies = {original: str(run.path / copy) for original, copy in snapshot.files.items()}
     data = {
-        name: msgspec.structs.replace(
+        name: replace(
             table,
             path=copies.get(table.path, table.path),
             eval=table.eval and copies.get(table.eval, table.eval),
@@ -34,10 +34,10 @@ def redirect(spec: StageSpec, run: RunDir) -> StageSpec:
     stage = spec.stage
     if isinstance(stage, Ppo) and stage.reward_function:
         place, colon, name = stage.reward_function.rpartition(":")
-        stage = msgspec.structs.replace(stage, reward_function=f"{copies.get(place, place)}{colon}{name}")
+        stage = replace(stage, reward_function=f"{copies.get(place, place)}{colon}{name}")
     if isinstance(stage, Training):
         scored = [copies.get(metric, metric) for metric in stage.eval_metrics]
-        stage = msgspec.structs.replace(stage, eval_metrics=scored)
+        stage = replace(stage, eval_metrics=scored)
     if isinstance(stage, Evaluate):
-        stage = msgspec.structs.replace(stage, metrics=[copies.get(metric, metric) for metric in stage.metrics])
-    return msgspec.structs.replace(spec, data=data, stage=stage)
+        stage = replace(stage, metrics=[copies.get(metric, metric) for metric in stage.metrics])
+    return replace(spec, data=data, stage=stage)

@@ -5,7 +5,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,7 @@ from ftlaunch.backend.slurm.probe import Finding
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_atomic
-from ftlaunch.run.provenance import PACKAGES
+from ftlaunch.run.provenance import installed
 
 TIME_LIMIT, SIGNAL_LEAD = "0:05:00", 10
 PROBE_SECONDS = 300.0
@@ -114,10 +113,11 @@ def _read(folder: Path) -> tuple[list[Finding], list[float]]:
 
 def _node(finding: Finding, skew: float, cluster: Cluster) -> Iterator[Check]:
     """Return the findings on one node."""
+    ours = installed()
     differing = [
-        f"{name} {version or 'missing'}, here {here}"
+        f"{name} {version or 'missing'}, here {ours[name]}"
         for name, version in finding.packages.items()
-        if version != (here := _installed(name))
+        if version != ours[name]
     ]
     here = sys.version.split()[0]
     if finding.python != here:
@@ -137,11 +137,3 @@ def _node(finding: Finding, skew: float, cluster: Cluster) -> Iterator[Check]:
     for what, passed, found, remedy in facts:
         remedy = "" if passed else remedy
         yield Check(what=f"{finding.node}: {what}", passed=passed, found=found, remedy=remedy, node=finding.node)
-
-
-def _installed(package: str) -> str:
-    assert package in PACKAGES
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

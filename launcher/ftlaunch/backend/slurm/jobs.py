@@ -14,7 +14,7 @@ from ftlaunch.backend.slurm.queue import Answer, Entry
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
 from ftlaunch.processes import lock
 from ftlaunch.processes.outcome import Failure, Stopped, read_outcome
-from ftlaunch.run.files import last_lines, why_unwritable
+from ftlaunch.run.files import last_lines, read_json, why_unwritable
 from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StageDir
 
 ALIVE: dict[str, State] = {
@@ -183,15 +183,14 @@ class _Decided(Struct, frozen=True):
 
 def is_final(attempt: Attempt) -> bool:
     """Whether an attempt was concluded, and the stage not started again after it."""
-    file = paths.ended(attempt)
-    return file.exists() and not msgspec.json.decode(file.read_bytes(), type=_Decided).restarted
+    decided = read_json(paths.ended(attempt), _Decided)
+    return decided is not None and not decided.restarted
 
 
 def _given_up(attempt: Attempt) -> str | None:
     """Why no other attempt follows one that was concluded; None where that was not decided here."""
-    file = paths.ended(attempt)
-    reason = msgspec.json.decode(file.read_bytes(), type=_Decided).reason if file.exists() else ""
-    return reason.partition(f"{restart_policy.GIVEN_UP}: ")[2] or None
+    decided = read_json(paths.ended(attempt), _Decided)
+    return decided.reason.partition(f"{restart_policy.GIVEN_UP}: ")[2] or None if decided else None
 
 
 def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.watchdog import RankState
 from ftlaunch.processes.outcome import Failure
-from ftlaunch.run.files import write_json
+from ftlaunch.run.files import read_json, write_json
 from ftlaunch.run.layout import Attempt, StageDir
 
 
@@ -65,11 +65,9 @@ def read_start(file: Path) -> HeadNotice:
 
 def read_made_by(attempt: Attempt) -> MadeBy | None:
     """None where an attempt does not say so, as those of this machine do not."""
-    file = paths.made_by(attempt)
-    return msgspec.json.decode(file.read_bytes(), type=MadeBy) if file.exists() else None
+    return read_json(paths.made_by(attempt), MadeBy)
 
 
 def read_verdict(attempt: Attempt, node: int) -> NodeReport | None:
     """None where the node has not said how its processes ended."""
-    file = paths.report(attempt, node)
-    return msgspec.json.decode(file.read_bytes(), type=NodeReport) if file.exists() else None
+    return read_json(paths.report(attempt, node), NodeReport)

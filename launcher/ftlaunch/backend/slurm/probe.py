@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,9 @@ from msgspec import Struct
 
 from ftlaunch.backend.slurm import rendezvous
 from ftlaunch.errors import UserError
+from ftlaunch.plan.machine import nvidia_smi
 from ftlaunch.run.files import write_json
-from ftlaunch.run.provenance import PACKAGES
+from ftlaunch.run.provenance import installed
 
 TOKEN = "token"
 HEAD = "head.json"
@@ -59,31 +59,17 @@ def look(name: str, interface: str | None) -> None:
     finding = Finding(
         node=os.environ["SLURMD_NODENAME"],
         python=sys.version.split()[0],
-        packages={name: _version(name) for name in PACKAGES},
+        packages=installed(),
         shared=(folder / TOKEN).exists(),
         free_bytes=shutil.disk_usage(folder).free,
         scontrol=shutil.which("scontrol") is not None,
-        gpus=_gpus(),
+        gpus=nvidia_smi("name,driver_version"),
         meets=meets,
         reduced=reduced,
         reduces=reduces,
         time=time.time(),
     )
     write_json(folder / f"node{rank}.json", finding)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _gpus() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def _meet(folder: Path, rank: int, interface: list[str]) -> str | None:
@@ -123,7 +109,8 @@ def _reduce(folder: Path, rank: int, interface: list[str]) -> tuple[bool, str]:
     """Whether an all-reduce over all nodes, in ranks such as a stage has, gave the right sums; and its words."""
     address, port = msgspec.json.decode((folder / HEAD).read_bytes(), type=tuple[str, int])
     variables = os.environ | {"RANK": str(rank), "WORLD_SIZE": os.environ["SLURM_NTASKS"]}
-    variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "FTLAUNCH_REDUCE_GPU": str(int(bool(_gpus())))}
+    has_gpu = str(int(bool(nvidia_smi("name"))))
+    variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "FTLAUNCH_REDUCE_GPU": has_gpu}
     own = rendezvous.own_address([address], interface[0] if interface else None)
     if name := rendezvous.interface_of(own):
         variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}

@@ -20,6 +20,7 @@ from msgspec import Struct
 from ftlaunch.backend.slurm import paths
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
+from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import RunDir, StageDir
 
 TIMEOUT, ACCOUNTS_TIMEOUT = 60.0, 20.0
@@ -168,8 +169,7 @@ def read_cluster(run: RunDir) -> Cluster:
 
 def read_job(stage_dir: StageDir) -> Job | None:
     """The newest job of a stage."""
-    file = paths.job(stage_dir)
-    return msgspec.json.decode(file.read_bytes(), type=Job) if file.exists() else None
+    return read_json(paths.job(stage_dir), Job)
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
@@ -180,10 +180,7 @@ def environment(cluster: Cluster) -> dict[str, str]:
 
 def read_submission(run: RunDir) -> Submission | None:
     """What is on record of a run's newest submission; None where there was none, or it was taken back."""
-    try:
-        return msgspec.json.decode(paths.submission(run).read_bytes(), type=Submission)
-    except FileNotFoundError:
-        return None
+    return read_json(paths.submission(run), Submission)
 
 
 def cluster_name(cluster: Cluster) -> str | None:

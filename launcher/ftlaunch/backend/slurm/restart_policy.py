@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from ftlaunch.backend.slurm import paths
 from ftlaunch.processes.outcome import TAKEN, Done, Failure, Outcome, Stopped
+from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import Attempt
 
 MEMORY = re.compile(r"out.of.memory|outofmemory|\boom\b|cannot allocate memory", re.IGNORECASE)
@@ -50,8 +51,7 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
 
 def read_ended(attempt: Attempt) -> AttemptRecord | None:
     """How an attempt ended; None while, or where, its job has not said so."""
-    file = paths.ended(attempt)
-    return msgspec.json.decode(file.read_bytes(), type=AttemptRecord) if file.exists() else None
+    return read_json(paths.ended(attempt), AttemptRecord)
 
 
 def judge(

@@ -1,14 +1,12 @@
 """What a stage's processes run on: how much memory there is for each, and how fast it computes."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 from msgspec import Struct
 
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.plan.machine import PATIENCE, Machine
+from ftlaunch.plan.machine import Machine, nvidia_smi
 from ftlaunch.recipe import Parallel
 
 GIB = 1 << 30
@@ -116,12 +114,5 @@ def _host_memory() -> int:
 
 def _gpu_memory() -> int | None:
     """Bytes of the smallest GPU here; None where nvidia-smi does not say."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = [int(line) << 20 for line in said.stdout.split() if line.isdigit()]
+    found = [int(line) << 20 for line in nvidia_smi("memory.total", units=False) if line.isdigit()]
     return min(found, default=None)
