@@ -36,12 +36,6 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text)["input_ids"]) or [tokenizer.eos_token_id]
 
 
-def end_ids(tokenizer: Any) -> frozenset[int]:
-    """Tokens with which an answer ends: EOS and the other special ones."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(special | {tokenizer.eos_token_id})
-
-
 def longest_context(model: Any) -> int:
     """Tokens that prompt and answer may have together."""
     config = model.config.get_text_config()

@@ -107,8 +107,7 @@ class _Answering:
         for some in work([items[place] for place in places]):
             mine |= {places[at]: value for at, value in some.items()}
             self._stop.poll()  # a sign of life; a request is heeded at the next step
-        every = {place: value for part in world.gather(mine) for place, value in part.items()}
-        return [every[place] for place in range(len(items))]
+        return world.collect(mine, len(items))
 
 
 def _exam(data: Data, tokenizer: Any, seed: int, most: int) -> Exam:

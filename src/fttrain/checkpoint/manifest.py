@@ -6,7 +6,7 @@ Standard library only: the process that writes checkpoints starts in millisecond
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ def verify(folder: Path, *, share: int = 0, of: int = 1) -> str | None:
         # Shards are of like size, so every `of`-th file gives each process about the same number of bytes to hash.
         files = sorted(manifest["files"].items())[share::of]
         with ThreadPoolExecutor(THREADS) as threads:
-            return _first(threads.map(lambda item: _file_problem(folder / item[0], item[1]), files))
+            problems = threads.map(lambda item: _file_problem(folder / item[0], item[1]), files)
+            return next(filter(None, problems), None)
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except _Wrong as error:
@@ -89,10 +90,6 @@ def read(folder: Path) -> dict[str, Any]:
 
 class _Wrong(Exception):
     """A manifest that can be read, and says that the checkpoint is of no use."""
-
-
-def _first(problems: Iterable[str | None]) -> str | None:
-    return next((problem for problem in problems if problem), None)
 
 
 def _file_problem(path: Path, expected: FileDigest) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftlaunch.run.files import sync
 from fttrain.checkpoint import manifest, pieces
 from fttrain.distributed import sidecar
 
@@ -75,18 +76,14 @@ def _add_index(folder: Path, files: dict[str, manifest.FileDigest], layouts: lis
         known.index = pieces.index_of(pieces.of_shard(folder / name) for name in files).render()
         known.layout = layout
     path = folder / pieces.FILE
-    with path.open("wb") as file:
-        file.write(known.index)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_durably(path, known.index)
     files[pieces.FILE] = manifest.seal(path)
 
 
 def write(path: Path, image: int, size: int) -> dict[str, Any]:
     """Put the image's first `size` bytes into a file, flush it and read it back; return its digest and its layout."""
     for folder in (path.parent.parent, path.parent):  # not the stage's own: if somebody removed that, the save fails
-        if not folder.is_dir():
-            _make(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -112,17 +109,17 @@ def _layout(shard: memoryview) -> str:
     return hashlib.sha256(shard[:end]).hexdigest()
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        return  # another rank was faster
-
-
 def _write_all(descriptor: int, block: memoryview) -> None:
     done = 0
     while done < len(block):  # write(2) may take less than it is given, on network file systems above all
         done += os.write(descriptor, block[done:])
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def commit(final: Path, content: dict[str, Any]) -> None:
@@ -130,22 +127,11 @@ def commit(final: Path, content: dict[str, Any]) -> None:
     # The order is what makes a crash harmless: shards are on disk already, then the manifest, then the folder's list
     # of files, then the rename, then the parent's list of folders. At any point there is a whole checkpoint or none.
     temporary = manifest.temporary_path(final)
-    with (temporary / manifest.FILE).open("w") as file:
-        file.write(manifest.render(content))
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(temporary)
+    _write_durably(temporary / manifest.FILE, manifest.render(content).encode())
+    sync(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    _sync(final.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def prune(folder: Path, keep: int, best: int | None, good: set[str]) -> str | None:

@@ -72,7 +72,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._start = [tokenizer.bos_token_id] if added_bos(tokenizer) else []
-        self._end_ids = _end_ids(tokenizer)
+        self._end_ids = end_ids(tokenizer)
         self._control = control_tokens(tokenizer)
         self._blank: dict[int, bool] = {}
         is_text = row_format(data) == "text"
@@ -280,7 +280,8 @@ def _paired(
     return [EncodedPair(better, worse, margin)]
 
 
-def _end_ids(tokenizer: Any) -> frozenset[int]:
+def end_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens with which an answer ends: EOS and the other special ones."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(special | {tokenizer.eos_token_id})
 

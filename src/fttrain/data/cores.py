@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -48,12 +49,7 @@ def in_order(
             yield work(piece)
         return
     if (piece := next(pieces, None)) is not None:
-        yield from _Pool(work, _then(piece, pieces), tick, count)
-
-
-def _then(first: Piece, others: Iterator[Piece]) -> Iterator[Piece]:
-    yield first
-    yield from others
+        yield from _Pool(work, chain([piece], pieces), tick, count)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import temporary_path, write_json
+from ftlaunch.run.files import read_json, temporary_path, write_json
 from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoded, EncodedPair
 from fttrain.data.token_set import (
@@ -71,17 +70,11 @@ class Making:
         self._folder = folder
         self._partial = partial
         self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
-        noted = self._noted()
+        noted = read_json(self._partial / KEPT, dict[str, Any])
         self.kept: dict[str, Any] | None = noted["state"] if noted else None
         """What `keep` was last told."""
         self._files = {name: self._open(name, noted["sizes"][name] if noted else 0) for name in Block._fields}
         self._noted_at = time.monotonic()
-
-    def _noted(self) -> dict[str, Any] | None:
-        try:
-            return msgspec.json.decode((self._partial / KEPT).read_bytes())
-        except FileNotFoundError:
-            return None
 
     def _open(self, name: str, size: int) -> Any:
         descriptor = os.open(self._partial / name, os.O_RDWR | os.O_CREAT, 0o600)

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -63,6 +63,11 @@ class World:
         values: list[T | None] = [None] * self.size
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
+
+    def collect(self, mine: Mapping[int, T], count: int) -> list[T]:
+        """All ranks' values in the order of their numbers, from 0 to below `count`; each rank has some of them."""
+        every = {number: value for part in self.gather(mine) for number, value in part.items()}
+        return [every[number] for number in range(count)]
 
     def from_main(self, value: T) -> T:
         """Rank 0's value, on every rank."""

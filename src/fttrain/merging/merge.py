@@ -23,10 +23,11 @@ from ftlaunch.recipe.names import has_form_of_id, is_local
 from ftlaunch.run.files import require_empty, sync, write_json
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
 from ftlaunch.run.records import Divergence, MergeResult
+from ftlaunch.safety.model_files import INDEX, WEIGHTS
 from fttrain import artifact
 from fttrain.merging import deltas, verify, weight_map
 from fttrain.merging.deltas import Delta, Fitted
-from fttrain.merging.weight_map import INDEX, WEIGHTS, Group, Read, Stored, WeightMap
+from fttrain.merging.weight_map import Group, Read, Stored, WeightMap
 from fttrain.model import classifier
 from fttrain.model.scorer import DTYPES
 from fttrain.noise import replace_activations

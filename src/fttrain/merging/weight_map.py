@@ -5,7 +5,6 @@ group is the input and output of one conversion, often one tensor under two name
 """
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,10 +28,9 @@ from transformers.modeling_utils import set_zero3_state
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Model
+from ftlaunch.safety.model_files import INDEX, WEIGHTS, shard_names
 from fttrain import hub
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 Read = Callable[[str], Tensor]
@@ -70,19 +68,13 @@ def folder_of(base: Model) -> Path:
 
 def stored(folder: Path) -> Iterator[Stored]:
     """Yield every tensor of a model, from the headers alone. Raises UserError where it has no safetensors."""
-    for file in sorted({folder / name for name in _shard_names(folder)}):
+    if not (names := shard_names(folder)):
+        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}", "convert the base to safetensors first")
+    for file in (folder / name for name in names):
         with safe_open(file, "pt") as shard:
             for key in shard.keys():  # noqa: SIM118 not a dict
                 view = shard.get_slice(key)
                 yield Stored(key, file, tuple(view.get_shape()), view.get_dtype())
-
-
-def _shard_names(folder: Path) -> list[str]:
-    if (folder / INDEX).exists():
-        return list(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    if not (folder / WEIGHTS).exists():
-        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}", "convert the base to safetensors first")
-    return [WEIGHTS]
 
 
 def _width(name: str) -> int:

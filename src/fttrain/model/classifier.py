@@ -9,9 +9,7 @@ from safetensors import safe_open
 from ftlaunch.errors import UserError
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import REWARD_HEAD
-
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
+from ftlaunch.safety.model_files import INDEX, WEIGHTS
 
 
 def architecture(model_type: str) -> str:

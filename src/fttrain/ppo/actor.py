@@ -1,7 +1,7 @@
 """The one module of PPO: policy, value head, reference and reward model around a single base."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -100,11 +100,9 @@ class ActorCritic(Scorer):
         finally:
             self._speaker = POLICY
 
-    @contextmanager
-    def generating(self) -> Iterator[None]:
+    def generating(self) -> AbstractContextManager[None]:
         """Within, `Decode` can be computed: attention with a cache takes the place of that for packed rows."""
-        with packing.by_itself(self._causal()):
-            yield
+        return packing.by_itself(self._causal())
 
     def _causals(self) -> list[Any]:
         return [super()._causal(), *([] if self.frozen is None else [self.frozen])]
@@ -126,15 +124,11 @@ class ActorCritic(Scorer):
         return reward_model(input_ids=ids, attention_mask=is_real.long()).logits[: len(micro.rows), 0].float()
 
     def _next_logits(self, inputs: Decode) -> Tensor:
-        hidden_BTD = (
-            self._of(self._causal())
-            .body(
-                input_ids=inputs.input_ids_BT,
-                attention_mask=inputs.mask_BP,
-                position_ids=inputs.position_ids_BT,
-                past_key_values=inputs.cache,
-                use_cache=True,
-            )
-            .last_hidden_state
+        passed = self._of(self._causal()).body(
+            input_ids=inputs.input_ids_BT,
+            attention_mask=inputs.mask_BP,
+            position_ids=inputs.position_ids_BT,
+            past_key_values=inputs.cache,
+            use_cache=True,
         )
-        return self._logits(hidden_BTD[:, -1]).float()
+        return self._logits(passed.last_hidden_state[:, -1]).float()

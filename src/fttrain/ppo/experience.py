@@ -144,8 +144,7 @@ def score(engine: Engine, actor: ActorCritic, rows: Sequence[Tokens], *, micro_b
             # Each of the three columns is cut by row; then each row gets its three pieces.
             columns = [part.cpu().split(counts) for part in (acted.logps_N, acted.values_N, reference.logps_N)]
             mine.update(zip(micro.rows, zip(*columns, strict=True), strict=True))
-    every = {row: parts for part in world.gather(mine) for row, parts in part.items()}
-    columns = zip(*(every[row] for row in range(len(rows))), strict=True)
+    columns = zip(*world.collect(mine, len(rows)), strict=True)
     return Scored(*(pad_sequence(list(column), batch_first=True) for column in columns))
 
 

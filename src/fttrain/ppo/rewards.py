@@ -59,10 +59,9 @@ class FunctionReward:
         self._function = SHIPPED.get(name) or _load(name)
 
     def __call__(self, engine: Engine, said: Sequence[ScoredResponse]) -> Tensor:
-        rank, size = engine.world.rank, engine.world.size
-        mine = {index: self._score(said[index]) for index in range(rank, len(said), size)}
-        scores = {index: score for part in engine.world.gather(mine) for index, score in part.items()}
-        return torch.tensor([scores[index] for index in range(len(said))])
+        world = engine.world
+        mine = {index: self._score(said[index]) for index in range(world.rank, len(said), world.size)}
+        return torch.tensor(world.collect(mine, len(said)))
 
     def _score(self, one: ScoredResponse) -> float:
         score = self._function(one.prompt.text, one.text, one.prompt.row)
@@ -94,8 +93,7 @@ class ModelReward:
                 device=world.device,
             ):
                 mine |= dict(zip(micro.rows, engine.forward(micro).tolist(), strict=True))
-        scores = {index: score for part in world.gather(mine) for index, score in part.items()}
-        return torch.tensor([scores[index] for index in range(len(said))])
+        return torch.tensor(world.collect(mine, len(said)))
 
     def _ids(self, one: ScoredResponse) -> np.ndarray:
         """Return the whole conversation as token ids, int32, rendered as in the reward model's training."""

@@ -5,7 +5,7 @@ What is drawn for an answer depends on the seed and the answer's place alone, so
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.ppo.actor import ActorCritic, Decode
 
@@ -87,13 +86,7 @@ def roll_out(engine: Engine, actor: ActorCritic, prompts: Sequence[np.ndarray], 
             rows = batch[rank]
             answers = _generate(engine, [prompts[row] for row in rows], rows, sampling)
             mine |= dict(zip(rows, answers, strict=True))
-    return collect(engine.world, mine, len(prompts))
-
-
-def collect(world: World, mine: Mapping[int, Response], count: int) -> list[Response]:
-    """Return all `count` answers in order; `mine` are this rank's, by prompt. Collective."""
-    every = {row: answer for part in world.gather(mine) for row, answer in part.items()}
-    return [every[row] for row in range(count)]
+    return engine.world.collect(mine, len(prompts))
 
 
 def rounds(lengths: Sequence[int], batch_size: int, world_size: int) -> list[list[list[int]]]:

@@ -25,7 +25,7 @@ from fttrain import adapters, artifact
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.model.scorer import DTYPES
-from fttrain.ppo.rollout import Response, Sampling, collect
+from fttrain.ppo.rollout import Response, Sampling
 
 DEVICE = "cuda"
 MEMORY = 0.3
@@ -94,7 +94,7 @@ class VllmRollout:
         answers = [
             Response(np.array(i, dtype=np.int32), np.array(p, dtype=np.float32), bool(end)) for i, p, end in said
         ]
-        return collect(world, dict(zip(rows, answers, strict=True)), len(prompts))
+        return world.collect(dict(zip(rows, answers, strict=True)), len(prompts))
 
     def _hand_over(self) -> Path:
         """Return the folder of the current adapter, which rank 0 writes. Collective."""

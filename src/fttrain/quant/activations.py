@@ -1,8 +1,9 @@
 """Activations in few bits: the inputs of linear layers, rounded by observed ranges or token by token."""
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,30 +65,19 @@ def observe(
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def note(name: str, x: Tensor) -> None:
-        lines = x.detach().reshape(-1, x.shape[-1]).cpu()
+    def note(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        lines = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).cpu()
         if name in keep:
             lines = lines.clone()
             lines[:, keep[name]] = 0.0
         seen[name].append(lines.reshape(1, -1))
 
-    with _watched(layers, note):
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(partial(note, name)))
         for window in windows:
             model(window.to(model.device))
     # A layer's inputs are dropped as soon as its range is known: fp32 copies of all layers would not fit.
     choose = CALIBRATORS[calibrator]
     ranges = {name: choose([batch.float() for batch in seen.pop(name)], grid) for name in layers}
     return Activations(grid, {name: grids.steps(low, high, grid) for name, (low, high) in ranges.items()})
-
-
-@contextmanager
-def _watched(layers: dict[str, nn.Module], note: Any) -> Any:
-    handles = [
-        layer.register_forward_pre_hook(lambda _module, inputs, name=name: note(name, inputs[0]))
-        for name, layer in layers.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

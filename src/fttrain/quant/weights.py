@@ -57,12 +57,7 @@ class Quantized:
 
 def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Quantized:
     """Return a matrix in integers. Kept weights are left out of the ranges, so they stretch no scale."""
-    weight = weight.float()
-    places = tuple(keep)
-    kept = torch.stack([weight[place] for place in places]) if places else None
-    rest = weight.clone()
-    for place in places:
-        rest[place] = 0.0
+    rest, kept = _taken_out(weight, keep)
     if scheme.format == "ternary":
         gamma = stored_scale(rest).reshape(1, 1)
         at, grid, values = Steps(gamma, torch.zeros(1, 1)), TERNARY, rest.reshape(1, -1)
@@ -71,20 +66,25 @@ def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Qua
         grid, values = scheme.grid, grids.blocks(rest, scheme.granularity, scheme.group_size)
         at = grids.steps(*CALIBRATORS[scheme.calibrator]([values], grid), grid)
         codes = grids.quantize(values, at, grid)
-    return Quantized(codes.to(torch.int16), at, grid, (weight.shape[0], weight.shape[1]), places, kept)
+    return Quantized(codes.to(torch.int16), at, grid, (weight.shape[0], weight.shape[1]), tuple(keep), kept)
 
 
 def through_blocks_of_64(weight: Tensor, quant_type: str, keep: Sequence[Place] = ()) -> Tensor:
     """Return a matrix after NF4 or FP4 with double quantization, by bitsandbytes, with kept weights put back."""
     import bitsandbytes.functional as bnb
 
-    places = tuple(keep)
-    rest = weight.float().clone().contiguous()
+    rest, kept = _taken_out(weight, keep)
+    packed, state = bnb.quantize_4bit(rest.contiguous(), quant_type=quant_type, compress_statistics=True)
+    return _put_back(bnb.dequantize_4bit(packed, state).float(), keep, kept)
+
+
+def _taken_out(weight: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor | None]:
+    """Return (a copy in fp32 with 0 in these places; the weights that were there)."""
+    rest = weight.float().clone()
     kept = torch.stack([rest[place] for place in places]) if places else None
     for place in places:
         rest[place] = 0.0
-    packed, state = bnb.quantize_4bit(rest, quant_type=quant_type, compress_statistics=True)
-    return _put_back(bnb.dequantize_4bit(packed, state).float(), places, kept)
+    return rest, kept
 
 
 def _put_back(weight: Tensor, places: Sequence[Place], kept: Tensor | None) -> Tensor:

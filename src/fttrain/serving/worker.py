@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fttrain.answering.conversation import end_ids, longest_context
+from fttrain.answering.conversation import longest_context
 from fttrain.answering.streaming import Request, answer_together
+from fttrain.data.chat import end_ids
 
 log = logging.getLogger(__name__)
 

@@ -95,8 +95,7 @@ def shared(world: World, stop: StopRequest) -> Callable[..., list[Any]]:
         reasons = [one for one in world.gather(reason) if one]
         if reasons:
             raise StoppedEarly(reasons[0], 0)
-        every = {place: value for part in world.gather(mine) for place, value in part.items()}
-        return [every[place] for place in range(len(items))]
+        return world.collect(mine, len(items))
 
     return share
 

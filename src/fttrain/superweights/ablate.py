@@ -1,11 +1,12 @@
 """What a model loses with its super weights: perplexity with single weights zeroed, restored and scaled."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fttrain.evaluation import perplexity
 from fttrain.superweights.projections import Place, Projection, scaled
@@ -86,40 +87,27 @@ Activation = tuple[Place, int, float]
 def _activations(model: Any, down: dict[int, Projection], places: Sequence[Place], window: Tensor) -> list[Activation]:
     held: list[Activation] = []
 
-    def note(place: Place, output_TJ: Tensor) -> None:
-        channel_T = output_TJ[:, place.row]
+    def note(place: Place, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        channel_T = output[0][:, place.row]
         token = int(channel_T.abs().argmax())
         held.append((place, token, float(channel_T[token])))
 
-    handles = [
-        down[place.layer].module.register_forward_hook(
-            lambda _module, _inputs, output, place=place: note(place, output[0])
-        )
-        for place in places
-    ]
-    try:
+    with ExitStack() as hooks:
+        for place in places:
+            hooks.enter_context(down[place.layer].module.register_forward_hook(partial(note, place)))
         perplexity.token_losses(model, window)
-    finally:
-        for handle in handles:
-            handle.remove()
     return held
 
 
 @contextmanager
 def _put_back(down: dict[int, Projection], held: list[Activation]) -> Iterator[None]:
-    def put(row: int, token: int, value: float, output: Tensor) -> Tensor:
+    def put(row: int, token: int, value: float, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         output = output.clone()
         output[0, token, row] = value
         return output
 
-    handles = [
-        down[place.layer].module.register_forward_hook(
-            lambda _module, _inputs, output, row=place.row, token=token, value=value: put(row, token, value, output)
-        )
-        for place, token, value in held
-    ]
-    try:
+    with ExitStack() as hooks:
+        for place, token, value in held:
+            module = down[place.layer].module
+            hooks.enter_context(module.register_forward_hook(partial(put, place.row, token, value)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

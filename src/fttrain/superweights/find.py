@@ -2,7 +2,9 @@
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,9 +35,6 @@ class Spike:
     @property
     def place(self) -> Place:
         return Place(self.layer, self.row, self.column)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,13 @@ def spikes(model: Any, ids: Tensor, projections: Iterable[Projection]) -> list[S
     """The largest input and output of each projection in one forward pass."""
     seen: list[Spike] = []
 
-    def watch(projection: Projection) -> Any:
-        return projection.module.register_forward_hook(
-            lambda _module, inputs, output: seen.append(_spike(projection, inputs[0][0], output[0]))
-        )
+    def watch(projection: Projection, _module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(_spike(projection, inputs[0][0], output[0]))
 
-    handles = [watch(projection) for projection in projections]
-    try:
+    with ExitStack() as hooks:
+        for projection in projections:
+            hooks.enter_context(projection.module.register_forward_hook(partial(watch, projection)))
         model(ids.to(model.device))
-    finally:
-        for handle in handles:
-            handle.remove()
     return sorted(seen, key=lambda spike: spike.layer)
 
 

@@ -15,8 +15,9 @@ from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG
 from ftlaunch.tools import ChatOptions
 from fttrain import adapters, artifact, hub
-from fttrain.answering.conversation import Message, end_ids, prompt_ids
+from fttrain.answering.conversation import Message, prompt_ids
 from fttrain.answering.streaming import Request, answer_together
+from fttrain.data.chat import end_ids
 from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
 from fttrain.model import completeness

@@ -205,13 +205,7 @@ def as_json(preview: Preview) -> dict[str, Any]:
     return {
         "name": preview.name,
         **msgspec.to_builtins(preview.counts),
-        "paired": preview.paired,
-        "streamed": preview.streamed,
-        "sampled": preview.sampled,
-        "held_out": preview.held_out,
-        "shared": preview.shared,
-        "longest": preview.longest,
-        "mean_length": preview.mean_length,
+        **{key: value for key, value in vars(preview).items() if key != "counts"},
         "samples": [[{"text": text, "trained": trained} for text, trained in sample] for sample in preview.samples],
     }
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,15 @@ def _report(options: SuperweightsOptions) -> dict[str, Any]:
     report: dict[str, Any] = {
         "model": options.model,
         "computed_in": "fp32",  # bf16 would round away what single weights change
-        "weights": [spike.as_json() for spike in found.weights],
-        "unexplained": [spike.as_json() for spike in found.unexplained],
-        "spikes": [spike.as_json() for spike in found.spikes],
+        "weights": [*map(asdict, found.weights)],
+        "unexplained": [*map(asdict, found.unexplained)],
+        "spikes": [*map(asdict, found.spikes)],
         "unseen": unseen(model),
         "published": _published(options.model, found),
         "perplexity": _perplexities(model, found, windows, options),
     }
     if options.attention_spikes:
-        report["attention_spikes"] = [spike.as_json() for spike in attention_spikes(model, ids, options.limits)]
+        report["attention_spikes"] = [*map(asdict, attention_spikes(model, ids, options.limits))]
     _save(report, found, Path(options.out))
     return report
 

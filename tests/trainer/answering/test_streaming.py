@@ -11,8 +11,9 @@ from tests.trainer.tools.test_tools import greedy
 
 from ftlaunch.errors import UserError
 from ftlaunch.tools import ChatOptions
-from fttrain.answering.conversation import end_ids, prompt_ids
+from fttrain.answering.conversation import prompt_ids
 from fttrain.answering.streaming import Request, Text, answer_together
+from fttrain.data.chat import end_ids
 from fttrain.tools import chat
 
 

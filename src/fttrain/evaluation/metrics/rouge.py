@@ -1,6 +1,7 @@
 """ROUGE-1, -2, -L and -Lsum, as rouge_score counts them, with stemming."""
 
 import re
+from functools import cache
 
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -19,19 +20,14 @@ class Rouge(MeanMetric):
         return info_of_texts(str(self.__doc__), "aclanthology.org/W04-1013")
 
     def values(self, prediction: str, reference: list[str]) -> tuple[float, ...]:
-        scorer = _scorer()
-        best = scorer.score_multi([_by_sentence(text) for text in reference], _by_sentence(prediction))
+        best = _scorer().score_multi([_by_sentence(text) for text in reference], _by_sentence(prediction))
         return tuple(best[name].fmeasure for name in self.names)
 
 
-_SCORERS: list[RougeScorer] = []
-
-
+@cache
 def _scorer() -> RougeScorer:
     """Made once: its stemmer keeps what it has stemmed."""
-    if not _SCORERS:
-        _SCORERS.append(RougeScorer([*Rouge.names], use_stemmer=True))
-    return _SCORERS[0]
+    return RougeScorer([*Rouge.names], use_stemmer=True)
 
 
 def _by_sentence(text: str) -> str:
