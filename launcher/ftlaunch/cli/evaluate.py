@@ -24,8 +24,7 @@ TaskFolder = Annotated[
     Path | None, typer.Option("--task-folder", metavar="DIR", help="A folder with tasks of your own.")
 ]
 DataName = Annotated[
-    str | None,
-    typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits."),
+    str | None, typer.Option("--data", metavar="NAME", help="The data set. Default: the only one that fits.")
 ]
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def evaluate(
         str | None, typer.Option("--label-field", metavar="FIELD", help="The field with the right choice.")
     ] = None,
     resamples: Annotated[
-        int,
-        typer.Option("--resamples", min=0, metavar="N", help="Bootstrap resamples for 95 % intervals. 0: none."),
+        int, typer.Option("--resamples", min=0, metavar="N", help="Bootstrap resamples for 95 % intervals. 0: none.")
     ] = _DEFAULTS.resamples,
     settings: Settings = None,
     cluster: ClusterName = None,

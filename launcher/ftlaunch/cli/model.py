@@ -66,8 +66,7 @@ def merge(
     source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or the folder of an adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
     dtype: Annotated[
-        SavedDtype | None,
-        typer.Option("--dtype", help="Format of the merged weights. Default: the base's."),
+        SavedDtype | None, typer.Option("--dtype", help="Format of the merged weights. Default: the base's.")
     ] = None,
     max_kl: Annotated[
         float | None, typer.Option("--max-kl", min=0, help="Largest KL to accept. Default: what rounding explains.")

@@ -20,8 +20,7 @@ ProcsPerNode = Annotated[
     typer.Option("--procs-per-node", metavar="M", help="Same as --set parallel.procs_per_node=M. One process a GPU."),
 ]
 ClusterName = Annotated[
-    str | None,
-    typer.Option("--cluster", metavar="NAME", help="Run on a SLURM cluster: a profile's file, or its name."),
+    str | None, typer.Option("--cluster", metavar="NAME", help="Run on a SLURM cluster: a profile's file, or its name.")
 ]
 Site = Annotated[
     list[str] | None,

@@ -191,10 +191,7 @@ def plan(
 
 
 def validate(
-    recipe: RecipeName,
-    settings: Settings = None,
-    nodes: Nodes = None,
-    procs_per_node: ProcsPerNode = None,
+    recipe: RecipeName, settings: Settings = None, nodes: Nodes = None, procs_per_node: ProcsPerNode = None
 ) -> None:
     """Check a recipe and its data.
 

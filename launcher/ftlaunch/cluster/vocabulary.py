@@ -30,8 +30,7 @@ ContainerImage = Annotated[
     ),
 ]
 Mount = Annotated[
-    str,
-    Meta(pattern=r"^/[^:,]*(:/[^:,]*)?$", max_length=1024, description='a folder as in "/data" or "/data:/inside"'),
+    str, Meta(pattern=r"^/[^:,]*(:/[^:,]*)?$", max_length=1024, description='a folder as in "/data" or "/data:/inside"')
 ]
 GpuRequest = Annotated[
     str,

@@ -175,12 +175,7 @@ class Sft(Training, frozen=True, kw_only=True):
 class Pairwise(Training, frozen=True, kw_only=True):
     """What the stages that learn from pairs of answers have."""
 
-    evaluated: ClassVar[tuple[str, ...]] = (
-        "loss",
-        "rewards/accuracy",
-        "rewards/margin",
-        "rewards/calibration_error",
-    )
+    evaluated: ClassVar[tuple[str, ...]] = ("loss", "rewards/accuracy", "rewards/margin", "rewards/calibration_error")
     packing: bool = True
     """Lay answers end to end instead of padding them. They never see each other and the loss is the same."""
     share_prompt: bool = True

@@ -18,16 +18,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.run.files import read_json, temporary_path, write_json
 from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoded, EncodedPair
-from fttrain.data.token_set import (
-    MARGINS,
-    OFFSETS,
-    Meta,
-    PairSet,
-    TokenSet,
-    open_folder,
-    places,
-    supervised,
-)
+from fttrain.data.token_set import MARGINS, OFFSETS, Meta, PairSet, TokenSet, open_folder, places, supervised
 
 KEEP_SECONDS = 5.0
 """Between two times that it is noted how far a set has come."""

@@ -159,12 +159,7 @@ class RolloutFeed:
         answers = self._answers(prompts, (TRAINING, rollout))
         scores_B = self._scores(prompts, answers)
         ids = [prompt.ids_T for prompt in prompts]
-        scored = score(
-            self._engine,
-            self._actor,
-            rows_of(ids, answers),
-            micro_batch_size=self._step.micro_batch_size,
-        )
+        scored = score(self._engine, self._actor, rows_of(ids, answers), micro_batch_size=self._step.micro_batch_size)
         # Scores are scaled by the moments that include them, as TRL does; the coefficient changes only afterwards.
         steering = self._steering
         steering.moments = steering.moments.with_more(scores_B)

@@ -20,12 +20,7 @@ from ftlaunch.backend.status import newest_checkpoint
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStage
-from ftlaunch.processes.outcome import (
-    Failure,
-    Outcome,
-    Stopped,
-    describe_failure,
-)
+from ftlaunch.processes.outcome import Failure, Outcome, Stopped, describe_failure
 from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run import progress
 from ftlaunch.run.files import last_lines, write_json

@@ -109,9 +109,7 @@ AXES = (
         off="stage.0.packing=false",
     ),
     _switch(
-        "share_prompt",
-        "stage.0.share_prompt=true",
-        lambda stage, _: isinstance(stage, Pairwise) and stage.share_prompt,
+        "share_prompt", "stage.0.share_prompt=true", lambda stage, _: isinstance(stage, Pairwise) and stage.share_prompt
     ),
     _switch(
         "activation_checkpointing",
@@ -156,9 +154,7 @@ AXES = (
         lambda _, tables: isinstance(tables.adapter, LowRank) and tables.adapter.dropout > 0,
     ),
     _switch(
-        "lora_plus",
-        "optimizer.lora_plus_ratio=4.0",
-        lambda _, tables: tables.optimizer.lora_plus_ratio is not None,
+        "lora_plus", "optimizer.lora_plus_ratio=4.0", lambda _, tables: tables.optimizer.lora_plus_ratio is not None
     ),
     _switch(
         "lstm",
