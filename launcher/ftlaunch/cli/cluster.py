@@ -13,8 +13,8 @@ from ftlaunch.errors import BAD_INPUT, DONE
 
 
 def doctor(
-    cluster: Annotated[str, typer.Option("--cluster", metavar="NAME", help="A profile's file, or its name.")],
-    nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Number of nodes to check.")] = 2,
+    cluster: Annotated[str, typer.Option(metavar="NAME", help="A profile's file, or its name.")],
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Number of nodes to check.")] = 2,
     exclude_failing: Annotated[
         bool, typer.Option("--exclude-failing", help="Add nodes that fail the check to the profile's `exclude`.")
     ] = False,
@@ -39,7 +39,7 @@ def doctor(
 def attach(
     run: RunName,
     words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="Default: a shell.")] = None,
-    rank: Annotated[int, typer.Option("--rank", metavar="K", help="Choose the node of rank K.")] = 0,
+    rank: Annotated[int, typer.Option(metavar="K", help="Choose the node of rank K.")] = 0,
 ) -> None:
     """Open a shell, or run a command, on a node of a running run.
 

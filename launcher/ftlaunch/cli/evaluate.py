@@ -43,20 +43,17 @@ def evaluate(
     data: DataName = None,
     prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first N prompts.")] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.")
+        int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")
     ] = _DEFAULTS.max_new_tokens,
     answers: Annotated[
-        Path | None, typer.Option("--answers", metavar="FILE", help="Write prompts, references and answers (.jsonl).")
+        Path | None, typer.Option(metavar="FILE", help="Write prompts, references and answers (.jsonl).")
     ] = None,
     choices_field: Annotated[
-        str | None,
-        typer.Option("--choices-field", metavar="FIELD", help="Field with a row's choices, for multiple_choice."),
+        str | None, typer.Option(metavar="FIELD", help="Field with a row's choices, for multiple_choice.")
     ] = None,
-    label_field: Annotated[
-        str | None, typer.Option("--label-field", metavar="FIELD", help="The field with the right choice.")
-    ] = None,
+    label_field: Annotated[str | None, typer.Option(metavar="FIELD", help="The field with the right choice.")] = None,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=0, metavar="N", help="Bootstrap resamples for 95 % intervals. 0: none.")
+        int, typer.Option(min=0, metavar="N", help="Bootstrap resamples for 95 % intervals. 0: none.")
     ] = _DEFAULTS.resamples,
     settings: Settings = None,
     cluster: ClusterName = None,

@@ -65,11 +65,9 @@ def resolve_folder(source: str, *, merged: bool) -> str:
 def merge(
     source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or the folder of an adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
-    dtype: Annotated[
-        SavedDtype | None, typer.Option("--dtype", help="Format of the merged weights. Default: the base's.")
-    ] = None,
+    dtype: Annotated[SavedDtype | None, typer.Option(help="Format of the merged weights. Default: the base's.")] = None,
     max_kl: Annotated[
-        float | None, typer.Option("--max-kl", min=0, help="Largest KL to accept. Default: what rounding explains.")
+        float | None, typer.Option(min=0, help="Largest KL to accept. Default: what rounding explains.")
     ] = None,
     cluster: ClusterName = None,
     site: Site = None,
@@ -105,21 +103,13 @@ def chat(
         list[str],
         typer.Argument(metavar="MODEL…", help="Runs, model or adapter folders (./DIR), hub ids (ID or ID@REVISION)."),
     ],
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt. Without it: a conversation.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The prompt. Without it: a conversation.")] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--max-new-tokens",
-            min=1,
-            metavar="N",
-            help="Longest answer, in tokens. Default: 64, in a conversation 512.",
-        ),
+        typer.Option(min=1, metavar="N", help="Longest answer, in tokens. Default: 64, in a conversation 512."),
     ] = None,
     temperature: Annotated[
-        float,
-        typer.Option("--temperature", min=0, metavar="T", help="Sampling temperature. 0: always the likeliest token."),
+        float, typer.Option(min=0, metavar="T", help="Sampling temperature. 0: always the likeliest token.")
     ] = _CHAT.temperature,
 ) -> None:
     """Chat with one or several models, or send them one prompt.
@@ -133,27 +123,19 @@ def chat(
 
 def serve(
     model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, model or adapter folder, or hub id.")],
-    compare: Annotated[
-        str | None, typer.Option("--compare", metavar="base|MODEL", help="Serve a second model next to it.")
-    ] = None,
+    compare: Annotated[str | None, typer.Option(metavar="base|MODEL", help="Serve a second model next to it.")] = None,
     host: Annotated[
-        str,
-        typer.Option(
-            "--host", metavar="ADDRESS", help="Address to listen on. Beyond this machine clients need a token."
-        ),
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on. Beyond this machine clients need a token.")
     ] = _SERVE.host,
-    port: Annotated[
-        int, typer.Option("--port", min=1, max=65535, metavar="N", help="Port to listen on.")
-    ] = _SERVE.port,
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = _SERVE.port,
     allow_host: Annotated[
-        list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="Another host name by which clients reach this server."),
+        list[str] | None, typer.Option(metavar="NAME", help="Another host name by which clients reach this server.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, metavar="N", help="Most requests that are answered at the same time.")
+        int, typer.Option(min=1, metavar="N", help="Most requests that are answered at the same time.")
     ] = _SERVE.batch_size,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.")
+        int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")
     ] = _SERVE.max_new_tokens,
 ) -> None:
     """Serve a model to a browser and to OpenAI's clients.
@@ -174,11 +156,11 @@ def serve(
 
 def superweights(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder (./DIR) or hub id.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for two plots and the report.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for two plots and the report.")] = Path(
         _SUPERWEIGHTS.out
     ),
     text: Annotated[
-        str | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure perplexity on.")
+        str | None, typer.Option(metavar="FILE", help="Text or data file to measure perplexity on.")
     ] = None,
     absolute: Annotated[
         float, typer.Option(min=0, metavar="A", help="Least size of a spike. 0: any size.")
@@ -217,29 +199,23 @@ def quantize(
     number_format: Annotated[
         WeightFormat, typer.Option("--format", help="Number format of the weights.")
     ] = _QUANTIZE.format,
-    bits: Annotated[int, typer.Option("--bits", min=2, max=8, metavar="B", help="Of an integer.")] = _QUANTIZE.bits,
+    bits: Annotated[int, typer.Option(min=2, max=8, metavar="B", help="Of an integer.")] = _QUANTIZE.bits,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Use integers with a zero point.")] = False,
-    granularity: Annotated[
-        Granularity, typer.Option("--granularity", help="The weights that share one scale.")
-    ] = _QUANTIZE.granularity,
+    granularity: Annotated[Granularity, typer.Option(help="The weights that share one scale.")] = _QUANTIZE.granularity,
     group_size: Annotated[
-        int, typer.Option("--group-size", min=1, metavar="N", help="Number of weights in a group.")
+        int, typer.Option(min=1, metavar="N", help="Number of weights in a group.")
     ] = _QUANTIZE.group_size,
     calibrator: Annotated[
-        CalibratorName, typer.Option("--calibrator", help="How the range of values is found.")
+        CalibratorName, typer.Option(help="How the range of values is found.")
     ] = _QUANTIZE.calibrator,
     activation_bits: Annotated[
-        int | None,
-        typer.Option("--activation-bits", min=2, max=8, metavar="B", help="Also measure with rounded inputs."),
+        int | None, typer.Option(min=2, max=8, metavar="B", help="Also measure with rounded inputs.")
     ] = None,
     activation_granularity: Annotated[
-        ActivationGranularity,
-        typer.Option("--activation-granularity", help="Values that share one scale; tensor is calibrated on text."),
+        ActivationGranularity, typer.Option(help="Values that share one scale; tensor is calibrated on text.")
     ] = _QUANTIZE.activation_granularity,
-    calibration: Annotated[
-        str | None, typer.Option("--calibration", metavar="FILE", help="Text or data file to calibrate on.")
-    ] = None,
-    text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="Text or data file to measure on.")] = None,
+    calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Text or data file to calibrate on.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="FILE", help="Text or data file to measure on.")] = None,
     protect: Annotated[bool, typer.Option("--protect", help="Keep super weights in float.")] = False,
     packed: Annotated[bool, typer.Option("--packed", help="Store the integers, for ftlaunch import.")] = False,
     cluster: ClusterName = None,

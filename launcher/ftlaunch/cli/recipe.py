@@ -242,7 +242,7 @@ def schema() -> None:
 def preview(
     recipe: RecipeName,
     rows: Annotated[
-        int, typer.Option("--rows", min=1, metavar="N", help="Number of rows to show of each data set.")
+        int, typer.Option(min=1, metavar="N", help="Number of rows to show of each data set.")
     ] = _PREVIEW.rows,
     settings: Settings = None,
     cluster: ClusterName = None,

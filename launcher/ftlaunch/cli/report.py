@@ -13,9 +13,7 @@ def report(
     run: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders or names of runs, in any state.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Folder for the page. Default: RUN/report; of several runs, ./report."
-        ),
+        typer.Option(metavar="DIR", help="Folder for the page. Default: RUN/report; of several runs, ./report."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -111,8 +111,8 @@ def logs(
     run: RunName,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines until the run ends.")] = False,
     stage: StageName = None,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="K", help="Only rank K.")] = None,
-    node: Annotated[str | None, typer.Option("--node", metavar="NAME", help="Only ranks on that node.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="K", help="Only rank K.")] = None,
+    node: Annotated[str | None, typer.Option(metavar="NAME", help="Only ranks on that node.")] = None,
     first_error: Annotated[bool, typer.Option("--first-error", help="Show the first error in full.")] = False,
     attempt: AttemptNumber = None,
 ) -> None:
@@ -141,9 +141,7 @@ def _print(lines: Iterable[str]) -> None:
 
 def stop(
     run: RunName,
-    wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait at most so long for the run to end.")
-    ] = 0,
+    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait at most so long for the run to end.")] = 0,
 ) -> None:
     """Ask a run to save a checkpoint and stop; it can be resumed.
 
@@ -223,7 +221,7 @@ def _mind_changes(folder: "RunDir", *, accepted: bool) -> None:
         print(f"{change}: the run goes on with it as it is", file=sys.stderr)
 
 
-def drive(run: RunName, lock: Annotated[int | None, typer.Option("--lock")] = None) -> None:
+def drive(run: RunName, lock: Annotated[int | None, typer.Option()] = None) -> None:
     """Drive a written run whose lock this process has inherited: what --detach starts."""
     from ftlaunch.backend import backends, runs
 

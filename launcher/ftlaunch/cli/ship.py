@@ -30,7 +30,7 @@ def push(
         bool, typer.Option("--adapter", help="Of a run, send the adapter instead of the merged model.")
     ] = False,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
-    revision: Annotated[str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to send it to.")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch to send it to.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Send without asking.")] = False,
 ) -> None:
@@ -54,7 +54,7 @@ def export(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.")],
     outtype: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "auto"], typer.Option("--outtype", help="Format of the weights.")
+        Literal["f32", "f16", "bf16", "q8_0", "auto"], typer.Option(help="Format of the weights.")
     ] = "auto",
 ) -> None:
     """Convert a merged model to GGUF with llama.cpp.
