@@ -129,9 +129,7 @@ class _Judge:
         for key, element in value.items():
             if key in stray:
                 continue
-            if not matches(kind.key_type, key):
-                message = f"expected a name that is {expected(kind.key_type)}, got {quote(key)}"
-                self._add((*path, key), message, "rename it")
+            self._name(kind, key, path)
             self._value(kind.value_type, element, (*path, key), "")
 
     def _entries(self, kind: types.DictType, value: Toml, path: KeyPath) -> None:
@@ -140,10 +138,13 @@ class _Judge:
             self._add(path, f"expected a table, got {quote(value)}", f"write {_header(path)}")
             return
         for key, element in value.items():
-            if not matches(kind.key_type, key):
-                message = f"expected a name that is {expected(kind.key_type)}, got {quote(key)}"
-                self._add((*path, key), message, "rename it")
+            self._name(kind, key, path)
             self._plain(kind.value_type, element, (*path, key), "give it such a value, or leave it out")
+
+    def _name(self, kind: types.DictType, key: str, path: KeyPath) -> None:
+        if not matches(kind.key_type, key):
+            message = f"expected a name that is {expected(kind.key_type)}, got {quote(key)}"
+            self._add((*path, key), message, "rename it")
 
     def _plain(self, kind: types.Type, value: Toml, path: KeyPath, otherwise: str) -> None:
         many_lines = bool(MANY_LINES.intersection(path[-1:]))

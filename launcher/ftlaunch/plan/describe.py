@@ -38,15 +38,11 @@ def of_step(spec: StageSpec, machine: Machine | None = None) -> dict[str, str]:
     """Notes under labels such as "learning rate"; `machine` is where the step will run, if that is known."""
     match spec.stage:
         case Merge():
-            return _merge_notes(spec)
+            return {"merge": f"folds {spec.start} into its base and compares the result with the adapter model"}
         case Evaluate() as stage:
             return _evaluation_notes(spec, stage)
         case stage:
             return _training_notes(spec, stage, machine)
-
-
-def _merge_notes(spec: StageSpec) -> dict[str, str]:
-    return {"merge": f"folds {spec.start} into its base and compares the result with the adapter model"}
 
 
 def _evaluation_notes(spec: StageSpec, stage: Evaluate) -> dict[str, str]:
@@ -226,7 +222,7 @@ def _model_note(spec: StageSpec) -> str:
     note = f"{spec.model.path}{_quantization_note(spec.model)}"
     if spec.start is None:
         return note
-    if starts_from_merge(spec):
+    if spec.start.endswith("/model"):  # the adapter is another than that of the stage before
         return f"{note}, with the adapter of the stage before merged into it: {spec.start}"
     return f"{note}, going on from {spec.start}"
 
@@ -268,11 +264,6 @@ def _quantization_note(model: Model) -> str:
             return ""
         case held:
             return f", weights held in {held}"
-
-
-def starts_from_merge(spec: StageSpec) -> bool:
-    """Whether the stage starts from a merged model, as its adapter is another than that of the stage before."""
-    return spec.start is not None and spec.start.endswith("/model")
 
 
 def _adapter_note(spec: StageSpec) -> str:

@@ -4,6 +4,7 @@ Torch elastic starts every rank in a session of its own, so no process group hol
 `FTLAUNCH_ATTEMPT`: a child inherits it, whatever session it is in and whoever its parent is by now.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -134,7 +135,8 @@ def end(path: Path, *, grace: float = 0.0, spare: int | None = None) -> list[int
     # More than once: a process may fork after it was listed. One that is stuck in the kernel (D) outlives even this.
     while alive and time.monotonic() < deadline:
         for pid in alive:
-            _kill(pid)
+            with contextlib.suppress(ProcessLookupError):  # it left by itself
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
         alive = _others(path, spare)
     return alive
@@ -142,10 +144,3 @@ def end(path: Path, *, grace: float = 0.0, spare: int | None = None) -> list[int
 
 def _others(path: Path, spare: int | None) -> list[int]:
     return [pid for pid in of_attempts(path) if pid != spare]
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # it left by itself

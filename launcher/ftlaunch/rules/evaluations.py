@@ -7,7 +7,6 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.recipe import METRICS, SCORES, Ppo
 from ftlaunch.rows import PAIRED
-from ftlaunch.rules.data import DataTable
 from ftlaunch.rules.stage import TrainedStage
 from ftlaunch.safety import trust
 
@@ -45,8 +44,7 @@ def metrics_are_of_answers(training: TrainedStage) -> Iterator[Problem]:
 def answers_can_be_compared(training: TrainedStage) -> Iterator[Problem]:
     if not training.stage.eval_metrics or training.stage.has_head:
         return
-    tables = training.loaded.recipe.data
-    for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
+    for table in training.data_tables:
         why = None
         if table.format == "text":
             why = "holds plain text, which asks nothing"

@@ -17,7 +17,6 @@ from ftlaunch.plan.resolve import ResolvedStage
 from ftlaunch.recipe import SHIPPED_REWARDS, Full, Ppo, Stage, replaces
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
-from ftlaunch.rules.data import DataTable
 from ftlaunch.rules.stage import TrainedStage, trainings
 
 FORM = '"FILE.py:NAME" or "package.module:NAME"'
@@ -182,13 +181,11 @@ def horizon_needs_a_target(ppo: PpoStage) -> Iterator[Problem]:
 
 
 def prompts_are_known_beforehand(ppo: PpoStage) -> Iterator[Problem]:
-    tables = ppo.training.loaded.recipe.data
-    for name in ppo.training.data_names:
-        table = DataTable(ppo.training.loaded, name, tables[name]) if name in tables else None
-        if table is not None and table.format == "text":
+    for table in ppo.training.data_tables:
+        if table.format == "text":
             message = 'PPO answers prompts, and rows of format "text" have none'
             yield ppo.problem("data", message, "name a data table with prompts")
-        if table is not None and table.data.streaming:
+        if table.data.streaming:
             yield table.problem("streaming", "PPO reads its prompts before the first step", "remove it, or set limit")
 
 

@@ -42,10 +42,14 @@ class TrainedStage:
         return [self.stage.data] if isinstance(self.stage.data, str) else self.stage.data
 
     @property
-    def data(self) -> list[Data]:
+    def data_tables(self) -> list[DataTable]:
         """Its data tables, those that do not exist left out."""
-        tables = self.loaded.recipe.data
-        return [tables[name] for name in self.data_names if name in tables]
+        known = self.loaded.recipe.data
+        return [DataTable(self.loaded, name, known[name]) for name in self.data_names if name in known]
+
+    @property
+    def data(self) -> list[Data]:
+        return [table.data for table in self.data_tables]
 
     def problem(self, key: str, message: str, remedy: str) -> Problem:
         return self.loaded.problem(("stage", self.index, key), message, remedy)
@@ -86,8 +90,7 @@ def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
     if isinstance(training.stage, Ppo):
         return
     compares = isinstance(training.stage, Pairwise)
-    tables = training.loaded.recipe.data
-    for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
+    for table in training.data_tables:
         if table.format == "unpaired":
             message = f"[data.{table.name}] has single answers with labels, which no kind of stage trains on"
             yield training.problem("data", message, "name a data table with pairs, or rows with good answers only")
@@ -100,8 +103,7 @@ def data_suits_stage(training: TrainedStage) -> Iterator[Problem]:
 
 def answers_are_there(training: TrainedStage) -> Iterator[Problem]:
     """Only PPO, which answers itself, needs no completion."""
-    tables = training.loaded.recipe.data
-    for table in (DataTable(training.loaded, name, tables[name]) for name in training.data_names if name in tables):
+    for table in training.data_tables:
         lacks = table.data.prompt is not None and table.data.completion is None
         if lacks and table.format in ("prompt", None) and isinstance(training.stage, Sft):
             message = 'is missing: the format "prompt" needs prompt and completion'

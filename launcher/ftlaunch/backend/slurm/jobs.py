@@ -101,11 +101,8 @@ def _cut_short(stage_dir: StageDir) -> str | None:
     """What is to be said of a job whose submission was killed before it was whole: nobody will have it train."""
     run = stage_dir.run
     submission = queue.read_submission(run)
-    if (
-        submission is None
-        or submission.complete
-        or ((who := lock.holder(run)) and processes.is_alive(who) is not False)
-    ):
+    is_whole = submission is None or submission.complete
+    if is_whole or ((who := lock.holder(run)) and processes.is_alive(who) is not False):
         return None
     return "its submission was cut short, and it leaves as soon as it starts: ftlaunch resume submits the run again"
 

@@ -21,7 +21,6 @@ class Trained(Struct, frozen=True, kw_only=True):
     """Layers that are computed backwards: those from the lowest adapted one up."""
     adapted: tuple[Linear, ...] = ()
     """Linear layers with an adapter, in each adapted layer."""
-    adapted_layers: int = 0
     rank: int = 0
     turned: bool = False
     """Whether results of adapted layers are scaled column by column, as by DoRA."""
@@ -73,7 +72,6 @@ def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
         parameters=in_layer * len(layers),
         layers_backward=shape.layers - min(layers, default=shape.layers),
         adapted=adapted,
-        adapted_layers=len(layers),
         rank=rank,
         turned=isinstance(adapter, Dora),
         largest=largest,
