@@ -32,13 +32,10 @@ def expected(kind: types.Type) -> str:
         case types.ListType():
             return f"a list, each {expected(kind.item_type)}"
         case types.UnionType():
-            return join_or(dict.fromkeys(expected(member) for member in kind.types if not _is_none(member)))
+            members = [member for member in kind.types if not isinstance(member, types.NoneType)]
+            return join_or(dict.fromkeys(map(expected, members)))
         case _:
             return "a table"
-
-
-def _is_none(kind: types.Type) -> bool:
-    return isinstance(kind, types.NoneType)
 
 
 def _number(kind: types.IntType | types.FloatType) -> str:

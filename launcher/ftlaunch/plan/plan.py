@@ -13,20 +13,9 @@ from ftlaunch.recipe import Adapter, Evaluate, Merge, Recipe, Training
 from ftlaunch.run.spec import StageSpec
 
 ON_THE_WAY = (
-    "parallel",
-    "track",
-    "micro_batch_size",
-    "activation_checkpointing",
-    "save_every",
-    "keep",
-    "on_save_failure",
-    "on_nonfinite",
-    "generation_batch_size",
-    "samples_every",
-    "eval_metrics",
-    "eval_prompts",
-    "eval_max_new_tokens",
-    "best_by",
+    *("parallel", "track", "micro_batch_size", "activation_checkpointing", "save_every", "keep", "on_save_failure"),
+    *("on_nonfinite", "generation_batch_size", "samples_every", "eval_metrics", "eval_prompts"),
+    *("eval_max_new_tokens", "best_by"),
 )
 """Keys that a stage may change on its way: how work is shared out, what is also written, what a failure leads to."""
 NOT_DECISIVE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")

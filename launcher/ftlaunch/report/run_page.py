@@ -32,12 +32,9 @@ def state(name: str) -> str:
 
 
 def _cards(run: RunFacts) -> str:
-    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(run))
+    facts = (*_quality(run), *_cost(run))
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in facts)
     return f'<div class="cards">{cells}</div>'
-
-
-def _facts(run: RunFacts) -> list[tuple[str, str]]:
-    return [*_quality(run), *_cost(run)]
 
 
 def _quality(run: RunFacts) -> Iterator[tuple[str, str]]:

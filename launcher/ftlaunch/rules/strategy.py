@@ -26,7 +26,7 @@ def settled(loaded: Loaded, find_problems: Callable[[Loaded], list[Problem]]) ->
 
     Raises RecipeError where nobody can tell what fits, or nothing does.
     """
-    if not _asks(loaded.recipe):
+    if all(table.strategy != AUTO for table in _tables(loaded.recipe)):
         return loaded
     if problems := find_problems(_with(loaded, BY_PRICE[0])):
         raise RecipeError(problems)
@@ -55,10 +55,6 @@ def require_here(loaded: Loaded) -> None:
 def _tables(recipe: Recipe) -> list[Parallel]:
     own = [getattr(stage, "parallel", None) for stage in recipe.stage]
     return [recipe.parallel, *(table for table in own if table is not None)]
-
-
-def _asks(recipe: Recipe) -> bool:
-    return any(table.strategy == AUTO for table in _tables(recipe))
 
 
 def _with(loaded: Loaded, strategy: Strategy) -> Loaded:

@@ -81,7 +81,7 @@ def follow(
                 yield from voices.read_new()
                 yield from voices.unfinished_line()
             voices = _LogStreams(attempt, rank, node)
-            _announce(attempt)
+            print(f"── {attempt.stage_dir.name}, attempt {attempt.number}", file=sys.stderr, flush=True)
         if voices:
             yield from voices.read_new()
         if over:
@@ -120,10 +120,6 @@ def _why_not_yet(run: RunDir) -> str | None:
     """What a run waits for that has said nothing yet; None where nothing is known of that."""
     stage = next((stage for stage in read_status(run).stages if stage.state != "done"), None)
     return f"{stage.name} is {stage.state}{f': {stage.note}' if stage.note else ''}" if stage else None
-
-
-def _announce(attempt: Attempt) -> None:
-    print(f"── {attempt.stage_dir.name}, attempt {attempt.number}", file=sys.stderr, flush=True)
 
 
 class _LogStreams:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fttrain.engine import Engine
 
@@ -96,7 +96,7 @@ def _zero3(engine: Engine) -> Iterator[Piece]:
         group, start, length = zero.grad_position[zero.get_param_id(parameter)]
         flat = zero.fp32_partitioned_groups_flat[group]
         offset = length * engine.world.rank
-        real = min(length, _whole_numel(parameter) - offset)  # shards are padded to one length
+        real = min(length, parameter.ds_numel - offset)  # type: ignore[attr-defined] # shards are padded to one length
         if real > 0:
             yield from _views(name, offset, flat, zero.optimizer.state[flat], start, real)
 
@@ -128,10 +128,6 @@ def _begin_state(optimizer: Any, flats: list[Tensor] | None = None) -> None:
         if not optimizer.state[tensor]:
             moments = {slot: torch.zeros_like(tensor.detach()) for slot in ("exp_avg", "exp_avg_sq")}
             optimizer.state[tensor].update(step=torch.tensor(0.0), **moments)
-
-
-def _whole_numel(parameter: nn.Parameter) -> int:
-    return int(parameter.ds_numel)  # type: ignore[attr-defined]
 
 
 def adopt(engine: Engine, optimizer_steps: int) -> None:

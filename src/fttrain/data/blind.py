@@ -116,11 +116,11 @@ class _Reading:
         self.statements(node.else_)
 
     def set(self, node: nodes.Assign) -> None:
-        value = node.node
-        if isinstance(value, nodes.Call) and _is_named(value.node, "namespace") and isinstance(node.target, nodes.Name):
-            self.open_namespace(node.target.name, value)
-        else:
-            self.assign(node.target, self.kind(value))
+        match node.node, node.target:
+            case nodes.Call(node=nodes.Name(name="namespace")) as call, nodes.Name(name=name):
+                self.open_namespace(name, call)
+            case value, target:
+                self.assign(target, self.kind(value))
 
     def open_namespace(self, name: str, call: nodes.Call) -> None:
         if call.args or call.dyn_args is not None or call.dyn_kwargs is not None:
@@ -304,10 +304,6 @@ def _either(first: Kind, second: Kind) -> Kind:
 def _constant(arguments: Sequence[nodes.Expr]) -> object:
     """The value of the one argument, if it is written as such."""
     return arguments[0].value if arguments and isinstance(arguments[0], nodes.Const) else None
-
-
-def _is_named(node: nodes.Node, name: str) -> bool:
-    return isinstance(node, nodes.Name) and node.name == name
 
 
 _STATEMENTS: dict[type[nodes.Node], Callable[[_Reading, Any], None]] = {

@@ -88,7 +88,8 @@ class Order:
 
         kind = smallest_unsigned(len(self._sizes))
         sources = self._arrays.get("mixture", epoch, self.epoch_rows, kind, fill)
-        counts = [np.bincount(sources[at : at + BLOCK], minlength=len(self._sizes)) for at in _blocks(self.epoch_rows)]
+        blocks = range(0, self.epoch_rows, BLOCK)
+        counts = [np.bincount(sources[at : at + BLOCK], minlength=len(self._sizes)) for at in blocks]
         return _Mixture(sources, np.cumsum([np.zeros_like(counts[0]), *counts], axis=0))
 
     def _permutation(self, source: int, cycle: int) -> np.ndarray:
@@ -120,10 +121,6 @@ class _Mixture:
         block = draw // BLOCK
         rest = np.bincount(self.sources[block * BLOCK : draw], minlength=self.counts.shape[1])
         return (self.counts[block] + rest).tolist()
-
-
-def _blocks(draws: int) -> range:
-    return range(0, draws, BLOCK)
 
 
 def _share_out(total: int, weights: Sequence[float]) -> list[int]:

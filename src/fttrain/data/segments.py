@@ -123,8 +123,8 @@ class Segments:
 
     def within(self, reach: Reach) -> Reach:
         """The same reach, without the limits that no row is long enough to meet."""
-        window, chunk = (limit if limit is not None and limit < self.longest else None for limit in _limits(reach))
-        return Reach(window, chunk)
+        limits = (reach.window, reach.chunk)
+        return Reach(*(limit if limit is not None and limit < self.longest else None for limit in limits))
 
     def blocks(self, reach: Reach = WHOLE) -> Blocks:
         """Attention as calls on padded blocks."""
@@ -172,10 +172,6 @@ class Segments:
                 scatter[own] = np.arange(len(own)) + used + line * width
             used += len(chosen) * width
         return Blocks(tuple(blocks), torch.from_numpy(scatter).to(self.device))
-
-
-def _limits(reach: Reach) -> tuple[int | None, int | None]:
-    return reach.window, reach.chunk
 
 
 def _cut(index: np.ndarray, shared: int, reach: Reach) -> list[Piece]:

@@ -46,16 +46,8 @@ JUDGED_ROWS = 1000
 """Rows of a stream after which its counts are checked; a shorter stream is checked at its end."""
 
 _NOT_IN_ROWS = (
-    "path",
-    "config",
-    "split",
-    "revision",
-    "template",
-    "test",
-    "weight",
-    "streaming",
-    "unfit",
-    "unfit_share",
+    *("path", "config", "split", "revision", "template"),
+    *("test", "weight", "streaming", "unfit", "unfit_share"),
 )
 """Fields of `Data` that the fingerprint or the template's text stands for, or that change no row's tokens."""
 

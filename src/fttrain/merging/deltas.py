@@ -65,12 +65,9 @@ def deltas(model: Any, adapter: str) -> dict[str, Delta]:
         raise UserError(
             "only low-rank adapters are merged, and this one has whole weights or biases as well", SHIP_APART
         )
-    layers = [(name, module) for name, module in model.get_base_model().named_modules() if _adapts(module, adapter)]
+    modules = model.get_base_model().named_modules()
+    layers = [(name, one) for name, one in modules if isinstance(one, LoraLayer) and adapter in one.r]
     return dict(_delta(name, layer, adapter) for name, layer in layers)
-
-
-def _adapts(module: nn.Module, adapter: str) -> bool:
-    return isinstance(module, LoraLayer) and adapter in module.r
 
 
 def _delta(name: str, layer: Any, adapter: str) -> tuple[str, Delta]:

@@ -81,8 +81,11 @@ class RolloutFeed:
         self._size = stage.rollout_size or stage.batch_size
         self._mini_batches = self._size // stage.batch_size
         self._steps_each = self._mini_batches * stage.ppo_epochs
-        self._order = _order(spec.data.values(), self._train, spec.seed)
-        self.num_steps = stage.steps or self._steps_of(stage.epochs or 1)
+        # One prompt per step of `Order`; a rollout takes as many as it needs, across epochs.
+        weights = [data.weight for data in spec.data.values()]
+        self._order = Order([len(rows) for rows in self._train], weights, batch_size=1, seed=spec.seed)
+        rollouts = max(1, round((stage.epochs or 1) * self._order.epoch_rows / self._size))
+        self.num_steps = stage.steps or rollouts * self._steps_each
         self._steering = Steering(stage.kl_coefficient)
         self._rollout = -1
         """Number of the rollout that `experience` is of."""
@@ -134,9 +137,6 @@ class RolloutFeed:
         self._rollout, self._steering = int(rollout), Steering(coefficient, Moments(*moments))
         held = {one.name: tensors[f"experience|{one.name}"] for one in fields(Experience)}
         self.experience = Experience(**held)
-
-    def _steps_of(self, epochs: float) -> int:
-        return max(1, round(epochs * self._order.epoch_rows / self._size)) * self._steps_each
 
     def _rows(self, number: int) -> list[int]:
         """Return the answers of a rollout that optimizer step `number` trains on."""
@@ -214,8 +214,3 @@ class RolloutFeed:
                 "ended": answer.ended,
             }
             self._samples.write(number, sample)
-
-
-def _order(datas: Any, train: Sequence[Sequence[Prompt]], seed: int) -> Order:
-    """Return the order of prompts, one per step of `Order`; a rollout takes as many as it needs, across epochs."""
-    return Order([len(rows) for rows in train], [data.weight for data in datas], batch_size=1, seed=seed)

@@ -83,8 +83,9 @@ class ModelReward:
         assert isinstance(actor, ActorCritic)
         mine: dict[int, float] = {}
         with engine.evaluating(), actor.using_adapter(REWARD_MODEL):
+            rows = map(self._ids, said)
             for micro in split_batch(
-                [_unsupervised(self._ids(one)) for one in said],
+                [Group(((ids_T, np.zeros(len(ids_T), dtype=bool)),)) for ids_T in rows],
                 rank=world.rank,
                 world_size=world.size,
                 accumulation=-(-len(said) // (self._micro_batch_size * world.size)),
@@ -106,10 +107,6 @@ class ModelReward:
         # A classifier without a template, such as a BERT, takes a pair of texts with its own separator.
         prompt = "\n\n".join(turn["content"] for turn in one.prompt.turns)
         return np.array(self._tokenizer(prompt, one.text).input_ids, dtype=np.int32)
-
-
-def _unsupervised(ids_T: np.ndarray) -> Group:
-    return Group(((ids_T, np.zeros(len(ids_T), dtype=bool)),))
 
 
 def load_reward_model(

@@ -12,8 +12,5 @@ def published(model: str) -> list[Place]:
     """Coordinates of a model of this hub id, or of a folder called like its last part; [] if it is not among them."""
     name = Path(model).name.casefold()
     table: dict[str, list[list[int]]] = json.loads(FILE.read_text())
-    return next((_places(rows) for key, rows in table.items() if key.rpartition("/")[2].casefold() == name), [])
-
-
-def _places(rows: list[list[int]]) -> list[Place]:
+    rows = next((rows for key, rows in table.items() if key.rpartition("/")[2].casefold() == name), [])
     return [Place(*row) for row in rows]

@@ -115,7 +115,7 @@ class _Ledger:
         if self.load.cuda:
             host = [("libraries", 3 << 30), ("image of the checkpoint", self._image())]
             if self.offloads:
-                host.append(("optimizer and gradients", self._masters() + self._moments() + self._sharded_gradients()))
+                host.append(("optimizer and gradients", 2 * self._masters() + self._moments()))
         else:
             parts["image of the checkpoint"] = self._image()
         return Memory(
@@ -199,9 +199,6 @@ class _Ledger:
     def _gradients(self) -> int:
         whole = self._gradient_size() * self.trained.parameters
         return whole // self.ranks if self.zero >= 2 else whole
-
-    def _sharded_gradients(self) -> int:
-        return FLOAT * self.trained.parameters // self.ranks
 
     def _bucket(self) -> int:
         """Of DeepSpeed: all gradients pass through it. It is taken whole on a GPU, and as far as it is used on a CPU,

@@ -32,7 +32,7 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, *_values()]
     for one, other in combinations(MAIN, 2):
-        parts += [f"\n## {_title(other)} × {one}\n", *_grid(_of(other), _of(one))]
+        parts += [f"\n## {other.capitalize()} × {one}\n", *_grid(_of(other), _of(one))]
     for axis in MAIN:
         parts += [f"\n## Feature × {axis}\n", *_grid(_features(), _of(axis))]
     parts += ["\n## Feature × feature\n\nThose that are refused; all others work.\n", *_refused(_features())]
@@ -47,10 +47,6 @@ def _of(axis: str) -> list[Named]:
 def _features() -> list[Named]:
     """Every value of the other axes that is not what counts where nothing is said."""
     return [(axis.name, value) for axis in AXES if axis.name not in MAIN for value in list(axis.values)[1:]]
-
-
-def _title(axis: str) -> str:
-    return axis[:1].upper() + axis[1:]
 
 
 def _name(named: Named) -> str:
