@@ -1,7 +1,7 @@
 """Metrics that are a function of sums over examples, so that a resample of the examples needs no new count."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -14,9 +14,17 @@ Scores = dict[str, np.ndarray]
 class AdditiveMetric(evaluate.Metric, ABC):
     """A metric of `evaluate` in two steps: statistics of each example, and scores of their sums."""
 
-    @abstractmethod
+    # `evaluate.load` takes the first class of a file that is not abstract, so all classes here are.
+
+    source: ClassVar[str] = ""
+    """Where it is defined."""
+    prediction: ClassVar[Any] = datasets.Value("string")
+    reference: ClassVar[Any] = datasets.List(datasets.Value("string"))
+    """What each example is given as, of a metric of answers: a text, and a list of texts to compare it with."""
+
     def _info(self) -> evaluate.MetricInfo:
-        """What it is, and what it is given. Abstract, so that `evaluate.load` takes no class but the file's own."""
+        features = datasets.Features({"predictions": self.prediction, "references": self.reference})
+        return evaluate.MetricInfo(description=str(self.__doc__), citation=self.source, features=features)
 
     @abstractmethod
     def statistics(self, predictions: list[Any], references: list[Any]) -> np.ndarray:
@@ -51,7 +59,12 @@ class MeanMetric(AdditiveMetric, ABC):
 class ChoiceMetric(MeanMetric, ABC):
     """How often the right one of several (log-likelihood, length) is the largest: as it is, and divided by length."""
 
+    prediction = datasets.List(datasets.List(datasets.Value("float64")))
+    reference = datasets.Value("int64")
+
+    @abstractmethod
     def values(self, prediction: list[list[float]], reference: int) -> tuple[float, ...]:
+        """Return the two shares; `reference` is the index of the right choice."""
         whole = [likelihood for likelihood, _ in prediction]
         by_length = [likelihood / max(length, 1) for likelihood, length in prediction]
         return tuple(_chosen(scores, reference) for scores in (whole, by_length))
@@ -61,27 +74,6 @@ def _chosen(scores: list[float], right: int) -> float:
     """1 where the right one has the largest score, a share of it where others have the same, else 0."""
     best = max(scores)
     return (scores[right] == best) / scores.count(best)
-
-
-def info_of_texts(description: str, citation: str = "") -> evaluate.MetricInfo:
-    """What a metric of answers says of itself: each prediction is a text, and has a list of references."""
-    return _info(description, citation, datasets.Value("string"), datasets.List(datasets.Value("string")))
-
-
-def info_of_choices(description: str, citation: str = "") -> evaluate.MetricInfo:
-    """The same of choices: each has a log-likelihood and a length, and the reference is the index of the right one."""
-    choices = datasets.List(datasets.List(datasets.Value("float64")))
-    return _info(description, citation, choices, datasets.Value("int64"))
-
-
-def info_of_likelihoods(description: str, citation: str = "") -> evaluate.MetricInfo:
-    """The same of likelihoods: predictions are negative log-likelihoods in nats, references the tokens they are of."""
-    return _info(description, citation, datasets.Value("float64"), datasets.Value("int64"))
-
-
-def _info(description: str, citation: str, predictions: Any, references: Any) -> evaluate.MetricInfo:
-    features = datasets.Features({"predictions": predictions, "references": references})
-    return evaluate.MetricInfo(description=description, citation=citation, features=features)
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

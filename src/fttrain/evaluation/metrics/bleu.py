@@ -3,7 +3,7 @@
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, info_of_texts, ratio
+from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, ratio
 
 ORDER = 4
 
@@ -11,8 +11,7 @@ ORDER = 4
 class Bleu(AdditiveMetric):
     """`bleu`, 0 to 100: n-grams up to 4, brevity against the closest reference, no smoothing, in lower case."""
 
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "aclanthology.org/P02-1040; aclanthology.org/W18-6319")
+    source = "aclanthology.org/P02-1040; aclanthology.org/W18-6319"
 
     def statistics(self, predictions: list[str], references: list[list[str]]) -> np.ndarray:
         counter = BLEU(lowercase=True, tokenize="13a", smooth_method="none", effective_order=True)

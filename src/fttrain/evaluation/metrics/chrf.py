@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, info_of_texts, ratio
+from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, ratio
 
 ORDER = 6
 BETA = 2.0
@@ -14,8 +14,7 @@ class Chrf(AdditiveMetric):
     """`chrf`, 0 to 100: n-grams of up to 6 characters, spaces left out, recall weighted twice, against the reference
     that comes closest."""
 
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "aclanthology.org/W15-3049")
+    source = "aclanthology.org/W15-3049"
 
     def statistics(self, predictions: list[str], references: list[list[str]]) -> np.ndarray:
         return np.array([_closest(text, told) for text, told in zip(predictions, references, strict=True)])

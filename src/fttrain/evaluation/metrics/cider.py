@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, info_of_texts
+from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores
 from fttrain.evaluation.words import grams, words
 
 ORDER = 4
@@ -23,8 +23,7 @@ class Cider(AdditiveMetric):
     An n-gram counts for less, the more of the prompts have it in their references; one prompt alone scores 0.
     """
 
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "arXiv 1411.5726")
+    source = "arXiv 1411.5726"
 
     def statistics(self, predictions: list[str], references: list[list[str]]) -> np.ndarray:
         told = [[words(text) for text in texts] for texts in references]

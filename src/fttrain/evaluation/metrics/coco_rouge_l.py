@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from fttrain.evaluation.metrics.additive import MeanMetric, info_of_texts
+from fttrain.evaluation.metrics.additive import MeanMetric
 from fttrain.evaluation.words import words
 
 BETA = 1.2
@@ -14,9 +14,7 @@ class CocoRougeL(MeanMetric):
     subsequence of words, the mean over answers."""
 
     names = ("rouge_l",)
-
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "aclanthology.org/W04-1013; github.com/tuetschek/e2e-metrics")
+    source = "aclanthology.org/W04-1013; github.com/tuetschek/e2e-metrics"
 
     def values(self, prediction: str, reference: list[str]) -> tuple[float, ...]:
         said, told = words(prediction), [words(text) for text in reference]

@@ -1,6 +1,6 @@
 """The last number of an answer, by which GSM8K is scored."""
 
-from fttrain.evaluation.metrics.additive import MeanMetric, info_of_texts
+from fttrain.evaluation.metrics.additive import MeanMetric
 from fttrain.evaluation.words import last_number
 
 
@@ -8,9 +8,7 @@ class FinalNumber(MeanMetric):
     """`final_number`, 0 to 100: answers whose last number is the last one of a reference."""
 
     names = ("final_number",)
-
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "arXiv 2110.14168")
+    source = "arXiv 2110.14168"
 
     def values(self, prediction: str, reference: list[str]) -> tuple[float, ...]:
         said = last_number(prediction)

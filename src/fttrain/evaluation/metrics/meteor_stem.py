@@ -5,7 +5,7 @@ from typing import Any
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import meteor_score
 
-from fttrain.evaluation.metrics.additive import MeanMetric, info_of_texts
+from fttrain.evaluation.metrics.additive import MeanMetric
 from fttrain.evaluation.words import words
 
 
@@ -14,9 +14,7 @@ class MeteorStem(MeanMetric):
     references, the mean over answers."""
 
     names = ("meteor_stem",)
-
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "aclanthology.org/W05-0909; aclanthology.org/W07-0734")
+    source = "aclanthology.org/W05-0909; aclanthology.org/W07-0734"
 
     def values(self, prediction: str, reference: list[str]) -> tuple[float, ...]:
         synonyms: Any = _NoSynonyms

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, info_of_texts, ratio
+from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, ratio
 from fttrain.evaluation.words import grams, words
 
 ORDER = 5
@@ -18,8 +18,7 @@ Gram = tuple[str, ...]
 class Nist(AdditiveMetric):
     """`nist`, from 0: n-grams up to 5 by the bits that each tells beyond its beginning, as all references have it."""
 
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "Doddington, HLT 2002")
+    source = "Doddington, HLT 2002"
 
     def statistics(self, predictions: list[str], references: list[list[str]]) -> np.ndarray:
         told = [[words(text) for text in texts] for texts in references]

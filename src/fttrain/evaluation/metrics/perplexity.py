@@ -1,16 +1,16 @@
 """Cross-entropy and perplexity of the references."""
 
+import datasets
 import numpy as np
 
-from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, info_of_likelihoods
+from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores
 
 
 class Perplexity(AdditiveMetric):
     """`loss`, in nats a token, and `perplexity` of the references' tokens, each token with the same weight; lower is
     better. A prediction is a reference's negative log-likelihood, and its reference the number of its tokens."""
 
-    def _info(self):
-        return info_of_likelihoods(str(self.__doc__))
+    prediction, reference = datasets.Value("float64"), datasets.Value("int64")
 
     def statistics(self, predictions: list[float], references: list[int]) -> np.ndarray:
         return np.array([predictions, references], dtype=np.float64).T

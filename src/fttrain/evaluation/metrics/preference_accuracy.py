@@ -1,6 +1,6 @@
 """How often the better answer of a pair is found the likelier one."""
 
-from fttrain.evaluation.metrics.additive import ChoiceMetric, info_of_choices
+from fttrain.evaluation.metrics.additive import ChoiceMetric
 
 
 class PreferenceAccuracy(ChoiceMetric):
@@ -10,5 +10,5 @@ class PreferenceAccuracy(ChoiceMetric):
 
     names = ("preference_accuracy", "preference_accuracy_by_length")
 
-    def _info(self):
-        return info_of_choices(str(self.__doc__))
+    def values(self, prediction: list[list[float]], reference: int) -> tuple[float, ...]:
+        return super().values(prediction, reference)

@@ -5,7 +5,7 @@ from functools import cache
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from fttrain.evaluation.metrics.additive import MeanMetric, info_of_texts
+from fttrain.evaluation.metrics.additive import MeanMetric
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -15,9 +15,7 @@ class Rouge(MeanMetric):
     best of the references, the mean over answers; of `rougeLsum` by sentence."""
 
     names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "aclanthology.org/W04-1013")
+    source = "aclanthology.org/W04-1013"
 
     def values(self, prediction: str, reference: list[str]) -> tuple[float, ...]:
         best = _scorer().score_multi([_by_sentence(text) for text in reference], _by_sentence(prediction))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from fttrain.evaluation.metrics.additive import MeanMetric, info_of_texts
+from fttrain.evaluation.metrics.additive import MeanMetric
 from fttrain.evaluation.words import normalized, overlap
 
 
@@ -11,9 +11,7 @@ class TokenF1(MeanMetric):
     over answers; case, punctuation and articles do not count."""
 
     names = ("token_f1",)
-
-    def _info(self):
-        return info_of_texts(str(self.__doc__), "arXiv 1606.05250")
+    source = "arXiv 1606.05250"
 
     def values(self, prediction: str, reference: list[str]) -> tuple[float, ...]:
         said = normalized(prediction).split()

@@ -2,16 +2,13 @@
 
 import numpy as np
 
-from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores, info_of_texts
+from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores
 
 
 class TokenPositionMatch(AdditiveMetric):
     """`token_position_match`, 0 to 100: the share of the references' words, split at spaces, that an answer has in the
     same place. Of several references the one that it matches best counts. One word more at the beginning, and nothing
     matches: it is no accuracy, though it has been called so."""
-
-    def _info(self):
-        return info_of_texts(str(self.__doc__))
 
     def statistics(self, predictions: list[str], references: list[list[str]]) -> np.ndarray:
         pairs = zip(predictions, references, strict=True)
