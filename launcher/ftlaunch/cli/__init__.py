@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -27,24 +28,16 @@ app = typer.Typer(
 )
 
 # --help lists verbs in the order of registration: everyday ones first.
-for verb in (recipe.run, recipe.plan, recipe.validate, recipe.preview):
-    app.command()(verb)
-app.command()(compare.compare)
-for verb in (recipe.recipes, recipe.schema):
-    app.command()(verb)
-for verb in (run.status, run.logs, run.stop, run.cancel, run.resume):
-    app.command()(verb)
-app.command()(cluster.attach)
-for verb in (watch.watch, report.report):
-    app.command()(verb)
-for verb in (model.merge, model.chat, model.serve):
-    app.command()(verb)
-for verb in (ship.push, ship.export):
-    app.command()(verb)
-app.command("eval")(evaluate.evaluate)
-for verb in (model.quantize, model.superweights, cluster.doctor):
-    app.command()(verb)
-app.command("import")(model.import_model)
+VERBS: tuple[Callable[..., None], ...] = (
+    *(recipe.run, recipe.plan, recipe.validate, recipe.preview, compare.compare, recipe.recipes, recipe.schema),
+    *(run.status, run.logs, run.stop, run.cancel, run.resume, cluster.attach, watch.watch, report.report),
+    *(model.merge, model.chat, model.serve, ship.push, ship.export, evaluate.evaluate),
+    *(model.quantize, model.superweights, cluster.doctor, model.import_model),
+)
+NAMES: dict[Callable[..., None], str] = {evaluate.evaluate: "eval", model.import_model: "import"}
+"""Verbs that Python or this package calls otherwise."""
+for verb in VERBS:
+    app.command(NAMES.get(verb))(verb)
 app.command(hidden=True)(run.drive)
 
 

@@ -41,13 +41,10 @@ def pairs(rows: Sequence[tuple[str, object]]) -> str:
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in rows)}</dl>"
 
 
-def section(title: str, *parts: str, level: int = 2, anchor: str = "") -> str:
+def section(title: str, *parts: str, level: int = 2) -> str:
     """A part of the page under its heading; empty where nothing is in it."""
     content = "".join(parts)
-    if not content:
-        return ""
-    name = f' id="{escape(anchor)}"' if anchor else ""
-    return f"<section{name}><h{level}>{escape(title)}</h{level}>{content}</section>"
+    return f"<section><h{level}>{escape(title)}</h{level}>{content}</section>" if content else ""
 
 
 def folded(title: str, content: str) -> str:
