@@ -66,14 +66,7 @@ def tell_death(attempt: Attempt, exit_code: int) -> Failure:
         remedy = MEMORY if code == -signal.SIGKILL else None
         if remedy and OUT_OF_MEMORY in launch_log:
             message, remedy = f"{message}, as the kernel ran out of memory for it", MORE_MEMORY
-    return Failure(
-        rank=rank,
-        type=how,
-        message=message,
-        remedy=remedy,
-        traceback=_last_words(log),
-        log=str(log),
-    )
+    return Failure(rank=rank, type=how, message=message, remedy=remedy, traceback=_last_words(log), log=str(log))
 
 
 OUT_OF_MEMORY = "ftlaunch: the kernel has killed processes here for lack of memory\n"

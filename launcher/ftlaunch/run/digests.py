@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.run.files import write_atomic
+from ftlaunch.run.files import cache_folder, write_atomic
 
 THREADS = 4
 """Files that are read at the same time: hashing leaves the interpreter's lock."""
@@ -23,11 +22,6 @@ class _Kept(Struct, frozen=True):
 
     identity: tuple[int, ...]
     sha256: str
-
-
-def cache_folder() -> Path:
-    """~/.cache/ftlaunch/digests, unless XDG_CACHE_HOME says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ftlaunch" / "digests"
 
 
 def sha256(path: Path) -> str:
@@ -66,7 +60,7 @@ def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
 
 def _place(path: Path) -> Path:
     # A path itself has slashes and may be too long for a file name.
-    return cache_folder() / hashlib.sha256(str(path).encode()).hexdigest()
+    return cache_folder("digests") / hashlib.sha256(str(path).encode()).hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -16,6 +16,11 @@ from ftlaunch.errors import UserError
 T = TypeVar("T")
 
 
+def cache_folder(name: str) -> Path:
+    """~/.cache/ftlaunch/NAME, unless XDG_CACHE_HOME says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ftlaunch" / name
+
+
 def temporary_path(path: Path) -> Path:
     """A hidden name next to a path that nobody else takes, not even on another node or in another container."""
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from ftlaunch.recipe import Data
 from ftlaunch.rows import for_evaluation, is_paired, is_text
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
+from ftlaunch.run.files import cache_folder
 from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoded, EncodedPair, Encoder
 from fttrain.data.cores import in_order
@@ -65,7 +65,7 @@ class Tokenized:
 
 def cache_root() -> Path:
     """Where token sets are kept unless one says otherwise: ~/.cache/ftlaunch/tokens."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ftlaunch" / "tokens"
+    return cache_folder("tokens")
 
 
 def tokenize(

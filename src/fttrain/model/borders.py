@@ -6,7 +6,7 @@ installed, and hands them the keywords of a model's `forward`. Its substitutes i
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -81,12 +81,10 @@ def required(mixers: list[Mixer]) -> Iterator[None]:
 
         return mixer.module.register_forward_pre_hook(check, with_kwargs=True)
 
-    held = [guard(mixer) for mixer in mixers]
-    try:
+    with ExitStack() as hooks:
+        for mixer in mixers:
+            hooks.callback(guard(mixer).remove)
         yield
-    finally:
-        for hook in held:
-            hook.remove()
 
 
 @contextmanager

@@ -53,9 +53,8 @@ class Finding(Struct, frozen=True, kw_only=True):
 def look(name: str, interface: str | None) -> None:
     """Leave a finding in the folder of that name."""
     folder, rank = Path(name), int(os.environ["SLURM_PROCID"])
-    interfaces = [interface] if interface else []
-    meets = _meet(folder, rank, interfaces)
-    reduces, reduced = (False, "not tried") if meets else _reduce(folder, rank, interfaces)
+    meets = _meet(folder, rank, interface)
+    reduces, reduced = (False, "not tried") if meets else _reduce(folder, rank, interface)
     finding = Finding(
         node=os.environ["SLURMD_NODENAME"],
         python=sys.version.split()[0],
@@ -72,7 +71,7 @@ def look(name: str, interface: str | None) -> None:
     write_json(folder / f"node{rank}.json", finding)
 
 
-def _meet(folder: Path, rank: int, interface: list[str]) -> str | None:
+def _meet(folder: Path, rank: int, interface: str | None) -> str | None:
     """Why this node and the first one cannot meet as the ranks of a stage would; None where they do."""
     from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -86,8 +85,8 @@ def _meet(folder: Path, rank: int, interface: list[str]) -> str | None:
         return str(error).partition("\n")[0]
 
 
-def _listen(folder: Path, names: list[str], interface: list[str]) -> None:
-    address = rendezvous.own_address(names[1:], interface[0] if interface else None)
+def _listen(folder: Path, names: list[str], interface: str | None) -> None:
+    address = rendezvous.own_address(names[1:], interface)
     port = rendezvous.free_port(int(os.environ["SLURM_JOB_ID"]), 0)
     with socket.create_server((address, port)) as server:
         server.settimeout(MEET_SECONDS)
@@ -105,13 +104,13 @@ def _knock(folder: Path) -> None:
     socket.create_connection((address, port), timeout=MEET_SECONDS).close()
 
 
-def _reduce(folder: Path, rank: int, interface: list[str]) -> tuple[bool, str]:
+def _reduce(folder: Path, rank: int, interface: str | None) -> tuple[bool, str]:
     """Whether an all-reduce over all nodes, in ranks such as a stage has, gave the right sums; and its words."""
     address, port = msgspec.json.decode((folder / HEAD).read_bytes(), type=tuple[str, int])
     variables = os.environ | {"RANK": str(rank), "WORLD_SIZE": os.environ["SLURM_NTASKS"]}
     has_gpu = str(int(bool(nvidia_smi("name"))))
     variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "FTLAUNCH_REDUCE_GPU": has_gpu}
-    own = rendezvous.own_address([address], interface[0] if interface else None)
+    own = rendezvous.own_address([address], interface)
     if name := rendezvous.interface_of(own):
         variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
     # -P keeps the working directory off sys.path, where a user's json.py would be imported instead.

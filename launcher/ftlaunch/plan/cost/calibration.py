@@ -1,6 +1,5 @@
 """How fast this machine was measured to be, kept from one plan to the next."""
 
-import os
 import platform
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.run.files import write_json
+from ftlaunch.run.files import cache_folder, write_json
 
 
 class Measured(Struct, frozen=True):
@@ -24,8 +23,7 @@ class Measured(Struct, frozen=True):
 
 def place() -> Path:
     """~/.cache/ftlaunch/calibration/HOST.json, unless XDG_CACHE_HOME says otherwise."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "ftlaunch" / "calibration" / f"{platform.node() or 'here'}.json"
+    return cache_folder("calibration") / f"{platform.node() or 'here'}.json"
 
 
 def read() -> Measured | None:
