@@ -137,9 +137,9 @@ FLOORS = {
         "__main__",
     ),
     "ftlaunch.run": (
-        "__init__ files preparing records spec tail",
-        "digests layout progress",
-        "outputs pace provenance saves",
+        "__init__ files spec tail",
+        "digests layout preparing records",
+        "outputs pace progress provenance saves",
         "changes snapshot",
     ),
     "ftlaunch.watch": (
