@@ -17,7 +17,7 @@ from ftlaunch.backend.prepare import prepare
 from ftlaunch.backend.slurm import paths
 from ftlaunch.cli import main
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.report import facts, plots, svg
+from ftlaunch.report import facts, markup, plots, svg
 from ftlaunch.report.curves import Chart, Series, of_stage
 from ftlaunch.report.facts import changed_keys, read_run
 from ftlaunch.report.overlay_page import overlay_page, unique_names
@@ -348,3 +348,11 @@ def test_the_verb_prints_where_the_page_is(
         assert ended.value.code == 0
         assert capsys.readouterr().out.strip() == str(expected)
         assert expected.read_text().startswith("<!doctype html>")
+
+
+def test_only_what_is_longer_than_a_word_may_be_broken() -> None:
+    drawn = markup.table(
+        ("took", "because"), [("12:45:59", "its processes have gone without a word"), ("-", "/a" * 20)]
+    )
+    assert drawn.count('<td class="long">') == 1
+    assert '<td class="long">/a/a' in drawn

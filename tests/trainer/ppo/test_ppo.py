@@ -146,6 +146,9 @@ def test_a_resumed_run_is_the_same_run(stop_after: int, make: Callable[..., Stag
     assert samples(stopped) == samples(calm)
     assert len({line["kl_coefficient"] for line in metrics(calm) if "loss" in line}) == 3
     assert all(torch.equal(tensor, adapter(calm)[name]) for name, tensor in adapter(stopped).items())
+    best = max((line for line in metrics(calm) if "eval/reward" in line), key=lambda line: line["eval/reward"])
+    told = {"step": best["step"], "by": "reward", "score": best["eval/reward"]}
+    assert [json.loads(done.result.read_text())["best"] for done in (calm, stopped)] == [told, told]
 
 
 def test_samples_hold_what_was_said_and_what_it_was_worth(
