@@ -262,17 +262,18 @@ class TestCheck:
         assert str(problem) == f"{rows}:3: data.qa: no field {{x}}\n  → add it"
         assert [data.path for data in asked] == [str(rows)]
 
-    @pytest.mark.parametrize("override", ["seed=x", "parallel.offload=cpu"])
-    def test_rows_are_left_alone_while_the_recipe_is_wrong(
-        self, recipe: Path, asked: list[Data], override: str
+    @pytest.mark.parametrize(("override", "told"), [("seed=x", []), ("parallel.offload=cpu", ["no field {x}"])])
+    def test_rows_are_told_of_together_with_rules_and_left_alone_where_keys_cannot_be_read(
+        self, recipe: Path, asked: list[Data], override: str, told: list[str]
     ) -> None:
         rows = recipe.with_name("bad.jsonl")
         rows.touch()
         with pytest.raises(RecipeError) as caught:
             load_and_check(recipe, [f"data.qa.path={rows}", override])
-        [problem] = caught.value.problems
-        assert problem.where == f"--set {override}"
-        assert asked == []
+        first, *others = caught.value.problems
+        assert first.where == f"--set {override}"
+        assert [problem.message for problem in others] == told
+        assert len(asked) == len(told)
 
 
 PPO = """\
