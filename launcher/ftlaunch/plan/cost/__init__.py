@@ -92,7 +92,7 @@ def _other_activations(spec: StageSpec, found: Shape, size: int, device: Device)
 
 def _time(spec: StageSpec, found: Shape, device: Device, measured: float | None) -> Time | None:
     if measured is not None:
-        return speed.of_stage(spec, found, measured * speed.SHARE_OF_MEASURED, cuda=device.cuda)
+        return speed.of_stage(spec, found, measured * speed.SHARE_OF_MEASURED[device.cuda], cuda=device.cuda)
     if device.teraflops is None:
         return None
     return speed.of_stage(spec, found, device.teraflops * 1e12 * speed.SHARE_OF_PEAK, cuda=device.cuda)
