@@ -30,6 +30,7 @@ __all__ = [
     "is_text",
     "read_rows",
     "settled",
+    "signless",
 ]
 
 PAIRED: Final = ("preference", "ratings")
@@ -95,7 +96,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         found.problems.append((error.where, error.problem, error.remedy))
     if seen:
         # In front of what ended the reading: these are about earlier rows.
-        found.problems[:0] = [*_misspelt(data, fields), *_signless(data, preferences), *_problems(data, unfit, seen)]
+        found.problems[:0] = [*_misspelt(data, fields), *signless(data, preferences), *_problems(data, unfit, seen)]
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
     # A reward function is given whole rows.
@@ -144,8 +145,11 @@ def _misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
             yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
 
 
-def _signless(data: Data, numbers: set[str]) -> Iterator[tuple[str, str, str]]:
-    """Preferences that are 0 or 1 throughout: most such files mean by 0 that the other answer is better."""
+def signless(data: Data, numbers: set[str]) -> Iterator[tuple[str, str, str]]:
+    """(where, message, remedy) of preferences that are 0 or 1 throughout.
+
+    Most such files mean by 0 that the other answer is better, and not that neither is.
+    """
     field = data.preference_field
     if numbers in ({"0", "1"}, {"0.0", "1.0"}):
         message = f"field {field} is 0 or 1 in all rows, and 0 would mean that no answer is better"

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Ppo
-from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows, tables
+from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows, signless, tables
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
@@ -27,6 +27,8 @@ ON_HUB = "hf://datasets/"
 """Before an id, so that `datasets` does not take a folder of that name in the working directory for it."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+LOOKED_OVER = 200
+"""Rows of a hub data set by which it is told whether its preferences have a sign."""
 SHUFFLED_ROWS = 1000
 """Rows that a stream holds in memory to draw the next one from."""
 
@@ -43,6 +45,10 @@ def with_formats(spec: StageSpec) -> StageSpec:
     only_prompts = isinstance(spec.stage, Ppo)
     data = {name: settled(table, only_prompts=only_prompts) for name, table in spec.data.items()}
     for name, table in data.items():
+        if table.preference_field and not is_local(table.path):  # files here have been looked over by the launcher
+            first = islice(load_rows(table), LOOKED_OVER)
+            for where, message, remedy in signless(table, {str(row.get(table.preference_field)) for _, row in first}):
+                raise UserError(f"{where}: {message}", remedy)
         fits = is_paired(table) == isinstance(spec.stage, Pairwise) and table.format != "unpaired"
         if looks.is_open(spec.data[name]) and not fits and not only_prompts:
             kind = spec.stage.__struct_config__.tag

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from tests.trainer.hub_cache import NEW, OLD, keep, without_network
+from tests.trainer.in_process import make_step
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe import Data, Dpo
 from ftlaunch.rows.template import DataError
 from fttrain.data import sources
-from fttrain.data.sources import fingerprint, load_rows, stream_rows
+from fttrain.data.sources import fingerprint, load_rows, stream_rows, with_formats
 
 ROWS = [{"text": f"row {number}"} for number in range(2500)]
 
@@ -163,3 +164,11 @@ def test_a_data_set_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("datasets.load_dataset_builder", missing)
     with pytest.raises(UserError, match="the hub has no data set 'no/data'"):
         list(load_rows(make_data("no/data")))
+
+
+def test_preferences_of_the_hub_without_a_sign_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_network(monkeypatch, tmp_path)
+    keep(tmp_path, OLD, [{"p": "q", "a": "x", "b": "y", "labels": number % 2} for number in range(6)])
+    data = Data(path="owner/rows", prompt="{p}", chosen="{a}", rejected="{b}", preference_field="labels")
+    with pytest.raises(UserError, match="field labels is 0 or 1 in all rows"):
+        with_formats(make_step(tmp_path, data, kind=Dpo))
