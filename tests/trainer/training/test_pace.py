@@ -44,6 +44,8 @@ def test_the_rank_that_the_others_wait_for_is_told_from_them(tmp_path: Path, mon
 
 def test_a_rank_alone_tells_nothing(tmp_path: Path) -> None:
     log = pace.PaceLog(World(0, 1, 0, 1, torch.device("cpu"), (("here", 1),)), tmp_path / "pace.json")
+    before = dict(vars(log))
     with log.working():
         pass
     assert log.told() == []
+    assert vars(log) == before, "nothing is kept that nobody takes"
