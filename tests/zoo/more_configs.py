@@ -203,7 +203,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "hrm_text": ("hrm_text", HEAD),
     "kimi_linear": (
         "kimi_linear",
-        {**HEAD, **LINEAR, **LATENT, "num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_token": 2},
+        {**LINEAR, **LATENT, **EXPERTS, "num_local_experts": 4, "linear_head_dim": 16, "linear_num_heads": 4},
     ),
     "bailing_hybrid": (
         "bailing_hybrid",

@@ -33,7 +33,8 @@ def require(path: str, model: Any, found: dict[str, Any], *, has_other_head: boo
         why = "have other shapes in" if mismatched else "are missing from"
         raise UserError(
             f"{_listed(missing)} of the {family} model {why} the files of {path}, and would be drawn at random",
-            "download the model again, and compare its config.json with its files",
+            "download the model again, and compare its config.json with its files; if they are complete in one process,"
+            ' write strategy = "zero2", as ZeRO-3 loads weights of some families under other names',
         )
     if has_other_head:
         return

@@ -71,6 +71,11 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         raise UserError(
             f"no model could be loaded from {spec.path}: {_first_line(error)}", remedy(spec.path)
         ) from error
+    except LookupError as error:  # such as the shape of a weight that ZeRO-3 holds elsewhere
+        raise UserError(
+            f"transformers fails to load the model of {spec.path} ({type(error).__name__}: {error})",
+            'if it loads in one process, write strategy = "zero2"; otherwise use a base of another family',
+        ) from error
     model, found = loaded
     completeness.require(spec.path, model, found)
     model.name_or_path = model.config._name_or_path = spec.path  # an adapter names its base by it

@@ -85,3 +85,10 @@ def test_a_family_without_a_causal_language_model_is_named(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(UserError, match="transformers has no causal language model of the family llava"):
         load(Model(path=str(tmp_path), dtype="fp32"))
+
+
+def test_a_family_that_transformers_fails_to_build_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    spec = changed(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "cohere_compass_text", "num_hidden_layers": 1}')
+    with pytest.raises(UserError, match="transformers fails to load the model of"):
+        load(spec)
