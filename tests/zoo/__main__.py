@@ -32,10 +32,8 @@ def said(trial: Callable[[], None], folder: Path) -> str:
         trial()
     except NotApplicable:
         return "–"
-    except UserError as error:
-        return error.message.replace(str(folder / "model"), "MODEL")
-    except RanksFailed as error:
-        return str(error)
+    except (UserError, RanksFailed) as error:
+        return (error.message if isinstance(error, UserError) else str(error)).replace(str(folder / "model"), "MODEL")
     except Exception as error:  # noqa: BLE001 the page tells it
         traceback.print_exc()
         return f"error: {type(error).__name__}: {(str(error) or '?').splitlines()[0][:200]}"
