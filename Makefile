@@ -11,6 +11,7 @@
 # make interruptions  `run`, `resume`, `stop` and `cancel` on a SLURM cluster of its own, interrupted at any moment, and the
 #                  queue compared with what ftlaunch knows; 5 minutes (as root)
 # make restarts    from a rank's death to the next step: in place, and by way of the queue, in one run; 1 minute (as root)
+# make sweep       a sweep of twelve runs on the cluster, killed in the middle, against the same one here; 10 minutes (as root)
 # make compatibility  all pairs of features, and every method × stage × strategy × quantization, of which `make test` runs
 #                  a sample: trained, killed, resumed, merged (recipes/COMPATIBILITY.md); about an hour
 # make zoo         families of models, each in fourteen ways, into recipes/MODELS.md; half an hour
@@ -30,7 +31,7 @@ DEMO := runs/quickstart
 BENCH_DATA := ../shared/data
 PROMPT := Describe the restaurant: name[The Blue Lantern], food[Thai], area[harbour], price[low], rating[9 out of 10], family friendly[yes]
 
-.PHONY: demo help test test-fast check learning faults chains interruptions restarts compatibility zoo storm scoreboard bench clean
+.PHONY: demo help test test-fast check learning faults chains interruptions restarts sweep compatibility zoo storm scoreboard bench clean
 
 demo: $(VENV)/installed $(MODEL)/config.json
 	@echo "== Training by recipes/quickstart.toml (a finished run is not run again)"
@@ -63,6 +64,9 @@ interruptions: $(VENV)/installed
 
 restarts: $(VENV)/installed
 	$(BIN)/python -m pytest -q -s tests/slurm/test_survival.py -k tasks_that_are_killed
+
+sweep: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --all-trials tests/slurm/test_trained.py -k sweep
 
 compatibility: $(VENV)/installed
 	$(BIN)/python -m pytest tests/trainer/test_compatibility.py --all-trials
