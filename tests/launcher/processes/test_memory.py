@@ -61,7 +61,8 @@ def _limited(group: Path, run: RunDir) -> None:
 
 def test_a_rank_that_the_kernel_kills_has_run_out_of_memory(group: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "use_up_memory")
-    child = get_context("fork").Process(target=_limited, args=(group, run))
+    # A fork of a grown pytest would bring its own pages into the group as it writes to them.
+    child = get_context("spawn").Process(target=_limited, args=(group, run))
     child.start()
     child.join()
     (attempt,) = run.stage_dirs()[0].all_attempts()
