@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +84,7 @@ def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and teste
         pace.note(step, seconds)
         engine.set_learning_rate(schedule(step))
         engine.scorer.disturbance.begin(step, feed.num_steps)
-        outcome = _take(objective, engine, micros, weight, pace)
+        outcome = _take(objective, engine, micros, weight, pace.working)
         progress.step, progress.tokens = step, progress.tokens + int(tokens)
         progress.updates += outcome.is_finite
         trouble = guard.handle(outcome, micros, progress)
@@ -117,15 +119,21 @@ def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and teste
     return progress
 
 
-def _take(objective: Objective, engine: Engine, micros: list[MicroBatch], weight: float, pace: PaceLog) -> StepOutcome:
-    """Take one optimizer step: gradients of every micro-batch, then the update."""
+def _take(
+    objective: Objective,
+    engine: Engine,
+    micros: list[MicroBatch],
+    weight: float,
+    working: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> StepOutcome:
+    """Take one optimizer step: gradients of every micro-batch, then the update. `working` is open in forward passes."""
     # Losses are divided by the whole step's weight before the backward pass, so gradients add up to those of the mean
     # over all rows, however rows are spread over micro-batches and ranks.
     parts = []
     for index, micro in enumerate(micros):
         last = index == len(micros) - 1
         with engine.accumulating(last=last):
-            with pace.working():
+            with working():
                 part = objective.loss(engine, micro) / weight
             engine.backward(part, last=last)
         parts.append(part.detach())
