@@ -3,14 +3,14 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
+from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 
 import typer
 
 from ftlaunch import __version__
-from ftlaunch.cli import cluster, compare, evaluate, model, recipe, report, run, ship, watch
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
@@ -18,27 +18,20 @@ from ftlaunch.safety.redact import redact_output
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """A full disk, a quota that is used up, a disk that may only be read: nothing that a traceback would explain."""
 
-app = typer.Typer(
-    add_completion=False,
-    # rich would take the brackets of [sweep] in a help text for markup, and hide most frames of a traceback.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-# --help lists verbs in the order of registration: everyday ones first.
-VERBS: tuple[Callable[..., None], ...] = (
-    *(recipe.run, recipe.plan, recipe.validate, recipe.preview, compare.compare, recipe.recipes, recipe.schema),
-    *(run.status, run.logs, run.stop, run.cancel, run.resume, cluster.attach, watch.watch, report.report),
-    *(model.merge, model.chat, model.serve, ship.push, ship.export, evaluate.evaluate),
-    *(model.quantize, model.superweights, cluster.doctor, model.import_model),
-)
-NAMES: dict[Callable[..., None], str] = {evaluate.evaluate: "eval", model.import_model: "import"}
-"""Verbs that Python or this package calls otherwise."""
-for verb in VERBS:
-    app.command(NAMES.get(verb))(verb)
-app.command(hidden=True)(run.drive)
+# --help lists verbs in this order: everyday ones first.
+VERBS = {
+    **{"run": "recipe.run", "plan": "recipe.plan", "validate": "recipe.validate", "preview": "recipe.preview"},
+    **{"compare": "compare.compare", "recipes": "recipe.recipes", "schema": "recipe.schema"},
+    **{"status": "run.status", "logs": "run.logs", "stop": "run.stop", "cancel": "run.cancel", "resume": "run.resume"},
+    **{"attach": "cluster.attach", "watch": "watch.watch", "report": "report.report"},
+    **{"merge": "model.merge", "chat": "model.chat", "serve": "model.serve", "push": "ship.push"},
+    **{"export": "ship.export", "eval": "evaluate.evaluate", "quantize": "model.quantize"},
+    **{"superweights": "model.superweights", "doctor": "cluster.doctor", "import": "model.import_model"},
+    "drive": "run.drive",
+}
+"""Each verb, with its module in this package and its function there."""
+HIDDEN = ("drive",)
+"""What ftlaunch itself calls."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,7 +40,24 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+def app(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """The command line with some of its verbs: each that is left out saves its imports and typer's look at it."""
+    made = typer.Typer(
+        add_completion=False,
+        # rich would take the brackets of [sweep] in a help text for markup, and hide most frames of a traceback.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        callback=ftlaunch,
+    )
+    for verb in verbs:
+        module, _, name = VERBS[verb].partition(".")
+        function = getattr(import_module(f"{__name__}.{module}"), name)
+        made.command(verb, hidden=verb in HIDDEN)(function)
+    return made
+
+
 def ftlaunch(
     _version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
@@ -68,7 +78,9 @@ def main() -> None:
     try:
         _require_working_directory()
         try:
-            app(prog_name="ftlaunch")
+            asked = sys.argv[1:2]
+            # What is no verb, an option or a slip of the pen, is for typer, which knows all of them.
+            app(asked if VERBS.keys() & asked else VERBS)(prog_name="ftlaunch")
         finally:
             sys.stdout.flush()  # here a full disk is an error like any other, and at the interpreter's end a traceback
     except UserError as error:

@@ -550,7 +550,7 @@ def test_the_help_is_what_typer_would_say(call: Call, monkeypatch: pytest.Monkey
 
 
 def test_every_verb_shows_an_example(call: Call) -> None:
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(cli.app())
     verbs = [name for name, command in group.commands.items() if not command.hidden]
     assert len(verbs) == 25
     for verb in verbs:
@@ -569,8 +569,17 @@ def test_a_full_disk_is_told_without_a_traceback(
     def write(**_: object) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/x/plan.json")
 
-    monkeypatch.setattr(cli, "app", write)
+    monkeypatch.setattr(cli, "app", lambda _: write)
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith("error: /runs/x/plan.json cannot be written: Disk quota exceeded\n  → ")
+
+
+@pytest.mark.parametrize(("asked", "imported"), [("status", {"run"}), ("doctor", {"cluster", "options"})])
+def test_a_verb_imports_what_it_needs_alone(asked: str, imported: set[str]) -> None:
+    code = f"from ftlaunch import cli; cli.app([{asked!r}]); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = {name.removeprefix("ftlaunch.cli.") for name in done.stdout.split() if name.startswith("ftlaunch.cli.")}
+    assert imported <= modules
+    assert not modules & {"recipe", "compare", "evaluate", "model", "report", "ship", "watch"}
