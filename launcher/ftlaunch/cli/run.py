@@ -40,10 +40,14 @@ def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | N
     """
     from ftlaunch.backend import backends, runs
     from ftlaunch.run import outputs
+    from ftlaunch.run.changes import changes
 
     if runs.finished(folder):
         where = folder.path
         print(f"{where.name} is already finished: {where}\n{outputs.describe(folder)}".rstrip(), file=sys.stderr)
+        if found := changes(folder, at_most=LOOKED_INTO_BYTES):
+            remedy = "it is not trained again under this name: --run-dir DIR gives it another folder"
+            print("\n".join([*(f"  {change}" for change in found), f"  → {remedy}"]), file=sys.stderr)
         return DONE
     code = backends.of(folder).start(folder, detach=detach, after=after, fresh=fresh)
     # None: the run goes on without this process, so there is nothing to report yet.

@@ -32,6 +32,10 @@ RESERVED = frozenset(
 """Names that a column may not take from the renderer; nor may it those of special tokens, such as bos_token."""
 
 
+GIVEN = {"tools": "the definitions of tools", "documents": "the documents"}
+"""Fields that are there for the template alone, so that it must ask for them."""
+
+
 class Renderer:
     """Writes the rows of one data set as text. Raises Unfit where a row cannot be written with all that it holds."""
 
@@ -68,7 +72,7 @@ class Renderer:
             text = self._begun("".join(turn["content"] for turn in safe.turns))
         else:
             text = self._render(safe, where, add_generation_prompt=True)
-            self._refuse_loss(audit.left_out_of_prompt(safe, text), where)
+        self._refuse_loss(self._left_out(safe, text), where)
         return Rendered(text, [], has_marks=safe is not conversation)
 
     def _begun(self, text: str) -> str:
@@ -95,8 +99,10 @@ class Renderer:
 
     def _rendered(self, conversation: Conversation, where: str) -> list[Rendered]:
         if self.template is None:
-            return [self._plain(conversation)]
-        if not (self._asked | {"tools"}) & conversation.fields.keys():
+            plain = self._plain(conversation, where)
+            self._refuse_loss(self._left_out(conversation, plain.text), where)
+            return [plain]
+        if not (self._asked | GIVEN.keys()) & conversation.fields.keys():
             filled = self._skeletons.filled(conversation)
             if filled is not None:
                 return [filled]
@@ -104,10 +110,14 @@ class Renderer:
 
     def _through_template(self, conversation: Conversation, where: str = "") -> list[Rendered]:
         text = self._render(conversation, where)
-        self._refuse_loss(audit.left_out_of_prompt(conversation, text), where)
+        self._refuse_loss(self._left_out(conversation, text), where)
         wanted = self._trained_turns(conversation)
         spans = [self._span(conversation, index, text, where) for index in wanted]
         if self._data.train_on == "all":
+            # The thoughts of earlier answers may be cut, as they are at inference; those of the newest are trained.
+            newest = len(conversation.turns) - 1
+            if conversation.turns[newest]["role"] == "assistant" and newest not in conversation.untrained:
+                self._refuse_loss(audit.left_out_of_answer(conversation.turns[newest], text), where)
             untrained = [self._span(conversation, index, text, where) for index in sorted(conversation.untrained)]
             if None in untrained:
                 raise self._rewritten(where)
@@ -117,6 +127,12 @@ class Renderer:
         if wanted == [len(conversation.turns) - 1]:
             raise self._rewritten(where)
         return [self._last_answer(conversation.up_to(index + 1), where) for index in wanted]
+
+    def _left_out(self, conversation: Conversation, text: str) -> str | None:
+        """What the whole text of a conversation does not hold; None where it holds all."""
+        # A tool's name proves nothing where an answer calls the tool: the template has to ask for the definitions.
+        unasked = (what for key, what in GIVEN.items() if conversation.fields.get(key) and key not in self._asked)
+        return next(unasked, None) or audit.left_out_of_prompt(conversation, text)
 
     def _last_answer(self, conversation: Conversation, where: str) -> Rendered:
         """The text up to an answer, rendered as it is when that answer is the newest, and trained only there."""
@@ -137,7 +153,7 @@ class Renderer:
         answers = [index for index in range(first, len(turns)) if turns[index]["role"] == "assistant"]
         return [] if self._data.train_on == "all" else [one for one in answers if one not in conversation.untrained]
 
-    def _plain(self, conversation: Conversation) -> Rendered:
+    def _plain(self, conversation: Conversation, where: str) -> Rendered:
         """The turns' texts end to end; EOS follows each answer."""
         text, spans = "", dict[int, Span]()
         for index, turn in enumerate(conversation.turns):
@@ -147,6 +163,7 @@ class Renderer:
             text += said if index else self._begun(said)
             if is_answer:
                 spans[index] = (start, len(text))
+                self._refuse_loss(audit.left_out_of_answer(turn, said), where)
         if self._data.train_on == "all":
             return Rendered(text, _others([spans[one] for one in sorted(conversation.untrained)], len(text)))
         return Rendered(text, [spans[index] for index in self._trained_turns(conversation)])
@@ -170,7 +187,8 @@ class Renderer:
 
     def _refuse_loss(self, lost: str | None, where: str) -> None:
         if lost is not None:
-            raise Unfit(where, f"the chat template leaves out {lost}", KEEPING)
+            template = 'template = "none"' if self.template is None else "the chat template"
+            raise Unfit(where, f"{template} leaves out {lost}", KEEPING)
 
     def _render(self, conversation: Conversation, where: str, *, add_generation_prompt: bool = False) -> str:
         fields = conversation.fields

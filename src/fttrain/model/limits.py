@@ -7,6 +7,7 @@ from torch import nn
 
 from fttrain.adapters.targets import body_of
 from fttrain.data.limits import Limits
+from fttrain.model.halves import token_table
 
 TABLE = re.compile("pos|wpe")
 """Names of tables of positions: wpe, embed_positions, position_embeddings, positions_embed, pos_encoding."""
@@ -15,7 +16,7 @@ TABLE = re.compile("pos|wpe")
 def of(causal: Any) -> Limits:
     """Return the limits of a causal language model; rotary and relative positions have none."""
     config = causal.config.get_text_config()
-    tokens = causal.get_input_embeddings()
+    tokens = token_table(causal)
     # Inkling's head says nothing of the last tokens of its embedding.
     vocabulary = min(tokens.num_embeddings, getattr(config, "unpadded_vocab_size", None) or tokens.num_embeddings)
     _, body = body_of(causal)  # towers of images and sound have positions of their own

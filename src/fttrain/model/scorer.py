@@ -19,7 +19,7 @@ from ftlaunch.safety.model_files import has_safetensors, require_weights_to_trai
 from fttrain import adapters, hub
 from fttrain.data.batches import MicroBatch
 from fttrain.model import attention, borders, classifier, completeness, packing, tokenizer
-from fttrain.model.halves import Halves
+from fttrain.model.halves import Halves, token_table
 from fttrain.model.packing import forget_lengths
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import ActivationNoise
@@ -353,7 +353,7 @@ class RewardModel(Scorer):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         classifier.architecture(self._causal().config.model_type)
-        embedding = self._causal().get_input_embeddings()
+        embedding = token_table(self._causal())
         self.score = RewardHead(embedding.embedding_dim)
         for parameter in self._causal().get_output_embeddings().parameters():
             if parameter is not embedding.weight:  # no logits are computed, so the language-model head has no gradient

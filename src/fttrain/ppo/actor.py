@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fttrain.adapters import using_adapter
 from fttrain.data.batches import MicroBatch
 from fttrain.model import dropout, packing
+from fttrain.model.halves import token_table
 from fttrain.model.scorer import RewardHead, Scorer
 
 POLICY, REFERENCE, REWARD_MODEL = "policy", "reference", "reward_model"
@@ -76,7 +77,7 @@ class ActorCritic(Scorer):
         super().__init__(model)
         self.frozen = frozen
         self.reward_model = reward_model
-        self.value_head = ValueHead(self._causal().get_input_embeddings().embedding_dim)
+        self.value_head = ValueHead(token_table(self._causal()).embedding_dim)
         self._temperature = temperature
         dropout.turn_off(self)
 

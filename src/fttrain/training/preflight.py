@@ -37,7 +37,8 @@ def of_dropout(model: Any, stage: Training, world: World) -> None:
     """Turn the base's own dropout off where answers are compared, as two passes over one answer must agree; say so."""
     if isinstance(stage, Pairwise):
         if were := dropout.turn_off(model):
-            _say([f"dropout is off, as answers are compared (the model has {dropout_in(were)})"], world)
+            rates = ", ".join(f"{name} {rate:g}" for name, rate in were.items())
+            _say([f"dropout is off, as answers are compared (the model has {rates})"], world)
     elif isinstance(stage, Sft) and (asked := dropout_in(model.config.get_text_config().to_dict())):
         _say([f"dropout of the model's own config is on: {asked}"], world)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftlaunch.errors import UserError
+from ftlaunch.cli.run import start
+from ftlaunch.errors import DONE, UserError
 from ftlaunch.recipe import Data, Merge, Model, Recipe
 from ftlaunch.run import digests
 from ftlaunch.run.changes import accept, changes, require_unchanged
@@ -65,6 +66,18 @@ def test_an_edit_is_told_also_where_size_and_time_are_the_same(name: str, conten
     with pytest.raises(UserError, match="has changed since the run began") as caught:
         require_unchanged(run)
     assert caught.value.remedy.endswith(f"ftlaunch resume {run.path} --changed")
+
+
+def test_asking_for_a_finished_run_again_tells_it(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("ftlaunch.backend.runs.finished", lambda _: True)
+    assert start(run, detach=True) == DONE
+    assert "since" not in capsys.readouterr().err
+    edit(run, "rows/a.jsonl", '{"text": "two"}\n')
+    assert start(run, detach=True) == DONE
+    said = capsys.readouterr().err
+    assert "a.jsonl has changed since the run began\n  → it is not trained again under this name" in said
 
 
 def test_files_that_come_and_go_are_told(run: RunDir):

@@ -14,7 +14,7 @@ from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Full, Ppo
+from ftlaunch.recipe import Full, Lora, Ppo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec
@@ -202,3 +202,8 @@ def test_prompts_that_are_too_long_are_left_out(make: Callable[..., StageSpec], 
     data = replace(step.data["rows0"], max_length=8)
     with pytest.raises(UserError, match="none of the 48 rows has a prompt of at most 8 tokens"):
         train(replace(step, data={"rows0": data}), tmp_path)
+
+
+def test_an_adapter_on_the_embedding_trains(make: Callable[..., StageSpec], tmp_path: Path):
+    spec = replace(make(steps=2), adapter=Lora(targets=["embed_tokens", "q_proj"], rank=2, alpha=4))
+    assert of_rollouts(metrics(train(spec, tmp_path)))

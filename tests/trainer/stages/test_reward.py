@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Full, Merge, Reward
+from ftlaunch.recipe import Data, Full, Lora, Merge, Reward
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from fttrain.distributed.stop_request import StoppedEarly
@@ -88,6 +88,12 @@ def test_the_layout_changes_nothing(layout: dict[str, bool], tiny_model: Path, p
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
         assert ours["tokens"] == theirs["tokens"]
+
+
+def test_an_adapter_on_the_embedding_trains(tiny_model: Path, pairs: Data, tmp_path: Path) -> None:
+    adapter = Lora(targets=["embed_tokens", "q_proj"], rank=2, alpha=4)
+    done = train(make_step(tiny_model, pairs, kind=Reward, steps=2, adapter=adapter), tmp_path)
+    assert [line["step"] for line in lines(done, "loss")] == [1, 2]
 
 
 def test_a_stopped_stage_goes_on_as_if_it_had_not_been(tiny_model: Path, pairs: Data, tmp_path: Path) -> None:
