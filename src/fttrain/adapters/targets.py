@@ -81,6 +81,12 @@ def _is_matrices(parameter: nn.Parameter) -> bool:
     return len(shape) in (2, 3) and min(shape) > 1
 
 
+def token_table(causal: Any) -> nn.Embedding:
+    """Return the embedding of tokens, without the adapter that may be on it."""
+    embedding = causal.get_input_embeddings()
+    return getattr(embedding, "base_layer", embedding)
+
+
 def body_of(model: Any) -> tuple[str, nn.Module]:
     """Return the prefix of the text body's modules, such as "model." or "model.language_model.", and the body."""
     body, embedding = model.get_decoder(), model.get_input_embeddings()

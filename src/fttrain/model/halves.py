@@ -118,12 +118,6 @@ def _holds_layers(module: nn.Module) -> bool:
     )
 
 
-def token_table(causal: Any) -> nn.Embedding:
-    """Return the embedding of tokens, without the adapter that may be on it."""
-    embedding = causal.get_input_embeddings()
-    return getattr(embedding, "base_layer", embedding)
-
-
 def _body_name(causal: Any) -> str:
     """Return the name of the child that holds the token embedding. Raises UserError where there is none."""
     embedding = causal.get_input_embeddings()

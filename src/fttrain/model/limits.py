@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from fttrain.adapters.targets import body_of
+from fttrain.adapters.targets import body_of, token_table
 from fttrain.data.limits import Limits
-from fttrain.model.halves import token_table
 
 TABLE = re.compile("pos|wpe")
 """Names of tables of positions: wpe, embed_positions, position_embeddings, positions_embed, pos_encoding."""

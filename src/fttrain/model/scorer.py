@@ -17,9 +17,10 @@ from ftlaunch.recipe import Model
 from ftlaunch.recipe.names import is_local
 from ftlaunch.safety.model_files import has_safetensors, require_weights_to_train
 from fttrain import adapters, hub
+from fttrain.adapters.targets import token_table
 from fttrain.data.batches import MicroBatch
 from fttrain.model import attention, borders, classifier, completeness, packing, tokenizer
-from fttrain.model.halves import Halves, token_table
+from fttrain.model.halves import Halves
 from fttrain.model.packing import forget_lengths
 from fttrain.noise import replace_activations
 from fttrain.noise.hooks import ActivationNoise

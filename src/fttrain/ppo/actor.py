@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fttrain.adapters import using_adapter
+from fttrain.adapters.targets import token_table
 from fttrain.data.batches import MicroBatch
 from fttrain.model import dropout, packing
-from fttrain.model.halves import token_table
 from fttrain.model.scorer import RewardHead, Scorer
 
 POLICY, REFERENCE, REWARD_MODEL = "policy", "reference", "reward_model"
