@@ -172,12 +172,15 @@ def test_an_adapter_is_no_base_as_its_own_would_be_loaded_unseen(folder: Path, c
         load_for_chat(str(adapter))
 
 
-def test_a_data_sets_script_is_not_run(tmp_path: Path, canary: Path):
-    script = tmp_path / "rows/rows.py"
-    script.parent.mkdir()
-    script.write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+def test_a_data_sets_script_is_not_run(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch):
+    """The hub's data set owner/rows has a script."""
+    fetched = tmp_path / ("1" * 40)
+    fetched.mkdir()
+    (fetched / "rows.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", lambda *_, filename, **__: str(fetched / filename))
     with pytest.raises(UserError, match="scripts are no longer supported") as refused:
-        _open(str(script.parent), None, "train", None, False)
+        _open("owner/rows", None, "train", None, False)
     assert "never run" in refused.value.remedy
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from tests.trainer.hub_cache import without_network
 from transformers import AutoConfig, LlamaForSequenceClassification
 
 from ftlaunch.errors import BAD_INPUT, UserError
@@ -83,8 +84,8 @@ def test_nor_does_one_of_a_reward_model_s_name():
 
 
 @pytest.mark.usefixtures("hub_of_all")
-def test_nor_does_one_of_a_data_set_s_name(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+def test_nor_does_one_of_a_data_set_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    without_network(monkeypatch, tmp_path / "copies")
     Path("owner/rows").mkdir()
     Path("owner/rows/train.jsonl").write_text('{"text": "a row of nobody"}\n')
     with pytest.raises(UserError, match="the data set 'owner/rows' cannot be had"):
