@@ -46,7 +46,7 @@ def push(folder: Path, repository: str, *, public: bool, revision: str | None, d
     if (base := _local_base(folder)) is not None:
         yield f"note: adapter_config.json names its base by a folder of this machine, {base}: others cannot load it so"
     if dry_run:
-        yield "nothing was sent: this is a dry run"
+        yield "nothing has been sent"
         return
     yield _send(folder, files, repository, public=public, revision=revision)
 

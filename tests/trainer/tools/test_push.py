@@ -122,7 +122,7 @@ def test_a_dry_run_asks_nobody_anything(hub: type[Hub], model: Path) -> None:
     assert not hub.asked
     assert "model.safetensors" in said
     assert "not sent: artifact.json, notes.log" in said
-    assert said.endswith("nothing was sent: this is a dry run")
+    assert said.endswith("nothing has been sent")
 
 
 def test_without_a_token_nothing_is_sent(hub: type[Hub], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
