@@ -11,15 +11,20 @@ OLD, NEW = "1" * 40, "2" * 40
 """Commits."""
 
 
-def without_network(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """The hub is not reached, and `datasets` keeps its copies in `cache`."""
+def forget_opened() -> None:
+    """What an earlier test has opened under the same name is not taken for this one's."""
     from fttrain.data import sources
 
+    sources._builder.cache_clear()
+    sources._open.cache_clear()
+
+
+def without_network(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """The hub is not reached, and `datasets` keeps its copies in `cache`."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
-    sources._builder.cache_clear()
-    sources._open.cache_clear()
+    forget_opened()
 
 
 def keep(cache: Path, commit: str, rows: list[dict[str, Any]]) -> None:

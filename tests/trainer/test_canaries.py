@@ -16,6 +16,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.trainer.hub_cache import forget_opened
 from tests.trainer.in_process import make_data, make_step, train
 
 from ftlaunch.errors import UserError
@@ -174,6 +175,7 @@ def test_an_adapter_is_no_base_as_its_own_would_be_loaded_unseen(folder: Path, c
 
 def test_a_data_sets_script_is_not_run(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch):
     """The hub's data set owner/rows has a script."""
+    forget_opened()
     fetched = tmp_path / ("1" * 40)
     fetched.mkdir()
     (fetched / "rows.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")

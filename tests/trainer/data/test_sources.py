@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.hub_cache import NEW, OLD, keep, without_network
+from tests.trainer.hub_cache import NEW, OLD, forget_opened, keep, without_network
 from tests.trainer.in_process import make_step
 
 from ftlaunch.errors import UserError
@@ -94,8 +94,7 @@ def test_hub_rows(hub: Path) -> None:
     assert fingerprint(make_data("owner/rows", split="train[:10]")) != fingerprint(data)
     # The newest copy is what a branch stands for; an older commit is read when it is named, and no other for it.
     keep(hub, NEW, ROWS[5:7])
-    for cached in (sources._builder, sources._open):
-        cached.cache_clear()
+    forget_opened()
     assert texts(load_rows(data)) == ["row 5", "row 6"]
     assert len(texts(load_rows(make_data("owner/rows", revision=OLD)))) == len(ROWS)
     assert fingerprint(make_data("owner/rows", revision=OLD)).startswith(f"owner/rows@{OLD}")
