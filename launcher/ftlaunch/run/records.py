@@ -120,6 +120,10 @@ class Counts(Struct, frozen=True, kw_only=True):
     """Rows in which a token lay across the border of prompt and answer, and was parted there."""
     control: int = 0
     """Rows with a control token in what is said, which is encoded as text."""
+    respaced: int = 0
+    """Rows of which the chat template changes white space of a trained answer, such as its indentation."""
+    first_respaced: str | None = None
+    """The first of them, as "facts.jsonl:17"."""
     dropped_untrained: int = 0
     """Rows left out because no token of theirs would be trained, such as those whose answer was cut off."""
     unfit: dict[str, int] = field(default_factory=dict[str, int])

@@ -19,6 +19,11 @@ def left_out_of_answer(turn: Turn, text: str) -> str | None:
     return None if _has_calls(turn, text) else "a tool call"
 
 
+def is_respaced(turn: Turn, text: str) -> bool:
+    """Whether a text that holds what a turn says holds it with other white space, such as without its indentation."""
+    return not _is_written(turn["content"], text)
+
+
 def left_out_of_prompt(conversation: Conversation, text: str) -> str | None:
     """Which turn of system, user or tool, which call or which definition of a tool the whole text does not hold."""
     for turn in conversation.turns:
@@ -46,12 +51,11 @@ def _names(said: str, text: str) -> bool:
 
 def stands_in(said: str, text: str) -> bool:
     """Whether a text holds another, as it is, as JSON writes it, or but for white space, which templates trim."""
-    said = said.strip()
-    if said in text:
-        return True
-    if any(json.dumps(said, ensure_ascii=ascii)[1:-1] in text for ascii in (False, True)):
-        return True
-    return "".join(said.split()) in "".join(text.split())
+    return _is_written(said.strip(), text) or "".join(said.split()) in "".join(text.split())
+
+
+def _is_written(said: str, text: str) -> bool:
+    return said in text or any(json.dumps(said, ensure_ascii=ascii)[1:-1] in text for ascii in (False, True))
 
 
 def _values(arguments: object) -> Iterator[str]:

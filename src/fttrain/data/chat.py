@@ -41,6 +41,9 @@ class Encoded:
     has_control: bool = False
     """Whether a control token stood in what was said, and is text."""
 
+    respaced_at: str | None = None
+    """The row's place, where the chat template has changed white space of a trained answer."""
+
     @property
     def truncated(self) -> bool:
         return self.lost > 0
@@ -171,8 +174,10 @@ class Encoder:
         self._refuse_doubles(ids, where)
         # The common case first: every border lies between two tokens, and no list of all offsets is made.
         places = _places(tokens, row.trained)
+        respaced_at = where if row.is_respaced else None
         if places is not None:
-            return self._fitted(Encoded(ids, _marked(len(ids), places), has_control=row.has_marks), where)
+            trained = _marked(len(ids), places)
+            return self._fitted(Encoded(ids, trained, has_control=row.has_marks, respaced_at=respaced_at), where)
         offsets = tokens.offsets
         whole = len(ids), offsets
         # From the last border to the first, so that parting a token leaves the earlier borders where they are.
@@ -180,7 +185,8 @@ class Encoder:
             ids, offsets = self._parted(row.text, ids, offsets, border, where)
         trained = _mark([start for start, _ in offsets], row.trained)
         is_parted = whole != (len(ids), offsets)
-        return self._fitted(Encoded(ids, trained, is_parted=is_parted, has_control=row.has_marks), where)
+        encoded = Encoded(ids, trained, is_parted=is_parted, has_control=row.has_marks, respaced_at=respaced_at)
+        return self._fitted(encoded, where)
 
     def _parted(
         self, text: str, ids: list[int], offsets: list[Offset], border: int, where: str

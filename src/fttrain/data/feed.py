@@ -116,6 +116,9 @@ def report(name: str, counts: Counts) -> None:
         log.warning("data.%s: %s", name, unfit.summary(counts.rows, dropped, counts.examples))
     if counts.control:
         log.warning("data.%s: %d rows hold control tokens, encoded as text", name, counts.control)
+    if counts.respaced:
+        message = "data.%s: the chat template changes white space, such as indentation, in answers of %d rows; first %s"
+        log.warning(message, name, counts.respaced, counts.first_respaced)
     if counts.lost:
         log.warning("data.%s: %d rows lose %d tokens at max_length", name, counts.truncated, counts.lost)
 

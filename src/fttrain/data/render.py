@@ -35,6 +35,9 @@ RESERVED = frozenset(
 GIVEN = {"tools": "the definitions of tools", "documents": "the documents"}
 """Fields that are there for the template alone, so that it must ask for them."""
 
+OPENING = 40
+"""Last characters of a generation prompt that may be the beginning of the answer, such as <think>."""
+
 
 class Renderer:
     """Writes the rows of one data set as text. Raises Unfit where a row cannot be written with all that it holds."""
@@ -121,9 +124,15 @@ class Renderer:
             untrained = [self._span(conversation, index, text, where) for index in sorted(conversation.untrained)]
             if None in untrained:
                 raise self._rewritten(where)
-            return [Rendered(text, _others([span for span in untrained if span], len(text)))]
+            others = _others([span for span in untrained if span], len(text))
+            answers = [turn for index, turn in enumerate(conversation.turns) if index not in conversation.untrained]
+            is_respaced = any(_is_respaced(one, (0, len(text)), text) for one in answers if one["role"] == "assistant")
+            return [Rendered(text, others, is_respaced=is_respaced)]
         if None not in spans:
-            return [Rendered(text, [span for span in spans if span])]
+            found = [span for span in spans if span]
+            answers = [conversation.turns[index] for index in wanted]
+            is_respaced = any(_is_respaced(*one, text) for one in zip(answers, found, strict=True))
+            return [Rendered(text, found, is_respaced=is_respaced)]
         if wanted == [len(conversation.turns) - 1]:
             raise self._rewritten(where)
         return [self._last_answer(conversation.up_to(index + 1), where) for index in wanted]
@@ -140,7 +149,7 @@ class Renderer:
         span = self._span(conversation, len(conversation.turns) - 1, text, where)
         if span is None:
             raise self._rewritten(where)
-        return Rendered(text, [span])
+        return Rendered(text, [span], is_respaced=_is_respaced(conversation.turns[-1], span, text))
 
     def _rewritten(self, where: str) -> Unfit:
         problem = "the chat template writes the turns before an answer in another way once the answer is there"
@@ -181,7 +190,7 @@ class Renderer:
             return None
         answer = through[len(before) :]
         if (lost := audit.left_out_of_answer(conversation.turns[index], answer)) is not None:
-            opened = before[-40:] + answer  # a generation prompt may hold the beginning of the answer, such as <think>
+            opened = before[-OPENING:] + answer
             self._refuse_loss(audit.left_out_of_answer(conversation.turns[index], opened) and lost, where)
         return len(before), len(through)
 
@@ -254,6 +263,13 @@ class Renderer:
             yield from _texts(turn)
         for key in (self._asked | {"tools"}) & conversation.fields.keys():
             yield str(conversation.fields[key])
+
+
+def _is_respaced(turn: Turn, span: Span, text: str) -> bool:
+    """Whether the span of a trained answer has other white space than the row."""
+    said, opened = (text[max(0, start) : span[1]] for start in (span[0], span[0] - OPENING))
+    whole = next((part for part in (said, opened) if audit.stands_in(turn["content"], part)), None)
+    return whole is not None and audit.is_respaced(turn, whole)
 
 
 def _texts(turn: Turn) -> Iterator[str]:

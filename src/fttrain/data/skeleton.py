@@ -28,6 +28,8 @@ class Rendered:
     trained: list[Span]
     has_marks: bool = False
     """Whether marks of `fttrain.data.control` stand for control tokens in it."""
+    is_respaced: bool = False
+    """Whether the template has changed white space of a trained answer."""
 
     @property
     def borders(self) -> list[int]:

@@ -269,7 +269,7 @@ def _size(count: int, data: Data) -> int:
 
 
 _COUNTERS = (
-    *("rows", "tokens", "trained", "truncated", "lost", "split", "parted", "control"),
+    *("rows", "tokens", "trained", "truncated", "lost", "split", "parted", "control", "respaced"),
     *("kept", "whole", "untrained"),
 )
 
@@ -279,7 +279,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.rows = self.tokens = self.trained = self.truncated = self.lost = self.split = self.parted = 0
-        self.control = 0
+        self.control = self.respaced = 0
+        self.first_respaced: str | None = None
         self.kept = self.whole = self.untrained = 0
         self.ended = False
         self.unfit = UnfitRows()
@@ -306,6 +307,9 @@ class Tally:
         self.kept += 1
         self.parted += any(row.is_parted for row in rows)
         self.control += any(row.has_control for row in rows)
+        places = [row.respaced_at for row in rows if row.respaced_at]
+        self.respaced += bool(places)
+        self.first_respaced = next((place for place in [self.first_respaced, *places] if place), None)
         self.tokens += sum(len(row.ids_T) for row in rows)
         self.trained += sum(map(supervised, rows))
         self.whole += not truncated
@@ -317,6 +321,7 @@ class Tally:
         for name in _COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(later, name))
         self.ended = self.ended or later.ended
+        self.first_respaced = self.first_respaced or later.first_respaced
         self.unfit.append(later.unfit)
 
     def as_plain(self) -> dict[str, Any]:
@@ -341,6 +346,8 @@ class Tally:
             split=self.split,
             parted=self.parted,
             control=self.control,
+            respaced=self.respaced,
+            first_respaced=self.first_respaced,
             dropped_untrained=self.untrained,
             unfit=dict(self.unfit.unfit),
             excused=dict(self.unfit.excused),

@@ -180,6 +180,9 @@ def as_text(preview: Preview, mark: Callable[[str], str]) -> str:
         lines.insert(-1, f"  borders    {parted}")
     if counts.control:
         lines.insert(-1, f"  control    {counts.control} {kind} with a control token in a text, encoded as text")
+    if counts.respaced:
+        respaced = f"{counts.respaced} {kind} with answers whose white space the chat template changes"
+        lines.insert(-1, f"  space      {respaced}; first {counts.first_respaced}")
     for number, sample in enumerate(preview.samples, start=1):
         text = "".join(mark(part) if trained else part for part, trained in sample)
         lines += [f"  {_title(number, preview)}", text.rstrip("\n")]

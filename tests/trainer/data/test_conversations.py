@@ -319,3 +319,29 @@ def test_roles_are_brought_to_one_form(tokenizer: Any, tmp_path: Path) -> None:
         *("system", "user", "assistant", "tool", "assistant")
     ]
     assert '<|im_start|>tool\n{"temp": 18}<|im_end|>' in text
+
+
+TRIMS = TEMPLATE.replace("{{ m.content }}", "{{ m.content | trim }}")
+JOINS_LINES = TEMPLATE.replace("{{ m.content }}", "{{ m.content.split() | join(' ') }}")
+
+
+@pytest.mark.parametrize("train_on", ["answer", "assistant", "all"])
+@pytest.mark.parametrize(
+    ("template", "said", "is_told"),
+    [
+        (TRIMS, "    return 1", True),
+        (TRIMS, "Rome.\n", True),
+        (TRIMS, "def f():\n    return 1", False),
+        (TRIMS, "\nRome.", True),  # the line end in front is the generation prompt's
+        (JOINS_LINES, "def f():\n    return 1", True),
+        (JOINS_LINES, "Rome it is.", False),
+        (TEMPLATE, "    return 1\n", False),
+    ],
+)
+def test_answers_that_lose_white_space_are_told(
+    template: str, said: str, is_told: bool, train_on: str, make_tokenizer: Any
+) -> None:
+    row = {"messages": [USER, answer(said)]}
+    (made,) = encoded(make_tokenizer(chat_template=template), row, train_on=train_on)
+    wanted = "rows.jsonl:1" if is_told and (train_on != "all" or said[0] != "\n") else None
+    assert made.respaced_at == wanted

@@ -109,3 +109,13 @@ def test_prompts_without_completions_are_shown_with_nothing_trained(show: Show):
     assert "left out   1 × its prompt is longer than max_length" in out
     assert "What is 0?" in out
     assert "⟦" not in out
+
+
+def test_answers_whose_white_space_the_template_changes_are_counted(show: Show) -> None:
+    indented = [
+        {**row, "answer": f"    {row['answer']}"} if number in (2, 7) else row for number, row in enumerate(ROWS)
+    ]
+    code, out, _ = show(rows=indented, template="llama2")
+    assert code == 0
+    assert "2 rows with answers whose white space the chat template changes; first " in out
+    assert re.search(r"first .*rows\.jsonl:3$", out, re.MULTILINE)
