@@ -1,5 +1,6 @@
 """The format of rows, told by the names of their fields where a data table leaves it open."""
 
+import json
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, cast
 
@@ -30,6 +31,12 @@ EXTRAS = ("context", "input", "passage")
 
 SYSTEMS = ("system", "system_prompt")
 """Fields with the text of a system turn."""
+
+LABELS = ("label", "labels", "kto_tag", "desirable", "accepted", "correct", "is_correct")
+"""Fields that may tell which answers are bad."""
+
+TRUTHS = {"true", "false", "0", "1", "0.0", "1.0"}
+"""True and false as data has them, in lower case."""
 
 TO_TEMPLATES = {"tools", "functions", "documents", "chat_template_kwargs"}
 """Fields that chat templates are given. Another one that they ask for counts as unread here, as no template is read."""
@@ -69,21 +76,39 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
 
     Where `only_prompts` are wanted, a template of the prompt is enough.
 
-    Raises DataError where fields do not tell it, or tell of a tree of messages.
+    Raises DataError where fields do not tell it, or tell of a tree of messages or of answers that may be bad.
     """
     if not is_open(data):
         return data
     if only_prompts and data.prompt is not None:
         return replace(data, format="prompt")
     fields: dict[str, Any] = {}
+    labels: dict[str, list[object]] = {}
     for _, row in rows:
+        for name in LABELS:
+            labels.setdefault(name, []).extend(value for value in [row.get(name)] if value is not None)
         # null never replaces a value, as the types of values are looked at below.
         fields |= {name: value for name, value in row.items() if value is not None or name not in fields}
     told = _looked_at(data, fields)
     system = next((name for name in SYSTEMS if name in fields), None)
-    if system is None or told.system is not None or told.format in ("text", None):
-        return told
-    return replace(told, system=f"{{{system}?}}")
+    if system is not None and told.system is None and told.format not in ("text", None):
+        told = replace(told, system=f"{{{system}?}}")
+    if not only_prompts and told.format in ("prompt", "alpaca", "messages", "sharegpt"):
+        read = fields_read(told, fields.keys())
+        _refuse_labels(told, {name: values for name, values in labels.items() if name not in read})
+    return told
+
+
+def _refuse_labels(told: Data, labels: Mapping[str, list[object]]) -> None:
+    """Raise DataError where a field that nothing reads may say which answers are bad, as it is true or false."""
+    for name, values in labels.items():
+        if values and all(str(value).lower() in TRUTHS for value in values):
+            keys = {key: getattr(told, key) for key in ("format", "prompt", "completion", "system")}
+            written = ", ".join(f"{key} = {json.dumps(text)}" for key, text in keys.items() if text is not None)
+            message = f"the field {name} is true or false, or 1 or 0: it may say which answers are bad"
+            raise DataError(
+                told.path, message, f"leave out rows with bad answers; or, to train on all rows, write {written}"
+            )
 
 
 def _looked_at(data: Data, fields: Mapping[str, object]) -> Data:
@@ -105,7 +130,7 @@ def _told(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
         told = {"format": "preference"}
         return told | {"prompt": f"{{{asked}}}"} if is_bare and asked and data.template != "none" else told
     if {"prompt", "completion"} <= names:
-        # A class number as label does not make an answer good or bad; true and false do.
+        # A class number as label does not make an answer good or bad; true and false do. 0 and 1 may be either.
         return {"format": "unpaired" if isinstance(fields.get("label"), bool) else "prompt"}
     if (listed := _list_of_turns(data, fields)) is not None:
         return {"format": listed}

@@ -1,10 +1,12 @@
 """Fields tell a format, and rows that lack something are left out by reason."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
@@ -18,6 +20,39 @@ TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+ASKED = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys"),
+    [
+        ([{**ASKED, "label": 1}, {**ASKED, "label": 0}], 'format = "prompt"'),
+        ([{**ASKED, "label": None}, {**ASKED, "label": "False"}], 'format = "prompt"'),
+        ([{"messages": TURNS, "label": True}], 'format = "messages"'),
+        ([{"messages": TURNS, "system": "s", "label": True}], 'format = "messages", system = "{system?}"'),
+        ([{"instruction": "a", "output": "b", "kto_tag": False}], 'format = "alpaca"'),
+        (
+            [{"question": "a", "answer": "b", "correct": 0.0}],
+            'format = "prompt", prompt = "{question}", completion = "{answer}"',
+        ),
+    ],
+)
+def test_answers_that_may_be_bad_are_refused(rows: list[dict[str, Any]], keys: str, tmp_path: Path) -> None:
+    data = Data(path=written(tmp_path / "a.jsonl", rows))
+    with pytest.raises(DataError, match="it may say which answers are bad") as error:
+        settled(data)
+    assert error.value.remedy.endswith(f"write {keys}")
+    remedied = replace(data, **tomllib.loads(keys.replace(", ", "\n")))
+    assert settled(remedied) == remedied
+    assert check_rows(remedied).problems == []
+    assert settled(data, only_prompts=True).format
+
+
+def test_class_numbers_are_no_truth(tmp_path: Path) -> None:
+    rows = [{**ASKED, "label": number % 3} for number in range(6)]
+    assert settled(Data(path=written(tmp_path / "a.jsonl", rows))).format == "prompt"
 
 
 @pytest.mark.parametrize(
