@@ -205,11 +205,8 @@ def _describe(stage_dir: StageDir, hit: Hit) -> str:
     ended = paths.ended(stage_dir.all_attempts()[hit.attempt - 1])
     if not hit.restart:
         return f"attempt {hit.attempt}, step {hit.step}: {hit.what}: went on undisturbed"
-    if ended.exists():
-        told = json.loads(ended.read_text())
-        outcome = f"{told['cause']}: {told['reason']}"
-    else:
-        outcome = "cut off, and started again by SLURM"
+    told = json.loads(ended.read_text())
+    outcome = f"{told['cause']}: {told['reason']}"
     return f"attempt {hit.attempt}, step {hit.step}: {hit.what}: {outcome}; next step after {hit.restart:.0f} s"
 
 

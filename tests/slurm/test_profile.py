@@ -58,7 +58,8 @@ def test_the_line_to_notify_is_run_at_the_end(crowd: dict[str, Acted]) -> None:
         acted.wait_for_end()
     told = [(acted.run.path / "notified").read_text() for acted in both]
     assert told[0] == "02-sft done: the stage has its result\n"
-    assert told[1].startswith("01-sft failed: failed; not started again: ")
+    assert told[1].startswith("01-sft failed: rank 0 on n")
+    assert "; not started again: " in told[1]
 
 
 def test_jobs_import_the_code_of_their_submission(act: Submit) -> None:

@@ -166,9 +166,11 @@ def test_a_dead_node_is_replaced(act: Submit) -> None:
     acted = act("60 0.1 none", nodes=2)
     acted.wait_for_step(12)
     assert acted.status.stages[0].nodes == "n[1-2]"
-    os.kill(_daemon("n2"), signal.SIGKILL)
+    os.kill(_daemon("n1"), signal.SIGKILL)  # the first one, which would say how the attempt ended
     assert acted.wait_for_end(150).state == "done"
-    assert acted.ended()[-1]["nodes"] == ["n1", "n3"]
+    first, second = acted.ended()
+    assert (first["cause"], first["lost"], second["nodes"]) == ("lost", ["n1"], ["n2", "n3"])
+    assert first["reason"].startswith("no word from n1: lost, ")
     assert acted.is_calm()
 
 

@@ -122,7 +122,7 @@ class Backend(ABC):
         """UserError where something of a run works or waits that its lock does not tell of."""
 
     def last_words(self, stage_dir: StageDir) -> Failure | None:  # noqa: ARG002 - for jobs
-        """What ended a stage before any of its processes could write a log."""
+        """What ended a stage so that it had no time to write it down."""
         return None
 
     def call(self, options: ToolOptions) -> int:

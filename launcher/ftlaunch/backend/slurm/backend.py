@@ -128,9 +128,9 @@ class Slurm(Backend):
         return jobs.is_over(run)
 
     def last_words(self, stage_dir: StageDir) -> Failure | None:
-        """What a stage's newest job said before its death, where that came before it could make an attempt."""
+        """What a stage's newest job died of, where that left it no time to write it down."""
         answer = queue.ask([stage_dir.run])[0]
-        return None if answer.silent is not None else jobs.died_early(stage_dir, answer.of(stage_dir))
+        return None if answer.silent is not None else jobs.last_words(stage_dir, answer.of(stage_dir))
 
     def ask_to_stop(self, run: RunDir) -> UserError | None:
         """Have the stage that runs save and leave, and jobs that wait leave the queue; an error if out of reach."""

@@ -28,7 +28,7 @@ class HeldTask(NodeTask):
 
     @cached_property
     def made_by(self) -> MadeBy:
-        return MadeBy(job=f"{self.slurm.job_id}.{os.environ['SLURM_STEP_ID']}", restart=0)
+        return MadeBy(job=f"{self.slurm.job_id}.{os.environ['SLURM_STEP_ID']}", restart=0, nodes=self.nodes)
 
     @cached_property
     def jobs(self) -> list[str]:

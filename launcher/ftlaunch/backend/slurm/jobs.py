@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.backend import runs
-from ftlaunch.backend.slurm import paths, queue, reasons, restart_policy
+from ftlaunch.backend.slurm import causes, paths, queue, reasons, restart_policy
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.backend.slurm.queue import Answer, Entry
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
@@ -48,8 +48,10 @@ def _state_of_stage(stage_dir: StageDir, answer: Answer, first: StageDir | None)
     job, entry = queue.read_job(stage_dir), answer.of(stage_dir)
     stage = measured(stage_dir, len(stage_dir.all_attempts()), *stage_state(stage_dir, answer, first))
     waits = entry is not None and entry.state == "PENDING"
+    before = _before_this(stage_dir, entry) if stage.state in ("queued", "running", "suspended") else None
     return msgspec.structs.replace(
         stage,
+        note="; ".join(filter(None, (stage.note, before))) or None,
         job=entry.id if entry else job.id if job else None,
         nodes=entry.nodes if entry else None,
         start=entry.start if entry and waits else None,
@@ -97,6 +99,23 @@ def _alive(entry: Entry) -> tuple[State, str | None]:
     return "queued", f"SLURM prepares its nodes: {entry.state}"
 
 
+def _before_this(stage_dir: StageDir, entry: Entry | None) -> str | None:
+    """How the last attempt ended that a stage goes on after; None where none has."""
+    for attempt in reversed(stage_dir.all_attempts()):
+        decided = read_json(paths.ended(attempt), _Decided)
+        if decided is not None:
+            return f"attempt {attempt.number} {decided.cause}: {decided.reason}" if decided.restarted else None
+        if (failure := _cut_off(attempt, entry)) is not None:
+            return f"attempt {attempt.number} lost: {failure.first_line}"
+    return None
+
+
+def _cut_off(attempt: Attempt, entry: Entry | None) -> Failure | None:
+    """What ended an attempt whose job has no nodes any more and has not concluded it."""
+    is_gone = entry is None or not entry.alive or entry.state in queue.WAITING
+    return causes.of_cut_off(attempt) if is_gone else None
+
+
 def _cut_short(stage_dir: StageDir) -> str | None:
     """What is to be said of a job whose submission was killed before it was whole: nobody will have it train."""
     run = stage_dir.run
@@ -121,6 +140,8 @@ def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] 
     if died_early(stage_dir, entry) is not None:
         return None
     match _outcome(stage_dir):
+        case Failure(type=causes.LOST) as failure if entry:
+            return "failed", f"{failure.first_line}; {_ended_by(entry)}"
         case Stopped():
             # Tasks that have saved leave with a code of their own, which says no more than that.
             if entry and entry.state not in ("COMPLETING", "COMPLETED") and entry.reason != "NonZeroExitCode":
@@ -134,8 +155,11 @@ def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] 
 
 def _outcome(stage_dir: StageDir) -> Failure | Stopped | None:
     attempts = stage_dir.all_attempts()
-    outcome = read_outcome(stage_dir, attempts[-1]) if attempts else None
-    return outcome if isinstance(outcome, Failure | Stopped) else None
+    match read_outcome(stage_dir, attempts[-1]) if attempts else None:
+        case Failure() as failure:
+            return causes.of_cut_off(attempts[-1]) or failure
+        case outcome:
+            return outcome if isinstance(outcome, Stopped) else None
 
 
 def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -> tuple[State, str | None]:
@@ -149,6 +173,10 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
         state: State = "failed" if entry.state in BROKEN else "cancelled" if cancelled else "interrupted"
         if early and early.traceback and not cancelled:
             return state, f"{word}: {early.message}"
+        attempts = stage_dir.all_attempts()
+        lost = causes.of_cut_off(attempts[-1]) if attempts and entry.state in {*BROKEN, "NODE_FAIL"} else None
+        if lost:
+            return state, f"{word}; {lost.first_line}"
         why = why_unwritable(stage_dir.path) if state == "failed" else None
         return state, f"{word}: {stage_dir.path} cannot be written: {why}" if why else word
     run = stage_dir.run
@@ -176,6 +204,7 @@ def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
 class _Decided(Struct, frozen=True):
     restarted: bool
     reason: str = ""
+    cause: str = ""
 
 
 def is_final(attempt: Attempt) -> bool:
@@ -188,6 +217,12 @@ def _given_up(attempt: Attempt) -> str | None:
     """Why no other attempt follows one that was concluded; None where that was not decided here."""
     decided = read_json(paths.ended(attempt), _Decided)
     return decided.reason.partition(f"{restart_policy.GIVEN_UP}: ")[2] or None if decided else None
+
+
+def last_words(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
+    """What a stage's newest job died of, where that left it no time to write it down."""
+    attempts = stage_dir.all_attempts()
+    return died_early(stage_dir, entry) or (_cut_off(attempts[-1], entry) if attempts else None)
 
 
 def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:

@@ -18,6 +18,8 @@ class MadeBy(Struct, frozen=True, kw_only=True):
     job: str
     restart: int
     """SLURM's own count of how often the job was put back into the queue."""
+    nodes: list[str] = []
+    """Where that start trained."""
 
 
 class HeadNotice(Struct, frozen=True, kw_only=True):
@@ -66,6 +68,12 @@ def read_start(file: Path) -> HeadNotice:
 def read_made_by(attempt: Attempt) -> MadeBy | None:
     """None where an attempt does not say so, as those of this machine do not."""
     return read_json(paths.made_by(attempt), MadeBy)
+
+
+def is_of(attempt: Attempt, start: MadeBy) -> bool:
+    """Whether an attempt belongs to a start of a job."""
+    made_by = read_made_by(attempt)
+    return made_by is not None and (made_by.job, made_by.restart) == (start.job, start.restart)
 
 
 def read_verdict(attempt: Attempt, node: int) -> NodeReport | None:

@@ -20,7 +20,7 @@ ECHO = re.compile(
 """What ranks say when it was another rank or the network that failed them."""
 
 
-GIVEN_UP = "not started again"
+GIVEN_UP, GOES_ON = "not started again", "goes on from the newest checkpoint"
 """Words of a reason that stand for a decision of ours, and not for one that SLURM takes."""
 FRUITLESS = 3
 """Starts in a row that SLURM may end, perhaps early, before a checkpoint was made."""
@@ -34,7 +34,7 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     """How often the stage had been started before."""
     nodes: list[str]
     cause: str
-    """done, stopped, preempted or failed."""
+    """done, stopped, preempted, failed or lost: of a node that could not say it."""
     step: int | None
     """The last optimizer step that was taken."""
     checkpoint: str | None
@@ -55,11 +55,19 @@ def read_ended(attempt: Attempt) -> AttemptRecord | None:
 
 
 def judge(
-    outcome: Outcome, now: AttemptRecord, before: list[AttemptRecord], most: int, *, warned: bool, asked: bool
+    outcome: Outcome,
+    now: AttemptRecord,
+    before: list[AttemptRecord],
+    most: int,
+    *,
+    warned: bool,
+    asked: bool,
+    died_of: str,
 ) -> AttemptRecord:
     """How an attempt ended, with what is to be done about it. `now` is what is known of it, as if it were done.
 
-    `warned`: SLURM has said that it would end the job. `asked`: the user wants the run to stop.
+    `warned`: SLURM has said that it would end the job. `asked`: the user wants the run to stop. `died_of`: a failure
+    in words.
     """
     match outcome:
         case Done():
@@ -74,13 +82,18 @@ def judge(
             return _with_decision(now, objection_after_preemption(now, before, most), "not saved")
         case Failure():
             now = msgspec.structs.replace(now, cause="failed")
-            return _with_decision(now, objection_after_failure(outcome, now, before, most), "failed")
+            return _with_decision(now, objection_after_failure(outcome, now, before, most), died_of)
 
 
 def _with_decision(now: AttemptRecord, objection: str | None, what: str) -> AttemptRecord:
     """With the decision, which is to go on unless something speaks against it."""
-    decision = f"{GIVEN_UP}: {objection}" if objection else "goes on from the newest checkpoint"
+    decision = f"{GIVEN_UP}: {objection}" if objection else GOES_ON
     return msgspec.structs.replace(now, restarted=objection is None, reason=f"{what}; {decision}")
+
+
+def what_happened(reason: str) -> str:
+    """As much of a reason as was there before the decision."""
+    return re.split(f"; (?:{GIVEN_UP}|{GOES_ON})", reason)[0]
 
 
 def objection_after_failure(failure: Failure, now: AttemptRecord, before: list[AttemptRecord], most: int) -> str | None:

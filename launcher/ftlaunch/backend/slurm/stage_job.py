@@ -12,7 +12,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch import processes
 from ftlaunch.backend import runs
-from ftlaunch.backend.slurm import messages, paths, queue, record, requeue, restart_policy
+from ftlaunch.backend.slurm import causes, messages, paths, queue, record, requeue, restart_policy
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord, read_ended
@@ -98,7 +98,7 @@ class StageJob:
     @cached_property
     def made_by(self) -> MadeBy:
         # SLURM sets the variable from the first requeue on.
-        return MadeBy(job=self.slurm.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+        return MadeBy(job=self.slurm.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")), nodes=self.nodes)
 
     @property
     def restart(self) -> int:
@@ -123,13 +123,31 @@ class StageJob:
 
         None where there is none, and where the job is not the run's: another job's attempts are none of its business.
         """
-        mine = [one for one in self._attempts() if messages.read_made_by(one) == self.made_by]
+        mine = [one for one in self._attempts() if messages.is_of(one, self.made_by)]
         if mine:
             return None if paths.ended(mine[-1]).exists() else mine[-1]
         # A code of up to 128 is a task's own, and a start file means that the first node has come so far as to speak.
         if code <= SIGNALLED or self.start_file.exists() or not record.is_on_record(self.stage_dir, self.slurm.job_id):
             return None
         return self.stage_dir.new_attempt(made_by=self.made_by)
+
+    def conclude_cut_off(self) -> None:
+        """Say how earlier attempts ended whose own jobs could not: their first node was lost, or had no time to."""
+        for attempt in self._attempts():
+            if paths.ended(attempt).exists() or messages.is_of(attempt, self.made_by):
+                continue
+            if (made_by := messages.read_made_by(attempt)) is None:
+                continue
+            cause, reason, lost = "preempted", "saved", list[str]()
+            if failure := causes.of_cut_off(attempt, self.nodes):
+                cause = "lost" if failure.type == causes.LOST else "failed"
+                lost = causes.silent_nodes(attempt, made_by) if cause == "lost" else []
+                reason = causes.describe(failure, made_by.nodes, [], self.planned.spec.parallel)
+                write_json(attempt.error, failure)
+            started = {"job": made_by.job, "restart": made_by.restart, "nodes": made_by.nodes}
+            ended = msgspec.structs.replace(self._as_done(), **started, cause=cause, lost=lost, restarted=True)
+            reason = f"{reason}; {restart_policy.GOES_ON}"
+            write_json(paths.ended(attempt), msgspec.structs.replace(ended, reason=reason))
 
     def conclude(self, attempt: Attempt, outcome: Outcome, *, in_place: bool = True) -> AttemptRecord:
         """Write down how the attempt ended, then see that the stage goes on where it is to.
@@ -138,8 +156,12 @@ class StageJob:
         """
         ended = self._judge(outcome)
         if isinstance(outcome, Failure):
-            write_json(attempt.error, outcome)
             print(describe_failure(outcome), file=sys.stderr)
+        # A node that was cut off comes back late, and sees the others lost.
+        if read_ended(attempt) is not None:
+            return _given_up(ended, "the attempt that follows has concluded it")
+        if isinstance(outcome, Failure):
+            write_json(attempt.error, outcome)
         # A silent node may be dead, and a job that was warned ends soon: neither is fit for a restart in place.
         all_answer = isinstance(outcome, Failure) and not self.lost and not self.warnings.heard
         if not self._is_newest(attempt):
@@ -175,9 +197,10 @@ class StageJob:
         """Whether the stage has not been started again. A node that was cut off may come back to find that it has."""
         return self.stage_dir.all_attempts()[-1].number == attempt.number
 
-    def _judge(self, outcome: Outcome) -> AttemptRecord:
+    def _as_done(self) -> AttemptRecord:
+        """How an attempt of this start has ended that has come to the result."""
         entries = progress.newest(self.stage_dir.metrics)
-        ended = AttemptRecord(
+        return AttemptRecord(
             job=self.made_by.job,
             restart=self.restart,
             nodes=self.nodes,
@@ -188,13 +211,19 @@ class StageJob:
             restarted=False,
             reason="the stage has its result",
         )
+
+    def _judge(self, outcome: Outcome) -> AttemptRecord:
+        died_of = ""
+        if isinstance(outcome, Failure):
+            died_of = causes.describe(outcome, self.nodes, self.lost, self.planned.spec.parallel)
         return restart_policy.judge(
             outcome,
-            ended,
+            self._as_done(),
             self._before(),
             self.cluster.most_restarts,
             warned=self.warnings.heard is not None,
             asked=self.stage_dir.stop_reason() not in (None, REQUEUE),
+            died_of=died_of,
         )
 
     def _before(self) -> list[AttemptRecord]:
@@ -205,5 +234,5 @@ class StageJob:
 
 def _given_up(ended: AttemptRecord, why: str) -> AttemptRecord:
     """How an attempt ended that this job does not go on from after all."""
-    what = ended.reason.partition(";")[0]
+    what = restart_policy.what_happened(ended.reason)
     return msgspec.structs.replace(ended, restarted=False, in_place=False, reason=f"{what}; {why}")

@@ -123,7 +123,7 @@ def test_a_run_goes_on_by_the_nodes_that_are_held(run: RunDir) -> None:
     backend.require_nodes(runs.read_plan(run))
     backend.choose_nodes(run)
     assert paths.held(run).exists()
-    assert HeldTask(run.stage_dir("01-sft"), PreemptionSignals()).made_by == MadeBy(job="55.3", restart=0)
+    assert HeldTask(run.stage_dir("01-sft"), PreemptionSignals()).made_by == MadeBy(job="55.3", restart=0, nodes=["n1"])
 
 
 def test_a_run_leaves_the_nodes_that_were_held(run: RunDir, slurm: Path) -> None:
@@ -188,4 +188,4 @@ def test_a_job_whose_tasks_were_killed_is_put_back(
     ended = msgspec.json.decode(paths.ended(attempt).read_bytes(), type=AttemptRecord)
     assert (ended.job, ended.cause, ended.restarted) == ("100", "failed", True)
     assert "requeue 100" in (slurm / "told").read_text()
-    assert "failed; goes on from the newest checkpoint" in capsys.readouterr().err
+    assert "its job's output; goes on from the newest checkpoint" in capsys.readouterr().err

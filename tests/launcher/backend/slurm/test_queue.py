@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.launcher.acted import write_run
 
-from ftlaunch.backend.slurm import jobs, paths, queue, reasons, submit
+from ftlaunch.backend.slurm import causes, jobs, paths, queue, reasons, submit
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.queue import Job, Submission
 from ftlaunch.backend.slurm.stage_job import StageJob
@@ -302,14 +302,16 @@ def test_a_full_disk_is_told_as_what_a_job_died_of(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its output lies on the same disk, and is empty."""
-    monkeypatch.setattr(jobs, "why_unwritable", lambda _: "Disk quota exceeded")
+    for module in (jobs, causes):
+        monkeypatch.setattr(module, "why_unwritable", lambda _: "Disk quota exceeded")
     says(tmp_path, FIRST.format("FAILED", "NonZeroExitCode"))
     told = f"{run.path}/01-sft cannot be written: Disk quota exceeded"
     assert _first(read_status(run)) == ("failed", f"SLURM ended its job 7: FAILED (NonZeroExitCode): {told}")
     assert logs.first_error(run, None, None).message == told
     run.stage_dir("01-sft").new_attempt(made_by=MadeBy(job="7", restart=0))
-    with pytest.raises(UserError, match=r"no error on record; 01-sft is failed: .* Disk quota exceeded"):
-        logs.first_error(run, None, None)
+    told = f"{run.path}/01-sft/attempts/1 cannot be written: Disk quota exceeded"
+    assert _first(read_status(run)) == ("failed", f"SLURM ended its job 7: FAILED (NonZeroExitCode); {told}")
+    assert logs.first_error(run, None, None).message == told
 
 
 def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
