@@ -28,6 +28,8 @@ __all__ = [
     "is_local",
     "is_paired",
     "is_text",
+    "misspelt",
+    "note_preference",
     "read_rows",
     "settled",
     "signless",
@@ -84,8 +86,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         for where, row in islice(grouped(data, _sample(data)), data.limit):
             seen += 1
             fields |= row.keys()
-            if data.preference_field and len(preferences) < 3:
-                preferences.add(str(row.get(data.preference_field)))
+            note_preference(data, row, preferences)
             # Unfit is a DataError, too: one row that is unfit is counted here, while any other DataError ends the
             # reading.
             try:
@@ -96,7 +97,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         found.problems.append((error.where, error.problem, error.remedy))
     if seen:
         # In front of what ended the reading: these are about earlier rows.
-        found.problems[:0] = [*_misspelt(data, fields), *signless(data, preferences), *_problems(data, unfit, seen)]
+        found.problems[:0] = [*misspelt(data, fields), *signless(data, preferences), *_problems(data, unfit, seen)]
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
     # A reward function is given whole rows.
@@ -137,21 +138,28 @@ def _problems(data: Data, unfit: UnfitRows, seen: int) -> Iterator[tuple[str, st
         yield data.path, f"none of the {seen} rows read can be trained on: {reasons}", "look at the rows"
 
 
-def _misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
-    """Optional fields that no row has: a missing required one is noticed by itself."""
+def misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
+    """(where, message, remedy) of optional fields that no row has: a missing required one is noticed by itself."""
     for template in (data.prompt, data.completion, data.chosen, data.rejected, data.system):
         for name in sorted(optional_fields(template or "") - fields):
             message = f"no row has the field {name}, which a template names as optional"
             yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
 
 
-def signless(data: Data, numbers: set[str]) -> Iterator[tuple[str, str, str]]:
+def note_preference(data: Data, row: Row, preferences: set[str]) -> None:
+    """Add the row's preference to those that `signless` judges; three tell as much as all of them."""
+    value = None if data.preference_field is None else row.get(data.preference_field)
+    if value is not None and len(preferences) < 3:
+        preferences.add(str(value))
+
+
+def signless(data: Data, preferences: set[str]) -> Iterator[tuple[str, str, str]]:
     """(where, message, remedy) of preferences that are 0 or 1 throughout.
 
     Most such files mean by 0 that the other answer is better, and not that neither is.
     """
     field = data.preference_field
-    if numbers in ({"0", "1"}, {"0.0", "1.0"}):
+    if preferences in ({"0", "1"}, {"0.0", "1.0"}):
         message = f"field {field} is 0 or 1 in all rows, and 0 would mean that no answer is better"
         remedy = f"write -1 where `rejected` is the better one: jq -c 'if .{field} == 0 then .{field} = -1 else . end'"
         yield data.path, message, f"{remedy} FILE > NEW; or leave out the rows with 0"

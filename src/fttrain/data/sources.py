@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
@@ -14,7 +14,7 @@ from msgspec import structs
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data, Pairwise, Ppo
-from ftlaunch.rows import data_files, is_local, is_paired, looks, read_rows, signless, tables
+from ftlaunch.rows import data_files, is_local, is_paired, looks, misspelt, read_rows, tables
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
@@ -27,17 +27,25 @@ ON_HUB = "hf://datasets/"
 """Before an id, so that `datasets` does not take a folder of that name in the working directory for it."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-LOOKED_OVER = 200
-"""Rows of a hub data set by which it is told whether its preferences have a sign."""
 SHUFFLED_ROWS = 1000
 """Rows that a stream holds in memory to draw the next one from."""
 
 
 def settled(data: Data, *, only_prompts: bool = False) -> Data:
     """Return the data table with the format of its first rows, if it leaves the format open. Raises UserError."""
-    if not looks.is_open(data):
-        return data
-    return looks.looked_at(data, islice(load_rows(data), looks.LOOKED_AT), only_prompts=only_prompts)
+    if looks.is_open(data):
+        data = looks.looked_at(data, islice(load_rows(data), looks.LOOKED_AT), only_prompts=only_prompts)
+    # Files here have been looked over by the launcher. All rows of the hub's data set have its columns.
+    if not is_local(data.path):
+        for _, row in islice(load_rows(data), 1):
+            require_none(misspelt(data, set(row)))
+    return data
+
+
+def require_none(problems: Iterable[tuple[str, str, str]]) -> None:
+    """Raise UserError of the first of these (where, message, remedy)."""
+    for where, message, remedy in problems:
+        raise UserError(f"{where}: {message}", remedy)
 
 
 def with_formats(spec: StageSpec) -> StageSpec:
@@ -45,10 +53,6 @@ def with_formats(spec: StageSpec) -> StageSpec:
     only_prompts = isinstance(spec.stage, Ppo)
     data = {name: settled(table, only_prompts=only_prompts) for name, table in spec.data.items()}
     for name, table in data.items():
-        if table.preference_field and not is_local(table.path):  # files here have been looked over by the launcher
-            first = islice(load_rows(table), LOOKED_OVER)
-            for where, message, remedy in signless(table, {str(row.get(table.preference_field)) for _, row in first}):
-                raise UserError(f"{where}: {message}", remedy)
         fits = is_paired(table) == isinstance(spec.stage, Pairwise) and table.format != "unpaired"
         if looks.is_open(spec.data[name]) and not fits and not only_prompts:
             kind = spec.stage.__struct_config__.tag

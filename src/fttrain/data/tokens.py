@@ -13,7 +13,7 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows import for_evaluation, is_paired, is_text
+from ftlaunch.rows import for_evaluation, is_paired, is_text, note_preference, signless
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
 from ftlaunch.run.files import cache_folder
@@ -23,7 +23,7 @@ from fttrain.data.cores import in_order
 from fttrain.data.held_out import documents_of, numbered, prompts_of, whole_groups
 from fttrain.data.making import Block, Making, alone, block_of
 from fttrain.data.node_arrays import NodeArrays, smallest_unsigned
-from fttrain.data.sources import fingerprint, load_rows, stream_rows
+from fttrain.data.sources import fingerprint, load_rows, require_none, stream_rows
 from fttrain.data.token_set import PairSet, TokenSet, open_set, supervised, token_set
 
 T = TypeVar("T")
@@ -158,10 +158,15 @@ def _held_out(data: Data) -> int:
 
 def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None]) -> None:
     """Encode all rows on all cores and keep the set in `folder`, going on from where another process left off."""
-    tally = Tally()
+    tally, preferences = Tally(), set[str]()
 
     def tick() -> None:
         told(tally.rows)
+
+    def noted(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+        for where, row in rows:
+            note_preference(data, row, preferences)
+            yield where, row
 
     with alone(folder, tick) as partial:
         if open_set(folder) is not None:
@@ -170,11 +175,13 @@ def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None])
         try:
             if making.kept is not None:
                 tally = Tally.from_plain(making.kept)
-            rows = islice(_ticking(load_rows(data), tick), tally.rows, None)
+            rows = islice(_ticking(noted(load_rows(data)), tick), tally.rows, None)
             for block, of_block in in_order(BlockEncoder(tokenizer, data), _batches(rows, BATCH), tick):
                 making.add(block)
                 tally.append(of_block)
                 making.keep(tally.as_plain)
+            # Rows that an earlier process has encoded were read here, too: all of them are judged.
+            require_none(signless(data, preferences))
             tally.judge(data)
             making.publish(tally.counts())
         except UserError:

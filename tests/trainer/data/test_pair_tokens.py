@@ -9,6 +9,7 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
+from fttrain.data import making, tokens
 from fttrain.data.token_set import PairSet
 from fttrain.data.tokens import tokenize
 from fttrain.tools import preview
@@ -97,3 +98,30 @@ def test_the_preview_shows_both_answers(
     chosen, rejected = text.split("  pair 1, chosen\n")[1].split("\n  pair 1, rejected\n")
     assert "⟦one " in chosen
     assert "⟦two " in rejected
+
+
+SIGN: dict[str, Any] = {"margin_field": None, "preference_field": "sign"}
+
+
+def test_preferences_without_a_sign_are_refused_by_all_rows(
+    write_rows: Writer, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first row with 0 comes late, and after rows that an interrupted process has encoded."""
+    monkeypatch.setattr(tokens, "BATCH", 4)
+    monkeypatch.setattr(making, "KEEP_SECONDS", 0.0)
+    rows = [{"prompt": f"{n}?", "chosen": "one", "rejected": "two", "sign": int(n != 300)} for n in range(301)]
+    data = make_data(write_rows(rows), **SIGN)
+
+    def stop_after(done: int) -> None:
+        if done > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(data, tokenizer, 1, tmp_path / "cache", told=stop_after)
+    with pytest.raises(UserError, match="field sign is 0 or 1 in all rows"):
+        tokenize(data, tokenizer, 1, tmp_path / "cache")
+    signed = make_data(write_rows([{**row, "sign": row["sign"] or -1} for row in rows]), **SIGN)
+    assert tokenize(signed, tokenizer, 1, tmp_path / "cache").counts.kept == 301
+    tied = make_data(write_rows([{**rows[0], "sign": -1}, *rows[1:]]), **SIGN)
+    counts = tokenize(tied, tokenizer, 1, tmp_path / "cache").counts
+    assert counts.excused == {"field sign is 0: no answer is the better one": 1}

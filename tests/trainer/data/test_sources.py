@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.trainer.hub_cache import NEW, OLD, forget_opened, keep, without_network
 from tests.trainer.in_process import make_step
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Dpo
+from ftlaunch.recipe import Data
 from ftlaunch.rows.template import DataError
 from fttrain.data import sources
 from fttrain.data.sources import fingerprint, load_rows, stream_rows, with_formats
@@ -165,9 +166,13 @@ def test_a_data_set_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None
         list(load_rows(make_data("no/data")))
 
 
-def test_preferences_of_the_hub_without_a_sign_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optional_fields_that_a_data_set_of_the_hub_lacks_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without_network(monkeypatch, tmp_path)
-    keep(tmp_path, OLD, [{"p": "q", "a": "x", "b": "y", "labels": number % 2} for number in range(6)])
-    data = Data(path="owner/rows", prompt="{p}", chosen="{a}", rejected="{b}", preference_field="labels")
-    with pytest.raises(UserError, match="field labels is 0 or 1 in all rows"):
-        with_formats(make_step(tmp_path, data, kind=Dpo))
+    keep(tmp_path, OLD, [{"p": "q", "context": None, "a": "x"} for _ in range(3)])
+    data = Data(path="owner/rows", prompt="{p}{?\n{context}}", completion="{a}")
+    assert with_formats(make_step(tmp_path, data)).data == {"rows0": data}
+    misspelt = replace(data, prompt="{p}{?\n{contxt}}")
+    with pytest.raises(UserError, match="no row has the field contxt, which a template names as optional"):
+        with_formats(make_step(tmp_path, misspelt))
