@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     options = parser.parse_args()
-    from ftlaunch.plan import cost
+    from ftlaunch.plan.cost import costs
     from ftlaunch.plan.cost.devices import Device
 
     folder = Path(tempfile.mkdtemp(prefix="calibrated-"))
@@ -76,8 +76,8 @@ def main() -> None:
         rate = (before + speed()) / 2
         (folder / str(number)).mkdir()
         ((_, spec),) = write_run(one, models, folder / str(number))
-        told = cost.of_spec(spec, Device("the CPU", False), 4, rate)
-        assert isinstance(told, cost.Cost)
+        told = costs.of_spec(spec, Device("the CPU", False), 4, rate)
+        assert isinstance(told, costs.Cost)
         assert told.time is not None
         result = {"told": round(told.time.step, 3), "measured": round(measured, 3)}
         print(f"{one!s:48s} {json.dumps(result)}  ratio {told.time.step / measured:.2f}", flush=True)

@@ -336,8 +336,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="file with peaks: those in it are not measured again")
     parser.add_argument("--phases", action="store_true", help="also show peaks call by call")
     options = parser.parse_args()
-    from ftlaunch.plan import cost
-    from ftlaunch.plan.cost import memory
+    from ftlaunch.plan.cost import costs, memory
     from ftlaunch.plan.cost.devices import Device
 
     kept: dict[str, int] = {}
@@ -362,10 +361,10 @@ def main() -> None:
         kept[str(one)] = peak
         if options.measured:
             options.measured.write_text(json.dumps(kept, indent=1))
-        foreseen = cost.of_spec(
-            spec, Device("the CPU", False), cost.SIZES[spec.model.dtype], merged=earlier[-1][1] if earlier else None
+        foreseen = costs.of_spec(
+            spec, Device("the CPU", False), costs.SIZES[spec.model.dtype], merged=earlier[-1][1] if earlier else None
         )
-        assert isinstance(foreseen, cost.Cost)
+        assert isinstance(foreseen, costs.Cost)
         told = foreseen.memory
         peak_foreseen = told.peak - memory.IMPORTED
         off.append(peak_foreseen / peak - 1)

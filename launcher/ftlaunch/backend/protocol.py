@@ -24,7 +24,7 @@ from ftlaunch.tools import ToolOptions
 
 if TYPE_CHECKING:
     from ftlaunch.load import Loaded
-    from ftlaunch.plan.cost import Cost
+    from ftlaunch.plan.cost.costs import Cost
 
 Say = Callable[[str], None]
 
@@ -102,9 +102,9 @@ class Backend(ABC):
 
     def foresee(self, plan: Plan) -> Foreseen:
         """What a plan costs, and what a scheduler is asked for on its behalf."""
-        from ftlaunch.plan import cost
+        from ftlaunch.plan.cost import costs
 
-        return Foreseen(cost.here(plan.specs))
+        return Foreseen(costs.here(plan.specs))
 
     def require(self, plan: Plan, after: str | None) -> None:  # noqa: B027 - nothing is right
         """UserError where a plan cannot be started from here, nor wait for `after`."""

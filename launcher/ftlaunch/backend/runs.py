@@ -6,10 +6,8 @@ import msgspec
 
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
+from ftlaunch.run import HOME
 from ftlaunch.run.layout import RunDir, StageDir
-
-HOME = Path("runs")
-"""Where runs are, below the working directory."""
 
 
 def all_runs() -> list[RunDir]:

@@ -24,7 +24,6 @@ from ftlaunch.cli.options import (
 )
 from ftlaunch.cli.profile import backend_named, for_recipe
 from ftlaunch.errors import UserError
-from ftlaunch.processes import trainer
 from ftlaunch.tools import PreviewOptions
 
 _PREVIEW = defaults(PreviewOptions)
@@ -49,12 +48,12 @@ def _load(recipe: str, settings: list[str]) -> "Loaded":
 
 def _folder(loaded: "Loaded", run_dir: Path | None = None) -> Path:
     """Where the one run of a recipe goes. UserError where it is several runs, or cannot go there."""
-    from ftlaunch.backend import runs
+    from ftlaunch.run import HOME
 
     if loaded.recipe.sweep is not None:
         message = f"{loaded.source.name} has a [sweep] table: it is several runs, not one"
         raise UserError(message, f"run them all: ftlaunch compare {loaded.source}")
-    folder = (run_dir or runs.HOME / loaded.recipe.name).absolute()
+    folder = (run_dir or HOME / loaded.recipe.name).absolute()
     if not str(folder).isprintable():  # a line break would end a line of a batch script, and begin a command
         raise UserError(f"{str(folder)!r} holds control characters", "choose another folder with --run-dir")
     return folder
@@ -94,6 +93,7 @@ def _calibrate() -> None:
     import msgspec
 
     from ftlaunch.plan.cost import calibration
+    from ftlaunch.processes import trainer
 
     try:
         measured = calibration.keep(trainer.ask("fttrain.tools.calibrate"))
@@ -197,7 +197,8 @@ def validate(
 
     Example: ftlaunch validate my.toml
     """
-    from ftlaunch.plan.plan import make_plan
+    from ftlaunch.plan import family
+    from ftlaunch.plan.plan import make_specs
 
     asked = all_settings(settings, nodes, procs_per_node)
     loaded = _load(recipe, asked)
@@ -209,13 +210,14 @@ def validate(
         variants.trials(found, 1, Path())
         print(f"{loaded.source.name}: ok — {', '.join(variant.label for variant in found)}")
         return
-    steps = make_plan(loaded.recipe, _folder(loaded)).stages
-    stages = ", ".join(planned.name.partition("-")[2] for planned in steps)
-    count = max(planned.spec.world_size for planned in steps)
+    _folder(loaded)  # for its refusals
+    specs = make_specs(loaded.recipe)
+    stages = ", ".join(name.partition("-")[2] for name in specs)
+    count = max(spec.world_size for spec in specs.values())
     print(f"{loaded.source.name}: ok — {stages} on {text.processes(count)}")
-    for planned in steps:
-        if (layout := planned.notes.get("layout")) is not None:
-            print(f"{planned.name}: {layout}")
+    for name, spec in specs.items():
+        if (layout := family.layout_note(spec)) is not None:
+            print(f"{name}: {layout}")
 
 
 def recipes(json: Json = False) -> None:

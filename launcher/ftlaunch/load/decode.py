@@ -15,6 +15,7 @@ from ftlaunch.errors import Problem
 from ftlaunch.load.key_advice import Vocabulary, names, structs
 from ftlaunch.load.messages import as_toml, closest, did_you_mean, expected, join_or, quote
 from ftlaunch.load.origins import KeyPath, SourceMap, Toml, dotted, quoted_key
+from ftlaunch.load.paths import type_of
 from ftlaunch.load.type_check import matches, probable_value
 
 MANY_LINES = frozenset({"prompt", "completion", "system", "chosen", "rejected"})
@@ -32,7 +33,7 @@ def find_problems(form: type[Struct], values: dict[str, Toml], where: SourceMap)
 @functools.cache
 def _known(form: type[Struct]) -> tuple[types.StructType, Vocabulary]:
     """What the top of a `form` may hold, and all of its tables."""
-    top = types.type_info(form)
+    top = type_of(form)
     assert isinstance(top, types.StructType)
     return top, Vocabulary(top)
 

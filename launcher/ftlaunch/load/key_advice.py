@@ -1,15 +1,14 @@
 """Which tables a recipe may have and which keys stand in which: it explains a key that is out of place."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec.inspect as types
+from msgspec import Struct
 
 from ftlaunch.load.messages import as_toml, closest, join_or
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(Struct, frozen=True):
     """A place in a recipe where keys may stand."""
 
     label: str
@@ -26,8 +25,7 @@ class Table:
         return f"{self.label} of kind {join_or(tags)}"
 
 
-@dataclass(frozen=True)
-class Advice:
+class Advice(Struct, frozen=True):
     """What to say about a key that its table does not know."""
 
     message: str

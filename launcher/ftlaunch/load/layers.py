@@ -4,9 +4,10 @@ import re
 import tomllib
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
+
+from msgspec import Struct
 
 from ftlaunch.errors import Problem, RecipeError, UserError
 from ftlaunch.load.messages import as_toml, join_or
@@ -44,8 +45,7 @@ class OfSweep(str):
         return made
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """Tables, and for each of their keys what gave it."""
 
     values: dict[str, Toml]

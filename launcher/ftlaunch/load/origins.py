@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
 from typing import TypeAlias
+
+from msgspec import Struct
 
 Toml: TypeAlias = str | int | float | bool | date | time | list["Toml"] | dict[str, "Toml"]
 """A value as tomllib gives it; a datetime is a date."""
@@ -28,8 +29,7 @@ def quoted_key(key: str) -> str:
     return key if BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """What gave a value."""
 
     place: str
@@ -38,8 +38,7 @@ class Source:
     """Folder that a relative path in the value counts from."""
 
 
-@dataclass(frozen=True)
-class SourceMap:
+class SourceMap(Struct, frozen=True):
     """Answers for each key path where it was written."""
 
     top: Source

@@ -4,13 +4,12 @@ import glob
 import re
 from collections.abc import Callable, Iterator, Set
 from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec.inspect as types
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load.messages import as_toml, closest, join_or
@@ -30,8 +29,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-@dataclass
-class Settled:
+class Settled(Struct):
     """Tables whose names of things are settled."""
 
     values: dict[str, Toml]
@@ -44,7 +42,7 @@ class Settled:
 def settle(form: type[Struct], values: dict[str, Toml], where: SourceMap, judged: Set[str]) -> Settled:
     """Settle each name in the tables of a `form`: its type says what it names. `judged` keys are left."""
     settled = Settled(deepcopy(values))
-    for path, holder, text, sort in _named(_type_of(form), settled.values, ()):
+    for path, holder, text, sort in _named(type_of(form), settled.values, ()):
         if dotted(path) in judged:
             continue
         folder = where.origin(path).folder
@@ -63,7 +61,8 @@ def settle_text(sort: str, text: str, folder: Path) -> str:
 
 
 @cache
-def _type_of(form: type[Struct]) -> types.Type:
+def type_of(form: type[Struct]) -> types.Type:
+    """What msgspec tells of a struct and all below it, asked once: a recipe's takes as long as many imports."""
     return types.type_info(form)
 
 

@@ -1,14 +1,13 @@
 """Which stage starts from what another has made, and where adapters are merged on the way."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved, ResolvedStage
 from ftlaunch.recipe import Merge, Ppo, Recipe, Stage
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(Struct, frozen=True):
     """A stage of a run, with what it starts from; paths are relative to the run folder."""
 
     name: str

@@ -78,7 +78,7 @@ def _training_notes(spec: StageSpec, stage: Training, machine: Machine | None) -
         "length": _length_note(stage),
         "batch": f"{stage.batch_size} {rows} = {spec.micro_batch_size} a micro-batch × {spec.accumulation} accumulated"
         f" × {spec.world_size} process{'es' if spec.world_size > 1 else ''}",
-        **_layout_notes(spec, stage),
+        **({"layout": layout} if (layout := family.layout_note(spec)) else {}),
         **_router_notes(spec, stage),
         **_dropout_notes(spec, stage),
         "learning rate": _learning_rate_note(spec, stage),
@@ -91,19 +91,6 @@ def _evaluation_notes_of(stage: Training) -> dict[str, str]:
     scored = ", ".join(Path(metric).name for metric in stage.eval_metrics)
     notes = {"answers": f"scored at each evaluation, by {scored}"} if scored else {}
     return notes | ({"best": f"the checkpoint whose {stage.best_by} is best is kept"} if stage.best_by else {})
-
-
-def _layout_notes(spec: StageSpec, stage: Training) -> dict[str, str]:
-    """What is said where packing is asked for, by default too, and the model does not allow for it."""
-    if not isinstance(stage, Sft | Pairwise | Ppo):
-        return {}
-    longest = max((data.max_length for data in spec.data.values()), default=0)
-    longest += stage.max_new_tokens if isinstance(stage, Ppo) else 0
-    found = family.layout(Path(spec.model.path), longest)
-    if found is None or (not stage.packing and found.rows != family.ALONE):
-        return {}
-    shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
-    return {"layout": f"{found.rows}{shared}: {found.why}"}
 
 
 def _family_notes(spec: StageSpec) -> dict[str, str]:

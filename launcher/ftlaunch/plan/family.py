@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.recipe import dropout_in
+from ftlaunch.recipe import Pairwise, Ppo, Sft, dropout_in
+from ftlaunch.run.spec import StageSpec
 
 STATEFUL = {
     *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "inkling", "inkling2", "jamba", "kimi_linear", "lfm2"),
@@ -91,6 +92,20 @@ def layout(folder: Path, longest: int) -> Layout | None:
     if family in DECODERS:
         return Layout(PADDED, f"{family} makes a mask for what an encoder said, too")
     return None
+
+
+def layout_note(spec: StageSpec) -> str | None:
+    """What is said where packing is asked for, by default too, and the model does not allow for it."""
+    stage = spec.stage
+    if not isinstance(stage, Sft | Pairwise | Ppo):
+        return None
+    longest = max((data.max_length for data in spec.data.values()), default=0)
+    longest += stage.max_new_tokens if isinstance(stage, Ppo) else 0
+    found = layout(Path(spec.model.path), longest)
+    if found is None or (not stage.packing and found.rows != ALONE):
+        return None
+    shared = ", and prompts are not shared" if isinstance(stage, Pairwise) and stage.share_prompt else ""
+    return f"{found.rows}{shared}: {found.why}"
 
 
 def mechanisms(folder: Path) -> list[str]:

@@ -2,15 +2,17 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct, field
 
-from ftlaunch.plan import launch_config
 from ftlaunch.plan.chain import Link, is_merged, links
-from ftlaunch.plan.machine import Machine
 from ftlaunch.recipe import Adapter, Evaluate, Merge, Recipe, Training
 from ftlaunch.run.spec import StageSpec
+
+if TYPE_CHECKING:
+    from ftlaunch.plan.machine import Machine
 
 ON_THE_WAY = (
     *("parallel", "track", "micro_batch_size", "activation_checkpointing", "save_every", "keep", "on_save_failure"),
@@ -61,20 +63,24 @@ class Plan(Struct, frozen=True, kw_only=True):
         return {planned.name: planned.spec for planned in self.stages}
 
 
-def make_plan(recipe: Recipe, run_dir: Path, machine: Machine | None = None) -> Plan:
+def make_plan(recipe: Recipe, run_dir: Path, machine: "Machine | None" = None) -> Plan:
     """Plan a recipe that has passed `rules.check`. `run_dir` is where the run will be, made absolute.
 
     `machine` is what the run will be on, if that is known; it only decides what is said of it.
     """
-    stages: list[PlannedStage] = []
+    stages = [_plan_stage(name, spec, machine) for name, spec in make_specs(recipe).items()]
+    return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, stages=stages)
+
+
+def make_specs(recipe: Recipe) -> dict[str, StageSpec]:
+    """What each stage of such a recipe is, by its name."""
+    specs: dict[str, StageSpec] = {}
     chain = links(recipe)
     for link in chain:
-        hashes = {planned.name: planned.spec.training_hash for planned in stages}
         # "01-sft/artifact" → "01-sft". A change in an earlier stage thus changes the hash of all that build on it.
-        needed = [hashes[Path(path).parts[0]] for path in (link.start, link.reward) if path]
-        told = _make_spec(recipe, link, needed, merged=is_merged(chain, link))
-        stages.append(_plan_stage(link.name, told, machine))
-    return Plan(name=recipe.name, run_dir=str(run_dir.absolute()), recipe=recipe, stages=stages)
+        needed = [specs[Path(path).parts[0]].training_hash for path in (link.start, link.reward) if path]
+        specs[link.name] = _make_spec(recipe, link, needed, merged=is_merged(chain, link))
+    return specs
 
 
 def _make_spec(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -> StageSpec:
@@ -142,8 +148,9 @@ def _training_hash(spec: StageSpec, needed: list[str]) -> str:
     return hashlib.sha256(msgspec.json.encode([course, needed], order="sorted")).hexdigest()
 
 
-def _plan_stage(name: str, spec: StageSpec, machine: Machine | None) -> PlannedStage:
-    from ftlaunch.plan import describe  # `status` reads plans, and should not wait for what only makes them
+def _plan_stage(name: str, spec: StageSpec, machine: "Machine | None") -> PlannedStage:
+    # `status` and `validate` should not wait for what only makes plans.
+    from ftlaunch.plan import describe, launch_config
 
     files = {"step.json": msgspec.json.format(msgspec.json.encode(spec), indent=2).decode() + "\n"}
     files["accelerate.yaml"] = launch_config.accelerate_yaml(spec, name)

@@ -1,9 +1,9 @@
 """What counts for one stage: its own tables where it has them, else the recipe's."""
 
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
+from msgspec import Struct
 
 from ftlaunch.recipe import (
     Adapter,
@@ -28,8 +28,7 @@ BASE = "base"
 """What `start` calls the plain model."""
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """The tables that a stage runs with."""
 
     model: Model
@@ -41,8 +40,7 @@ class Resolved:
     """Processes on all nodes together."""
 
 
-@dataclass(frozen=True)
-class ResolvedStage:
+class ResolvedStage(Struct, frozen=True):
     """A stage of a recipe with the tables that count for it and the earlier stages that it needs."""
 
     index: int
@@ -108,7 +106,7 @@ def _for_evaluation(recipe: Recipe, stage: Evaluate, before: Resolved | None) ->
     alone = for_merge_of(before or recipe)
     shared = recipe.parallel
     parallel = stage.parallel or (alone.parallel if shared.strategy == "zero3" else replicas(shared))
-    return replace(alone, parallel=parallel, world_size=parallel.world_size)
+    return msgspec.structs.replace(alone, parallel=parallel, world_size=parallel.world_size)
 
 
 def replicas(parallel: Parallel) -> Parallel:

@@ -61,3 +61,9 @@ class Recipe(Table, frozen=True, kw_only=True):
     """[sweep]. Variants of this recipe, for `ftlaunch compare`."""
     extends: Text | None = None
     """A recipe whose keys count where this one is silent. It may not itself extend another."""
+
+    @property
+    def leaves_strategy_open(self) -> bool:
+        """Whether [parallel], or a stage's own one, says strategy = "auto"."""
+        own = (getattr(stage, "parallel", None) for stage in self.stage)
+        return any(table is not None and table.strategy == "auto" for table in (self.parallel, *own))

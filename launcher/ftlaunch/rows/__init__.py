@@ -1,11 +1,11 @@
 """Rows of data: where they are, reading them, and looking them over before a run starts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from ftlaunch.recipe import Data
@@ -61,8 +61,7 @@ def for_evaluation(data: Data) -> Data | None:
     return replace(alone, path=data.eval, split="train") if is_path else replace(alone, split=data.eval)
 
 
-@dataclass
-class Findings:
+class Findings(Struct):
     """What a look at the rows of a data set shows."""
 
     problems: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])

@@ -1,7 +1,6 @@
 """Rows that stand next to each other, each with one answer to the same prompt, as one row with these answers."""
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from hashlib import blake2b
@@ -51,6 +50,8 @@ class _Seen:
     """Values that have come, as digests in a temporary file: memory does not grow with their number."""
 
     def __init__(self) -> None:
+        import sqlite3  # few tables group their rows
+
         # "" is a database of its own that SQLite deletes. Rows may be read in another thread than the one that began.
         self._known = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._known.execute("PRAGMA synchronous = OFF")

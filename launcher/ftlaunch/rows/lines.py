@@ -2,7 +2,6 @@
 
 import bz2
 import codecs
-import gzip
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -149,7 +148,7 @@ class Lines:
     def _unreadable(self, error: Exception) -> DataError:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         remedy = "check the path; it may have been cut short"
-        if isinstance(error, gzip.BadGzipFile) and said.startswith("Not a gzipped file"):
+        if said.startswith("Not a gzipped file"):
             remedy = f"it is not packed: rename it to {self.path.stem}"
         return DataError(str(self.path), f"cannot be read: {said}", remedy)
 
@@ -161,6 +160,8 @@ def _not_text(where: str, error: UnicodeDecodeError) -> DataError:
 def _unpacked(path: Path) -> IO[bytes]:
     match path.suffix.lower():
         case ".gz":
+            import gzip  # the other packers' modules are imported in any case, by shutil
+
             return cast(IO[bytes], gzip.open(path, "rb"))
         case ".bz2":
             return bz2.open(path, "rb")

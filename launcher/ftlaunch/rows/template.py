@@ -5,9 +5,10 @@ import decimal
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
+
+from msgspec import Struct
 
 from ftlaunch.errors import UserError
 
@@ -70,8 +71,7 @@ class Excused(Unfit):
     is_excused = True
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Struct, frozen=True):
     """A field in a template."""
 
     path: FieldPath
@@ -82,8 +82,7 @@ class Place:
 Piece = str | Place
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(Struct, frozen=True):
     """A stretch of a template; one that is written {?…} vanishes where a field of its is blank."""
 
     pieces: tuple[Piece, ...]

@@ -1,7 +1,7 @@
 """What must hold between the keys of a recipe whose every key is right by itself."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -9,16 +9,14 @@ import msgspec
 from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe_as_written, load_resolved
-from ftlaunch.recipe import Ppo, Recipe, Training
+from ftlaunch.recipe import Evaluate, Ppo, Recipe, Training
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
-from ftlaunch.rules import combinations, order, secrets, strategy, track
+from ftlaunch.rules import combinations, order, secrets, track
 from ftlaunch.rules import data as data_rules
-from ftlaunch.rules import evaluate as evaluate_rules
 from ftlaunch.rules import evaluations as evaluations_rules
 from ftlaunch.rules import noise as noise_rules
-from ftlaunch.rules import ppo as ppo_rules
 from ftlaunch.rules import stage as stage_rules
 
 
@@ -34,7 +32,10 @@ def check_resolved(resolved: Path, overrides: Sequence[str]) -> Loaded:
 
 def _passed(loaded: Loaded) -> Loaded:
     """The recipe with what its data tells. Raises RecipeError with every problem of keys, paths and rows."""
-    if not loaded.misplaced:  # the strategy goes by the model's config, which may be what is missing
+    # The strategy goes by the model's config, which may be what is misplaced.
+    if loaded.recipe.leaves_strategy_open and not loaded.misplaced:
+        from ftlaunch.rules import strategy  # it imports all that counts memory
+
         loaded = strategy.settled(loaded, find_problems)
     # Formats before the rules, as many of them ask for one.
     loaded, unread = _with_formats(loaded, _troubled(loaded.misplaced))
@@ -82,15 +83,27 @@ def find_problems(loaded: Loaded) -> list[Problem]:
     problems = [problem for table in tables for rule in data_rules.RULES for problem in rule(table)]
     of_training = (*stage_rules.RULES, *evaluations_rules.RULES, *adapter_rules.RULES, *noise_rules.RULES)
     problems += [problem for training in trainings for rule in of_training for problem in rule(training)]
-    evaluations = list(evaluate_rules.evaluate_stages(loaded))
-    problems += [problem for evaluation in evaluations for rule in evaluate_rules.RULES for problem in rule(evaluation)]
-    ppos = list(ppo_rules.ppo_stages(loaded))
-    problems += [problem for ppo in ppos for rule in ppo_rules.RULES for problem in rule(ppo)]
+    problems += _of_rare_stages(loaded)
     problems += [problem for rule in (*order.RULES, *track.RULES) for problem in rule(loaded)]
     problems += combinations.combinations_are_supported(loaded)
     problems += secrets.secrets_stay_out(loaded)
     # A table that two stages share is judged for each, and its problem is one and the same.
     return list(dict.fromkeys(problems))
+
+
+def _of_rare_stages(loaded: Loaded) -> Iterator[Problem]:
+    """The same of kinds of stages that few recipes have: their rules are imported with the first."""
+    kinds = {type(stage) for stage in loaded.recipe.stage}
+    if Evaluate in kinds:
+        from ftlaunch.rules import evaluate
+
+        for evaluation in evaluate.evaluate_stages(loaded):
+            yield from (problem for rule in evaluate.RULES for problem in rule(evaluation))
+    if Ppo in kinds:
+        from ftlaunch.rules import ppo
+
+        for one in ppo.ppo_stages(loaded):
+            yield from (problem for rule in ppo.RULES for problem in rule(one))
 
 
 def _with_rows_looked_at(loaded: Loaded, passed_over: Set[str]) -> tuple[Loaded, list[Problem]]:

@@ -4,14 +4,17 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftlaunch.errors import Problem
 from ftlaunch.load.messages import as_toml, join_or
-from ftlaunch.plan.cost import body
 from ftlaunch.recipe import LARGEST_REST, SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.stage import TrainedStage
+
+if TYPE_CHECKING:
+    from ftlaunch.plan.cost.body import Body
 
 
 def targets_compile(training: TrainedStage) -> Iterator[Problem]:
@@ -96,7 +99,7 @@ def experts_are_plain(training: TrainedStage) -> Iterator[Problem]:
     if adapter.dropout:
         message = "does not go with dropout, which stacked experts have no place for"
         yield training.table_problem("adapter", "experts", message, "write dropout = 0, or remove it")
-    counted = body.read(training.resolved.model.path)
+    counted = _body_of(training.resolved.model.path)
     if counted is not None and not counted.experts:
         yield training.table_problem("adapter", "experts", "asks for experts, and the model has none", "remove it")
     if training.resolved.model.rounding:
@@ -107,13 +110,19 @@ def experts_are_plain(training: TrainedStage) -> Iterator[Problem]:
 def few_bits_reach_the_weights(training: TrainedStage) -> Iterator[Problem]:
     """bitsandbytes quantizes linear layers; a model whose weights are in stacked experts would stay in 16 bits."""
     model = training.resolved.model
-    counted = body.read(model.path) if model.is_quantized else None
+    counted = _body_of(model.path) if model.is_quantized else None
     if counted is None or counted.expert_share <= LARGEST_REST:
         return
     kind, share = as_toml(model.quantization), counted.expert_share
     message = f"{kind} would leave the experts in 16 bits, which are {share:.0%} of the body's weights"
     remedy = 'write quantization = "none"; zero3, or offload = "cpu" with it, shares out what does not fit'
     yield training.table_problem("model", "quantization", message, remedy)
+
+
+def _body_of(path: str) -> "Body | None":
+    from ftlaunch.plan.cost import body  # few recipes ask for experts or few bits
+
+    return body.read(path)
 
 
 RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (

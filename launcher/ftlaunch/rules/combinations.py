@@ -1,8 +1,9 @@
 """The rules of what goes together: the table of ftlaunch.rules.compatibility, walked for each stage of a recipe."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import cast
+
+from msgspec.structs import replace
 
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded

@@ -1,8 +1,9 @@
 """Rules between the keys of one [data.NAME] table."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
@@ -34,8 +35,7 @@ TAKERS = {
 """Keys that only some formats look at, and these formats."""
 
 
-@dataclass(frozen=True)
-class DataTable:
+class DataTable(Struct, frozen=True):
     """A [data.NAME] table and where it stands."""
 
     loaded: Loaded

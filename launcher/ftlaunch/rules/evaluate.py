@@ -1,8 +1,9 @@
 """Rules of evaluate stages: their data, what their metrics need of it, and how answers are made."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
@@ -14,8 +15,7 @@ from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import trust
 
 
-@dataclass(frozen=True)
-class EvaluateStage:
+class EvaluateStage(Struct, frozen=True):
     """An evaluate stage and where it stands."""
 
     loaded: Loaded

@@ -4,10 +4,11 @@ import ast
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
@@ -22,8 +23,7 @@ from ftlaunch.rules.stage import TrainedStage, trainings
 FORM = '"FILE.py:NAME" or "package.module:NAME"'
 
 
-@dataclass(frozen=True)
-class PpoStage:
+class PpoStage(Struct, frozen=True):
     """A PPO stage and where it stands."""
 
     training: TrainedStage

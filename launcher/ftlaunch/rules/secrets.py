@@ -7,7 +7,7 @@ import msgspec
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.origins import KeyPath, Toml
-from ftlaunch.safety.redact import has_secret
+from ftlaunch.safety.redact import pattern
 
 MESSAGE = "holds what looks like a secret (a token, or the value of an environment variable named like one)"
 REMEDY = "take it out: no key needs one. The hub's token comes from `hf auth login` or the environment"
@@ -15,13 +15,14 @@ REMEDY = "take it out: no key needs one. The hub's token comes from `hf auth log
 
 def secrets_stay_out(loaded: Loaded) -> Iterator[Problem]:
     """In the file's lines, comments included, and in what `extends`, `--set` or the working directory put in."""
+    secret = pattern()
     lines = enumerate(loaded.text.splitlines(), start=1)
-    places = [f"{loaded.source}:{number}" for number, line in lines if has_secret(line)]
+    places = [f"{loaded.source}:{number}" for number, line in lines if secret.search(line)]
     yield from (Problem(place, "", MESSAGE, REMEDY) for place in places)
     # Through JSON, after which only tables, lists and texts are left to search.
     for path, text in _texts(msgspec.json.decode(msgspec.json.encode(loaded.recipe)), ()):
         # A line of the file itself has been reported above.
-        if has_secret(text) and loaded.where(path) not in places:
+        if secret.search(text) and loaded.where(path) not in places:
             yield loaded.problem(path, MESSAGE, REMEDY)
 
 

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
 
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
@@ -23,8 +24,7 @@ ZERO = ("zero1", "zero2", "zero3")
 TableName = Literal["model", "adapter", "noise", "optimizer", "parallel"]
 
 
-@dataclass(frozen=True)
-class TrainedStage:
+class TrainedStage(Struct, frozen=True):
     """A training stage of a recipe, and where its keys stand."""
 
     loaded: Loaded

@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded
-from ftlaunch.plan import cost, machine
-from ftlaunch.plan.cost import devices, shape, words
+from ftlaunch.plan import machine
+from ftlaunch.plan.cost import costs, devices, memory, shape, words
 from ftlaunch.plan.machine import Machine
-from ftlaunch.plan.plan import make_plan
+from ftlaunch.plan.plan import make_specs
 from ftlaunch.recipe import Parallel, Recipe, Stage, Training
 from ftlaunch.recipe.stages import Strategy
 
@@ -26,8 +25,6 @@ def settled(loaded: Loaded, find_problems: Callable[[Loaded], list[Problem]]) ->
 
     Raises RecipeError where nobody can tell what fits, or nothing does.
     """
-    if all(table.strategy != AUTO for table in _tables(loaded.recipe)):
-        return loaded
     if problems := find_problems(_with(loaded, BY_PRICE[0])):
         raise RecipeError(problems)
     here = machine.look()
@@ -77,17 +74,16 @@ def _with(loaded: Loaded, strategy: Strategy) -> Loaded:
 
 def _misfit(chosen: Loaded, loaded: Loaded, here: Machine) -> str | None:
     """Why a stage does not fit; None where all do. Raises RecipeError where nothing tells."""
-    for planned in make_plan(chosen.recipe, Path()).stages:
-        spec = planned.spec
+    for name, spec in make_specs(chosen.recipe).items():
         if not isinstance(spec.stage, Training):
             continue
         device, found = devices.here(here, spec.parallel), shape.read(spec.model.path)
         if device.memory is None or found is None:
             missing = f"the sizes of {spec.model.path}" if found is None else f"the memory of {device.name}"
-            message = f'"auto" cannot tell what fits {planned.name}: {missing} is not known here'
+            message = f'"auto" cannot tell what fits {name}: {missing} is not known here'
             raise RecipeError([loaded.problem(KEY, message, f"write one of: {', '.join(('single', *BY_PRICE))}")])
-        size = cost.SIZES[cost.settled(spec.model.dtype, here, device)]
-        needed = cost.of_stage(spec, found, size, cuda=device.cuda).needed
+        size = costs.SIZES[costs.settled(spec.model.dtype, here, device)]
+        needed = memory.of_stage(spec, found, size, cuda=device.cuda).needed
         if needed > device.memory:
-            return f"{planned.name} needs {words.amount(needed)} of {words.amount(device.memory)}"
+            return f"{name} needs {words.amount(needed)} of {words.amount(device.memory)}"
     return None

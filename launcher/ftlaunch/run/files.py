@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +118,8 @@ def sync(path: Path) -> None:
 def why_unwritable(folder: Path) -> str | None:
     """Why nothing can be written into a folder, as on a full disk or with a quota used up; None where it can."""
     try:
+        import tempfile
+
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
             file.flush()

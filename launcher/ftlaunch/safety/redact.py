@@ -47,7 +47,7 @@ SETTING = (
 def redact(text: str) -> str:
     """The text with every secret replaced by "[secret]"."""
     # Only SETTING has the group `kept`: of HF_TOKEN=abc… the name stays readable.
-    return _pattern().sub(lambda found: f"{found['kept'] or ''}{HIDDEN}", text)
+    return pattern().sub(lambda found: f"{found['kept'] or ''}{HIDDEN}", text)
 
 
 def names_secret(variable: str) -> bool:
@@ -57,7 +57,7 @@ def names_secret(variable: str) -> bool:
 
 def has_secret(text: str) -> bool:
     """Return whether a text holds what looks like a token, a key or a password."""
-    return _pattern().search(text) is not None
+    return pattern().search(text) is not None
 
 
 def redact_file(path: Path) -> None:
@@ -65,8 +65,9 @@ def redact_file(path: Path) -> None:
 
     In place, as there may be no room for another: no secret is shorter than what stands for it.
     """
+    secret = pattern()
     with path.open("rb") as file:
-        if not any(has_secret(_text(line)) for line in file):
+        if not any(secret.search(_text(line)) for line in file):
             return
         file.seek(0)
         with path.open("r+b") as same:
@@ -119,7 +120,8 @@ class RedactedStream:
         return getattr(self._stream, name)
 
 
-def _pattern() -> re.Pattern[str]:
+def pattern() -> re.Pattern[str]:
+    """What matches a secret, as the environment is now: to be asked once for many texts."""
     return _compiled(frozenset(_values(os.environ)))
 
 

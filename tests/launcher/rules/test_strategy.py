@@ -8,8 +8,8 @@ import pytest
 
 from ftlaunch import rules
 from ftlaunch.errors import RecipeError
-from ftlaunch.plan import cost, machine
-from ftlaunch.plan.cost import devices
+from ftlaunch.plan import machine
+from ftlaunch.plan.cost import costs, devices
 from ftlaunch.plan.machine import Machine
 from ftlaunch.plan.plan import make_plan
 
@@ -84,8 +84,8 @@ def test_more_is_shared_out_only_where_less_does_not_fit(
 def _misfit(folder: Path, method: str, processes: int, strategy: str, asked: tuple[str, ...]) -> object:
     recipe = loaded(folder, method, processes, *asked, f"parallel.strategy={strategy}").recipe
     spec = make_plan(recipe, folder).stages[0].spec
-    told = cost.of_spec(spec, devices.here(H100, spec.parallel), 2)
-    assert isinstance(told, cost.Cost)
+    told = costs.of_spec(spec, devices.here(H100, spec.parallel), 2)
+    assert isinstance(told, costs.Cost)
     return told.misfit
 
 

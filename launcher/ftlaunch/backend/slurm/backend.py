@@ -54,11 +54,11 @@ class Slurm(Backend):
     def foresee(self, plan: Plan) -> Foreseen:
         """What stages cost, each one's batch script with what it may use up, and the variables that jobs are given."""
         from ftlaunch.backend.slurm.request import request
-        from ftlaunch.plan import cost
+        from ftlaunch.plan.cost import costs
 
         _warn_of_variables()
         return Foreseen(
-            costs=cost.on_cluster(plan.specs, self.cluster),
+            costs=costs.on_cluster(plan.specs, self.cluster),
             requests={planned.name: request(plan, planned, self.cluster) for planned in plan.stages},
             variables=carried() | self.cluster.environment,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ftlaunch.plan.cost import Cost
+from ftlaunch.plan.cost.costs import Cost
 from ftlaunch.plan.cost.fit import Misfit
 
 GIB = 1 << 30

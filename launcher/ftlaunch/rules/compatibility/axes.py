@@ -1,8 +1,9 @@
 """What a training stage is made of: the axes along which stages differ, and how each value is written and read."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import get_args
+
+from msgspec import Struct
 
 from ftlaunch.plan.resolve import Resolved
 from ftlaunch.recipe import (
@@ -45,8 +46,7 @@ Combination = Mapping[str, str]
 """A value for every axis, or for some."""
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(Struct, frozen=True):
     """One thing in which training stages differ."""
 
     name: str

@@ -1,8 +1,9 @@
 """What does not go together, as data: the values, the key to blame, why, and what to do about it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.recipe import Adapter, Stage
@@ -26,8 +27,7 @@ SHIP = "ship base and adapter: `ftlaunch chat` and plain peft load the artifact 
 ON = ("on",)
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """Values that do not go together, and what to say of them."""
 
     of: Mapping[str, tuple[str, ...]]

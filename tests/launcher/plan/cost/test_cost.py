@@ -7,8 +7,7 @@ import msgspec
 import pytest
 
 from ftlaunch.load import load_recipe
-from ftlaunch.plan import cost
-from ftlaunch.plan.cost import devices, disk, memory, shape, trained, words
+from ftlaunch.plan.cost import costs, devices, disk, memory, shape, trained, words
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.memory import Memory
 from ftlaunch.plan.plan import make_plan
@@ -182,8 +181,8 @@ def test_keys_and_values_take_what_is_published(model: str, gibibytes: tuple[flo
 
 def test_what_does_not_fit_is_named_with_ways_that_do(tmp_path: Path) -> None:
     device = Device("NVIDIA A10", True, 24 * GB, 64 * GB, 125)
-    told = cost.of_spec(spec(tmp_path, LLAMA_8B, "adapter.kind=lora", "stage.0.batch_size=16"), device, 2)
-    assert isinstance(told, cost.Cost)
+    told = costs.of_spec(spec(tmp_path, LLAMA_8B, "adapter.kind=lora", "stage.0.batch_size=16"), device, 2)
+    assert isinstance(told, costs.Cost)
     assert told.misfit is not None
     assert told.misfit.part == "activations"
     assert len(told.misfit.ways) == 3
@@ -196,8 +195,8 @@ def test_what_does_not_fit_is_named_with_ways_that_do(tmp_path: Path) -> None:
 def test_time_is_operations_over_the_published_peak(tmp_path: Path) -> None:
     """Full training is 6 operations a weight and token: 8 rows of 1,024 tokens on 7.5e9 weights at 40 % of 989."""
     device = Device("NVIDIA H100", True, 80 * GB, None, 989)
-    told = cost.of_spec(spec(tmp_path, LLAMA_8B, "adapter.kind=full"), device, 2)
-    assert isinstance(told, cost.Cost)
+    told = costs.of_spec(spec(tmp_path, LLAMA_8B, "adapter.kind=full"), device, 2)
+    assert isinstance(told, costs.Cost)
     assert told.time is not None
     by_hand = 8 * 1024 * 6 * 7.505e9 / (0.4 * 989e12)
     assert told.time.step == pytest.approx(by_hand, rel=0.03)
@@ -212,7 +211,7 @@ def test_disk_holds_three_numbers_a_trained_weight(tmp_path: Path) -> None:
 
 
 def test_a_model_that_nothing_is_known_of_is_said(tmp_path: Path) -> None:
-    told = cost.of_spec(spec(tmp_path, "owner/model"), Device("the CPU", False, GIB), 4)
+    told = costs.of_spec(spec(tmp_path, "owner/model"), Device("the CPU", False, GIB), 4)
     assert told == "not estimated: no config.json of owner/model is here, and it is not among the bases known"
 
 
@@ -221,8 +220,8 @@ def test_a_foreign_family_is_taken_for_llama_and_it_is_said(tmp_path: Path) -> N
     config |= {"num_attention_heads": 4, "vocab_size": 100, "intermediate_size": 96}
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_bytes(msgspec.json.encode(config))
-    told = cost.of_spec(spec(tmp_path, str(tmp_path / "model")), Device("the CPU", False, GIB), 4)
-    assert isinstance(told, cost.Cost)
+    told = costs.of_spec(spec(tmp_path, str(tmp_path / "model")), Device("the CPU", False, GIB), 4)
+    assert isinstance(told, costs.Cost)
     assert told.remarks[0] == "novel models are not known here: they are taken for one like Llama of the same sizes"
 
 
@@ -255,8 +254,8 @@ def test_gpus_are_known_by_their_makers_names_and_by_slurms(name: str, gigabytes
 )
 def test_a_card_without_a_data_sheet_of_its_own_is_not_taken_for_another(tmp_path: Path, name: str) -> None:
     assert devices.known_gpu(name) is None
-    told = cost.of_spec(spec(tmp_path, LLAMA_8B, "adapter.kind=lora"), Device(name, True), 2)
-    assert isinstance(told, cost.Cost)
+    told = costs.of_spec(spec(tmp_path, LLAMA_8B, "adapter.kind=lora"), Device(name, True), 2)
+    assert isinstance(told, costs.Cost)
     assert told.time is None
     assert f"tells the speed of {name}; `ftlaunch plan --calibrate` measures it" in words.of_stage(told)
 

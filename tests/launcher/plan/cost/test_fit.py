@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ftlaunch import rules
-from ftlaunch.plan import cost
-from ftlaunch.plan.cost import Cost, words
+from ftlaunch.plan.cost import costs, words
+from ftlaunch.plan.cost.costs import Cost
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.fit import WayOut
 from ftlaunch.plan.plan import make_plan
@@ -62,7 +62,7 @@ def write(folder: Path, device: Device, case: Case) -> Path:
 
 
 def planned(recipe: Recipe, folder: Path, device: Device) -> Cost:
-    found = cost.of_spec(make_plan(recipe, folder).stages[0].spec, device, 2 if device.cuda else 4)
+    found = costs.of_spec(make_plan(recipe, folder).stages[0].spec, device, 2 if device.cuda else 4)
     assert isinstance(found, Cost)
     return found
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.benchmarks.estimates import COMBINATIONS, CONFIGS, write_run
 
-from ftlaunch.plan import cost
+from ftlaunch.plan.cost import costs
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.memory import IMPORTED
 
@@ -29,8 +29,8 @@ def test_the_plan_is_within_a_tenth_of_measured_peaks(tmp_path: Path) -> None:
         folder.mkdir()
         *earlier, (_, spec) = write_run(one, models, folder)
         merged = earlier[-1][1] if earlier else None
-        told = cost.of_spec(spec, Device("the CPU", False), cost.SIZES[spec.model.dtype], merged=merged)
-        assert isinstance(told, cost.Cost)
+        told = costs.of_spec(spec, Device("the CPU", False), costs.SIZES[spec.model.dtype], merged=merged)
+        assert isinstance(told, costs.Cost)
         off[str(one)] = (told.memory.peak - IMPORTED) / measured[str(one)] - 1
     assert off.keys() == measured.keys()
     assert not {one: round(each, 3) for one, each in off.items() if abs(each) > 0.1}

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from ftlaunch.load import load_recipe
-from ftlaunch.plan import cost
-from ftlaunch.plan.cost import Cost, memory, shape, speed, words
+from ftlaunch.plan.cost import costs, memory, shape, speed, words
+from ftlaunch.plan.cost.costs import Cost
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.plan import make_plan
 from ftlaunch.run.spec import StageSpec
@@ -40,7 +40,7 @@ def stages(folder: Path, text: str, *settings: str) -> list[StageSpec]:
 
 
 def told(spec: StageSpec) -> Cost:
-    found = cost.of_spec(spec, CARD, 2)
+    found = costs.of_spec(spec, CARD, 2)
     assert isinstance(found, Cost)
     return found
 
@@ -133,7 +133,7 @@ def test_a_merge_holds_one_file_and_then_one_model(tmp_path: Path) -> None:
     # The logits of three models: of 100 tokens of fixed texts and, where rows are held out, of 8 · 64 tokens of these.
     assert found["logits of the check"] == 3 * 4 * (100 + 8 * 64) * 128_256
     (trained,) = stages(tmp_path, BY_FUNCTION)
-    alone = cost.of_spec(spec, CARD, 2, merged=trained)
+    alone = costs.of_spec(spec, CARD, 2, merged=trained)
     assert isinstance(alone, Cost)
     assert {part.name: part.bytes for part in alone.memory.parts}["logits of the check"] == 3 * 4 * 100 * 128_256
 
@@ -174,7 +174,7 @@ def test_pages_that_the_kernel_can_take_back_are_no_need(tmp_path: Path) -> None
     text = '[[stage]]\nkind = "sft"\ndata = "rows"\n'
     asked = ("model.quantization=nf4", "model.dtype=bf16")
     alone, shared = (
-        cost.of_spec(stages(tmp_path, text, *asked, *more)[0], Device("the CPU", False), 2)
+        costs.of_spec(stages(tmp_path, text, *asked, *more)[0], Device("the CPU", False), 2)
         for more in ((), ("parallel.procs_per_node=2", "parallel.strategy=ddp"))
     )
     assert isinstance(alone, Cost)
