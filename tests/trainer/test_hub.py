@@ -77,10 +77,13 @@ def test_a_folder_of_a_hub_id_s_name_in_the_working_directory_changes_nothing(ve
 
 @pytest.mark.usefixtures("hub_of_all")
 def test_nor_does_one_of_a_reward_model_s_name():
-    found: Any = load_reward_model(
-        "owner/judge", torch.nn.Linear(1, 1), Model(path="owner/model"), (), dtype=torch.float32, in_fp32=True
-    )
-    assert found.config.num_labels == 1
+    def load(revision: str | None) -> Any:
+        judge, policy = Model(path="owner/judge", revision=revision), torch.nn.Linear(1, 1)
+        return load_reward_model(judge, policy, Model(path="owner/model"), (), dtype=torch.float32, in_fp32=True)
+
+    assert load(None).config.num_labels == load(COMMIT).config.num_labels == 1
+    with pytest.raises(UserError, match="no sequence classifier could be loaded from owner/judge"):
+        load("0" * 40)
 
 
 @pytest.mark.usefixtures("hub_of_all")

@@ -29,6 +29,8 @@ ADDED_TO_DATA: dict[str, object] = {
 }
 """Keys of a data table that earlier versions did not have, with their defaults: left out of the hash where they hold
 these, so that runs from before can go on."""
+ADDED_TO_STAGES = ("reward_revision",)
+"""The same of stages: keys whose default is None."""
 TOLD_BY_THE_STEP = ("model", "adapter", "noise", "optimizer", "learning_rate", "start", "reward")
 """Keys of a stage that count as they stand in its step, wherever they came from."""
 
@@ -134,7 +136,8 @@ def _training_hash(spec: StageSpec, needed: list[str]) -> str:
     for table in (course, course["stage"]):
         for key in NOT_DECISIVE:
             table.pop(key, None)
-    for key in TOLD_BY_THE_STEP:
+    absent = [key for key in ADDED_TO_STAGES if course["stage"].get(key) is None]
+    for key in (*TOLD_BY_THE_STEP, *absent):
         course["stage"].pop(key, None)
     if isinstance(spec.stage, Merge):
         course["stage"]["max_kl"] = None  # the tolerance of the check changes no weight

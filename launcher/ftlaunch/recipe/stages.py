@@ -251,6 +251,8 @@ class Ppo(Training, frozen=True, kw_only=True):
     reward_model: ModelName | None = None
     """Model that scores an answer: folder or hub id of a sequence classifier with one label, or the folder of a reward
     stage's artifact. None: the reward stage before this one, unless there is a `reward_function`."""
+    reward_revision: Text | None = None
+    """Commit, tag or branch of a `reward_model` of the hub. None is its main branch."""
     rollout_size: Positive | None = None
     """Prompts that are answered before their answers are trained on, over all processes. None: batch_size."""
     ppo_epochs: Positive = 4

@@ -140,6 +140,12 @@ def _names_in(path: Path) -> list[str] | str:
     return names
 
 
+def revision_needs_a_hub_id(ppo: PpoStage) -> Iterator[Problem]:
+    if ppo.stage.reward_revision is not None and is_local(ppo.stage.reward_model or "/"):
+        message = f"counts only for a model of the hub, and reward_model is {ppo.stage.reward_model or 'missing'}"
+        yield ppo.problem("reward_revision", message, "remove it")
+
+
 def model_gives_one_score(ppo: PpoStage) -> Iterator[Problem]:
     """A folder on this machine is looked into; a hub id is left to the trainer."""
     folder = Path(ppo.stage.reward_model or "")
@@ -215,6 +221,7 @@ RULES: tuple[Callable[[PpoStage], Iterator[Problem]], ...] = (
     reward_stage_is_used,
     reward_stage_is_on_the_policy_s_base,
     function_is_there,
+    revision_needs_a_hub_id,
     model_gives_one_score,
     rollout_is_whole_batches,
     horizon_needs_a_target,

@@ -110,16 +110,17 @@ class ModelReward:
 
 
 def load_reward_model(
-    place: str, policy: nn.Module, base: Model, replaced: Sequence[Noise], *, dtype: torch.dtype, in_fp32: bool
+    model: Model, policy: nn.Module, base: Model, replaced: Sequence[Noise], *, dtype: torch.dtype, in_fp32: bool
 ) -> nn.Module:
-    """Return the frozen reward model that a folder or hub id holds.
+    """Return the frozen reward model that a folder or hub id holds; of `model`, path and revision alone count.
 
     An adapter of the policy's own base is added to the policy's model as a second adapter, and only its head is
     returned; anything else is a model of its own. Raises UserError where it cannot be loaded or gives no single score.
     """
+    place = model.path
     folder = Path(place)
     if not holds(place, REWARD_HEAD) or artifact.read(folder)[1] is None:
-        return _load_classifier(place, dtype)
+        return _load_classifier(place, model.revision, dtype)
     theirs, _ = artifact.read(folder)
     if (theirs.path, theirs.revision) != (base.path, base.revision) or not isinstance(policy, PeftModel):
         message = (
@@ -137,12 +138,12 @@ def load_reward_model(
     return head.requires_grad_(False)
 
 
-def _load_classifier(place: str, dtype: torch.dtype) -> nn.Module:
+def _load_classifier(place: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForSequenceClassification
 
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            hub.model_folder(place),
+            hub.model_folder(place, revision),
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name

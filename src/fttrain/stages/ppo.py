@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Full, Ppo
+from ftlaunch.recipe import Full, Model, Ppo
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
@@ -121,7 +121,9 @@ def _reward(spec: StageSpec, stage: Ppo, reward_model: str | None) -> Reward:
     if reward_model is None:
         assert stage.reward_function is not None
         return FunctionReward(stage.reward_function)
-    return ModelReward(artifact.load_tokenizer(reward_model), micro_batch_size=spec.micro_batch_size)
+    return ModelReward(
+        artifact.load_tokenizer(reward_model, stage.reward_revision), micro_batch_size=spec.micro_batch_size
+    )
 
 
 def _actor(spec: StageSpec, stage: Ppo, policy: nn.Module, origin: StartPoint, reward_model: str | None) -> ActorCritic:
@@ -137,5 +139,6 @@ def _actor(spec: StageSpec, stage: Ppo, policy: nn.Module, origin: StartPoint, r
         adapters.add_frozen(policy, origin.adapter, REFERENCE, in_fp32=in_fp32)
     head = None
     if reward_model is not None:
-        head = load_reward_model(reward_model, policy, origin.base, replaced, dtype=dtype, in_fp32=in_fp32)
+        place = Model(path=reward_model, revision=stage.reward_revision)
+        head = load_reward_model(place, policy, origin.base, replaced, dtype=dtype, in_fp32=in_fp32)
     return ActorCritic(policy, temperature=stage.temperature, frozen=frozen, reward_model=head)

@@ -439,6 +439,10 @@ STAGE_RULES = {
         '"sft"\n',
         '"ppo"\nreward_function = "gsm8k"\nreward_model = "a/b" #! stage[0].reward_model | together | keep the one\n',
     ),
+    "a revision of a reward model on this machine": (
+        '"sft"\n',
+        '"ppo"\nreward_function="gsm8k"\nreward_revision = "v1" #! stage[0].reward_revision | of the hub | remove it\n',
+    ),
     "a reward stage for nothing": (
         *(SFT, ""),
         *(DATA, '[data.pairs]\nformat="preference"\npath="owner/pairs"\n[data.qa]'),

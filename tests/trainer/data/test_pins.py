@@ -11,7 +11,7 @@ from tests.trainer.hub_cache import NEW, OLD, keep, without_network
 from tests.trainer.in_process import ALONE
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Full, Model, Optimizer, Parallel, Sft
+from ftlaunch.recipe import Data, Full, Model, Optimizer, Parallel, Ppo, Sft
 from ftlaunch.run.changes import accept
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec
@@ -41,19 +41,30 @@ def test_a_run_keeps_its_commits(spec: StageSpec, tmp_path: Path, monkeypatch: p
 
     def push(commit: str, text: str) -> None:
         keep(tmp_path, commit, [{"text": text}])
-        repository = tmp_path / "hub/models--owner--model"
-        (repository / "snapshots" / commit).mkdir(parents=True)
-        (repository / "refs").mkdir(exist_ok=True)
-        (repository / "refs/main").write_text(commit)
+        for name in ("model", "judge"):
+            repository = tmp_path / f"hub/models--owner--{name}"
+            (repository / "snapshots" / commit).mkdir(parents=True)
+            (repository / "refs").mkdir(exist_ok=True)
+            (repository / "refs/main").write_text(commit)
         without_network(monkeypatch, tmp_path)
+
+    def judged_by(model: str) -> Ppo:
+        settled = pins.settle(replace(spec, stage=Ppo(data="rows", reward_model=model)), run.commits, ALONE).stage
+        assert isinstance(settled, Ppo)
+        return settled
 
     push(OLD, "old")
     assert at(pins.settle(spec, run.commits, ALONE)) == [OLD, OLD, None]
+    assert judged_by("owner/judge").reward_revision == OLD
     push(NEW, "new")
+    assert judged_by("owner/judge").reward_revision == OLD
+    assert judged_by("/here").reward_revision is None
     again = pins.settle(spec, run.commits, ALONE)
     assert at(again) == [OLD, OLD, None]
     assert [row for _, row in load_rows(again.data["rows"])] == [{"text": "old"}]
-    assert list(json.loads(run.commits.read_text())) == ["data owner/rows main", "model owner/model main"]
+    assert list(json.loads(run.commits.read_text())) == [
+        *("data owner/rows main", "model owner/model main", "model owner/judge main"),
+    ]
     nobody: Any = replace(spec, model=Model(path="nobody/model"))
     with pytest.raises(UserError, match="the model nobody/model cannot be had"):
         pins.settle(nobody, run.commits, ALONE)
