@@ -15,6 +15,7 @@ def ask_to_stop(run: RunDir, wait: float) -> bool:
 
     UserError where nothing runs, or where SLURM could not be told to let go of jobs that wait.
     """
+    runs.require_own(run)
     backend = backends.of(run)
     if runs.first_unfinished(run) is None or backend.is_over(run):
         where = shlex.quote(str(run.path))
@@ -32,6 +33,7 @@ def ask_to_stop(run: RunDir, wait: float) -> bool:
 
 def cancel(run: RunDir) -> bool:
     """End every process of a run at once; False where there was none. UserError where that cannot be done from here."""
+    runs.require_own(run)
     backend = backends.of(run)
     if backend.is_over(run):
         return False

@@ -1,5 +1,7 @@
 """Finding a run by what the user calls it, and the plan that its folder holds."""
 
+import os
+import pwd
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,8 @@ def all_runs() -> list[RunDir]:
     if not HOME.is_dir():
         return []
     # A hidden folder is a run that `prepare` is still writing, or was writing when it was killed.
-    folders = [path for path in HOME.iterdir() if is_run(path) and not path.name.startswith(".")]
+    readable = [path for path in HOME.iterdir() if os.access(path, os.X_OK, effective_ids=True)]
+    folders = [path for path in readable if is_run(path) and not path.name.startswith(".")]
     return [RunDir(path.absolute()) for path in sorted(folders, key=_age)]
 
 
@@ -32,6 +35,18 @@ def look_for(name: str) -> RunDir | None:
     """The run in a folder, or of a name below ./runs; None where there is none."""
     found = next((path for path in (Path(name), HOME / name) if is_run(path)), None)
     return None if found is None else RunDir(found.absolute())
+
+
+def require_own(run: RunDir) -> None:
+    """UserError where a run is somebody else's, and its folder not to be written."""
+    owner = run.path.stat().st_uid
+    if owner == os.geteuid() or os.access(run.path, os.W_OK, effective_ids=True):
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"user {owner}"
+    raise UserError(f"{run.path} is the run of {name}, and you may not write there", f"ask {name} to do it")
 
 
 def find(name: str) -> RunDir:

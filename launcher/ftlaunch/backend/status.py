@@ -1,5 +1,7 @@
 """How runs stand: the words for it, and what a stage's own files tell whoever has started it."""
 
+import os
+import tempfile
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -96,15 +98,27 @@ def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None)
 def _stalled(stage_dir: StageDir, entries: Sequence[progress.Entry]) -> str | None:
     """What is said of an attempt that takes no steps any more; None of one that takes them as it did before."""
     attempts = stage_dir.all_attempts()
-    began = attempts[-1].path.stat().st_mtime if attempts else 0.0
+    process = attempts[-1].process if attempts else stage_dir.metrics
+    began = process.stat().st_mtime if process.exists() else 0.0  # by the clock of the node, which metrics go by
     times = [when for entry in entries if (when := entry.get("time", 0.0)) >= began]
     pauses = [after - before for before, after in pairwise(times)]
-    if not pauses or (silent := time.time() - times[-1]) < max(STALLED_SECONDS, STALLED_PAUSES * max(pauses)):
+    patience = max(STALLED_SECONDS, STALLED_PAUSES * max(pauses, default=0.0))
+    if not pauses or time.time() - times[-1] < patience or (silent := _silence(stage_dir)) < patience:
         return None
     ranks = processes.ranks_of(attempts[-1].path, range(stage_dir.read_spec().world_size)) if attempts else {}
     stopped = [f"rank {rank}" for rank, pid in ranks.items() if processes.state(pid) == "T"]
     why = f": {', '.join(stopped)} stopped by a signal" if stopped else ""
     return f"no step for {progress.duration(silent)}{why}"
+
+
+def _silence(stage_dir: StageDir) -> float:
+    """Seconds since the metrics were written, by the file system's clock: that of a node may be minutes off ours."""
+    try:
+        with tempfile.TemporaryFile(dir=stage_dir.path) as file:
+            now = os.fstat(file.fileno()).st_mtime
+    except OSError:  # a full disk, or somebody else's run
+        now = time.time()
+    return now - stage_dir.metrics.stat().st_mtime
 
 
 def run_status(run: RunDir, stages: Sequence[StageStatus]) -> RunStatus:

@@ -17,6 +17,7 @@ from ftlaunch.safety.redact import redact_output
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """A full disk, a quota that is used up, a disk that may only be read: nothing that a traceback would explain."""
+DENIED = (errno.EACCES, errno.EPERM)
 
 # --help lists verbs in this order: everyday ones first.
 VERBS = {
@@ -87,6 +88,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
+        if error.errno in DENIED and error.filename:
+            remedy = "it is somebody else's: ask them, or have its permissions changed"
+            print(f"error: {error.filename}: {error.strerror}\n  → {remedy}", file=sys.stderr)
+            sys.exit(BAD_INPUT)
         if error.errno not in NO_ROOM:
             raise
         where = error.filename or "what this call has to write down"

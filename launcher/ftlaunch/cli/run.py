@@ -197,6 +197,7 @@ def resume(
     from ftlaunch.backend.replan import replan, save_plan
 
     folder = runs.find(run)
+    runs.require_own(folder)
     # A finished run reads no data any more, so its files may have changed.
     if not runs.finished(folder):
         _mind_changes(folder, accepted=changed)

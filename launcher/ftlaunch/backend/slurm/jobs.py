@@ -101,10 +101,13 @@ def _alive(entry: Entry) -> tuple[State, str | None]:
 
 def _before_this(stage_dir: StageDir, entry: Entry | None) -> str | None:
     """How the last attempt ended that a stage goes on after; None where none has."""
-    for attempt in reversed(stage_dir.all_attempts()):
+    attempts = stage_dir.all_attempts()
+    waits = entry is not None and entry.state in queue.WAITING
+    for attempt in reversed(attempts):
         decided = read_json(paths.ended(attempt), _Decided)
         if decided is not None:
-            return f"attempt {attempt.number} {decided.cause}: {decided.reason}" if decided.restarted else None
+            goes_on = decided.restarted or waits or attempt is not attempts[-1]
+            return f"attempt {attempt.number} {decided.cause}: {decided.reason}" if goes_on else None
         if (failure := _cut_off(attempt, entry)) is not None:
             return f"attempt {attempt.number} lost: {failure.first_line}"
     return None

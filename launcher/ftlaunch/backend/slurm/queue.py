@@ -225,7 +225,7 @@ def _ask_cluster(runs: Sequence[RunDir], surely: bool) -> dict[Path, Answer]:
     if not any(paths.environment(run).exists() or recorded[run.path] for run in runs):
         return {run.path: Answer() for run in runs}  # none of them was ever submitted
     try:
-        listed = {entry.id: entry for entry in _squeue(cluster)}
+        listed = {entry.id: entry for entry in _squeue(cluster, {uid for run in runs for uid in _users(run)})}
         now = time.time()
         for submitted, id in sorted((recorded[run.path][id], id) for run in runs for id in recorded[run.path]):
             if id not in listed and (surely or now - submitted < CACHED_SECONDS) and (shown := show(id, cluster)):
@@ -318,9 +318,16 @@ class _Place(Struct, frozen=True):
     run_dir: str
 
 
-def _squeue(cluster: Cluster) -> list[Entry]:
+def _users(run: RunDir) -> set[int]:
+    """Whose jobs a run's may be: one may look at, or go on with, what another has submitted."""
+    jobs = [paths.job(stage_dir) for stage_dir in run.stage_dirs()]
+    return {os.geteuid(), *(file.stat().st_uid for file in (run.path, *jobs) if file.exists())}
+
+
+def _squeue(cluster: Cluster, users: set[int]) -> list[Entry]:
     # By default squeue leaves out jobs that have ended, though the controller still knows them.
-    done = call(["squeue", "--noheader", "--states=all", f"--user={os.geteuid()}", f"--format={FIELDS}"], cluster)
+    whose = ",".join(map(str, sorted(users)))
+    done = call(["squeue", "--noheader", "--states=all", f"--user={whose}", f"--format={FIELDS}"], cluster)
     if done.returncode:
         raise UserError(f"squeue failed: {done.stderr.strip()}", "try again when the controller answers")
     # A run whose row is cut off would look as if it had no job, and could be submitted twice.

@@ -27,7 +27,7 @@ NEVER = (
     ),
     (r"ReservationDeleted|RESV_DEL_HOLD", "its reservation is no more"),
     (r"JobHeldUser", "somebody holds it back: scontrol release"),
-    (r"JobHeldAdmin", "the site holds it back"),
+    (r"JobHeldAdmin", "an administrator holds it back, and has to release it (scontrol release)"),
     (r"DependencyNeverSatisfied", "a job that it waits for has failed"),
     (
         r"(Assoc|QOS)M(ax|in)\w*PerJob\w*|QOSMax\w*PerNode|(Assoc|QOS)MaxWallDurationPerJobLimit",
