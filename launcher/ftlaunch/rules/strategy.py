@@ -4,15 +4,18 @@ import dataclasses
 from collections.abc import Callable
 
 import msgspec
+from msgspec import Struct
 
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded
 from ftlaunch.plan import machine
 from ftlaunch.plan.cost import costs, devices, memory, shape, words
+from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.machine import Machine
 from ftlaunch.plan.plan import make_specs
 from ftlaunch.recipe import Parallel, Recipe, Stage, Training
 from ftlaunch.recipe.stages import Strategy
+from ftlaunch.run.spec import StageSpec
 
 AUTO = "auto"
 BY_PRICE: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "zero3")
@@ -20,7 +23,22 @@ BY_PRICE: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "zero3")
 KEY = ("parallel", "strategy")
 
 
-def settled(loaded: Loaded, find_problems: Callable[[Loaded], list[Problem]]) -> Loaded:
+class TooLarge(Struct, frozen=True):
+    """A stage for which this machine has not the memory."""
+
+    name: str
+    spec: StageSpec
+    device: Device
+    size: int
+    """Bytes of an element that it computes with."""
+    needed: int
+
+
+Find = Callable[[Loaded], list[Problem]]
+"""What tells the problems of a recipe."""
+
+
+def settled(loaded: Loaded, find_problems: Find) -> Loaded:
     """The recipe with "auto" replaced by what fits this machine, and why as a remark.
 
     Raises RecipeError where nobody can tell what fits, or nothing does.
@@ -29,17 +47,40 @@ def settled(loaded: Loaded, find_problems: Callable[[Loaded], list[Problem]]) ->
         raise RecipeError(problems)
     here = machine.look()
     said: list[str] = []
+    largest: TooLarge | None = None
     for strategy in BY_PRICE:
         chosen = _with(loaded, strategy)
-        misfit = "it does not go with the rest" if find_problems(chosen) else _misfit(chosen, loaded, here)
-        if misfit is None:
+        if find_problems(chosen):
+            said.append(f"{strategy}: it does not go with the rest")
+            continue
+        found = _too_large(chosen, loaded, here)
+        if found is None:
             why = f"; {', '.join(said)}" if said else ", the fastest that fits"
             used = ", ".join(sorted({parallel.strategy for parallel in _tables(chosen.recipe)}))
             remark = f"parallel.strategy: {used} (auto){why}"
             return dataclasses.replace(chosen, remarks=(*loaded.remarks, remark), is_for_here=True)
-        said.append(f"{strategy}: {misfit}")
-    remedy = "write one of them, and see by `ftlaunch plan` what else can be done"
-    raise RecipeError([loaded.problem(KEY, f'"auto" finds none that fits: {"; ".join(said)}', remedy)])
+        largest = found
+        needs = f"{found.name} needs {words.amount(found.needed)} of {words.amount(found.device.memory or 0)}"
+        said.append(f"{found.spec.parallel.strategy}: {needs}")
+    assert largest is not None  # the first strategy has no problem, so it has been counted
+    message = f'"auto" finds none that fits: {"; ".join(dict.fromkeys(said))}'
+    raise RecipeError([loaded.problem(KEY, message, _ways_out(largest, loaded, find_problems, here))])
+
+
+def _ways_out(found: TooLarge, loaded: Loaded, find_problems: Find, here: Machine) -> str:
+    """What the last stage that did not fit, as it was last counted, may be changed by; the plan tells the same."""
+    told = costs.of_spec(found.spec, found.device, found.size)
+    assert not isinstance(told, str)
+    assert told.misfit is not None
+    ways = [words.way(way) for way in told.misfit.ways]
+    parallel, count = loaded.recipe.parallel, len(here.gpus)
+    if parallel.device != "cpu" and parallel.procs_per_node < count:
+        wider = msgspec.structs.replace(parallel, procs_per_node=count)
+        more = dataclasses.replace(loaded, recipe=msgspec.structs.replace(loaded.recipe, parallel=wider))
+        shared = [_with(more, strategy) for strategy in BY_PRICE]
+        if any(not find_problems(one) and _too_large(one, more, here) is None for one in shared):
+            ways.insert(0, f"parallel.procs_per_node = {count}, all GPUs that are here, which fits")
+    return f"write for {found.name} one of: {'; '.join(ways)}" if ways else "take a smaller model or a larger machine"
 
 
 def require_here(loaded: Loaded) -> None:
@@ -72,8 +113,8 @@ def _with(loaded: Loaded, strategy: Strategy) -> Loaded:
     return dataclasses.replace(loaded, recipe=changed)
 
 
-def _misfit(chosen: Loaded, loaded: Loaded, here: Machine) -> str | None:
-    """Why a stage does not fit; None where all do. Raises RecipeError where nothing tells."""
+def _too_large(chosen: Loaded, loaded: Loaded, here: Machine) -> TooLarge | None:
+    """The first stage that does not fit; None where all do. Raises RecipeError where nothing tells."""
     for name, spec in make_specs(chosen.recipe).items():
         if not isinstance(spec.stage, Training):
             continue
@@ -85,5 +126,5 @@ def _misfit(chosen: Loaded, loaded: Loaded, here: Machine) -> str | None:
         size = costs.SIZES[costs.settled(spec.model.dtype, here, device)]
         needed = memory.of_stage(spec, found, size, cuda=device.cuda).needed
         if needed > device.memory:
-            return f"{name} needs {words.amount(needed)} of {words.amount(device.memory)}"
+            return TooLarge(name, spec, device, size, needed)
     return None

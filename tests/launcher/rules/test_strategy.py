@@ -1,6 +1,7 @@
 """`parallel.strategy = "auto"`: what is chosen, why, and what is refused."""
 
 import itertools
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -98,6 +99,29 @@ def test_why_others_were_passed_over_is_told(tmp_path: Path) -> None:
 def test_where_nothing_fits_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match='"auto" finds none that fits: ddp: 01-sft needs '):
         loaded(tmp_path, "full", 2)
+
+
+LONG = ("stage.0.batch_size=256", "stage.0.micro_batch_size=128", "data.rows.max_length=8192")
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "named"),
+    [("full", (), ["procs_per_node", "adapter.kind", "offload"]), ("lora", LONG, ["micro_batch_size"])],
+)
+def test_where_nothing_fits_ways_out_are_told_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, asked: tuple[str, ...], named: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "look", lambda: Machine(H100.gpus * 8, None))
+    with pytest.raises(RecipeError) as refused:
+        loaded(tmp_path, method, 2, *asked)
+    (problem,) = refused.value.problems
+    ways = problem.remedy.removeprefix("write for 01-sft one of: ").split("; ")
+    for way, key in zip(ways, named, strict=True):
+        assert key in way
+        assert way.endswith(", which fits")
+        written = re.findall(r'([\w.]+) = ("[^"]*"|\w+)', way)
+        settings = [f"{key if '.' in key else f'stage.0.{key}'}={value}" for key, value in written]
+        assert loaded(tmp_path, method, 2, *asked, *settings).recipe.parallel.strategy != "auto"
 
 
 @pytest.mark.parametrize("setting", ["model.path=owner/model", "parallel.device=cuda"])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ftlaunch.plan.cost.costs import Cost
-from ftlaunch.plan.cost.fit import Misfit
+from ftlaunch.plan.cost.fit import Misfit, WayOut
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -47,8 +47,12 @@ def _beside(cost: Cost, name: str) -> str:
 def _misfit(misfit: Misfit) -> Iterator[str]:
     missing = amount(misfit.needed - misfit.available)
     yield f"does not fit: there is no room for the {misfit.part}; {missing} are missing"
-    for way in misfit.ways:
-        yield f"    {way.words}: {amount(way.needed)}{', which fits' if way.fits else ', still too much'}"
+    yield from (f"    {way(one)}" for one in misfit.ways)
+
+
+def way(out: WayOut) -> str:
+    """One way out, and what it leads to."""
+    return f"{out.words}: {amount(out.needed)}{', which fits' if out.fits else ', still too much'}"
 
 
 def _disk(cost: Cost) -> Iterator[str]:
