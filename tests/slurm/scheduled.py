@@ -97,7 +97,7 @@ class Acted:
         """What the accounting says of the jobs, which it hears of a moment after their end."""
         deadline = time.monotonic() + 30
         while True:
-            known = queue._sacct(self.jobs, self.cluster)
+            known, _ = queue._sacct(self.jobs, self.cluster)
             if len(known) == len(self.jobs) and not any(entry.alive for entry in known.values()):
                 return known
             assert time.monotonic() < deadline, known

@@ -81,7 +81,8 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
     if told:
         return told
     if is_first or entry:
-        return _ended(stage_dir, entry, None if is_first else first_unfinished)
+        state, note = _ended(stage_dir, entry, None if is_first else first_unfinished)
+        return state, f"{note}; {answer.accounts}" if answer.accounts and entry is None else note
     return "waiting", None
 
 

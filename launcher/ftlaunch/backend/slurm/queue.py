@@ -138,6 +138,8 @@ class Answer:
     silent: str | None = None
     """Why nothing is known; None where SLURM has answered."""
     remedy: str = ""
+    accounts: str | None = None
+    """Why the accounting has told nothing of jobs that it was asked for; None where it has answered, or keeps none."""
 
     def of(self, stage_dir: StageDir) -> Entry | None:
         """That of a stage's job whose turn it is: the first that waits or runs, else the last that began."""
@@ -235,14 +237,15 @@ def _ask_cluster(runs: Sequence[RunDir], surely: bool) -> dict[Path, Answer]:
     found = {run.path: {id: one for id, one in listed.items() if belongs(one, run)} for run in runs}
     missing = {id for run in runs for id in {*recorded[run.path]} - {*found[run.path]}}
     # squeue forgets a job MinJobAge seconds (300 by default) after its end; the accounting still has it.
-    forgotten = _sacct(missing, cluster)
+    forgotten, unaccounted = _sacct(missing, cluster)
     answers: dict[Path, Answer] = {}
     for run in runs:
         # Ids are used again: under a recorded one the accounting may have somebody else's job.
         mine = {id: forgotten[id] for id in recorded[run.path] if id in forgotten and belongs(forgotten[id], run)}
         entries = mine | found[run.path]
         all_known = {*recorded[run.path]} <= {*entries}
-        answers[run.path] = Answer(entries=entries) if all_known else _unless_elsewhere(run, cluster, entries)
+        answer = Answer(entries=entries, accounts=unaccounted)
+        answers[run.path] = answer if all_known else _unless_elsewhere(run, cluster, answer)
     return answers
 
 
@@ -251,13 +254,13 @@ def on_record(run: RunDir) -> dict[str, float]:
     return {id: job.submitted for stage_dir in run.stage_dirs() if (job := read_job(stage_dir)) for id in job.ids}
 
 
-def _unless_elsewhere(run: RunDir, cluster: Cluster, entries: dict[str, Entry]) -> Answer:
+def _unless_elsewhere(run: RunDir, cluster: Cluster, answer: Answer) -> Answer:
     """The answer, unless jobs are missing from it because they are another cluster's."""
     submission = read_submission(run)
     theirs = submission.cluster if submission else None
     here = cluster_name(cluster) if theirs else None
     if theirs is None or here is None or theirs == here:
-        return Answer(entries=entries)
+        return answer
     remedy = f"call this on a login node of {theirs}; where {theirs} is no more, remove {paths.submission(run)}"
     return Answer(silent=f"it was submitted on cluster {theirs}, and this is {here}", remedy=remedy)
 
@@ -283,7 +286,7 @@ def dependency_on_job(id: str, cluster: Cluster) -> str | None:
     """
     if "ArrayJobId=" in (shown(id, cluster) or ""):
         return f"afterok:{id}"
-    entry = show(id, cluster) or _sacct({id}, cluster).get(id)
+    entry = show(id, cluster) or _sacct({id}, cluster)[0].get(id)
     if entry is None and shutil.which("scontrol") is not None:
         raise UserError(f"SLURM knows no job {id}, so nothing can wait for it", "see the numbers that squeue shows")
     if entry is None or entry.alive:
@@ -382,17 +385,21 @@ def _said(text: str) -> str | None:
     return None if text in ("", "None", "N/A", "NOT_SET", "INVALID", "Unknown", "(null)") else text
 
 
-def _sacct(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
-    """Of jobs that the controller has forgotten; empty where the site keeps no accounts, which is no error."""
+def _sacct(ids: set[str], cluster: Cluster) -> tuple[dict[str, Entry], str | None]:
+    """Of jobs that the controller has forgotten, and why nothing is told of them.
+
+    A site that keeps no accounts has nothing to tell, which is no error.
+    """
     if not ids:
-        return {}
+        return {}, None
     options = ["--noheader", "--allocations", "--parsable2", f"--format={SACCT_FIELDS}"]
     try:
         done = call(["sacct", *options, f"--jobs={','.join(sorted(ids))}"], cluster, ACCOUNTS_TIMEOUT)
-    except UserError:
-        return {}
+    except UserError as error:
+        return {}, None if shutil.which("sacct") is None else error.message
     if done.returncode:
-        return {}
+        said = done.stderr.strip().rpartition("\n")[2]
+        return {}, None if "accounting storage is disabled" in said else f"sacct failed: {said}"
     found: dict[str, Entry] = {}
     for line in done.stdout.splitlines():
         if line.count("|") < 6:
@@ -402,7 +409,7 @@ def _sacct(ids: set[str], cluster: Cluster) -> dict[str, Entry]:
         # A state may have an explanation: "CANCELLED by 1000".
         if entry := _entry([job, state.partition(" ")[0], reason, nodes, start, "", name, folder]):
             found[entry.id] = entry
-    return {id: entry for id, entry in found.items() if id in ids}
+    return {id: entry for id, entry in found.items() if id in ids}, None
 
 
 def cancel(ids: Iterable[str], cluster: Cluster, *options: str) -> None:

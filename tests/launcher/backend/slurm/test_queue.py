@@ -336,6 +336,27 @@ def test_a_dead_job_concludes_its_own_attempts_only(run: RunDir, monkeypatch: py
     assert again.number == found.number + 1
 
 
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1", "sacct failed: sacct"),
+        ("/bin/sleep 5", "sacct has not answered for 0.1 s"),
+        ("echo 'Slurm accounting storage is disabled' >&2; exit 1", None),
+    ],
+)
+def test_accounts_that_do_not_answer_are_told_of_a_job_that_is_gone(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str | None
+) -> None:
+    monkeypatch.setattr(queue, "ACCOUNTS_TIMEOUT", 0.1)
+    says(tmp_path)
+    (tmp_path / "bin/sacct").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "bin/sacct").chmod(0o700)
+    state, note = _first(read_status(run))
+    known, _, why = (note or "").partition("; ")
+    assert (state, known) == ("interrupted", "SLURM does not know job 7 any more")
+    assert why.startswith(told) if told else not why
+
+
 def test_limits_of_one_job_and_limits_of_all_are_told_apart() -> None:
     assert reasons.never_starts("QOSMaxNodePerJobLimit")
     assert reasons.never_starts("PartitionTimeLimit")
