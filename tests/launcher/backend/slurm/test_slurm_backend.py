@@ -1,8 +1,10 @@
 """The SLURM backend's verbs, from submitting to cancelling."""
 
+import os
 from pathlib import Path
 
 import pytest
+from tests.faults.disks import mounted
 from tests.launcher.acted import write_run
 
 from ftlaunch.backend import backends, control, runs
@@ -10,6 +12,7 @@ from ftlaunch.backend.slurm import paths, queue, submit
 from ftlaunch.backend.slurm.queue import SEPARATOR
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
+from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch.status import read_all, read_status
 
@@ -174,3 +177,22 @@ def test_without_sbatch_nothing_is_submitted(run: RunDir, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="sbatch is not installed here"):
         submit.require_fit(runs.read_plan(run), Cluster())
+
+
+@pytest.mark.parametrize("pages", [0, 1, 3, 5, 7])
+def test_a_disk_that_fills_up_during_a_submission_leaves_no_job(slurm: Path, tmp_path: Path, pages: int) -> None:
+    """At the lock, the record, between two jobs, at the end: the folder of a run on a disk with so many pages left."""
+    with mounted(tmp_path / "disk", 4096) as disk:
+        run = write_run(disk.path / "r", "train", "train")
+        write_json(paths.cluster(run), Cluster())
+        (run.path / "code.json").write_text('{"files": {}}')
+        room = os.statvfs(disk.path)
+        disk.resize((room.f_blocks - room.f_bfree + pages) * room.f_frsize // 1024)
+        with pytest.raises(UserError, match="No space left on device") as refused:
+            start(run)
+        assert refused.value.remedy == "make room, or mend the disk"
+        rows = (slurm / "queue").read_text().splitlines() if (slurm / "queue").exists() else []
+        assert {row.split(SEPARATOR)[1] for row in rows} <= {"CANCELLED"}
+        assert queue.on_record(run) == {}
+        disk.resize(4096)
+        assert start(run) is None
