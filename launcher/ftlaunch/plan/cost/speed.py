@@ -4,6 +4,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ftlaunch import rows
 from ftlaunch.plan import resolve
 from ftlaunch.plan.cost import answers, trained
 from ftlaunch.plan.cost.answers import Answers
@@ -34,7 +35,9 @@ class Time(Struct, frozen=True, kw_only=True):
     device_hours: float | None
     """Of all processes together."""
     evaluation: float = 0.0
-    """Of the answers of one evaluation, which `total` has as well."""
+    """Of one evaluation, with its answers, which `total` has as well."""
+    counts_evaluations: bool = True
+    """Whether the rows of evaluations are counted here; else only their answers are in `evaluation`."""
 
 
 def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cuda: bool) -> Time:
@@ -45,17 +48,26 @@ def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cud
     tokens = load.tokens * spec.accumulation
     step = tokens * operations(spec, shape) / operations_per_second
     generated = answers.of_training(spec, stage)
-    evaluation = 0.0
+    held = 0 if isinstance(stage, Ppo) else _held_out(spec)
+    of_row = load.tokens // spec.micro_batch_size * forward_operations(spec, shape) * (1 + _looks(spec))
+    evaluation = -(-(held or 0) // spec.world_size) * of_row / operations_per_second
     if generated is not None:
         passes = _passes(generated, cuda=cuda) * forward_operations(spec, shape) / operations_per_second
         if isinstance(stage, Ppo):
             step += passes / _steps_of_rollout(stage)
         else:
-            evaluation = passes
+            evaluation += passes
     steps = stage.steps or _steps(spec, stage)
     total = None if steps is None else step * steps + evaluation * _evaluations(stage, steps)
     hours = None if total is None else total * spec.world_size / 3600
-    return Time(step=step, steps=steps, total=total, device_hours=hours, evaluation=evaluation)
+    return Time(
+        step=step,
+        steps=steps,
+        total=total,
+        device_hours=hours,
+        evaluation=evaluation,
+        counts_evaluations=held is not None,
+    )
 
 
 def _passes(generated: Answers, *, cuda: bool) -> int:
@@ -116,17 +128,39 @@ def _steps(spec: StageSpec, stage: Training) -> int | None:
     counts = [_rows(data) for data in spec.data.values()]
     if any(count is None for count in counts):
         return None
-    rows = sum(count for count in counts if count)
+    trained_on = sum(count for count in counts if count)
     passes = (stage.epochs or 1) * (stage.ppo_epochs if isinstance(stage, Ppo) else 1)
-    return max(1, -(-int(rows * passes) // stage.batch_size))
+    return max(1, -(-int(trained_on * passes) // stage.batch_size))
 
 
 def _rows(data: Data) -> int | None:
     """Rows that are trained on; None where they are not one a line."""
+    count = _lines(data)
+    return None if count is None else count - _test_rows(data, count)
+
+
+def _held_out(spec: StageSpec) -> int | None:
+    """Rows that an evaluation reads; None where they are not one a line, and no number of them is given."""
+    held = 0
+    for data in spec.data.values():
+        named = rows.for_evaluation(data)
+        count = 0 if data.test == int(data.test) else _lines(data)
+        of_file = 0 if named is None else _lines(named)
+        if count is None or of_file is None:
+            return None
+        held += _test_rows(data, count) + of_file
+    return held
+
+
+def _test_rows(data: Data, count: int) -> int:
+    return int(data.test if data.test >= 1 else data.test * count)
+
+
+def _lines(data: Data) -> int | None:
+    """Rows of a file, those beyond the limit apart; None where they are not one a line."""
     path = Path(data.path)
     if data.format == "text" or path.suffix != ".jsonl" or not path.is_file() or path.stat().st_size > LARGEST_COUNTED:
         return None
     with path.open("rb") as file:
         count = sum(1 for line in file if line.strip())
-    count = min(count, data.limit or count)
-    return count - int(data.test if data.test >= 1 else data.test * count)
+    return min(count, data.limit or count)

@@ -152,12 +152,37 @@ def test_answers_at_evaluations_have_a_cache_a_phase_and_a_time(tmp_path: Path) 
     assert after.step == before.step
     assert after.total == pytest.approx(before.total + 2 * after.evaluation)
     assert "of that" in words.of_stage(told(scored))
-    # 64 prompts of 512 tokens, and 4 batches of 32 tokens that each read all weights.
+    # 64 prompts of 512 tokens, 4 batches of 32 tokens that each read all weights, and the 20 rows held out.
     found = shape.read(LLAMA)
     assert found is not None
-    passes = 64 * 512 + 4 * 32 * 64
+    passes = 64 * 512 + 4 * 32 * 64 + 20 * 512
     expected = passes * speed.forward_operations(scored, found) / (989e12 * 0.4)
     assert after.evaluation == pytest.approx(expected)
+
+
+def test_rows_held_out_take_time_at_each_evaluation(tmp_path: Path) -> None:
+    """An even share of them on each process: forward passes alone, of both answers of a pair and by the reference."""
+    found = shape.read(LLAMA)
+    assert found is not None
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"q": "1", "a": "1", "prompt": "1", "chosen": "1", "rejected": "2"}\n' * 50)
+    text = '[[stage]]\nkind = "{}"\ndata = "rows"\nsteps = 10\nevaluate_every = 4\nbatch_size = 4\n'
+    (sft,) = stages(tmp_path, text.format("sft"), f"data.rows.path={file}", "data.rows.test=0.2")
+    of_row = 512 * speed.forward_operations(sft, found) / (989e12 * 0.4)
+    time = told(sft).time
+    assert time
+    assert time.evaluation == pytest.approx(10 / sft.world_size * of_row)
+    assert time.total == pytest.approx(10 * time.step + 3 * time.evaluation)
+    pairs = text.replace('"rows"', '"pairs"')
+    held = ("data.pairs.test=8", "data.pairs.max_length=512")
+    dpo, orpo = (told(stages(tmp_path, pairs.format(kind), *held)[0]).time for kind in ("dpo", "orpo"))
+    assert dpo
+    assert orpo
+    assert orpo.evaluation == pytest.approx(8 * 2 * of_row)
+    assert dpo.evaluation == pytest.approx(2 * orpo.evaluation)
+    (hub,) = stages(tmp_path, text.format("sft"), "data.rows.test=0.2")
+    assert "rows held out, which are not counted here, take more" in words.of_stage(told(hub))
+    assert "take more" not in words.of_stage(told(sft))
 
 
 def test_dora_also_keeps_results_that_nothing_else_does(tmp_path: Path) -> None:
