@@ -21,6 +21,9 @@ ALIVE: dict[str, State] = {
     **dict.fromkeys(("RUNNING", "COMPLETING", "SIGNALING", "RESIZING", "STAGE_OUT"), "running"),
     **dict.fromkeys(("SUSPENDED", "STOPPED"), "suspended"),
 }
+HELD_LATER = "somebody holds it: where it has to go back into the queue it stays there until `scontrol release`"
+SETUP = "look at the profile's setup, python, container"
+NODES = {"NODE_FAIL", "BOOT_FAIL"}
 BROKEN = {"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"}
 NOISE = re.compile(r"^(srun|slurmstepd|submitit)\b|^\s*$|^\d+ submitit|^    |^Traceback")
 """Lines of a job's output that say that something failed, and not what."""
@@ -92,7 +95,7 @@ def _alive(entry: Entry) -> tuple[State, str | None]:
     if entry.state == "STOPPED":
         return "suspended", f"its job was stopped by a signal: scancel --signal=CONT {entry.id}"
     if entry.state in ALIVE:
-        return ALIVE[entry.state], None
+        return ALIVE[entry.state], HELD_LATER if entry.reason in ("JobHeldAdmin", "JobHeldUser") else None
     if entry.reason == "Dependency":
         return "waiting", None
     if entry.state in queue.WAITING:
@@ -236,7 +239,7 @@ def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
         return None
     makers = {made_by.job for one in stage_dir.all_attempts()[job.earlier :] if (made_by := read_made_by(one))}
     outputs = [(id, paths.job_output(stage_dir, id)) for id in job.ids if paths.job_output(stage_dir, id).exists()]
-    known = entry is not None and (entry.state in BROKEN or entry.reason == "JobLaunchFailure")
+    known = entry is not None and (entry.state in BROKEN | NODES or entry.reason == "JobLaunchFailure")
     # A job that made an attempt has left its errors there.
     if makers & {*job.ids} or not (outputs or known):
         return None
@@ -247,5 +250,6 @@ def died_early(stage_dir: StageDir, entry: Entry | None) -> Failure | None:
     message = telling[-1].strip() if telling else f"job {id} left no word: {slurm}"
     if not telling and (why := why_unwritable(stage_dir.path)):
         message = f"{stage_dir.path} cannot be written: {why}"
-    remedy = f"job {id} died before the stage could start ({slurm}): look at the profile's setup, python, container"
+    look = "`sinfo -R` tells why, and `ftlaunch resume` goes on" if entry and entry.state in NODES else SETUP
+    remedy = f"job {id} died before the stage could start ({slurm}): {look}"
     return Failure(rank=None, type="JobDied", message=message, remedy=remedy, traceback=said, log=str(output))

@@ -357,6 +357,41 @@ def test_accounts_that_do_not_answer_are_told_of_a_job_that_is_gone(
     assert why.startswith(told) if told else not why
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "stands", "told"),
+    [
+        ("NODE_FAIL", "NodeDown", "interrupted", "a node has died, and it was not put back into the queue"),
+        ("BOOT_FAIL", "None", "failed", "its nodes did not start"),
+    ],
+)
+def test_nodes_that_die_before_a_stage_starts_are_no_mistake_in_the_profile(
+    run: RunDir, tmp_path: Path, state: str, reason: str, stands: str, told: str
+) -> None:
+    says(tmp_path, FIRST.format(state, reason))
+    assert _first(read_status(run)) == (stands, f"SLURM ended its job 7: {state}: {told}")
+    early = logs.first_error(run, None, None)
+    assert early.message == f"job 7 left no word: {state}: {told}"
+    assert early.remedy is not None
+    assert early.remedy.endswith("`sinfo -R` tells why, and `ftlaunch resume` goes on")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "stands", "told"),
+    [
+        ("PENDING", "JobHeldAdmin", "queued", "an administrator holds it back, and has to release it"),
+        ("RUNNING", "JobHeldAdmin", "running", "stays there until `scontrol release`"),
+        ("PENDING", "job requeued in held state", "queued", "somebody put it back and holds it: scontrol release"),
+    ],
+)
+def test_a_job_that_is_held_says_who_has_to_release_it(
+    run: RunDir, tmp_path: Path, state: str, reason: str, stands: str, told: str
+) -> None:
+    says(tmp_path, FIRST.format(state, reason))
+    found, note = _first(read_status(run))
+    assert found == stands
+    assert told in (note or "")
+
+
 def test_limits_of_one_job_and_limits_of_all_are_told_apart() -> None:
     assert reasons.never_starts("QOSMaxNodePerJobLimit")
     assert reasons.never_starts("PartitionTimeLimit")
