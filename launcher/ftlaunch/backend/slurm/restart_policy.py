@@ -120,8 +120,9 @@ def objection_after_preemption(now: AttemptRecord, before: list[AttemptRecord], 
     """Why an attempt that SLURM wanted to end does not go on later; None where it does."""
     if now.restart >= most:
         return f"it has been restarted {now.restart} times (max_restarts)"
-    # Failed starts count as well: they made no checkpoint either.
-    fruitless = 1 + len(list(takewhile(lambda ended: ended.checkpoint == now.checkpoint, reversed(before))))
+    # Failed starts count as well: they made no checkpoint either. Those that lost a node say nothing about the time.
+    told = [ended for ended in reversed(before) if ended.cause != "lost"]
+    fruitless = 1 + len(list(takewhile(lambda ended: ended.checkpoint == now.checkpoint, told)))
     if fruitless > FRUITLESS:
         return f"{fruitless} starts in a row have made no checkpoint; allow more time_limit or signal_lead"
     return None

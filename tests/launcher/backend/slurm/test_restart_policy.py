@@ -96,6 +96,8 @@ def test_starts_that_never_come_to_a_checkpoint_are_given_up() -> None:
     assert (objection_after_preemption(starts[0], starts, 50) or "").startswith(
         "4 starts in a row have made no checkpoint"
     )
+    starts[1] = ended(None, None, cause="lost")  # of a node: more time would not have helped
+    assert objection_after_preemption(starts[0], starts, 50) is None
 
 
 ECHOES = (
