@@ -1,6 +1,7 @@
 """Pieces of a page: text made harmless, tables, sections, and the page around them."""
 
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def escape(text: object) -> str:
 
 LONG_WORD = 20
 """Characters."""
+JOINT, DASHED = re.compile(r"(?<=[./_-])(?=\w)"), re.compile(r"\S+-\S+")
+"""Where a long word may be broken, and a word that a browser would break at its dashes."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, wide: bool = False) -> str:
@@ -31,9 +34,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, wide: bool =
 
 def _cell(value: object) -> str:
     text = "–" if value is None or value == "" else str(value)
-    # Words stay whole in narrow columns; what is longer, such as a path, may be broken anywhere.
-    kind = ' class="long"' if max(map(len, text.split()), default=0) > LONG_WORD else ""
-    return f"<td{kind}>{escape(text)}</td>"
+    # In narrow columns words stay whole, dates too; what is longer breaks at its dots and dashes, else anywhere.
+    if max(map(len, text.split()), default=0) > LONG_WORD:
+        return f'<td class="long">{JOINT.sub("<wbr>", escape(text))}</td>'
+    return f"<td>{DASHED.sub(_whole, escape(text))}</td>"
+
+
+def _whole(word: re.Match[str]) -> str:
+    return f'<span class="whole">{word[0]}</span>'
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> str:

@@ -351,8 +351,9 @@ def test_the_verb_prints_where_the_page_is(
 
 
 def test_only_what_is_longer_than_a_word_may_be_broken() -> None:
-    drawn = markup.table(
-        ("took", "because"), [("12:45:59", "its processes have gone without a word"), ("-", "/a" * 20)]
-    )
+    """Dates stay whole too, and what is long breaks at its joints first: names and paths read well on a phone."""
+    rows = [("2026-11-30 12:45:59", "its processes have gone without a word"), ("-", "stage.0.evaluate_every_so_often")]
+    drawn = markup.table(("began", "because"), rows)
+    assert '<td><span class="whole">2026-11-30</span> 12:45:59</td>' in drawn
     assert drawn.count('<td class="long">') == 1
-    assert '<td class="long">/a/a' in drawn
+    assert '<td class="long">stage.<wbr>0.<wbr>evaluate_<wbr>every_<wbr>so_<wbr>often</td>' in drawn
