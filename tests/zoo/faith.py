@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from ftlaunch.recipe import Model
 from fttrain.data.batches import collate
 from fttrain.data.token_set import Group, Tokens
+from fttrain.model.families import auto_class_in
 from fttrain.model.scorer import Scorer, load_base
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def pairs() -> list[Group]:
 
 def plain(folder: Path, of: list[Tokens]) -> Measured:
     """By the library's own forward, row by row."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    model: Any = auto_class_in(folder)[0].from_pretrained(folder, dtype=torch.float32).train()
     types = {"token_type_ids": True} if model.config.model_type == "gemma3" else {}
     logps = []
     for ids, trained in of:

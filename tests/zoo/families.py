@@ -7,11 +7,14 @@ import torch
 from tests.conftest import _byte_tokenizer
 from tests.zoo.configs import CONFIGS, SHAPE
 from tests.zoo.more_configs import MORE
+from tests.zoo.vision_configs import VISION
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-FAMILIES = {**CONFIGS, **MORE}
+from fttrain.model.families import auto_class
+
+FAMILIES = {**CONFIGS, **MORE, **VISION}
 
 
 def build(name: str, folder: Path, **fields: Any) -> Path:
@@ -20,7 +23,8 @@ def build(name: str, folder: Path, **fields: Any) -> Path:
     `fields` of the config replace the family's.
     """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(_config(name, fields), dtype=torch.float32)
+    config = _config(name, fields)
+    model = auto_class(config).from_config(config, dtype=torch.float32)
     _enlarge(model)
     model.save_pretrained(folder)
     _byte_tokenizer().save_pretrained(folder)

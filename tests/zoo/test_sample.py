@@ -17,7 +17,8 @@ from fttrain.data.token_set import Group
 
 PACKED = ["mistral, window", "llama4", "gemma2", "gpt_oss", "opt", "cohere2", "deepseek_v3", "mixtral", "gemma4"]
 """Windows, chunks, caps, sinks, a body in a body, a scaled head, wide keys, experts, keys of another layer."""
-VISION = "gemma3, with vision"
+VISION = ["gemma3, with vision", "mistral3, with vision", "qwen2_5_vl, with vision"]
+"""The text part is of the class itself, of another family, or has positions in three directions."""
 PADDED = ["bloom", "falcon, alibi", "qwen3_next", "jamba", "falcon_h1", "lfm2", "recurrent_gemma", "deepseek_v32"]
 """Attention of their own, linear attention, Mamba, multipliers, short convolutions, a capped head, keys by rank."""
 
@@ -30,7 +31,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 """Queries scaled by their positions from so few tokens on as rows have; layers that share keys."""
 
 
-@pytest.mark.parametrize("name", [*PACKED, VISION])
+@pytest.mark.parametrize("name", [*PACKED, *VISION])
 def test_packed_rows_and_shared_prompts_are_what_they_are_alone(name: str, tmp_path: Path):
     model, rows, pairs = build(name, tmp_path, **FIELDS.get(name, {})), faith.rows(), faith.pairs()
     assert family.layout(model, 61) is None

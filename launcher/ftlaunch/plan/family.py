@@ -35,7 +35,7 @@ ATTENDING = {"full_attention", "sliding_attention"}
 """Layers without such a state; a model of a stateful family may have no others."""
 BY_THEMSELVES = {
     *("big_bird", "bloom", "codegen", "falcon", "fuyu", "got_ocr2", "gpt_neo", "gpt_neox_japanese", "gptj"),
-    *("megatron-bert", "mpt", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr"),
+    *("megatron-bert", "mllama", "mpt", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr"),
     *("xglm", "xlm", "xlnet"),
 }
 """Families that attend by code of their own, as those of some multimodal models do around a text part that does not."""

@@ -17,6 +17,7 @@ from fttrain.distributed.precision import computed_in
 from fttrain.merging import deltas, weight_map
 from fttrain.merging.deltas import Delta
 from fttrain.merging.probes import probes
+from fttrain.model.families import auto_class_in
 from fttrain.model.packing import forget_lengths
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer
 from fttrain.noise import replace_activations
@@ -122,10 +123,10 @@ def _said(model: Any, inputs: Sequence[Tensor], head: Tensor | None) -> list[Ten
 @torch.no_grad()
 def compare(ref: Reference, folder: Path) -> Divergence:
     """Load a model folder as any user would, in the reference's number format, and compare."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    kind = AutoModelForCausalLM if ref.of == "tokens" else AutoModelForSequenceClassification
     folder = hub.model_folder(str(folder.absolute()))
+    kind: Any = auto_class_in(folder)[0] if ref.of == "tokens" else AutoModelForSequenceClassification
     model: Any = kind.from_pretrained(folder, dtype=ref.dtype, use_safetensors=True, trust_remote_code=False).eval()
     model.config.use_cache = False  # a decoder of BART's kind makes one of too few layers
     qat.follow_card(model, folder)

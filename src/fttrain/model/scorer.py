@@ -3,7 +3,6 @@
 import inspect
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
@@ -20,6 +19,7 @@ from fttrain import adapters, hub
 from fttrain.adapters.targets import token_table
 from fttrain.data.batches import MicroBatch
 from fttrain.model import attention, borders, classifier, completeness, packing, tokenizer
+from fttrain.model.families import auto_class_in
 from fttrain.model.halves import Halves
 from fttrain.model.packing import forget_lengths
 from fttrain.noise import replace_activations
@@ -38,7 +38,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     try:
         return tokenizer.load(path, revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer could be loaded from {path}: {_first_line(error)}", remedy(path)) from error
+        raise UserError(f"no tokenizer could be loaded from {path}: {_lines(error, 1)}", remedy(path)) from error
 
 
 def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
@@ -47,19 +47,17 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     `packing` chooses the attention that packed rows need. Raises UserError where the model cannot be had, run so or
     trusted, and where its files lack weights or have others.
     """
-    from transformers import AutoModelForCausalLM
-
     options: dict[str, Any] = {"dtype": dtype}
     replace_activations.make_known()
     try:
         folder = hub.model_folder(spec.path, spec.revision, allow_pickle=spec.allow_pickle)
         require_weights_to_train(folder)
-        family = _family(folder)
+        auto, family = auto_class_in(folder)
         if spec.is_quantized:
             options["quantization_config"] = _quantization(str(spec.quantization), dtype, family)
             if torch.cuda.is_available():
                 options["device_map"] = {"": torch.cuda.current_device()}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             folder,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -69,12 +67,12 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
             **options,
         )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
+        raise UserError(f"no model could be loaded from {spec.path}: {_lines(error, 1)}", remedy(spec.path)) from error
+    except (LookupError, RuntimeError) as error:  # such as the shape of a weight that ZeRO-3 holds elsewhere
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+            raise
         raise UserError(
-            f"no model could be loaded from {spec.path}: {_first_line(error)}", remedy(spec.path)
-        ) from error
-    except LookupError as error:  # such as the shape of a weight that ZeRO-3 holds elsewhere
-        raise UserError(
-            f"transformers fails to load the model of {spec.path} ({type(error).__name__}: {error})",
+            f"transformers fails to load the model of {spec.path} ({type(error).__name__}: {_lines(error, 2)})",
             'if it loads in one process, write strategy = "zero2"; otherwise use a base of another family',
         ) from error
     model, found = loaded
@@ -91,22 +89,6 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
         if type(module).__name__ == "Linear8bitLt":
             module.register_forward_pre_hook(_keep_scales)
     return model
-
-
-def _family(folder: Path) -> ModuleType | None:
-    """Return the module of transformers that the model's class is from. Raises UserError where it has no such class.
-
-    Where layers call the registered attention rather than code of their own, it has ALL_ATTENTION_FUNCTIONS.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if (family := AutoModelForCausalLM._model_mapping.get(type(config), None)) is None:
-        raise UserError(
-            f"transformers has no causal language model of the family {config.model_type}, which {folder} is of",
-            "use a base such as llama, qwen3, mistral or gemma3; for many multimodal models there is one of text alone",
-        )
-    return inspect.getmodule(family)
 
 
 def _keep_scales(layer: Any, _: Any) -> None:
@@ -137,8 +119,10 @@ def _quantization(kind: str, dtype: torch.dtype, family: ModuleType | None) -> A
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _lines(error: Exception, count: int) -> str:
+    """Return the first lines of what an error says, as one."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()[:count]
+    return " ".join(line.strip() for line in lines)
 
 
 def remedy(path: str) -> str:

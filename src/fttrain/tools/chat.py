@@ -21,6 +21,7 @@ from fttrain.data.chat import end_ids
 from fttrain.distributed.precision import computed_in
 from fttrain.merging.merge import find_source
 from fttrain.model import completeness
+from fttrain.model.families import auto_class_in
 from fttrain.model.scorer import DTYPES, remedy
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
@@ -34,8 +35,6 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     It goes to the GPU, where there is one, unless a device is named. Raises UserError where they cannot be had or
     trusted.
     """
-    from transformers import AutoModelForCausalLM
-
     if holds(path, REWARD_HEAD):
         raise UserError(f"{path} is a reward model: it rates answers and gives none", "name a model that answers")
     base = _base(path)
@@ -44,7 +43,7 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
         replace_activations.make_known()
         dtype = computed_in(base.dtype, device)
         print(f"{path} is computed in {dtype}", file=sys.stderr)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class_in(folder)[0].from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             output_loading_info=True,

@@ -9,6 +9,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.run.files import folder_by_rename, require_empty
 from ftlaunch.tools import UnpackOptions
 from fttrain import hub
+from fttrain.model.families import auto_class
 from fttrain.model.scorer import load_tokenizer
 from fttrain.quant import packing
 from fttrain.tools.output import answer, called_with
@@ -26,7 +27,7 @@ def _unpacked(options: UnpackOptions) -> Iterator[str]:
 
 def unpack(folder: Path, out: Path) -> None:
     """Write a plain model folder from a packed one: the very weights that were measured. Raises UserError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if not (folder / packing.CARD).exists():
         raise UserError(f"{folder} holds no {packing.CARD}", "name a folder that `ftlaunch quantize --packed` has made")
@@ -34,7 +35,7 @@ def unpack(folder: Path, out: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     dtype = packing.dtype_of(folder)
     config = AutoConfig.from_pretrained(hub.tokenizer_folder(str(folder)), trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model: Any = auto_class(config).from_config(config, dtype=dtype)
     missing, unexpected = model.load_state_dict(packing.load(folder, dtype), strict=False)
     assert not unexpected, unexpected
     assert set(missing) <= set(model.all_tied_weights_keys), missing
