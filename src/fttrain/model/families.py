@@ -23,7 +23,7 @@ def auto_class(config: Any) -> Any:
 
 
 def auto_class_in(folder: Path) -> tuple[Any, ModuleType | None]:
-    """Return that auto class for the model in a folder, and the module of transformers that computes its text.
+    """Return that auto class for a folder that hub has judged, and the module of transformers that computes its text.
 
     Where layers call the registered attention rather than code of their own, the module has ALL_ATTENTION_FUNCTIONS.
     Raises UserError where transformers has no such class.
