@@ -37,7 +37,7 @@ class AttemptFacts(Struct, frozen=True, kw_only=True):
     ended: float | None
     """While it runs, when it was last heard of."""
     outcome: str
-    """done, stopped, failed, interrupted, preempted, running or unknown."""
+    """done, stopped, failed, interrupted, preempted, lost, running or unknown."""
     cause: str
     """Why it ended; empty where there is nothing to add."""
 
