@@ -12,7 +12,7 @@ from ftlaunch.recipe import Data
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import looks, tables
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
-from ftlaunch.rows.files import ENDINGS, data_files, kind_of_file
+from ftlaunch.rows.files import ENDINGS, data_files, kind_of_file, unread_files
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.pairs import is_good, pair_of
 from ftlaunch.rows.prompts import prompt_of
@@ -41,8 +41,8 @@ PAIRED: Final = ("preference", "ratings")
 # So much is read within seconds, before a run starts. The trainer checks the rows below that as it reads them.
 CHECKED_ROWS: Final = 20_000
 CHECKED_BYTES: Final = 64 * 2**20
-NAMED_FIELDS: Final = 12
-"""Columns that are named."""
+NAMED: Final = 12
+"""Columns or files that are named."""
 
 
 def is_paired(data: Data) -> bool:
@@ -99,11 +99,17 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         found.problems[:0] = [*misspelt(data, fields), *signless(data, preferences), *_problems(data, unfit, seen)]
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
+    if not found.problems and (others := [file.name for file in unread_files(Path(data.path), data.split)]):
+        found.notes.append(f"files that are not read: {_named(others)}")
     # A reward function is given whole rows.
     if not only_prompts and (unread := sorted(fields - looks.fields_read(data, fields))):
-        more = f" and {len(unread) - NAMED_FIELDS} more" if len(unread) > NAMED_FIELDS else ""
-        found.notes.append(f"unread columns: {', '.join(unread[:NAMED_FIELDS])}{more}")
+        found.notes.append(f"unread columns: {_named(unread)}")
     return found
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def is_text(data: Data) -> bool:

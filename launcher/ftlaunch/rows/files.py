@@ -15,6 +15,8 @@ PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
 ENDINGS: Final = (*KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "requirements.txt")
 """Files that lie next to data and hold none."""
+SAVED = ("state.json", "dataset_dict.json")
+"""Files by which a folder that `save_to_disk` has written is known, whose own lists of files count."""
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -29,6 +31,15 @@ SHARD = re.compile(r"(?P<split>\w+)-\d+-of-\d+(?:-\w+)?")
 _SUPPORTED = (
     f"use {', '.join(KINDS[:-1])} or {KINDS[-1]}, or one of these with {', '.join(PACKED[:-1])} or {PACKED[-1]}"
 )
+
+_UNPACK = "unpack it, and name the folder or file that this makes"
+_SAVE_AS = "save it as “CSV UTF-8”"
+OTHER_KINDS = {
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), _UNPACK),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), _SAVE_AS),
+    **dict.fromkeys((".feather", ".orc", ".avro", ".tfrecord", ".pkl", ".pickle", ".db", ".sqlite"), _SUPPORTED),
+}
+"""Endings of files that may hold rows and are not read → what to do about it."""
 
 
 def is_pattern(path: str) -> bool:
@@ -61,14 +72,13 @@ def data_files(path: Path, split: str = "train") -> list[Path]:
 
 def _data_files(path: Path, split: str) -> list[Path]:
     if is_pattern(str(path)):
-        names = glob.glob(str(path), recursive=True)  # noqa: PTH207 Path.glob takes no absolute pattern
-        found = sorted(Path(name) for name in names if Path(name).is_file())
-        return _of_split([file for file in found if kind_of_file(file)], _fixed(path), path, split)
+        return _of_split([file for file in _matching(path) if kind_of_file(file)], _fixed(path), path, split)
     if not path.exists():
         raise DataError(str(path), "no such file or folder", "check the path; relative ones count from where you are")
     if path.is_file():
         if not kind_of_file(path):
-            raise DataError(str(path), f"files of kind {path.suffix!r} are not read", _SUPPORTED)
+            remedy = OTHER_KINDS.get(path.suffix.lower(), _SUPPORTED)
+            raise DataError(str(path), f"files of kind {path.suffix!r} are not read", remedy)
         return [path]
     if not path.is_dir():
         raise DataError(str(path), "is neither a file nor a folder", "name one of these: rows are read more than once")
@@ -77,10 +87,29 @@ def _data_files(path: Path, split: str) -> list[Path]:
         return _saved(path)
     if (path / "dataset_dict.json").is_file():
         return _saved_split(path, split)
-    found = _inside(path)
+    found = [file for file in _inside(path) if kind_of_file(file)]
     # Next to other data a .txt is mostly a note, so texts count only in a folder without anything else.
     texts = [file for file in found if kind_of_file(file) == ".txt"]
     return _of_split([file for file in found if file not in texts] or texts, path, path, split)
+
+
+def unread_files(path: Path, split: str = "train") -> list[Path]:
+    """Files of a folder or pattern that may hold rows, and that `data_files` gives for no split."""
+    path = path.expanduser()
+    has_pattern = is_pattern(str(path))
+    if not has_pattern and (path.is_file() or any((path / name).is_file() for name in SAVED)):
+        return []
+    read = set(data_files(path, split))
+    found, folder = (_matching(path), _fixed(path)) if has_pattern else (_inside(path), path)
+    # A .txt next to other data is mostly a note.
+    wanted = [file for file in found if _may_hold_rows(file) and _holds_rows(file.name.lower())]
+    candidates = [file for file in wanted if file not in read and kind_of_file(file) != ".txt"]
+    return [file for file in candidates if not kind_of_file(file) or _mark(file.relative_to(folder)) is None]
+
+
+def _matching(pattern: Path) -> list[Path]:
+    names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 Path.glob takes no absolute pattern
+    return sorted(Path(name) for name in names if Path(name).is_file())
 
 
 def _fixed(pattern: Path) -> Path:
@@ -91,7 +120,10 @@ def _fixed(pattern: Path) -> Path:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """All data files in a folder and its subfolders, hidden ones left out. OSError where one may not be looked into."""
+    """All files in a folder and its subfolders that may hold rows, hidden ones left out.
+
+    OSError where a folder may not be looked into.
+    """
     found: list[Path] = []
     reached = {folder.resolve(), *folder.resolve().parents}
     # rglob passes over linked folders, and over those that it may not look into.
@@ -102,8 +134,12 @@ def _inside(folder: Path) -> list[Path]:
         folders[:] = [name for place, name in whole.items() if place not in reached]
         reached |= whole.keys()
         files = [Path(inner, name) for name in names if _holds_rows(name.lower())]
-        found += [file for file in files if kind_of_file(file) and file.is_file()]
+        found += [file for file in files if _may_hold_rows(file) and file.is_file()]
     return sorted(found)
+
+
+def _may_hold_rows(file: Path) -> bool:
+    return bool(kind_of_file(file)) or file.suffix.lower() in OTHER_KINDS
 
 
 def _holds_rows(name: str) -> bool:

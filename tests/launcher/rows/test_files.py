@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ftlaunch.rows import data_files, read_rows
+from ftlaunch.recipe import Data
+from ftlaunch.rows import check_rows, data_files, read_rows
 from ftlaunch.rows.template import DataError
 
 ROWS = [{"q": "2+2?", "a": "4"}, {"q": "3+3?", "a": "6"}]
@@ -141,6 +142,32 @@ def test_names_tell_splits(names: tuple[str, ...], split: str, chosen: list[str]
 def test_a_run_never_takes_another_split(names: tuple[str, ...], split: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
         data_files(files(tmp_path, *names), split)
+
+
+@pytest.mark.parametrize(
+    ("names", "unread"),
+    [
+        (("train.jsonl", "test.jsonl", "more/b.jsonl", "notes.txt", "a.md"), "b.jsonl"),
+        (("a.jsonl", "b.zip", "c.xlsx", "test.jsonl"), "b.zip, c.xlsx"),
+        (("a.jsonl", "test.jsonl"), None),
+    ],
+)
+def test_files_that_no_split_has_are_named(names: tuple[str, ...], unread: str | None, tmp_path: Path) -> None:
+    files(tmp_path, *names)
+    wanted = [] if unread is None else [f"files that are not read: {unread}"]
+    for place in (tmp_path, tmp_path / "**/*"):
+        assert [
+            note for note in check_rows(Data(path=str(place), format="text", text_field="q")).notes if "files" in note
+        ] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("a.zip", "unpack it"), ("a.tar.gz", "unpack it"), ("a.xlsx", "save it as")]
+)
+def test_files_that_are_not_read_have_a_remedy(name: str, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="are not read") as caught:
+        data_files(files(tmp_path, name) / name)
+    assert caught.value.remedy.startswith(remedy)
 
 
 def test_patterns(tmp_path: Path) -> None:
