@@ -134,12 +134,28 @@ def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     yield from chain(start, rows)
 
 
+_FROM_PYTHON = (
+    "these are Python's values: `python3 -c 'import ast, json, sys; "
+    "[print(json.dumps(ast.literal_eval(row))) for row in sys.stdin if row.strip()]' < FILE > NEW`"
+)
+
+
 def _decoded(decoder: _Decoder, line: str, where: str) -> object:
     try:
         return decoder.judged(decoder.decode(line))
     except (ValueError, RecursionError) as error:
-        message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(where, f"not JSON: {message}", _one_a_line(line)) from error
+        message, remedy = _misread(error, _one_a_line(line))
+        raise DataError(where, f"not JSON: {message}", remedy) from error
+
+
+def _misread(error: ValueError | RecursionError, remedy: str) -> tuple[str, str]:
+    """What is wrong with a value that is not read, and what to do about it, where that is not the `remedy`."""
+    if isinstance(error, RecursionError):
+        return "a value nests too deeply", "leave such rows out, or write the value as text"
+    if not isinstance(error, json.JSONDecodeError):  # Python reads no number of more than 4300 digits
+        return "a number has too many digits", 'leave such rows out, or write the number as text, in "…"'
+    is_python = error.doc.startswith(("'", "True", "False", "None"), error.pos)
+    return error.msg, _FROM_PYTHON if is_python else remedy
 
 
 def _one_a_line(line: str) -> str:
@@ -232,9 +248,11 @@ def _items(lines: Lines, *, opened: bool) -> Iterator[tuple[str, object]]:
     except json.JSONDecodeError as error:
         # `line` is where the row begins, and the mistake may be further down in it.
         line = text.line + error.doc.count("\n", text.index, error.pos)
-        raise DataError(lines.at(line), f"not a JSON list: {error.msg}", _LIST) from error
+        message, remedy = _misread(error, _LIST)
+        raise DataError(lines.at(line), f"not {'JSON' if opened else 'a JSON list'}: {message}", remedy) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(lines.at(text.line), f"not JSON, in the row after this line: {error}", _LIST) from error
+        message, remedy = _misread(error, _LIST)
+        raise DataError(lines.at(text.line), f"not JSON, in the row that begins here: {message}", remedy) from error
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -170,6 +170,30 @@ def test_files_that_are_not_read_have_a_remedy(name: str, remedy: str, tmp_path:
     assert caught.value.remedy.startswith(remedy)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem", "remedy"),
+    [
+        ("{'q': 'a'}\n{'q': None}\n", "a.jsonl:1: not JSON: ", "these are Python's values"),
+        ('{"q": "a"}\n{"q": True}\n', "a.jsonl:2: not JSON: ", "these are Python's values"),
+        ('{"q": "a"}\n{"q": ' + "1" * 5000 + "}\n", "a.jsonl:2: not JSON: a number has", "leave such rows out"),
+        ("[" + '{"q": ' + "1" * 5000 + "}]", "a.jsonl:1: not JSON, in the row .* a number has", "leave such rows out"),
+        ('{"q": ' + "[" * 10**5 + "]" * 10**5 + "}", "a.jsonl:1: not JSON: a value nests", "leave such rows out"),
+        ('[{"q": 1},\n{"q": 2},\n]', "a.jsonl:3: not a JSON list", "write the file"),
+    ],
+)
+def test_what_is_no_json_is_told_with_what_mends_it(content: str, problem: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(DataError, match=problem) as caught:
+        list(read_rows(tmp_path / "a.jsonl"))
+    assert caught.value.remedy.startswith(remedy)
+    if "Python" in remedy:
+        command = caught.value.remedy.partition("`")[2].rstrip("`")
+        command = command.replace("FILE", "a.jsonl").replace("NEW", "b.jsonl").replace("python3", sys.executable)
+        if content.startswith("{'"):
+            subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+            assert [row for _, row in read_rows(tmp_path / "b.jsonl")] == [{"q": "a"}, {"q": None}]
+
+
 def test_patterns(tmp_path: Path) -> None:
     files(tmp_path, "parts/a.jsonl", "parts/b.jsonl", "parts/test.jsonl", "parts/c.md")
     assert [path.name for path in data_files(tmp_path / "parts" / "*.jsonl")] == ["a.jsonl", "b.jsonl"]
@@ -180,7 +204,11 @@ def test_patterns(tmp_path: Path) -> None:
 
 ODD = {
     "old_mac.csv": (b"prompt,completion\ra?,b\rc?,d\r", "not CSV", "lines end in CR alone"),
-    "digits.jsonl": (b'{"prompt": ' + b"9" * 5000 + b"}\n", "not JSON: Exceeds the limit", "one JSON object a line"),
+    "digits.jsonl": (
+        b'{"prompt": ' + b"9" * 5000 + b"}\n",
+        "not JSON: a number has too many digits",
+        "write the number as text",
+    ),
     "sheet.csv": (b"PK\x03\x04\x14\x00", "is a zip archive", "save the sheet as"),
     "damaged.jsonl.gz": (
         gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:12] + b"\xff" * 20,
