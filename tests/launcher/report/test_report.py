@@ -103,7 +103,7 @@ class Parsed(HTMLParser):
         self.words: list[str] = []
         self.asked: list[str] = []
         self.tags: set[str] = set()
-        self.feed(page)
+        self.feed(page.replace("<wbr>", ""))  # it divides no word
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

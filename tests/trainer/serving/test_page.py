@@ -68,3 +68,8 @@ def test_what_is_refused_is_shown_and_the_next_prompt_answered(page: Page) -> No
     page.click("#ask")
     expect(page.locator("#models .soft")).to_have_count(2)
     assert page.locator("#models .error").count() == 0
+
+
+def test_the_settings_stand_in_one_line(page: Page) -> None:
+    boxes = [page.locator(f"#{name}").bounding_box() for name in ("temperature", "top_p", "max_tokens")]
+    assert len({round(box["y"]) for box in boxes if box}) == 1
