@@ -1,6 +1,7 @@
 """The format of rows, told by the names of their fields where a data table leaves it open."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, cast
 
@@ -11,6 +12,12 @@ from ftlaunch.rows.conversations import LISTS, list_field, row_format
 from ftlaunch.rows.messages import turns_in
 from ftlaunch.rows.pairs import SPEAKER
 from ftlaunch.rows.template import DataError, Row, template_fields
+
+PREFERRED = (
+    "write pairs: `jq -c '{prompt: .input.messages, chosen: .preferred_output, rejected: .non_preferred_output, "
+    "tools: (.input.tools // [])}' FILE > NEW`"
+)
+GOOGLE = "write turns: `jq -c '{messages: [.FIELD[] | {role, content: ([.parts[].text] | join(\"\"))}]}' FILE > NEW`"
 
 LOOKED_AT = 20
 """Rows by which a format is told: all fields that any of them has count."""
@@ -25,6 +32,8 @@ ANSWERED = (
 
 CHOICES = ("choices", "options")
 """Fields with what the answer of a question is one of."""
+CHOICE = re.compile(r"(?:(?:option|choice|op)[_ ]?)?[a-d]|(?:option|choice)[_ ]?[1-4]")
+"""One choice of several in a field of its own, in lower case."""
 EXTRAS = ("context", "input", "passage")
 """Fields with what a prompt is about, for formats told by ANSWERED; rows may lack them."""
 
@@ -134,23 +143,26 @@ def _told(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
         return {"format": "unpaired" if isinstance(fields.get("label"), bool) else "prompt"}
     if (listed := _list_of_turns(data, fields)) is not None:
         return {"format": listed}
-    return _of_texts(data, names)
+    if (told := _of_texts(data, names)) is not None:
+        return told
+    named = ", ".join(sorted(names)) or "there are none"
+    raise DataError(data.path, f"the rows' fields do not tell their format: {named}", _remedy(fields))
 
 
-def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
-    """The same for rows whose fields are texts."""
+def _of_texts(data: Data, names: Set[str]) -> dict[str, str] | None:
+    """The same for rows whose fields are texts; None where these do not tell it."""
     if {"instruction", "output"} <= names:
         return {"format": "alpaca"}
     # "Question" counts as "question", unless both are there.
     spelt = {name.lower(): name for name in sorted(names, key=str.islower)}
     for asked, answered in ANSWERED:
         if {asked, answered} <= spelt.keys():
-            if (choices := next((spelt[name] for name in CHOICES if name in spelt), None)) is not None:
-                prompt = f"{{{spelt[asked]}}}\\n0: {{{choices}[0]}}\\n1: {{{choices}[1]}}"
+            if choices := _choices(spelt):
+                prompt = "\\n".join([f"{{{spelt[asked]}}}", *choices.values()])
                 remedy = f'write them: prompt = "{prompt}", completion = "{{{spelt[answered]}}}"'
-                raise DataError(
-                    data.path, f"the rows have choices, in the field {choices}, that no prompt names", remedy
-                )
+                where = f"field{'s' * (len(choices) > 1)} {', '.join(choices)}"
+                message = f"the rows have choices, in the {where}, that no prompt names"
+                raise DataError(data.path, message, remedy)
             # In ("input", "output") the input is the prompt itself and no extra.
             extra = next((spelt[name] for name in EXTRAS if name in spelt.keys() - {asked}), None)
             prompt = f"{{{spelt[asked]}}}" + (f"{{?\n\n{{{extra}}}}}" if extra else "")
@@ -159,9 +171,32 @@ def _of_texts(data: Data, names: Set[str]) -> dict[str, str]:
         return {"format": "prompt"}
     if "text" in names:
         return {"format": "text"}
+    return None
+
+
+def _choices(spelt: Mapping[str, str]) -> dict[str, str]:
+    """Fields with what the answer of a question is one of → the lines of a prompt that name them."""
+    if (listed := next((spelt[name] for name in CHOICES if name in spelt), None)) is not None:
+        return {listed: f"0: {{{listed}[0]}}\\n1: {{{listed}[1]}}"}
+    single = [spelt[name] for name in sorted(spelt) if CHOICE.fullmatch(name)]
+    return {name: f"{name}: {{{name}}}" for name in single} if len(single) > 1 else {}
+
+
+def _remedy(fields: Mapping[str, object]) -> str:
+    """What makes rows whose fields tell no format readable."""
+    if {"preferred_output", "non_preferred_output"} <= fields.keys():  # OpenAI's files of preferences
+        return PREFERRED
+    if any(str(value).startswith("[{'") for value in fields.values() if isinstance(value, str)):
+        return "a field holds a list as Python writes it: write the file again with json.dumps of that list"
+    lists = ((name, cast("list[object]", value)) for name, value in fields.items() if isinstance(value, list))
+    for name, first in ((name, cast(Row, items[0])) for name, items in lists if items and isinstance(items[0], dict)):
+        if "parts" in first:  # Google's turns
+            return GOOGLE.replace("FIELD", name)
+        if not {"role", "from"} & first.keys():
+            keys = f'answers_field = "{name}", answer_field = "…", rating_field = "…"'
+            return f'if {name} are answers with ratings, write format = "ratings", prompt = "{{…}}", {keys}'
     remedy = 'write prompt = "{…}" and completion = "{…}" over these fields (for pairs prompt, chosen and rejected),'
-    remedy += ' or a format, with messages_field = "…" where a field lists turns'
-    raise DataError(data.path, f"the rows' fields do not tell their format: {', '.join(sorted(names))}", remedy)
+    return f'{remedy} or a format, with messages_field = "…" where a field lists turns'
 
 
 def _list_of_turns(data: Data, fields: Mapping[str, object]) -> str | None:

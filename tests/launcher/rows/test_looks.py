@@ -1,6 +1,8 @@
 """Fields tell a format, and rows that lack something are left out by reason."""
 
 import json
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -202,3 +204,44 @@ def test_unfit_rows_are_named_up_to_a_share(tmp_path: Path) -> None:
         found = check_rows(Data(path=path, prompt="{question}", completion="{answer}", **fields))
         assert [where for where, _, _ in found.problems] == [f"{path}:21", f"{path}:22"]
         assert all("unfit" in remedy for _, _, remedy in found.problems)
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        ({"question": "q", "A": "x", "B": "y", "answer": "A"}, 'prompt = "{question}\\nA: {A}\\nB: {B}"'),
+        ({"question": "q", "option_1": "x", "option_2": "y", "answer": "x"}, "option_1: {option_1}"),
+        ({"instruction": "q", "completions": [{"response": "a", "overall_score": 1}]}, 'format = "ratings"'),
+        ({"id": 1, "messages": str(TURNS)}, "json.dumps"),
+    ],
+)
+def test_fields_that_tell_no_format_have_a_remedy_of_their_own(
+    row: dict[str, Any], remedy: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        settled(Data(path=written(tmp_path / "a.jsonl", [row])))
+    assert remedy in caught.value.remedy
+
+
+USER, ANSWER = TURNS
+OF_OTHERS = [
+    {"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]},
+    {
+        "input": {"messages": [USER], "tools": []},
+        "preferred_output": [ANSWER],
+        "non_preferred_output": [{**ANSWER, "content": "c"}],
+    },
+    {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [{**ANSWER, "content": "c"}]},
+]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq, which the remedies name, is not installed")
+@pytest.mark.parametrize("row", OF_OTHERS)
+def test_the_commands_for_files_of_other_services_work(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        settled(Data(path=written(tmp_path / "a.jsonl", [row])))
+    command = caught.value.remedy.partition("`")[2].rstrip("`").replace("FILE", "a.jsonl").replace("NEW", "b.jsonl")
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    data = settled(Data(path=str(tmp_path / "b.jsonl")))
+    assert data.format in ("messages", "preference")
+    assert check_rows(data).problems == []
