@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import decode, layers, paths
@@ -14,8 +14,7 @@ from ftlaunch.load.origins import KeyPath, Source, SourceMap, dotted
 from ftlaunch.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """A recipe and where each key of it was written."""
 
     recipe: Recipe

@@ -1,6 +1,5 @@
 """What must hold between the keys of a recipe whose every key is right by itself."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def _with_formats(loaded: Loaded, passed_over: Set[str]) -> tuple[Loaded, list[P
             system = f", with the system turns of the field {field}" if data[name].system != table.system else ""
             remarks.append(f"data.{name}: format {data[name].format}, told by the fields of its rows{system}")
     recipe = msgspec.structs.replace(loaded.recipe, data=data)
-    return dataclasses.replace(loaded, recipe=recipe, remarks=tuple(remarks)), problems
+    return msgspec.structs.replace(loaded, recipe=recipe, remarks=tuple(remarks)), problems
 
 
 def _trained_on(recipe: Recipe) -> set[str]:
@@ -118,4 +117,4 @@ def _with_rows_looked_at(loaded: Loaded, passed_over: Set[str]) -> tuple[Loaded,
                 found = check_rows(data, only_prompts=table.name not in trained_on)
                 problems += [Problem(where, f"data.{table.name}{key}", *told) for where, *told in found.problems]
                 remarks += [f"data.{table.name}{key}: {note}" for note in found.notes]
-    return dataclasses.replace(loaded, remarks=tuple(remarks)), problems
+    return msgspec.structs.replace(loaded, remarks=tuple(remarks)), problems

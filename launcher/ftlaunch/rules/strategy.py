@@ -1,6 +1,5 @@
 """`parallel.strategy = "auto"`: the cheapest way to share a model out that fits this machine, chosen once for a run."""
 
-import dataclasses
 from collections.abc import Callable
 
 import msgspec
@@ -58,7 +57,7 @@ def settled(loaded: Loaded, find_problems: Find) -> Loaded:
             why = f"; {', '.join(said)}" if said else ", the fastest that fits"
             used = ", ".join(sorted({parallel.strategy for parallel in _tables(chosen.recipe)}))
             remark = f"parallel.strategy: {used} (auto){why}"
-            return dataclasses.replace(chosen, remarks=(*loaded.remarks, remark), is_for_here=True)
+            return msgspec.structs.replace(chosen, remarks=(*loaded.remarks, remark), is_for_here=True)
         largest = found
         needs = f"{found.name} needs {words.amount(found.needed)} of {words.amount(found.device.memory or 0)}"
         said.append(f"{found.spec.parallel.strategy}: {needs}")
@@ -76,7 +75,7 @@ def _ways_out(found: TooLarge, loaded: Loaded, find_problems: Find, here: Machin
     parallel, count = loaded.recipe.parallel, len(here.gpus)
     if parallel.device != "cpu" and parallel.procs_per_node < count:
         wider = msgspec.structs.replace(parallel, procs_per_node=count)
-        more = dataclasses.replace(loaded, recipe=msgspec.structs.replace(loaded.recipe, parallel=wider))
+        more = msgspec.structs.replace(loaded, recipe=msgspec.structs.replace(loaded.recipe, parallel=wider))
         shared = [_with(more, strategy) for strategy in BY_PRICE]
         if any(not find_problems(one) and _too_large(one, more, here) is None for one in shared):
             ways.insert(0, f"parallel.procs_per_node = {count}, all GPUs that are here, which fits")
@@ -110,7 +109,7 @@ def _with(loaded: Loaded, strategy: Strategy) -> Loaded:
     recipe = loaded.recipe
     stages = [stage(one) for one in recipe.stage]
     changed = msgspec.structs.replace(recipe, parallel=table(recipe.parallel), stage=stages)
-    return dataclasses.replace(loaded, recipe=changed)
+    return msgspec.structs.replace(loaded, recipe=changed)
 
 
 def _too_large(chosen: Loaded, loaded: Loaded, here: Machine) -> TooLarge | None:

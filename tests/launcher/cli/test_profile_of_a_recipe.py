@@ -1,8 +1,8 @@
 """Which cluster a recipe for several nodes is for, where none is named."""
 
-import dataclasses
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ftlaunch.backend.driving import Driven
@@ -69,7 +69,7 @@ def test_a_machine_of_its_own_is_left_alone(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_was_settled_by_this_machine_is_refused_for_a_cluster():
-    for_here = dataclasses.replace(recipe(2), is_for_here=True)
+    for_here = msgspec.structs.replace(recipe(2), is_for_here=True)
     with pytest.raises(RecipeError, match="not by the nodes of a cluster"):
         for_recipe(for_here, None, None)
-    assert chosen(dataclasses.replace(recipe(1), is_for_here=True), None, None) is None
+    assert chosen(msgspec.structs.replace(recipe(1), is_for_here=True), None, None) is None
