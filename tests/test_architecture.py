@@ -61,6 +61,7 @@ FLOORS = {
         "cluster watch",
         "compare model report run",
         "evaluate recipe ship",
+        "preview",
         "__init__",
     ),
     "ftlaunch.cluster": (
@@ -496,7 +497,7 @@ UNASKED = {
     *("ftlaunch.backend", "ftlaunch.cluster", "ftlaunch.compare", "ftlaunch.processes", "ftlaunch.run.layout"),
     *("ftlaunch.plan.cost", "ftlaunch.plan.describe", "ftlaunch.plan.launch_config", "ftlaunch.plan.machine"),
     *("ftlaunch.rules.strategy", "ftlaunch.rules.ppo", "ftlaunch.rules.evaluate"),
-    *("gzip", "socket", "sqlite3", "tempfile"),
+    *("ftlaunch.tools", "gzip", "socket", "sqlite3", "tempfile"),
 }
 """What the plain RECIPE does not ask `validate` for: costs, rare stages, runs, processes, packed and grouped rows."""
 

@@ -21,7 +21,7 @@ DENIED = (errno.EACCES, errno.EPERM)
 
 # --help lists verbs in this order: everyday ones first.
 VERBS = {
-    **{"run": "recipe.run", "plan": "recipe.plan", "validate": "recipe.validate", "preview": "recipe.preview"},
+    **{"run": "recipe.run", "plan": "recipe.plan", "validate": "recipe.validate", "preview": "preview.preview"},
     **{"compare": "compare.compare", "recipes": "recipe.recipes", "schema": "recipe.schema"},
     **{"status": "run.status", "logs": "run.logs", "stop": "run.stop", "cancel": "run.cancel", "resume": "run.resume"},
     **{"attach": "cluster.attach", "watch": "watch.watch", "report": "report.report"},

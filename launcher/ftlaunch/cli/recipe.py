@@ -20,13 +20,9 @@ from ftlaunch.cli.options import (
     Settings,
     Site,
     all_settings,
-    defaults,
 )
-from ftlaunch.cli.profile import backend_named, for_recipe
+from ftlaunch.cli.profile import for_recipe
 from ftlaunch.errors import UserError
-from ftlaunch.tools import PreviewOptions
-
-_PREVIEW = defaults(PreviewOptions)
 
 if TYPE_CHECKING:
     from ftlaunch.backend.protocol import Backend
@@ -35,7 +31,8 @@ if TYPE_CHECKING:
     from ftlaunch.run.layout import RunDir
 
 
-def _load(recipe: str, settings: list[str]) -> "Loaded":
+def load(recipe: str, settings: list[str]) -> "Loaded":
+    """A recipe by name or path, with settings put in, judged; what is remarked on it is printed."""
     from ftlaunch import rules
     from ftlaunch.load import catalog
 
@@ -127,7 +124,7 @@ def run(
     from ftlaunch.backend.prepare import prepare
     from ftlaunch.cli.run import start
 
-    loaded = _load(recipe, all_settings(settings, nodes, procs_per_node))
+    loaded = load(recipe, all_settings(settings, nodes, procs_per_node))
     backend = for_recipe(loaded, cluster, site)
     planned = backend.plan(loaded.recipe, _folder(loaded, run_dir))
     # Before `require`: a plan can also be read where it cannot be started, as on a laptop without SLURM.
@@ -180,7 +177,7 @@ def plan(
     asked = all_settings(settings, nodes, procs_per_node)
     if calibrate:
         _calibrate()
-    loaded = _load(recipe, asked)
+    loaded = load(recipe, asked)
     backend = for_recipe(loaded, cluster, site)
     if loaded.recipe.sweep is not None:
         if run_dir is not None:
@@ -201,7 +198,7 @@ def validate(
     from ftlaunch.plan.plan import make_specs
 
     asked = all_settings(settings, nodes, procs_per_node)
-    loaded = _load(recipe, asked)
+    loaded = load(recipe, asked)
     if loaded.recipe.sweep is not None:
         from ftlaunch.compare import variants
 
@@ -239,22 +236,3 @@ def schema() -> None:
     from ftlaunch.recipe.schema import json_schema
 
     print(text.as_json(json_schema()))
-
-
-def preview(
-    recipe: RecipeName,
-    rows: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Number of rows to show of each data set.")
-    ] = _PREVIEW.rows,
-    settings: Settings = None,
-    cluster: ClusterName = None,
-    site: Site = None,
-) -> None:
-    """Show rows of data as the model will see them.
-
-    Example: ftlaunch preview my.toml --rows 3
-    """
-    # Not `for_recipe`: a few rows need no cluster, however many nodes the recipe wants.
-    backend = backend_named(cluster, site)
-    loaded = _load(recipe, settings or [])
-    raise typer.Exit(backend.call(PreviewOptions(recipe=loaded.recipe, rows=rows)))
