@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ftlaunch.recipe import Data
 from ftlaunch.rows.conversations import LISTS, list_field, row_format
-from ftlaunch.rows.messages import turns_in
+from ftlaunch.rows.messages import parsed, turns_in
 from ftlaunch.rows.pairs import SPEAKER
 from ftlaunch.rows.template import DataError, Row, template_fields
 
@@ -44,8 +44,11 @@ SYSTEMS = ("system", "system_prompt")
 LABELS = ("label", "labels", "kto_tag", "desirable", "accepted", "correct", "is_correct")
 """Fields that may tell which answers are bad."""
 
-TRUTHS = {"true", "false", "0", "1", "0.0", "1.0"}
-"""True and false as data has them, in lower case."""
+TRUTHS = {
+    *("true", "false", "0", "1", "0.0", "1.0", "-1", "-1.0", "yes", "no", "good", "bad"),
+    *("chosen", "rejected", "desirable", "undesirable"),
+}
+"""Good and bad as data has them, in lower case."""
 
 TO_TEMPLATES = {"tools", "functions", "documents", "chat_template_kwargs"}
 """Fields that chat templates are given. Another one that they ask for counts as unread here, as no template is read."""
@@ -68,6 +71,8 @@ def fields_read(data: Data, fields: Set[str]) -> set[str]:
             return read | {data.answers_field, "prompt"} | of_answers
         case "unpaired":
             read |= {data.label_field}
+        case "preference" if data.prompt is None and "prompt" not in fields:
+            read |= {next((name for name in LISTS if name in fields), "prompt")}
         case _:
             pass
     sides = ("prompt", "completion", "chosen", "rejected")
@@ -109,12 +114,13 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
 
 
 def _refuse_labels(told: Data, labels: Mapping[str, list[object]]) -> None:
-    """Raise DataError where a field that nothing reads may say which answers are bad, as it is true or false."""
+    """Raise DataError where a field that nothing reads may say which answers are bad."""
     for name, values in labels.items():
-        if values and all(str(value).lower() in TRUTHS for value in values):
+        found = {str(value).lower() for value in values}
+        if found and found <= TRUTHS:
             keys = {key: getattr(told, key) for key in ("format", "prompt", "completion", "system")}
             written = ", ".join(f"{key} = {json.dumps(text)}" for key, text in keys.items() if text is not None)
-            message = f"the field {name} is true or false, or 1 or 0: it may say which answers are bad"
+            message = f"the field {name} is only {' or '.join(sorted(found))}: it may say which answers are bad"
             raise DataError(
                 told.path, message, f"leave out rows with bad answers; or, to train on all rows, write {written}"
             )
@@ -143,10 +149,18 @@ def _told(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
         return {"format": "unpaired" if isinstance(fields.get("label"), bool) else "prompt"}
     if (listed := _list_of_turns(data, fields)) is not None:
         return {"format": listed}
+    _refuse_json(data, fields)
     if (told := _of_texts(data, names)) is not None:
         return told
     named = ", ".join(sorted(names)) or "there are none"
     raise DataError(data.path, f"the rows' fields do not tell their format: {named}", _remedy(fields))
+
+
+def _refuse_json(data: Data, fields: Mapping[str, object]) -> None:
+    """Raise DataError where a .txt has an object of JSON a line, as Windows hides an ending after .jsonl."""
+    if data.path.lower().endswith(".txt") and isinstance(parsed(str(fields.get("text", ""))), dict):
+        remedy = 'rename it so that it ends in .jsonl; or, to train on JSON as it stands, write format = "text"'
+        raise DataError(data.path, "its lines are JSON, and a .txt is trained as it stands", remedy)
 
 
 def _of_texts(data: Data, names: Set[str]) -> dict[str, str] | None:

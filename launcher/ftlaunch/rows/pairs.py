@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Literal, cast
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows.conversations import answer, finished, row_format, user
+from ftlaunch.rows.conversations import LISTS, answer, finished, row_format, user
 from ftlaunch.rows.messages import Conversation, Turn, entries_of, is_full, message_turns, parsed, turns_in
 from ftlaunch.rows.template import (
     DataError,
@@ -128,7 +128,7 @@ def _prompt(data: Data, row: Row, where: str) -> Conversation | None:
     if data.prompt is not None:
         text = fill(data.prompt, row, where)
     elif row.get("prompt") is None:
-        return None
+        return _turns_before(row, where)
     elif isinstance(turns_in(row["prompt"]), list):
         return message_turns(row, "prompt", where)
     else:
@@ -136,6 +136,16 @@ def _prompt(data: Data, row: Row, where: str) -> Conversation | None:
     turns = _dialogue(text) or [user(text)]
     # A prompt of HH data ends with "\n\nAssistant:", which only opens the answer.
     return Conversation(turns[:-1] if turns[-1] == answer("") else turns)
+
+
+def _turns_before(row: Row, where: str) -> Conversation | None:
+    """The turns of a field of their own that an answer follows, as LLaMA-Factory has pairs; None without such."""
+    named = next((name for name in LISTS if isinstance(turns_in(row.get(name)), list)), None)
+    try:
+        found = None if named is None else message_turns(row, named, where)
+    except Unfit:  # answers that hold their prompt need none
+        return None
+    return None if found is None or found.turns[-1]["role"] == "assistant" else found
 
 
 def _conversation(side: str | Conversation, prompt: Conversation | None, where: str) -> Conversation:

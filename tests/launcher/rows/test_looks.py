@@ -32,6 +32,8 @@ ASKED = {"prompt": "a", "completion": "b"}
     [
         ([{**ASKED, "label": 1}, {**ASKED, "label": 0}], 'format = "prompt"'),
         ([{**ASKED, "label": None}, {**ASKED, "label": "False"}], 'format = "prompt"'),
+        ([{**ASKED, "label": 1}, {**ASKED, "label": -1}], 'format = "prompt"'),
+        ([{**ASKED, "label": "Bad"}, {**ASKED, "label": "good"}], 'format = "prompt"'),
         ([{"messages": TURNS, "label": True}], 'format = "messages"'),
         ([{"messages": TURNS, "system": "s", "label": True}], 'format = "messages", system = "{system?}"'),
         ([{"instruction": "a", "output": "b", "kto_tag": False}], 'format = "alpaca"'),
@@ -245,3 +247,14 @@ def test_the_commands_for_files_of_other_services_work(row: dict[str, Any], tmp_
     data = settled(Data(path=str(tmp_path / "b.jsonl")))
     assert data.format in ("messages", "preference")
     assert check_rows(data).problems == []
+
+
+def test_lines_of_json_in_a_txt_are_refused_unless_they_are_meant(tmp_path: Path) -> None:
+    data = Data(path=written(tmp_path / "rows.jsonl.txt", [ASKED]))
+    with pytest.raises(DataError, match="its lines are JSON") as caught:
+        settled(data)
+    assert 'format = "text"' in caught.value.remedy
+    meant = replace(data, format="text")
+    assert settled(meant) == meant
+    (tmp_path / "rows.jsonl.txt").write_text("A text.\n")
+    assert settled(data).format == "text"

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from ftlaunch.recipe import Data
-from ftlaunch.rows import check_rows, read_rows
+from ftlaunch.rows import check_rows, read_rows, settled
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import Pair, pair_of
@@ -235,3 +235,34 @@ def test_preferences_without_a_sign_are_refused(tmp_path: Path) -> None:
     assert message == "field labels is 0 or 1 in all rows, and 0 would mean that no answer is better"
     path.write_text("".join(json.dumps({**row, "labels": row["labels"] or -1}) + "\n" for row in rows))
     assert check_rows(table).problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "good", "bad"),
+    [
+        ("messages", {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, "b"),
+        (
+            "conversations",
+            {"from": "human", "value": "q"},
+            {"from": "gpt", "value": "a"},
+            {"from": "gpt", "value": "b"},
+        ),
+    ],
+)
+def test_turns_in_a_field_of_their_own_are_the_prompt(
+    name: str, said: Any, good: Any, bad: Any, tmp_path: Path
+) -> None:
+    row = {name: [said], "chosen": good, "rejected": bad}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    table = settled(Data(path=str(path)))
+    found = check_rows(table)
+    assert (found.problems, found.notes) == ([], [])
+    pair = pair_of(table, row, "pairs.jsonl:1")
+    assert [[turn["content"] for turn in side.turns] for side in (pair.chosen, pair.rejected)] == [
+        ["q", "a"],
+        ["q", "b"],
+    ]
+    answered = {**row, name: [said, good]}
+    with pytest.raises(Unfit, match="the pair has no prompt"):
+        pair_of(table, answered, "pairs.jsonl:1")
