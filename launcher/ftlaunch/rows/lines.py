@@ -112,7 +112,10 @@ class Lines:
         with _unpacked(self.path) as file:
             begins = file.read(4)
         if (packed := next((magic for magic in PACKED if begins.startswith(magic)), None)) is not None:
-            raise DataError(str(self.path), *PACKED[packed])
+            problem, remedy = PACKED[packed]
+            if self.path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst"):
+                problem, remedy = "is packed twice, or holds an archive", "unpack it, and name what that makes"
+            raise DataError(str(self.path), problem, remedy)
         if begins[1:2] == b"\0" or begins[:1] == b"\0":
             order = "le" if begins[1:2] == b"\0" else "be"
             remedy = f"convert it: `iconv -f utf-16{order} -t utf-8 FILE > NEW`"

@@ -202,15 +202,18 @@ def _remedy(fields: Mapping[str, object]) -> str:
         return PREFERRED
     if any(str(value).startswith("[{'") for value in fields.values() if isinstance(value, str)):
         return "a field holds a list as Python writes it: write the file again with json.dumps of that list"
+    if "input_ids" in fields:
+        return "token ids are not read: name the texts that they were made of"
+    ratings = ""
     lists = ((name, cast("list[object]", value)) for name, value in fields.items() if isinstance(value, list))
     for name, first in ((name, cast(Row, items[0])) for name, items in lists if items and isinstance(items[0], dict)):
         if "parts" in first:  # Google's turns
             return GOOGLE.replace("FIELD", name)
         if not {"role", "from"} & first.keys():
             keys = f'answers_field = "{name}", answer_field = "…", rating_field = "…"'
-            return f'if {name} are answers with ratings, write format = "ratings", prompt = "{{…}}", {keys}'
+            ratings = f'; if {name} are answers with ratings, format = "ratings", prompt = "{{…}}", {keys}'
     remedy = 'write prompt = "{…}" and completion = "{…}" over these fields (for pairs prompt, chosen and rejected),'
-    return f'{remedy} or a format, with messages_field = "…" where a field lists turns'
+    return f'{remedy} or a format, with messages_field = "…" where a field lists turns{ratings}'
 
 
 def _list_of_turns(data: Data, fields: Mapping[str, object]) -> str | None:

@@ -215,6 +215,11 @@ ODD = {
         "cannot be read",
         "",
     ),
+    "twice.jsonl.gz": (
+        gzip.compress(gzip.compress(b'{"prompt": "a"}\n', mtime=0), mtime=0),
+        "packed twice",
+        "unpack it",
+    ),
     "packed.jsonl": (gzip.compress(b'{"prompt": "a"}\n', mtime=0), "is packed with gzip", "ends in .gz"),
 }
 

@@ -215,6 +215,7 @@ def test_unfit_rows_are_named_up_to_a_share(tmp_path: Path) -> None:
         ({"question": "q", "option_1": "x", "option_2": "y", "answer": "x"}, "option_1: {option_1}"),
         ({"instruction": "q", "completions": [{"response": "a", "overall_score": 1}]}, 'format = "ratings"'),
         ({"id": 1, "messages": str(TURNS)}, "json.dumps"),
+        ({"input_ids": [1, 2], "labels": [1, 2]}, "name the texts"),
     ],
 )
 def test_fields_that_tell_no_format_have_a_remedy_of_their_own(
