@@ -376,3 +376,16 @@ def test_a_stream_is_judged(write_rows: Writer, make_tokenizer: Any) -> None:
     own = make_data(path, streaming=True, template="tokenizer", limit=70)
     with pytest.raises(UserError, match="the end of an answer is never trained"):
         list(stream(own, make_tokenizer(chat_template=NO_END), 1))
+
+
+def test_answers_that_lose_white_space_are_told_in_the_log(
+    write_rows: Writer, tokenizer: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tokens, "BATCH", 2)
+    indented = [{**row, "answer": "    return 1"} if number > 2 else row for number, row in enumerate(ROWS)]
+    data = make_data(write_rows(indented), template="llama2")
+    for _ in range(2):  # made, and then from the cache
+        counts = tokenize(data, tokenizer, 1, cache).counts
+        assert (counts.respaced, counts.first_respaced) == (len(ROWS) - 3, f"{data.path}:4")
+    feed.report("facts", counts)
+    assert f"white space, such as indentation, in answers of {len(ROWS) - 3} rows; first {data.path}:4" in caplog.text
