@@ -134,13 +134,13 @@ def test_a_template_that_looks_at_contents_has_no_skeleton(name: str) -> None:
     assert blindness(SEEING[name]) is None
 
 
-def test_turns_of_the_same_roles_are_rendered_once(tokenizer: Any, tmp_path: Any) -> None:
+def test_turns_of_the_same_roles_are_rendered_once(
+    tokenizer: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fast = renderer(tokenizer, BLIND["llama3"], tmp_path, "answer")
     rendered: list[Any] = []
-    tokenizer.apply_chat_template, plain = (
-        lambda *a, **k: (rendered.append(a), plain(*a, **k))[1],
-        tokenizer.apply_chat_template,
-    )
+    plain = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: (rendered.append(a), plain(*a, **k))[1])
     for number in range(5):
         fast.row(conversation([("user", f"{number}?"), ("assistant", f"{number}.")]), "here")
     assert len(rendered) == 2

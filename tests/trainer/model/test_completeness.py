@@ -75,15 +75,15 @@ def test_a_reward_model_has_its_head(tiny_model: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_labels": 1, "tie_word_embeddings": False}))
     with pytest.raises(UserError, match=r"score\.weight of the llama model are missing"):
-        rewards._load_classifier(str(folder), torch.float32)
+        rewards._load_classifier(str(folder), None, torch.float32)
     held = load_file(folder / "model.safetensors")
     save_file(held | {"score.weight": torch.zeros(1, 64)}, folder / "model.safetensors", {"format": "pt"})
-    assert rewards._load_classifier(str(folder), torch.float32).config.num_labels == 1
+    assert rewards._load_classifier(str(folder), None, torch.float32).config.num_labels == 1
 
 
 def test_a_family_without_a_causal_language_model_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(UserError, match="transformers has no causal language model of the family llava"):
+    (tmp_path / "config.json").write_text('{"model_type": "blip"}')
+    with pytest.raises(UserError, match="transformers has no causal language model of the family blip"):
         load(Model(path=str(tmp_path), dtype="fp32"))
 
 
