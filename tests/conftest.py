@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,13 @@ CHATML = (
 )
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 RunStages = Callable[..., "RunDir"]
+
+
+def pytest_configure() -> None:
+    """Hear the terminal's signals, and let children hear them: a script's `&` has what it starts ignore them."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session")
