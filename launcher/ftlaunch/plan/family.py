@@ -34,11 +34,10 @@ STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "
 ATTENDING = {"full_attention", "sliding_attention"}
 """Layers without such a state; a model of a stateful family may have no others."""
 BY_THEMSELVES = {
-    *("big_bird", "bloom", "codegen", "falcon", "fuyu", "got_ocr2", "gpt_neo", "gpt_neox_japanese", "gptj"),
-    *("megatron-bert", "mllama", "mpt", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr"),
-    *("xglm", "xlm", "xlnet"),
+    *("big_bird", "bloom", "codegen", "falcon", "gpt_neo", "gpt_neox_japanese", "gptj", "megatron-bert", "mllama"),
+    *("mpt", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr", "xglm", "xlm", "xlnet"),
 }
-"""Families that attend by code of their own, as those of some multimodal models do around a text part that does not."""
+"""Families that attend by code of their own, in some layers at least, as Llama 3.2 does to pictures."""
 DECODERS = {
     *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus", "plbart"),
 }

@@ -184,7 +184,7 @@ def test_a_config_tells_of_windows_caps_experts_and_towers(
         ({"model_type": "lfm2"}, 8, family.UNLESS.format("causal-conv1d")),
         ({"model_type": "bart"}, 8, family.PADDED),
         ({"model_type": "minimax_m3_vl_text", "layer_types": ["minimax_m3_sparse"]}, 8, family.ALONE),
-        ({"model_type": "fuyu", "text_config": {"model_type": "persimmon"}}, 8, family.PADDED),
+        ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, 8, family.PADDED),
         ({"model_type": "jamba", "layer_types": ["mamba", "full_attention"]}, 8, family.PADDED),
         ({"model_type": "lfm2", "layer_types": ["full_attention", "full_attention"]}, 8, None),
         ({"model_type": "deepseek_v4", "layer_types": ["heavily_compressed_attention"]}, 8, family.PADDED),
