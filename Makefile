@@ -78,18 +78,18 @@ storm: $(VENV)/installed
 	$(BIN)/python -u -m tests.faults.storm
 
 bench: $(VENV)/installed $(MODEL)/config.json
-	$(BIN)/python tests/benchmarks/startup.py --model $(MODEL)
-	$(BIN)/python tests/benchmarks/sft.py --model $(MODEL) --data $(BENCH_DATA)
-	$(BIN)/python tests/benchmarks/preference.py --model $(MODEL) --data $(BENCH_DATA)
-	$(BIN)/python tests/benchmarks/rollout.py --model $(MODEL) --data $(BENCH_DATA)
-	$(BIN)/python tests/benchmarks/adapters.py --model $(MODEL) --data $(BENCH_DATA)
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/probe.py --model $(MODEL)
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(MODEL)
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/memory.py --model $(MODEL) --data $(BENCH_DATA)
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/twins.py --model $(MODEL) --data $(BENCH_DATA)
+	$(BIN)/python tests/benchmarks/startup.py --model $(abspath $(MODEL))
+	$(BIN)/python tests/benchmarks/sft.py --model $(abspath $(MODEL)) --data $(BENCH_DATA)
+	$(BIN)/python tests/benchmarks/preference.py --model $(abspath $(MODEL)) --data $(BENCH_DATA)
+	$(BIN)/python tests/benchmarks/rollout.py --model $(abspath $(MODEL)) --data $(BENCH_DATA)
+	$(BIN)/python tests/benchmarks/adapters.py --model $(abspath $(MODEL)) --data $(BENCH_DATA)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/probe.py --model $(abspath $(MODEL))
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/saves.py --model $(abspath $(MODEL))
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/memory.py --model $(abspath $(MODEL)) --data $(BENCH_DATA)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/twins.py --model $(abspath $(MODEL)) --data $(BENCH_DATA)
 
 learning: $(VENV)/installed $(MODEL)/config.json
-	$(BIN)/python tests/benchmarks/learning.py --model $(MODEL) --data $(BENCH_DATA)
+	$(BIN)/python tests/benchmarks/learning.py --model $(abspath $(MODEL)) --data $(BENCH_DATA)
 
 scoreboard: $(VENV)/installed
 	$(BIN)/python -m tests.scoreboard

@@ -170,7 +170,8 @@ def main() -> None:
     parser.add_argument("--path", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.do:
-        compare(options.model, options.rows, options.cores, options.megabytes)
+        # A path that begins with neither / nor ./ would be taken for a hub id.
+        compare(str(Path(options.model).resolve()), options.rows, options.cores, options.megabytes)
         return
     returned = {"ours": ours, "theirs": theirs, "stop": stop}[options.do](options.path, options.model, options.cores)
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
