@@ -89,7 +89,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno in DENIED and error.filename:
-            remedy = "it is somebody else's: ask them, or have its permissions changed"
+            remedy = "you may not use it so: ask its owner, or have its permissions changed"
             print(f"error: {error.filename}: {error.strerror}\n  → {remedy}", file=sys.stderr)
             sys.exit(BAD_INPUT)
         if error.errno not in NO_ROOM:

@@ -116,7 +116,10 @@ def sync(path: Path) -> None:
 
 
 def why_unwritable(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, as on a full disk or with a quota used up; None where it can."""
+    """Why nothing can be written into a folder, as on a full disk or with a quota used up; None where it can.
+
+    None as well for those who may not write there: what they cannot do says nothing about whoever wrote there before.
+    """
     try:
         import tempfile
 
@@ -124,6 +127,8 @@ def why_unwritable(folder: Path) -> str | None:
             file.write(bytes(1 << 16))
             file.flush()
             os.fsync(file.fileno())  # file servers tell of a quota no earlier
+    except PermissionError:
+        return None
     except OSError as error:
         return error.strerror
     return None

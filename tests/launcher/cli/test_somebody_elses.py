@@ -66,5 +66,5 @@ def test_what_may_not_be_read_is_named(
         cli.main()
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith(
-        f"error: {run.path}/plan.json: Permission denied\n  → it is somebody else"
+        f"error: {run.path}/plan.json: Permission denied\n  → you may not use it so: ask its owner"
     )
