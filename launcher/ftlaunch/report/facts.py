@@ -17,7 +17,7 @@ from ftlaunch.processes.outcome import read_failure
 from ftlaunch.recipe import Recipe, Training
 from ftlaunch.run.files import read_json, read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
-from ftlaunch.run.progress import Entry, all_entries, is_evaluation
+from ftlaunch.run.progress import Entry, MetricsTail, all_entries, is_evaluation, newest
 from ftlaunch.run.records import Result, Stopped, read_result, read_verdict
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch.status import read_status
@@ -25,7 +25,7 @@ from ftlaunch.watch.status import read_status
 # None may be the default itself, so it cannot stand for a key without one.
 UNSET = object()
 SAMPLES = 5
-"""Predictions that a report shows."""
+"""Predictions that a report shows, and answers of the first and of the last rollouts."""
 
 
 class AttemptFacts(Struct, frozen=True, kw_only=True):
@@ -61,6 +61,8 @@ class StageFacts(Struct, frozen=True, kw_only=True):
     """Content of result.json as it is; empty while there is none."""
     predictions: list[dict[str, Any]]
     """The first of an evaluate stage's predictions."""
+    drawn: list[Entry]
+    """The first and the newest answers that training itself has left."""
     model_bytes: int
     """Weights in the artifact, or in the merged model."""
 
@@ -133,8 +135,14 @@ def _stage(folder: StageDir, status: StageStatus, plan: Plan) -> StageFacts:
         verdict=read_verdict(folder.probe),
         left=read_json(folder.result, dict[str, Any]) or {},
         predictions=list(islice(read_jsonl(folder.predictions), SAMPLES)),
+        drawn=_drawn(folder.samples),
         model_bytes=sum(path.stat().st_size for path in weights),
     )
+
+
+def _drawn(path: Path) -> list[Entry]:
+    first, last = MetricsTail(path).read()[:SAMPLES], newest(path)[-SAMPLES:]
+    return [*first, *(entry for entry in last if entry not in first)]
 
 
 def _attempts(folder: StageDir, status: StageStatus, entries: list[Entry]) -> Iterator[AttemptFacts]:

@@ -77,7 +77,7 @@ def _stage(stage: StageFacts) -> str:
         + charts
         + section("Attempts", _attempts(stage.attempts), level=3)
         + section("Scores", _scores(stage), level=3)
-        + section("What was answered", "".join(map(_sample, stage.predictions)), level=3)
+        + section("What was answered", "".join(map(_sample, stage.predictions)), _drawn(stage), level=3)
         + section("Against the adapter model", _merge_check(stage), level=3)
         + section("Rows", _rows(stage), level=3)
         + section("Steps left out", _skipped(stage), level=3)
@@ -157,6 +157,13 @@ def _sample(line: dict[str, Any]) -> str:
         return ""
     said = [(f"answer, {name}", text) for name, text in line["answers"].items()]
     return pairs([("prompt", line["prompt"]), ("reference", " | ".join(line["references"])), *said])
+
+
+def _drawn(stage: StageFacts) -> str:
+    """Answers in training: the first ones, and the newest."""
+    samples = [cast("dict[str, Any]", entry) for entry in stage.drawn]
+    rows = [(one["step"], one["prompt"], one["answer"], _plain(one.get("reward"))) for one in samples]
+    return table(("step", "prompt", "answer", "reward"), rows, wide=True)
 
 
 def _rows(stage: StageFacts) -> str:

@@ -5,11 +5,12 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ftlaunch.backend.status import RunStatus, StageStatus
+from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.run.progress import Entry, MetricsTail, duration, is_evaluation, seconds_left
+from ftlaunch.run.progress import Entry, MetricsTail, duration, is_evaluation, newest, seconds_left
 from ftlaunch.run.records import EvaluationResult, read_result
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ SPARKS = 48
 KEPT = 2000
 """Optimizer steps whose losses are kept for the curve."""
 TAIL_BYTES = 4096
+SAID = 80
+"""Characters of a sample's prompt, and of its answer."""
 WARNING = re.compile(r"^\S+:\d+: \w*Warning: ")
 """Lines by which libraries warn their own developers: where it was. The source line follows."""
 STACK = re.compile(r'^File "|^(Current t|T)hread 0x')
@@ -103,6 +106,8 @@ def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
         lines.append(f"step {tail.evaluation['step']}: {'  '.join(told)}")
     if scores := _scores(tail.folder):
         lines.append(scores)
+    if sample := _sample(tail.folder):
+        lines.append(sample)
     lines += [*([status.note] if status.note else []), *status.warnings]
     if status.state in ("running", "failed", "interrupted") and (said := last_line(tail.folder)):
         lines.append(f"rank 0 said: {said}")
@@ -115,6 +120,25 @@ def _scores(folder: StageDir) -> str:
     scores = result.scores if isinstance(result, EvaluationResult) else {}
     told = {key: "not finite" if value is None else f"{value:.4g}" for key, value in scores.items()}
     return "  ".join(f"{key} {value}" for key, value in told.items())
+
+
+def _sample(folder: StageDir) -> str:
+    """The newest answer that training has left, or the first of an evaluate stage; empty where there is none."""
+    if drawn := newest(folder.samples):
+        sample = cast("dict[str, Any]", drawn[-1])
+        reward = sample.get("reward")
+        told = f"  (step {sample['step']}{f', reward {reward:.3g}' if isinstance(reward, float) else ''})"
+        return f"sample: {_short(sample['prompt'])} → {_short(sample['answer'])}{told}"
+    predicted = next(read_jsonl(folder.predictions), None)
+    if predicted is None or "prompt" not in predicted:
+        return ""
+    return f"sample: {_short(predicted['prompt'])} → {_short(next(iter(predicted['answers'].values())))}"
+
+
+def _short(text: str) -> str:
+    """The beginning of a text in one line. A model may say control characters, which a terminal would obey."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= SAID else f"{line[: SAID - 1]}…"
 
 
 def _progress(status: StageStatus, tail: StageTail) -> str:

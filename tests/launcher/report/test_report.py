@@ -331,6 +331,14 @@ def test_an_evaluation_is_shown_with_intervals_and_answers(tmp_path: Path) -> No
     assert (made["post_train_rouge_1"], made["post_train_answer_words"]) == (50.0, 7.5)
 
 
+def test_the_first_and_the_newest_answers_of_rollouts_are_shown(run: RunDir) -> None:
+    drawn = [{"step": step, "prompt": f"<i>{step}</i>", "answer": f"a{step}", "reward": 0.5} for step in range(1, 20)]
+    first(run).samples.write_text("".join(json.dumps(one) + "\n" for one in drawn) + '{"step": 20, "pro')
+    told = Parsed(run_page(read_run(run))).text
+    assert "What was answered step prompt answer reward 1 <i>1</i> a1 0.5" in told
+    assert [step for step in range(1, 20) if f" a{step} " in told] == [1, 2, 3, 4, 5, 15, 16, 17, 18, 19]
+
+
 def test_the_verb_prints_where_the_page_is(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

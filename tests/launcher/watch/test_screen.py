@@ -89,6 +89,18 @@ def test_steps_that_are_taken_again_are_shown_once(run: RunDir) -> None:
     assert [(entry["step"], entry["loss"]) for entry in tail.steps] == [(1, 1.0), (2, 1.0), (3, 5.0), (4, 4.0)]
 
 
+def test_the_newest_sample_is_shown_in_one_line(run: RunDir) -> None:
+    write(first(run), line(9))
+    drawn = [{"step": step, "prompt": "Who?", "answer": f"\x1b[2JI, {step}\n  " * 30, "reward": 0.5} for step in (1, 9)]
+    first(run).samples.write_text("".join(json.dumps(one) + "\n" for one in drawn) + '{"step": 9, "pro')
+    words = " ".join(shown(run).split())
+    assert "sample: Who? → [2JI, 9 [2JI, 9" in words
+    assert "…  (step 9, reward 0.5)" in shown(run)
+    said = {"prompt": "What?", "references": ["b"], "answers": {"trained": "a", "base": "b"}}
+    run.stage_dir("02-sft").predictions.write_text(json.dumps(said) + "\n")
+    assert "sample: What? → a" in shown(run)
+
+
 def test_steps_left_out_and_losses_that_are_not_finite_are_said(run: RunDir) -> None:
     write(first(run), line(1, 1.0), line(2, None, skipped=1))
     text = shown(run)
