@@ -33,6 +33,7 @@ __all__ = [
     "read_rows",
     "settled",
     "signless",
+    "text_sizes",
 ]
 
 PAIRED: Final = ("preference", "ratings")
@@ -168,6 +169,32 @@ def signless(data: Data, preferences: set[str]) -> Iterator[tuple[str, str, str]
         message = f"field {field} is 0 or 1 in all rows, and 0 would mean that no answer is better"
         remedy = f"write -1 where `rejected` is the better one: jq -c 'if .{field} == 0 then .{field} = -1 else . end'"
         yield data.path, message, f"{remedy} FILE > NEW; or leave out the rows with 0"
+
+
+def text_sizes(data: Data, most: int) -> list[int]:
+    """Bytes of what each of the first rows says, of a pair in both answers; empty where they cannot be read here."""
+    sizes: list[int] = []
+    if not is_local(data.path):
+        return sizes
+    try:
+        data = settled(data)
+        for where, row in islice(grouped(data, _sample(data)), most):
+            try:
+                sizes.append(sum(len(text.encode()) for text in _texts(data, row, where)))
+            except Unfit:
+                continue  # such a row is left out of training, too
+    except DataError:
+        return []  # `validate` and the trainer tell what is wrong with them
+    return sizes
+
+
+def _texts(data: Data, row: Row, where: str) -> list[str]:
+    if is_text(data):
+        return [text_of(data, row, where)]
+    if is_paired(data):
+        pair = pair_of(data, row, where)
+        return [turn["content"] for side in (pair.chosen, pair.rejected) for turn in side.turns]
+    return [turn["content"] for turn in conversation_of(data, row, where).turns]
 
 
 def _check_row(data: Data, row: Row, where: str, *, only_prompts: bool) -> None:

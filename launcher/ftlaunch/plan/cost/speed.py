@@ -10,7 +10,7 @@ from ftlaunch.plan.cost import answers, trained
 from ftlaunch.plan.cost.answers import Answers
 from ftlaunch.plan.cost.memory import load_of
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Data, Dpo, Full, Ppo, Training
+from ftlaunch.recipe import Data, Dpo, Full, Pairwise, Ppo, Sft, Training
 from ftlaunch.run.spec import StageSpec
 
 SHARE_OF_PEAK = 0.4
@@ -23,6 +23,19 @@ READING = {True: 64, False: 8}
 an A100's data sheet (312 TFLOP/s at 40 % over 2 TB/s, two bytes and two operations a weight), and on a CPU."""
 LARGEST_COUNTED = 2 << 30
 """Bytes of a file whose lines are counted."""
+LOOKED_AT = 256
+"""Rows of a data set, the first ones, whose length is looked at."""
+BYTES_OF_TOKEN = 4
+"""Of English text, as tokenizers with some ten thousand tokens have it; other languages and code have fewer."""
+
+
+class Typical(Struct, frozen=True, kw_only=True):
+    """Seconds, with rows as long as the first ones."""
+
+    tokens: int
+    """Of a row, at `BYTES_OF_TOKEN`."""
+    step: float
+    total: float | None
 
 
 class Time(Struct, frozen=True, kw_only=True):
@@ -38,6 +51,8 @@ class Time(Struct, frozen=True, kw_only=True):
     """Of one evaluation, with its answers, which `total` has as well."""
     counts_evaluations: bool = True
     """Whether the rows of evaluations are counted here; else only their answers are in `evaluation`."""
+    typical: Typical | None = None
+    """None where rows cannot be read here, or are padded."""
 
 
 def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cuda: bool) -> Time:
@@ -50,7 +65,7 @@ def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cud
     generated = answers.of_training(spec, stage)
     held = 0 if isinstance(stage, Ppo) else _held_out(spec)
     of_row = load.tokens // spec.micro_batch_size * forward_operations(spec, shape) * (1 + _looks(spec))
-    evaluation = -(-(held or 0) // spec.world_size) * of_row / operations_per_second
+    looked = evaluation = -(-(held or 0) // spec.world_size) * of_row / operations_per_second
     if generated is not None:
         passes = _passes(generated, cuda=cuda) * forward_operations(spec, shape) / operations_per_second
         if isinstance(stage, Ppo):
@@ -60,6 +75,14 @@ def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cud
     steps = stage.steps or _steps(spec, stage)
     total = None if steps is None else step * steps + evaluation * _evaluations(stage, steps)
     hours = None if total is None else total * spec.world_size / 3600
+    typical = None
+    if (share := _share(spec)) is not None:
+        saved = 0.0 if steps is None else step * steps + looked * _evaluations(stage, steps)
+        typical = Typical(
+            tokens=round(share * load.tokens / spec.micro_batch_size),
+            step=step * share,
+            total=None if total is None else total - (1 - share) * saved,
+        )
     return Time(
         step=step,
         steps=steps,
@@ -67,7 +90,27 @@ def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cud
         device_hours=hours,
         evaluation=evaluation,
         counts_evaluations=held is not None,
+        typical=typical,
     )
+
+
+def _share(spec: StageSpec) -> float | None:
+    """How long the first rows are, of the longest that a row may be, by the weights of their data sets; None where
+    that is not known or says nothing of time."""
+    # A padded micro-batch takes as long as its longest row, and a rollout as its answers.
+    if not isinstance(spec.stage, Sft | Pairwise) or not spec.stage.packing:
+        return None
+    longest = max(data.max_length for data in spec.data.values())
+    sides = 2 if isinstance(spec.stage, Pairwise) else 1
+    told = weights = 0.0
+    for data in spec.data.values():
+        sizes = rows.text_sizes(data, LOOKED_AT)
+        if not sizes:
+            return None
+        # A side of a pair counts as its half: both are cut at the same length.
+        tokens = [min(size / BYTES_OF_TOKEN / sides, data.max_length) for size in sizes]
+        told, weights = told + data.weight * sum(tokens) / len(tokens), weights + data.weight
+    return told / weights / longest
 
 
 def _passes(generated: Answers, *, cuda: bool) -> int:

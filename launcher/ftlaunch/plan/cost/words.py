@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ftlaunch.plan.cost.costs import Cost
 from ftlaunch.plan.cost.fit import Misfit, WayOut
+from ftlaunch.plan.cost.speed import BYTES_OF_TOKEN
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -75,6 +76,10 @@ def _time(cost: Cost) -> Iterator[str]:
     of_that = f"; of that {_duration(time.evaluation)} for each evaluation" if time.evaluation else ""
     apart = "" if time.counts_evaluations else "; rows held out, which are not counted here, take more"
     yield f"time: at most about {_duration(time.step)} a step with full rows{total}{hours}{of_that}{apart}"
+    if time.typical is not None:
+        told = "" if time.typical.total is None else f", {_duration(time.typical.total)} for all"
+        rows = f"with rows as long as the first ones, about {time.typical.tokens} tokens at {BYTES_OF_TOKEN} bytes each"
+        yield f"    {rows}: {_duration(time.typical.step)} a step{told}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What stages will cost, against figures that were computed by hand or published."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,27 @@ def test_time_is_operations_over_the_published_peak(tmp_path: Path) -> None:
     by_hand = 8 * 1024 * 6 * 7.505e9 / (0.4 * 989e12)
     assert told.time.step == pytest.approx(by_hand, rel=0.03)
     assert told.time.total == pytest.approx(500 * told.time.step)
+
+
+def test_time_is_also_told_for_rows_as_long_as_the_first_ones(tmp_path: Path) -> None:
+    """256 of 1,024 tokens, at four bytes each: a quarter of the time. Padded rows take that of the longest."""
+    device = Device("NVIDIA H100", True, 80 * GB, None, 989)
+    rows = [{"q": "x" * 24, "a": "y" * 1000}] * 300 + [{"q": "later", "a": "rows do not count"}] * 99
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = spec(tmp_path, LLAMA_8B, f"data.rows.path={tmp_path}/rows.jsonl", "data.rows.test=90")
+    told = costs.of_spec(own, device, 2)
+    assert isinstance(told, costs.Cost)
+    assert told.time is not None
+    assert told.time.typical is not None
+    assert told.time.typical.tokens == 256
+    assert told.time.typical.step == pytest.approx(told.time.step / 4)
+    assert told.time.total is not None
+    assert told.time.typical.total == pytest.approx(told.time.total / 4)
+    assert "with rows as long as the first ones, about 256 tokens at 4 bytes each: " in words.of_stage(told)
+    padded = costs.of_spec(spec(tmp_path, LLAMA_8B, "stage.0.packing=false"), device, 2)
+    assert isinstance(padded, costs.Cost)
+    assert padded.time is not None
+    assert padded.time.typical is None
 
 
 def test_disk_holds_three_numbers_a_trained_weight(tmp_path: Path) -> None:
