@@ -536,3 +536,10 @@ def test_the_version_stands_in_one_place() -> None:
     assert "version" in project["project"]["dynamic"]
     assert ROOT / project["tool"]["hatch"]["version"]["path"] == SOURCES["ftlaunch"] / "__init__.py"
     assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_rank_loads_what_scores_answers_only_where_a_stage_does() -> None:
+    code = "import sys, fttrain.stages.sft; print(*{'evaluate', 'transformers.pipelines'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

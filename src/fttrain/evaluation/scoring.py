@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from ftlaunch.recipe import METRICS, Need
 from ftlaunch.recipe.names import is_local
 from ftlaunch.run.records import Gap
 from ftlaunch.safety import trust
-from fttrain.evaluation.metrics.additive import AdditiveMetric
+
+if TYPE_CHECKING:
+    from fttrain.evaluation.metrics.additive import AdditiveMetric
 
 RESAMPLED_AT_ONCE = 64
 """Resamples whose weights are held in memory together."""
@@ -102,8 +104,17 @@ def _of_hub(name: str, commit: str) -> Any:
     return loaded
 
 
+def _additive() -> "type[AdditiveMetric]":
+    """Return the class of metrics that can be resampled."""
+    # Imported where something is scored: `evaluate` loads transformers' pipelines, 4 of the 7 s that a rank's imports
+    # take, and a stage that scores no answers needs neither.
+    from fttrain.evaluation.metrics.additive import AdditiveMetric
+
+    return AdditiveMetric
+
+
 def _is_metric_of(value: object, module: str) -> bool:
-    return isinstance(value, type) and issubclass(value, AdditiveMetric) and value.__module__ == module
+    return isinstance(value, type) and issubclass(value, _additive()) and value.__module__ == module
 
 
 def score(metrics: Sequence[str], inputs: Mapping[Need, Inputs], resamples: int, seed: int) -> Scored:
@@ -112,7 +123,7 @@ def score(metrics: Sequence[str], inputs: Mapping[Need, Inputs], resamples: int,
     for name in metrics:
         given = inputs[need_of(name)]
         metric = load_metric(name)
-        if isinstance(metric, AdditiveMetric):
+        if isinstance(metric, _additive()):
             own = found.examples.setdefault(need_of(name), {})
             _score_resampled(metric, given, resamples, seed, found, own)
         else:
@@ -122,7 +133,7 @@ def score(metrics: Sequence[str], inputs: Mapping[Need, Inputs], resamples: int,
 
 
 def _score_resampled(
-    metric: AdditiveMetric, given: Inputs, resamples: int, seed: int, found: Scored, examples: dict[str, list[float]]
+    metric: "AdditiveMetric", given: Inputs, resamples: int, seed: int, found: Scored, examples: dict[str, list[float]]
 ) -> None:
     # Statistics of examples add up (hits, lengths, n-grams), so a resample is a product with weights, not a new
     # scoring.
@@ -158,7 +169,7 @@ def _free(key: str, metric: str, found: Scored) -> str:
     return key if key not in found.scores else f"{Path(metric.partition('@')[0]).stem}/{key}"
 
 
-def resample(metric: AdditiveMetric, statistics_NK: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:
+def resample(metric: "AdditiveMetric", statistics_NK: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:
     """[R] of each score over examples drawn with replacement: the same draws for all with one seed and N."""
     # A generator from the seed at each call: all models and metrics get the same draws, which paired intervals need.
     draw = np.random.default_rng(seed)
