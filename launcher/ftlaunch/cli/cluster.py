@@ -46,12 +46,14 @@ def attach(
     Example: ftlaunch attach my-run --rank 3 -- nvidia-smi
     """
     from ftlaunch.backend import runs
-    from ftlaunch.backend.slurm import queue
+    from ftlaunch.backend.slurm import paths, queue
     from ftlaunch.backend.slurm.attach import command
+    from ftlaunch.cluster.vocabulary import Cluster
 
     folder = runs.find(run)
     line = command(folder, rank, words or [], terminal=sys.stdin.isatty())
     # Within salloc, the shell's own job has its size there, which srun would take for what is asked of it.
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SRUN_"))}
     # The profile may name a slurm.conf of its own: srun then finds the run's cluster and not the default one.
-    raise typer.Exit(subprocess.call(line, env=variables | queue.environment(queue.read_cluster(folder))))
+    cluster = queue.read_cluster(folder) if paths.cluster(folder).exists() else Cluster()  # nodes that are held
+    raise typer.Exit(subprocess.call(line, env=variables | queue.environment(cluster)))

@@ -21,6 +21,8 @@ START_SECONDS = 60
 """A start that has less than this before its signal can take no step."""
 KINDS = {str(kind.__struct_config__.tag) for kind in get_args(Stage)}
 EXCLUDE = re.compile(r"^exclude *= *\[[^\]\n]*\]", re.MULTILINE)
+NUMBERS = {"cpus_per_node", "signal_lead", "hang_after", "max_restarts", "successors"}
+"""Keys of a profile whose values are no texts."""
 SET_BY_FTLAUNCH = (
     "nodes ntasks-per-node dependency output error signal requeue no-requeue kill-on-invalid-dep array export"
     " parsable quiet wait test-only job-name wrap chdir partition account qos constraint cpus-per-task mem time exclude"
@@ -60,7 +62,7 @@ def load_cluster(name_or_path: str, settings: Sequence[str] = ()) -> Cluster:
     UserError where others may write the file: its lines are run.
     """
     path = find_profile(name_or_path)
-    layer, problems = layers.override(_with_base(path), settings, "--site")
+    layer, problems = layers.override(_with_base(path), [*map(_as_text, settings)], "--site")
     where = SourceMap(Source(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Cluster, layer.values, where)
     problems += _strangers(layer.values, where)
@@ -70,6 +72,14 @@ def load_cluster(name_or_path: str, settings: Sequence[str] = ()) -> Cluster:
     if problems := [*_contradictions(cluster, where)]:
         raise RecipeError(problems)
     return cluster
+
+
+def _as_text(setting: str) -> str:
+    """A setting whose digits are a text, as those of time_limit=90 and account=12345 are."""
+    key, _, value = setting.partition("=")
+    table, _, name = key.strip().rpartition(".")
+    is_number = table == "sbatch" or name in NUMBERS
+    return setting if is_number or not value.isdecimal() else f'{key}="{value}"'
 
 
 def _with_base(path: Path) -> layers.Layer:

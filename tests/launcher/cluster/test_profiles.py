@@ -342,3 +342,13 @@ def test_a_runs_name_is_one_plain_word(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(f'name = {json.dumps(text)}\nmodel.path = "m"\n[[stage]]\nkind = "merge"\n')
     with pytest.raises(RecipeError, match="name"):
         load_recipe(tmp_path / "r.toml", [])
+
+
+def test_digits_in_a_call_are_a_text_where_the_key_wants_one(tmp_path: Path) -> None:
+    """SLURM's own forms, as a shell passes them on: minutes, all memory, an account that is a number."""
+    called = ["time_limit=90", "memory_per_node=0", "account=12345", "stage.merge.time_limit=30", "environment.X=1"]
+    numbers = ["cpus_per_node=8", "signal_lead=20", "hang_after=9", "max_restarts=2", "successors=1", "sbatch.nice=5"]
+    cluster = load_cluster(str(write(tmp_path, "")), [*called, *numbers])
+    assert (cluster.time_limit, cluster.memory_per_node, cluster.account) == ("90", "0", "12345")
+    assert (cluster.stage["merge"].time_limit, cluster.environment) == ("30", {"X": "1"})
+    assert (cluster.cpus_per_node, cluster.successors, cluster.sbatch) == (8, 1, {"nice": 5})

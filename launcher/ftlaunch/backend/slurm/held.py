@@ -3,31 +3,39 @@
 import ctypes
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-from ftlaunch.backend import runs
+from ftlaunch import processes
+from ftlaunch.backend import driven, runs
 from ftlaunch.backend.display import Display
 from ftlaunch.backend.driving import Driven, StageDriver
 from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.slurm import paths, queue
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord, read_ended
+from ftlaunch.backend.status import RunStatus, StageStatus, measured, run_status
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import STAGE_FAILED, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
+from ftlaunch.processes import lock
 from ftlaunch.processes.outcome import read_outcome
 from ftlaunch.processes.signals import StopSignals
-from ftlaunch.run.files import last_lines, write_atomic, write_json
-from ftlaunch.run.layout import CANCEL, STOP, Attempt, RunDir, StageDir
+from ftlaunch.run.files import last_lines, read_json, write_atomic, write_json
+from ftlaunch.run.layout import CANCEL, REQUEUE, STOP, Attempt, RunDir, StageDir
 from ftlaunch.run.progress import MetricsTail, duration
 
 POLL_SECONDS = 0.2
@@ -51,6 +59,14 @@ class Allocation:
 
     def __str__(self) -> str:
         return f"job {self.job} on {', '.join(self.nodes)}"
+
+
+class HeldBy(Struct, frozen=True, kw_only=True):
+    """held_by.json: the job that a run's driver is in. Its id alone proves nothing: SLURM gives ids again."""
+
+    job: str
+    nodes: str
+    """In SLURM's short form."""
 
 
 def allocation() -> Allocation | None:
@@ -92,6 +108,7 @@ class Held(Driven):
             message = f"{run.path.name} runs on nodes that you hold, and here you hold none"
             raise UserError(message, "resume it in salloc")
         display.say(f"on nodes that you hold: {held}")
+        write_json(paths.held_by(run), HeldBy(job=held.job, nodes=os.environ["SLURM_JOB_NODELIST"]))
         _await_end_of_steps(run, display)
         with nullcontext(interrupts) if interrupts else StopSignals() as heard:
             return _Driver(run, display, heard, held).run_unfinished(plan)
@@ -101,6 +118,29 @@ class Held(Driven):
         if is_for(plan) is None:
             self._otherwise.require_nodes(plan)
 
+    def require_rest(self, run: RunDir) -> None:
+        """UserError where a driver on one of the nodes is at work in the run."""
+        if (by := _lives(run)[0]) is not None:
+            message = f"{run.path.name} is already running in job {by.job}"
+            raise UserError(message, f"end it first: ftlaunch stop {shlex.quote(str(run.path))}")
+
+    def states(self, runs: Sequence[RunDir]) -> list[RunStatus]:
+        """How runs stand, in their order; SLURM is asked of drivers on other machines than this."""
+        return [_state(run) for run in runs]
+
+    def is_over(self, run: RunDir) -> bool:
+        """Whether nothing of a run works any more. False where its driver is elsewhere, and SLURM does not answer."""
+        return driven.is_over(run) or _lives(run)[1]
+
+    def cancel(self, run: RunDir) -> None:
+        """End every process of a run at once, also where its driver is on one of the nodes."""
+        if _lives(run)[0] is None:
+            super().cancel(run)
+            return
+        # The tasks read it and end their ranks; the driver then starts no other stage.
+        for stage_dir in run.unfinished():
+            write_atomic(stage_dir.stop, CANCEL)
+
     def choose_nodes(self, run: RunDir) -> None:
         """Note whether the run goes on by held nodes from here."""
         if is_for(runs.read_plan(run)) is None:
@@ -108,6 +148,45 @@ class Held(Driven):
             return
         write_json(paths.held(run), Cluster())
         write_json(paths.environment(run), dict[str, str]())  # the tasks have all of this process's
+
+
+def _lives(run: RunDir) -> tuple[HeldBy | None, bool]:
+    """The job that a driver on another machine works in, and whether that job is known to have ended instead."""
+    who, by = lock.holder(run), read_json(paths.held_by(run), HeldBy)
+    if who is None or processes.is_alive(who) is not None or by is None or shutil.which("scontrol") is None:
+        return None, False
+    try:
+        entry = queue.show(by.job, Cluster())
+    except UserError:
+        return None, False
+    lives = entry is not None and entry.alive and entry.nodes == by.nodes
+    return (by, False) if lives else (None, True)
+
+
+def _state(run: RunDir) -> RunStatus:
+    """How a run stands, by what SLURM says of its driver's job where the driver itself cannot be seen from here."""
+    found = driven.state(run)
+    if found.state != "unknown":
+        return found
+    by, ended = _lives(run)
+    if by is None and not ended and lock.holder(run):
+        return found
+    stages = [
+        _stage_status(run.stage_dir(stage.name), stage.attempts, by) if stage.state == "unknown" else stage
+        for stage in found.stages
+    ]
+    now = run_status(run, stages)
+    # Between two stages all of them wait, and yet the driver is at work.
+    return msgspec.structs.replace(now, state="running") if by and now.state == "waiting" else now
+
+
+def _stage_status(stage_dir: StageDir, attempts: int, by: HeldBy | None) -> StageStatus:
+    if by is not None:
+        return msgspec.structs.replace(measured(stage_dir, attempts, "running", None), job=by.job, nodes=by.nodes)
+    if stage_dir.stop_reason() == CANCEL:
+        return measured(stage_dir, attempts, "cancelled", "as asked")
+    decided = read_ended(stage_dir.all_attempts()[-1])
+    return measured(stage_dir, attempts, "interrupted", decided.reason if decided else "its driver or job has ended")
 
 
 def _await_end_of_steps(run: RunDir, display: Display) -> None:
@@ -138,7 +217,7 @@ class _Driver(StageDriver):
         paths.jobs(stage_dir).mkdir(mode=0o700, exist_ok=True)
         count, lost, began = planned.spec.parallel.nodes, set[str](), time.time()
         while True:
-            if self.interrupts.wish != "go on":
+            if self.interrupts.wish != "go on" or stage_dir.stop_reason() not in (None, REQUEUE):
                 return self.stopped(stage_dir, "not started, as asked")
             nodes = [name for name in self.held.nodes if name not in lost][:count]
             if len(nodes) < count:
@@ -160,7 +239,8 @@ class _Driver(StageDriver):
         how = ["--overlap", f"--cpus-per-task={self.held.cpus}", "--kill-on-bad-exit=1", "--wait=60", "--export=ALL"]
         python = [sys.executable, "-u", "-P", "-m", "ftlaunch.backend.slurm.held_task", str(stage_dir.path)]
         metrics = MetricsTail(stage_dir.metrics, since=time.time())
-        self.display.say(f"{stage_dir.name}  {planned.spec.world_size} processes on {', '.join(nodes)}")
+        ranks = planned.spec.world_size
+        self.display.say(f"{stage_dir.name}  {ranks} process{'es' if ranks > 1 else ''} on {', '.join(nodes)}")
         with log.open("wb") as file, self.display.stage(stage_dir.name):
             process = subprocess.Popen(
                 ["srun", *where, *how, *python],

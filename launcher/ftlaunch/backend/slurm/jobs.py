@@ -83,6 +83,8 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
     # The folder comes before SLURM, which knows an exit code where the attempt knows the error.
     if told:
         return told
+    if is_first and (id := _bringer(stage_dir, answer)) is not None:
+        return "waiting", f"job {id} submits it, or goes on with it"
     if is_first or entry:
         state, note = _ended(stage_dir, entry, None if is_first else first_unfinished)
         return state, f"{note}; {answer.accounts}" if answer.accounts and entry is None else note
@@ -131,6 +133,14 @@ def _cut_short(stage_dir: StageDir) -> str | None:
     if is_whole or ((who := lock.holder(run)) and processes.is_alive(who) is not False):
         return None
     return "its submission was cut short, and it leaves as soon as it starts: ftlaunch resume submits the run again"
+
+
+def _bringer(stage_dir: StageDir, answer: Answer) -> str | None:
+    """The run's job that sees to a stage for which the queue had no room; None where none lives."""
+    submission = queue.read_submission(stage_dir.run)
+    if submission is None or not submission.complete or queue.read_job(stage_dir) is not None:
+        return None
+    return next((entry.id for entry in answer.entries.values() if entry.alive), None)
 
 
 def _as_asked(stage_dir: StageDir, asked: str | None) -> tuple[State, str | None]:

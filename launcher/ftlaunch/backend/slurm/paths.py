@@ -18,6 +18,11 @@ def held(run: RunDir) -> Path:
     return run.path / "held.json"
 
 
+def held_by(run: RunDir) -> Path:
+    """The job whose nodes such a run was started on last."""
+    return run.path / "held_by.json"
+
+
 def submission(run: RunDir) -> Path:
     """On which cluster a run was submitted last, and whether all of its jobs were taken."""
     return run.path / "submission.json"

@@ -27,6 +27,8 @@ TIMEOUT, ACCOUNTS_TIMEOUT = 60.0, 20.0
 """Seconds that a question to SLURM may take, as some sites' own commands do, and one that is no more than helpful."""
 CACHED_SECONDS = 180.0
 """A site's own squeue may repeat an answer for a while: a job that it does not list may be younger than the answer."""
+_UNANSWERED: dict[str | None, str] = {}
+"""Accountings, by their slurm.conf, that have kept this process waiting for nothing."""
 SEPARATOR = "\x1f"
 """Between the fields of a row: no run's folder holds a control character."""
 FIELDS = SEPARATOR.join(("%i", "%T", "%r", "%N", "%S", "%L", "%j", "%Z", "%o"))
@@ -392,18 +394,19 @@ def _sacct(ids: set[str], cluster: Cluster) -> tuple[dict[str, Entry], str | Non
     """
     if not ids:
         return {}, None
+    if said := _UNANSWERED.get(cluster.slurm_conf):
+        return {}, said
     options = ["--noheader", "--allocations", "--parsable2", f"--format={SACCT_FIELDS}"]
     try:
         done = call(["sacct", *options, f"--jobs={','.join(sorted(ids))}"], cluster, ACCOUNTS_TIMEOUT)
     except UserError as error:
-        return {}, None if shutil.which("sacct") is None else error.message
+        # Asked at each look, it would hold up `logs -f` and others again and again.
+        return {}, shutil.which("sacct") and _UNANSWERED.setdefault(cluster.slurm_conf, error.message)
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2]
         return {}, None if "accounting storage is disabled" in said else f"sacct failed: {said}"
     found: dict[str, Entry] = {}
-    for line in done.stdout.splitlines():
-        if line.count("|") < 6:
-            continue
+    for line in (line for line in done.stdout.splitlines() if line.count("|") >= 6):
         # The folder comes last, so that a | in its name stays part of it.
         job, state, reason, nodes, start, name, folder = line.split("|", 6)
         # A state may have an explanation: "CANCELLED by 1000".

@@ -27,6 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run of two stages, jobs 7 and 8 of cluster alpha, where no command of SLURM's is on the path by itself."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/nowhere")
+    monkeypatch.setattr(queue, "_UNANSWERED", {})
     (tmp_path / "slurm.conf").write_text("# a site's\nClusterName=alpha\n")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     run = write_run(tmp_path / "r", "train", "train")
@@ -355,6 +356,28 @@ def test_accounts_that_do_not_answer_are_told_of_a_job_that_is_gone(
     known, _, why = (note or "").partition("; ")
     assert (state, known) == ("interrupted", "SLURM does not know job 7 any more")
     assert why.startswith(told) if told else not why
+
+
+def test_accounts_that_hang_are_asked_once(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at each look of `logs -f` or `stop --wait`, nor for each run."""
+    monkeypatch.setattr(queue, "ACCOUNTS_TIMEOUT", 0.2)
+    says(tmp_path)
+    (tmp_path / "bin/sacct").write_text(f"#!/bin/sh\nprintf . >> {tmp_path}/accounts\nexec /bin/sleep 5\n")
+    (tmp_path / "bin/sacct").chmod(0o700)
+    notes = {_first(read_status(run))[1] for _ in range(3)}
+    assert notes == {"SLURM does not know job 7 any more; sacct has not answered for 0.2 s"}
+    assert (tmp_path / "accounts").read_text() == "."
+
+
+def test_a_stage_without_a_job_is_seen_to_by_the_job_before(run: RunDir, tmp_path: Path) -> None:
+    """The queue had no room for it; between two stages the job of the first tries again."""
+    says(tmp_path, FIRST.format("RUNNING", "None"))
+    run.stage_dir("01-sft").result.write_text("{}")
+    paths.job(run.stage_dir("02-sft")).unlink()
+    second = read_status(run).stages[1]
+    assert (second.state, second.note) == ("waiting", "job 7 submits it, or goes on with it")
+    says(tmp_path, FIRST.format("COMPLETED", "None"))
+    assert read_status(run).stages[1].note == "not submitted"
 
 
 @pytest.mark.parametrize(
