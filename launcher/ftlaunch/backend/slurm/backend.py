@@ -114,7 +114,7 @@ class Slurm(Backend):
         from ftlaunch.backend.slurm.lanes import conduct
 
         try:
-            return conduct([*runs.values()], at_once, say)
+            return conduct([*runs.values()], self.cluster, at_once, say)
         except KeyboardInterrupt:
             say("what is in the queue goes on; the same command waits for it again")
             return INTERRUPTED

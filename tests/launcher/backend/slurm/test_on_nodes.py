@@ -9,11 +9,13 @@ import msgspec
 import pytest
 from tests.launcher.acted import make_plan, write_run
 
-from ftlaunch.backend import backends, runs
+from ftlaunch.backend import backends, control, runs
 from ftlaunch.backend.slurm import attach, entry, held, messages, paths, requeue, tool_job
+from ftlaunch.backend.slurm.held import HeldBy
 from ftlaunch.backend.slurm.held_task import HeldTask
 from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
 from ftlaunch.backend.slurm.notify import notify
+from ftlaunch.backend.slurm.queue import SEPARATOR
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.backend.slurm.stage_job import conclude_cut_off
 from ftlaunch.cluster.vocabulary import Cluster
@@ -21,7 +23,8 @@ from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.processes import identify
 from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import RunDir
+from ftlaunch.run.layout import CANCEL, RunDir
+from ftlaunch.watch.status import read_status
 
 
 def test_a_shell_is_opened_on_the_node_of_a_rank_at_work(run: RunDir, slurm: Path) -> None:
@@ -133,6 +136,39 @@ def test_a_run_leaves_the_nodes_that_were_held(run: RunDir, slurm: Path) -> None
     assert held.is_for(make_plan(run.path, "train")) is None
     backends.driven(run).choose_nodes(run)
     assert not paths.held(run).exists()
+
+
+def test_a_run_on_held_nodes_is_seen_and_ended_from_elsewhere(
+    run: RunDir, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a login node: its driver works in a batch script on a node, whose processes cannot be seen."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    paths.cluster(run).unlink()
+    write_json(paths.held(run), Cluster())
+    write_json(paths.held_by(run), HeldBy(job="55", nodes="n[1-2]"))
+    there = msgspec.structs.replace(identify(os.getpid()), host="n1")
+    write_json(run.lock, there)
+    stage_dir = run.stage_dir("01-sft")
+    attempt = stage_dir.new_attempt(made_by=MadeBy(job="55.0", restart=0, nodes=["n2"]))
+    write_json(attempt.process, there)
+    row = ["55", "RUNNING", "None", "n[1-2]", "N/A", "1:00", "bash", "/x", "/x.sh"]
+    (slurm / "queue").write_text(SEPARATOR.join(row) + "\n")
+    scontrol = (slurm / "scontrol").read_text()
+    (slurm / "scontrol").write_text(scontrol.replace("Command={script}", "Command={script}\\n   NodeList={nodes}"))
+    stage = read_status(run).stages[0]
+    assert (stage.state, stage.job, stage.nodes) == ("running", "55", "n[1-2]")
+    with pytest.raises(UserError, match="is already running in job 55"):
+        backends.of(run).require_rest(run)
+    line = attach.command(run, 0, ["top"], terminal=False)
+    assert {"--jobid=55", "--nodelist=n2"} <= {*line}
+    assert control.cancel(run)
+    assert {one.stop_reason() for one in run.stage_dirs()} == {CANCEL}
+    stage_dir.stop.unlink()
+    (slurm / "queue").write_text("")
+    assert read_status(run).stages[0].state == "interrupted"
+    backends.of(run).require_rest(run)
+    with pytest.raises(UserError, match="is not running"):
+        control.ask_to_stop(run, wait=0)
 
 
 SRUN = """\

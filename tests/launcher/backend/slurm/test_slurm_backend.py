@@ -2,16 +2,17 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.faults.disks import mounted
 from tests.launcher.acted import write_run
 
 from ftlaunch.backend import backends, control, runs
-from ftlaunch.backend.slurm import paths, queue, submit
+from ftlaunch.backend.slurm import lanes, paths, queue, submit
 from ftlaunch.backend.slurm.queue import SEPARATOR
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import UserError
+from ftlaunch.errors import DONE, UserError
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch.status import read_all, read_status
@@ -93,6 +94,37 @@ def test_a_greeting_is_no_reason_and_a_full_queue_is_no_mistake(run: RunDir, slu
     start(run)
     assert states(run) == ["queued", "waiting"]
     assert not paths.job(run.stage_dir("02-sft")).exists()
+
+
+def test_trials_wait_for_room_that_slurm_gives_late(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A QoS of one job counts that until SLURM has cleaned up after it, when its stage has its result already."""
+    folders = [write_run(tmp_path / name, "train") for name in "ab"]
+    for folder in folders:
+        write_json(paths.cluster(folder), Cluster())
+        (folder.path / "code.json").write_text('{"files": {}}')
+    sbatch = (slurm / "sbatch").read_text()
+    full = "sbatch: error: QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: job submit limit"
+    room = f'if any("COMPLETED" not in row for row in known):\n    sys.exit("{full}")\ntold = '
+    (slurm / "sbatch").write_text(sbatch.replace("told = ", room, 1))
+
+    def become(state: str) -> None:
+        text = (slurm / "queue").read_text()
+        (slurm / "queue").write_text(text.replace("PENDING", state).replace("COMPLETING", state))
+
+    def finish(folder: RunDir) -> None:
+        folder.stage_dir("01-sft").result.write_text("{}")
+        become("COMPLETING")
+
+    events = iter([lambda: finish(folders[0]), lambda: None, lambda: become("COMPLETED"), lambda: finish(folders[1])])
+    monkeypatch.setattr(lanes, "time", SimpleNamespace(sleep=lambda _: next(events)()))
+    said: list[str] = []
+    later = backends.on(Cluster(qos="later"))
+    assert later.conduct({folder.path.name: folder for folder in folders}, 2, said.append) == DONE
+    assert [queue.read_cluster(folder).qos for folder in folders] == ["later", "later"]  # not the profile of before
+    assert said[0].startswith("2 trials: 1 not submitted yet, 1 queued; 01-sft cannot be submitted: QOSMaxSubmitJob")
+    assert said[-1] == "2 trials: 2 done"
 
 
 def test_a_fresh_run_that_is_refused_leaves_no_folder(run: RunDir, slurm: Path) -> None:
