@@ -272,6 +272,11 @@ def test_gpus_are_asked_for_as_the_site_wants_it(style: str) -> None:
 def test_the_price_is_that_of_all_starts() -> None:
     asked = asked_for_gpus(Cluster(time_limit="2:00:00", max_restarts=4))
     assert asked.price == "2 nodes × 4 GPUs × 2:00:00 = 16 GPU-hours a start; at most 80 in 5 starts"
+    assert asked.cpus == "as many CPUs as the site gives by default, often one (cpus_per_node) for 4 processes a node"
+    assert (
+        "= 3,200 GPU-hours a start; at most 6,400"
+        in asked_for_gpus(Cluster(time_limit="400:00:00", max_restarts=1)).price
+    )
     asked = asked_for_gpus(Cluster(time_limit="2:00:00", gpus="none", restart="successor", successors=1))
     assert asked.price == "2 nodes × 2:00:00 = 4 node-hours a start; at most 8 in 2 starts"
 

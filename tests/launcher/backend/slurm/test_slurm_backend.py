@@ -9,6 +9,7 @@ from tests.faults.disks import mounted
 from tests.launcher.acted import write_run
 
 from ftlaunch.backend import backends, control, runs
+from ftlaunch.backend.driving import come_back
 from ftlaunch.backend.slurm import lanes, paths, queue, submit
 from ftlaunch.backend.slurm.queue import SEPARATOR
 from ftlaunch.cluster.vocabulary import Cluster
@@ -58,6 +59,7 @@ def test_each_stage_is_a_job_that_waits_for_the_one_before(
     out, err = capsys.readouterr()
     assert "r is submitted: job 101, job 102. Come back with" in err
     assert f"ftlaunch status {run.path}" in out
+    assert come_back(RunDir(Path("/a b's"))).splitlines()[0] == """  ftlaunch status '/a b'"'"'s'"""
     submission = queue.read_submission(run)
     assert submission is not None
     assert submission.complete
