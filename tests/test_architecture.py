@@ -118,7 +118,7 @@ FLOORS = {
     "ftlaunch.rows": (
         "template",
         "files groups messages tables unfit",
-        "lines",
+        "columns lines",
         "conversations readers",
         "pairs",
         "looks prompts",

@@ -11,16 +11,18 @@ from msgspec.structs import replace
 from ftlaunch.recipe import Data
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import looks, tables
+from ftlaunch.rows.columns import Columns, misspelt
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
 from ftlaunch.rows.files import ENDINGS, data_files, kind_of_file, unread_files
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.pairs import is_good, pair_of
 from ftlaunch.rows.prompts import prompt_of
 from ftlaunch.rows.readers import Lines, read_rows, rows_of
-from ftlaunch.rows.template import DataError, Row, Unfit, optional_fields
+from ftlaunch.rows.template import DataError, Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows, remedy, summary
 
 __all__ = [
+    "Columns",
     "Findings",
     "check_rows",
     "data_files",
@@ -29,10 +31,8 @@ __all__ = [
     "is_paired",
     "is_text",
     "misspelt",
-    "note_preference",
     "read_rows",
     "settled",
-    "signless",
     "text_sizes",
 ]
 
@@ -81,12 +81,12 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     found, unfit = Findings(), UnfitRows()
     seen = 0
     fields: set[str] = set()
-    preferences: set[str] = set()
+    columns = Columns(data)
     try:
         for where, row in islice(grouped(data, _sample(data)), data.limit):
             seen += 1
             fields |= row.keys()
-            note_preference(data, row, preferences)
+            columns.note(row)
             # Unfit is a DataError, too: one row that is unfit is counted here, while any other DataError ends the
             # reading.
             try:
@@ -97,7 +97,7 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
         found.problems.append((error.where, error.problem, error.remedy))
     if seen:
         # In front of what ended the reading: these are about earlier rows.
-        found.problems[:0] = [*misspelt(data, fields), *signless(data, preferences), *_problems(data, unfit, seen)]
+        found.problems[:0] = [*misspelt(data, fields), *columns.problems(), *_problems(data, unfit, seen)]
     if not found.problems and unfit.every():
         found.notes = [summary(seen, unfit.every(), unfit.examples)]
     if not found.problems and (others := [file.name for file in unread_files(Path(data.path), data.split)]):
@@ -142,33 +142,6 @@ def _problems(data: Data, unfit: UnfitRows, seen: int) -> Iterator[tuple[str, st
     elif sum(unfit.every().values()) == seen:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in unfit.every().items())
         yield data.path, f"none of the {seen} rows read can be trained on: {reasons}", "look at the rows"
-
-
-def misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
-    """(where, message, remedy) of optional fields that no row has: a missing required one is noticed by itself."""
-    for template in (data.prompt, data.completion, data.chosen, data.rejected, data.system):
-        for name in sorted(optional_fields(template or "") - fields):
-            message = f"no row has the field {name}, which a template names as optional"
-            yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
-
-
-def note_preference(data: Data, row: Row, preferences: set[str]) -> None:
-    """Add the row's preference to those that `signless` judges; three tell as much as all of them."""
-    value = None if data.preference_field is None else row.get(data.preference_field)
-    if value is not None and len(preferences) < 3:
-        preferences.add(str(value))
-
-
-def signless(data: Data, preferences: set[str]) -> Iterator[tuple[str, str, str]]:
-    """(where, message, remedy) of preferences that are 0 or 1 throughout.
-
-    Most such files mean by 0 that the other answer is better, and not that neither is.
-    """
-    field = data.preference_field
-    if preferences in ({"0", "1"}, {"0.0", "1.0"}):
-        message = f"field {field} is 0 or 1 in all rows, and 0 would mean that no answer is better"
-        remedy = f"write -1 where `rejected` is the better one: jq -c 'if .{field} == 0 then .{field} = -1 else . end'"
-        yield data.path, message, f"{remedy} FILE > NEW; or leave out the rows with 0"
 
 
 def text_sizes(data: Data, most: int) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from ftlaunch.recipe import Data
 from ftlaunch.rows.messages import Conversation, Turn, message_turns, turns_in
-from ftlaunch.rows.template import Excused, Row, Unfit, fill, is_blank, kind_of, text_at, value_at
+from ftlaunch.rows.template import Excused, Row, Unfit, bare_field, fill, is_blank, kind_of, text_at, value_at
 
 LISTS = ("messages", "conversations", "conversation")
 """Fields that list turns, where no `messages_field` names another."""
@@ -75,11 +75,14 @@ def _from_prompt(data: Data, row: Row, where: str) -> Conversation:
 
 def _side(row: Row, name: str, template: str | None, said: Callable[[str], Turn], where: str) -> Conversation:
     """The turns of a template, or of a field that is a text or lists turns."""
-    if template is not None:
-        return Conversation([said(fill(template, row, where))])
-    if isinstance(turns_in(value_at(row, (name,), where)), list):
-        return message_turns(row, name, where)
-    return Conversation([said(text_at(row, (name,), where))])
+    if template is None:
+        if isinstance(turns_in(value_at(row, (name,), where)), list):
+            return message_turns(row, name, where)
+        return Conversation([said(text_at(row, (name,), where))])
+    # A text that is JSON of a list stays one under a template, as the answers of some files are such.
+    if (listed := bare_field(template)) is not None and isinstance(row.get(listed), list):
+        return message_turns(row, listed, where)
+    return Conversation([said(fill(template, row, where))])
 
 
 def _from_alpaca(data: Data, row: Row, where: str) -> Conversation:

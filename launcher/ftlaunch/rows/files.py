@@ -26,7 +26,9 @@ SPLITS = {
 """Words in the names of files and folders → the split that they mark, as on the hub."""
 
 # train-00000-of-00002.parquet; older files of the hub have a hash at the end.
-SHARD = re.compile(r"(?P<split>\w+)-\d+-of-\d+(?:-\w+)?")
+SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-\w+)?")
+CONFIGURATION = re.compile(r"^[ -]*config_name:\s*(\S.*?)\s*$", re.MULTILINE)
+"""What the head of a README.md, as data sets of the hub have it, calls one of several sets in the same folder."""
 
 _SUPPORTED = (
     f"use {', '.join(KINDS[:-1])} or {KINDS[-1]}, or one of these with {', '.join(PACKED[:-1])} or {PACKED[-1]}"
@@ -90,7 +92,33 @@ def _data_files(path: Path, split: str) -> list[Path]:
     found = [file for file in _inside(path) if kind_of_file(file)]
     # Next to other data a .txt is mostly a note, so texts count only in a folder without anything else.
     texts = [file for file in found if kind_of_file(file) == ".txt"]
-    return _of_split([file for file in found if file not in texts] or texts, path, path, split)
+    _refuse_configurations(path)
+    chosen = _of_split([file for file in found if file not in texts] or texts, path, path, split)
+    _refuse_gaps(chosen, path)
+    return chosen
+
+
+def _refuse_configurations(folder: Path) -> None:
+    """Raise DataError where a copy of the hub's data set holds several, of which the hub asks for one."""
+    card = folder / "README.md"
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2) if card.is_file() else []
+    names = dict.fromkeys(CONFIGURATION.findall(parts[1])) if len(parts) == 3 and not parts[0] else {}
+    if len(names) > 1:
+        message = f"README.md says that it holds several data sets: {', '.join(names)}"
+        raise DataError(str(folder), message, f"name the folder of one, or its files by a pattern: {folder}/…/train-*")
+
+
+def _refuse_gaps(files: list[Path], folder: Path) -> None:
+    """Raise DataError where a file that others count, such as train-00001-of-00002, is not there."""
+    found: dict[tuple[Path, str, str], set[int]] = {}
+    for file in files:
+        if shard := SHARD.fullmatch(file.name.partition(".")[0]):
+            found.setdefault((file.parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
+    for (inner, split, count), numbers in found.items():
+        if len(numbers) < int(count):
+            message = f"of {split}-*-of-{count} only {len(numbers)} of {int(count)} files are there"
+            remedy = f"fetch the others, or name those that are there by a pattern: {inner}/{split}-*"
+            raise DataError(str(folder), message, remedy)
 
 
 def unread_files(path: Path, split: str = "train") -> list[Path]:
@@ -143,7 +171,7 @@ def _may_hold_rows(file: Path) -> bool:
 
 
 def _holds_rows(name: str) -> bool:
-    return name not in NO_ROWS and not name.startswith((".", "readme", "license"))
+    return name not in NO_ROWS and not name.startswith((".", "~$", "readme", "license"))
 
 
 def _raise(error: OSError) -> None:

@@ -44,6 +44,15 @@ SYSTEMS = ("system", "system_prompt")
 LABELS = ("label", "labels", "kto_tag", "desirable", "accepted", "correct", "is_correct")
 """Fields that may tell which answers are bad."""
 
+UNHEARD = {
+    **dict.fromkeys(("weight", "weights", "sample_weight"), "weighs rows, and all rows are trained alike"),
+    **dict.fromkeys(
+        ("image", "images", "audio", "audios", "video", "videos"),
+        "holds what is no text, and a model is trained on text alone",
+    ),
+}
+"""Fields that nothing reads and without which rows say something else, in lower case → why."""
+
 TRUTHS = {
     *("true", "false", "0", "1", "0.0", "1.0", "-1", "-1.0", "yes", "no", "good", "bad"),
     *("chosen", "rejected", "desirable", "undesirable"),
@@ -110,6 +119,8 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
     if not only_prompts and told.format in ("prompt", "alpaca", "messages", "sharegpt"):
         read = fields_read(told, fields.keys())
         _refuse_labels(told, {name: values for name, values in labels.items() if name not in read})
+    if not only_prompts and told.format is not None:
+        _refuse_unheard(told, {name: value for name, value in fields.items() if name.lower() in UNHEARD})
     return told
 
 
@@ -118,12 +129,24 @@ def _refuse_labels(told: Data, labels: Mapping[str, list[object]]) -> None:
     for name, values in labels.items():
         found = {str(value).lower() for value in values}
         if found and found <= TRUTHS:
-            keys = {key: getattr(told, key) for key in ("format", "prompt", "completion", "system")}
-            written = ", ".join(f"{key} = {json.dumps(text)}" for key, text in keys.items() if text is not None)
             message = f"the field {name} is only {' or '.join(sorted(found))}: it may say which answers are bad"
-            raise DataError(
-                told.path, message, f"leave out rows with bad answers; or, to train on all rows, write {written}"
-            )
+            remedy = f"leave out rows with bad answers; or, to train on all rows, write {_written(told)}"
+            raise DataError(told.path, message, remedy)
+
+
+def _refuse_unheard(told: Data, fields: Mapping[str, object]) -> None:
+    """Raise DataError where a field that nothing reads changes what rows say."""
+    read = fields_read(told, fields.keys())
+    for name, value in fields.items():
+        if value not in (None, "", []) and name not in read:
+            remedy = f"leave out such rows; or, to train on all of them without it, write {_written(told)}"
+            raise DataError(told.path, f"the field {name} {UNHEARD[name.lower()]}", remedy)
+
+
+def _written(told: Data) -> str:
+    """The keys that say what the fields have told."""
+    keys = {key: getattr(told, key) for key in ("format", "prompt", "completion", "system")}
+    return ", ".join(f"{key} = {json.dumps(text)}" for key, text in keys.items() if text is not None)
 
 
 def _looked_at(data: Data, fields: Mapping[str, object]) -> Data:
@@ -213,7 +236,8 @@ def _remedy(fields: Mapping[str, object]) -> str:
             keys = f'answers_field = "{name}", answer_field = "…", rating_field = "…"'
             ratings = f'; if {name} are answers with ratings, format = "ratings", prompt = "{{…}}", {keys}'
     remedy = 'write prompt = "{…}" and completion = "{…}" over these fields (for pairs prompt, chosen and rejected),'
-    return f'{remedy} or a format, with messages_field = "…" where a field lists turns{ratings}'
+    others = 'format = "text" and text_field = "…" for plain text, or a format, with messages_field = "…"'
+    return f"{remedy} {others} where a field lists turns{ratings}"
 
 
 def _list_of_turns(data: Data, fields: Mapping[str, object]) -> str | None:

@@ -14,6 +14,7 @@ from ftlaunch.rows.template import (
     Excused,
     Row,
     Unfit,
+    bare_field,
     fill,
     kind_of,
     shown,
@@ -126,6 +127,8 @@ def _is_empty(row: Row, path: tuple[str, ...], where: str) -> bool:
 def _prompt(data: Data, row: Row, where: str) -> Conversation | None:
     """The turns before the answer; None where the row holds them in its answers."""
     if data.prompt is not None:
+        if (listed := bare_field(data.prompt)) is not None and isinstance(row.get(listed), list):
+            return message_turns(row, listed, where)
         text = fill(data.prompt, row, where)
     elif row.get("prompt") is None:
         return _turns_before(row, where)

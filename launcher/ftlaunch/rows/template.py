@@ -98,6 +98,15 @@ def template_fields(template: str) -> list[FieldPath]:
     return [place.path for place in _places(template)]
 
 
+def bare_field(template: str) -> str | None:
+    """The field of a template that is nothing but this field, as "{input}"; None of any other."""
+    match parts_of(template):
+        case (Part(pieces=(Place(path=(name,)),), may_vanish=False),):
+            return name
+        case _:
+            return None
+
+
 def optional_fields(template: str) -> set[str]:
     """The names of the fields that rows may lack: those of {field?} and in a part {?…}."""
     return {

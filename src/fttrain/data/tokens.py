@@ -13,7 +13,7 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
-from ftlaunch.rows import for_evaluation, is_paired, is_text, note_preference, signless
+from ftlaunch.rows import Columns, for_evaluation, is_paired, is_text
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
 from ftlaunch.run.files import cache_folder
@@ -158,14 +158,14 @@ def _held_out(data: Data) -> int:
 
 def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None]) -> None:
     """Encode all rows on all cores and keep the set in `folder`, going on from where another process left off."""
-    tally, preferences = Tally(), set[str]()
+    tally, columns = Tally(), Columns(data)
 
     def tick() -> None:
         told(tally.rows)
 
     def noted(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
         for where, row in rows:
-            note_preference(data, row, preferences)
+            columns.note(row)
             yield where, row
 
     with alone(folder, tick) as partial:
@@ -181,7 +181,7 @@ def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None])
                 tally.append(of_block)
                 making.keep(tally.as_plain)
             # Rows that an earlier process has encoded were read here, too: all of them are judged.
-            require_none(signless(data, preferences))
+            require_none(columns.problems())
             tally.judge(data)
             making.publish(tally.counts())
         except UserError:

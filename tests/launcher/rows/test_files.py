@@ -122,7 +122,11 @@ def files(folder: Path, *names: str) -> Path:
         (("train/a.jsonl", "test/a.jsonl"), "train", ["train/a.jsonl"]),
         (("data/train_sft-00000-of-00001.jsonl", "data/train_gen-00000-of-00001.jsonl"), "train_sft", None),
         (("latest.jsonl", "contest.jsonl"), "train", ["contest.jsonl", "latest.jsonl"]),
-        (("a.jsonl", "README.md", "readme.txt", "dataset_info.json", ".cache/b.jsonl"), "train", ["a.jsonl"]),
+        (
+            ("a.jsonl", "README.md", "readme.txt", "dataset_info.json", ".cache/b.jsonl", "~$a.csv"),
+            "train",
+            ["a.jsonl"],
+        ),
         (("a.txt", "b.jsonl"), "train", ["b.jsonl"]),
     ],
 )
@@ -142,6 +146,33 @@ def test_names_tell_splits(names: tuple[str, ...], split: str, chosen: list[str]
 def test_a_run_never_takes_another_split(names: tuple[str, ...], split: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
         data_files(files(tmp_path, *names), split)
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (("data/train-00000-of-00003.jsonl", "data/train-00002-of-00003.jsonl"), "data/train-*"),
+        (("part-00001-of-00002.jsonl",), "part-*"),
+    ],
+)
+def test_a_file_that_others_count_is_missed(names: tuple[str, ...], pattern: str, tmp_path: Path) -> None:
+    split = names[0].split("/")[-1].split("-")[0]
+    with pytest.raises(DataError, match=rf"only {len(names)} of \d files are there") as error:
+        data_files(files(tmp_path, *names), split)
+    assert str(tmp_path / pattern) in error.value.remedy
+    assert len(data_files(tmp_path / pattern, split)) == len(names)
+
+
+def test_a_copy_with_several_data_sets_is_refused_as_the_hub_does(tmp_path: Path) -> None:
+    files(tmp_path, "main/train-00000-of-00001.jsonl", "socratic/train-00000-of-00001.jsonl")
+    named = "".join(f"- config_name: {name}\n  data_files: {name}/train-*\n" for name in ("main", "socratic"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{named}---\n# Data\nconfig_name: third\n")
+    with pytest.raises(DataError, match="several data sets: main, socratic\n"):
+        data_files(tmp_path)
+    for one in (tmp_path / "main", tmp_path / "main/train-*"):
+        assert [file.parent.name for file in data_files(one)] == ["main"]
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n---\n")
+    assert len(data_files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,43 @@ def test_answers_that_may_be_bad_are_refused(rows: list[dict[str, Any]], keys: s
     assert settled(data, only_prompts=True).format
 
 
+@pytest.mark.parametrize(
+    ("row", "said", "keys"),
+    [
+        ({**ASKED, "weight": 0.5}, "the field weight weighs rows", 'format = "prompt"'),
+        ({"messages": TURNS, "images": ["a.png"]}, "the field images holds what is no text", 'format = "messages"'),
+        ({"text": "a", "Image": {"path": "a.png"}}, "the field Image holds", 'format = "text"'),
+        ({**ASKED, "chosen": "b", "rejected": "c", "image": "a.png"}, "the field image", 'format = "preference"'),
+    ],
+)
+def test_fields_without_which_rows_say_something_else_are_refused(
+    row: dict[str, Any], said: str, keys: str, tmp_path: Path
+) -> None:
+    data = Data(path=written(tmp_path / "a.jsonl", [row]))
+    with pytest.raises(DataError, match=said) as error:
+        settled(data)
+    assert error.value.remedy.endswith(f"without it, write {keys}")
+    remedied = replace(data, **tomllib.loads(keys))
+    assert check_rows(settled(remedied)).problems == []
+    assert settled(Data(path=written(tmp_path / "b.jsonl", [{**ASKED, "images": [], "weight": None}]))).format
+    named = replace(data, prompt="{weight}", completion="{weight}", path=written(tmp_path / "c.jsonl", [{"weight": 1}]))
+    assert settled(named) == named
+
+
+@pytest.mark.parametrize("name", ["train", "Training"])
+def test_a_column_that_tells_splits_apart_is_refused(name: str, tmp_path: Path) -> None:
+    rows = [{**ASKED, "split": name}, {**ASKED, "prompt": "[test]", "split": "test"}, {**ASKED, "split": "other"}]
+    path = tmp_path / "a.jsonl"
+    ((_, message, remedy),) = check_rows(Data(path=written(path, rows), format="prompt")).problems
+    assert message == f"the column split says {name!r} of some rows and 'test' of others, and all would be trained on"
+    _, command = remedy.split(": ", 1)
+    new = tmp_path / "b.jsonl"
+    shell = command.split("; ")[0].replace("FILE", str(path)).replace("NEW", str(new))
+    subprocess.run(shell, shell=True, check=True)
+    assert [json.loads(line) for line in new.read_text().splitlines()] == rows[:1]
+    assert check_rows(Data(path=str(new), format="prompt")).problems == []
+
+
 def test_class_numbers_are_no_truth(tmp_path: Path) -> None:
     rows = [{**ASKED, "label": number % 3} for number in range(6)]
     assert settled(Data(path=written(tmp_path / "a.jsonl", rows))).format == "prompt"

@@ -43,10 +43,21 @@ def data(**fields: Any) -> Data:
         ({"prompt": "2+2?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, {}),
         ({"q": "2+2", "a": {"good": 4, "bad": 5}}, {"prompt": "{q}?", "chosen": "{a[good]}", "rejected": "{a[bad]}"}),
         ({"q": "2+2?", "chosen": "4", "rejected": "5"}, {"prompt": "{q}"}),
+        ({"q": [USER], "chosen": "4", "rejected": "5"}, {"prompt": "{q}"}),
         ({"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2?\n\nAssistant: 5"}, {}),
         ({"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "chosen": " 4", "rejected": "5 "}, {}),
     ],
-    ids=["text", "turns", "whole turns", "prompt said twice", "templates", "prompt template", "HH", "HH with prompt"],
+    ids=[
+        "text",
+        "turns",
+        "whole turns",
+        "prompt said twice",
+        "templates",
+        "prompt template",
+        "turns as prompt template",
+        "HH",
+        "HH with prompt",
+    ],
 )
 def test_every_shape_says_the_same(row: dict[str, Any], fields: dict[str, Any]) -> None:
     found = pair_of(data(**fields), row, "row")

@@ -28,6 +28,11 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "prompt": (ASKED, PAIR, ["Blue."]),
     "alpaca": ({"format": "alpaca"}, ALPACA, ["Blue."]),
     "messages": ({"format": "messages"}, {"messages": CHAT}, ["Blue.", "Paris, bien sûr. 😀"]),
+    "turns under a template of one field": (
+        {"prompt": "{input}", "completion": "{output}"},
+        {"input": CHAT[:-1], "output": "Paris, bien sûr. 😀"},
+        ["Blue.", "Paris, bien sûr. 😀"],
+    ),
     "sharegpt": ({"format": "sharegpt"}, {"conversations": SHAREGPT}, ["Blue.", "Paris, bien sûr. 😀"]),
     "messages with a system turn": (
         {"format": "messages", "messages_field": "chat"},

@@ -1,0 +1,60 @@
+"""What single columns say of all rows of a data set, told once the rows have gone by."""
+
+from collections.abc import Iterator
+
+from ftlaunch.recipe import Data
+from ftlaunch.recipe.names import is_local
+from ftlaunch.rows.files import SPLITS
+from ftlaunch.rows.template import Row, optional_fields
+
+SPLIT = "split"
+"""The column in which a file of all splits names each row's own."""
+
+
+class Columns:
+    """What is noted of rows that go by, and what is wrong with all of them together."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._preferences = set[str]()
+        self._splits = dict[str, str]()
+
+    def note(self, row: Row) -> None:
+        """Note what the row has in columns that are judged; a few different values tell as much as all of them."""
+        preference = None if self._data.preference_field is None else row.get(self._data.preference_field)
+        if preference is not None and len(self._preferences) < 3:
+            self._preferences.add(str(preference))
+        named = row.get(SPLIT)
+        if isinstance(named, str) and (split := SPLITS.get(named.lower())) is not None:
+            self._splits[split] = named
+
+    def problems(self) -> Iterator[tuple[str, str, str]]:
+        """(where, message, remedy) of columns by which rows would be trained otherwise than they are meant."""
+        field = self._data.preference_field
+        # Most such files mean by 0 that the other answer is better, and not that neither is.
+        if self._preferences in ({"0", "1"}, {"0.0", "1.0"}):
+            message = f"field {field} is 0 or 1 in all rows, and 0 would mean that no answer is better"
+            remedy = (
+                f"write -1 where `rejected` is the better one: jq -c 'if .{field} == 0 then .{field} = -1 else . end'"
+            )
+            yield self._data.path, message, f"{remedy} FILE > NEW; or leave out the rows with 0"
+        if len(self._splits) > 1:
+            yield self._data.path, *self._mixed()
+
+    def _mixed(self) -> tuple[str, str]:
+        name = self._splits.get("train", next(iter(self._splits.values())))
+        others = " and ".join(repr(one) for one in sorted(self._splits.values()) if one != name)
+        message = f"the column {SPLIT} says {name!r} of some rows and {others} of others, and all would be trained on"
+        made = f"jq -c 'select(.{SPLIT} == \"{name}\")' FILE > NEW"
+        if not is_local(self._data.path):
+            of = f'load_dataset("{self._data.path}", split="{self._data.split}")'
+            made = f'{of}.filter(lambda row: row["{SPLIT}"] == "{name}").to_json("NEW.jsonl")'
+        return message, f"name a file of the rows that are meant: {made}; or, if all are, take the column out of it"
+
+
+def misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
+    """(where, message, remedy) of optional fields that no row has: a missing required one is noticed by itself."""
+    for template in (data.prompt, data.completion, data.chosen, data.rejected, data.system):
+        for name in sorted(optional_fields(template or "") - fields):
+            message = f"no row has the field {name}, which a template names as optional"
+            yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
