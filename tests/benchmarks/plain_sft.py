@@ -1,6 +1,6 @@
 """What a careful person writes by hand with accelerate, transformers, peft and datasets: the opponent of startup.py.
 
-    accelerate launch plain_sft.py MODEL ROWS.jsonl
+    accelerate launch plain_sft.py MODEL ROWS.jsonl bf16|fp32
 
 Prints "FIRST STEP" once the first optimizer step is done, and leaves.
 """
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
-    model_path, rows = sys.argv[1:]
+    model_path, rows, dtype = sys.argv[1:]
     accelerator = Accelerator(cpu=True)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
 
@@ -36,7 +36,8 @@ def main() -> None:
         }
 
     table = load_dataset("json", data_files=rows, split="train").map(encode, remove_columns=["mr", "text"])
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
+    weights = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=weights)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     loader = DataLoader(table, batch_size=8, shuffle=True, collate_fn=collate)

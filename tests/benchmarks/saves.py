@@ -21,11 +21,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duel
+
 STEPS = 12
 WARM_UP = 2
 
 
-def write_run(kind: str, model: str, folder: Path) -> Path:
+def write_run(kind: str, model: str, dtype: Any, folder: Path) -> Path:
     """A run folder with one stage of full or LoRA training; returns the stage's folder."""
     from tests.faults.ranks import write_run
 
@@ -36,7 +38,7 @@ def write_run(kind: str, model: str, folder: Path) -> Path:
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     recipe = Recipe(
         name=kind,
-        model=Model(path=model, dtype="bf16"),
+        model=Model(path=model, dtype=dtype),
         adapter=Lora() if kind == "lora" else Full(),
         data={"rows": Data(path=str(rows), format="text", train_on="all")},
         stage=[Sft(data="rows", steps=STEPS, batch_size=8 if kind == "lora" else 2, save_every=1, keep=1)],
@@ -100,10 +102,10 @@ def read_fragments(engine: Any, _folder: Path) -> None:
         safe_get_full_fp32_param(parameter)
 
 
-def measure(kind: str, model: str) -> tuple[dict[str, list[float]], list[float]]:
+def measure(kind: str, model: str, dtype: str) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds of every save, and of every step."""
     with tempfile.TemporaryDirectory(prefix=f"saves-{kind}-") as folder:
-        step = write_run(kind, model, Path(folder))
+        step = write_run(kind, model, dtype, Path(folder))
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(step / "accelerate.yaml")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
         done = subprocess.run(
@@ -133,23 +135,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--kind", choices=["lora", "full"])
+    duel.add_dtype(parser)
     options = parser.parse_args()
-    model = str(Path(options.model).resolve())
+    model, dtype = str(Path(options.model).resolve()), duel.dtype_of(options)
     if options.kind != "full":
-        compare_lora(model)
+        compare_lora(model, dtype)
     if options.kind != "lora":
-        compare_full(model)
+        compare_full(model, dtype)
 
 
-def compare_lora(model: str) -> None:
-    saves, steps = measure("lora", model)
+def compare_lora(model: str, dtype: str) -> None:
+    saves, steps = measure("lora", model, dtype)
     step = show("LoRA: a step, with its save", steps)
     stall = show("LoRA: what its save holds up", saves["stalls"])
     print(f"LoRA: {stall / step:.2%} of a step")
 
 
-def compare_full(model: str) -> None:
-    saves, _ = measure("full", model)
+def compare_full(model: str, dtype: str) -> None:
+    saves, _ = measure("full", model, dtype)
     ours = show("full: what a save of ours holds up", saves["stalls"])
     theirs = show("full: DeepSpeed's save", saves["DeepSpeed"])
     show("full: torch's DCP save", saves["DCP"])

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import duel
+
 HERE = Path(__file__).parent
 ROWS = HERE.parents[1] / "recipes" / "data" / "restaurants.jsonl"
 BIN = Path(sys.executable).parent
@@ -23,6 +25,7 @@ RECIPE = """
 name = "first"
 [model]
 path = "{model}"
+dtype = "{dtype}"
 [adapter]
 kind = "lora"
 [data.rows]
@@ -57,11 +60,11 @@ def help_times(rounds: int) -> dict[str, float]:
     return {name: statistics.median(times[1:]) for name, times in found.items()}
 
 
-def ours(model: str) -> float:
+def ours(model: str, dtype: str) -> float:
     """Seconds from `ftlaunch run` to the first line of metrics.jsonl, with an empty token cache."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "first.toml"
-        recipe.write_text(RECIPE.format(model=Path(model).absolute(), rows=ROWS))
+        recipe.write_text(RECIPE.format(model=Path(model).absolute(), dtype=dtype, rows=ROWS))
         env = os.environ | {"XDG_CACHE_HOME": folder}
         metrics = Path(folder) / "run" / "01-sft" / "metrics.jsonl"
         started = time.perf_counter()
@@ -76,11 +79,12 @@ def ours(model: str) -> float:
         return waited
 
 
-def theirs(model: str) -> float:
+def theirs(model: str, dtype: str) -> float:
     """Seconds from `accelerate launch` to the hand-written script's first step, with an empty datasets cache."""
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"HF_DATASETS_CACHE": folder}
-        command = [BIN / "accelerate", "launch", "--num_processes", "1", "--cpu", HERE / "plain_sft.py", model, ROWS]
+        launch = [BIN / "accelerate", "launch", "--num_processes", "1", "--cpu"]
+        command = [*launch, HERE / "plain_sft.py", model, ROWS, dtype]
         started = time.perf_counter()
         run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert run.stdout is not None
@@ -98,14 +102,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--rounds", type=int, default=5)
+    duel.add_dtype(parser)
     options = parser.parse_args()
     times = help_times(options.rounds)
     for name, value in times.items():
         print(f"{name:26s} {value:7.3f} s")
+    dtype = duel.dtype_of(options)
     first = {"ours": [], "by hand": []}
     for _ in range(max(2, options.rounds // 2)):
-        first["ours"].append(ours(options.model))
-        first["by hand"].append(theirs(options.model))
+        first["ours"].append(ours(options.model, dtype))
+        first["by hand"].append(theirs(options.model, dtype))
     for name, values in first.items():
         print(f"first step, {name:8s}       {statistics.median(values):7.2f} s")
     mine, trl, accelerate = times.values()
