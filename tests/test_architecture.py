@@ -418,6 +418,17 @@ def test_no_riddle_word_is_left(path: Path) -> None:
     assert not RIDDLES.findall(path.read_text())
 
 
+FRAGMENT = re.compile(r"(Of|With|From now on|By|As|At|Until|Before|After|For|In|On|Such|So)\b|Nothing[,:]")
+"""What a docstring begins with that is no sentence by itself: it would go on where the name leaves off."""
+
+
+@pytest.mark.parametrize("path", files(), ids=name)
+def test_a_docstring_is_no_fragment(path: Path) -> None:
+    for node in nodes(path):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            assert not FRAGMENT.match(node.value.value), f"line {node.lineno}: {node.value.value}"
+
+
 def test_no_two_test_files_share_a_name() -> None:
     """Pytest imports them by their bare names."""
     names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))

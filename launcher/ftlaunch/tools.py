@@ -34,7 +34,7 @@ class MergeOptions(ToolOptions, frozen=True, kw_only=True, tag="merge"):
     """The folder of a run, an artifact or a PEFT adapter."""
     out: str
     dtype: SavedDtype | None = None
-    """Of the merged weights. None: the base's."""
+    """Format of the merged weights. None: the base's."""
     max_kl: float | None = None
     """None: what rounding explains."""
 
@@ -58,7 +58,7 @@ class PushOptions(ToolOptions, frozen=True, kw_only=True, tag="push"):
     """`ftlaunch push`."""
 
     folder: str
-    """Of a model or an adapter."""
+    """Folder of a model or an adapter."""
     repository: str
     public: bool = False
     revision: str | None = None
@@ -123,9 +123,9 @@ class HarnessOptions(ToolOptions, frozen=True, kw_only=True, tag="harness"):
     models: list[str]
     tasks: tuple[str, ...]
     folder: str | None = None
-    """Of tasks in addition to the harness's own."""
+    """Folder of tasks in addition to the harness's own."""
     prompts: int | None = None
-    """Of each task. None: all."""
+    """Prompts of each task. None: all."""
     batch_size: int = 8
     json: bool = False
 
@@ -172,7 +172,7 @@ class QuantizeOptions(ToolOptions, frozen=True, kw_only=True, tag="quantize"):
     out: str
     format: WeightFormat = "int"
     bits: int = 4
-    """Of an integer, as all of the next five."""
+    """Bits of an integer; the next four keys are of integers, too."""
     asymmetric: bool = False
     granularity: Granularity = "group"
     group_size: int = 64

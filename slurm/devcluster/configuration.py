@@ -15,7 +15,7 @@ LAYOUT = STATE / "layout.json"
 BRIDGE_ADDRESS = "10.77.0.254"
 CONTROLLER_PORT, NODE_PORT, DATABASE_DAEMON_PORT, DATABASE_PORT = 16817, 16818, 16819, 13306
 FIRST_LOCAL_PORT = 16820
-"""Of the nodes that share this host's address."""
+"""First port of the nodes that share this host's address."""
 CPUS = 4
 """CPUs that a node claims to have, so that several jobs fit on it."""
 

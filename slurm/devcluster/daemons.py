@@ -113,7 +113,7 @@ def running() -> dict[str, int]:
 
 
 def _pid(name: str) -> int | None:
-    """Of a daemon that still runs and is not another process with a number used again; None otherwise."""
+    """Return the process id of a daemon that still runs, and None if the number is now another process's."""
     try:
         pid, started = (STATE / "pid" / name).read_text().split()
         return int(pid) if _start_time(int(pid)) == started else None

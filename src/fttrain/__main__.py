@@ -77,6 +77,7 @@ def _run(folder: StageDir, attempt: Attempt | None) -> int:
         return STOPPED
     except UserError:
         raise
+    # Each collective fails in its own way where a peer is gone: RuntimeError, DistBackendError, ValueError and others.
     except Exception as error:
         dead = _dead_soon(world.dead_peers)
         if dead:

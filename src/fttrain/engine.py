@@ -29,7 +29,7 @@ class RankAllocator(Protocol):
         ...
 
     def update(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """After a step: from the watched weights and the gradients that made them, what to set which weight to."""
+        """Return new values of weights after a step, from the watched weights and the gradients that made them."""
         ...
 
     def measures(self) -> dict[str, float]:
@@ -100,7 +100,7 @@ class Engine:
         return sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in self.trained_parameters())
 
     def set_learning_rate(self, rate: float) -> None:
-        """Of every group of weights, times the group's own factor."""
+        """Set the rate of every group of weights, times the group's own factor."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["times"]
 
@@ -165,7 +165,7 @@ class Engine:
         return float(norm) if finite else math.nan
 
     def _full_gradients(self, names: list[str]) -> dict[str, Tensor]:
-        """Of these weights, whole and in fp32, on every rank; before clipping. Collective."""
+        """Return the gradients of these weights, whole and in fp32, on every rank; before clipping. Collective."""
         found: dict[str, Tensor] = {}
         trained = dict(self.trained_parameters())
         for name in names:
@@ -274,7 +274,7 @@ class Engine:
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Of the whole tensor, also where ZeRO-3 has left a shard of it."""
+    """Return the shape of the whole tensor, also where ZeRO-3 has left a shard of it."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 

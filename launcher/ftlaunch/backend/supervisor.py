@@ -63,7 +63,7 @@ class ExitInfo:
     """How the processes of an attempt ended on this machine."""
 
     exit_code: int
-    """Of the launching process."""
+    """Exit code of the launching process."""
     killed: bool
     """Whether `poll` had them killed."""
     forced: bool

@@ -56,7 +56,7 @@ def settle_model(text: str) -> str:
 
 
 def resolve_folder(source: str, *, merged: bool) -> str:
-    """As `resolve_model`, where no hub id can be meant: all but a run is a path."""
+    """Do the same as `resolve_model` where no hub id can be meant: all but a run is a path."""
     from ftlaunch.backend import runs
 
     return str(Path(source).absolute()) if runs.look_for(source) is None else resolve_model(source, merged=merged)
@@ -199,7 +199,7 @@ def quantize(
     number_format: Annotated[
         WeightFormat, typer.Option("--format", help="Number format of the weights.")
     ] = _QUANTIZE.format,
-    bits: Annotated[int, typer.Option(min=2, max=8, metavar="B", help="Of an integer.")] = _QUANTIZE.bits,
+    bits: Annotated[int, typer.Option(min=2, max=8, metavar="B", help="Bits of an integer.")] = _QUANTIZE.bits,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Use integers with a zero point.")] = False,
     granularity: Annotated[Granularity, typer.Option(help="The weights that share one scale.")] = _QUANTIZE.granularity,
     group_size: Annotated[

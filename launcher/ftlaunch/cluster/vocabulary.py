@@ -57,14 +57,14 @@ class Resources(Table, frozen=True, kw_only=True):
     memory_per_node: Memory | None = None
     """Memory on each node, such as "64G"; "0" is all that it has."""
     time_limit: TimeLimit | None = None
-    """Of one start, as [days-]hours:minutes:seconds. A run that needs longer is restarted from its checkpoint."""
+    """Limit of one start, as [days-]hours:minutes:seconds. A run that needs longer is restarted from its checkpoint."""
 
 
 class Cluster(Resources, frozen=True, kw_only=True):
     """A SLURM cluster."""
 
     time_limit: TimeLimit = "4:00:00"
-    """Of one start, as [days-]hours:minutes:seconds. A run that needs longer is restarted from its checkpoint."""
+    """Limit of one start, as [days-]hours:minutes:seconds. A run that needs longer is restarted from its checkpoint."""
     stage: dict[Name, Resources] = field(default_factory=dict[Name, Resources])
     """[stage.KIND] tables: what stages of one kind are given instead, as `[stage.merge] partition = "cpu"`."""
     gpus: GpuRequest = "gpus-per-node"
@@ -81,7 +81,7 @@ class Cluster(Resources, frozen=True, kw_only=True):
     """How a stage is started again: its own job goes back into the queue, or, where compute nodes have no `scontrol`,
     jobs that were submitted with it wait for its end (afternotok) and take over, one after the other."""
     successors: Positive = 3
-    """So many jobs wait to follow each stage's own where restart = "successor": no stage starts again more often."""
+    """Jobs that wait to follow each stage's own where restart = "successor": no stage starts again more often."""
     exclude: list[Line] = field(default_factory=list[Line])
     """Nodes that are never used."""
     interface: Line | None = None
@@ -125,7 +125,7 @@ class Cluster(Resources, frozen=True, kw_only=True):
 
 
 def seconds(limit: str) -> int:
-    """Of a time limit in any of SLURM's forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours, …."""
+    """Return the seconds of a time limit in any of SLURM's forms: minutes, minutes:seconds, days-hours, …."""
     days, dash, clock = limit.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if not dash and len(parts) < 3:

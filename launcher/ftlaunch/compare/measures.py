@@ -19,7 +19,7 @@ NOT_QUALITY = (StepMetrics.__annotations__.keys() | {"noise/scale"}) - {"loss"}
 
 
 class Measures(Struct, frozen=True, kw_only=True):
-    """Of a run's last training stage."""
+    """Quality, speed and cost of a run's last training stage."""
 
     quality: dict[str, float]
     """Its loss in the last step, and all that its last evaluation says."""

@@ -16,8 +16,8 @@ class Row(Struct, frozen=True, kw_only=True):
     """Folder of each seed's run."""
     quality: dict[str, Spread]
     difference: Difference | None
-    """Of eval/loss from the first variant's: row by row where both hold the same rows out, else seed by seed. None for
-    the first, and where nothing was evaluated."""
+    """Difference of eval/loss from the first variant's: row by row where both hold the same rows out, else seed by
+    seed. None for the first, and where nothing was evaluated."""
     seconds_a_step: Spread
     acceleration: float
     """100·(T0 - T) / T0 in percent, with T0 the first variant's seconds a step: above 0 is faster."""
@@ -25,7 +25,7 @@ class Row(Struct, frozen=True, kw_only=True):
     trained_parameters: Spread
     artifact_bytes: Spread
     measures: list[Measures]
-    """Of each seed's run."""
+    """One for each seed's run."""
 
 
 LOSS = "eval/loss"

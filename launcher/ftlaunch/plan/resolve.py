@@ -110,7 +110,7 @@ def _for_evaluation(recipe: Recipe, stage: Evaluate, before: Resolved | None) ->
 
 
 def replicas(parallel: Parallel) -> Parallel:
-    """As many processes, none of which shares weights with another."""
+    """Return [parallel] for as many processes, none of which shares weights with another."""
     alone = parallel.world_size == 1
     return msgspec.structs.replace(parallel, strategy="single" if alone else "ddp", offload="none")
 

@@ -25,7 +25,7 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """Of a run that ended because of these signals."""
+        """The exit code of a run that ended because of these signals."""
         return INTERRUPTED if self.by_keyboard else STOPPED
 
     def __enter__(self) -> Self:
@@ -57,7 +57,7 @@ class PreemptionSignals:
         """The first of them."""
 
     def listen(self) -> None:
-        """From now on. What was installed before is forgotten."""
+        """Listen from now on, and forget the handlers that were installed before."""
         for number in self.NUMBERS:
             signal.signal(number, self._hear)
 

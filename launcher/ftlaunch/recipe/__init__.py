@@ -1,6 +1,5 @@
 """The vocabulary of a recipe: every table and key that a user may write, with its default and its meaning."""
 
-from ftlaunch.recipe.adapter import LAYERS as LAYERS
 from ftlaunch.recipe.adapter import SUPER_WEIGHTS as SUPER_WEIGHTS
 from ftlaunch.recipe.adapter import Adalora as Adalora
 from ftlaunch.recipe.adapter import Adapter as Adapter
@@ -22,9 +21,7 @@ from ftlaunch.recipe.model import Model as Model
 from ftlaunch.recipe.model import Qat as Qat
 from ftlaunch.recipe.model import dropout_in as dropout_in
 from ftlaunch.recipe.noise import HIDDEN_ACT as HIDDEN_ACT
-from ftlaunch.recipe.noise import KEEP as KEEP
 from ftlaunch.recipe.noise import MLP as MLP
-from ftlaunch.recipe.noise import Activation as Activation
 from ftlaunch.recipe.noise import Adversarial as Adversarial
 from ftlaunch.recipe.noise import AlphaDropout as AlphaDropout
 from ftlaunch.recipe.noise import Dropout as Dropout
@@ -36,7 +33,6 @@ from ftlaunch.recipe.noise import Multiplicative as Multiplicative
 from ftlaunch.recipe.noise import Noise as Noise
 from ftlaunch.recipe.noise import NoNoise as NoNoise
 from ftlaunch.recipe.noise import Poisson as Poisson
-from ftlaunch.recipe.noise import Probability as Probability
 from ftlaunch.recipe.noise import Saturated as Saturated
 from ftlaunch.recipe.noise import Uniform as Uniform
 from ftlaunch.recipe.noise import no_config_says as no_config_says
@@ -61,4 +57,3 @@ from ftlaunch.recipe.stages import Sft as Sft
 from ftlaunch.recipe.stages import Stage as Stage
 from ftlaunch.recipe.stages import Training as Training
 from ftlaunch.recipe.track import Track as Track
-from ftlaunch.recipe.track import Tracker as Tracker

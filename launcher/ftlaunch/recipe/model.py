@@ -22,7 +22,7 @@ class Qat(Kind, frozen=True, kw_only=True):
     (arXiv 1712.05877). With an adapter it is W + scale·BA that is rounded. What is left is the rounded model."""
 
     bits: Annotated[int, Meta(ge=2, le=8)] = 4
-    """Of an integer."""
+    """Bits of an integer."""
     symmetric: bool = True
     """Signed integers around 0; else unsigned ones with a zero point."""
     granularity: Literal["tensor", "channel", "group"] = "channel"

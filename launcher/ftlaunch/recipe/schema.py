@@ -31,7 +31,7 @@ def json_schema() -> Node:
 
 
 def _documentation() -> dict[str, dict[str, str]]:
-    """For each class of the vocabulary the string below each of its fields, inherited ones included."""
+    """Return the string below each field of each class of the vocabulary, inherited ones included."""
     documents: dict[str, dict[str, str]] = {}
     nodes = [
         node

@@ -336,7 +336,7 @@ EVAL_PROMPTS: Final = 64
 EVAL_NEW_TOKENS: Final = 128
 """Tokens of such an answer at most, where `eval_max_new_tokens` names no number."""
 EVAL_BATCH: Final = 16
-"""Such answers that one process generates at the same time."""
+"""Answers to held-out prompts that one process generates at the same time."""
 SCORES: Final[dict[str, tuple[str, ...]]] = {
     **{metric: (metric,) for metric, need in METRICS.items() if need == "answers"},
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
@@ -344,7 +344,7 @@ SCORES: Final[dict[str, tuple[str, ...]]] = {
 }
 """What the metrics of answers call their scores."""
 LOWER_IS_BETTER = ("loss", "perplexity", "rewards/calibration_error")
-"""Of most scores more is better; of these less."""
+"""Scores of which less is better; of all others more is."""
 
 
 class Evaluate(Kind, frozen=True, kw_only=True):

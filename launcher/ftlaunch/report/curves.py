@@ -130,7 +130,7 @@ def _is_number(value: object) -> bool:
 
 
 def overlaid(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, list[Chart]]:
-    """For each stage that runs have in common by name, a chart for every series of it, with a line for each run."""
+    """Return the charts of each stage that runs have in common by name: one for every series, with one line per run."""
     found: dict[str, list[Chart]] = {}
     for stage in dict.fromkeys(stage.status.name for run in runs for stage in run.stages):
         charts: dict[tuple[str, str, str], list[Series]] = {}

@@ -87,7 +87,7 @@ def _stage(stage: StageFacts) -> str:
 
 
 def _layout(stage: StageFacts) -> Iterator[tuple[str, str]]:
-    """In which layout rows were computed, and how well that agreed with the model's own forward pass."""
+    """The layout in which rows were computed, and how well that agreed with the model's own forward pass."""
     verdict = stage.verdict
     layout = {"alone": "each row by itself"}.get(verdict.get("layout", ""), verdict.get("layout", ""))
     if not verdict.get("differences"):
@@ -125,7 +125,7 @@ def _merge_check(stage: StageFacts) -> str:
 
 
 def _scores(stage: StageFacts) -> str:
-    """Of an evaluate stage, each with its 95 % interval, next to those of the base."""
+    """The scores of an evaluate stage, each with its 95 % interval, next to those of the base."""
     result = stage.result
     if not isinstance(result, EvaluationResult):
         return ""

@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 34
 """Margins of the plotted area."""
 MOST_POINTS = 400
-"""Of a line; more are drawn as the lowest and the highest of each stretch, so that no spike is lost."""
+"""Points of a line; more are drawn as the lowest and the highest of each stretch, so that no spike is lost."""
 COLOURS = 8
 """Series colours of the style sheet, `.c0` to `.c7`."""
 
@@ -64,7 +64,7 @@ def _mark(
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most about `MOST_POINTS` of the points: the lowest and the highest of each stretch, in their order."""
+    """Return at most about `MOST_POINTS` of the points: the lowest and the highest of each stretch, in their order."""
     if len(points) <= MOST_POINTS:
         return list(points)
     # Half as many stretches, since each leaves two points.

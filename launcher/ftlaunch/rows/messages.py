@@ -8,7 +8,7 @@ from typing import Any, cast
 from ftlaunch.rows.template import Row, Unfit, is_blank, kind_of, shown, text_at, value_at
 
 Turn = dict[str, Any]
-"""At least "role" and "content", a text; what else a row's message holds is handed on to the chat template."""
+"""A turn has at least "role" and "content", a text; all else in a row's message is handed on to the chat template."""
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -34,7 +34,7 @@ class Conversation:
 
     turns: list[Turn]
     fields: Row = field(default_factory=dict[str, Any])
-    """Of the row, by name: those that the chat template asks for reach it."""
+    """Fields of the row, by name: those that the chat template asks for reach it."""
     untrained: frozenset[int] = frozenset()
     """Assistant turns that the row itself marks as not to be trained."""
 

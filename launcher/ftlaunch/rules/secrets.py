@@ -14,7 +14,7 @@ REMEDY = "take it out: no key needs one. The hub's token comes from `hf auth log
 
 
 def secrets_stay_out(loaded: Loaded) -> Iterator[Problem]:
-    """In the file's lines, comments included, and in what `extends`, `--set` or the working directory put in."""
+    """Refuse secrets in the file's lines, comments included, and in what `extends`, `--set` or the folder put in."""
     secret = pattern()
     lines = enumerate(loaded.text.splitlines(), start=1)
     places = [f"{loaded.source}:{number}" for number, line in lines if secret.search(line)]

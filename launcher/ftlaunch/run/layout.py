@@ -99,7 +99,7 @@ class StageDir:
         self.tracked = path / "tracked.json"
         """How far experiment trackers were sent the metrics."""
         self.predictions = path / "predictions.jsonl"
-        """Of an evaluate stage: prompts with references, answers and their scores."""
+        """The predictions of an evaluate stage: prompts with references, answers and their scores."""
         self.preparing = path / "preparing.json"
         """How far a stage is with its rows, before its first step."""
         self.probe = path / "probe.json"

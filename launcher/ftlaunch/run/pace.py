@@ -20,11 +20,11 @@ class Pace(Struct, frozen=True, kw_only=True):
 
     step: int
     seconds: list[float]
-    """Of a step, in which each rank made its rows and computed forward, without a wait for others."""
+    """Seconds of a step in which each rank made its rows and computed forward, without a wait for others."""
     whole: float
     """Seconds of a whole step."""
     hosts: list[str]
-    """Of each rank."""
+    """The host of each rank."""
 
     def stragglers(self) -> list[int]:
         """Return the ranks that keep the others waiting, the slowest first."""

@@ -32,9 +32,9 @@ class Provenance(Struct, frozen=True, kw_only=True):
     recipe: str
     """The file that was run."""
     commit: str | None
-    """Of the checkout that the recipe lies in; None where it lies in none."""
+    """Commit of the checkout that the recipe lies in; None where it lies in none."""
     diff_sha256: str | None
-    """Of the uncommitted changes to tracked files; None where there are none."""
+    """Digest of the uncommitted changes to tracked files; None where there are none."""
     packages: dict[str, str]
     """Installed versions."""
     python: str

@@ -80,19 +80,19 @@ class StepMetrics(TypedDict, total=False):
     time: float
     """Unix seconds."""
     steps: int
-    """Of the whole stage."""
+    """Optimizer steps of the whole stage."""
     loss: float | None
     """None: not finite."""
     learning_rate: float
     grad_norm: float | None
-    """Before clipping."""
+    """The norm before clipping."""
     tokens: int
     """Trained on so far, over all ranks."""
     tokens_per_second: float
     epoch: float | None
     """None: of a stream, whose length nobody knows."""
     peak_memory_bytes: int
-    """Of the rank that used most."""
+    """Peak of the rank that used most."""
     skipped: int
     """1, and absent elsewhere, where no update was made, as loss or gradient is not finite."""
     rewound_to: int
@@ -107,7 +107,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     kept: int = 0
     """Rows or pairs to train on; a row that was split counts as often as it has parts."""
     tokens: int = 0
-    """Of the rows kept."""
+    """Tokens of the rows kept."""
     trained: int = 0
     """Trained tokens of the rows kept that something predicts."""
     truncated: int = 0
@@ -182,7 +182,7 @@ class EvaluationResult(Struct, frozen=True, kw_only=True):
     intervals: dict[str, Interval]
     # UNSET leaves the key out of the JSON, where None would write null.
     base_scores: dict[str, float | None] | UnsetType = UNSET
-    """Of the base; absent, as are the differences from it, where the stage does not compare."""
+    """Scores of the base; absent, as are the differences from it, where the stage does not compare."""
     differences: dict[str, Gap] | UnsetType = UNSET
     answer_words: float | UnsetType = UNSET
     """Mean length of answers; absent where none was asked for."""
@@ -192,7 +192,7 @@ class Divergence(Struct, frozen=True):
     """Distance of a model from a reference over all positions of the probes; of a reward model, over their rewards."""
 
     max_logit_difference: float
-    """Of a reward model, of a reward."""
+    """Largest difference of a logit; of a reward model, of a reward."""
     kl: float
     """Mean KL divergence from the reference, nats a token; of a reward model, of its preferences, nats a pair."""
     top1_agreement: float

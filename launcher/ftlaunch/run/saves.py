@@ -16,7 +16,7 @@ class _Stage(Struct, frozen=True):
 
 
 class _Spec(Struct, frozen=True):
-    """As much of step.json as says how often a stage saves."""
+    """The part of step.json that says how often a stage saves."""
 
     stage: _Stage
 

@@ -42,7 +42,7 @@ PEFT_IMPORTS = ("transformers.", "peft.")
 
 
 def require_plain(folder: Path, *, allow_pickle: bool = False) -> None:
-    """Nothing, where a model's or adapter's folder holds only data. Raises UserError for the first thing that is more.
+    """Raise UserError for the first thing in a model's or adapter's folder that is more than data.
 
     `allow_pickle` lets pickled weights pass; nothing lets code pass.
     """
@@ -55,7 +55,7 @@ def require_plain(folder: Path, *, allow_pickle: bool = False) -> None:
 
 
 def require_weights_to_train(folder: Path) -> None:
-    """Nothing, where a model can be trained, over its weights as they are stored. Raises UserError where it cannot."""
+    """Raise UserError unless a model can be trained over its weights as they are stored."""
     config = _read(folder / "config.json")
     if isinstance(config, dict) and (why := _reads_both_ways(config)):
         raise UserError(

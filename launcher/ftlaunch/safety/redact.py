@@ -81,7 +81,7 @@ def _text(line: bytes) -> str:
 
 
 def redact_output() -> None:
-    """From now on what this process prints, errors included, has no secrets in it."""
+    """Take secrets out of all that this process prints from now on, errors included."""
     if not isinstance(sys.stdout, RedactedStream):
         sys.stdout = cast("TextIO", RedactedStream(sys.stdout))
     if not isinstance(sys.stderr, RedactedStream):

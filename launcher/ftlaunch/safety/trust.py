@@ -19,7 +19,7 @@ ROOT = 0
 
 
 def require(path: Path, *, deep: bool = False) -> None:
-    """Nothing, where a file, or a folder with the files in it, may be loaded; `deep` takes in the folders below too.
+    """Raise UserError unless the file, or the folder and its files, may be loaded; `deep` also checks subfolders.
 
     Raises UserError with what is wrong and the command that mends it. What does not exist is nobody's.
     """
@@ -32,13 +32,13 @@ def require(path: Path, *, deep: bool = False) -> None:
 
 
 def write_for_ourselves() -> None:
-    """From now on this process and its children make nothing that others may write, whatever the umask was."""
+    """Have this process and its children make nothing that others may write, whatever the umask was."""
     # A umask can only be read by setting one. A stricter one of the user's is kept.
     os.umask(os.umask(0o022) | 0o022)
 
 
 def require_place(path: Path) -> None:
-    """Nothing, where a folder may be made at a path. Raises UserError where anybody could then swap it."""
+    """Raise UserError where a folder made at a path could be swapped by anybody."""
     for above in path.resolve().parents:
         _require_unswappable(above)
 

@@ -61,13 +61,9 @@ def require_reach(model: nn.Module, held: int, what: str, remedy: str) -> float:
     """Return the share of the body's weights that `held` of them are. Raises UserError where it is too small."""
     share = held / max(_in_all(model), 1)
     if 1 - share > LARGEST_REST:
-        why = ", as linear layers are quantized and no stacked experts" if _has_experts(model) else ""
+        why = ", as linear layers are quantized and no stacked experts" if targets.experts(model, LowRank()) else ""
         raise UserError(f"{what} would leave {1 - share:.0%} of the body's weights in 16 bits{why}", remedy)
     return share
-
-
-def _has_experts(model: nn.Module) -> bool:
-    return bool(targets.experts(model, LowRank()))
 
 
 def _in_all(model: nn.Module) -> int:

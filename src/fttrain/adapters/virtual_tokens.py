@@ -130,4 +130,4 @@ class Method:
         config.save_pretrained(str(folder))
 
     def state(self, model: nn.Module, num_steps: int) -> None:
-        """Nothing: trained weights are all there is."""
+        """Return no state: trained weights are all there is."""

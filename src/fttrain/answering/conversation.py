@@ -26,6 +26,7 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     turns = control.masked(Conversation(turns)).turns if holds_control else turns
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    # A template is a program: it refuses by TemplateError, and turns that it never expected raise others.
     except Exception as error:
         raise UserError(f"the chat template refuses these turns: {error}", "begin with a user's turn") from error
     return control.encode(text)[1] if holds_control else list(tokenizer(text, add_special_tokens=False)["input_ids"])

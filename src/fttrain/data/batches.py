@@ -41,7 +41,7 @@ class MicroBatch:
     targets_N: Tensor
     """The trained tokens."""
     row_ids_N: Tensor
-    """For each trained token the number of its row."""
+    """The number of each trained token's row."""
     last_token_B: Tensor
     """Flat index of each row's last token."""
     margins_G: Tensor
@@ -124,7 +124,7 @@ def _sizes(groups: Sequence[Group], *, share: bool) -> list[int]:
 
 
 def _shared(group: Group, *, share: bool) -> list[int]:
-    """For each row of a group the tokens that it has in common with the beginning of the first, all but its last."""
+    """Return how many tokens each row of a group has in common with the beginning of the first, all but its last."""
     (first, _), *others = group.rows
     if not share:
         return [0] * len(group.rows)
@@ -180,7 +180,7 @@ class _Laid:
     shape: tuple[int, int]
     """(lines, T)."""
     places: list[np.ndarray]
-    """For each row the flat index of each of its tokens, shared ones included."""
+    """The flat index of each token of each row, shared ones included."""
     segments: Segments | None
 
 

@@ -83,7 +83,7 @@ class _Reading:
 
     def __init__(self) -> None:
         self.names: dict[str, Kind] = {"messages": Kind.TURNS, "loop": Kind.NAMES}
-        """Of variables, and of attributes of namespaces as "space.attribute"."""
+        """Kinds of variables, and of attributes of namespaces as "space.attribute"."""
         self.trims = False
 
     # statements

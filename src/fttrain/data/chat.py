@@ -92,25 +92,13 @@ class Encoder:
         """What each row makes, or why it makes nothing."""
         # All texts of many rows go to the tokenizer in one call: a call for each row costs more than its tokens.
         rendered = [self._rendered(row, where) for where, row in rows]
-        texts = [
-            (where, one)
-            for (where, _), found in zip(rows, rendered, strict=True)
-            if not isinstance(found, Unfit)
-            for one in found
-        ]
-        encoded = self._encode(texts)
+        encoded = self._encode(rows, rendered)
         return [found if isinstance(found, Unfit) else _gathered(encoded, len(found)) for found in rendered]
 
     def encode_pairs(self, rows: Sequence[tuple[str, Row]]) -> list[list[EncodedPair] | Unfit]:
         """The pair of each row, or why it makes none."""
         found = [self._rendered_pair(row, where) for where, row in rows]
-        texts = [
-            (where, text)
-            for (where, _), pair in zip(rows, found, strict=True)
-            if not isinstance(pair, Unfit)
-            for text in pair[:2]
-        ]
-        encoded = self._encode(texts)
+        encoded = self._encode(rows, [pair if isinstance(pair, Unfit) else pair[:2] for pair in found])
         return [
             pair if isinstance(pair, Unfit) else _paired(next(encoded), next(encoded), pair[2], where)
             for (where, _), pair in zip(rows, found, strict=True)
@@ -147,12 +135,17 @@ class Encoder:
         except Unfit as unfit:
             return unfit
 
-    def _encode(self, rendered: Sequence[tuple[str, Rendered]]) -> Iterator[list[Encoded] | Unfit]:
-        """What each text makes, which comes with its place."""
-        if not rendered:
+    def _encode(
+        self, rows: Sequence[tuple[str, Row]], rendered: Sequence[Sequence[Rendered] | Unfit]
+    ) -> Iterator[list[Encoded] | Unfit]:
+        """What each text of the fit rows makes, in their order."""
+        places = [where for where, _ in rows]
+        fit = [(where, found) for where, found in zip(places, rendered, strict=True) if not isinstance(found, Unfit)]
+        texts = [(where, text) for where, found in fit for text in found]
+        if not texts:
             return
         batch = self._tokenizer(
-            [row.text for _, row in rendered],
+            [text.text for _, text in texts],
             add_special_tokens=False,
             padding=False,
             truncation=False,
@@ -160,7 +153,7 @@ class Encoder:
             return_token_type_ids=False,
             verbose=False,
         )
-        for (where, row), tokens in zip(rendered, batch.encodings, strict=True):
+        for (where, row), tokens in zip(texts, batch.encodings, strict=True):
             try:
                 yield self._finished(row, tokens, where)
             except Unfit as unfit:

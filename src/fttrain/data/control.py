@@ -57,7 +57,7 @@ class ControlTokens:
                 return value
 
     def _mark(self, plane: int, name: str) -> str:
-        """As long as the token's name, so that places in a text stay what they are."""
+        """Return a mark as long as the token's name, so that places in a text stay what they are."""
         return chr(plane + self._number[name]) * len(name)
 
     def encode(self, text: str) -> tuple[Encoding, list[int]]:

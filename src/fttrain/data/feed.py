@@ -142,7 +142,7 @@ class _Layout:
         self._micro = spec.micro_batch_size
         self._accumulation = spec.accumulation
         self.chosen = Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt)
-        """As the recipe says, until the model has been tried with it."""
+        """The recipe's layout, until the model has been tried with it."""
         self._world = world
 
     def split_batch(self, groups: Sequence[Group], accumulation: int | None = None) -> list[MicroBatch]:
@@ -268,7 +268,7 @@ class StreamFeed:
         """Rows that each data set's newest row has given so far."""
         self._held_out: list[Group] | None = None
         self._tallies = [tokens.Tally() for _ in datas]
-        """Of each data set's newest pass."""
+        """Tallies of each data set's newest pass."""
         self._rows = self._mixture()
         self._limits: Limits | None = None
 

@@ -10,7 +10,7 @@ from ftlaunch.errors import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one model."""
+    """What one model can take."""
 
     vocabulary: int
     """Token ids are below this."""

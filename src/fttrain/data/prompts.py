@@ -49,7 +49,7 @@ class Prompts:
     end_ids: frozenset[int]
     """Tokens with which an answer ends."""
     counts: Counts
-    """Of all rows; nothing of them is trained."""
+    """Counts of all rows; nothing of them is trained."""
 
 
 def load_prompts(datas: Sequence[Data], tokenizer: Any, seed: int) -> list[Prompts]:

@@ -71,7 +71,7 @@ class Blocks:
 
     blocks: tuple[Block, ...]
     scatter_T: Tensor
-    """For each token its place in the blocks' outputs laid end to end."""
+    """Each token's place in the blocks' outputs laid end to end."""
 
 
 @dataclass(frozen=True)

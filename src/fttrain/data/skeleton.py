@@ -46,7 +46,7 @@ class Skeleton:
     contents: list[int]
     """Number of the turn that is said after each piece but the last."""
     spans: list[tuple[int, int, int, int]]
-    """Of each trained span: where it begins, as a piece and a character of it, and where it ends."""
+    """Trained spans: where each begins, as a piece and a character of it, and where it ends."""
 
     def filled(self, said: Sequence[str]) -> Rendered:
         """The text with what each turn says in its place."""

@@ -24,7 +24,7 @@ Rows = Iterator[tuple[str, Row]]
 """(place of the row, such as "facts.jsonl:17"; the row)."""
 
 ON_HUB = "hf://datasets/"
-"""Before an id, so that `datasets` does not take a folder of that name in the working directory for it."""
+"""Stands before an id, so that `datasets` does not take a folder of that name in the working directory for it."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 SHUFFLED_ROWS = 1000

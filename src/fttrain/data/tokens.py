@@ -34,7 +34,7 @@ Made = Sequence[Encoded | EncodedPair] | Unfit
 Encode = Callable[[list[tuple[str, Row]]], Sequence[Made]]
 
 Keys = tuple[str, ...]
-"""Of a data set in the cache, and of the one that it is evaluated on, if there is one."""
+"""Keys in the cache of a data set, and of the one that it is evaluated on, if there is one."""
 
 VERSION = 4
 """Version of the cache's files and of their content: raise it when `chat` encodes a row differently."""
@@ -187,6 +187,7 @@ def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None])
         except UserError:
             making.discard()
             raise
+        # Also a stop request or Ctrl-C: the next start goes on from what is encoded by now.
         except BaseException:
             making.keep(tally.as_plain, now=True)
             raise

@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).with_name("text.txt")
 
 
 def windows(tokenizer: Any, source: Path | str | None, *, length: int, count: int) -> list[Tensor]:
-    """At most `count` windows [1, length] of the text in `source`, each after what the tokenizer begins texts with.
+    """Return at most `count` windows [1, length] of the text in `source`, each begun as the tokenizer begins texts.
 
     `source` is a plain text file, or a data file or folder, of which every row's texts count; None is the text that
     is shipped. A last window that is not full is left out, unless it is the only one. Raises UserError for a text that

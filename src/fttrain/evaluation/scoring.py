@@ -53,7 +53,7 @@ class Scored:
     resampled: dict[str, np.ndarray]
     """[R] of each score that can be resampled."""
     examples: dict[Need, dict[str, list[float]]]
-    """Of each score what every example has by itself, where that can be told."""
+    """Each score of every example by itself, where that can be told."""
 
 
 def need_of(metric: str) -> Need:
@@ -152,6 +152,7 @@ def _computed(metric: Any, given: Inputs, name: str) -> dict[str, float]:
     """The numbers that a metric from elsewhere makes of the answers."""
     try:
         made = metric.compute(predictions=given.predictions, references=_as_wanted(metric, given.references))
+    # Code of somebody else, which may raise anything.
     except Exception as error:
         raise UserError(f"the metric {name} failed: {error}", "correct the metric, or leave it out") from error
     return {key: float(value) for key, value in (made or {}).items() if isinstance(value, int | float | np.number)}

@@ -110,7 +110,7 @@ class Fitted:
     """An adapter's deltas, each with its place among the tensors of the base."""
 
     of: dict[str, Delta]
-    """By names of weights that are on disk, and of a head that was tied to the embedding."""
+    """Deltas by names of weights that are on disk, and of a head that was tied to the embedding."""
     map: WeightMap
     tied: tuple[str, str] | None = None
     """Input embedding and head, where they are one weight and an adapter changes one of them: they must be untied."""

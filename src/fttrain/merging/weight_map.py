@@ -45,7 +45,7 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     format: str
-    """As safetensors calls it: BF16, F8_E4M3."""
+    """The name that safetensors has for it: BF16, F8_E4M3."""
 
     @property
     def is_float(self) -> bool:
@@ -87,7 +87,7 @@ class Group:
     """Tensors on disk and the weights that they become together."""
 
     keys: list[str] = field(default_factory=list)
-    """On disk, in the order in which transformers takes them."""
+    """Tensors on disk, in the order in which transformers takes them."""
     patterns: list[str] = field(default_factory=list)
     """The source pattern of the conversion that each key has matched."""
     converter: WeightConverter | None = None
@@ -182,7 +182,7 @@ class WeightMap:
         return key if self._renamed(key, all_renamings, [])[0] == name else name
 
     def shape(self, name: str) -> torch.Size:
-        """Of a weight of the model."""
+        """Return the shape of a weight of the model."""
         return self._weights[name].shape
 
 

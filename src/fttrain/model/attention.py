@@ -46,7 +46,7 @@ class Pass:
     def __init__(self, segments: Segments, position_ids: Tensor) -> None:
         self.segments = segments
         self.positions_T = position_ids[0]
-        """Of each token in its row."""
+        """The position of each token in its row."""
         self.calls = 0
         """Calls of `attend` so far."""
 

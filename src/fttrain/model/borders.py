@@ -37,7 +37,7 @@ class Mixer:
     name: str
     module: nn.Module
     keywords: frozenset[str]
-    """By which its `forward` takes borders."""
+    """Arguments by which its `forward` takes borders."""
     lack: str | None
     """Why it does not keep rows apart; None where it does."""
 

@@ -50,7 +50,7 @@ class Experience:
     answer_lengths_B: Tensor
     ended_B: Tensor
     scores_B: Tensor
-    """As the reward gave them."""
+    """Scores as the reward gave them."""
     kl_B: Tensor
     """Nats per answer."""
     kl_coefficient: Tensor
@@ -91,15 +91,7 @@ class Experience:
 
     def micros(self, rows: Sequence[int], engine: Engine, *, accumulation: int) -> list[MicroBatch]:
         """This rank's micro-batches of a mini-batch of answers."""
-        world = engine.world
-        micros = split_batch(
-            [Group((self.row(row),)) for row in rows],
-            rank=world.rank,
-            world_size=world.size,
-            accumulation=accumulation,
-            packing=engine.layout.packing,
-            device=world.device,
-        )
+        micros = _split([self.row(row) for row in rows], engine, accumulation)
         return [self._with_worth(micro, [rows[index] for index in micro.rows]) for micro in micros]
 
     def _with_worth(self, micro: MicroBatch, rows: list[int]) -> PpoMicro:
@@ -122,6 +114,19 @@ def rows_of(prompts: Sequence[np.ndarray], answers: Sequence[Response]) -> list[
     return [(ids, np.arange(len(ids)) >= len(prompt)) for ids, prompt in zip(joined, prompts, strict=True)]
 
 
+def _split(rows: Sequence[Tokens], engine: Engine, rounds: int) -> list[MicroBatch]:
+    """This rank's share of the rows, in as many micro-batches as there are rounds."""
+    world = engine.world
+    return split_batch(
+        [Group((row,)) for row in rows],
+        rank=world.rank,
+        world_size=world.size,
+        accumulation=rounds,
+        packing=engine.layout.packing,
+        device=world.device,
+    )
+
+
 def score(engine: Engine, actor: ActorCritic, rows: Sequence[Tokens], *, micro_batch_size: int) -> Scored:
     """Return what policy, value head and reference compute for each trained token of the rows. Collective."""
     world = engine.world
@@ -129,14 +134,7 @@ def score(engine: Engine, actor: ActorCritic, rows: Sequence[Tokens], *, micro_b
     rounds = -(-len(rows) // (micro_batch_size * world.size))
     mine: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     with engine.evaluating():
-        for micro in split_batch(
-            [Group((row,)) for row in rows],
-            rank=world.rank,
-            world_size=world.size,
-            accumulation=rounds,
-            packing=engine.layout.packing,
-            device=world.device,
-        ):
+        for micro in _split(rows, engine, rounds):
             acted: ActorOutput = engine.forward(micro)
             with actor.using_adapter(REFERENCE):
                 reference: ActorOutput = engine.forward(micro)

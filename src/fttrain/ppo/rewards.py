@@ -40,7 +40,7 @@ class ScoredResponse:
 
     prompt: Prompt
     text: str
-    """Without special tokens."""
+    """The text without special tokens."""
 
 
 class Reward(Protocol):

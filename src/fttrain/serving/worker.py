@@ -56,6 +56,7 @@ class Worker:
             return True
         try:
             answer_together(self._model, self.tokenizer, requests, self._end_ids)
+        # Whatever one batch fails of, out of memory included, the thread has to answer the next.
         except Exception:
             log.exception("%s could not answer %d requests", self.name, len(requests))
             return False

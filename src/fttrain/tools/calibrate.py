@@ -13,7 +13,7 @@ from fttrain.tools.output import answer
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices."""
 SECONDS = 0.5
-"""For which each format is tried."""
+"""Seconds for which each format is tried."""
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def _speed(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device is done with what it was given."""
+    """Wait until the device is done with what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

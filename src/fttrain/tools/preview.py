@@ -46,7 +46,7 @@ class Preview:
     streamed: bool
     """Only the first rows were looked at."""
     sampled: bool
-    """So it is here, as there are many rows."""
+    """Whether only the first rows were read, as there are many."""
     held_out: int
     shared: int
     """Rows held out whose prompt is trained on, too."""
@@ -132,7 +132,7 @@ def _sample_of(data: Data) -> Data:
 
 
 def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
-    """Of rows that are answered in training; nothing of them is trained."""
+    """Return the preview of rows that are answered in training; nothing of them is trained."""
     sample = None if _has_few_rows(data) else _sample_of(data)
     is_sample = sample is not None
     (prompts,) = load_prompts([sample or data], tokenizer, seed)

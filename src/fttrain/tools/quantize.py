@@ -216,7 +216,7 @@ def _parts(loaded: Loaded, matrices: dict[str, Any]) -> tuple[dict[str, Any], di
 
 
 def _bytes(loaded: Loaded, bits: float | None) -> int:
-    """Of the model's weights as stored, with the matrices' own size or, if it is given, in `bits`."""
+    """Return the size of the model's weights as stored, with the matrices' own size or, if it is given, in `bits`."""
     width = loaded.dtype.itemsize
     matrices = sum(layer.matrix.numel() for layer in loaded.layers.values())
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())

@@ -98,8 +98,8 @@ class Trackers:
         known = self._known.setdefault(name, {"id": uuid.uuid4().hex, "last": [0, False]})
         try:
             tracker = _open(name, spec, folder, known)
+        # Trackers raise errors of their own libraries. Before training this ends the run; a later failure does not.
         except Exception as error:
-            # Before training, so it ends the run at once; a tracker that fails later does not.
             remedy = "log in with its own tool, write track.offline = true, or remove it from track.to"
             raise UserError(f"{name} cannot be started: {error}", remedy) from error
         step_now, is_evaluation = known["last"]

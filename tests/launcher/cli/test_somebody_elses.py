@@ -34,7 +34,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     run = write_run(folder / "r", "train")
     write_json(paths.cluster(run), Cluster())
     write_json(paths.job(run.stage_dir("01-sft")), Job(id="7", submitted=0.0))
-    row = ["7", "RUNNING", "None", "n1", "N/A", "1:00", "r/01-sft", str(run.path), f"{run.path}/01-sft/jobs/7.sh"]
+    row = ["7", "RUNNING", "None", "n1", "N/A", "r/01-sft", str(run.path), f"{run.path}/01-sft/jobs/7.sh"]
     (folder / "squeue").write_text(SQUEUE.format(nobody=NOBODY, row=queue.SEPARATOR.join(row) + "\\n"))
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755)

@@ -90,7 +90,7 @@ class _Driver(StageDriver):
         return self.report(stage_dir, outcome, took)
 
     def _is_asked_to_stop(self) -> bool:
-        """By a signal, or by a stop file: the lock's taker has removed those from before."""
+        """Whether a signal or a stop file asks for it; stop files from before are gone, removed by the lock's taker."""
         return self.interrupts.wish != "go on" or any(stage_dir.stop.exists() for stage_dir in self.run.stage_dirs())
 
 

@@ -55,7 +55,7 @@ class Allocation:
     job: str
     nodes: list[str]
     cpus: int
-    """On the node that has the fewest."""
+    """CPUs of the node that has the fewest."""
 
     def __str__(self) -> str:
         return f"job {self.job} on {', '.join(self.nodes)}"

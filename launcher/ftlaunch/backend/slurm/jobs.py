@@ -180,7 +180,7 @@ def _outcome(stage_dir: StageDir) -> Failure | Stopped | None:
 
 
 def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -> tuple[State, str | None]:
-    """Of a stage whose job is gone, or never was, and that has left no word itself."""
+    """State and note of a stage whose job is gone, or never was, and that has left no word itself."""
     if earlier is not None and entry:
         return "cancelled", f"with {earlier.name}"
     early = died_early(stage_dir, entry)
@@ -211,7 +211,7 @@ def _ended_by(entry: Entry) -> str:
 
 
 def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
-    """Of the stage whose turn it is, where SLURM does not answer."""
+    """State and note of the stage whose turn it is, where SLURM does not answer."""
     attempts = stage_dir.all_attempts()
     if attempts and is_final(attempts[-1]) and (outcome := _outcome(stage_dir)):
         return ("failed", outcome.first_line) if isinstance(outcome, Failure) else ("stopped", silent)

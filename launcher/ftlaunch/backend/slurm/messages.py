@@ -19,7 +19,7 @@ class MadeBy(Struct, frozen=True, kw_only=True):
     restart: int
     """SLURM's own count of how often the job was put back into the queue."""
     nodes: list[str] = []
-    """Where that start trained."""
+    """Nodes that that start trained on."""
 
 
 class HeadNotice(Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ def held_by(run: RunDir) -> Path:
 
 
 def submission(run: RunDir) -> Path:
-    """On which cluster a run was submitted last, and whether all of its jobs were taken."""
+    """The cluster that a run was submitted to last, and whether all of its jobs were taken."""
     return run.path / "submission.json"
 
 

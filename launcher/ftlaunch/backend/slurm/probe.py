@@ -38,7 +38,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     time: float
     """Unix time in seconds, as this was written."""
     free_bytes: int
-    """In the shared folder."""
+    """Free space of the shared folder."""
     scontrol: bool
     gpus: list[str]
     """Name and driver of each, as nvidia-smi tells them."""

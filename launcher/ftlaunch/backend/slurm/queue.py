@@ -31,8 +31,8 @@ _UNANSWERED: dict[str | None, str] = {}
 """Accountings, by their slurm.conf, that have kept this process waiting for nothing."""
 SEPARATOR = "\x1f"
 """Between the fields of a row: no run's folder holds a control character."""
-FIELDS = SEPARATOR.join(("%i", "%T", "%r", "%N", "%S", "%L", "%j", "%Z", "%o"))
-"""Id, state, reason, nodes, start, time left, name, folder and batch script."""
+FIELDS = SEPARATOR.join(("%i", "%T", "%r", "%N", "%S", "%j", "%Z", "%o"))
+"""Id, state, reason, nodes, start, name, folder and batch script."""
 SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,Start,JobName,WorkDir"
 CONFIGURATIONS = (Path("/etc/slurm/slurm.conf"), Path("/etc/slurm-llnl/slurm.conf"), Path("/run/slurm/conf/slurm.conf"))
 """Where SLURM's commands look for their configuration."""
@@ -91,8 +91,6 @@ class Entry(Struct, frozen=True, kw_only=True):
     """Node list in SLURM's short form."""
     start: str | None = None
     """When it started or, while it waits, SLURM's guess of when it will."""
-    left: str | None = None
-    """Until its time limit, while it runs."""
     name: str = ""
     """RUN/STAGE, where it is a run's."""
     folder: str = ""
@@ -136,7 +134,7 @@ class Answer:
     """What SLURM says of one run's jobs."""
 
     entries: Mapping[str, Entry] = field(default_factory=dict[str, Entry])
-    """By id: those on record, and others that the run must have submitted."""
+    """What SLURM says of each job, by id: of those on record, and of others that the run must have submitted."""
     silent: str | None = None
     """Why nothing is known; None where SLURM has answered."""
     remedy: str = ""
@@ -318,7 +316,7 @@ def folder_of_jobs(run: RunDir) -> str:
 
 
 class _Place(Struct, frozen=True):
-    """As much of a plan as tells where it runs."""
+    """The part of a plan that tells where it runs."""
 
     run_dir: str
 
@@ -375,11 +373,11 @@ def still_alive(entry: Entry, cluster: Cluster) -> bool:
 
 def _entry(fields: list[str]) -> Entry | None:
     """A row of SLURM's; None for a line that is none, as a site may print some of its own."""
-    # squeue's rows have nine fields and sacct's eight. Ids such as 12_3 are of arrays, 12.batch of steps.
-    if len(fields) not in (8, 9) or not fields[0].isdigit():
+    # squeue's rows have eight fields and sacct's seven. Ids such as 12_3 are of arrays, 12.batch of steps.
+    if len(fields) not in (7, 8) or not fields[0].isdigit():
         return None
-    job, state, reason, nodes, start, left, name, folder, *script = fields
-    said = {"reason": _said(reason), "nodes": _said(nodes), "start": _said(start), "left": _said(left)}
+    job, state, reason, nodes, start, name, folder, *script = fields
+    said = {"reason": _said(reason), "nodes": _said(nodes), "start": _said(start)}
     return Entry(id=job, state=state, name=name, folder=folder, script=script[0] if script else None, **said)
 
 
@@ -388,7 +386,7 @@ def _said(text: str) -> str | None:
 
 
 def _sacct(ids: set[str], cluster: Cluster) -> tuple[dict[str, Entry], str | None]:
-    """Of jobs that the controller has forgotten, and why nothing is told of them.
+    """What the accounts say of jobs that the controller has forgotten, and why they say nothing.
 
     A site that keeps no accounts has nothing to tell, which is no error.
     """
@@ -410,7 +408,7 @@ def _sacct(ids: set[str], cluster: Cluster) -> tuple[dict[str, Entry], str | Non
         # The folder comes last, so that a | in its name stays part of it.
         job, state, reason, nodes, start, name, folder = line.split("|", 6)
         # A state may have an explanation: "CANCELLED by 1000".
-        if entry := _entry([job, state.partition(" ")[0], reason, nodes, start, "", name, folder]):
+        if entry := _entry([job, state.partition(" ")[0], reason, nodes, start, name, folder]):
             found[entry.id] = entry
     return {id: entry for id, entry in found.items() if id in ids}, None
 

@@ -60,7 +60,7 @@ ENDED = {
 
 
 def why_waiting(reason: str | None) -> str:
-    """Of a job that waits, in a few words, SLURM's own among them."""
+    """Return why a job waits, in a few words, SLURM's own among them."""
     if reason is None:
         return "waits in the queue"
     # NEVER goes first: the pattern in PERHAPS matches its QOSMaxWallDurationPerJobLimit as well.
@@ -76,7 +76,7 @@ def never_starts(reason: str | None) -> bool:
 
 
 def why_ended(state: str, reason: str | None) -> str:
-    """Of a job that has ended without doing its work. A reason that is left over from its waiting says nothing."""
+    """Return why a job has ended without doing its work. A reason left over from its waiting says nothing."""
     words = [state]
     if reason in ENDED or reason in ("NonZeroExitCode", "RaisedSignal"):
         words = [f"{state} ({reason})"]

@@ -86,13 +86,13 @@ def judge(
 
 
 def _with_decision(now: AttemptRecord, objection: str | None, what: str) -> AttemptRecord:
-    """With the decision, which is to go on unless something speaks against it."""
+    """Return the record with the decision, which is to go on unless something speaks against it."""
     decision = f"{GIVEN_UP}: {objection}" if objection else GOES_ON
     return msgspec.structs.replace(now, restarted=objection is None, reason=f"{what}; {decision}")
 
 
 def what_happened(reason: str) -> str:
-    """As much of a reason as was there before the decision."""
+    """Return the part of a reason that was there before the decision."""
     return re.split(f"; (?:{GIVEN_UP}|{GOES_ON})", reason)[0]
 
 

@@ -116,6 +116,7 @@ def _all_or_nothing(run: RunDir, plan: Plan, cluster: Cluster, interrupts: StopS
         _heed(interrupts, run)
         _require_known(run, jobs)
         write_json(paths.submission(run), msgspec.structs.replace(record, complete=True))
+    # Also a signal or Ctrl-C between two jobs: whatever ends the submission, no job of it may stay in the queue.
     except BaseException as error:
         left = _take_back(run, cluster, for_good=not isinstance(error, Unanswered))
         if isinstance(error, OSError):
@@ -177,7 +178,7 @@ def submit_rest(run: RunDir, stage_dir: StageDir) -> None:
 
 
 def take_over(run: RunDir, stage_dir: StageDir, job: str) -> str | None:
-    """At the end of a stage, the next one that its job goes on with; None where that has, or gets, a job of its own.
+    """Return the stage that a job goes on with at the end of its own; None if that has, or gets, a job of its own.
 
     The job does so where the queue takes only one job of the run, and the next stage needs no more than this one has.
     """
@@ -367,7 +368,7 @@ def private() -> Generator[None]:
 
 @contextmanager
 def leading_to(cluster: Cluster) -> Generator[None]:
-    """With SLURM's commands led to a cluster, and not taken for a step of the job that this may itself run in."""
+    """Lead SLURM's commands to a cluster, so that they are no step of the job that this may itself run in."""
     led = queue.environment(cluster)
     with clean_env():
         before = dict(os.environ)

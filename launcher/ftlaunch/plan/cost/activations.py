@@ -8,17 +8,17 @@ from ftlaunch.plan.cost.trained import Trained
 CHUNK = 1024
 """Tokens whose logits exist at once (`fttrain.objectives.logps`)."""
 ROWS = 128
-"""Of these, those that exist in fp32 too where the head is frozen."""
+"""Rows of a chunk that exist in fp32 too where the head is frozen."""
 FLOAT = 4
 
 
 class Arithmetic(Struct, frozen=True, kw_only=True):
-    """In which formats a stage computes."""
+    """The formats that a stage computes in."""
 
     bytes: int
-    """Of an element that matrices are multiplied in."""
+    """Bytes of an element that matrices are multiplied in."""
     stream: int
-    """Of an element that layers hand to each other: wider where the weights are fp32 and only products are cast."""
+    """Bytes of an element between layers: more where the weights are fp32 and only products are cast."""
     has_kernel: bool
     """Whether attention is one kernel over rows of any length, as on a GPU in 16 bits. Else rows are copied for it."""
 

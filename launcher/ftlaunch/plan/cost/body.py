@@ -30,11 +30,11 @@ class Body(Struct, frozen=True, kw_only=True):
     """Numbers of weights in the matrices of a model's text body, without embeddings and head."""
 
     linear: dict[str, int]
-    """By the name of each linear layer."""
+    """Weights by the name of each linear layer."""
     experts: dict[str, int]
-    """By the name of each tensor of experts, stacked or not."""
+    """Weights by the name of each tensor of experts, stacked or not."""
     rest: int
-    """In matrices that belong to no layer or are never adapted."""
+    """Weights in matrices that belong to no layer or are never adapted."""
 
     @property
     def total(self) -> int:

@@ -16,7 +16,7 @@ class Measured(Struct, frozen=True):
     machine: str
     device: str
     operations_per_second: dict[str, float]
-    """Of large matrix products of one process, by number format."""
+    """Speed of large matrix products of one process, by number format."""
     when: float = 0.0
     """Seconds since 1970."""
 

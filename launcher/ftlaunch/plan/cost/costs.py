@@ -26,7 +26,7 @@ class Cost(Struct, frozen=True, kw_only=True):
     """What one stage costs."""
 
     memory: Memory
-    """Of each rank."""
+    """Memory of each rank."""
     without_checkpointing: int | None = None
     """Bytes of activations if they were not computed again; None where they are not."""
     with_checkpointing: int | None = None

@@ -97,7 +97,7 @@ def known_gpu(name: str) -> tuple[int, float] | None:
 
 
 def _bytes(written: str | None) -> int:
-    """Of SLURM's way to write memory: a number of MiB, or of another unit."""
+    """Return the bytes that SLURM writes as a number of MiB, or of another unit."""
     assert written is not None
     unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(written[-1])
     return int(written if unit is None else written[:-1]) << (20 if unit is None else unit)

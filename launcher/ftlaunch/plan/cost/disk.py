@@ -39,7 +39,7 @@ def of_stage(spec: StageSpec, shape: Shape, size: int) -> Disk:
 
 
 def merged_bytes(stage: Merge, shape: Shape) -> int:
-    """Of a merged model."""
+    """Size of a merged model."""
     size = shape.disk_bytes if stage.dtype is None else {"fp32": 4}.get(stage.dtype, 2)
     return size * shape.parameters
 

@@ -201,8 +201,8 @@ class _Ledger:
         return whole // self.ranks if self.zero >= 2 else whole
 
     def _bucket(self) -> int:
-        """Of DeepSpeed: all gradients pass through it. It is taken whole on a GPU, and as far as it is used on a CPU,
-        where pages exist once they are written. DDP's buckets are the gradients."""
+        """DeepSpeed's bucket, through which all gradients pass. It is taken whole on a GPU, and as far as it is used
+        on a CPU, where pages exist once they are written. DDP's buckets are the gradients."""
         if not self.zero:
             return 0
         used = BUCKET if self.load.cuda else min(BUCKET, self.trained.parameters)
@@ -215,14 +215,14 @@ class _Ledger:
         return self.size * (min(self.shape.parameters, 2 * BUCKET) + buffer) if self.zero == 3 else 0
 
     def _casts(self) -> int:
-        """Of fp32 weights that are trained, which autocast makes once for a step's forward and backward pass."""
+        """Copies of trained fp32 weights, which autocast makes once for a step's forward and backward pass."""
         return self.size * self.trained.parameters if self.size < FLOAT and not self.zero else 0
 
     def _activations(self) -> int:
         return self._kept(checkpointing=getattr(self.spec.stage, "activation_checkpointing", False))
 
     def _one_layer(self) -> int:
-        """Of activations, what is left when the backward pass has come to the lowest layer."""
+        """Activations that are left when the backward pass has come to the lowest layer."""
         return self._activations() // max(1, self.trained.layers_backward)
 
     def _layer(self) -> int:
@@ -235,7 +235,7 @@ class _Ledger:
         return layer
 
     def _again(self) -> int:
-        """Of the activations, those of the layer that is computed again."""
+        """Activations of the layer that is computed again."""
         return self.load.tokens * self._layer()
 
     def _kept(self, *, checkpointing: bool) -> int:

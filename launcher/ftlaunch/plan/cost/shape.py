@@ -40,18 +40,18 @@ class Shape(Struct, frozen=True, kw_only=True):
     is_gated: bool
     is_tied: bool
     linears: tuple[Linear, ...]
-    """Of one layer, experts apart."""
+    """Linear layers of one block, experts apart."""
     expert_parameters: int = 0
-    """Of one layer."""
+    """Parameters of one block's experts."""
     experts_per_token: int = 0
     norm_parameters: int
-    """Of one layer, with whatever else in it is no matrix."""
+    """Parameters of one block's norms, with whatever else in it is no matrix."""
     uneven_parameters: int = 0
     """What the model has more, or less, than layers that are all alike: dense layers of a mixture, a vision tower."""
     positions: int = 0
     """Learned position embeddings."""
     disk_bytes: int = 2
-    """Of one weight in its file."""
+    """Bytes of one weight in its file."""
     attention_dropout: bool = False
     """Whether the model's own config drops out of attention's probabilities; only SFT leaves it on."""
     hidden_dropout: bool = False
@@ -203,11 +203,11 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 def held_bytes(shape: Shape, quantization: str, size: int) -> int:
-    """Of all weights, in elements of `size` bytes where they are not in few bits."""
+    """Return the bytes of all weights, in elements of `size` bytes where they are not in few bits."""
     few = {"nf4": NF4, "fp4": NF4, "int8": 1.0}.get(quantization, float(size))
     return int(few * shape.matrix_parameters) + size * (shape.parameters - shape.matrix_parameters)
 
 
 def cache_bytes(shape: Shape, rows: int, tokens: int, size: int) -> int:
-    """Of the keys and values of so many rows of so many tokens."""
+    """Return the bytes of the keys and values of so many rows of so many tokens."""
     return rows * tokens * shape.layers * 2 * shape.keys * size

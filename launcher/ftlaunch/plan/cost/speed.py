@@ -14,7 +14,7 @@ from ftlaunch.recipe import Data, Dpo, Full, Pairwise, Ppo, Sft, Training
 from ftlaunch.run.spec import StageSpec
 
 SHARE_OF_PEAK = 0.4
-"""Of a GPU's published peak that training reaches with rows laid end to end; 0.3 to 0.5 is what others report."""
+"""Share of a GPU's published peak that training reaches with rows laid end to end; others report 0.3 to 0.5."""
 SHARE_OF_MEASURED = {True: 0.6, False: 0.7}
 """The same of what a large matrix product was measured to reach, on a GPU and on a CPU; there
 `tests/benchmarks/calibrated.py` compares."""
@@ -46,9 +46,9 @@ class Time(Struct, frozen=True, kw_only=True):
     """Optimizer steps of the stage; None where the rows are not counted here."""
     total: float | None
     device_hours: float | None
-    """Of all processes together."""
+    """Hours of all processes together."""
     evaluation: float = 0.0
-    """Of one evaluation, with its answers, which `total` has as well."""
+    """Seconds of one evaluation, with its answers; `total` includes them."""
     counts_evaluations: bool = True
     """Whether the rows of evaluations are counted here; else only their answers are in `evaluation`."""
     typical: Typical | None = None
@@ -56,7 +56,7 @@ class Time(Struct, frozen=True, kw_only=True):
 
 
 def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cuda: bool) -> Time:
-    """Of a training stage on devices that do so many operations a second."""
+    """Return the time of a training stage on devices that do so many operations a second."""
     stage = spec.stage
     assert isinstance(stage, Training)
     load = load_of(spec, 2, cuda=True)
@@ -130,8 +130,11 @@ def _evaluations(stage: Training, steps: int) -> int:
 
 
 def operations(spec: StageSpec, shape: Shape) -> float:
-    """Of a token of a training step: two for each weight forward; backward two for the weights below whatever is
-    trained, and two more for trained ones; a third pass where activations are computed again."""
+    """Return the operations of a token in a training step.
+
+    Two for each weight forward; backward two for the weights below whatever is trained, and two more for trained ones;
+    a third pass where activations are computed again.
+    """
     stage = spec.stage
     what = trained.of(spec.adapter, shape)
     layer, head = _layer_operations(spec, shape), 2 * shape.embedding_parameters
@@ -143,7 +146,7 @@ def operations(spec: StageSpec, shape: Shape) -> float:
 
 
 def forward_operations(spec: StageSpec, shape: Shape) -> float:
-    """Of a token of a forward pass."""
+    """Return the operations of a token in a forward pass."""
     return _layer_operations(spec, shape) * shape.layers + 2 * shape.embedding_parameters
 
 

@@ -10,7 +10,7 @@ from fttrain.evaluation.words import grams, words
 
 ORDER = 5
 HALF_AT = 2 / 3
-"""Of the references' length: answers as short as that lose half of their score."""
+"""Share of the references' length: answers as short as that lose half of their score."""
 
 Gram = tuple[str, ...]
 

@@ -28,7 +28,7 @@ told = dict(re.findall(r"^#SBATCH --(job-name|chdir)=(.*)$", script.read_text(),
 name = told["job-name"].strip("'\\"")
 waits = [word.partition("=")[2] for word in sys.argv if word.startswith("--dependency=")]
 number = str(100 + len(known))
-row = [number, "PENDING", "Dependency" if waits else "Priority", "", "N/A", "1:00", name, told["chdir"], str(script)]
+row = [number, "PENDING", "Dependency" if waits else "Priority", "", "N/A", name, told["chdir"], str(script)]
 with queue.open("a") as file:
     file.write("\\x1f".join(row) + "\\n")
 with (here / "waits").open("a") as file:
@@ -45,7 +45,7 @@ import sys
 from pathlib import Path
 queue = Path(__file__).parent / "queue"
 for row in queue.read_text().splitlines() if queue.exists() else []:
-    id, state, reason, nodes, start, _, name, folder, script = row.split("\\x1f")
+    id, state, reason, nodes, start, name, folder, script = row.split("\\x1f")
     if sys.argv[1:] == ["show", "job", id]:
         print(f"JobId={id} JobName={name}\\n   JobState={state} Reason={reason} Dependency=(null)")
         sys.exit(print(f"   StartTime={start} EndTime=Unknown\\n   Command={script}\\n   WorkDir={folder}"))

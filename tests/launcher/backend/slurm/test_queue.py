@@ -58,7 +58,7 @@ def says(folder: Path, *lines: str, command: str = "squeue") -> None:
     file.chmod(0o700)
 
 
-FIRST = "7|{}|{}|n1|N/A|1:00|r/01-sft|FOLDER|FOLDER/01-sft/jobs/7_submission.sh"
+FIRST = "7|{}|{}|n1|N/A|r/01-sft|FOLDER|FOLDER/01-sft/jobs/7_submission.sh"
 
 
 def test_a_sites_own_lines_are_passed_over(run: RunDir, tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_a_sites_own_lines_are_passed_over(run: RunDir, tmp_path: Path) -> None:
 def test_an_id_alone_is_no_job_of_the_run(run: RunDir, tmp_path: Path) -> None:
     says(
         tmp_path,
-        "7|PENDING|Priority||N/A|1:00|mywork|/home/me|/home/me/x.sh",
-        "8|RUNNING|None|n1|N/A|1:00|r/02-sft|/elsewhere/r|/elsewhere/r/02-sft/jobs/8_submission.sh",
-        "9|RUNNING|None|n1|N/A|1:00|notes|FOLDER|FOLDER/notes.sh",
-        "10|RUNNING|None|n1|N/A|1:00|wrap|FOLDER|(null)",
+        "7|PENDING|Priority||N/A|mywork|/home/me|/home/me/x.sh",
+        "8|RUNNING|None|n1|N/A|r/02-sft|/elsewhere/r|/elsewhere/r/02-sft/jobs/8_submission.sh",
+        "9|RUNNING|None|n1|N/A|notes|FOLDER|FOLDER/notes.sh",
+        "10|RUNNING|None|n1|N/A|wrap|FOLDER|(null)",
     )
     assert queue.read_queue(run) == {}
     first = read_status(run).stages[0]
@@ -138,7 +138,7 @@ def test_an_answer_that_breaks_off_is_none(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_names_in_another_encoding_are_passed_over(run: RunDir, tmp_path: Path) -> None:
-    says(tmp_path, "5|PENDING|Priority||N/A|1:00|gr\u00fcn|/home/me|/home/me/x.sh", FIRST.format("RUNNING", "None"))
+    says(tmp_path, "5|PENDING|Priority||N/A|gr\u00fcn|/home/me|/home/me/x.sh", FIRST.format("RUNNING", "None"))
     file = tmp_path / "bin/squeue"
     file.write_bytes(file.read_text().encode("latin-1"))
     assert [*queue.read_queue(run)] == ["7"]

@@ -27,7 +27,7 @@ def add_job(slurm: Path, id: str, state: str, run: RunDir | None = None) -> None
     """Have a further job in the queue, of a run or of somebody else."""
     whose = ["r/01-sft", str(run.path)] if run else ["x", "/x"]
     with (slurm / "queue").open("a") as file:
-        file.write(SEPARATOR.join([id, state, "None", "n1", "N/A", "1:00", *whose, "/x.sh"]) + "\n")
+        file.write(SEPARATOR.join([id, state, "None", "n1", "N/A", *whose, "/x.sh"]) + "\n")
 
 
 @pytest.mark.parametrize(
