@@ -285,6 +285,7 @@ def run(changed: dict[str, dict[str, int]], overlay: Path, recipe: Path) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_toys_train_together(run: Path) -> None:
     lines = [line for line in read_jsonl(run / "01-simpo/metrics.jsonl") if "loss" in line]
     assert len(lines) == 4
@@ -292,6 +293,7 @@ def test_toys_train_together(run: Path) -> None:
     assert {line["noise/scale"] for line in lines} == {1.0}
 
 
+@pytest.mark.slow
 def test_what_toys_leave_is_a_plain_adapter_that_merges(run: Path) -> None:
     weights = load_file(run / "01-simpo/artifact/adapter_model.safetensors")
     assert any(weight.abs().max() > 0 for key, weight in weights.items() if ".lora_B." in key)

@@ -109,11 +109,12 @@ def test_preferences_without_a_sign_are_refused_by_all_rows(
     """The first row with 0 comes late, and after rows that an interrupted process has encoded."""
     monkeypatch.setattr(tokens, "BATCH", 4)
     monkeypatch.setattr(making, "KEEP_SECONDS", 0.0)
-    rows = [{"prompt": f"{n}?", "chosen": "one", "rejected": "two", "sign": int(n != 300)} for n in range(301)]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # so that no process is started for so few rows
+    rows = [{"prompt": f"{n}?", "chosen": "one", "rejected": "two", "sign": int(n != 60)} for n in range(61)]
     data = make_data(write_rows(rows), **SIGN)
 
     def stop_after(done: int) -> None:
-        if done > 100:
+        if done > 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -121,7 +122,7 @@ def test_preferences_without_a_sign_are_refused_by_all_rows(
     with pytest.raises(UserError, match="field sign is 0 or 1 in all rows"):
         tokenize(data, tokenizer, 1, tmp_path / "cache")
     signed = make_data(write_rows([{**row, "sign": row["sign"] or -1} for row in rows]), **SIGN)
-    assert tokenize(signed, tokenizer, 1, tmp_path / "cache").counts.kept == 301
+    assert tokenize(signed, tokenizer, 1, tmp_path / "cache").counts.kept == 61
     tied = make_data(write_rows([{**rows[0], "sign": -1}, *rows[1:]]), **SIGN)
     counts = tokenize(tied, tokenizer, 1, tmp_path / "cache").counts
     assert counts.excused == {"field sign is 0: no answer is the better one": 1}

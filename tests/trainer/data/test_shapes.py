@@ -305,6 +305,7 @@ def test_an_empty_system_turn_is_none(name: str, chat_tokenizer: Callable[[str],
     assert any(prompt.startswith("<|im_start|>user") for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_the_fast_way_is_the_slow_way(chat_tokenizer: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Skeletons and borders that tokens are asked for, against every row rendered and every token looked at."""
     every = {name: {**shape.fields, "train_on": "assistant"} for name, shape in {**SFT, **PAIRS}.items()}

@@ -116,6 +116,19 @@ def last_mean(lines: list[dict], key: str) -> float:
     return sum(line[key] for line in of_rollouts(lines)[-3:]) / 3
 
 
+def test_samples_hold_what_was_said_and_what_it_was_worth(
+    make: Callable[..., StageSpec], tmp_path: Path, rows_file: Path
+):
+    step = train(make(samples_every=2), tmp_path)
+    found = samples(step)
+    assert sorted({line["step"] for line in found}) == [1, 9]
+    questions = {json.loads(row)["question"] for row in rows_file.read_text().splitlines()}
+    for line in found:
+        assert line["prompt"] in questions
+        assert line["reward"] == pytest.approx(sum(letter < "n" for letter in line["answer"]) / 3)
+        assert line["ended"] or len(line["answer"]) <= 3
+
+
 def test_it_raises_a_reward_that_can_be_checked(learn: Callable[[float], list[dict]]):
     """Where a run ends depends on how a machine rounds, so bounds are half of what any seed or kernel set gave."""
     lines = learn(0.005)
@@ -149,19 +162,6 @@ def test_a_resumed_run_is_the_same_run(stop_after: int, make: Callable[..., Stag
     best = max((line for line in metrics(calm) if "eval/reward" in line), key=lambda line: line["eval/reward"])
     told = {"step": best["step"], "by": "reward", "score": best["eval/reward"]}
     assert [json.loads(done.result.read_text())["best"] for done in (calm, stopped)] == [told, told]
-
-
-def test_samples_hold_what_was_said_and_what_it_was_worth(
-    make: Callable[..., StageSpec], tmp_path: Path, rows_file: Path
-):
-    step = train(make(samples_every=2), tmp_path)
-    found = samples(step)
-    assert sorted({line["step"] for line in found}) == [1, 9]
-    questions = {json.loads(row)["question"] for row in rows_file.read_text().splitlines()}
-    for line in found:
-        assert line["prompt"] in questions
-        assert line["reward"] == pytest.approx(sum(letter < "n" for letter in line["answer"]) / 3)
-        assert line["ended"] or len(line["answer"]) <= 3
 
 
 def test_the_artifact_is_the_policy_and_the_next_stage_goes_on_from_it(make: Callable[..., StageSpec], tmp_path: Path):

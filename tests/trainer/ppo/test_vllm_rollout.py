@@ -45,6 +45,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
 
 
+def test_what_it_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="not installed"):
+        vllm_rollout.refuse_what_cannot_be(ALONE, ())
+    monkeypatch.syspath_prepend(STAND_INS)
+    with pytest.raises(UserError, match="sees no GPU"):
+        vllm_rollout.refuse_what_cannot_be(ALONE, ())
+    monkeypatch.setattr(vllm_rollout, "DEVICE", "cpu")
+    vllm_rollout.refuse_what_cannot_be(ALONE, ())
+    with pytest.raises(UserError, match="activation function"):
+        vllm_rollout.refuse_what_cannot_be(ALONE, (NoNoise(activation="relu"),))
+
+
 @pytest.mark.usefixtures("stand_in")
 def test_each_rollout_is_of_the_policy_as_it_is_by_then(make: Callable[..., StageSpec], tmp_path: Path) -> None:
     """Its log-probabilities are the trainer's own; with the adapter of the rollout before they would not be."""
@@ -63,18 +75,6 @@ def test_an_engine_that_dies_ends_the_stage(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path != str(STAND_INS)))
     with pytest.raises(RuntimeError, match=r"vLLM has ended \(exit code 1\)"):
         train(make(), tmp_path)
-
-
-def test_what_it_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="not installed"):
-        vllm_rollout.refuse_what_cannot_be(ALONE, ())
-    monkeypatch.syspath_prepend(STAND_INS)
-    with pytest.raises(UserError, match="sees no GPU"):
-        vllm_rollout.refuse_what_cannot_be(ALONE, ())
-    monkeypatch.setattr(vllm_rollout, "DEVICE", "cpu")
-    vllm_rollout.refuse_what_cannot_be(ALONE, ())
-    with pytest.raises(UserError, match="activation function"):
-        vllm_rollout.refuse_what_cannot_be(ALONE, (NoNoise(activation="relu"),))
 
 
 @pytest.mark.parametrize(("visible", "expected"), [("3,5", "5"), (None, "1")])

@@ -66,7 +66,7 @@ class HeldBy(Struct, frozen=True, kw_only=True):
 
     job: str
     nodes: str
-    """In SLURM's short form."""
+    """Nodes of that job, in SLURM's short form."""
 
 
 def allocation() -> Allocation | None:

@@ -26,7 +26,7 @@ LARGEST_COUNTED = 2 << 30
 LOOKED_AT = 256
 """Rows of a data set, the first ones, whose length is looked at."""
 BYTES_OF_TOKEN = 4
-"""Of English text, as tokenizers with some ten thousand tokens have it; other languages and code have fewer."""
+"""Characters per token of English text, with a vocabulary of some ten thousand; other languages and code have fewer."""
 
 
 class Typical(Struct, frozen=True, kw_only=True):
