@@ -33,7 +33,7 @@ class Typical(Struct, frozen=True, kw_only=True):
     """Seconds, with rows as long as the first ones."""
 
     tokens: int
-    """Of a row, at `BYTES_OF_TOKEN`."""
+    """Length of a row, at `BYTES_OF_TOKEN`."""
     step: float
     total: float | None
 
