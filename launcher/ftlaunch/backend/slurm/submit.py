@@ -147,10 +147,13 @@ def _submit_all(
             try:
                 jobs.append(_submit_stage(stage_dir, batch, jobs, cluster, interrupts))
             except Full as error:
+                # Its own job may have been taken, and one that was to take over from it refused.
+                taken = queue.read_job(stage_dir)
+                queue.cancel(taken.ids if taken else [], cluster)
+                paths.job(stage_dir).unlink(missing_ok=True)
                 # The first job submits the rest later on; without one nobody would.
                 if not jobs:
                     raise
-                paths.job(stage_dir).unlink(missing_ok=True)
                 print(
                     f"{stage_dir.name} is submitted once {unfinished[0].name} has ended: {error.message}",
                     file=sys.stderr,
@@ -296,7 +299,10 @@ def _submit_stage(
     for _ in range(cluster.successors if cluster.restart == "successor" else 0):
         # "," means and: a successor starts only after every job before it has failed.
         batch.after = ",".join(f"afternotok:{id}" for id in job.ids)
-        another = _hand_over(stage_dir, batch, interrupts)
+        try:
+            another = _hand_over(stage_dir, batch, interrupts)
+        except Full as error:
+            raise Full(f"{error.message} (of its successors)", f"fewer `successors`, or {FULL}") from error
         job = msgspec.structs.replace(job, successors=[*job.successors, another])
         write_json(paths.job(stage_dir), job)
     return job

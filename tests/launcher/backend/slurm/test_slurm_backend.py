@@ -129,6 +129,25 @@ def test_trials_wait_for_room_that_slurm_gives_late(
     assert said[-1] == "2 trials: 2 done"
 
 
+@pytest.mark.parametrize(("taken", "left"), [(3, ["100", "101"]), (1, [])])
+def test_a_stage_whose_successors_find_no_room_is_taken_back(
+    run: RunDir, slurm: Path, taken: int, left: list[str]
+) -> None:
+    """Its own job would otherwise wait in the queue, take the room, and leave as it is not on record."""
+    write_json(paths.cluster(run), Cluster(restart="successor", successors=1))
+    sbatch = (slurm / "sbatch").read_text()
+    (slurm / "sbatch").write_text(sbatch.replace("Invalid account", "QOSMaxSubmitJobPerUserLimit"))
+    (slurm / "refused").write_text(str(taken))
+    if left:
+        start(run)
+        assert not paths.job(run.stage_dir("02-sft")).exists()
+    else:
+        with pytest.raises(UserError, match="of its successors") as caught:
+            start(run)
+        assert caught.value.remedy.startswith("fewer `successors`")
+    assert [id for id, entry in queue.read_queue(run).items() if entry.alive] == left
+
+
 def test_a_fresh_run_that_is_refused_leaves_no_folder(run: RunDir, slurm: Path) -> None:
     (slurm / "refused").write_text("0")
     with pytest.raises(UserError) as caught:
