@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.run import progress
+from ftlaunch.run.files import why_unwritable
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.pace import straggling
 from ftlaunch.run.preparing import read_preparing
@@ -105,6 +106,8 @@ def _stalled(stage_dir: StageDir, entries: Sequence[progress.Entry]) -> str | No
     patience = max(STALLED_SECONDS, STALLED_PAUSES * max(pauses, default=0.0))
     if not pauses or time.time() - times[-1] < patience or (silent := _silence(stage_dir)) < patience:
         return None
+    if unwritable := why_unwritable(stage_dir.path):  # then it may well take steps that nothing tells of
+        return f"no step on record for {progress.duration(silent)}: {stage_dir.path} cannot be written: {unwritable}"
     ranks = processes.ranks_of(attempts[-1].path, range(stage_dir.read_spec().world_size)) if attempts else {}
     stopped = [f"rank {rank}" for rank, pid in ranks.items() if processes.state(pid) == "T"]
     why = f": {', '.join(stopped)} stopped by a signal" if stopped else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.faults.disks import mounted
 from tests.launcher.acted import write_run
 
 from ftlaunch import processes
@@ -174,6 +175,21 @@ def test_saves_that_fail_are_told(run: RunDir) -> None:
     write_json(first(run).save_failure, SaveFailure(step=20, cause="rank 0: No space left on device"))
     cause = "step 20 could not be saved: rank 0: No space left on device; the newest checkpoint is of step 10"
     assert stage(run).note == cause
+
+
+def test_a_disk_that_takes_no_word_is_told_as_why_no_step_is_on_record(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", 600) as disk:
+        run = write_run(disk.path / "r", "train")
+        launched(run)
+        now = time.time()
+        os.utime(first(run).all_attempts()[-1].process, (now - 900, now - 900))
+        measure(run, *({"step": step, "steps": 90, "loss": 1.0, "time": now - 500 + step} for step in (1, 2, 3)))
+        os.utime(first(run).metrics, (now - 497, now - 497))
+        with pytest.raises(OSError, match="No space left"):
+            (disk.path / "fill").write_bytes(bytes(1 << 20))
+        note = stage(run).note or ""
+    assert note.startswith("no step on record for 8:1")
+    assert note.endswith("01-sft cannot be written: No space left on device")
 
 
 def test_runs_are_found_by_folder_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
