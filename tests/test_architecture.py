@@ -538,6 +538,13 @@ def test_validate_loads_only_what_a_recipe_asks_for(tmp_path: Path) -> None:
     assert loaded_by(tmp_path, "validate", "r.toml", *few_bits) & UNASKED == {"ftlaunch.plan.cost"}
 
 
+def test_commands_that_are_printed_quote_their_paths() -> None:
+    bare = re.compile(r"ftlaunch [a-z]+ (?:[^\"{]*\{)[^}\"]*\bpath\}")
+    found = {path: bare.findall(path.read_text()) for package in SOURCES.values() for path in package.rglob("*.py")}
+    found.pop(SOURCES["ftlaunch"] / "cli" / "text.py")  # its `path` is quoted already
+    assert {path: bares for path, bares in found.items() if bares} == {}
+
+
 def test_the_tree_in_the_architecture_page_is_that_of_the_files() -> None:
     assert PAGE.read_text() == page(), "it is out of date: .venv/bin/python -m tests.tree --write"
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -157,18 +156,18 @@ class StageDriver(ABC):
             case failure:
                 self.display.say(f"{stage_dir.name}  failed after {took}\n{describe_failure(failure)}")
                 if not failure.user_error:
-                    self.display.say(f"  in full: ftlaunch logs {self.run.path} --first-error")
+                    self.display.say(f"  in full: ftlaunch logs {self.run.in_shell} --first-error")
                 return BAD_INPUT if failure.user_error else STAGE_FAILED
 
     def stopped(self, stage_dir: StageDir, how: str) -> int:
         """Say why a stage is left unfinished, and return the exit code for it."""
-        self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.path}`")
+        self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.in_shell}`")
         return self.interrupts.exit_code
 
 
 def come_back(run: RunDir) -> str:
     """The commands by which a user sees to a run that goes on by itself, one a line."""
-    where = shlex.quote(str(run.path))
+    where = run.in_shell
     return f"  ftlaunch status {where}\n  ftlaunch logs -f {where}\n  ftlaunch stop {where}"
 
 
@@ -185,7 +184,7 @@ def _take_over(run: RunDir) -> int:
         lock.release(held)
         raise UserError(
             f"{run.path.name} still has {len(leftovers)} processes, though nothing drives them",
-            f"end them with `ftlaunch cancel {run.path}`",
+            f"end them with `ftlaunch cancel {run.in_shell}`",
         )
     for stage_dir in run.stage_dirs():
         # The request that ended the last driver would otherwise stop this one at its first optimizer step.

@@ -68,7 +68,7 @@ def _find(plan: Plan, stage: str) -> PlannedStage:
 def rerun_from(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend, removed: list[str]) -> None:
     """Remove stages and write the plan that the run goes on by, here or on a cluster. UserError where it is running."""
     if not backends.of(run).is_over(run):
-        raise UserError(f"{run.path.name} is running", f"end it first: ftlaunch stop {run.path}")
+        raise UserError(f"{run.path.name} is running", f"end it first: ftlaunch stop {run.in_shell}")
     with lock.hold(run):
         for name in removed:
             run.stage_dir(name).result.unlink(missing_ok=True)  # first of all: without it nothing counts as finished

@@ -40,7 +40,7 @@ def resolve_model(source: str, *, merged: bool) -> str:
         return settle_model(source)
     path = outputs.newest_output(run, merged=merged)
     if path is None:
-        raise UserError(f"{run.path.name} has made no model yet", f"see how it stands: ftlaunch status {run.path}")
+        raise UserError(f"{run.path.name} has made no model yet", f"see how it stands: ftlaunch status {run.in_shell}")
     return str(path)
 
 

@@ -77,5 +77,5 @@ def _running(run: RunDir) -> UserError:
     driver = f" (process {who.pid} on {who.host})" if who else ""
     return UserError(
         f"{run.path.name} is already running{driver}",
-        f"watch it with `ftlaunch logs -f {run.path}`, end it with `ftlaunch stop {run.path}`",
+        f"watch it with `ftlaunch logs -f {run.in_shell}`, end it with `ftlaunch stop {run.in_shell}`",
     )

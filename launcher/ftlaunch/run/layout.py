@@ -1,5 +1,6 @@
 """A run on disk: every path that launcher and trainer share, whichever backend starts the run."""
 
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -176,6 +177,11 @@ class RunDir:
         """A copy of the project, where the run's stages read the files that it names there."""
         self.code_index = path / "code.json"
         """Which file of the project lies where in `code`."""
+
+    @property
+    def in_shell(self) -> str:
+        """The path as a shell reads it, for commands that are printed."""
+        return shlex.quote(str(self.path))
 
     def stage_dir(self, name: str) -> StageDir:
         return StageDir(self.path / name)

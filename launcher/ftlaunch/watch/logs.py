@@ -171,7 +171,9 @@ def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
             return failure
     now = next((one for one in read_status(run).stages if one.state != "done"), None)
     stands = f"; {now.name} is {now.state}: {now.note}" if now and now.note else ""
-    raise UserError(f"{run.path.name} has no error on record{stands}", f"see how it stands: ftlaunch status {run.path}")
+    raise UserError(
+        f"{run.path.name} has no error on record{stands}", f"see how it stands: ftlaunch status {run.in_shell}"
+    )
 
 
 def _died_early(run: RunDir, stage: str | None) -> Failure | None:

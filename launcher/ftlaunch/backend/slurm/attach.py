@@ -17,7 +17,7 @@ def command(run: RunDir, rank: int, words: list[str], *, terminal: bool) -> list
     attempts = step.all_attempts() if step else []
     made_by = read_made_by(attempts[-1]) if attempts else None
     if step is None or made_by is None or not _works(run, made_by.job):
-        raise UserError(f"no job of {run.path.name} trains", f"see how it stands: ftlaunch status {run.path}")
+        raise UserError(f"no job of {run.path.name} trains", f"see how it stands: ftlaunch status {run.in_shell}")
     parallel = step.read_spec().parallel
     node = rank // parallel.procs_per_node
     process = attempts[-1].on_node(node).process

@@ -236,7 +236,7 @@ def refuse_twice(run: RunDir) -> None:
     alive = [entry for entry in queue.read_queue(run).values() if entry.alive and queue.still_alive(entry, cluster)]
     if any(entry.state == "COMPLETING" for entry in alive):
         message = f"{run.path.name} has ended or goes back into the queue, and SLURM still cleans up after it"
-        raise UserError(message, f"try again in a moment; see how it stands: ftlaunch status {run.path}")
+        raise UserError(message, f"try again in a moment; see how it stands: ftlaunch status {run.in_shell}")
     if alive:
         ids = ", ".join(entry.id for entry in alive)
         where = shlex.quote(str(run.path))
