@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ON_THE_WAY = (
     *("parallel", "track", "micro_batch_size", "activation_checkpointing", "save_every", "keep", "on_save_failure"),
     *("on_nonfinite", "generation_batch_size", "samples_every", "eval_metrics", "eval_prompts"),
-    *("eval_max_new_tokens", "best_by"),
+    *("eval_max_new_tokens", "eval_temperature", "eval_beams", "best_by"),
 )
 """Keys that a stage may change on its way: how work is shared out, what is also written, what a failure leads to."""
 NOT_DECISIVE = (*ON_THE_WAY, "name", "world_size", "accumulation", "merged")

@@ -113,6 +113,10 @@ class Training(Kind, frozen=True, kw_only=True):
     """Prompts that are answered at each evaluation: the first of those held out. None: 64."""
     eval_max_new_tokens: Positive | None = None
     """Longest of these answers in tokens. None: 128."""
+    eval_temperature: AtLeast0 | None = None
+    """Temperature at which these answers are drawn. None or 0: the likeliest token each time."""
+    eval_beams: Positive | None = None
+    """Beams of a search for the likeliest of these answers. None or 1: no search."""
     best_by: Text | None = None
     """Score that the best checkpoint is chosen by: "loss", "token_accuracy", "rewards/accuracy" or another one of the
     stage's evaluations, or a score of `eval_metrics`, such as "bleu" or "rougeL". None: "loss"; PPO: "reward"."""

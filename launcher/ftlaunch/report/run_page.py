@@ -163,7 +163,7 @@ def _drawn(stage: StageFacts) -> str:
     """Answers in training: the first ones, and the newest."""
     samples = [cast("dict[str, Any]", entry) for entry in stage.drawn]
     rows = [(one["step"], one["prompt"], one["answer"], _plain(one.get("reward"))) for one in samples]
-    return table(("step", "prompt", "answer", "reward"), rows, wide=True)
+    return table(("step", "prompt", "answer", "reward"), rows)
 
 
 def _rows(stage: StageFacts) -> str:

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from msgspec import UNSET
+
 from ftlaunch.report.facts import RunFacts, StageFacts
 from ftlaunch.run.records import EvaluationResult
 
@@ -29,8 +31,8 @@ def trace(run: RunFacts) -> dict[str, Any] | None:
     told = evaluation.result if evaluation else None
     scores: dict[str, float | None] = {}
     if isinstance(told, EvaluationResult):
-        # UNSET is false: it stands for an evaluation that asked for no answers.
-        scores = told.scores | {"answer_words": told.answer_words or None}
+        # UNSET stands for an evaluation that asked for no answers; empty ones have 0.0 words.
+        scores = told.scores | {"answer_words": None if told.answer_words is UNSET else told.answer_words}
     return {
         "logging_strategy": "steps",
         **_curves(stage),

@@ -58,9 +58,15 @@ def answers_can_be_compared(training: TrainedStage) -> Iterator[Problem]:
 
 
 def limits_are_of_answers(training: TrainedStage) -> Iterator[Problem]:
-    for key in ("eval_prompts", "eval_max_new_tokens"):
+    for key in ("eval_prompts", "eval_max_new_tokens", "eval_temperature", "eval_beams"):
         if getattr(training.stage, key) is not None and not training.stage.eval_metrics:
             yield training.problem(key, "counts only with eval_metrics", 'remove it, or add eval_metrics = ["rouge"]')
+
+
+def answers_are_of_one_kind(training: TrainedStage) -> Iterator[Problem]:
+    if (training.stage.eval_beams or 1) > 1 and training.stage.eval_temperature:
+        message = "searches for the likeliest answer, and eval_temperature draws one"
+        yield training.problem("eval_beams", message, "remove one of them")
 
 
 def best_is_told(training: TrainedStage) -> Iterator[Problem]:
@@ -85,5 +91,6 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     metrics_are_of_answers,
     answers_can_be_compared,
     limits_are_of_answers,
+    answers_are_of_one_kind,
     best_is_told,
 )

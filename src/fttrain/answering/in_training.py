@@ -6,8 +6,10 @@ nothing, and modes, attention and random states are afterwards what they were.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ftlaunch.errors import UserError
@@ -66,8 +68,18 @@ class _Answering:
         datas = [settled(data) for data in spec.data.values() if data.test or data.eval]
         most = -(-(stage.eval_prompts or EVAL_PROMPTS) // max(len(datas), 1))
         self._exams = [_exam(data, self._tokenizer, spec.seed, most) for data in datas]
-        self._new_tokens = stage.eval_max_new_tokens or EVAL_NEW_TOKENS
-        self._scores(1, [Exam(asked=exam.asked[:1], end_ids=exam.end_ids) for exam in self._exams])
+        self._decoding = Decoding(
+            stage.eval_max_new_tokens or EVAL_NEW_TOKENS,
+            # Padded rows are computed one by one in training where padding changes them.
+            batch_size=1 if engine.scorer.is_alone else EVAL_BATCH,
+            temperature=stage.eval_temperature or 0.0,
+            beams=stage.eval_beams or 1,
+        )
+        self._seed = spec.seed + engine.world.rank
+        self._scores(
+            replace(self._decoding, max_new_tokens=1),
+            [Exam(asked=exam.asked[:1], end_ids=exam.end_ids) for exam in self._exams],
+        )
 
     def weight(self, micro: MicroBatch) -> float:
         return self._objective.weight(micro)
@@ -80,14 +92,13 @@ class _Answering:
 
     def evaluate(self, engine: Engine, feed: Feed) -> dict[str, float]:
         """Return what the objective finds, and the scores of the answers. Collective."""
-        return {**self._objective.evaluate(engine, feed), **self._scores(self._new_tokens, self._exams)}
+        return {**self._objective.evaluate(engine, feed), **self._scores(self._decoding, self._exams)}
 
-    def _scores(self, new_tokens: int, exams: list[Exam]) -> dict[str, float]:
-        """Return the scores of answers of at most so many tokens, the same on every rank."""
-        # Padded rows are computed one by one in training where padding changes them.
-        decoding = Decoding(new_tokens, 1 if self._engine.scorer.is_alone else EVAL_BATCH)
+    def _scores(self, decoding: Decoding, exams: list[Exam]) -> dict[str, float]:
+        """Return the scores of the answers, the same on every rank."""
         answers, references = list[str](), list[list[str]]()
         with _generating(self._engine) as model:
+            torch.manual_seed(self._seed)  # answers are drawn alike at each evaluation
             for exam in exams:
                 inputs = examine(model, self._tokenizer, exam, decoding, self._share).inputs["answers"]
                 answers += inputs.predictions

@@ -17,7 +17,7 @@ from fttrain.data.sources import settled
 from fttrain.distributed.stop_request import StoppedEarly, StopRequest
 from fttrain.distributed.world import World
 from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
-from fttrain.tools.chat import load
+from fttrain.tools.chat import load, recorded_dtype
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ def _examine_all(
     exam, tokenizer = Exam(), None
     found: dict[str, Examined] = {}
     for name, path in paths.items():
-        model, own = load(path, world.device)
+        model, own = load(path, world.device, recorded_dtype([trained]))
         if tokenizer is None:
             tokenizer = own
             exam = _set(spec, stage, tokenizer, world)

@@ -2,14 +2,14 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model
+from ftlaunch.recipe import Dtype, Model
 from ftlaunch.recipe.names import holds, is_local, label
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG
@@ -28,12 +28,12 @@ from fttrain.quant import qat
 from fttrain.tools.output import answer, called_with
 
 
-def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
+def load(path: str, device: torch.device | None = None, dtype: Dtype = "auto") -> tuple[Any, Any]:
     """A model and its tokenizer: ID or ID@REVISION of the hub, or the absolute path of a model folder, an artifact or a
     PEFT adapter.
 
-    It goes to the GPU, where there is one, unless a device is named. Raises UserError where they cannot be had or
-    trusted.
+    `dtype` is the number format where the model has no record of the one that it was trained in. It goes to the GPU,
+    where there is one, unless a device is named. Raises UserError where they cannot be had or trusted.
     """
     if holds(path, REWARD_HEAD):
         raise UserError(f"{path} is a reward model: it rates answers and gives none", "name a model that answers")
@@ -41,7 +41,7 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     try:
         folder = hub.model_folder(base.path, base.revision)
         replace_activations.make_known()
-        dtype = computed_in(base.dtype, device)
+        dtype = computed_in(dtype if base.dtype == "auto" else base.dtype, device)
         print(f"{path} is computed in {dtype}", file=sys.stderr)
         loaded: Any = auto_class_in(folder)[0].from_pretrained(
             folder,
@@ -64,6 +64,12 @@ def load(path: str, device: torch.device | None = None) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"no model could be loaded from {path}: {error}", remedy(base.path)) from error
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def recorded_dtype(paths: Sequence[str]) -> Dtype:
+    """The first recorded format of models that are compared: a base is then computed as what was made of it."""
+    known: list[Dtype] = [found for path in paths if (found := _base(path).dtype) != "auto"]
+    return known[0] if known else "auto"
 
 
 def _base(path: str) -> Model:
@@ -129,7 +135,7 @@ def _replies(options: ChatOptions, prompt: str) -> Iterator[str]:
     longest = options.max_new_tokens or SHORT
     yield f"prompt: {prompt}"
     for path in options.models:
-        model, tokenizer = load(path)
+        model, tokenizer = load(path, dtype=recorded_dtype(options.models))
         turn = [{"role": "user", "content": prompt}]
         text = say(model, tokenizer, turn, longest, lambda _: None, options.temperature)
         yield f"\n{label(path)}:\n  {text}"
@@ -144,7 +150,7 @@ HELP = (
 
 def _conversation(options: ChatOptions, source: TextIO, out: TextIO) -> Iterator[str]:
     """A conversation with every model, line by line; each has its own history. Answers appear as they are made."""
-    models = {path: load(path) for path in options.models}
+    models = {path: load(path, dtype=recorded_dtype(options.models)) for path in options.models}
     history: dict[str, list[Message]] = {path: [] for path in models}
     is_person = source.isatty()
     print(HELP, file=sys.stderr)

@@ -24,7 +24,7 @@ from fttrain.answering.generation import Decoding
 from fttrain.answering.predictions import write_predictions
 from fttrain.evaluation.prompts import data_of
 from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
-from fttrain.tools.chat import load
+from fttrain.tools.chat import load, recorded_dtype
 from fttrain.tools.output import answer, called_with
 
 
@@ -72,7 +72,7 @@ def evaluate(path: str, data: Data, options: EvaluateOptions) -> Evaluated:
 
     Raises UserError where the model or the rows cannot be had.
     """
-    model, tokenizer = load(path)
+    model, tokenizer = load(path, dtype=recorded_dtype(options.models))
     exam = set_exam(
         data,
         tokenizer,

@@ -15,7 +15,7 @@ from typing import Any
 from ftlaunch.errors import UserError
 from ftlaunch.safety import trust
 from ftlaunch.tools import HarnessOptions
-from fttrain.tools.chat import load
+from fttrain.tools.chat import load, recorded_dtype
 from fttrain.tools.output import answer, called_with
 
 Scores = dict[str, dict[str, tuple[float, float | None]]]
@@ -48,7 +48,7 @@ def _manager(options: HarnessOptions) -> Any:
 
 
 def _evaluated(path: str, manager: Any, options: HarnessOptions) -> dict[str, dict[str, Any]]:
-    model, tokenizer = load(path)
+    model, tokenizer = load(path, dtype=recorded_dtype(options.models))
     kind = import_module("lm_eval.models.huggingface").HFLM
     wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.tools import ServeOptions
-from fttrain.tools.chat import base_of, load
+from fttrain.tools.chat import base_of, load, recorded_dtype
 from fttrain.tools.output import called_with
 
 TOKEN = "FTLAUNCH_SERVE_TOKEN"
@@ -43,7 +43,8 @@ def _serve(options: ServeOptions) -> int:
     if options.compare is not None:
         paths.append(base_of(options.model) if options.compare == "base" else options.compare)
     sizes = {"batch_size": options.batch_size, "most_waiting": options.most_waiting}
-    workers = {name: Worker(name, *load(path), **sizes) for name, path in zip(names(paths), paths, strict=True)}
+    dtype, called = recorded_dtype(paths), zip(names(paths), paths, strict=True)
+    workers = {name: Worker(name, *load(path, dtype=dtype), **sizes) for name, path in called}
     host = f"[{options.host}]" if ":" in options.host.strip("[]") and "[" not in options.host else options.host
     hosts = frozenset({*LOOPBACK, host.lower(), *map(str.lower, options.allow_host)})
     app = make_app(workers, Limits(options.max_new_tokens, options.timeout), hosts, token)

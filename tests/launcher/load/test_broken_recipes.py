@@ -265,6 +265,13 @@ STAGE_RULES = {
         *(DATA, "[data.qa]\ntest = 4\nstreaming = true"),
         *(STEPS, 'steps = 10\neval_metrics = ["bleu"] #! stage[0].eval_metrics | is streamed | another table'),
     ),
+    "beams of drawn answers": (
+        *(DATA, "[data.qa]\ntest = 4"),
+        *(
+            STEPS,
+            'eval_metrics = ["bleu"]\neval_temperature = 1.0\neval_beams = 2 #! stage[0].eval_beams | draws | remove',
+        ),
+    ),
     "a limit without answers": (STEPS, "eval_prompts = 4 #! stage[0].eval_prompts | only with eval_metrics | remove"),
     "no score": (
         *(DATA, "[data.qa]\ntest = 4"),

@@ -329,6 +329,10 @@ def test_an_evaluation_is_shown_with_intervals_and_answers(tmp_path: Path) -> No
     made = trace(read_run(run))
     assert made is not None
     assert (made["post_train_rouge_1"], made["post_train_answer_words"]) == (50.0, 7.5)
+    folder.result.write_text(json.dumps(asked | scores | {"answer_words": 0.0}))
+    silent = trace(read_run(run))
+    assert silent is not None
+    assert silent["post_train_answer_words"] == 0.0
 
 
 def test_the_first_and_the_newest_answers_of_rollouts_are_shown(run: RunDir) -> None:

@@ -86,16 +86,34 @@ def test_ranks_answer_together_under_zero3(
     path.write_text(RECIPE.format(model=talking_model, rows=rows_file, dropout=0.1))
     two = ["parallel.strategy=zero3", "parallel.procs_per_node=2", "stage.sft.steps=2", "stage.sft.evaluate_every=1"]
     plain = run_stages(path, tmp_path / "plain", *two).stage_dir("01-sft")
-    metrics = [f"stage.sft.{key}={json.dumps(value)}" for key, value in ASKED.items()]
-    asking = run_stages(path, tmp_path / "asking", *two, *metrics).stage_dir("01-sft")
-    assert weights_are_equal(plain, asking)
-    assert [line["step"] for line in evaluations(asking)] == [1, 2]
-    model, tokenizer = load(str(asking.artifact))
-    exam = set_exam(make_data(rows_file, test=8), tokenizer, 7, {"answers"}, most=5)
-    told = score(ASKED["eval_metrics"], examine(model, tokenizer, exam, Decoding(6)).inputs, 0, 0).scores
-    assert told["chrf"].value
-    expected = {f"eval/{key}": pytest.approx(one.value) for key, one in told.items()}
-    assert {key: evaluations(asking)[-1][key] for key in KEYS} == expected
+    for name, ways, decoding in (("greedy", {}, Decoding(6)), ("beams", {"eval_beams": 3}, Decoding(6, beams=3))):
+        metrics = [f"stage.sft.{key}={json.dumps(value)}" for key, value in (ASKED | ways).items()]
+        asking = run_stages(path, tmp_path / name, *two, *metrics).stage_dir("01-sft")
+        assert weights_are_equal(plain, asking)
+        assert [line["step"] for line in evaluations(asking)] == [1, 2]
+        model, tokenizer = load(str(asking.artifact))
+        exam = set_exam(make_data(rows_file, test=8), tokenizer, 7, {"answers"}, most=5)
+        told = score(ASKED["eval_metrics"], examine(model, tokenizer, exam, decoding).inputs, 0, 0).scores
+        assert told["chrf"].value
+        expected = {f"eval/{key}": pytest.approx(one.value) for key, one in told.items()}
+        assert {key: evaluations(asking)[-1][key] for key in KEYS} == expected
+
+
+def test_drawn_answers_are_the_same_each_time_and_change_nothing_of_training(
+    talking_model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    data, fields = make_data(rows_file, test=8), {"steps": 2, "evaluate_every": 1, "adapter": Lora(dropout=0.3)}
+    plain, drawn, again = (
+        train(make_step(talking_model, data, **fields, **more), tmp_path / name)
+        for name, more in (
+            ("plain", ASKED),
+            ("drawn", ASKED | {"eval_temperature": 2.0}),
+            ("again", ASKED | {"eval_temperature": 2.0}),
+        )
+    )
+    assert weights_are_equal(plain, drawn)
+    assert evaluations(drawn) == evaluations(again)
+    assert evaluations(drawn)[-1]["eval/chrf"] != evaluations(plain)[-1]["eval/chrf"]
 
 
 def test_the_best_is_kept_by_a_score_over_a_stop(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:

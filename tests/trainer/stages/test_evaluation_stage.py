@@ -20,6 +20,7 @@ from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec
 from fttrain.answering.examination import set_exam
 from fttrain.answering.likelihood import Row, likelihoods
+from fttrain.distributed import precision
 from fttrain.distributed.stop_request import StoppedEarly, StopRequest
 from fttrain.distributed.world import World
 from fttrain.stages import evaluate
@@ -127,6 +128,16 @@ def in_two_ranks(spec: StageSpec, folders: Sequence[StageDir], stops: Sequence[S
 
 
 @pytest.mark.usefixtures("_load_one_at_a_time")
+def test_the_base_is_computed_in_the_format_that_the_trained_model_is(
+    trained: tuple[StageSpec, StageDir], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the device would take another one by itself; else the difference would be that of the formats."""
+    monkeypatch.setattr(precision, "native", lambda _: precision.Choice("bf16", "it says so"))
+    evaluate.run(*evaluation(trained, metrics=["perplexity"]), ALONE, NEVER)
+    formats = [line.rpartition(" ")[2] for line in capsys.readouterr().err.splitlines() if "is computed in" in line]
+    assert formats == ["fp32", "fp32"]
+
+
 def test_two_ranks_find_what_one_finds(trained: tuple[StageSpec, StageDir]) -> None:
     step, folder = evaluation(trained, compare=False)
     alone = evaluate.run(step, folder, ALONE, NEVER)

@@ -54,7 +54,9 @@ def of_training(spec: StageSpec, stage: Training) -> Answers | None:
     elif stage.eval_metrics:
         count = -(-(stage.eval_prompts or EVAL_PROMPTS) // spec.world_size)
         tokens = stage.eval_max_new_tokens or EVAL_NEW_TOKENS
-        batch, phase, of_logit = EVAL_BATCH, "answers at evaluations", CHOSEN
+        phase, of_logit = "answers at evaluations", DRAWN if stage.eval_temperature else CHOSEN
+        # Each beam is an answer of its own, from its prompt on.
+        batch, count = min(EVAL_BATCH, count) * (stage.eval_beams or 1), count * (stage.eval_beams or 1)
     else:
         return None
     return Answers(phase=phase, count=count, batch=min(batch, count), prompt=longest, tokens=tokens, of_logit=of_logit)

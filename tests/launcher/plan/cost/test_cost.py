@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ftlaunch.load import load_recipe
-from ftlaunch.plan.cost import costs, devices, disk, memory, shape, trained, words
+from ftlaunch.plan.cost import calibration, costs, devices, disk, memory, shape, speed, trained, words
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.memory import Memory
 from ftlaunch.plan.plan import make_plan
@@ -223,6 +223,45 @@ def test_time_is_also_told_for_rows_as_long_as_the_first_ones(tmp_path: Path) ->
     assert isinstance(padded, costs.Cost)
     assert padded.time is not None
     assert padded.time.typical is None
+
+
+def test_a_calibration_is_kept_for_this_machine_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    one = spec(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct", "parallel.device=cpu", "model.dtype=fp32")
+    before = costs.here({"01-sft": one})["01-sft"]
+    said = {"machine": "m", "device": "the CPU", "operations_per_second": {"fp32": 1e11}}
+    calibration.keep(msgspec.json.encode(said))
+    (after, other) = (costs.here({"01-sft": each})["01-sft"] for each in (one, _checkpointing(one)))
+    assert isinstance(before, costs.Cost)
+    assert isinstance(after, costs.Cost)
+    assert isinstance(other, costs.Cost)
+    assert before.time is None
+    assert after.time is not None
+    found = _shape(one.model.path)
+    assert after.time.step == pytest.approx(8 * 1024 * speed.operations(one, found) / (0.7 * 1e11))
+    assert "GPU-hours" not in words.of_stage(after)
+    # What each of the two plans says of the other way to train.
+    kept, again = (parts(told.memory)["activations"] for told in (after, other))
+    assert (after.with_checkpointing, other.without_checkpointing) == (again, kept)
+    assert again < kept / 3
+    calibration.keep(msgspec.json.encode(said | {"device": "another"}))
+    told = costs.here({"01-sft": one})["01-sft"]
+    assert isinstance(told, costs.Cost)
+    assert told.time is None
+
+
+def _checkpointing(one: StageSpec) -> StageSpec:
+    return msgspec.structs.replace(one, stage=msgspec.structs.replace(one.stage, activation_checkpointing=True))
+
+
+def test_gpu_hours_are_of_all_processes(tmp_path: Path) -> None:
+    eight = ("parallel.strategy=zero2", "parallel.procs_per_node=8")
+    told = costs.of_spec(spec(tmp_path, LLAMA_8B, *eight), Device("NVIDIA H100", True, 80 * GB, None, 989), 2)
+    assert isinstance(told, costs.Cost)
+    assert told.time is not None
+    assert told.time.total is not None
+    assert told.time.device_hours == pytest.approx(8 * told.time.total / 3600)
+    assert "GPU-hours" in words.of_stage(told)
 
 
 def test_disk_holds_three_numbers_a_trained_weight(tmp_path: Path) -> None:

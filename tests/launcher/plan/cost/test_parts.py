@@ -158,6 +158,8 @@ def test_answers_at_evaluations_have_a_cache_a_phase_and_a_time(tmp_path: Path) 
     passes = 64 * 512 + 4 * 32 * 64 + 20 * 512
     expected = passes * speed.forward_operations(scored, found) / (989e12 * 0.4)
     assert after.evaluation == pytest.approx(expected)
+    (searched,) = stages(tmp_path, text, *asked, "stage.0.eval_beams=4")
+    assert parts(searched)["keys and values of answers"] == 4 * parts(scored)["keys and values of answers"]
 
 
 def test_rows_held_out_take_time_at_each_evaluation(tmp_path: Path) -> None:
