@@ -104,10 +104,12 @@ def _stalled(stage_dir: StageDir, entries: Sequence[progress.Entry]) -> str | No
     times = [when for entry in entries if (when := entry.get("time", 0.0)) >= began]
     pauses = [after - before for before, after in pairwise(times)]
     patience = max(STALLED_SECONDS, STALLED_PAUSES * max(pauses, default=0.0))
-    if not pauses or time.time() - times[-1] < patience or (silent := _silence(stage_dir)) < patience:
+    if not pauses or time.time() - times[-1] < patience:
         return None
-    if unwritable := why_unwritable(stage_dir.path):  # then it may well take steps that nothing tells of
-        return f"no step on record for {progress.duration(silent)}: {stage_dir.path} cannot be written: {unwritable}"
+    if unwritable := why_unwritable(stage_dir.path):  # each attempt to write renews the file's time, and adds nothing
+        return f"steps are no longer on record: {stage_dir.path} cannot be written: {unwritable}"
+    if (silent := _silence(stage_dir)) < patience:
+        return None
     ranks = processes.ranks_of(attempts[-1].path, range(stage_dir.read_spec().world_size)) if attempts else {}
     stopped = [f"rank {rank}" for rank, pid in ranks.items() if processes.state(pid) == "T"]
     why = f": {', '.join(stopped)} stopped by a signal" if stopped else ""
