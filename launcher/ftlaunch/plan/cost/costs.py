@@ -52,7 +52,7 @@ def of_spec(
         return f"not estimated: no config.json of {spec.model.path} is here, and it is not among the bases known"
     memory = _memory(spec, found, size, device, merged)
     trains = not isinstance(spec.stage, Merge | Evaluate)
-    time = _time(spec, found, device, measured) if trains else None
+    time = None if isinstance(spec.stage, Merge) else _time(spec, found, device, measured)
     return Cost(
         memory=memory,
         **(_other_activations(spec, found, size, device) if trains else {}),
@@ -91,11 +91,12 @@ def _other_activations(spec: StageSpec, found: Shape, size: int, device: Device)
 
 
 def _time(spec: StageSpec, found: Shape, device: Device, measured: float | None) -> Time | None:
+    told = speed.of_evaluation if isinstance(spec.stage, Evaluate) else speed.of_stage
     if measured is not None:
-        return speed.of_stage(spec, found, measured * speed.SHARE_OF_MEASURED[device.cuda], cuda=device.cuda)
+        return told(spec, found, measured * speed.SHARE_OF_MEASURED[device.cuda], cuda=device.cuda)
     if device.teraflops is None:
         return None
-    return speed.of_stage(spec, found, device.teraflops * 1e12 * speed.SHARE_OF_PEAK, cuda=device.cuda)
+    return told(spec, found, device.teraflops * 1e12 * speed.SHARE_OF_PEAK, cuda=device.cuda)
 
 
 def _no_time(device: Device) -> str:

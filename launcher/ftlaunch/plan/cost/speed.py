@@ -10,7 +10,7 @@ from ftlaunch.plan.cost import answers, trained
 from ftlaunch.plan.cost.answers import Answers
 from ftlaunch.plan.cost.memory import load_of
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Data, Dpo, Full, Pairwise, Ppo, Sft, Training
+from ftlaunch.recipe import METRICS, Data, Dpo, Evaluate, Full, Pairwise, Ppo, Sft, Training
 from ftlaunch.run.spec import StageSpec
 
 SHARE_OF_PEAK = 0.4
@@ -92,6 +92,32 @@ def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cud
         counts_evaluations=held is not None,
         typical=typical,
     )
+
+
+def of_evaluation(spec: StageSpec, shape: Shape, operations_per_second: float, *, cuda: bool) -> Time | None:
+    """Return the time of an evaluate stage: `total` alone. None where its prompts are not counted here."""
+    stage, (data,) = spec.stage, spec.data.values()
+    assert isinstance(stage, Evaluate)
+    held = _held_out(spec)
+    rows_asked = _lines(data) if held == 0 else held
+    counts = [count for count in (rows_asked, stage.prompts) if count is not None]
+    if not counts:
+        return None
+    count = -(-min(counts) // spec.world_size)
+    needs = {METRICS.get(metric, "answers") for metric in stage.metrics}
+    asked = Answers(
+        phase="answers",
+        count=count * stage.beams,
+        batch=min(stage.batch_size, count) * stage.beams,
+        prompt=data.max_length,
+        tokens=stage.max_new_tokens,
+        of_logit=answers.CHOSEN,
+    )
+    passes = _passes(asked, cuda=cuda) if "answers" in needs else 0
+    passes += len(needs - {"answers"}) * count * data.max_length
+    models = 2 if stage.compare and spec.start else 1
+    total = models * passes * forward_operations(spec, shape) / operations_per_second
+    return Time(step=0.0, steps=0, total=total, device_hours=total * spec.world_size / 3600)
 
 
 def _share(spec: StageSpec) -> float | None:

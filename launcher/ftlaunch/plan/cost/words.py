@@ -73,6 +73,9 @@ def _time(cost: Cost) -> Iterator[str]:
         return
     total = "" if time.total is None else f", {_duration(time.total)} for {time.steps} steps"
     hours = "" if time.device_hours is None or not cost.device.cuda else f", {time.device_hours:.2g} GPU-hours"
+    if not time.step:
+        yield f"time: at most about {_duration(time.total or 0)}{hours}"
+        return
     of_that = f"; of that {_duration(time.evaluation)} for each evaluation" if time.evaluation else ""
     apart = "" if time.counts_evaluations else "; rows held out, which are not counted here, take more"
     yield f"time: at most about {_duration(time.step)} a step with full rows{total}{hours}{of_that}{apart}"

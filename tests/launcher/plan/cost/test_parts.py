@@ -162,6 +162,24 @@ def test_answers_at_evaluations_have_a_cache_a_phase_and_a_time(tmp_path: Path) 
     assert parts(searched)["keys and values of answers"] == 4 * parts(scored)["keys and values of answers"]
 
 
+def test_an_evaluate_stage_takes_the_time_of_its_answers_by_both_models(tmp_path: Path) -> None:
+    text = '[[stage]]\nkind = "sft"\ndata = "rows"\nsteps = 10\n[[stage]]\nkind = "evaluate"\ndata = "rows"\n'
+    wanted = ("stage.1.prompts=32", "stage.1.max_new_tokens=10", "stage.1.beams=2")
+    found = shape.read(LLAMA)
+    assert found is not None
+    # 32 prompts of 512 tokens, twice for two beams, and 2 batches of 10 tokens that each read all weights.
+    passes = 2 * 32 * 512 + 2 * 10 * 64
+    for metrics, tokens in (('["bleu"]', passes), ('["perplexity"]', 32 * 512), ('["bleu", "perplexity"]', None)):
+        *_, spec = stages(tmp_path, text, *wanted, f"stage.1.metrics={metrics}")
+        by_hand = (tokens or passes + 32 * 512) * speed.forward_operations(spec, found) / (989e12 * 0.4)
+        time = told(spec).time
+        assert time is not None
+        assert time.total == pytest.approx(2 * by_hand)
+    assert "time: at most about" in words.of_stage(told(spec))
+    *_, unknown = stages(tmp_path, text)
+    assert told(unknown).time is None
+
+
 def test_rows_held_out_take_time_at_each_evaluation(tmp_path: Path) -> None:
     """An even share of them on each process: forward passes alone, of both answers of a pair and by the reference."""
     found = shape.read(LLAMA)
