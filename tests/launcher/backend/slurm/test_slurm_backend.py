@@ -1,21 +1,30 @@
 """The SLURM backend's verbs, from submitting to cancelling."""
 
 import os
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from tests.faults.disks import mounted
-from tests.launcher.acted import write_run
+from tests.launcher.acted import Text, write_run
 
 from ftlaunch.backend import backends, control, runs
 from ftlaunch.backend.driving import come_back
+from ftlaunch.backend.prepare import prepare
 from ftlaunch.backend.slurm import lanes, paths, queue, submit
+from ftlaunch.backend.slurm.backend import Slurm
+from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.queue import SEPARATOR
+from ftlaunch.cli.run import stop
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import DONE, UserError
+from ftlaunch.errors import DONE, STAGE_FAILED, UserError
+from ftlaunch.processes.outcome import Failure
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
+from ftlaunch.watch import logs
 from ftlaunch.watch.status import read_all, read_status
 
 
@@ -67,6 +76,27 @@ def test_each_stage_is_a_job_that_waits_for_the_one_before(
     assert not backends.of(run).is_over(run)
     with pytest.raises(UserError, match="in the queue already"):
         backends.of(run).require_rest(run)
+
+
+def test_a_run_in_the_queue_is_not_begun_again_and_its_logs_say_what_it_waits_for(
+    run: RunDir, slurm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slurm, "patience", 0.1)
+    start(run)
+    with pytest.raises(UserError, match="is in the queue already, or runs"):
+        prepare(runs.read_plan(run), Text(run.path / "recipe.toml"), backends.of(run))  # pyright: ignore[reportArgumentType]
+    capsys.readouterr()
+    listener = threading.Thread(target=lambda: [*logs.follow(run, None, None, None)])
+    listener.start()
+    deadline = time.monotonic() + 30
+    told = ""
+    while "──" not in told and time.monotonic() < deadline:
+        time.sleep(0.02)
+        told += capsys.readouterr().err
+    rows = (slurm / "queue").read_text()
+    (slurm / "queue").write_text(rows.replace("PENDING", "CANCELLED"))
+    listener.join(30)
+    assert told.startswith("── 01-sft is queued: waits in the queue: Priority")
 
 
 def test_a_run_of_which_a_job_is_refused_is_taken_back(run: RunDir, slurm: Path) -> None:
@@ -164,6 +194,17 @@ def test_stopping_takes_what_waits_out_of_the_queue(run: RunDir, slurm: Path) ->
     assert states(run) == ["stopped", "cancelled"]
     with pytest.raises(UserError, match="not running"):
         control.ask_to_stop(run, wait=0)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_stop_says_that_the_last_save_has_failed(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    start(run)
+    attempt = run.stage_dir("01-sft").new_attempt(made_by=MadeBy(job="100", restart=0))
+    write_json(attempt.error, Failure(rank=0, type="OSError", message="No space left on device", log="x"))
+    with pytest.raises(typer.Exit) as left:
+        stop(str(run.path), 0.0)
+    assert left.value.exit_code == STAGE_FAILED
+    assert "r has ended, and failed on its way: No space left on device" in capsys.readouterr().err
 
 
 def test_cancelling_ends_every_job(run: RunDir, slurm: Path) -> None:
