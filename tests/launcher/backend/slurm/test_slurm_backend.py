@@ -204,7 +204,7 @@ def test_stop_says_that_the_last_save_has_failed(run: RunDir, capsys: pytest.Cap
     with pytest.raises(typer.Exit) as left:
         stop(str(run.path), 0.0)
     assert left.value.exit_code == STAGE_FAILED
-    assert "r has ended, and failed on its way: No space left on device" in capsys.readouterr().err
+    assert "r has ended, and failed on its way: rank 0: No space left on device" in capsys.readouterr().err
 
 
 def test_cancelling_ends_every_job(run: RunDir, slurm: Path) -> None:
