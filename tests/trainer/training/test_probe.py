@@ -24,6 +24,7 @@ from ftlaunch.load import load_recipe
 from ftlaunch.recipe import Data, Dpo, Full
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
+from fttrain.training import probe
 
 ARCHITECTURE = Path(__file__).parents[3] / "src" / "ARCHITECTURE.md"
 ROWS = [("what is red", "a lamp and a kettle"), ("say", "no"), ("who was it that came", "the cook with a hat")]
@@ -137,6 +138,33 @@ def test_a_mixer_that_nobody_knows_is_found_out_and_its_rows_are_padded(kind: st
     (tmp_path / "plain").mkdir()
     asked = {"packing": False, **({"share_prompt": False} if kind == "dpo" else {})}
     assert losses(done) == losses(trained(model, tmp_path / "plain", kind=kind, **asked)[1])
+
+
+def test_in_16_bits_too_it_has_a_verdict_on_each_trial_by_name(tiny_model: Path, tmp_path: Path):
+    """What a mixer leaks from row to row is less than what 16 bits may round."""
+    (tmp_path / "plain").mkdir()
+    in_16_bits: dict[str, Any] = {"kind": "dpo", "model_fields": {"dtype": "bf16"}}
+    found, _ = trained(tiny_model, tmp_path / "plain", **in_16_bits)
+    shared, packed, padded = ([name, f"{name}, next to another row"] for name in ("shared", "packed", "padded"))
+    assert list(found["differences"]) == ["head", "adapter", *shared, "training mode"]
+    assert max(found["differences"].values()) < found["bound"] == probe.FLOORS["bf16"]
+    found, _ = trained(saved(MixerConfig, tmp_path / "model"), tmp_path, **in_16_bits)
+    assert list(found["differences"]) == ["head", "adapter", *shared, *packed, *padded, "training mode"]
+    assert max(found["differences"][name] for name in ("shared", "packed")) < found["bound"]
+    assert (found["layout"], found["share_prompt"]) == ("padded", False)
+
+
+def test_two_ranks_that_share_the_weights_out_try_the_same_in_16_bits(
+    tiny_model: Path, rows_file: Path, ranks: Ranks, tmp_path: Path
+):
+    (path := tmp_path / "tiny.toml").write_text(RECIPE.format(model=tiny_model, rows=rows_file, dropout=0.0))
+    recipe = with_parallel(load_recipe(path, ["stage.sft.steps=1", "model.dtype=bf16"]).recipe, "zero3", 2)
+    stage_dir = write_run(recipe, tmp_path / "run").stage_dir("01-sft")
+    ranks.run(stage_dir)
+    found = json.loads(stage_dir.result.read_text())["probe"]
+    tried = ["packed", "packed, next to another row"]
+    assert (found["layout"], list(found["differences"])) == ("packed", ["head", "adapter", *tried])
+    assert max(found["differences"].values()) < found["bound"] == probe.FLOORS["bf16"]
 
 
 @pytest.mark.parametrize(
