@@ -175,7 +175,7 @@ class _Batch:
         kept = [line for line, answer in enumerate(self._lines) if answer in self.open]
         if kept and 2 * len(kept) <= len(self._lines):
             lines = torch.tensor(kept, device=self._device)
-            before.cache.batch_select_indices(lines)
+            before.cache.reorder_cache(lines)  # which all kinds of layers have; selecting, those with a state have not
             tokens_B, mask_BP, positions_B1 = tokens_B[lines], mask_BP[lines], positions_B1[lines]
             self._lines = [self._lines[line] for line in kept]
         self.decode = Decode(tokens_B[:, None], mask_BP, positions_B1, before.cache)

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from tests.trainer.in_process import ALONE, make_data, make_step, start_afresh
+from tests.zoo.families import build
 from transformers import AutoModelForCausalLM
 
+from ftlaunch.errors import UserError
 from fttrain.engine import Engine
 from fttrain.model.scorer import load_base
 from fttrain.ppo import rollout
@@ -26,14 +28,19 @@ def prompts() -> list[np.ndarray]:
     return [make.integers(0, 256, size=length, dtype=np.int32) for length in LENGTHS]
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_model: Path, rows_file: Path) -> Engine:
-    step = make_step(tiny_model, make_data(rows_file))
+def sampler(model: Path, rows: Path, **asked: Any) -> Engine:
+    step = make_step(model, make_data(rows))
     start_afresh()
     engine = Engine(step, ALONE)
     base = load_base(step.model, dtype=torch.float32, packing=True)
     engine.prepare(ActorCritic(base, temperature=TEMPERATURE), torch.optim.SGD(base.parameters()))
+    engine.verdict = asked
     return engine
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path, rows_file: Path) -> Engine:
+    return sampler(tiny_model, rows_file)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,36 @@ def test_answers_are_those_of_a_plain_loop(tiny_model: Path, prompts: list[np.nd
         assert answer.ids_T.tolist() == ids
         np.testing.assert_allclose(answer.logps_T, logps, atol=1e-4)
         assert answer.ended == (ids[-1] in stops)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss", "qwen3_5", "jamba", "lfm2"])
+def test_windows_and_states_have_the_cache_that_they_need(name: str, rows_file: Path, tmp_path: Path):
+    """Prompts are shorter and longer than the window, padded on the left in one batch; answers that end leave it."""
+    folder, stops = build(name, tmp_path / "model"), frozenset(range(0, 256, 8))
+    engine = sampler(folder, rows_file)
+    prompts = [np.random.default_rng(5).integers(0, 256, size=size, dtype=np.int32) for size in (30, 3, 17, 9)]
+    sampling = Sampling(max_new_tokens=20, batch_size=4, stop_ids=stops, seed=(7, 1))
+    answers = roll_out(engine, cast("ActorCritic", engine.scorer), prompts, sampling)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids, logps = by_hand(model, prompt, [7, 1, row], stops)
+        assert answer.ids_T.tolist() == ids
+        np.testing.assert_allclose(answer.logps_T, logps, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("deepseek_v32", "must compute each row by itself, and answers are drawn side by side"),
+        ("openai-gpt", "keeps no cache that its answers could be drawn with side by side"),
+        ("recurrent_gemma", "answers a prompt otherwise if that is padded on the left"),
+    ],
+)
+def test_a_model_that_cannot_answer_side_by_side_is_refused(name: str, why: str, rows_file: Path, tmp_path: Path):
+    engine = sampler(build(name, tmp_path / "model"), rows_file, bound=2e-4)
+    with pytest.raises(UserError, match=f"PPO cannot train a .* model: it {why}"):
+        rollout.refuse_what_cannot_answer(engine, cast("ActorCritic", engine.scorer))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
