@@ -266,6 +266,12 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "flint": ("flint", {**HEAD, **MIXED}),
     "gpt-sw3": ("gpt-sw3", {**OLD, "attn_pdrop": 0.0}),
     "minimax_m3": ("minimax_m3_vl_text", {**HEAD, **EXPERTS, "num_local_experts": 4}),
+    "dbrx": (
+        "dbrx",
+        {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 512}
+        | {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}}
+        | {"ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
+    ),
     "inkling": (
         "inkling_text",
         {**EXPERTS, **HEAD, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16}

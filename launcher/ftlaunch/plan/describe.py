@@ -101,7 +101,9 @@ def _family_notes(spec: StageSpec) -> dict[str, str]:
     if (share := counted.adapted_share(spec.adapter)) is None:
         return notes
     rest = counted.expert_share
-    left = f"; experts are not ({rest:.1%}): adapter.experts = true adapts them"
+    able = family.name(Path(spec.model.path)) not in family.READ_PAST
+    way = "adapter.experts = true adapts them" if able else "no adapter can be on them"
+    left = f"; experts are not ({rest:.1%}): {way}"
     is_left = rest and not spec.adapter.experts
     # Kernels of such mixers read some weights past an adapter, and blocks may share theirs; the start tells which.
     word = "at most" if family.is_stateful(Path(spec.model.path)) else "about"

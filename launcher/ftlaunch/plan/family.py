@@ -29,6 +29,8 @@ KERNELS = {
 """Packages whose kernels are told where rows begin, so that the state of a family's mixers ends with its row."""
 RESCALED = {"rwkv"}
 """Families that multiply their weights in place between training and evaluation."""
+READ_PAST = {"dbrx"}
+"""Families whose code reads the weights of stacked experts past any adapter that would be on them."""
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
 """The same of single layers, as `layer_types` calls them."""
 ATTENDING = {"full_attention", "sliding_attention"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ftlaunch.errors import Problem
 from ftlaunch.load.messages import as_toml, join_or
+from ftlaunch.plan import family
 from ftlaunch.recipe import LARGEST_REST, SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
@@ -102,6 +103,9 @@ def experts_are_plain(training: TrainedStage) -> Iterator[Problem]:
     counted = _body_of(training.resolved.model.path)
     if counted is not None and not counted.experts:
         yield training.table_problem("adapter", "experts", "asks for experts, and the model has none", "remove it")
+    if (name := family.name(Path(training.resolved.model.path))) in family.READ_PAST:
+        message = f"does not go with {name}, whose code reads the weights of experts past an adapter"
+        yield training.table_problem("adapter", "experts", message, "remove it, or train in full: leave [adapter] out")
     if training.resolved.model.rounding:
         message = "does not go with training through rounding, which leaves experts as they are"
         yield training.table_problem("adapter", "experts", message, "remove it, or the [model] quantization table")

@@ -21,6 +21,8 @@ class Coverage:
     """Weights in stacked experts, adapted or not."""
     has_experts: bool
     """Whether the experts are adapted."""
+    can_have_experts: bool
+    """Whether they could be."""
     total: int
     left_out: dict[str, str]
     """Layers that no adapter can be on, and why."""
@@ -35,7 +37,8 @@ class Coverage:
         yield f"the adapter is on {self.share:.1%} of the body's weights"
         if self.experts and not self.has_experts:
             rest = self.experts / self.total
-            yield f"experts: not adapted ({rest:.1%} of the weights); adapter.experts = true adapts them"
+            way = "adapter.experts = true adapts them" if self.can_have_experts else "no adapter can be on them"
+            yield f"experts: not adapted ({rest:.1%} of the weights); {way}"
         for reason in sorted(set(self.left_out.values())):
             names = targets.collapsed(name for name, why in self.left_out.items() if why == reason)
             yield f"not adapted: {', '.join(names)}: {reason}"
@@ -44,9 +47,10 @@ class Coverage:
 def of(model: nn.Module, adapter: LowRank) -> Coverage:
     """Return the coverage of a plain model by an adapter that is not attached yet."""
     layers = sum(_size(model.get_submodule(name)) for name in targets.names(model, adapter))
-    experts = sum(_numel(model.get_parameter(name)) for name in targets.experts(model, adapter))
-    left_out = targets.left_out(model, adapter)
-    return Coverage(layers, experts, adapter.experts, _in_all(model), left_out)
+    stacked = targets.experts(model, adapter)
+    experts = sum(_numel(model.get_parameter(name)) for name in stacked)
+    able = not any(targets.is_read_past(model, name) for name in stacked)
+    return Coverage(layers, experts, adapter.experts, able, _in_all(model), targets.left_out(model, adapter))
 
 
 def require_few_bits(model: nn.Module, quantization: str) -> str:

@@ -89,6 +89,10 @@ def _experts(model: nn.Module, adapter: LowRank) -> list[str] | None:
     if not found:
         kind = model.config.model_type  # type: ignore[union-attr]
         raise UserError(f"adapter.experts: this {kind} model has none in the layers asked for", "remove the key")
+    if past := [name for name in found if targets.is_read_past(model, name)]:
+        kind = type(model.get_submodule(past[0].rpartition(".")[0])).__name__
+        message = f"adapter.experts: code around {kind} reads its weights past an adapter, which would never be trained"
+        raise UserError(message, "remove the key, or train in full: leave [adapter] out")
     return found
 
 

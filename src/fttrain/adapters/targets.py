@@ -165,12 +165,24 @@ def is_linear_map(kind: type) -> bool:
 def _read_by_code(parent: type) -> frozenset[str]:
     """Return names of layers whose weights a module's code hands to a kernel, as Mamba does with out_proj."""
     # Such a weight is read past the layer's forward, and with it past the adapter, which would then never be trained.
-    own = [kind for kind in parent.__mro__ if kind.__module__.startswith(parent.__module__.partition(".")[0])]
+    return frozenset(re.findall(r"self\.(\w+)\.weight\s*(?:[,@)]|\.clamp\()", _code(parent)))
+
+
+def is_read_past(model: nn.Module, parameter: str) -> bool:
+    """Return whether the code around a module reads this parameter of it, as DBRX's does: no adapter can be on it."""
+    path, _, key = parameter.rpartition(".")
+    holder, _, leaf = path.rpartition(".")
+    return f"self.{leaf}.{key}" in _code(type(model.get_submodule(holder)))
+
+
+@functools.cache
+def _code(kind: type) -> str:
+    """Return the source of a module's class and of what it inherits from its library; empty where there is none."""
+    own = [each for each in kind.__mro__ if each.__module__.startswith(kind.__module__.partition(".")[0])]
     try:
-        code = "".join(inspect.getsource(kind) for kind in own)
+        return "".join(inspect.getsource(each) for each in own)
     except (OSError, TypeError):
-        return frozenset()
-    return frozenset(re.findall(r"self\.(\w+)\.weight\s*(?:[,@)]|\.clamp\()", code))
+        return ""
 
 
 def numbers(layers: list[int] | str, count: int) -> list[int]:

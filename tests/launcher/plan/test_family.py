@@ -128,6 +128,14 @@ def test_experts_that_are_not_there_and_few_bits_that_reach_too_little_are_refus
     ]
 
 
+def test_experts_that_no_adapter_can_be_on_are_refused_and_not_advised(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", MOE, model_type="dbrx")
+    assert problems(model, "adapter.experts=true", "adapter.dropout=0", "parallel.device=cpu") == [
+        "adapter.experts: does not go with dbrx, whose code reads the weights of experts past an adapter"
+    ]
+    assert notes(model)["adapted"].endswith("experts are not (85.1%): no adapter can be on them")
+
+
 def test_weights_that_are_multiplied_in_place_are_neither_quantized_nor_sharded(tmp_path: Path) -> None:
     model, plain = (
         write(tmp_path / "model", {}, model_type="rwkv"),
