@@ -23,8 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from fttrain.data.segments import Block, Reach, Segments
 
 NAME = "segments"
-WIDEST = 256
-"""Largest width of a head that variable-length kernels take."""
+WIDEST, UNIT = 256, 8
+"""Largest width of a head that variable-length kernels take, and what a width must be a multiple of."""
 HARMLESS = frozenset(
     {
         *("position_ids", "use_cache", "return_dict"),
@@ -229,7 +229,8 @@ def _in_full(
 
 def _has_kernel(query: Tensor, value: Tensor) -> bool:
     is_half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and is_half and value.shape[-1] <= query.shape[-1] <= WIDEST
+    width = query.shape[-1]
+    return query.is_cuda and is_half and width % UNIT == 0 and value.shape[-1] <= width <= WIDEST
 
 
 def _varlen(

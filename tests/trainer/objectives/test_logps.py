@@ -1,13 +1,19 @@
 """Scores of chosen tokens against the models' own logits, in value and gradient."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import varlen
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     CohereConfig,
+    DeepseekV3Config,
     Gemma2Config,
     GPT2Config,
     GptOssConfig,
@@ -70,6 +76,16 @@ WITHIN_LIMITS = {
         **SHAPE, num_local_experts=2, head_dim=8, attention_chunk_size=9, layer_types=["chunked_attention"] * 2
     ),
 }
+
+LATENT = DeepseekV3Config(
+    **(
+        SHAPE
+        | {"num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2}
+    ),
+    **{"q_lora_rank": None, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
+    **{"moe_intermediate_size": 16, "first_k_dense_replace": 1},
+)
+"""Its values are half as wide as its queries."""
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +195,75 @@ def test_what_limits_or_changes_attention_is_computed_in_packed_rows(
         grads = torch.autograd.grad(loss, list(model.parameters()))
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
         assert all(torch.allclose(ours, theirs, atol=2e-5) for ours, theirs in zip(grads, expected_grads, strict=True))
+
+
+def by_sequence(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """`varlen_attn` as its documentation has it, in plain torch: the last query of a sequence sees its last key."""
+    assert queries.dtype == keys.dtype == torch.int32
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1]
+    assert (int(queries.diff().max()), int(keys.diff().max())) == (most_queries, most_keys)
+    outputs = []
+    counts_q, counts_k = (bounds.diff().tolist() for bounds in (queries, keys))
+    for q, k, v in zip(query.split(counts_q), key.split(counts_k), value.split(counts_k), strict=True):
+        back = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))
+        left, right = window_size
+        seen = (back >= -right) & ((back <= left) | (left < 0))
+        q, k, v = (one.transpose(0, 1) for one in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=enable_gqa)
+        outputs.append(out.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("family", ["whole", "window", "chunks", "narrow values"])
+def test_what_a_kernel_of_many_lengths_is_told_is_what_each_row_sees(
+    family: str, rows: list, pairs: list[Group], monkeypatch: pytest.MonkeyPatch
+):
+    """All but the kernel itself, which needs a GPU: bounds, keys of prefixes, windows, chunks, widths."""
+    torch.manual_seed(1)
+    config = {"whole": FAMILIES["llama"], "narrow values": LATENT, **WITHIN_LIMITS}[family]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    of_pairs = [row for group in pairs for row in group.rows]
+    expected = [float(by_hand(model, of)) for of in (rows, of_pairs)]
+    model.set_attn_implementation(attention.NAME)
+    monkeypatch.setattr(varlen, "varlen_attn", by_sequence)
+    monkeypatch.setattr(attention, "_has_kernel", lambda *_: True)
+    for groups, sum_ in zip(([Group((row,)) for row in rows], pairs), expected, strict=True):
+        scores = Scorer(model)(collate(groups, packing=True, share=True, chunks=1, device=CPU))
+        assert -float(scores.smoothed_N.sum()) == pytest.approx(sum_, rel=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """The size of the largest tensor that any operation within returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(one.numel() for one in tree_leaves(made) if isinstance(one, torch.Tensor))])
+        return made
+
+
+@pytest.mark.parametrize(("family", "packing"), [("whole", True), ("whole", False), ("window", True), ("chunks", True)])
+def test_no_mask_of_a_whole_line_is_made(family: str, packing: bool):
+    config = {"whole": FAMILIES["llama"], **WITHIN_LIMITS}[family]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME if packing else "sdpa")
+    tokens = 6000
+    rows = [(np.arange(tokens, dtype=np.int32) % 80 + 3, np.arange(tokens) > tokens - 9)]
+    with Largest() as largest:
+        (-Scorer(model)(laid(rows, packing=packing)).smoothed_N.sum()).backward()
+    assert 32 * tokens <= largest.size < tokens**2 / 20
 
 
 def test_what_attention_is_asked_for_and_does_not_compute_is_refused_by_name(rows: list):
