@@ -70,5 +70,10 @@ VISION: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_vl, with vision": ("deepseek_vl", _of("llama")),
     "ovis2, with vision": ("ovis2", {"text_config": {**TEXT, "model_type": "qwen2"}}),
+    "lighton_ocr, with vision": (
+        "lighton_ocr",
+        {"text_config": {**TEXT, "model_type": "qwen3"}, "vision_config": {**TOWER, "model_type": "pixtral"}}
+        | {"image_token_id": 301},
+    ),
     "aria, with vision": ("aria", _of("aria_text", moe_num_experts=4)),
 }

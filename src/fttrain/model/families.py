@@ -9,8 +9,8 @@ from ftlaunch.errors import UserError
 
 WITH_VISION = {
     *("aria", "aya_vision", "cohere2_vision", "deepseek_vl", "exaone4_5", "glm4v", "idefics3", "internvl", "lfm2_vl"),
-    *("llava", "llava_next", "llava_onevision", "mistral3", "mllama", "ovis2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-    *("qwen3_vl_moe", "smolvlm", "vipllava"),
+    *("lighton_ocr", "llava", "llava_next", "llava_onevision", "mistral3", "mllama", "ovis2", "qwen2_vl", "qwen2_5_vl"),
+    *("qwen3_vl", "qwen3_vl_moe", "smolvlm", "vipllava"),
 }
 """Multimodal families that transformers has no class of text alone for, and whose text needs no picture."""
 
