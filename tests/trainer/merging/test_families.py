@@ -1,14 +1,20 @@
 """Adapters of families whose weights are stacked, renamed, shared or next to a vision tower: put on, saved, merged."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tests.trainer.in_process import make_data, make_step, train
+from tests.zoo.families import build
 from transformers import (
     AutoModelForCausalLM,
+    DbrxConfig,
     DeepseekV3Config,
     Gemma3Config,
     GPT2Config,
@@ -19,9 +25,10 @@ from transformers import (
 from transformers.integrations import HfDeepSpeedConfig
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Lora, Merge, Model
+from ftlaunch.recipe import Data, Dpo, Full, Lora, Merge, Model, Reward, Sft
 from fttrain import adapters
 from fttrain.adapters import coverage, targets
+from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.merging import dry_run
 from fttrain.merging.merge import Source, merge
 from fttrain.merging.weight_map import skeleton
@@ -61,6 +68,10 @@ CASES = {
 def save(name: str, tiny_model: Path, folder: Path) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).save_pretrained(folder)
+    # Configs from before transformers 5 leave the key out where it is the class's default.
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(config))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, folder)
     return folder
@@ -105,6 +116,28 @@ def test_what_is_trained_is_what_is_saved_and_merged(case: str, tiny_model: Path
     )
     torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=0)
     assert not any(info.values())
+    if name == "gemma3":
+        held, kept = (load_file(where / "model.safetensors") for where in (folder, tmp_path / "merged"))
+        tower = [key for key in held if "vision" in key or "projector" in key]
+        assert len(tower) > 10
+        assert all(torch.equal(kept[key], held[key]) for key in tower)
+
+
+def test_weights_that_no_optimizer_changes_are_in_what_is_saved(tmp_path: Path) -> None:
+    """Buffers that are part of a model, such as the bias by which experts are chosen."""
+    folder = build("glm4_moe", tmp_path / "base")
+    model = load(folder)
+    bias = torch.tensor([3.0, -3.0, 3.0, -3.0])
+    model.model.layers[1].mlp.gate.e_score_correction_bias.copy_(bias)
+    model.save_pretrained(folder)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "who", "answer": "a cook"}\n' * 2)
+    settings: dict[str, Any] = {"steps": 1, "batch_size": 2, "learning_rate": 1e-9}
+    done = train(make_step(folder, make_data(rows), adapter=Full(), **settings), tmp_path)
+    base, saved = (load_file(where / "model.safetensors") for where in (folder, done.artifact))
+    assert saved.keys() == base.keys()
+    assert torch.equal(saved["model.layers.1.mlp.gate.e_score_correction_bias"], bias)
+    torch.testing.assert_close(logits(load(done.artifact)), logits(load(folder)), atol=1e-5, rtol=0)
 
 
 def test_an_adapter_that_fits_no_file_is_refused_before_it_is_trained(tiny_model: Path, tmp_path: Path) -> None:
@@ -112,6 +145,34 @@ def test_an_adapter_that_fits_no_file_is_refused_before_it_is_trained(tiny_model
     model = adapters.attach(load(folder), ALL, None, in_fp32=True)
     with pytest.raises(UserError, match=r"could not be merged .* the base does not have on disk"):
         dry_run.check(Model(path=str(other), dtype="fp32"), model)
+
+
+@pytest.mark.parametrize("kind", [Sft, Dpo, Reward])
+def test_a_stage_makes_sure_before_a_step_that_its_adapter_can_be_merged_later(
+    kind: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "who", "chosen": "a cook", "rejected": "rain"}\n' * 2)
+    data = Data(path=str(pairs), prompt="{prompt}", completion="{chosen}") if kind is Sft else None
+    adapter = Lora(rank=2, alpha=4, targets=["q_proj", "embed_tokens"])
+    step = make_step(
+        folder,
+        data or Data(path=str(pairs), format="preference"),
+        **{"kind": kind, "adapter": adapter, "steps": 2, "batch_size": 2, "save_every": 1},
+    )
+    why = r"could not be merged into .*: the base stores lm_head\.weight in the place of model\.embed_tokens\.weight"
+    with pytest.raises(UserError, match=why):
+        train(structs.replace(step, merged=True), tmp_path / "merged")
+    assert not list(tmp_path.glob("merged/*/metrics.jsonl"))
+    # A recipe that gets its merge after the stage has begun is told when the stage goes on.
+    with pytest.raises(StoppedEarly):
+        train(step, tmp_path, stop_after=1)
+    with pytest.raises(UserError, match=why):
+        train(structs.replace(step, merged=True), tmp_path)
 
 
 def test_layers_whose_weights_kernels_read_are_left_out_and_named() -> None:
@@ -131,6 +192,17 @@ def test_experts_that_are_not_adapted_are_counted() -> None:
     assert coverage.of(model, Lora(experts=True)).share > 0.99
     with pytest.raises(UserError, match="no stacked experts"):
         coverage.require_few_bits(model, "nf4")
+
+
+def test_experts_whose_weights_the_code_around_them_reads_have_no_adapter() -> None:
+    shape: dict[str, Any] = {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 320}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            DbrxConfig(**shape, attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4})
+        )
+    assert any(line.endswith("of the weights); no adapter can be on them") for line in coverage.of(model, ALL).lines())
+    with pytest.raises(UserError, match=r"adapter\.experts: code around DbrxExpertGLU reads its weights past"):
+        adapters.attach(model, EXPERTS, None, in_fp32=True)
 
 
 def test_the_skeleton_of_a_multimodal_model_is_whole_under_zero3() -> None:
