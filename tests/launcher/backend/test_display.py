@@ -60,6 +60,18 @@ def test_slow_steps_are_shown_each() -> None:
     assert len(shown(Clock(), *((11.0, [entry(step)]) for step in range(1, 6)))) == 5
 
 
+def test_rows_that_are_prepared_are_told_now_and_then() -> None:
+    stream, clock = StringIO(), Clock()
+    display = PlainDisplay(stream, clock)
+    with display.stage("01-sft"):
+        for rows in range(100):
+            clock.now += 0.1
+            display.prepare(f"{rows} rows")
+    lines = stream.getvalue().splitlines()
+    assert all(line.startswith("01-sft  ") and line.endswith(" rows") for line in lines)
+    assert 1 <= len(lines) <= 12
+
+
 def test_the_first_the_last_and_evaluations_are_always_shown() -> None:
     evaluation = {"step": 2, "eval/loss": 0.5}
     lines = shown(Clock(), (0.0, [entry(1, 3), entry(2, 3), evaluation, entry(3, 3)]))

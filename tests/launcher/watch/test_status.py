@@ -18,6 +18,7 @@ from ftlaunch.processes import Identity, lock
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.pace import Pace
+from ftlaunch.run.preparing import Preparing
 from ftlaunch.run.records import SaveFailure
 from ftlaunch.watch.status import is_over, read_status
 
@@ -59,6 +60,12 @@ def test_nothing_has_started(run: RunDir) -> None:
 def test_running_while_its_process_lives(run: RunDir) -> None:
     launched(run)
     assert (stage(run).state, read_status(run).state) == ("running", "running")
+
+
+def test_rows_that_are_prepared_are_told(run: RunDir) -> None:
+    launched(run)
+    write_json(first(run).preparing, Preparing(data="/rows/facts.jsonl", rows=123904, rows_per_second=4120.4))
+    assert stage(run).note == "tokenizing facts.jsonl: 123,904 rows, 4,120 a second"
 
 
 @pytest.mark.parametrize("changes", [{"start_time": 1}, {"boot_id": "another"}, {"pid": 2**22 + 1}])
