@@ -58,8 +58,10 @@ def held_out_prompts(rows: Tokenized, tokenizer: Any) -> list[HeldOutPrompt]:
     """The prompts held out, each once and in their order, or all of them where none is held out."""
     parts = [list(_rows(part)) for part in (rows.test, rows.train)]
     trained = {prompt for prompt, _ in parts[1]} if parts[0] else set()
+    # A dict keeps the order in which prompts first come, which a set would lose.
     wanted = dict.fromkeys(prompt for prompt, _ in parts[0] or parts[1])
     found: dict[tuple[int, ...], list[str]] = {prompt: [] for prompt in wanted}
+    # Rows to train on count, too: their answers to the same prompt are references as good as those held out.
     for prompt, ids in [*parts[0], *parts[1]]:
         if prompt in found:
             found[prompt].append(text_of(tokenizer, ids))

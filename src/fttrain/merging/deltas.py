@@ -198,7 +198,7 @@ def _name(model: nn.Module, module: nn.Module) -> str:
     return next(name for name, one in model.named_modules() if one is module)
 
 
-def through(weight: Tensor, quantization: str) -> Tensor:
+def round_trip(weight: Tensor, quantization: str) -> Tensor:
     """Return the weight as training saw it: quantized to 4 bits with double quantization, or to 8, and dequantized."""
     import bitsandbytes.functional as bnb
 

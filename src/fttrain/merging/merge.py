@@ -64,7 +64,7 @@ class Rounded:
         """Return a weight of the merged model, rounded once as training saw it."""
         rounding = self.in_training.get(name)
         if rounding is None and name in self.quantized:
-            weight = deltas.through(weight, self.quantized[name])
+            weight = deltas.round_trip(weight, self.quantized[name])
         held_in = dtype if rounding is None else torch.float32
         folded = weight.to(held_in) if delta is None else delta.on(weight, held_in)
         return folded if rounding is None else rounding[0].stored(folded, rounding[1]).to(dtype)

@@ -14,7 +14,7 @@ def add(embedding: nn.Module, places: Places, *, alpha: float, kind: Literal["un
     "sign" draws the ends of that range instead (SymNoise, arXiv 2312.01523).
     """
 
-    def disturb(module: nn.Module, _inputs: Any, embedded_BTD: Tensor) -> Tensor:
+    def add_noise(module: nn.Module, _inputs: Any, embedded_BTD: Tensor) -> Tensor:
         if not module.training:
             return embedded_BTD
         scale_BT = alpha / (places.lengths_BT * embedded_BTD.shape[-1]).sqrt()
@@ -22,4 +22,4 @@ def add(embedding: nn.Module, places: Places, *, alpha: float, kind: Literal["un
         drawn = noise if kind == "uniform" else noise.sign()
         return embedded_BTD + drawn * scale_BT[..., None].to(noise.dtype)
 
-    embedding.register_forward_hook(disturb)
+    embedding.register_forward_hook(add_noise)

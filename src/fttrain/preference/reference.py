@@ -46,6 +46,7 @@ def precompute(feed: TableFeed, engine: Engine, origin: StartPoint, spec: StageS
     Collective; rank 0 reads and writes the files.
     """
     world = engine.world
+    # Rank 0 alone reads the files and tells the others: several GB would be hashed on every rank.
     start = world.from_main(_fingerprint(engine, origin, spec) if world.is_main else "")
 
     def ask(key: str, groups: Sequence[Group], in_turn: InTurn) -> np.ndarray:

@@ -36,11 +36,13 @@ class Message(BaseModel):
         content = value.get("content") if isinstance(value, dict) else None
         if not isinstance(content, list):
             return value
+        # Refused as a whole: an answer to a question whose picture was dropped would be wrong without a sign.
         if not all(isinstance(piece, dict) and piece.get("type") == "text" for piece in content):
             raise ValueError("only text is understood, no images and no sound")
         return {**value, "content": "".join(str(piece.get("text", "")) for piece in content)}
 
     def plain(self) -> dict[str, str]:
+        # Newer clients say developer, which no chat template knows.
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
@@ -73,6 +75,7 @@ class Body(BaseModel):
         for key, harmless in HARMLESS.items():
             if key in value and value[key] not in harmless:
                 raise ValueError(f"{key} is not supported by this server")
+        # Taken out before the fields are checked: `extra="forbid"` then refuses whatever nobody knows by its name.
         return {key: one for key, one in value.items() if key not in (*HARMLESS, *UNUSED)}
 
     @property

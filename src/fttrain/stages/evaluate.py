@@ -60,6 +60,7 @@ def _examine_all(
             tokenizer = own
             exam = _set(spec, stage, tokenizer, world)
         found[name] = examine(model, tokenizer, exam, decoding, share)
+        # Freed before the base is loaded: both at once may not fit a GPU.
         del model
     return exam, found
 

@@ -25,6 +25,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
 
     def compare(engine: Engine, micro: MicroBatch) -> Compared:
         logps_G2, lengths_G2 = answer_logps(engine.scores(micro).smoothed_N, micro)
+        # Means over tokens: the odds of a whole answer would be 0 in floats, and favour short ones.
         mean_logps_G2 = logps_G2 / lengths_G2
         return Compared(preference.orpo(mean_logps_G2, beta=stage.beta), stage.beta * mean_logps_G2.detach())
 

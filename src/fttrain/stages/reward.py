@@ -25,6 +25,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
     assert isinstance(stage, Reward)
 
     def compare(engine: Engine, micro: MicroBatch) -> Compared:
+        # A micro-batch lists each pair's chosen row and then its rejected one.
         rewards_G2 = engine.forward(micro).view(-1, 2)
         losses_G = bradley_terry(rewards_G2, micro.margins_G, margin=stage.margin, centering=stage.centering)
         return Compared(losses_G, rewards_G2.detach())
@@ -36,6 +37,7 @@ def _rewarder(model: nn.Module, origin: StartPoint) -> RewardModel:
     """Return a reward model, with the previous stage's head if that was a reward model, too."""
     rewarder = RewardModel(model)
     if origin.head is not None:
+        # Copied in place, so that the head keeps the format and the device that it was made with.
         with torch.no_grad():
             rewarder.score.weight.copy_(load_file(origin.head)["score.weight"])
     return rewarder

@@ -33,11 +33,13 @@ def resolved(adapter: Adapter, base: Model, world: World) -> Adapter:
 
 def _look(base: Model) -> list[int]:
     tokenizer = load_tokenizer(base.path, base.revision)
+    # A super weight is found by the size of activations, which weights in few bits change.
     plain = msgspec.structs.replace(base, quantization="none")
     model = load_base(plain, dtype=DTYPES[base.dtype], packing=False).eval()
     found = find(model, torch.tensor([tokenizer(PROMPT)["input_ids"]]), SpikeLimits())
     if missed := unseen(model):
         print(missed)
+    # Freed here, as the stage is about to load its own copy: both at once may not fit.
     del model
     gc.collect()
     return sorted({place.layer for place in found.places})

@@ -19,6 +19,7 @@ def _draw(found: Found, side: str, channel: str, path: Path) -> Path:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([one.layer for one in found.spikes], [_size(one, side) for one in found.spikes], marker=".")
+    # A spike is orders of magnitude above the other layers' values, which would be a flat line.
     axes.set_yscale("log")
     axes.set_xlabel("layer")
     axes.set_ylabel(f"largest |{side}| of the down projection")
@@ -32,4 +33,5 @@ def _draw(found: Found, side: str, channel: str, path: Path) -> Path:
 
 
 def _size(spike: Spike, side: str) -> float:
+    # A logarithmic axis has no 0.
     return max(abs(getattr(spike, side)), 1e-6)

@@ -59,6 +59,7 @@ def named(model: nn.Module, pattern: re.Pattern[str]) -> dict[int, Projection]:
     found: dict[int, Projection] = {}
     prefix, body = targets.body_of(model)
     for name, module in ((f"{prefix}{name}", module) for name, module in body.named_modules()):
+        # Weights in few bits are packed integers, in which a row and a column address nothing.
         match, weight = pattern.fullmatch(name), getattr(module, "weight", None)
         if match and isinstance(weight, Tensor) and weight.is_floating_point():
             found[int(match[1])] = Projection(int(match[1]), name, module)
@@ -75,6 +76,7 @@ def unseen(model: nn.Module) -> str:
 @contextmanager
 def scaled(down: dict[int, Projection], places: Sequence[Place], factor: float) -> Iterator[None]:
     """Within, these weights are multiplied by `factor`; afterwards they are what they were, to the last bit."""
+    # Kept and put back, as dividing by the factor would not give the same bits, and cannot undo 0.
     held = [down[place.layer].matrix[place.row, place.column].clone() for place in places]
     with torch.no_grad():
         for place, value in zip(places, held, strict=True):

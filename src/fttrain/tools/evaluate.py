@@ -51,11 +51,13 @@ def _told(options: EvaluateOptions) -> Iterator[str]:
     width = max(map(len, [*map(label, options.models), "model"]))
     for path in options.models:
         every.append(evaluate(path, data, options))
+        # A tokenizer may make rows too long that another keeps; then scores would be of different questions.
         _require_same_rows(every[0], every[-1])
         if options.json:
             continue
         if len(every) == 1:
             cells = [*every[0].scored.scores, *(["words"] if every[0].examined.answers else [])]
+            # Told as soon as the first model is done: the next one may take an hour.
             yield f"{_about(name, data, every[0].exam)}\n\n{_line('model', width, *cells)}"
         yield _line(every[-1].model, width, *_cells(every[-1]))
     if options.answers is not None:

@@ -68,6 +68,7 @@ def scores_of(results: dict[str, dict[str, Any]]) -> Scores:
     for task, values in results.items():
         for key, value in values.items():
             score, comma, way = key.partition(",")
+            # Keys without a comma, such as "alias", are no scores.
             if not comma or score.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = values.get(f"{score}_stderr,{way}")

@@ -76,6 +76,7 @@ def look_at(recipe: Recipe, rows: int) -> list[Preview]:
     previews: list[Preview] = []
     for name, model, is_asked in _trained_on(recipe):
         key = (model.path, model.revision)
+        # Stages often share a model, and a large tokenizer takes a second to load.
         tokenizers[key] = tokenizers.get(key) or load_tokenizer(*key)
         data = settled(recipe.data[name], only_prompts=is_asked)
         show = _of_prompts if is_asked else preview
@@ -123,10 +124,12 @@ def _tokenized(data: Data, sample: Data | None, tokenizer: Any, seed: int) -> To
 
 
 def _has_few_rows(data: Data) -> bool:
+    # One row more than the sample is enough to know: counting all of a large file would take minutes.
     return sum(1 for _ in islice(load_rows(data), SAMPLED_ROWS + 1)) <= SAMPLED_ROWS
 
 
 def _sample_of(data: Data) -> Data:
+    # A count larger than the sample would leave nothing to train on, and be refused.
     test = min(data.test, SAMPLED_ROWS // 2) if isinstance(data.test, int) else data.test
     return structs.replace(data, limit=SAMPLED_ROWS, test=test)
 

@@ -37,6 +37,7 @@ def push(folder: Path, repository: str, *, public: bool, revision: str | None, d
         validate_repo_id(repository)
     except HFValidationError as error:
         raise UserError(f"{repository} is no name of a repository", "write OWNER/NAME") from error
+    # Before anything is said or sent, so that a refusal leaves no repository on the hub.
     _refuse_what_others_compute_otherwise(folder)
     files = list(_files(folder))
     yield f"to {repository} ({'public' if public else 'private'}{f', branch {revision}' if revision else ''}):"
@@ -76,6 +77,7 @@ def _files(folder: Path) -> Iterator[Path]:
     if not any(path.suffix == WEIGHTS for path in files):
         raise UserError(f"{folder} holds no weights", "name a run, or the folder of a model or an adapter")
     for path in files:
+        # Weights are numbers; reading gigabytes of them as text would find chance hits only.
         if path.suffix != WEIGHTS and has_secret(path.read_text(errors="replace")):
             raise UserError(f"{path} holds what looks like a secret", "take it out of the file; nothing was sent")
     yield from files

@@ -72,6 +72,7 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
     _require_sense(options)
     loaded = _load(options.model, protect=options.protect)
     calibration, windows = _windows(options, loaded.tokenizer)
+    # First, as `_write` below quantizes the model in place.
     before = _measure(loaded.model, windows)
     how = _activations(options, loaded, calibration)
     grid = Grid(options.bits, not options.asymmetric)
@@ -142,6 +143,7 @@ def _windows(options: QuantizeOptions, tokenizer: Any) -> tuple[list[Tensor], li
         sources = options.calibration, options.text
         first, second = (perplexity.windows(tokenizer, one, length=LENGTH, count=WINDOWS) for one in sources)
         return first, second
+    # Measuring on the text that ranges were fitted to would flatter the result.
     both = perplexity.windows(tokenizer, options.text, length=LENGTH, count=2 * WINDOWS)
     half = max(1, len(both) // 2)
     return both[:half], both[half:] or both
@@ -151,6 +153,7 @@ def _windows(options: QuantizeOptions, tokenizer: Any) -> tuple[list[Tensor], li
 def _measure(model: Any, windows: list[Tensor]) -> Measured:
     return Measured(
         perplexity.perplexity(model, windows),
+        # One window of logits is enough for a divergence; all of them would be gigabytes.
         [model(one.to(model.device)).logits[0].float().cpu() for one in windows[:1]],
     )
 

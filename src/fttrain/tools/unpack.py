@@ -36,6 +36,7 @@ def unpack(folder: Path, out: Path) -> None:
     dtype = packing.dtype_of(folder)
     config = AutoConfig.from_pretrained(hub.tokenizer_folder(str(folder)), trust_remote_code=False)
     model: Any = auto_class(config).from_config(config, dtype=dtype)
+    # strict=False, as tied weights are stored once: the asserts below hold that nothing else is missing.
     missing, unexpected = model.load_state_dict(packing.load(folder, dtype), strict=False)
     assert not unexpected, unexpected
     assert set(missing) <= set(model.all_tied_weights_keys), missing

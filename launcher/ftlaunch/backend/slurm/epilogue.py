@@ -8,8 +8,8 @@ this puts the job back into the queue.
 import sys
 from pathlib import Path
 
-from ftlaunch.backend.slurm.stage_job import conclude_cut_off
+from ftlaunch.backend.slurm.stage_job import finish_killed_job
 from ftlaunch.run.layout import StageDir
 
 if __name__ == "__main__":
-    conclude_cut_off(StageDir(Path(sys.argv[1])), int(sys.argv[2]))
+    finish_killed_job(StageDir(Path(sys.argv[1])), int(sys.argv[2]))

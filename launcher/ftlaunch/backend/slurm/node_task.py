@@ -137,7 +137,7 @@ class NodeTask(StageJob):
     def _attempt(self) -> AttemptRecord:
         """One start of the stage's processes on all nodes, concluded."""
         self.lost, self.states = [], []
-        self.conclude_cut_off()
+        self.finish_killed_job()
         attempt = self.stage_dir.new_attempt(made_by=self.made_by)
         try:
             start = self._start(attempt)

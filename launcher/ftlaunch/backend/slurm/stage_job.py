@@ -31,7 +31,7 @@ SIGNALLED = 128
 """srun's exit code is this and the number of the signal that has ended a task."""
 
 
-def conclude_cut_off(stage_dir: StageDir, code: int) -> None:
+def finish_killed_job(stage_dir: StageDir, code: int) -> None:
     """See to the job of a stage whose tasks were killed before the first one could, called once they are gone.
 
     `code` is srun's: 128 and the number of the signal, where one has ended a task.
@@ -131,7 +131,7 @@ class StageJob:
             return None
         return self.stage_dir.new_attempt(made_by=self.made_by)
 
-    def conclude_cut_off(self) -> None:
+    def finish_killed_job(self) -> None:
         """Say how earlier attempts ended whose own jobs could not: their first node was lost, or had no time to."""
         for attempt in self._attempts():
             if paths.ended(attempt).exists() or messages.is_of(attempt, self.made_by):

@@ -77,6 +77,7 @@ def here(machine: Machine, parallel: Parallel) -> Device:
 def on_cluster(cluster: Cluster, parallel: Parallel, kind: str) -> Device:
     """The device of a process on a cluster, as far as its profile tells."""
     given = cluster.resources(kind).memory_per_node
+    # "0" is SLURM's way to ask for all memory of a node, however much that is.
     node = _bytes(given) if given not in (None, "0") else None
     host = None if node is None else node // parallel.procs_per_node
     if parallel.device == "cpu" or cluster.gpus == "none":
@@ -92,6 +93,7 @@ def known_gpu(name: str) -> tuple[int, float] | None:
     said = set(re.split(r"[^a-z0-9]+", name.lower().replace("rtx", " ")))
     if any(OTHER_CARD.fullmatch(word) for word in said):
         return None
+    # The first card whose words are all there counts, so CARDS has "h100 pcie" before "h100".
     found = next((card for card in CARDS if said.issuperset(card[0].split())), None)
     return None if found is None else (found[1] * 10**9, found[2])
 
@@ -109,10 +111,12 @@ def _host_memory() -> int:
     total = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemTotal:")), 0)
     limit = Path("/sys/fs/cgroup/memory.max")
     written = limit.read_text().strip() if limit.exists() else "max"
+    # In a container /proc/meminfo still tells the whole machine's memory.
     return min(total, int(written)) if written.isdigit() else total
 
 
 def _gpu_memory() -> int | None:
     """Bytes of the smallest GPU here; None where nvidia-smi does not say."""
+    # nvidia-smi counts in MiB, data sheets in GB of 10⁹ bytes.
     found = [int(line) << 20 for line in nvidia_smi("memory.total", units=False) if line.isdigit()]
     return min(found, default=None)

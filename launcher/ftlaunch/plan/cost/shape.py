@@ -109,6 +109,7 @@ def _config(path: str) -> dict[str, Any] | None:
 
 def of_config(config: dict[str, Any]) -> Shape | None:
     """The shape that a config describes; None where it lacks the sizes."""
+    # A multimodal config nests the text part's sizes, and leaves out those that are its family's defaults.
     if (text := families.nested(config, "text_config")) is not None:
         config = {**config, **families.DEFAULTS.get(str(text.get("model_type")), {}), **text}
     family = str(config.get("model_type", ""))
@@ -123,6 +124,7 @@ def of_config(config: dict[str, Any]) -> Shape | None:
     mixture = list(families.mixture(config, family, sizes)) if sizes.experts else []
     of_experts = families.expert_parameters(family, sizes)
     in_mixture = of_experts + sum(linear.parameters for linear in mixture)
+    # Some mixtures begin with dense layers. All layers are counted as mixtures, and the difference is added once.
     more = sum(linear.parameters for linear in dense) - in_mixture
     uneven = families.dense_layers(config, sizes) * more + families.tower_parameters(config, sizes.width)
     return Shape(
@@ -148,11 +150,13 @@ def of_config(config: dict[str, Any]) -> Shape | None:
 
 def _sizes(config: dict[str, Any], family: str) -> Sizes:
     width, layers, heads = (int(config[name]) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    # Not always width / heads: Gemma and Qwen3 have heads of a width of their own.
     head_width = int(config.get("head_dim") or width // heads)
     key_heads = int(config.get("num_key_value_heads") or heads)
     if family in families.LATENT:
         head_width, key_heads = int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), heads
     mlp = int(config.get("intermediate_size") or 4 * width)
+    # Mixtral and gpt-oss, Qwen, and DeepSeek: each family has a key of its own for the same number.
     named = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((int(config[name]) for name in named if config.get(name)), 0)
     return Sizes(
@@ -205,9 +209,11 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 def held_bytes(shape: Shape, quantization: str, size: int) -> int:
     """Return the bytes of all weights, in elements of `size` bytes where they are not in few bits."""
     few = {"nf4": NF4, "fp4": NF4, "int8": 1.0}.get(quantization, float(size))
+    # Only linear layers are held in few bits: embeddings, head and norms stay as they are.
     return int(few * shape.matrix_parameters) + size * (shape.parameters - shape.matrix_parameters)
 
 
 def cache_bytes(shape: Shape, rows: int, tokens: int, size: int) -> int:
     """Return the bytes of the keys and values of so many rows of so many tokens."""
+    # The 2 stands for keys and values. Under grouped queries both have the width of the key heads alone.
     return rows * tokens * shape.layers * 2 * shape.keys * size

@@ -27,6 +27,7 @@ def _closest(text: str, references: list[str]) -> np.ndarray:
     """[3·6]: n-grams in common, of the answer and of the reference, by their length."""
     said = _grams(text)
     counted = np.array([_counts(said, _grams(reference)) for reference in references], dtype=np.float64)
+    # Counts and not scores are returned: the corpus score is a ratio of sums, not a mean of ratios.
     return counted[int(_f_score(counted).argmax())]
 
 
@@ -45,6 +46,7 @@ def _grams(text: str) -> list[Counter[str]]:
 def _f_score(counts_RK: np.ndarray) -> np.ndarray:
     """[R]: F of mean precision and mean recall over the lengths that both sides have."""
     common, said, told = counts_RK[:, :ORDER], counts_RK[:, ORDER : 2 * ORDER], counts_RK[:, 2 * ORDER :]
+    # A text of three letters has no n-grams of six: lengths that one side lacks are left out of the mean.
     counted = (said > 0) & (told > 0)
     orders = counted.sum(1)
     precision = ratio((ratio(common, said) * counted).sum(1), orders)

@@ -28,6 +28,7 @@ class Cider(AdditiveMetric):
     def statistics(self, predictions: list[str], references: list[list[str]]) -> np.ndarray:
         told = [[words(text) for text in texts] for texts in references]
         seen = Counter(gram for texts in told for gram in {gram for text in texts for gram in grams(text, ORDER)})
+        # The logarithm of the number of prompts: with one prompt every weight is log 1 - log 1 = 0.
         prompts = math.log(len(predictions))
         scores = [_similarity(words(said), texts, seen, prompts) for said, texts in zip(predictions, told, strict=True)]
         return np.array([[1.0, score] for score in scores])
@@ -55,5 +56,6 @@ def _vector(tokens: list[str], seen: Counter[Gram], prompts: float) -> Vector:
 
 def _clipped_cosine(answer: dict[Gram, float], reference: dict[Gram, float]) -> float:
     norms = math.sqrt(sum(value**2 for value in answer.values()) * sum(value**2 for value in reference.values()))
+    # Clipped at the reference's own weight, so that repeating an n-gram gains nothing (CIDEr-D).
     common = sum(min(value, reference[gram]) * reference[gram] for gram, value in answer.items() if gram in reference)
     return common / norms if norms else 0.0

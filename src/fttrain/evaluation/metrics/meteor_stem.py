@@ -19,6 +19,7 @@ class MeteorStem(MeanMetric):
     def values(self, prediction: str, reference: list[str]) -> tuple[float, ...]:
         synonyms: Any = _NoSynonyms
         told = [words(text) for text in reference]
+        # nltk takes the best of an answer's references by itself.
         return (meteor_score(told, words(prediction), stemmer=_STEMMER, wordnet=synonyms),)
 
 

@@ -23,6 +23,7 @@ class Nist(AdditiveMetric):
     def statistics(self, predictions: list[str], references: list[list[str]]) -> np.ndarray:
         told = [[words(text) for text in texts] for texts in references]
         known = Counter(gram for texts in told for text in texts for gram in grams(text, ORDER))
+        # The beginning of a single word is empty, and seen as often as there are words.
         known[()] = sum(len(text) for texts in told for text in texts)
         pairs = zip(map(words, predictions), told, strict=True)
         return np.array([_counted(said, texts, known) for said, texts in pairs])
@@ -30,6 +31,7 @@ class Nist(AdditiveMetric):
     def combine(self, sums_RK: np.ndarray) -> Scores:
         gained, possible, (said, told) = sums_RK[:, :ORDER], sums_RK[:, ORDER : 2 * ORDER], sums_RK[:, -2:].T
         strength = math.log(0.5) / math.log(HALF_AT) ** 2
+        # An empty answer has log 0 = -inf, by which its brevity comes out as 0, as it should.
         with np.errstate(divide="ignore"):
             brevity = np.exp(strength * np.log(np.minimum(1.0, ratio(said, told))) ** 2)
         return {"nist": ratio(gained, possible).sum(1) * brevity}

@@ -57,7 +57,7 @@ def test_the_next_start_says_which_node_was_lost(run: RunDir, monkeypatch: pytes
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     following = start(run, "n2", "n3")
     run.stage_dir("01-sft").new_attempt(made_by=following.made_by)
-    following.conclude_cut_off()
+    following.finish_killed_job()
     ended, failure = read_ended(attempt), read_failure(attempt)
     assert ended is not None
     assert failure is not None
@@ -78,7 +78,7 @@ def test_what_an_attempt_has_said_itself_is_kept(run: RunDir, monkeypatch: pytes
     write_json(failed.error, KILLED)
     write_json(saved.stopped, {"reason": "requeue", "step": 3})
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    start(run, "n2", "n3").conclude_cut_off()
+    start(run, "n2", "n3").finish_killed_job()
     found = [read_ended(attempt) for attempt in (failed, saved)]
     assert [(one.cause, one.reason) for one in found if one] == [
         ("failed", "rank 3: killed by SIGKILL; goes on from the newest checkpoint"),

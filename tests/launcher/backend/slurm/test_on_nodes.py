@@ -17,7 +17,7 @@ from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
 from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.queue import SEPARATOR
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
-from ftlaunch.backend.slurm.stage_job import conclude_cut_off
+from ftlaunch.backend.slurm.stage_job import finish_killed_job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.processes import identify
@@ -219,7 +219,7 @@ def test_a_job_whose_tasks_were_killed_is_put_back(
     stage_dir = run.stage_dir("01-sft")
     stage_dir.new_attempt(made_by=MadeBy(job="100", restart=0))
     monkeypatch.setattr(requeue, "LEAVE_SECONDS", 0.0)  # nobody ends this process
-    conclude_cut_off(stage_dir, 137)
+    finish_killed_job(stage_dir, 137)
     (attempt,) = stage_dir.all_attempts()
     ended = msgspec.json.decode(paths.ended(attempt).read_bytes(), type=AttemptRecord)
     assert (ended.job, ended.cause, ended.restarted) == ("100", "failed", True)
