@@ -151,7 +151,7 @@ def test_a_run_on_held_nodes_is_seen_and_ended_from_elsewhere(
     stage_dir = run.stage_dir("01-sft")
     attempt = stage_dir.new_attempt(made_by=MadeBy(job="55.0", restart=0, nodes=["n2"]))
     write_json(attempt.process, there)
-    row = ["55", "RUNNING", "None", "n[1-2]", "N/A", "1:00", "bash", "/x", "/x.sh"]
+    row = ["55", "RUNNING", "None", "n[1-2]", "N/A", "bash", "/x", "/x.sh"]
     (slurm / "queue").write_text(SEPARATOR.join(row) + "\n")
     scontrol = (slurm / "scontrol").read_text()
     (slurm / "scontrol").write_text(scontrol.replace("Command={script}", "Command={script}\\n   NodeList={nodes}"))
