@@ -479,8 +479,8 @@ finally:
 """
 
 
-@pytest.mark.parametrize("line", [[], ["-h"], ["--help"]])
-def test_help_loads_nothing_at_all(line: list[str]) -> None:
+@pytest.mark.parametrize("line", [[], ["-h"], ["--help"], ["--version"]])
+def test_help_and_version_load_nothing_at_all(line: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", HELP, *line], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "ftlaunch ftlaunch.__main__"
 
