@@ -1,4 +1,4 @@
-"""The verb that asks models what is held out, and compares their answers with the references."""
+"""The verb that has models answer held-out prompts, and compares their answers with the references."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -120,7 +120,7 @@ class Adalora(LowRank, frozen=True, kw_only=True):
     prune_until: Fraction = 0.7
     """Share of the steps after which ranks stay."""
     prune_every: Positive | None = None
-    """Steps from one choice of what stays to the next. None: as makes about 50 of them."""
+    """Steps between two prunings. None: as many as make about 50 prunings in all."""
     beta1: Fraction = 0.85
     """Decay of the running mean of a weight's importance."""
     beta2: Fraction = 0.85

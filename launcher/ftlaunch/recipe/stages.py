@@ -283,7 +283,7 @@ class Ppo(Training, frozen=True, kw_only=True):
     kl_estimator: Literal["k1", "k3"] = "k1"
     """How KL is told from a sampled token: "k1" is log p - log q; "k3" is q/p - 1 - log q/p, never negative."""
     kl_target: Above0 | None = None
-    """KL in nats an answer that the coefficient is steered towards (arXiv 1909.08593). None: it stays as it is."""
+    """KL, in nats per answer, that the coefficient is steered towards (arXiv 1909.08593). None: it stays as it is."""
     kl_horizon: Positive = 10_000
     """Answers over which the coefficient follows `kl_target`; more is slower."""
     gamma: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -301,7 +301,7 @@ class Ppo(Training, frozen=True, kw_only=True):
     entropy_weight: AtLeast0 = 0.0
     """Weight of the entropy, which is taken off the loss."""
     samples_every: Positive = 10
-    """Rollouts from one that leaves samples with their scores in samples.jsonl to the next; the first one does."""
+    """Write samples and their scores to samples.jsonl every so many rollouts, beginning with the first."""
     packing: bool = True
     """Lay rows end to end in scoring and training instead of padding them. The loss is the same."""
 
@@ -318,7 +318,7 @@ class Merge(Kind, frozen=True, kw_only=True):
     max_shard_bytes: Annotated[int, Meta(ge=1_000_000)] = 5_000_000_000
     """Largest weight file. Memory stays within about one shard."""
     max_kl: Above0 | None = None
-    """Largest mean KL divergence (nats a token) of the merged model from the adapter model, on fixed texts and on rows
+    """Largest mean KL divergence (nats per token) of the merged model from the adapter model, on fixed texts and on rows
     held out. None: what the coarsest rounding on the way explains, in memory or on disk: 1e-5 of fp32, 0.01 of fp16,
     0.02 of bf16, 0.2 of a quantized base; and the model must be much nearer to the adapter model than the base is."""
 
@@ -363,8 +363,8 @@ class Evaluate(Kind, frozen=True, kw_only=True):
     with a metric of the `evaluate` library, or one of the hub, pinned: "owner/name@COMMIT". All references of a prompt
     count."""
     start: Annotated[int, Meta(ge=0)] | Text | None = None
-    """Stage whose result is evaluated: its kind, where one before has it, or its place counted from 0; "base" is the
-    plain model. None: the training stage before this one, reward stages apart."""
+    """Stage whose result is evaluated: an earlier stage's kind, if only one has it, or its index from 0; "base" is the
+    plain model. None: the previous training stage, reward stages left out."""
     compare: bool = True
     """Evaluate the base, too, and tell the difference with its interval."""
     prompts: Positive | None = None

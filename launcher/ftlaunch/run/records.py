@@ -194,7 +194,7 @@ class Divergence(Struct, frozen=True):
     max_logit_difference: float
     """Largest difference of a logit; of a reward model, of a reward."""
     kl: float
-    """Mean KL divergence from the reference, nats a token; of a reward model, of its preferences, nats a pair."""
+    """Mean KL divergence from the reference, nats per token; of a reward model, of its preferences, nats per pair."""
     top1_agreement: float
     """Share of positions at which both prefer the same token; of pairs of which both prefer the same probe."""
     of: Literal["tokens", "rewards"] = "tokens"

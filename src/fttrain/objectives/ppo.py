@@ -105,6 +105,6 @@ def explained_variance(values_N: Tensor, returns_N: Tensor) -> float:
 
 
 def adapt_kl(coefficient: float, kl: float, *, target: float, horizon: float, answers: int) -> float:
-    """The KL coefficient after a batch of answers of mean KL `kl`, nats an answer (arXiv 1909.08593, section 2.2)."""
+    """The KL coefficient after a batch of answers of mean KL `kl`, nats per answer (arXiv 1909.08593, section 2.2)."""
     error = min(max(kl / target - 1.0, -KL_STEP), KL_STEP)
     return coefficient * (1.0 + error * answers / horizon)

@@ -24,7 +24,7 @@ compares every metric and weight with a run that was left alone, evaluates, and 
 cell of method × stage × strategy × quantization. What needs a GPU (cuda, fp16, paged optimizers) is judged, and not yet
 among those tried.
 
-A number is refused: the reason is below.
+A number marks a combination that is refused; look it up under "Reasons".
 """
 
 

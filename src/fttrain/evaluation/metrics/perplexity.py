@@ -7,7 +7,7 @@ from fttrain.evaluation.metrics.additive import AdditiveMetric, Scores
 
 
 class Perplexity(AdditiveMetric):
-    """`loss`, in nats a token, and `perplexity` of the references' tokens, each token with the same weight; lower is
+    """`loss`, in nats per token, and `perplexity` of the references' tokens, each token with the same weight; lower is
     better. A prediction is a reference's negative log-likelihood, and its reference the number of its tokens."""
 
     prediction, reference = datasets.Value("float64"), datasets.Value("int64")
