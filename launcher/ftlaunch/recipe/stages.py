@@ -318,7 +318,7 @@ class Merge(Kind, frozen=True, kw_only=True):
     max_shard_bytes: Annotated[int, Meta(ge=1_000_000)] = 5_000_000_000
     """Largest weight file. Memory stays within about one shard."""
     max_kl: Above0 | None = None
-    """Largest mean KL divergence (nats per token) of the merged model from the adapter model, on fixed texts and on rows
+    """Largest mean KL divergence (nats per token) of the merged model from the adapter model, on fixed texts and rows
     held out. None: what the coarsest rounding on the way explains, in memory or on disk: 1e-5 of fp32, 0.01 of fp16,
     0.02 of bf16, 0.2 of a quantized base; and the model must be much nearer to the adapter model than the base is."""
 
