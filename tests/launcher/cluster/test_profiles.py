@@ -68,11 +68,13 @@ def test_what_ftlaunch_sets_itself_is_not_to_be_set(tmp_path: Path) -> None:
 
 
 def test_names_that_nothing_heeds_are_told_with_everything_else(tmp_path: Path) -> None:
-    text = 'gpu = "none"\n[stage.sfft]\nqos = "q"\n[sbatch]\nparsable = true\nwait = true\n'
+    text = 'gpu = "none"\ntime_limit = "1:30"\nnotify = "echo ("\n'
+    text += '[stage.sfft]\nqos = "q"\n[sbatch]\nparsable = true\nwait = true\n'
     with pytest.raises(RecipeError) as raised:
         load_cluster(str(write(tmp_path, text)))
     told = {problem.key: problem.remedy for problem in raised.value.problems}
-    assert {*told} == {"gpu", "stage.sfft", "sbatch.parsable", "sbatch.wait"}
+    assert {*told} == {"gpu", "time_limit", "notify", "stage.sfft", "sbatch.parsable", "sbatch.wait"}
+    assert {*problems(tmp_path, 'time_limit = "1:30"\nsignal_lead = "x"')} == {"signal_lead"}
     assert told["stage.sfft"] == 'did you mean "sft"?'
 
 
