@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
+from ftlaunch.recipe import Adapter, Noise
 from ftlaunch.rules import find_problems
 
 PAGES = sorted((Path(__file__).parents[2] / "recipes" / "guide").glob("*.md"))
@@ -34,3 +36,10 @@ def test_a_table_that_a_guide_shows(block: str, tmp_path: Path):
     except RecipeError as error:
         problems = error.problems
     assert [str(problem) for problem in problems] == []
+
+
+@pytest.mark.parametrize(("page", "kinds"), [("adapters", Adapter), ("noise", Noise)])
+def test_a_guide_names_each_kind(page: str, kinds: object):
+    tags = {str(kind.__struct_config__.tag) for kind in get_args(kinds)}
+    text = (PAGES[0].parent / f"{page}.md").read_text()
+    assert [tag for tag in sorted(tags - {"none"}) if f"`{tag}`" not in text and f'"{tag}"' not in text] == []

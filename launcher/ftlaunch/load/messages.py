@@ -40,15 +40,15 @@ def expected(kind: types.Type) -> str:
 
 def _number(kind: types.IntType | types.FloatType) -> str:
     noun = "a whole number" if isinstance(kind, types.IntType) else "a number"
-    least, below = kind.ge, kind.lt
-    if kind.gt is not None:
-        return f"{noun} above {kind.gt:g}"
+    least, above = kind.ge, kind.gt
     if isinstance(kind, types.IntType) and least == 1:
-        return f"{noun} above 0"
-    bounds = f" from {least:g}" if least is not None else ""
-    if below is not None:
-        return f"{noun}{bounds} to below {below:g}"
-    return f"{noun}{bounds} up" if bounds else noun
+        least, above = None, 0
+    most = f"below {kind.lt:g}" if kind.lt is not None else f"at most {kind.le:g}" if kind.le is not None else ""
+    if above is not None:
+        return f"{noun} above {above:g}{most and ' and '}{most}"
+    if least is None:
+        return f"{noun} {most}".rstrip()
+    return f"{noun} from {least:g} {'to ' if most else 'up'}{most.removeprefix('at most ')}"
 
 
 def _text(kind: types.StrType, words: str = "text") -> str:

@@ -95,6 +95,15 @@ WRONG_VALUES = {
     "number for text": ('"demo"', '7 #! name | one word of letters, digits | write name = "7"'),
     "too small": (RANK, "rank = 0 #! adapter.rank | a whole number above 0, got 0 | leave it out for the default, 8"),
     "too large": (RANK, "dropout = 1.0 #! adapter.dropout | a number from 0 to below 1, got 1.0 | the default, 0.0"),
+    "at a bound that is left out": (
+        DATA,
+        "[noise]\nkind = 'dropout'\nprobability = 1.0 #! noise.probability | above 0 and below 1, got 1.0 | 0.1\n"
+        "[data.qa]",
+    ),
+    "above the most": (
+        DATA,
+        "[data.qa]\nunfit_share = 1.2 #! data.qa.unfit_share | a number from 0 to 1, got 1.2 | the default, 0.1",
+    ),
     "nan": (RANK, "alpha = nan #! adapter.alpha | a number above 0, got nan | the default, 16"),
     "infinity": (RANK, "alpha = inf #! adapter.alpha | a number above 0, got inf | the default, 16"),
     "more than 64 bits": (SEED, "seed = 9223372036854775808 #! seed | a whole number from 0 up | the default, 42"),
