@@ -106,7 +106,7 @@ def tell(kind: str, start: list[dict[str, float]], course: list[dict[str, float]
         print(f"  step {number:3d}", *(f"{key} {line[f'eval/{key}']:.4f}" for key in SHOWN if f"eval/{key}" in line))
     paid = [line["kl"] for line in course if "kl" in line]
     if paid:
-        print(f"  KL from the start, in nats an answer: {paid[-1]:.2f} at the end, {max(paid):.2f} at most")
+        print(f"  KL from the start, in nats per answer: {paid[-1]:.2f} at the end, {max(paid):.2f} at most")
 
 
 def main() -> None:

@@ -186,7 +186,7 @@ def _ppo_notes(spec: StageSpec, stage: Ppo) -> dict[str, str]:
     size = stage.rollout_size or stage.batch_size
     batches, reward = size // stage.batch_size, stage.reward_function or stage.reward_model or spec.reward
     inner = f"{stage.ppo_epochs} times over them in {batches} mini-batch{'es' if batches > 1 else ''}"
-    steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats an answer"
+    steered = "" if stage.kl_target is None else f", steered towards {stage.kl_target:g} nats per answer"
     start = spec.start or "the base"
     is_full = isinstance(spec.adapter, Full)
     copy = "a frozen copy of all weights, in memory too" if is_full else "no second model is loaded"

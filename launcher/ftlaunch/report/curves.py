@@ -53,7 +53,7 @@ KNOWN = (
     Curve("Rewards held out", {"eval/rewards/chosen": "chosen", "eval/rewards/rejected": "rejected"}),
     Curve("Calibration error", {"eval/rewards/calibration_error": "held out"}),
     Curve("Reward", {"reward": "sampled", "eval/reward": "held out"}),
-    Curve("KL from the reference", {"kl": "sampled", "eval/kl": "held out"}, "nats an answer"),
+    Curve("KL from the reference", {"kl": "sampled", "eval/kl": "held out"}, "nats per answer"),
     Curve("BLEU", {"eval/bleu": "held out"}),
     Curve("ROUGE", {f"eval/{name}": name for name in SCORES["rouge"]}),
     Curve("Learning rate", {"learning_rate": "peak of all groups"}),

@@ -194,7 +194,7 @@ def _measured(stage: StageFacts) -> Iterator[tuple[str, str, str]]:
                 value = "not finite" if score is None else f"{score:.4g}{between}"
                 yield name, f"{metric} on {result.examples} examples", value
         case MergeResult() as result:
-            yield name, "KL from the adapter model, nats a token", f"{result.kl:.2g}"
+            yield name, "KL from the adapter model, nats per token", f"{result.kl:.2g}"
         case _:
             return
 

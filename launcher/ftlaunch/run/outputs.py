@@ -42,6 +42,6 @@ def describe_merge(result: MergeResult) -> str:
     value, unit, same = result.words
     return (
         f"folded into {FOLDED_INTO.get(result.method, result.method)}; "
-        f"against the adapter model: KL {result.kl:.2g} nats a {unit}, "
+        f"against the adapter model: KL {result.kl:.2g} nats per {unit}, "
         f"max |Δ{value}| {result.max_logit_difference:.2g}, same {same.format(f'{result.top1_agreement:.1%}')}"
     )

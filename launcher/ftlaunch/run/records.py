@@ -213,7 +213,7 @@ class Divergence(Struct, frozen=True):
 
     def __str__(self) -> str:
         value, unit, same = self.words
-        told = [f"max |Δ{value}| {self.max_logit_difference:.3g}", f"KL {self.kl:.3g} nats a {unit}"]
+        told = [f"max |Δ{value}| {self.max_logit_difference:.3g}", f"KL {self.kl:.3g} nats per {unit}"]
         told += [] if self.base_kl is None else [f"of the bare base {self.base_kl:.3g}"]
         told += [] if self.effect is None else [f"effect {self.effect:.3g}"]
         return ", ".join([*told, f"same {same.format(f'{self.top1_agreement:.1%}')}"])

@@ -218,7 +218,7 @@ def settle(
     if not probe.rounding <= MARGIN * CEILINGS[dtype]:
         raise UserError(
             f"{probe.family} cannot be trained to go on with a text: tokens change what it says of those before them"
-            f" ({probe.rounding:.2g} nats a token)",
+            f" ({probe.rounding:.2g} nats per token)",
             "use a base that reads from left to right; for some encoders, such as bert, config.json says is_decoder",
         )
     if not probe.is_head_right():

@@ -131,7 +131,7 @@ def test_a_finished_run_tells_all_that_it_knows(run: RunDir) -> None:
         "Learning rate",
         "Gradient norm",
         "Throughput, tokens/s",
-        "KL 1e-06 nats a token",
+        "KL 1e-06 nats per token",
         "trained_parameters 1,234",
         "adapter.rank 4 8",
         "stage.0.steps 4 –",

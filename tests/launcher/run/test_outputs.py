@@ -26,7 +26,7 @@ def test_a_merged_model_comes_with_its_likeness(run: RunDir) -> None:
     assert describe(run).splitlines() == [
         f"merged model: {path}",
         "  folded into the dequantized weights; against the adapter model: "
-        "KL 0.00012 nats a token, max |Δlogit| 0.031, same first choice at 99.9% of positions",
+        "KL 0.00012 nats per token, max |Δlogit| 0.031, same first choice at 99.9% of positions",
         f"  try it: ftlaunch chat '{path}' --prompt \"…\"",
     ]
 
@@ -38,7 +38,7 @@ def test_a_reward_model_is_not_to_be_talked_with(run: RunDir) -> None:
     assert describe(run).splitlines() == [
         f"merged reward model: {path}",
         "  folded into the dequantized weights; against the adapter model: "
-        "KL 0.00012 nats a pair, max |Δreward| 0.031, same preference in 99.9% of pairs",
+        "KL 0.00012 nats per pair, max |Δreward| 0.031, same preference in 99.9% of pairs",
     ]
 
 
