@@ -54,10 +54,15 @@ def refuse_what_cannot_answer(engine: Engine, actor: ActorCritic) -> None:
         why = "must compute each row by itself, and answers are drawn side by side"
     elif "past_key_values" not in takes or not causal._supports_default_dynamic_cache():
         why = "keeps no cache that its answers could be drawn with side by side"
-    elif (found := _moved_by_padding(engine, actor)) > engine.verdict.get("bound", math.inf):
-        why = f"answers a prompt otherwise if that is padded on the left ({found:.2g} nats per token)"
     else:
-        return
+        try:
+            found = _moved_by_padding(engine, actor)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            why = f"fails to answer with a cache ({type(error).__name__}: {error})"
+        else:
+            if found <= engine.verdict.get("bound", math.inf):
+                return
+            why = f"answers a prompt otherwise if that is padded on the left ({found:.2g} nats per token)"
     raise UserError(f"PPO cannot train a {causal.config.model_type} model: it {why}", "train it by dpo or orpo instead")
 
 

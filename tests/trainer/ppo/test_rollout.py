@@ -100,15 +100,18 @@ def test_windows_and_states_have_the_cache_that_they_need(name: str, rows_file: 
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "fields", "why"),
     [
-        ("deepseek_v32", "must compute each row by itself, and answers are drawn side by side"),
-        ("openai-gpt", "keeps no cache that its answers could be drawn with side by side"),
-        ("recurrent_gemma", "answers a prompt otherwise if that is padded on the left"),
+        ("granitemoehybrid", {"layer_types": ["mamba", "mamba"]}, "fails to answer with a cache .ValueError: "),
+        ("deepseek_v32", {}, "must compute each row by itself, and answers are drawn side by side"),
+        ("openai-gpt", {}, "keeps no cache that its answers could be drawn with side by side"),
+        ("recurrent_gemma", {}, "answers a prompt otherwise if that is padded on the left"),
     ],
 )
-def test_a_model_that_cannot_answer_side_by_side_is_refused(name: str, why: str, rows_file: Path, tmp_path: Path):
-    engine = sampler(build(name, tmp_path / "model"), rows_file, bound=2e-4)
+def test_a_model_that_cannot_answer_side_by_side_is_refused(
+    name: str, fields: dict[str, Any], why: str, rows_file: Path, tmp_path: Path
+):
+    engine = sampler(build(name, tmp_path / "model", **fields), rows_file, bound=2e-4)
     with pytest.raises(UserError, match=f"PPO cannot train a .* model: it {why}"):
         rollout.refuse_what_cannot_answer(engine, cast("ActorCritic", engine.scorer))
 
