@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.zoo.configs import EXPERTS, TEXT
+from tests.zoo.configs import EXPERTS, LATENT, ROUTED, TEXT
 
 TOWER = {
     **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -17,6 +17,13 @@ QWEN_IDS = {
     **{"image_token_id": 300, "video_token_id": 301, "vision_start_token_id": 302, "vision_end_token_id": 303},
 }
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+HALF_TURNED = {
+    "rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5},
+}
+GLM_IDS = {
+    **{"image_token_id": 300, "video_token_id": 301, "image_start_token_id": 302, "image_end_token_id": 303},
+    **{"video_start_token_id": 304, "video_end_token_id": 305},
+}
 IMAGE = {"image_token_index": 301}
 
 
@@ -74,6 +81,33 @@ VISION: dict[str, tuple[str, dict[str, Any]]] = {
         "lighton_ocr",
         {"text_config": {**TEXT, "model_type": "qwen3"}, "vision_config": {**TOWER, "model_type": "pixtral"}}
         | {"image_token_id": 301},
+    ),
+    "glm4v_moe, with vision": (
+        "glm4v_moe",
+        {
+            "text_config": TEXT | HALF_TURNED | EXPERTS | {"n_routed_experts": 4, "first_k_dense_replace": 1},
+            **{"vision_config": QWEN_TOWER, **GLM_IDS},
+        },
+    ),
+    "glm46v, with vision": (
+        "glm46v",
+        {
+            "text_config": TEXT | HALF_TURNED | {"model_type": "glm4v_text"},
+            "vision_config": {**QWEN_TOWER, "model_type": "glm4v_vision"},
+            **GLM_IDS,
+        },
+    ),
+    "glm_ocr, with vision": ("glm_ocr", {"text_config": TEXT | HALF_TURNED, "vision_config": QWEN_TOWER, **GLM_IDS}),
+    "kimi_k25, with vision": (
+        "kimi_k25",
+        {
+            "text_config": TEXT | LATENT | ROUTED | {"model_type": "deepseek_v3", "head_dim": 8},
+            "vision_config": {
+                **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
+                **{"pos_emb_height": 4, "pos_emb_width": 4},
+            },
+            **{"projection_hidden_size": 32, **QWEN_IDS},
+        },
     ),
     "aria, with vision": ("aria", _of("aria_text", moe_num_experts=4)),
 }

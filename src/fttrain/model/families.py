@@ -8,9 +8,9 @@ from typing import Any
 from ftlaunch.errors import UserError
 
 WITH_VISION = {
-    *("aria", "aya_vision", "cohere2_vision", "deepseek_vl", "exaone4_5", "glm4v", "idefics3", "internvl", "lfm2_vl"),
-    *("lighton_ocr", "llava", "llava_next", "llava_onevision", "mistral3", "mllama", "ovis2", "qwen2_vl", "qwen2_5_vl"),
-    *("qwen3_vl", "qwen3_vl_moe", "smolvlm", "vipllava"),
+    *("aria", "aya_vision", "cohere2_vision", "deepseek_vl", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr"),
+    *("idefics3", "internvl", "kimi_k25", "lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_onevision"),
+    *("mistral3", "mllama", "ovis2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "smolvlm", "vipllava"),
 }
 """Multimodal families that transformers has no class of text alone for, and whose text needs no picture."""
 
