@@ -31,13 +31,31 @@ RESCALED = {"rwkv"}
 """Families that multiply their weights in place between training and evaluation."""
 READ_PAST = {"dbrx"}
 """Families whose code reads the weights of stacked experts past any adapter that would be on them."""
+JITTERS = {
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), "router_jitter_noise"),
+    **{"phimoe": "input_jitter_noise", "dbrx": "moe_jitter_eps"},
+}
+"""Keys of a config by which a family's code multiplies activations in place in training, with random numbers near 1."""
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
 """The same of single layers, as `layer_types` calls them."""
 ATTENDING = {"full_attention", "sliding_attention"}
 """Layers without such a state; a model of a stateful family may have no others."""
 BY_THEMSELVES = {
-    *("big_bird", "bloom", "codegen", "falcon", "gpt_neo", "gpt_neox_japanese", "gptj", "megatron-bert", "mllama"),
-    *("mpt", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr", "xglm", "xlm", "xlnet"),
+    *("big_bird", "bloom", "codegen", "falcon", "glm46v", "gpt_neo", "gpt_neox_japanese", "gptj", "megatron-bert"),
+    *(
+        "mllama",
+        "mpt",
+        "mvp",
+        "openai-gpt",
+        "prophetnet",
+        "reformer",
+        "rembert",
+        "roformer",
+        "trocr",
+        "xglm",
+        "xlm",
+        "xlnet",
+    ),
 }
 """Families that attend by code of their own, in some layers at least, as Llama 3.2 does to pictures."""
 DECODERS = {
@@ -168,6 +186,14 @@ def router_loss_of(folder: Path) -> float | None:
     config = _text_config(folder)
     weight = config.get("router_aux_loss_coef") or config.get("aux_loss_coef") or 0
     return weight if config.get("output_router_logits") and weight else None
+
+
+def jitter(folder: Path) -> str | None:
+    """Return the key of JITTERS that is on in the config; None where none is."""
+    config = _text_config(folder)
+    key = JITTERS.get(name(folder))
+    held: dict[str, Any] = {**config, **(config.get("ffn_config") or {})}
+    return key if key and _is_number(held.get(key)) else None
 
 
 def dropout(folder: Path) -> str:

@@ -214,6 +214,17 @@ def weights_are_whole(training: TrainedStage) -> Iterator[Problem]:
         yield training.table_problem("parallel", "strategy", why, 'write strategy = "ddp", "zero1" or "zero2"')
 
 
+def jitter_is_not_sharded(training: TrainedStage) -> Iterator[Problem]:
+    """Autograd forbids it on what DeepSpeed hands to a module. In stages other than SFT the trainer turns it off."""
+    resolved = training.resolved
+    if not isinstance(training.stage, Sft) or resolved.parallel.strategy != "zero3":
+        return
+    if key := family.jitter(Path(resolved.model.path)):
+        message = f"does not go with {key} of the model's config, by which its code changes activations in place"
+        remedy = f'write strategy = "ddp", "zero1" or "zero2", or set {key} to 0 in config.json'
+        yield training.table_problem("parallel", "strategy", message, remedy)
+
+
 def pickles_are_pinned(training: TrainedStage) -> Iterator[Problem]:
     model = training.resolved.model
     if not model.allow_pickle:
@@ -242,5 +253,6 @@ RULES: tuple[Callable[[TrainedStage], Iterator[Problem]], ...] = (
     revision_needs_a_hub_id,
     model_is_plain,
     weights_are_whole,
+    jitter_is_not_sharded,
     pickles_are_pinned,
 )
