@@ -93,6 +93,10 @@ class Acted:
         self.wait(lambda status: status.state not in ("queued", "waiting", "running"), seconds)
         return self.wait(lambda _: is_over(self.run), 20)
 
+    def wait_for_report(self, seconds: float = 60.0) -> None:
+        """Until the last job has written the run's page, of which nobody but the job's end takes care."""
+        self.wait(lambda _: (self.run.path / "report" / "index.html").exists(), seconds)
+
     def wait_for_accounts(self) -> dict[str, Entry]:
         """What the accounting says of the jobs, which it hears of a moment after their end."""
         deadline = time.monotonic() + 30

@@ -32,6 +32,7 @@ def test_stages_are_jobs_one_after_the_other(act: Submit) -> None:
     assert acted.is_calm("02-sft")
     assert [ended["cause"] for ended in acted.ended()] == ["done"]
     assert len(acted.ended()[0]["nodes"]) == 2
+    acted.wait_for_report()
 
 
 def test_two_runs_share_a_node(act: Submit) -> None:
@@ -47,6 +48,7 @@ def test_a_failing_stage_takes_those_behind_it_out_of_the_queue(act: Submit) -> 
     assert status.state == "failed"
     assert status.stages[0].note == "rank 1: CUDA out of memory"
     assert "ran out of memory" in acted.ended()[0]["reason"]
+    acted.wait_for_report()
     acted.wait(lambda status: status.stages[1].state != "waiting")
     assert acted.job not in slurm("squeue", "--noheader", "--format=%i")
 

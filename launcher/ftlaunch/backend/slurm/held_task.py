@@ -59,4 +59,4 @@ class HeldTask(NodeTask):
 if __name__ == "__main__":
     # submitit reads the nodes of the job, of which this stage may have been given only some.
     os.environ["SLURM_JOB_NODELIST"] = os.environ["SLURM_STEP_NODELIST"]
-    run_task(HeldTask(StageDir(Path(sys.argv[1])), PreemptionSignals()))
+    sys.exit(run_task(HeldTask(StageDir(Path(sys.argv[1])), PreemptionSignals())))

@@ -3,9 +3,11 @@
 The first node leads: it makes the attempt, tells the others where to meet, and decides what becomes of the job.
 """
 
+import contextlib
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from ftlaunch.backend import supervisor, watchdog
+from ftlaunch.backend import runs, supervisor, watchdog
 from ftlaunch.backend.slurm import carried, messages, paths, queue, record, rendezvous, restart_policy, submit
 from ftlaunch.backend.slurm.messages import HeadNotice, NodeReport, read_verdict
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
@@ -37,7 +39,7 @@ from ftlaunch.processes.outcome import (
 from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.recipe import Training
 from ftlaunch.run.files import write_atomic, write_first, write_json
-from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, StageDir
+from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StageDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import redact_output
 
@@ -46,16 +48,30 @@ MEET_SECONDS = 240.0
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
 POLL_SECONDS, MOST_POLL_SECONDS = 0.2, 1.0
+REPORT_SECONDS = 60.0
+"""The job stays so long for a report at most."""
 
 
 def run_stage(folder: str) -> None:
     """Run the stage in a folder as the task of this node, and leave with the code that SLURM is to see."""
     stage_dir = record.stage_of(StageDir(Path(folder)), os.environ["SLURM_JOB_ID"])
-    run_task(NodeTask(stage_dir, PreemptionSignals()))
+    task = NodeTask(stage_dir, PreemptionSignals())
+    code = run_task(task)
+    if task.rank == 0 and (code == STAGE_FAILED or runs.finished(task.run)):
+        _leave_report(task.run)
+    sys.exit(code)
 
 
-def run_task(task: "NodeTask") -> None:
-    """Do what a task does, for one stage after another where its job takes over what follows; leave with its code."""
+def _leave_report(run: RunDir) -> None:
+    """Have the run's report written: nobody else is there when the run ends."""
+    # In a process of its own: whatever becomes of a page, the job ends with the code of its stage.
+    command = [sys.executable, "-P", "-m", "ftlaunch", "report", str(run.path)]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, check=False, timeout=REPORT_SECONDS)
+
+
+def run_task(task: "NodeTask") -> int:
+    """Do what a task does, for one stage after another where its job takes over what follows; its code."""
     redact_output()
     trust.write_for_ourselves()
     task.warnings.listen()  # instead of submitit, which would requeue at once and in the middle of a step
@@ -67,7 +83,7 @@ def run_task(task: "NodeTask") -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
-    sys.exit(code)
+    return code
 
 
 @dataclass
