@@ -31,11 +31,8 @@ RESCALED = {"rwkv"}
 """Families that multiply their weights in place between training and evaluation."""
 READ_PAST = {"dbrx"}
 """Families whose code reads the weights of stacked experts past any adapter that would be on them."""
-JITTERS = {
-    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), "router_jitter_noise"),
-    **{"phimoe": "input_jitter_noise", "dbrx": "moe_jitter_eps"},
-}
-"""Keys of a config by which a family's code multiplies activations in place in training, with random numbers near 1."""
+JITTERING = {"mixtral", "minimax", "minimax_m2"}
+"""Families whose code multiplies the input of experts in place, by router_jitter_noise."""
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
 """The same of single layers, as `layer_types` calls them."""
 ATTENDING = {"full_attention", "sliding_attention"}
@@ -188,12 +185,9 @@ def router_loss_of(folder: Path) -> float | None:
     return weight if config.get("output_router_logits") and weight else None
 
 
-def jitter(folder: Path) -> str | None:
-    """Return the key of JITTERS that is on in the config; None where none is."""
-    config = _text_config(folder)
-    key = JITTERS.get(name(folder))
-    held: dict[str, Any] = {**config, **(config.get("ffn_config") or {})}
-    return key if key and _is_number(held.get(key)) else None
+def jitters(folder: Path) -> bool:
+    """Return whether the model in a folder does so in training."""
+    return name(folder) in JITTERING and _is_number(_text_config(folder).get("router_jitter_noise"))
 
 
 def dropout(folder: Path) -> str:

@@ -13,7 +13,7 @@ from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.origins import KeyPath
 from ftlaunch.plan import family, resolve
 from ftlaunch.plan.resolve import Resolved, ResolvedStage
-from ftlaunch.recipe import Data, Dpo, Pairwise, Ppo, Prefix, Prompt, PTuning, Qat, Sft, Training
+from ftlaunch.recipe import Data, Dpo, LowRank, Pairwise, Ppo, Prefix, Prompt, PTuning, Qat, Sft, Training
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
@@ -215,13 +215,18 @@ def weights_are_whole(training: TrainedStage) -> Iterator[Problem]:
 
 
 def jitter_is_not_sharded(training: TrainedStage) -> Iterator[Problem]:
-    """Autograd forbids it on what DeepSpeed hands to a module. In stages other than SFT the trainer turns it off."""
+    """Autograd forbids it on what DeepSpeed hands to trained experts. Only in SFT does the trainer leave jitter on."""
     resolved = training.resolved
     if not isinstance(training.stage, Sft) or resolved.parallel.strategy != "zero3":
         return
-    if key := family.jitter(Path(resolved.model.path)):
-        message = f"does not go with {key} of the model's config, by which its code changes activations in place"
-        remedy = f'write strategy = "ddp", "zero1" or "zero2", or set {key} to 0 in config.json'
+    trains_experts = resolved.adapter.experts if isinstance(resolved.adapter, LowRank) else True
+    if trains_experts and family.jitters(Path(resolved.model.path)):
+        message = (
+            "does not go with experts that are trained and router_jitter_noise, which changes their input in place"
+        )
+        remedy = (
+            'write strategy = "ddp", "zero1" or "zero2", or set router_jitter_noise to 0 in the model\'s config.json'
+        )
         yield training.table_problem("parallel", "strategy", message, remedy)
 
 

@@ -147,14 +147,17 @@ def test_weights_that_are_multiplied_in_place_are_neither_quantized_nor_sharded(
     assert problems(model, "model.quantization=nf4", "parallel.device=cpu") == [f"model.quantization: {why}"]
 
 
-def test_jitter_that_changes_activations_in_place_is_not_sharded(tmp_path: Path) -> None:
-    model = write(tmp_path / "model", {}, model_type="phimoe", input_jitter_noise=0.01)
-    sharded = ("parallel.strategy=zero3", "parallel.device=cpu", "parallel.procs_per_node=2")
-    why = "does not go with input_jitter_noise of the model's config, by which its code changes activations in place"
-    assert problems(model, *sharded) == [f"parallel.strategy: {why}"]
-    assert problems(model, "parallel.strategy=zero2", *sharded[1:]) == []
-    write(model, {}, model_type="phimoe", input_jitter_noise=0.0)
+def test_jitter_that_changes_the_input_of_trained_experts_in_place_is_not_sharded(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", MOE, model_type="mixtral", router_jitter_noise=0.01)
+    plain = ("parallel.device=cpu", "parallel.procs_per_node=2")
+    sharded = ("parallel.strategy=zero3", *plain)
+    why = "does not go with experts that are trained and router_jitter_noise, which changes their input in place"
+    assert problems(model, "adapter.kind=full", *sharded) == [f"parallel.strategy: {why}"]
+    assert problems(model, "adapter.experts=true", "adapter.dropout=0", *sharded) == [f"parallel.strategy: {why}"]
     assert problems(model, *sharded) == []
+    assert problems(model, "adapter.kind=full", "parallel.strategy=zero2", *plain) == []
+    write(model, MOE, model_type="mixtral", router_jitter_noise=0.0)
+    assert problems(model, "adapter.kind=full", *sharded) == []
 
 
 def test_layers_are_those_of_the_text_part(tmp_path: Path) -> None:
