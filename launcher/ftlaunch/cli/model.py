@@ -67,7 +67,8 @@ def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
     dtype: Annotated[SavedDtype | None, typer.Option(help="Format of the merged weights. Default: the base's.")] = None,
     max_kl: Annotated[
-        float | None, typer.Option(min=0, help="Largest KL to accept. Default: what rounding explains.")
+        float | None,
+        typer.Option(min=0, metavar="NUMBER", help="Largest KL to accept. Default: what rounding explains."),
     ] = None,
     cluster: ClusterName = None,
     site: Site = None,
