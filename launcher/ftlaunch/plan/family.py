@@ -39,20 +39,8 @@ ATTENDING = {"full_attention", "sliding_attention"}
 """Layers without such a state; a model of a stateful family may have no others."""
 BY_THEMSELVES = {
     *("big_bird", "bloom", "codegen", "falcon", "glm46v", "gpt_neo", "gpt_neox_japanese", "gptj", "megatron-bert"),
-    *(
-        "mllama",
-        "mpt",
-        "mvp",
-        "openai-gpt",
-        "prophetnet",
-        "reformer",
-        "rembert",
-        "roformer",
-        "trocr",
-        "xglm",
-        "xlm",
-        "xlnet",
-    ),
+    *("mllama", "mpt", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr", "xglm", "xlm"),
+    "xlnet",
 }
 """Families that attend by code of their own, in some layers at least, as Llama 3.2 does to pictures."""
 DECODERS = {
