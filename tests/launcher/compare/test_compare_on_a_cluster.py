@@ -63,11 +63,11 @@ def test_what_slurm_does_not_take_yet_is_submitted_later(trials: list[Any], slur
     def say(line: str) -> None:
         said.append(line)
         finish(trials)
-        if "is not submitted yet" in line:
-            (slurm / "refused").unlink()
+        if "1 not submitted yet" in line:
+            (slurm / "refused").unlink(missing_ok=True)
 
     assert conduct(trials, None, say) == DONE
-    assert [line for line in said if "is not submitted yet" in line]
+    assert [line for line in said if "1 not submitted yet" in line]
 
 
 def test_a_trial_that_fails_is_told(trials: list[Any], slurm: Path) -> None:  # noqa: F811
