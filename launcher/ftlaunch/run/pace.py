@@ -12,7 +12,9 @@ SLOW = 1.5
 SHARE = 0.1
 """Share of a step that it costs the others at least."""
 NAMED = 3
-"""Ranks that are named at most."""
+"""Ranks that keep others waiting and are named, at most."""
+LISTED = 8
+"""Ranks that are listed one by one, at most."""
 
 
 class Pace(Struct, frozen=True, kw_only=True):
@@ -46,12 +48,28 @@ class Pace(Struct, frozen=True, kw_only=True):
         times = self.seconds[slow[0]] / max(median_low(self.seconds), 1e-9)
         return f"{', '.join(named)}{more} {verb} the others waiting: {times:.1f} times their work at a step"
 
+    def by_rank(self) -> str | None:
+        """One line about all ranks: how long each works at a step; None of a single rank."""
+        if len(self.seconds) < 2:
+            return None
+        if len(self.seconds) > LISTED:
+            return f"{len(self.seconds)} ranks work {min(self.seconds):.2f} to {max(self.seconds):.2f} s at a step"
+        several = len(set(self.hosts)) > 1
+        ranks = enumerate(zip(self.seconds, self.hosts, strict=True))
+        told = [f"{own:.2f} s by rank {rank}" + (f" on {host}" if several else "") for rank, (own, host) in ranks]
+        return f"work at a step: {', '.join(told)}"
+
+
+def read_pace(stage_dir: StageDir) -> Pace | None:
+    """Return the pace of the newest attempt; None where it has not told any."""
+    attempts = stage_dir.all_attempts()
+    try:
+        return msgspec.json.decode(attempts[-1].pace.read_bytes(), type=Pace) if attempts else None
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
 
 def straggling(stage_dir: StageDir) -> str | None:
     """What is said of the ranks that keep the others of the newest attempt waiting; None where none is known to."""
-    attempts = stage_dir.all_attempts()
-    try:
-        pace = msgspec.json.decode(attempts[-1].pace.read_bytes(), type=Pace) if attempts else None
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
+    pace = read_pace(stage_dir)
     return pace.describe() if pace else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ftlaunch.backend.status import RunStatus, StageStatus
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.pace import read_pace
 from ftlaunch.run.progress import Entry, MetricsTail, duration, is_evaluation, newest, seconds_left
 from ftlaunch.run.records import EvaluationResult, read_result
 
@@ -101,6 +102,8 @@ def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
     lines: list[str] = []
     if tail.steps:
         lines += [_progress(status, tail), f"{sparkline([_loss(entry) for entry in tail.steps])}  {_newest(tail)}"]
+    if status.state == "running" and (pace := read_pace(tail.folder)) and (ranks := pace.by_rank()):
+        lines.append(ranks)
     if tail.evaluation:
         told = [f"{key} {value:.4g}" for key, value in tail.evaluation.items() if key.startswith("eval/")]
         lines.append(f"step {tail.evaluation['step']}: {'  '.join(told)}")

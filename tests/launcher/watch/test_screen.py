@@ -6,13 +6,15 @@ import math
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from acted import write_run
 from rich.console import Console
 
 from ftlaunch.cli import watch
+from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.watch.screen import RunTail, StageTail, last_line, screen, sparkline
+from ftlaunch.watch.screen import RunTail, StageTail, last_line, screen, sparkline, stage_lines
 from ftlaunch.watch.status import read_all
 
 
@@ -57,6 +59,20 @@ def test_a_stage_is_shown_with_all_that_is_measured(run: RunDir) -> None:
         "eval/loss 0.75",
     ):
         assert words in text, words
+
+
+def test_each_rank_is_shown_while_a_stage_runs(run: RunDir) -> None:
+    attempt = first(run).new_attempt()
+    write(first(run), line(1), line(2))
+    told = {"step": 2, "seconds": [0.25, 0.5], "whole": 1.0, "hosts": ["n1", "n2"]}
+    write_json(attempt.pace, told)
+    (status,) = read_all([run])
+    stage = msgspec.structs.replace(status.stages[0], state="running")
+    tail = StageTail(first(run))
+    assert "work at a step: 0.25 s by rank 0 on n1, 0.50 s by rank 1 on n2" in stage_lines(stage, tail)
+    write_json(attempt.pace, told | {"seconds": [0.25, *[0.5] * 15], "hosts": ["n1"] * 16})
+    assert "16 ranks work 0.25 to 0.50 s at a step" in stage_lines(stage, tail)
+    assert not [one for one in stage_lines(status.stages[0], tail) if "at a step" in one]
 
 
 def test_before_the_first_step_the_last_words_of_rank_0_are_shown(run: RunDir) -> None:
