@@ -103,6 +103,7 @@ FLOORS = {
         "run_page",
         "overlay_page",
         "write",
+        "at_end",
     ),
     "ftlaunch.processes": (
         "__init__ environment memory outcome signals",

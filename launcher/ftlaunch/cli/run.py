@@ -53,24 +53,10 @@ def start(folder: "RunDir", *, detach: bool, fresh: bool = False, after: str | N
     # None: the run goes on without this process, so there is nothing to report yet.
     if code is None:
         return DONE
-    _leave_report(folder)
+    from ftlaunch.report.at_end import leave_report
+
+    leave_report(folder)
     return code
-
-
-def _leave_report(folder: "RunDir") -> None:
-    """Write the report of a run that was driven here, however it ended, and the cards of what it has made."""
-    from ftlaunch.report.facts import read_run
-    from ftlaunch.report.model_card import write_cards
-    from ftlaunch.report.write import write_report
-
-    try:
-        page = write_report(folder, with_plots=False)
-        write_cards(folder, read_run(folder))
-    # The exit code is that of the run. A disk too full for the report does not turn a trained model into a failure.
-    except (OSError, UserError) as error:
-        print(f"there is no report of {folder.path.name}: {error}", file=sys.stderr)
-    else:
-        print(f"report: {page}", file=sys.stderr)
 
 
 def status(
@@ -229,9 +215,10 @@ def _mind_changes(folder: "RunDir", *, accepted: bool) -> None:
 def drive(run: RunName, lock: Annotated[int | None, typer.Option()] = None) -> None:
     """Drive a written run whose lock this process has inherited: what --detach starts."""
     from ftlaunch.backend import backends, runs
+    from ftlaunch.report.at_end import leave_report
 
     folder = runs.find(run)
     # The process that called --detach has left by the end of the run, so the report is written here.
     code = backends.driven(folder).drive(folder, lock)
-    _leave_report(folder)
+    leave_report(folder)
     raise typer.Exit(code)

@@ -48,8 +48,8 @@ MEET_SECONDS = 240.0
 VERDICT_SECONDS = 45.0
 """The first node waits so long to hear how the others ended: longer than ranks that hang are left alone."""
 POLL_SECONDS, MOST_POLL_SECONDS = 0.2, 1.0
-REPORT_SECONDS = 60.0
-"""The job stays so long for a report at most."""
+REPORT_SECONDS = 30.0
+"""The job stays so long for a report at most: 60 s after the other nodes' tasks have left, srun would end this one."""
 
 
 def run_stage(folder: str) -> None:
@@ -63,9 +63,9 @@ def run_stage(folder: str) -> None:
 
 
 def _leave_report(run: RunDir) -> None:
-    """Have the run's report written: nobody else is there when the run ends."""
+    """Have the run's report and cards written: nobody else is there when the run ends."""
     # In a process of its own: whatever becomes of a page, the job ends with the code of its stage.
-    command = [sys.executable, "-P", "-m", "ftlaunch", "report", str(run.path)]
+    command = [sys.executable, "-P", "-m", "ftlaunch.report.at_end", str(run.path)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(command, check=False, timeout=REPORT_SECONDS)
 

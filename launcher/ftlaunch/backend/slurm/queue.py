@@ -23,12 +23,12 @@ from ftlaunch.errors import UserError
 from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import RunDir, StageDir
 
-TIMEOUT, ACCOUNTS_TIMEOUT = 60.0, 20.0
-"""Seconds that a question to SLURM may take, as some sites' own commands do, and one that is no more than helpful."""
+TIMEOUT, ACCOUNTS_TIMEOUT, ASKED_AGAIN = 60.0, 20.0, 600.0
+"""Seconds that a question to SLURM may take, that one to its accounting may, and until that is asked again."""
 CACHED_SECONDS = 180.0
 """A site's own squeue may repeat an answer for a while: a job that it does not list may be younger than the answer."""
-_UNANSWERED: dict[str | None, str] = {}
-"""Accountings, by their slurm.conf, that have kept this process waiting for nothing."""
+_UNANSWERED: dict[str | None, tuple[float, str | None]] = {}
+"""When the accounting of a slurm.conf has kept this process waiting for nothing, and what to say of it."""
 SEPARATOR = "\x1f"
 """Between the fields of a row: no run's folder holds a control character."""
 FIELDS = SEPARATOR.join(("%i", "%T", "%r", "%N", "%S", "%j", "%Z", "%o"))
@@ -392,14 +392,16 @@ def _sacct(ids: set[str], cluster: Cluster) -> tuple[dict[str, Entry], str | Non
     """
     if not ids:
         return {}, None
-    if said := _UNANSWERED.get(cluster.slurm_conf):
-        return {}, said
+    if (asked := _UNANSWERED.get(cluster.slurm_conf)) and time.monotonic() - asked[0] < ASKED_AGAIN:
+        return {}, asked[1]
     options = ["--noheader", "--allocations", "--parsable2", f"--format={SACCT_FIELDS}"]
     try:
         done = call(["sacct", *options, f"--jobs={','.join(sorted(ids))}"], cluster, ACCOUNTS_TIMEOUT)
     except UserError as error:
         # Asked at each look, it would hold up `logs -f` and others again and again.
-        return {}, shutil.which("sacct") and _UNANSWERED.setdefault(cluster.slurm_conf, error.message)
+        said = shutil.which("sacct") and error.message
+        _UNANSWERED[cluster.slurm_conf] = time.monotonic(), said
+        return {}, said
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2]
         return {}, None if "accounting storage is disabled" in said else f"sacct failed: {said}"

@@ -367,6 +367,9 @@ def test_accounts_that_hang_are_asked_once(run: RunDir, tmp_path: Path, monkeypa
     notes = {_first(read_status(run))[1] for _ in range(3)}
     assert notes == {"SLURM does not know job 7 any more; sacct has not answered for 0.2 s"}
     assert (tmp_path / "accounts").read_text() == "."
+    monkeypatch.setattr(queue, "ASKED_AGAIN", 0.0)
+    read_status(run)
+    assert (tmp_path / "accounts").read_text() == ".."
 
 
 def test_a_stage_without_a_job_is_seen_to_by_the_job_before(run: RunDir, tmp_path: Path) -> None:
