@@ -124,7 +124,7 @@ def measured(what: str, path: Path, model: str, cores: int) -> tuple[float, floa
     return returned, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak
 
 
-def _told(name: str, found: tuple[float, float, float, float]) -> None:
+def _print_times(name: str, found: tuple[float, float, float, float]) -> None:
     tokens, wall, cpu, peak = found
     print(f"{name:34s} {wall:7.1f} s wall {cpu:7.1f} s CPU {peak:7.0f} MB {tokens:12,.0f} tokens", flush=True)
 
@@ -149,12 +149,12 @@ def compare(model: str, count: int, cores: int, megabytes: int) -> None:
         for path in (many, listed):
             validate(folder, path, model)
         mine = measured("ours", many, model, cores)
-        _told(f"ours, {count} rows", mine)
+        _print_times(f"ours, {count} rows", mine)
         other = measured("theirs", many, model, cores)
-        _told(f"datasets.map, {count} rows", other)
+        _print_times(f"datasets.map, {count} rows", other)
         assert mine[0] == other[0], "other tokens"
-        _told(f"ours, {count // 10} rows", measured("ours", some, model, cores))
-        _told(f"ours, a list of {megabytes} MB", measured("ours", listed, model, cores))
+        _print_times(f"ours, {count // 10} rows", measured("ours", some, model, cores))
+        _print_times(f"ours, a list of {megabytes} MB", measured("ours", listed, model, cores))
         print(f"a stop is heeded after {measured('stop', many, model, cores)[0]:.2f} s")
         print(f"CPU ratio {other[2] / mine[2]:.2f}")
         print(f"ratio {other[1] / mine[1]:.2f}")

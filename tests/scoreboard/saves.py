@@ -57,7 +57,7 @@ def kill(saver: Saver, work: Path) -> Verdict:
         for repeat in range(REPEATS):
             run = work / f"{number}-{repeat}"
             if _killed(saver, run, before + number):
-                told.append(_told(expected, outcome(lambda run=run: saver.train(run), run)))
+                told.append(_as_expected(expected, outcome(lambda run=run: saver.train(run), run)))
     return _count(told)
 
 
@@ -72,7 +72,7 @@ def _killed(saver: Saver, run: Path, when: int) -> bool:
     return child.kill_when(is_there)
 
 
-def _told(expected: str, said: dict[str, str]) -> str:
+def _as_expected(expected: str, said: dict[str, str]) -> str:
     if "error" in said:
         return said["error"]
     return "exact" if said["result"] == expected else "other weights"

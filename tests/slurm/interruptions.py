@@ -136,7 +136,7 @@ class Trial:
             self._interrupt()
             self._settle()
             self._finish()
-            self._judge(before)
+            self._require_the_outcome(before)
             theirs()
         return f"trial {self.number}: {'; '.join(self.told)}"
 
@@ -219,7 +219,7 @@ class Trial:
             assert "Traceback" not in done.stderr, done.stderr
         return False
 
-    def _judge(self, before: dict[str, int]) -> None:
+    def _require_the_outcome(self, before: dict[str, int]) -> None:
         digest = ""
         for step in range(1, STEPS + 1):
             digest = sha256(f"{digest}{step}".encode()).hexdigest()

@@ -89,7 +89,7 @@ def _line(row: Row, shown: Sequence[str], *, with_difference: bool) -> list[str]
     return [
         row.variant,
         *(_number(row.quality.get(key)) for key in shown),
-        *([_told(row.difference)] if with_difference else []),
+        *([_mean_and_interval(row.difference)] if with_difference else []),
         _number(row.seconds_a_step),
         f"{row.acceleration:+.1f} %",
         _bytes(row.peak_memory_bytes.mean),
@@ -104,7 +104,7 @@ def _number(value: Spread | None) -> str:
     return f"{value.mean:.4g}" if value.std is None else f"{value.mean:.4g} ± {value.std:.2g}"
 
 
-def _told(difference: Difference | None) -> str:
+def _mean_and_interval(difference: Difference | None) -> str:
     if difference is None:
         return "–"
     mean, half = difference.mean, difference.half_width

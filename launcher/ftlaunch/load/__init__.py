@@ -46,18 +46,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 def load_recipe_as_written(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """`load_recipe`, but a recipe whose only faults are paths that name nothing is returned, together with these."""
     text = layers.read_text(path)
-    return _judge(_with_base(layers.parse(text, path), path), overrides, path, text)
+    return _as_loaded(_with_base(layers.parse(text, path), path), overrides, path, text)
 
 
 def load_resolved(path: Path, overrides: Sequence[str]) -> Loaded:
     """Read the resolved.json of a run, with overrides put in. Raises RecipeError with everything wrong in its keys."""
     text = layers.read_text(path)
     # Without origins every problem is placed at the top of the file: nobody wrote its lines.
-    return _judge(Layer(layers.without_null(json.loads(text)), {}), overrides, path, text)
+    return _as_loaded(Layer(layers.without_null(json.loads(text)), {}), overrides, path, text)
 
 
-def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> Loaded:
-    # Overrides go in before anything is judged: `--set` may correct what the file has wrong.
+def _as_loaded(written: Layer, overrides: Sequence[str], path: Path, text: str) -> Loaded:
+    # Overrides go in before anything is checked: `--set` may correct what the file has wrong.
     layer, problems = layers.override(written, overrides)
     where = SourceMap(Source(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Recipe, layer.values, where)
@@ -70,7 +70,7 @@ def _judge(written: Layer, overrides: Sequence[str], path: Path, text: str) -> L
 
 
 def _with_base(layer: Layer, path: Path) -> Layer:
-    """The layer over that of the recipe which it extends. A base that is no text is left for the judge of types."""
+    """The layer over that of the recipe which it extends. A base that is no text is left for `find_problems`."""
     named = layer.values.get(BASE)
     if not isinstance(named, str) or not named:
         return layer

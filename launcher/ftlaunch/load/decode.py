@@ -25,9 +25,9 @@ MANY_LINES = frozenset({"prompt", "completion", "system", "chosen", "rejected"})
 def find_problems(form: type[Struct], values: dict[str, Toml], where: SourceMap) -> list[Problem]:
     """Everything that keeps the tables from being a `form`; if there is nothing, `msgspec.convert` will accept them."""
     top, vocabulary = _known(form)
-    judge = _Judge(vocabulary, where)
-    judge.table((top,), values, ())
-    return judge.problems
+    checker = _Checker(vocabulary, where)
+    checker.table((top,), values, ())
+    return checker.problems
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def _known(form: type[Struct]) -> tuple[types.StructType, Vocabulary]:
     return top, Vocabulary(top)
 
 
-class _Judge:
+class _Checker:
     def __init__(self, vocabulary: Vocabulary, where: SourceMap) -> None:
         self.vocabulary = vocabulary
         self.where = where

@@ -51,7 +51,7 @@ def finished(conversation: Conversation, data: Data, row: Row, where: str) -> Co
         system = fill(data.system, row, where)
         # "{system?}" is empty in a row without a system text, which then gets no system turn.
         conversation = conversation.with_system(system) if system.strip() else conversation
-    _judge(conversation, data, where)
+    _require_trainable(conversation, data, where)
     return conversation
 
 
@@ -135,7 +135,7 @@ _READERS: dict[str, Callable[[Data, Row, str], Conversation]] = {
 }
 
 
-def _judge(conversation: Conversation, data: Data, where: str) -> None:
+def _require_trainable(conversation: Conversation, data: Data, where: str) -> None:
     roles: list[Any] = [turn["role"] for turn in conversation.turns]
     spoken = roles[1:] if roles[0] == "system" else roles
     if "system" in spoken:

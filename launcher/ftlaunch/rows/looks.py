@@ -152,10 +152,10 @@ def _written(told: Data) -> str:
 def _looked_at(data: Data, fields: Mapping[str, object]) -> Data:
     if data.prompt is not None:
         return replace(data, format="preference" if {"chosen", "rejected"} <= fields.keys() else "prompt")
-    return replace(data, **_told(data, fields))
+    return replace(data, **_suitable_format(data, fields))
 
 
-def _told(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
+def _suitable_format(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
     names = fields.keys()
     # The most telling names come first: pairs have a prompt, too, and messages of a tree a text.
     if {"message_id", "parent_id"} <= names:

@@ -59,7 +59,7 @@ class UnfitRows:
         """Whether nothing is trained on so many of the data set's `rows`."""
         return bool(self.unfit) and (data.unfit == "stop" or self.unfit.total() > data.unfit_share * rows)
 
-    def judge(self, data: Data, rows: int) -> None:
+    def require_few(self, data: Data, rows: int) -> None:
         """Raise DataError, with the first row of the most frequent reason, where there are too many."""
         if not self.are_too_many(data, rows):
             return

@@ -61,7 +61,7 @@ def _changes(run: RunDir, at_most: int | None) -> dict[str, str]:
     now = digests.sha256_of(file for file in files if str(file) not in left_alone)
     # Without those left alone: they have no digest in `now` and would count as gone.
     differ = (path for path in sorted((before | now).keys() - left_alone) if before.get(path) != now.get(path))
-    return {path: _told(path, before.get(path), now.get(path)) for path in differ}
+    return {path: _what_became_of(path, before.get(path), now.get(path)) for path in differ}
 
 
 def _found(recipe: Recipe) -> list[Path]:
@@ -75,7 +75,7 @@ def _is_too_much(file: Path, at_most: int) -> bool:
     return file.stat().st_size > at_most and not digests.is_kept(file)
 
 
-def _told(path: str, before: str | None, now: str | None) -> str:
+def _what_became_of(path: str, before: str | None, now: str | None) -> str:
     how = "has been added" if before is None else "is gone" if now is None else "has changed"
     return f"{path} {how} since the run began"
 

@@ -97,15 +97,15 @@ class _QueueWatch:
         self._run = run
         self._asked = float("-inf")
         self._over = False
-        self._told: str | None = None
+        self._last_said: str | None = None
 
     def is_over(self, *, nothing_said: bool) -> bool:
         # Looked up every time: `resume --cluster` may move the run to another backend while it is followed.
         backend = backends.of(self._run)
         if time.monotonic() - self._asked >= backend.patience:
             self._over, self._asked = backend.is_over(self._run), time.monotonic()
-            if nothing_said and backend.patience and (told := _why_not_yet(self._run)) != self._told:
-                self._told = told
+            if nothing_said and backend.patience and (told := _why_not_yet(self._run)) != self._last_said:
+                self._last_said = told
                 print(f"── {told}", file=sys.stderr, flush=True)
         return self._over
 

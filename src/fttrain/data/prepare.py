@@ -45,11 +45,11 @@ class Work:
         try:
             for data in datas:
                 self.at, self.done = data.path, 0
-                self.keys.append(tokens.prepare(data, tokenizer, cache, self._told))
+                self.keys.append(tokens.prepare(data, tokenizer, cache, self._note_progress))
         except BaseException as error:  # noqa: BLE001 it is raised where the ranks are waited for
             self.error = error
 
-    def _told(self, rows: int) -> None:
+    def _note_progress(self, rows: int) -> None:
         self.done = rows
         if self._stop.is_set():
             raise _Interrupted
@@ -144,13 +144,13 @@ class _Teller:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._began = self._logged = time.monotonic()
-        self._told = 0
+        self._last_done = 0
 
     def tell(self, work: Work) -> None:
         now = time.monotonic()
-        if work.done == self._told:
+        if work.done == self._last_done:
             return
-        self._told = work.done
+        self._last_done = work.done
         preparing = Preparing(data=work.at, rows=work.done, rows_per_second=work.done / (now - self._began))
         if self._path is not None:
             with suppress(OSError):  # a failing disk is reported by whoever writes checkpoints; progress is a courtesy

@@ -84,7 +84,7 @@ def _read(data: Data, tokenizer: Any) -> Prompts:
             kept.append(_prompt(data, encoder, where, row))
         except Unfit as error:
             left_out.add(error)
-    left_out.judge(data, rows)
+    left_out.require_few(data, rows)
     if not kept:
         message = f"{data.path}: none of the {rows} rows has a prompt of at most {data.max_length} tokens"
         raise UserError(message, "raise max_length or mend the rows")

@@ -136,10 +136,10 @@ def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None, 
     for made in _encoded(rows, encoder.encode_many, STREAM_BATCH):
         yield from tally.count(made, encoder)
         if not judged and tally.rows == JUDGED_ROWS:
-            tally.judge(data)
+            tally.require_rows(data)
             judged = True
     if not judged:
-        tally.judge(data)
+        tally.require_rows(data)
 
 
 def stream_test(data: Data, tokenizer: Any) -> TokenSet:
@@ -182,7 +182,7 @@ def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None])
                 making.keep(tally.as_plain)
             # Rows that an earlier process has encoded were read here, too: all of them are judged.
             require_none(columns.problems())
-            tally.judge(data)
+            tally.require_rows(data)
             making.publish(tally.counts())
         except UserError:
             making.discard()
@@ -362,9 +362,9 @@ class Tally:
             examples=self.unfit.examples,
         )
 
-    def judge(self, data: Data) -> None:
+    def require_rows(self, data: Data) -> None:
         """Raise UserError where training would be in vain, or where more rows are unfit than the recipe lets pass."""
-        self.unfit.judge(data, self.rows)
+        self.unfit.require_few(data, self.rows)
         if self.kept == 0:
             message = f"{data.path}: none of the {self.rows} rows is left to train on"
             reasons = [f"{count} × {reason}" for reason, count in self.unfit.every().items()]

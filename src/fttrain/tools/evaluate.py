@@ -40,10 +40,10 @@ class Evaluated:
 
 def main(options: EvaluateOptions) -> int:
     """Print the scores to stdout and return the exit code; what is wrong goes to stderr."""
-    return answer(_told(options))
+    return answer(_scores_printed(options))
 
 
-def _told(options: EvaluateOptions) -> Iterator[str]:
+def _scores_printed(options: EvaluateOptions) -> Iterator[str]:
     for metric in options.metrics:
         load_metric(metric)  # a wrong name is said before minutes are spent on answers
     name, data = data_of(options.recipe, options.data, needs_of(options.metrics))

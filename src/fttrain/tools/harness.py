@@ -24,10 +24,10 @@ Scores = dict[str, dict[str, tuple[float, float | None]]]
 
 def main(options: HarnessOptions) -> int:
     """Print the scores to stdout and return the exit code; what is wrong goes to stderr."""
-    return answer(_told(options))
+    return answer(_scores_printed(options))
 
 
-def _told(options: HarnessOptions) -> Iterator[str]:
+def _scores_printed(options: HarnessOptions) -> Iterator[str]:
     if find_spec("lm_eval") is None:
         raise UserError("--task needs lm-evaluation-harness, which is not installed", "pip install lm-eval")
     manager = _manager(options)

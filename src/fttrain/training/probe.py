@@ -111,13 +111,13 @@ class Probe:
         if layout.packing:
             self._agreed(lambda: packing.require(self._scorer.causal))
         found = self._agreed(lambda: self._ask(_laid_out(self._rows, layout), layout, own=False))
-        if not self._judge(name, found - torch.cat([expected[place] for place in order])):
+        if not self._is_within(name, found - torch.cat([expected[place] for place in order])):
             return False
         # A little that leaks from a row into the next is lost in the rounding of 16 bits, until only the leak differs.
         other = [_ended_otherwise(first, short), short, third]
         moved = self._agreed(lambda: self._ask(_laid_out(other, layout), layout, own=False))
         rest = len(expected[0])
-        return self._judge(f"{name}, next to another row", moved[rest:] - found[rest:], self._bound_unmoved)
+        return self._is_within(f"{name}, next to another row", moved[rest:] - found[rest:], self._bound_unmoved)
 
     def _agreed(self, trial: Callable[[], T]) -> T:
         """What a trial gives on this rank. Raises UserError on all ranks if it does on one."""
@@ -134,21 +134,21 @@ class Probe:
         """Return whether a single row gives in training what the model's own `forward` gives."""
         short = self._rows[1]
         found = self._ask([Group((short,))], Layout(packing=False), own=False)
-        return self._judge("head", found - self._alone(short))
+        return self._is_within("head", found - self._alone(short))
 
     def is_identity(self) -> bool:
         """Return whether the adapter changes nothing yet, as a new one must."""
         short = self._rows[1]
         with adapters.using_adapter(self._scorer.model, NOBODY):
             bare = self._alone(short)
-        return self._judge("adapter", bare - self._alone(short))
+        return self._is_within("adapter", bare - self._alone(short))
 
     def is_still(self) -> bool:
         """Return whether a row gives in training mode what it gives in evaluation: no dropout, no noise."""
         short = self._rows[1]
         with torch.no_grad():
             found = self._compute([Group((short,))], self._engine.layout, own=False)
-        return self._judge("training mode", found - self._ask([Group((short,))], self._engine.layout, own=False))
+        return self._is_within("training mode", found - self._ask([Group((short,))], self._engine.layout, own=False))
 
     def require_balance(self) -> None:
         """Raise UserError where the model's own code fails to compute the loss that balances its experts."""
@@ -193,7 +193,7 @@ class Probe:
         # Whether the largest of a number and NaN is NaN depends on their order.
         return self._engine.world.max(found if math.isfinite(found) else math.inf)
 
-    def _judge(self, name: str, difference: Tensor, bound: float | None = None) -> bool:
+    def _is_within(self, name: str, difference: Tensor, bound: float | None = None) -> bool:
         self.differences[name] = found = self._mean(difference)
         return math.isfinite(found) and found <= (self.bound if bound is None else bound)
 

@@ -69,7 +69,7 @@ def stage_state(stage_dir: StageDir, answer: Answer, first_unfinished: StageDir 
     if answer.silent is not None:
         return _unseen(stage_dir, answer.silent) if is_first else ("waiting", None)
     entry = answer.of(stage_dir)
-    told = _told(stage_dir, entry)
+    told = _as_its_attempt_says(stage_dir, entry)
     # What a site does when a job has ended may take it minutes. SLURM itself may put a job back that is COMPLETING, but
     # not one whose tasks have left because another start would be in vain.
     if entry and entry.state == "COMPLETING" and told and _given_up(stage_dir.all_attempts()[-1]):
@@ -152,7 +152,7 @@ def _as_asked(stage_dir: StageDir, asked: str | None) -> tuple[State, str | None
     return "stopped", None if outcome else "before it started, as asked"
 
 
-def _told(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] | None:
+def _as_its_attempt_says(stage_dir: StageDir, entry: Entry | None) -> tuple[State, str | None] | None:
     """What the newest attempt says; None where there is none, or where a later job died before it could make one."""
     if died_early(stage_dir, entry) is not None:
         return None

@@ -32,7 +32,7 @@ def conduct(folders: Sequence[RunDir], cluster: Cluster, at_once: int | None, sa
     told = ""
     while True:
         states = jobs.states(folders)
-        if (now := "; ".join(filter(None, (_told(states, left), refused)))) != told:
+        if (now := "; ".join(filter(None, (_tally(states, left), refused)))) != told:
             say(told := now)
         if not any(one.state in AT_WORK for one in states):
             if not left:
@@ -85,7 +85,7 @@ def _after(folder: RunDir) -> str | None:
     return ",".join(f"afterany:{id}" for id in record.ids) if record else None
 
 
-def _told(states: Sequence[RunStatus], left: Sequence[RunDir]) -> str:
+def _tally(states: Sequence[RunStatus], left: Sequence[RunDir]) -> str:
     unsubmitted = {str(folder.path) for folder in left}
     counts = Counter("not submitted yet" if status.path in unsubmitted else status.state for status in states)
     return f"{len(states)} trials: {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))}"

@@ -64,15 +64,15 @@ def why_waiting(reason: str | None) -> str:
     if reason is None:
         return "waits in the queue"
     # NEVER goes first: the pattern in PERHAPS matches its QOSMaxWallDurationPerJobLimit as well.
-    if (told := _told(NEVER, reason)) is not None:
+    if (told := _meaning(NEVER, reason)) is not None:
         return f"will not start as it is: {reason}: {told}"
-    told = _told(PERHAPS, reason)
+    told = _meaning(PERHAPS, reason)
     return f"waits in the queue: {reason}{f': {told}' if told else ''}"
 
 
 def never_starts(reason: str | None) -> bool:
     """Return whether a job that waits for this reason will wait for ever."""
-    return reason is not None and _told(NEVER, reason) is not None
+    return reason is not None and _meaning(NEVER, reason) is not None
 
 
 def why_ended(state: str, reason: str | None) -> str:
@@ -84,7 +84,7 @@ def why_ended(state: str, reason: str | None) -> str:
     return ": ".join([*words, *([told] if told else [])])
 
 
-def _told(table: tuple[tuple[str, str], ...], reason: str) -> str | None:
+def _meaning(table: tuple[tuple[str, str], ...], reason: str) -> str | None:
     # Between the words of a reason scontrol writes "_", and squeue a blank.
     forms = (reason, reason.replace("_", " "))
     return next((told for pattern, told in table if any(re.fullmatch(pattern, form) for form in forms)), None)

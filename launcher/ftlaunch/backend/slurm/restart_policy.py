@@ -54,7 +54,7 @@ def read_ended(attempt: Attempt) -> AttemptRecord | None:
     return read_json(paths.ended(attempt), AttemptRecord)
 
 
-def judge(
+def decide_restart(
     outcome: Outcome,
     now: AttemptRecord,
     before: list[AttemptRecord],

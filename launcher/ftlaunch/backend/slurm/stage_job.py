@@ -154,7 +154,7 @@ class StageJob:
 
         `in_place`: whether it may go on inside this job, for which neither queue nor controller is needed.
         """
-        ended = self._judge(outcome)
+        ended = self._decide_restart(outcome)
         if isinstance(outcome, Failure):
             print(describe_failure(outcome), file=sys.stderr)
         # A node that was cut off comes back late, and sees the others lost.
@@ -212,11 +212,11 @@ class StageJob:
             reason="the stage has its result",
         )
 
-    def _judge(self, outcome: Outcome) -> AttemptRecord:
+    def _decide_restart(self, outcome: Outcome) -> AttemptRecord:
         died_of = ""
         if isinstance(outcome, Failure):
             died_of = causes.describe(outcome, self.nodes, self.lost, self.planned.spec.parallel)
-        return restart_policy.judge(
+        return restart_policy.decide_restart(
             outcome,
             self._as_done(),
             self._before(),

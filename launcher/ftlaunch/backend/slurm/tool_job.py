@@ -60,7 +60,7 @@ class _Listener:
         self._job = job
         self._interrupts = interrupts
         self._tail = Tail(paths.job_output(job.stage_dir, job.id or ""))
-        self._told: str | None = None
+        self._last_said: str | None = None
 
     def is_done(self) -> bool:
         """Whether there is an answer, after all that was said so far was passed on; a sign of life is left."""
@@ -79,9 +79,9 @@ class _Listener:
     def _say_why_not_yet(self) -> None:
         entry = self._job.answer.entries.get(self._job.id or "")
         told = None if entry is None or entry.state != "PENDING" else reasons.why_waiting(entry.reason)
-        if told is not None and told != self._told:
+        if told is not None and told != self._last_said:
             print(f"job {self._job.id} {told}", file=sys.stderr, flush=True)
-        self._told = told
+        self._last_said = told
 
 
 def run_tool(name: str, module: str) -> None:

@@ -110,7 +110,7 @@ def test_a_stage_that_goes_on_tells_of_the_attempt_before(run: RunDir) -> None:
     job = start(run, "n1", "n2")
     attempt = run.stage_dir("01-sft").new_attempt(made_by=job.made_by)
     write_json(attempt.process, {})
-    ended = job._judge(msgspec.structs.replace(KILLED, rank=1))
+    ended = job._decide_restart(msgspec.structs.replace(KILLED, rank=1))
     write_json(paths.ended(attempt), ended)
     reason = "rank 1 on n2: killed by SIGKILL; goes on from the newest checkpoint"
     assert (ended.cause, ended.reason) == ("failed", reason)
