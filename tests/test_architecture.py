@@ -49,7 +49,7 @@ FLOORS = {
     ),
     "ftlaunch.backend": (
         "__init__ display folders node_folder runs status watchdog",
-        "driven protocol replan supervisor",
+        "protocol replan supervisor",
         "driving",
         "local slurm",
         "backends",

@@ -10,25 +10,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from ftlaunch import processes
-from ftlaunch.backend import driven, runs
+from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display, open_display
 from ftlaunch.backend.protocol import Backend, Say
 from ftlaunch.backend.runs import finished as is_finished
-from ftlaunch.backend.status import RunStatus
+from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.environment import require_trainer
-from ftlaunch.processes.outcome import Done, Outcome, Stopped, describe_failure
+from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe_failure, read_outcome
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run import outputs
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.files import read_json
+from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.safety import trust
 
 CANCEL_SECONDS = 10.0
 """A driver may take so long to kill its processes, on a busy machine as well."""
 POLL_SECONDS = 0.1
+_DRIVEN: dict[bool | None, State] = {True: "running", False: "waiting", None: "unknown"}
 
 
 class Driven(Backend):
@@ -101,11 +105,22 @@ class Driven(Backend):
 
     def states(self, runs: Sequence[RunDir]) -> list[RunStatus]:
         """How runs stand, in their order."""
-        return [driven.state(run) for run in runs]
+        return [self.state(run) for run in runs]
+
+    def state(self, run: RunDir) -> RunStatus:
+        """How a run and its stages stand now, by its folder and the process table of this machine."""
+        driver = lock.holder(run)
+        found = run_status(run, [_stage_status(stage_dir, driver) for stage_dir in run.stage_dirs()])
+        if found.state == "waiting" and driver:  # between two stages, or about to start the first
+            return msgspec.structs.replace(found, state=_DRIVEN[processes.is_alive(driver)])
+        return found
 
     def is_over(self, run: RunDir) -> bool:
-        """Whether nothing of a run works any more. False where its driver cannot be seen from here."""
-        return driven.is_over(run)
+        """Whether nothing of a run works any more. False where its driver cannot be seen from here, nor signed off."""
+        driver = lock.holder(run)
+        # is_alive returns None for a driver on another host: that run may be at work. Even if a driver of this machine
+        # is dead, ranks may outlive it, so they are looked for as well.
+        return (driver is None or processes.is_alive(driver) is False) and not processes.of_attempts(run.path)
 
     def ask_to_stop(self, run: RunDir) -> None:
         """Have the stage that runs save and leave; its driver then starts no other."""
@@ -163,6 +178,34 @@ class StageDriver(ABC):
         """Say why a stage is left unfinished, and return the exit code for it."""
         self.display.say(f"{stage_dir.name}  {how}\n  → go on with `ftlaunch resume {self.run.in_shell}`")
         return self.interrupts.exit_code
+
+
+def _stage_status(stage_dir: StageDir, driver: Identity | None) -> StageStatus:
+    attempts = stage_dir.all_attempts()
+    return measured(stage_dir, len(attempts), *_state(stage_dir, attempts, driver))
+
+
+def _state(stage_dir: StageDir, attempts: list[Attempt], driver: Identity | None) -> tuple[State, str | None]:
+    """Return the state in which the newest attempt left a stage, and a remark on it."""
+    if not attempts:
+        return ("done" if stage_dir.result.exists() else "waiting"), None
+    newest = attempts[-1]
+    involved = [who for who in (driver, read_json(newest.process, Identity)) if who]
+    # Looked up first: an attempt may end, and say how, right after it was found alive.
+    alive = {processes.is_alive(who): who.host for who in involved}
+    match read_outcome(stage_dir, newest):
+        case Done():
+            return "done", None
+        case Stopped():
+            return "stopped", None
+        case Failure() as failure:
+            return "failed", failure.first_line
+        case None if True in alive:
+            return "running", None
+        case None if None in alive:
+            return "unknown", f"started on {alive[None]}"
+        case None:
+            return "interrupted", None
 
 
 def come_back(run: RunDir) -> str:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from msgspec import Struct
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from ftlaunch import processes
-from ftlaunch.backend import driven, runs
+from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display
 from ftlaunch.backend.driving import Driven, StageDriver
 from ftlaunch.backend.folders import write_files
@@ -124,13 +123,25 @@ class Held(Driven):
             message = f"{run.path.name} is already running in job {by.job}"
             raise UserError(message, f"end it first: ftlaunch stop {shlex.quote(str(run.path))}")
 
-    def states(self, runs: Sequence[RunDir]) -> list[RunStatus]:
-        """How runs stand, in their order; SLURM is asked of drivers on other machines than this."""
-        return [_state(run) for run in runs]
+    def state(self, run: RunDir) -> RunStatus:
+        """How a run stands, by what SLURM says of its driver's job where the driver itself cannot be seen from here."""
+        found = super().state(run)
+        if found.state != "unknown":
+            return found
+        by, ended = _lives(run)
+        if by is None and not ended and lock.holder(run):
+            return found
+        stages = [
+            _stage_status(run.stage_dir(stage.name), stage.attempts, by) if stage.state == "unknown" else stage
+            for stage in found.stages
+        ]
+        now = run_status(run, stages)
+        # Between two stages all of them wait, and yet the driver is at work.
+        return msgspec.structs.replace(now, state="running") if by and now.state == "waiting" else now
 
     def is_over(self, run: RunDir) -> bool:
         """Whether nothing of a run works any more. False where its driver is elsewhere, and SLURM does not answer."""
-        return driven.is_over(run) or _lives(run)[1]
+        return super().is_over(run) or _lives(run)[1]
 
     def cancel(self, run: RunDir) -> None:
         """End every process of a run at once, also where its driver is on one of the nodes."""
@@ -161,23 +172,6 @@ def _lives(run: RunDir) -> tuple[HeldBy | None, bool]:
         return None, False
     lives = entry is not None and entry.alive and entry.nodes == by.nodes
     return (by, False) if lives else (None, True)
-
-
-def _state(run: RunDir) -> RunStatus:
-    """How a run stands, by what SLURM says of its driver's job where the driver itself cannot be seen from here."""
-    found = driven.state(run)
-    if found.state != "unknown":
-        return found
-    by, ended = _lives(run)
-    if by is None and not ended and lock.holder(run):
-        return found
-    stages = [
-        _stage_status(run.stage_dir(stage.name), stage.attempts, by) if stage.state == "unknown" else stage
-        for stage in found.stages
-    ]
-    now = run_status(run, stages)
-    # Between two stages all of them wait, and yet the driver is at work.
-    return msgspec.structs.replace(now, state="running") if by and now.state == "waiting" else now
 
 
 def _stage_status(stage_dir: StageDir, attempts: int, by: HeldBy | None) -> StageStatus:
