@@ -1,6 +1,5 @@
 """Asking runs to stop and ending them, wherever they were started."""
 
-import shlex
 import time
 
 from ftlaunch.backend import backends, runs
@@ -18,8 +17,7 @@ def ask_to_stop(run: RunDir, wait: float) -> bool:
     runs.require_own(run)
     backend = backends.of(run)
     if runs.first_unfinished(run) is None or backend.is_over(run):
-        where = shlex.quote(str(run.path))
-        raise UserError(f"{run.path.name} is not running", f"see how it stands: ftlaunch status {where}")
+        raise UserError(f"{run.path.name} is not running", f"see how it stands: ftlaunch status {run.in_shell}")
     silent = backend.ask_to_stop(run)
     deadline = time.monotonic() + wait
     while not (over := backend.is_over(run)) and (left := deadline - time.monotonic()) > 0:

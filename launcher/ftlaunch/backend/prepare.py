@@ -1,6 +1,5 @@
 """Plan → run folder, all of it or nothing."""
 
-import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +36,9 @@ def prepare(plan: Plan, loaded: "Loaded", backend: Backend) -> RunDir:
         trust.require_place(target)
         if target.exists():
             return _existing(target, plan)
-        _write(RunDir(partial), plan, loaded, backend)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(partial)
+        write_plan(RunDir(partial), plan, loaded, backend)
         # rename() does not replace a folder that has files in it, so a run that someone else has just made is safe.
         partial.rename(target)
         sync(target.parent)
@@ -65,11 +66,8 @@ def _existing(target: Path, plan: Plan) -> RunDir:
         # work, so the backend is asked as well.
         lock.release(lock.take(run))
         if not backends.of(run).is_over(run):
-            where = shlex.quote(str(target))
-            raise UserError(f"{target} is in the queue already, or runs", f"watch it: ftlaunch status {where}")
-        raise UserError(
-            f"{target} exists and has not finished", f"go on with it: ftlaunch resume {shlex.quote(str(target))}"
-        )
+            raise UserError(f"{target} is in the queue already, or runs", f"watch it: ftlaunch status {run.in_shell}")
+        raise UserError(f"{target} exists and has not finished", f"go on with it: ftlaunch resume {run.in_shell}")
     return run
 
 
@@ -82,12 +80,6 @@ def first_changed(before: Plan, after: Plan) -> PlannedStage | None:
         if index >= len(known) or known[index] != (planned.name, planned.spec.training_hash):
             return planned
     return after.stages[-1] if len(known) > len(after.stages) else None
-
-
-def _write(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend) -> None:
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    make_private_folder(run.path)
-    write_plan(run, plan, loaded, backend)
 
 
 def write_plan(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend) -> None:

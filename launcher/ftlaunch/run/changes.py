@@ -1,6 +1,5 @@
 """What a run began with and is not the same any more: its data and its base, by the digests that were recorded."""
 
-import shlex
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def require_unchanged(run: RunDir) -> None:
         more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
         raise UserError(
             f"{run.path.name}: {'; '.join(found[:NAMED])}{more}",
-            f"put back what was there, or go on with what is: ftlaunch resume {shlex.quote(str(run.path))} --changed",
+            f"put back what was there, or go on with what is: ftlaunch resume {run.in_shell} --changed",
         )
 
 

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -121,7 +120,7 @@ class Held(Driven):
         """UserError where a driver on one of the nodes is at work in the run."""
         if (by := _lives(run)[0]) is not None:
             message = f"{run.path.name} is already running in job {by.job}"
-            raise UserError(message, f"end it first: ftlaunch stop {shlex.quote(str(run.path))}")
+            raise UserError(message, f"end it first: ftlaunch stop {run.in_shell}")
 
     def state(self, run: RunDir) -> RunStatus:
         """How a run stands, by what SLURM says of its driver's job where the driver itself cannot be seen from here."""

@@ -5,7 +5,6 @@ The first node leads: it makes the attempt, tells the others where to meet, and 
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -168,10 +167,9 @@ class NodeTask(StageJob):
         if self.stage_dir.result.exists():
             return DONE  # requeued after its end
         if not self._is_on_record():
-            where = f"ftlaunch resume {shlex.quote(str(self.run.path))}"
             raise UserError(
                 f"job {self.slurm.job_id} is not on record: its submission was cut short, or another took its place",
-                f"where nothing else of the run is in the queue: {where}",
+                f"where nothing else of the run is in the queue: ftlaunch resume {self.run.in_shell}",
             )
         if self.stage_dir.stop_reason() not in (None, REQUEUE):
             return STOPPED

@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -239,10 +238,9 @@ def refuse_twice(run: RunDir) -> None:
         raise UserError(message, f"try again in a moment; see how it stands: ftlaunch status {run.in_shell}")
     if alive:
         ids = ", ".join(entry.id for entry in alive)
-        where = shlex.quote(str(run.path))
         raise UserError(
             f"{run.path.name} is in the queue already (job {ids})",
-            f"watch it with `ftlaunch status {where}`, end it with `ftlaunch cancel {where}`",
+            f"watch it with `ftlaunch status {run.in_shell}`, end it with `ftlaunch cancel {run.in_shell}`",
         )
 
 
@@ -313,7 +311,8 @@ def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> st
 
     UserError, in sbatch's words, where it makes none; Interrupted where a signal asks for an end.
     """
-    _heed(interrupts, stage_dir.run)
+    run = stage_dir.run
+    _heed(interrupts, run)
     talk = io.StringIO()
     try:
         with _held_back(), redirect_stderr(talk):  # submitit prints what sbatch says, which is told below
@@ -322,17 +321,16 @@ def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> st
         # All of them: which line is the reason, and which a greeting, only a person can tell.
         lines = ERROR.findall(str(error)) or REASON.findall(str(error)) or [str(error)]
         said = "; ".join(lines)
+        message = f"{stage_dir.name} cannot be submitted: {said}"
         if LIMIT.search(said) or (len(lines) == 1 and ANY_LIMIT in said):
-            raise Full(f"{stage_dir.name} cannot be submitted: {said}", FULL) from error
+            raise Full(message, FULL) from error
         if UNSURE.search(str(error)):
-            message = f"{stage_dir.name} cannot be submitted: {said}; a job that was taken all the same is not heeded"
-            raise Unanswered(message, f"when the controller answers: ftlaunch resume {_quoted(stage_dir)}") from error
+            message += "; a job that was taken all the same is not heeded"
+            raise Unanswered(message, f"when the controller answers: ftlaunch resume {run.in_shell}") from error
         if queue.AWAY.search(str(error)):
-            raise UserError(
-                f"{stage_dir.name} cannot be submitted: {said}", "try again when the controller answers"
-            ) from error
-        remedy = f"mend the profile or the recipe{OR_RESUME} {_quoted(stage_dir)} --cluster NAME, which reads it again"
-        raise UserError(f"{stage_dir.name} cannot be submitted: {said}", remedy) from error
+            raise UserError(message, "try again when the controller answers") from error
+        remedy = f"mend the profile or the recipe{OR_RESUME} {run.in_shell} --cluster NAME, which reads it again"
+        raise UserError(message, remedy) from error
     except OSError as error:
         raise UserError(
             f"{stage_dir.name} cannot be submitted: {error.strerror or error}", "make room, or mend the disk"
@@ -343,13 +341,8 @@ def _heed(interrupts: StopSignals, run: RunDir) -> None:
     """Interrupted where a signal has asked for an end."""
     if interrupts.wish != "go on":
         message = f"{run.path.name} is not submitted: what had been was taken back"
-        remedy = f"when you want it{OR_RESUME} {shlex.quote(str(run.path))}"
+        remedy = f"when you want it{OR_RESUME} {run.in_shell}"
         raise Interrupted(message, remedy, interrupts.exit_code)
-
-
-def _quoted(stage_dir: StageDir) -> str:
-    """The stage's run as a word of the shell."""
-    return shlex.quote(str(stage_dir.path.parent))
 
 
 @contextmanager
