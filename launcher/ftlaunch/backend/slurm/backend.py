@@ -11,8 +11,9 @@ from ftlaunch.backend import runs
 from ftlaunch.backend.driving import come_back
 from ftlaunch.backend.folders import discard
 from ftlaunch.backend.protocol import Backend, Foreseen, Say
-from ftlaunch.backend.slurm import code_copy, control, jobs, paths, queue, reasons
+from ftlaunch.backend.slurm import code_copy, jobs, paths, queue, reasons
 from ftlaunch.backend.slurm.carried import carried, not_heeded
+from ftlaunch.backend.slurm.queue import Entry
 from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import INTERRUPTED, UserError
@@ -21,8 +22,8 @@ from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.recipe import Recipe
 from ftlaunch.rules import strategy
-from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import RunDir, StageDir
+from ftlaunch.run.files import write_atomic, write_json
+from ftlaunch.run.layout import CANCEL, STOP, RunDir, StageDir
 from ftlaunch.tools import ToolOptions
 
 WHERE_IT_WAITS = "jobs that wait leave as soon as they start; call this again when SLURM answers to have them go now"
@@ -56,7 +57,8 @@ class Slurm(Backend):
         from ftlaunch.backend.slurm.request import request
         from ftlaunch.plan.cost import costs
 
-        _warn_of_variables()
+        if (said := not_heeded()) is not None:
+            print(f"warning: {said}", file=sys.stderr)
         return Foreseen(
             costs=costs.on_cluster(plan.specs, self.cluster),
             requests={planned.name: request(plan, planned, self.cluster) for planned in plan.stages},
@@ -133,15 +135,26 @@ class Slurm(Backend):
         return None if answer.silent is not None else jobs.last_words(stage_dir, answer.of(stage_dir))
 
     def ask_to_stop(self, run: RunDir) -> UserError | None:
-        """Have the stage that runs save and leave, and jobs that wait leave the queue; an error if out of reach."""
-        silent = control.ask_to_stop(run)
-        return (
-            UserError(f"{run.path.name} saves and leaves if it runs, but {silent}", WHERE_IT_WAITS) if silent else None
-        )
+        """Have the stage that runs save and leave, and jobs that wait leave the queue; an error if out of reach.
+
+        UserError where the stage that runs cannot be told.
+        """
+        # Before the queue is asked: a job that starts in between finds the file and leaves.
+        unwritten = _write(run.unfinished()[:1], STOP)
+        # As squeue's answer may be old: a job that has started meanwhile is to save.
+        silent = _end(run, lambda entry: entry.state in queue.WAITING, "--state=PENDING")
+        if unwritten:
+            raise UserError(unwritten, "make room, or mend the disk; `ftlaunch cancel` ends the run without saving")
+        said = f"{run.path.name} saves and leaves if it runs, but {silent}"
+        return UserError(said, WHERE_IT_WAITS) if silent else None
 
     def cancel(self, run: RunDir) -> None:
-        """End the run's jobs at once. UserError where SLURM could not be told."""
-        if silent := control.cancel(run):
+        """End the run's jobs at once, those that wait for them included. UserError where SLURM could not be told."""
+        unwritten = _write(run.unfinished(), CANCEL)
+        silent = _end(run, lambda entry: entry.alive)
+        if silent and unwritten:
+            raise UserError(f"{unwritten}; and {silent}", "try again when SLURM answers")
+        if silent:
             raise UserError(f"{run.path.name} is ended where it runs, but {silent}", WHERE_IT_WAITS)
 
     def call(self, options: ToolOptions) -> int:
@@ -159,10 +172,23 @@ def dependency(after: str | None, cluster: Cluster) -> str | None:
     return queue.dependency_on_job(after, cluster) if is_job else queue.dependency_on(runs.find(after))
 
 
-def _warn_of_variables() -> None:
-    """Say that variables of this shell are not heeded, where there are some that sbatch itself would heed."""
-    if (said := not_heeded()) is not None:
-        print(f"warning: {said}", file=sys.stderr)
+def _write(stage_dirs: list[StageDir], wish: str) -> str | None:
+    """Leave a wish in stages. Says why where that cannot be done, which keeps nobody from asking SLURM."""
+    for stage_dir in stage_dirs:
+        try:
+            write_atomic(stage_dir.stop, wish)
+        except OSError as error:
+            return f"{stage_dir.stop} cannot be written: {error.strerror}"
+    return None
+
+
+def _end(run: RunDir, wanted: Callable[[Entry], bool], *options: str) -> str | None:
+    try:
+        jobs = [entry.id for entry in queue.read_queue(run).values() if wanted(entry)]
+        queue.cancel(jobs, queue.read_cluster(run), *options)
+    except UserError as error:
+        return error.message
+    return None
 
 
 def _warn_of_waiting(run: RunDir) -> None:
