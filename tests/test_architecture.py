@@ -269,7 +269,7 @@ FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "mana
 MOST_ROOMS = {"ftlaunch": 16, "fttrain": 21}
 """Packages and modules on each program's top floor, `__main__` not counted."""
 CALLED_BY_JOBS = SOURCES["ftlaunch"] / "backend/slurm/entry.py"
-"""Who submits a job names one of its functions, which import what they call in the job: another process."""
+"""Who submits a stage names its function, which imports what it calls in the job: another process."""
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.backend.slurm import entry, probe, queue
+from ftlaunch.backend.slurm import probe, queue
 from ftlaunch.backend.slurm.node_job import NodeJob
 from ftlaunch.backend.slurm.probe import Finding
 from ftlaunch.cluster.vocabulary import Cluster
@@ -96,7 +96,7 @@ def _probe(job: NodeJob) -> str:
     stages = {kind: msgspec.structs.replace(own, time_limit=None) for kind, own in cluster.stage.items()}
     soon = msgspec.structs.replace(cluster, time_limit=TIME_LIMIT, signal_lead=SIGNAL_LEAD, stage=stages)
     try:
-        job.submit(entry.run_probe, str(folder), cluster.interface, cluster=soon)
+        job.submit(probe.look, str(folder), cluster.interface, cluster=soon)
         return job.wait(lambda: len([*folder.glob("node*.json")]) == job.nodes, PROBE_SECONDS)
     finally:
         job.end()

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.watchdog import RankState
 from ftlaunch.processes.outcome import Failure
-from ftlaunch.run.files import read_json, write_json
+from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import Attempt, StageDir
 
 
@@ -53,16 +52,6 @@ def clear(stage_dir: StageDir) -> None:
     """Remove what earlier jobs were told: SLURM may give their ids again."""
     for file in paths.jobs(stage_dir).glob("[0-9]*.json"):
         file.unlink(missing_ok=True)
-
-
-def tell(file: Path, start: HeadNotice) -> None:
-    """Tell the other nodes, by a file of the stage's folder, how the head node starts the attempt."""
-    write_json(file, start)
-
-
-def read_start(file: Path) -> HeadNotice:
-    """Return what the head node has told the others."""
-    return msgspec.json.decode(file.read_bytes(), type=HeadNotice)
 
 
 def read_made_by(attempt: Attempt) -> MadeBy | None:

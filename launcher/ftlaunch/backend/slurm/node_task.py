@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.backend import runs, supervisor, watchdog
-from ftlaunch.backend.slurm import carried, messages, paths, queue, record, rendezvous, restart_policy, submit
+from ftlaunch.backend.slurm import carried, paths, queue, record, rendezvous, restart_policy, submit
 from ftlaunch.backend.slurm.messages import HeadNotice, NodeReport, read_verdict
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.backend.slurm.stage_job import StageJob
@@ -147,7 +147,7 @@ class NodeTask(StageJob):
         # Workers have read this number's notice already, unless the start failed before it was written.
         if self.start_file.exists():
             self.starts += 1
-        messages.tell(self.start_file, HeadNotice(attempt=None, following=self.following))
+        write_json(self.start_file, HeadNotice(attempt=None, following=self.following))
 
     def _attempt(self) -> AttemptRecord:
         """One start of the stage's processes on all nodes, concluded."""
@@ -156,7 +156,7 @@ class NodeTask(StageJob):
         attempt = self.stage_dir.new_attempt(made_by=self.made_by)
         try:
             start = self._start(attempt)
-            messages.tell(self.start_file, start)
+            write_json(self.start_file, start)
             outcome = self._run(attempt, start)
         except UserError as error:
             outcome = _failure(error, attempt)
@@ -274,7 +274,7 @@ class NodeTask(StageJob):
                 )
             time.sleep(pause)
             pause = min(MOST_POLL_SECONDS, 1.2 * pause)
-        return messages.read_start(self.start_file)
+        return msgspec.json.decode(self.start_file.read_bytes(), type=HeadNotice)
 
     # All of them
 

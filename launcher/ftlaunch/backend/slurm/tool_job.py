@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from ftlaunch.backend.slurm import carried, entry, paths, queue, reasons
+from ftlaunch.backend.slurm import carried, paths, queue, reasons
 from ftlaunch.backend.slurm.node_job import NodeJob
 from ftlaunch.backend.slurm.submit import require_sbatch
 from ftlaunch.cluster.vocabulary import Cluster
@@ -43,7 +43,7 @@ def call(options: ToolOptions, cluster: Cluster) -> int:
         write_json(folder / CALLED_IN, str(Path.cwd()))
         write_json(folder / OPTIONS, options)
         with StopSignals() as interrupts:
-            job.submit(entry.run_tool, str(folder), options.module)
+            job.submit(run_tool, str(folder), options.module)
             if said := job.wait(_Listener(job, interrupts).is_done):
                 raise UserError(said, "look at the profile's setup, python, container and limits")
         print((folder / ANSWER).read_text(errors="replace"), end="", flush=True)

@@ -10,7 +10,7 @@ import pytest
 from tests.launcher.acted import make_plan, write_run
 
 from ftlaunch.backend import backends, control, runs
-from ftlaunch.backend.slurm import attach, entry, held, messages, paths, requeue, tool_job
+from ftlaunch.backend.slurm import attach, held, messages, paths, requeue, tool_job
 from ftlaunch.backend.slurm.held import HeldBy
 from ftlaunch.backend.slurm.held_task import HeldTask
 from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
@@ -22,7 +22,7 @@ from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.processes import identify
 from ftlaunch.processes.signals import PreemptionSignals
-from ftlaunch.run.files import write_json
+from ftlaunch.run.files import read_json, write_json
 from ftlaunch.run.layout import CANCEL, RunDir
 from ftlaunch.watch.status import read_status
 
@@ -57,8 +57,9 @@ def test_tasks_read_what_the_first_node_says(run: RunDir) -> None:
     paths.jobs(stage_dir).mkdir()
     file = messages.start_file(stage_dir, MadeBy(job="7", restart=2), 1)
     assert file.name == "7.2.1.json"
-    messages.tell(file, HeadNotice(attempt=3, address="10.0.0.1", port=29500))
-    assert messages.read_start(file) == HeadNotice(attempt=3, address="10.0.0.1", port=29500)
+    notice = HeadNotice(attempt=3, address="10.0.0.1", port=29500)
+    write_json(file, notice)
+    assert read_json(file, HeadNotice) == notice
     attempt = stage_dir.new_attempt()
     assert messages.read_made_by(attempt) is None
     assert messages.read_verdict(attempt, 0) is None
@@ -91,11 +92,11 @@ def test_a_tools_answer_and_exit_code_come_back_from_its_node(run: RunDir, tmp_p
     write_json(paths.environment(run), {"PYTHONHASHSEED": "0"})
     write_json(run.path / tool_job.CALLED_IN, str(tmp_path))
     (run.path / tool_job.OPTIONS).write_text("[1, 2]")
-    entry.run_tool(str(run.path), "json.tool")
+    tool_job.run_tool(str(run.path), "json.tool")
     assert json.loads((run.path / tool_job.ANSWER).read_text()) == [1, 2]
     assert json.loads((run.path / tool_job.CODE).read_text()) == 0
     (run.path / tool_job.OPTIONS).write_text("[1, 2")
-    entry.run_tool(str(run.path), "json.tool")
+    tool_job.run_tool(str(run.path), "json.tool")
     assert json.loads((run.path / tool_job.CODE).read_text()) != 0
 
 
