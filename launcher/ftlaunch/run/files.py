@@ -152,10 +152,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                yield _decoded(line)
+                yield decode_line(line)
 
 
-def _decoded(line: bytes) -> dict[str, Any]:
+def decode_line(line: bytes | str) -> Any:
+    """A line of JSON, in which a number may be NaN. ValueError where it is none."""
     try:
         return msgspec.json.decode(line)
     except msgspec.DecodeError:

@@ -1,14 +1,12 @@
 """How far a stage has come, read from its metrics.jsonl."""
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import cast
 
-import msgspec
-
+from ftlaunch.run.files import decode_line
 from ftlaunch.run.records import StepMetrics
 from ftlaunch.run.tail import Tail
 
@@ -39,12 +37,9 @@ class MetricsTail:
 def _parse(line: str) -> Entry | None:
     """The entry of a line; None for one that a crash cut short, which the next attempt then wrote on."""
     try:
-        value = msgspec.json.decode(line)
-    except msgspec.DecodeError:  # json.loads reads NaN, and is several times as slow
-        try:
-            value = json.loads(line)
-        except ValueError:
-            return None
+        value = decode_line(line)
+    except ValueError:
+        return None
     return cast(Entry, value) if isinstance(value, dict) else None
 
 

@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 from ftlaunch.backend.status import RunStatus, StageStatus
-from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.files import last_lines, read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.pace import read_pace
 from ftlaunch.run.progress import Entry, MetricsTail, duration, is_evaluation, newest, seconds_left
@@ -22,7 +22,8 @@ SPARKS = 48
 """Characters of a curve."""
 KEPT = 2000
 """Optimizer steps whose losses are kept for the curve."""
-TAIL_BYTES = 4096
+LAST_LINES = 64
+"""Lines of a log among which the last one is looked for that tells something: stacks and warnings are long."""
 SAID = 80
 """Characters of a sample's prompt, and of its answer."""
 WARNING = re.compile(r"^\S+:\d+: \w*Warning: ")
@@ -190,7 +191,8 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     """The course of values in few characters, each the mean of a stretch; a stretch without a finite one is a blank."""
     size = max(1, math.ceil(len(values) / width))
     stretches = [values[start : start + size] for start in range(0, len(values), size)]
-    means = [_mean([value for value in stretch if math.isfinite(value)]) for stretch in stretches]
+    kept = [[value for value in stretch if math.isfinite(value)] for stretch in stretches]
+    means = [fmean(values) if values else None for values in kept]
     finite = [mean for mean in means if mean is not None]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     # A flat curve has no range to divide by; with 1.0 all of its blocks are the lowest.
@@ -199,24 +201,10 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     return "".join(" " if mean is None else BLOCKS[round((mean - low) / room * top)] for mean in means)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 def last_line(folder: StageDir) -> str:
     """What rank 0 of the newest attempt said last; empty where it has said nothing."""
     attempts = folder.all_attempts()
-    return _last_line(attempts[-1].rank_log(0)) if attempts else ""
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            # This may land inside a UTF-8 character, hence errors="replace" below.
-            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+    text = last_lines(attempts[-1].rank_log(0), LAST_LINES) if attempts else ""
     # A progress bar rewrites its line by "\r", at which splitlines() splits as well.
     lines = ["", *(line.strip() for line in text.splitlines())]
     said = [line for before, line in pairwise(lines) if not WARNING.search(before) and not WARNING.search(line)]
