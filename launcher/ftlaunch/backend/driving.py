@@ -16,7 +16,6 @@ from ftlaunch import processes
 from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display, open_display
 from ftlaunch.backend.protocol import Backend, Say
-from ftlaunch.backend.runs import finished as is_finished
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
@@ -91,7 +90,7 @@ class Driven(Backend):
         with StopSignals() as interrupts:
             for number, (name, run) in enumerate(runs.items(), start=1):
                 told = f"trial {number} of {len(runs)}: {name}"
-                if is_finished(run):
+                if not run.unfinished():
                     say(f"{told}: finished")
                     continue
                 if interrupts.wish != "go on":
@@ -124,7 +123,7 @@ class Driven(Backend):
 
     def ask_to_stop(self, run: RunDir) -> None:
         """Have the stage that runs save and leave; its driver then starts no other."""
-        if (stage_dir := runs.first_unfinished(run)) is not None:
+        for stage_dir in run.unfinished()[:1]:
             stage_dir.stop.touch()
 
     def cancel(self, run: RunDir) -> None:

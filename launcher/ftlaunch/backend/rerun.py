@@ -24,7 +24,7 @@ def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
     UserError where the run has no such stage, or where an earlier one would not be what it was.
     """
     before = runs.read_plan(run)
-    first = plan.stages.index(_find(plan, stage))
+    first = plan.stages.index(runs.find_stage(plan.name, plan.stages, stage))
     changed = first_changed(before, plan)
     if changed is not None and plan.stages.index(changed) < first:
         raise UserError(
@@ -55,14 +55,6 @@ def _require_same_files(run: RunDir, kept: Sequence[PlannedStage]) -> None:
                 f"{planned.name} would be kept, and {'; '.join(found[:NAMED])}",
                 f"put back what was there, or begin with it: --from {planned.name}",
             )
-
-
-def _find(plan: Plan, stage: str) -> PlannedStage:
-    found = [planned for planned in plan.stages if stage in (planned.name, planned.name.partition("-")[2])]
-    if len(found) == 1:
-        return found[0]
-    message = f"{plan.name} has {len(found) or 'no'} stage{'s' if len(found) > 1 else ''} {stage!r}"
-    raise UserError(message, f"name one of {', '.join(planned.name for planned in plan.stages)}")
 
 
 def rerun_from(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend, removed: list[str]) -> None:

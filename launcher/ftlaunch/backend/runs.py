@@ -2,7 +2,9 @@
 
 import os
 import pwd
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -10,6 +12,8 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.run import HOME
 from ftlaunch.run.layout import RunDir, StageDir
+
+Stage = TypeVar("Stage", StageDir, PlannedStage)
 
 
 def all_runs() -> list[RunDir]:
@@ -58,13 +62,12 @@ def find(name: str) -> RunDir:
     raise UserError(f"there is no run {name!r}", remedy)
 
 
-def find_stage(run: RunDir, name: str) -> StageDir:
-    """The stage called `01-sft`, or by its kind where the run has one of that kind. UserError otherwise."""
-    stages = run.stage_dirs()
-    found = [stage for stage in stages if name in {stage.name, stage.kind}]
+def find_stage(whose: str, stages: Sequence[Stage], name: str) -> Stage:
+    """The stage that is called `01-sft`, or by its kind where only one is of that. UserError otherwise."""
+    found = [stage for stage in stages if name in (stage.name, stage.name.partition("-")[2])]
     if len(found) == 1:
         return found[0]
-    message = f"{run.path.name} has {len(found)} stages {name!r}" if found else f"{run.path.name} has no stage {name!r}"
+    message = f"{whose} has {len(found)} stages {name!r}" if found else f"{whose} has no stage {name!r}"
     raise UserError(message, f"name one of {', '.join(stage.name for stage in stages)}")
 
 

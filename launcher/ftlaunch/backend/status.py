@@ -13,7 +13,7 @@ from ftlaunch import processes
 from ftlaunch.run import progress
 from ftlaunch.run.files import why_unwritable
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.run.pace import straggling
+from ftlaunch.run.pace import read_pace
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.run.records import read_verdict
 from ftlaunch.run.saves import failing_saves
@@ -80,7 +80,7 @@ def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None)
     if state in ("running", "unknown") and "step" in last:
         notes = [note, failing_saves(stage_dir, last["step"], checkpoint)]
         if state == "running":
-            notes.append(_stalled(stage_dir, entries) or straggling(stage_dir))
+            notes.append(_stalled(stage_dir, entries) or ((pace := read_pace(stage_dir)) and pace.describe()))
         note = "; ".join(filter(None, notes)) or None
     return StageStatus(
         name=stage_dir.name,

@@ -216,7 +216,7 @@ class FailureWatch:
 
     def _are_idle(self) -> bool:
         """Whether no rank here has computed, read or written anything lately, nor waits for a disk."""
-        done = processes.work_of([pid for pid in processes.of_attempts(self.attempt.path) if pid != self._launcher])
+        done = processes.work_of(processes.of_attempts(self.attempt.path, spare=self._launcher))
         # abs(): a rank that exits takes its share of the sum along, and that is a sign of life, too.
         if self._at_work is None or done is None or abs(done - self._at_work[1]) > IDLE_WORK:
             self._at_work = time.monotonic(), done or 0

@@ -57,15 +57,15 @@ def _stat(pid: int) -> list[str]:
     return [*start.split("(", 1), *rest.split()]
 
 
-def of_attempts(path: Path) -> list[int]:
-    """Living processes, anyone's children by now, that were started for an attempt at or below a folder."""
+def of_attempts(path: Path, *, spare: int | None = None) -> list[int]:
+    """Living processes but one, anyone's children by now, that were started for an attempt at or below a folder."""
     # A NUL ends each variable in /proc/PID/environ. Without NUL and slash, runs/a would also match runs/ab.
     exactly = f"{ATTEMPT}={path.resolve()}\0".encode()
     below = f"{ATTEMPT}={path.resolve()}/".encode()
     return [
         pid
         for pid in sorted(map(int, filter(str.isdigit, os.listdir(PROC))))  # noqa: PTH208 (twice as fast, on a polled path)
-        if exactly in (environ := _environ(pid)) or below in environ
+        if pid != spare and (exactly in (environ := _environ(pid)) or below in environ)
     ]
 
 
@@ -129,7 +129,7 @@ def work_of(pids: list[int]) -> int | None:
 def end(path: Path, *, grace: float = 0.0, spare: int | None = None) -> list[int]:
     """SIGKILL what `of_attempts` finds and outlives the grace (seconds), but for one; returns what even that left."""
     deadline = time.monotonic() + grace
-    while (alive := _others(path, spare)) and time.monotonic() < deadline:
+    while (alive := of_attempts(path, spare=spare)) and time.monotonic() < deadline:
         time.sleep(0.05)
     deadline = time.monotonic() + 5
     # More than once: a process may fork after it was listed. One that is stuck in the kernel (D) outlives even this.
@@ -138,9 +138,5 @@ def end(path: Path, *, grace: float = 0.0, spare: int | None = None) -> list[int
             with contextlib.suppress(ProcessLookupError):  # it left by itself
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-        alive = _others(path, spare)
+        alive = of_attempts(path, spare=spare)
     return alive
-
-
-def _others(path: Path, spare: int | None) -> list[int]:
-    return [pid for pid in of_attempts(path) if pid != spare]

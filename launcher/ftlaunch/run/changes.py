@@ -36,9 +36,7 @@ def changes(run: RunDir, *, at_most: int | None = None) -> list[str]:
 
 def changed_under(run: RunDir, spec: StageSpec) -> list[str]:
     """The same lines for the files that one stage reads: its data sets, their templates and its base."""
-    from ftlaunch import rows  # not needed where a run is only looked at
-
-    datas = [data for table in spec.data.values() for data in (table, rows.for_evaluation(table)) if data is not None]
+    datas = provenance.data_read(spec.data)
     places = {spec.model.path, *(place for data in datas for place in (data.path, data.template))}
     # A place is a file, a folder or a pattern.
     return [

@@ -67,9 +67,3 @@ def read_pace(stage_dir: StageDir) -> Pace | None:
         return msgspec.json.decode(attempts[-1].pace.read_bytes(), type=Pace) if attempts else None
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-
-
-def straggling(stage_dir: StageDir) -> str | None:
-    """What is said of the ranks that keep the others of the newest attempt waiting; None where none is known to."""
-    pace = read_pace(stage_dir)
-    return pace.describe() if pace else None

@@ -4,11 +4,12 @@ import hashlib
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
-from ftlaunch.recipe import Recipe, Training
+from ftlaunch.recipe import Data, Recipe, Training
 from ftlaunch.recipe.names import is_local
 from ftlaunch.run import digests
 from ftlaunch.safety.redact import redact
@@ -96,11 +97,15 @@ def data_files(recipe: Recipe) -> list[Path]:
     """
     from ftlaunch import rows  # not needed where a run is only looked at
 
-    tables = [
-        data for table in recipe.data.values() for data in (table, rows.for_evaluation(table)) if data is not None
-    ]
-    local = [data for data in tables if is_local(data.path)]
+    local = [data for data in data_read(recipe.data) if is_local(data.path)]
     return sorted({file for data in local for file in rows.data_files(Path(data.path), data.split)})
+
+
+def data_read(tables: Mapping[str, Data]) -> list[Data]:
+    """What is read by data tables: their own rows, and those for evaluation."""
+    from ftlaunch import rows
+
+    return [data for table in tables.values() for data in (table, rows.for_evaluation(table)) if data is not None]
 
 
 def template_files(recipe: Recipe) -> set[Path]:

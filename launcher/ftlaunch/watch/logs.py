@@ -24,8 +24,7 @@ def choose(run: RunDir, stage: str | None, number: int | None) -> Attempt | None
 
     UserError where there is no such stage or attempt.
     """
-    steps = run.stage_dirs() if stage is None else [find_stage(run, stage)]
-    started = [step for step in steps if step.all_attempts()]
+    started = [step for step in _stages(run, stage) if step.all_attempts()]
     if not started:
         return None
     attempts = started[-1].all_attempts()
@@ -162,12 +161,11 @@ def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
 
     What a job died of before it could make an attempt comes first.
     """
-    steps = run.stage_dirs() if stage is None else [find_stage(run, stage)]
+    attempts = [attempt for step in _stages(run, stage) for attempt in step.all_attempts()]
     if number is None and (early := _died_early(run, stage)):
         return early
-    for attempt in _newest_first(steps):
-        failure = read_failure(attempt) if number in {None, attempt.number} else None
-        if failure:
+    for attempt in reversed(attempts):
+        if number in {None, attempt.number} and (failure := read_failure(attempt)):
             return failure
     now = next((one for one in read_status(run).stages if one.state != "done"), None)
     stands = f"; {now.name} is {now.state}: {now.note}" if now and now.note else ""
@@ -178,11 +176,11 @@ def first_error(run: RunDir, stage: str | None, number: int | None) -> Failure:
 
 def _died_early(run: RunDir, stage: str | None) -> Failure | None:
     """What ended the job of the stage asked for, or of the one whose turn it is, before its processes started."""
-    steps = run.stage_dirs() if stage is None else [find_stage(run, stage)]
-    step = next((step for step in steps if not step.result.exists()), None)
+    step = next((step for step in _stages(run, stage) if not step.result.exists()), None)
     return backends.of(run).last_words(step) if step else None
 
 
-def _newest_first(steps: list[StageDir]) -> Iterator[Attempt]:
-    for step in reversed(steps):
-        yield from reversed(step.all_attempts())
+def _stages(run: RunDir, name: str | None) -> list[StageDir]:
+    """The stage of a name, or all of a run. UserError where there is none of that name."""
+    stages = run.stage_dirs()
+    return stages if name is None else [find_stage(run.path.name, stages, name)]
