@@ -13,11 +13,10 @@ from ftlaunch.backend.slurm.request import Batch, executor
 from ftlaunch.backend.slurm.submit import leading_to, private
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.plan.plan import Plan, PlannedStage
-from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft, Stage
+from ftlaunch.plan.plan import Plan, PlannedStage, make_specs
+from ftlaunch.recipe import Data, Model, Parallel, Recipe, Sft, Stage
 from ftlaunch.run.files import sync, write_atomic, write_json
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.run.spec import StageSpec
 
 STAGE = "01-sft"
 POLL_SECONDS = 1.0
@@ -31,7 +30,7 @@ class NodeJob:
         self.run_dir = RunDir(folder)
         self.cluster = cluster
         self.nodes = nodes
-        self.stage = stage or Sft(data="none")
+        self.stage = stage or Sft(data="none", batch_size=nodes)
         self.id: str | None = None
         paths.jobs(self.stage_dir).mkdir(parents=True)
         write_json(self.run_dir.plan, self.plan)
@@ -45,20 +44,14 @@ class NodeJob:
 
     @cached_property
     def plan(self) -> Plan:
-        recipe = Recipe(name="ftlaunch", model=Model(path="none"), stage=[self.stage])
-        spec = StageSpec(
-            name=recipe.name,
-            stage=recipe.stage[0],
-            model=recipe.model,
-            adapter=recipe.adapter,
-            optimizer=Optimizer(),
+        recipe = Recipe(
+            name="ftlaunch",
+            model=Model(path="none"),
+            data={"none": Data(path="none")},
             parallel=Parallel(nodes=self.nodes),
-            data={},
-            seed=0,
-            deterministic=False,
-            world_size=self.nodes,
-            training_hash="",
+            stage=[self.stage],
         )
+        (spec,) = make_specs(recipe).values()
         planned = PlannedStage(name=STAGE, spec=spec, files={}, command=[], env={}, notes={})
         return Plan(name=recipe.name, run_dir=str(self.run_dir.path), recipe=recipe, stages=[planned])
 
