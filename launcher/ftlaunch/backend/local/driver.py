@@ -4,7 +4,6 @@ import math
 import socket
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 from ftlaunch.backend import runs, supervisor, watchdog
@@ -16,7 +15,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import write_json
-from ftlaunch.run.layout import Attempt, RunDir, StageDir
+from ftlaunch.run.layout import RunDir
 from ftlaunch.run.preparing import read_preparing
 from ftlaunch.run.progress import MetricsTail, duration
 
@@ -75,12 +74,31 @@ class _Driver(StageDriver):
         self.display.say(f"{stage_dir.name}  attempt {attempt.number}, {count} process{'es' if count > 1 else ''}")
         began = time.time()
         metrics = MetricsTail(stage_dir.metrics, since=began)
+        # With an infinite floor a step may take any time on a user's own machine: the only hang is a rank that is
+        # stopped while the others wait for it.
+        watch = HangWatch(stage_dir, math.inf, partial(watchdog.one_holds_up_others, attempt, range(count)))
+        has_said = False
+
+        def poll() -> supervisor.Order:
+            """Show metrics, pass on what signals ask for, notice a hang: all along while the stage runs."""
+            nonlocal has_said
+            self.display.show(metrics.read())
+            if preparing := read_preparing(stage_dir.preparing):
+                self.display.prepare(preparing.describe())
+            # Ranks have sessions of their own, so a Ctrl-C never reaches them: the file passes it on.
+            if self.interrupts.wish == "stop" and not stage_dir.stop.exists():
+                stage_dir.stop.touch()
+            if not has_said and stage_dir.stop.exists():
+                has_said = True
+                again = "; Ctrl-C again to kill" if self.interrupts.by_keyboard else ""
+                self.display.say(f"{stage_dir.name}  saving and stopping{again}")
+            if silent := watch.poll():
+                states = watchdog.interrogate(attempt, socket.gethostname(), range(count))
+                write_json(attempt.error, watchdog.failure(attempt, silent, states))
+                return "kill"
+            return "kill" if self.interrupts.wish == "kill" else "go on"
+
         with self.display.stage(stage_dir.name):
-            ranks = range(count)
-            # With an infinite floor a step may take any time on a user's own machine: the only hang is a rank that is
-            # stopped while the others wait for it.
-            watch = HangWatch(stage_dir, math.inf, partial(watchdog.one_holds_up_others, attempt, ranks))
-            poll = _Poll(self, stage_dir, metrics, attempt, watch, ranks)
             outcome = supervisor.run_attempt(planned, stage_dir, attempt, variables, poll)
             # The last steps come after the last poll.
             self.display.show(metrics.read())
@@ -92,34 +110,3 @@ class _Driver(StageDriver):
     def _is_asked_to_stop(self) -> bool:
         """Whether a signal or a stop file asks for it; stop files from before are gone, removed by the lock's taker."""
         return self.interrupts.wish != "go on" or any(stage_dir.stop.exists() for stage_dir in self.run.stage_dirs())
-
-
-@dataclass
-class _Poll:
-    """What is done all along while a stage runs: show its metrics, pass on what signals ask for, notice a hang."""
-
-    driver: _Driver
-    stage_dir: StageDir
-    metrics: MetricsTail
-    attempt: Attempt
-    watch: HangWatch
-    ranks: range
-    has_said: bool = False
-
-    def __call__(self) -> supervisor.Order:
-        interrupts = self.driver.interrupts
-        self.driver.display.show(self.metrics.read())
-        if preparing := read_preparing(self.stage_dir.preparing):
-            self.driver.display.prepare(preparing.describe())
-        # Ranks have sessions of their own, so a Ctrl-C never reaches them: the file passes it on.
-        if interrupts.wish == "stop" and not self.stage_dir.stop.exists():
-            self.stage_dir.stop.touch()
-        if not self.has_said and self.stage_dir.stop.exists():
-            self.has_said = True
-            again = "; Ctrl-C again to kill" if interrupts.by_keyboard else ""
-            self.driver.display.say(f"{self.stage_dir.name}  saving and stopping{again}")
-        if silent := self.watch.poll():
-            states = watchdog.interrogate(self.attempt, socket.gethostname(), self.ranks)
-            write_json(self.attempt.error, watchdog.failure(self.attempt, silent, states))
-            return "kill"
-        return "kill" if interrupts.wish == "kill" else "go on"
