@@ -2,16 +2,13 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ftlaunch.backend.driving import Driven
+from ftlaunch.backend.protocol import Backend
+from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.processes import lock
 from ftlaunch.run.layout import RunDir
-
-if TYPE_CHECKING:
-    from ftlaunch.backend.driving import Driven
-    from ftlaunch.backend.protocol import Backend
-    from ftlaunch.cluster.vocabulary import Cluster
 
 PACKAGES = (
     "local",
@@ -20,17 +17,17 @@ PACKAGES = (
 """The packages of backends. Each chooses in its turn, and may leave a run to those before it."""
 
 
-def of(run: RunDir) -> "Backend":
+def of(run: RunDir) -> Backend:
     """The backend that a run was started by last, or was written for."""
     return _chosen(run, None)
 
 
-def on(cluster: "Cluster | None") -> "Backend":
+def on(cluster: Cluster | None) -> Backend:
     """The backend of a profile; without one: here, on this machine or, in a job of the user's, on its nodes."""
     return _chosen(None, cluster)
 
 
-def _chosen(run: RunDir | None, cluster: "Cluster | None") -> "Backend":
+def _chosen(run: RunDir | None, cluster: Cluster | None) -> Backend:
     found: Backend | None = None
     for name in PACKAGES:
         found = import_module(f"ftlaunch.backend.{name}").choose(run, cluster, found)
@@ -38,17 +35,15 @@ def _chosen(run: RunDir | None, cluster: "Cluster | None") -> "Backend":
     return found
 
 
-def driven(run: RunDir) -> "Driven":
+def driven(run: RunDir) -> Driven:
     """The backend of a run that is driven from here. UserError where the run is a cluster's."""
-    from ftlaunch.backend.driving import Driven
-
     backend = of(run)
     if not isinstance(backend, Driven):
         raise UserError(f"{run.path} is a cluster's to run", "add --cluster NAME, or name another folder with --dir")
     return backend
 
 
-def claim(run: RunDir, backend: "Backend", source: Path | None = None) -> None:
+def claim(run: RunDir, backend: Backend, source: Path | None = None) -> None:
     """Note in a run's folder that the run goes on by a backend from here; see `Backend.claim`."""
     before = of(run)
     backend.claim(run, source)
@@ -56,7 +51,7 @@ def claim(run: RunDir, backend: "Backend", source: Path | None = None) -> None:
         before.release(run)
 
 
-def move(run: RunDir, backend: "Backend") -> None:
+def move(run: RunDir, backend: Backend) -> None:
     """Have a run that is at rest go on elsewhere. UserError where it is being driven or submitted."""
     # A driver on this machine and a submission both hold the lock while they rely on these files.
     with lock.hold(run):

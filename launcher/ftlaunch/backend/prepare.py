@@ -2,12 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ftlaunch.backend import backends, runs
 from ftlaunch.backend.folders import make_private_folder, write_files
 from ftlaunch.backend.protocol import Backend
 from ftlaunch.errors import UserError
+from ftlaunch.load import Loaded
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
 from ftlaunch.run import provenance
@@ -16,11 +16,8 @@ from ftlaunch.run.layout import RunDir
 from ftlaunch.safety import trust
 from ftlaunch.safety.redact import has_secret
 
-if TYPE_CHECKING:
-    from ftlaunch.rules import Loaded
 
-
-def prepare(plan: Plan, loaded: "Loaded", backend: Backend) -> RunDir:
+def prepare(plan: Plan, loaded: Loaded, backend: Backend) -> RunDir:
     """Write the folder of a planned run, or find it where this very run has finished already.
 
     `backend` is where it will run.
@@ -82,7 +79,7 @@ def first_changed(before: Plan, after: Plan) -> PlannedStage | None:
     return after.stages[-1] if len(known) > len(after.stages) else None
 
 
-def write_plan(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend) -> None:
+def write_plan(run: RunDir, plan: Plan, loaded: Loaded, backend: Backend) -> None:
     """The files of a run as a whole, and those of each of its stages."""
     write_atomic(run.recipe, loaded.text)
     write_json(run.resolved, plan.recipe)

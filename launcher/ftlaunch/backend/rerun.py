@@ -2,19 +2,16 @@
 
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ftlaunch.backend import backends, runs
 from ftlaunch.backend.prepare import first_changed, write_plan
 from ftlaunch.backend.protocol import Backend
 from ftlaunch.errors import UserError
+from ftlaunch.load import Loaded
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import lock
 from ftlaunch.run.changes import NAMED, changed_under
 from ftlaunch.run.layout import RunDir
-
-if TYPE_CHECKING:
-    from ftlaunch.rules import Loaded
 
 
 def obsolete_stages(run: RunDir, plan: Plan, stage: str) -> list[str]:
@@ -57,7 +54,7 @@ def _require_same_files(run: RunDir, kept: Sequence[PlannedStage]) -> None:
             )
 
 
-def rerun_from(run: RunDir, plan: Plan, loaded: "Loaded", backend: Backend, removed: list[str]) -> None:
+def rerun_from(run: RunDir, plan: Plan, loaded: Loaded, backend: Backend, removed: list[str]) -> None:
     """Remove stages and write the plan that the run goes on by, here or on a cluster. UserError where it is running."""
     if not backends.of(run).is_over(run):
         raise UserError(f"{run.path.name} is running", f"end it first: ftlaunch stop {run.in_shell}")
