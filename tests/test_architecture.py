@@ -140,8 +140,8 @@ FLOORS = {
     ),
     "ftlaunch.run": (
         "__init__ files spec tail",
-        "digests layout preparing records",
-        "outputs pace progress provenance saves",
+        "digests layout records",
+        "outputs pace progress provenance",
         "changes snapshot",
     ),
     "ftlaunch.watch": (

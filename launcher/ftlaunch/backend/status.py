@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, cast
 
+import msgspec
 from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.run import progress
-from ftlaunch.run.files import why_unwritable
+from ftlaunch.run.files import read_if_sound, why_unwritable
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.pace import read_pace
-from ftlaunch.run.preparing import read_preparing
-from ftlaunch.run.records import read_verdict
-from ftlaunch.run.saves import failing_saves
+from ftlaunch.run.records import SaveFailure, read_verdict
 
 State = Literal[
     "waiting", "queued", "running", "suspended", "done", "stopped", "cancelled", "failed", "interrupted", "unknown"
@@ -64,6 +63,8 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     """Files of data and base that are not what they were when the run began; where they were looked at."""
 
 
+OVERDUE = 2
+"""Checkpoints may be missing, as a save that is slow lets the next one be passed over, but not so many."""
 STALLED_SECONDS, STALLED_PAUSES = 20.0, 3.0
 """A step that takes so long, and so many times the longest pause of its attempt, is told."""
 # Hence the cast: `step` is a required key of an entry, and before the first step there is none.
@@ -74,11 +75,11 @@ def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None)
     """The status of a stage with what its metrics tell."""
     entries = progress.newest(stage_dir.metrics)
     last = next((entry for entry in reversed(entries) if not progress.is_evaluation(entry)), _NOTHING)
-    if state == "running" and note is None and (preparing := read_preparing(stage_dir.preparing)):
+    if state == "running" and note is None and (preparing := progress.read_preparing(stage_dir.preparing)):
         note = preparing.describe()
     checkpoint = newest_checkpoint(stage_dir)
     if state in ("running", "unknown") and "step" in last:
-        notes = [note, failing_saves(stage_dir, last["step"], checkpoint)]
+        notes = [note, _failing_saves(stage_dir, last["step"], checkpoint)]
         if state == "running":
             notes.append(_stalled(stage_dir, entries) or ((pace := read_pace(stage_dir)) and pace.describe()))
         note = "; ".join(filter(None, notes)) or None
@@ -94,6 +95,34 @@ def measured(stage_dir: StageDir, attempts: int, state: State, note: str | None)
         note=note,
         warnings=read_verdict(stage_dir.probe).get("warnings", []),
     )
+
+
+class _Stage(Struct, frozen=True):
+    # A merge or an evaluation has no such key, as it saves nothing on the way.
+    save_every: int | None = None
+
+
+class _Spec(Struct, frozen=True):
+    """The part of step.json that says how often a stage saves."""
+
+    stage: _Stage
+
+
+def _failing_saves(stage_dir: StageDir, step: int, checkpoint: str | None) -> str | None:
+    """What is wrong with the saves of a stage that has taken so many steps; None where they come as they should.
+
+    A disk that takes no checkpoint may not take a word about it either: then the steps since the newest one tell.
+    """
+    # "…/step-00000100" → 100.
+    saved = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    failure = read_if_sound(stage_dir.save_failure, SaveFailure)
+    since = f"the newest checkpoint is of step {saved}" if checkpoint else "there is no checkpoint yet"
+    if failure is not None:
+        return f"step {failure.step} could not be saved: {failure.cause}; {since}"
+    every = msgspec.json.decode(stage_dir.step.read_bytes(), type=_Spec).stage.save_every
+    if every is None or step - saved <= OVERDUE * every:
+        return None
+    return f"saves fail or are slow: one is due every {every} steps, and {since}: see ftlaunch logs --rank 0"
 
 
 def _stalled(stage_dir: StageDir, entries: Sequence[progress.Entry]) -> str | None:

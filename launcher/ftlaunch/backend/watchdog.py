@@ -11,8 +11,7 @@ from msgspec import Struct
 from ftlaunch import processes
 from ftlaunch.processes.outcome import Failure
 from ftlaunch.run.layout import Attempt, StageDir
-from ftlaunch.run.preparing import read_preparing
-from ftlaunch.run.progress import MetricsTail
+from ftlaunch.run.progress import MetricsTail, read_preparing
 
 PATIENCE = 4.0
 """Times the longest pause between two steps so far, an evaluation or a save included, that a step may take."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.run.files import cache_folder, write_atomic
+from ftlaunch.run.files import cache_folder, read_if_sound, write_atomic
 
 THREADS = 4
 """Files that are read at the same time: hashing leaves the interpreter's lock."""
@@ -29,7 +29,8 @@ def sha256(path: Path) -> str:
     path = path.resolve()
     identity = _identity(path)
     place = _place(path)
-    if (kept := _read(place)) and kept.identity == identity:
+    # A torn entry, or one of another version, only costs another reading of the file.
+    if (kept := read_if_sound(place, _Kept)) and kept.identity == identity:
         return kept.sha256
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -45,7 +46,7 @@ def sha256(path: Path) -> str:
 def is_kept(path: Path) -> bool:
     """Whether the digest of a file as it is now is known without reading it."""
     path = path.resolve()
-    kept = _read(_place(path))
+    kept = read_if_sound(_place(path), _Kept)
     return kept is not None and kept.identity == _identity(path)
 
 
@@ -67,11 +68,3 @@ def _identity(path: Path) -> tuple[int, ...]:
     """What changes with a file's content, without its device: that has other numbers on other nodes."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _read(place: Path) -> _Kept | None:
-    try:
-        return msgspec.json.decode(place.read_bytes(), type=_Kept)
-    # A torn entry, or one of another version, only costs another reading of the file.
-    except (OSError, msgspec.DecodeError):
-        return None

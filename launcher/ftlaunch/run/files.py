@@ -92,6 +92,14 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         return None
 
 
+def read_if_sound(path: Path, kind: type[T]) -> T | None:
+    """What a file holds; None where that cannot be read, or is something else, such as another version's."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
 def write_first(path: Path, value: Any) -> bool:
     """`write_json`, unless somebody else has written the file already; returns whether nobody had."""
     partial = temporary_path(path)

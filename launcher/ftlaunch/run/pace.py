@@ -2,9 +2,9 @@
 
 from statistics import median_low
 
-import msgspec
 from msgspec import Struct
 
+from ftlaunch.run.files import read_if_sound
 from ftlaunch.run.layout import StageDir
 
 SLOW = 1.5
@@ -63,7 +63,4 @@ class Pace(Struct, frozen=True, kw_only=True):
 def read_pace(stage_dir: StageDir) -> Pace | None:
     """Return the pace of the newest attempt; None where it has not told any."""
     attempts = stage_dir.all_attempts()
-    try:
-        return msgspec.json.decode(attempts[-1].pace.read_bytes(), type=Pace) if attempts else None
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
+    return read_if_sound(attempts[-1].pace, Pace) if attempts else None

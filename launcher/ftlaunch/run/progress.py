@@ -1,4 +1,4 @@
-"""How far a stage has come, read from its metrics.jsonl."""
+"""How far a stage has come: with its rows before its first step, and with its steps by its metrics.jsonl."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import cast
 
-from ftlaunch.run.files import decode_line
+from msgspec import Struct
+
+from ftlaunch.run.files import decode_line, read_json
 from ftlaunch.run.records import StepMetrics
 from ftlaunch.run.tail import Tail
 
@@ -88,6 +90,25 @@ def newest(path: Path) -> list[Entry]:
         lines = file.read().split(b"\n")
     # The seek mostly ends within a line; what is left of that is no JSON object and is dropped.
     return [entry for line in lines if (entry := _parse(line.decode(errors="replace"))) is not None]
+
+
+class Preparing(Struct, frozen=True, kw_only=True):
+    """What `preparing.json` holds while rows are tokenized."""
+
+    data: str
+    """The data set's path."""
+    rows: int
+    """Tokenized so far."""
+    rows_per_second: float
+
+    def describe(self) -> str:
+        """One line: `tokenizing facts.jsonl: 123,904 rows, 4,120 a second`."""
+        return f"tokenizing {Path(self.data).name}: {self.rows:,} rows, {self.rows_per_second:,.0f} a second"
+
+
+def read_preparing(path: Path) -> Preparing | None:
+    """What a stage is at before its first step; None where it is at nothing that it tells of."""
+    return read_json(path, Preparing)
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from ftlaunch.errors import UserError
 from ftlaunch.recipe import Data
 from ftlaunch.run.files import write_json
-from ftlaunch.run.preparing import Preparing
+from ftlaunch.run.progress import Preparing
 from fttrain.data import tokens
 from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.distributed.world import World

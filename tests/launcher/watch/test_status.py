@@ -18,7 +18,7 @@ from ftlaunch.processes import Identity, lock
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.pace import Pace
-from ftlaunch.run.preparing import Preparing
+from ftlaunch.run.progress import Preparing
 from ftlaunch.run.records import SaveFailure
 from ftlaunch.watch.status import is_over, read_status
 

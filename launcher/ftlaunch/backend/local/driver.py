@@ -16,8 +16,7 @@ from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes.signals import StopSignals
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
-from ftlaunch.run.preparing import read_preparing
-from ftlaunch.run.progress import MetricsTail, duration
+from ftlaunch.run.progress import MetricsTail, duration, read_preparing
 
 LOOPBACK_SECONDS = 5.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.run.files import cache_folder, write_json
+from ftlaunch.run.files import cache_folder, read_if_sound, write_json
 
 
 class Measured(Struct, frozen=True):
@@ -28,10 +28,7 @@ def place() -> Path:
 
 def read() -> Measured | None:
     """What was measured on this machine; None where nothing was, or where it cannot be read."""
-    try:
-        return msgspec.json.decode(place().read_bytes(), type=Measured)
-    except (OSError, msgspec.DecodeError):
-        return None
+    return read_if_sound(place(), Measured)
 
 
 def keep(said: bytes) -> Measured:
