@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 import msgspec
-from msgspec import Struct
 
 from ftlaunch import processes
 from ftlaunch.backend import runs
@@ -14,7 +13,7 @@ from ftlaunch.backend.slurm.queue import Answer, Entry
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
 from ftlaunch.processes import lock
 from ftlaunch.processes.outcome import Failure, Stopped, read_outcome
-from ftlaunch.run.files import last_lines, read_json, why_unwritable
+from ftlaunch.run.files import last_lines, why_unwritable
 from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StageDir
 
 ALIVE: dict[str, State] = {
@@ -110,7 +109,7 @@ def _before_this(stage_dir: StageDir, entry: Entry | None) -> str | None:
     attempts = stage_dir.all_attempts()
     waits = entry is not None and entry.state in queue.WAITING
     for attempt in reversed(attempts):
-        decided = read_json(paths.ended(attempt), _Decided)
+        decided = restart_policy.read_ended(attempt)
         if decided is not None:
             goes_on = decided.restarted or waits or attempt is not attempts[-1]
             return f"attempt {attempt.number} {decided.cause}: {decided.reason}" if goes_on else None
@@ -218,21 +217,15 @@ def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
     return "unknown", silent
 
 
-class _Decided(Struct, frozen=True):
-    restarted: bool
-    reason: str = ""
-    cause: str = ""
-
-
 def is_final(attempt: Attempt) -> bool:
     """Whether an attempt was concluded, and the stage not started again after it."""
-    decided = read_json(paths.ended(attempt), _Decided)
+    decided = restart_policy.read_ended(attempt)
     return decided is not None and not decided.restarted
 
 
 def _given_up(attempt: Attempt) -> str | None:
     """Why no other attempt follows one that was concluded; None where that was not decided here."""
-    decided = read_json(paths.ended(attempt), _Decided)
+    decided = restart_policy.read_ended(attempt)
     return decided.reason.partition(f"{restart_policy.GIVEN_UP}: ")[2] or None if decided else None
 
 

@@ -10,6 +10,7 @@ from tests.launcher.acted import write_run
 from ftlaunch.backend.slurm import causes, jobs, paths, queue, reasons, submit
 from ftlaunch.backend.slurm.messages import MadeBy
 from ftlaunch.backend.slurm.queue import Job, Submission
+from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.backend.slurm.stage_job import StageJob
 from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster.vocabulary import Cluster
@@ -266,14 +267,29 @@ def test_what_a_job_died_of_is_in_its_output(run: RunDir, tmp_path: Path) -> Non
     assert next(iter(logs.read(run, None, None, None))) == "[job] /x/python: No module named submitit"
 
 
+def ended(reason: str) -> AttemptRecord:
+    """How an attempt is on record that is not started again."""
+    return AttemptRecord(
+        job="7",
+        restart=0,
+        nodes=["n1"],
+        cause="failed",
+        step=3,
+        checkpoint=None,
+        lost=[],
+        restarted=False,
+        reason=reason,
+    )
+
+
 def test_a_site_that_cleans_up_slowly_keeps_no_cause_back(run: RunDir, tmp_path: Path) -> None:
     says(tmp_path, FIRST.format("COMPLETING", "None"))
     attempt = run.stage_dir("01-sft").new_attempt(made_by=MadeBy(job="7", restart=0))
     write_json(attempt.error, Failure(rank=0, type="MemoryError", message="out of memory", log=""))
     assert _first(read_status(run)) == ("running", None)
-    write_json(paths.ended(attempt), {"restarted": False, "reason": "failed; SLURM sees to the job itself"})
+    write_json(paths.ended(attempt), ended("failed; SLURM sees to the job itself"))
     assert _first(read_status(run)) == ("running", None)  # which SLURM may put back
-    write_json(paths.ended(attempt), {"restarted": False, "reason": "failed; not started again: it ran out of memory"})
+    write_json(paths.ended(attempt), ended("failed; not started again: it ran out of memory"))
     assert _first(read_status(run)) == ("failed", "rank 0: out of memory")
     with pytest.raises(UserError, match="SLURM still cleans up after it"):
         submit.refuse_twice(run)
@@ -293,7 +309,7 @@ def test_what_stopped_a_stage_that_nobody_asked_to_stop_is_told(
     says(tmp_path, FIRST.format(*said))
     attempt = run.stage_dir("01-sft").new_attempt(made_by=MadeBy(job="7", restart=0))
     write_json(attempt.stopped, {"reason": "asked", "step": 3})
-    write_json(paths.ended(attempt), {"restarted": False, "reason": reason})
+    write_json(paths.ended(attempt), ended(reason))
     state, note = _first(read_status(run))
     assert state == "stopped"
     assert told in (note or "")
