@@ -23,11 +23,7 @@ def all_runs() -> list[RunDir]:
     # A hidden folder is a run that `prepare` is still writing, or was writing when it was killed.
     readable = [path for path in HOME.iterdir() if os.access(path, os.X_OK, effective_ids=True)]
     folders = [path for path in readable if is_run(path) and not path.name.startswith(".")]
-    return [RunDir(path.absolute()) for path in sorted(folders, key=_age)]
-
-
-def _age(path: Path) -> float:
-    return (path / "plan.json").stat().st_mtime
+    return [RunDir(path.absolute()) for path in sorted(folders, key=lambda path: (path / "plan.json").stat().st_mtime)]
 
 
 def is_run(path: Path) -> bool:

@@ -111,12 +111,12 @@ def logs(
     Example: ftlaunch logs -f my-run --rank 0
     """
     from ftlaunch.backend import runs
-    from ftlaunch.processes.outcome import describe_in_full
+    from ftlaunch.processes.outcome import describe_failure
     from ftlaunch.watch import logs
 
     folder = runs.find(run)
     if first_error:
-        print(describe_in_full(logs.first_error(folder, stage, attempt)))
+        print(describe_failure(logs.first_error(folder, stage, attempt), in_full=True))
     elif follow:
         with contextlib.suppress(KeyboardInterrupt):  # it stops the following, not the run
             _print(logs.follow(folder, stage, attempt, rank, node))

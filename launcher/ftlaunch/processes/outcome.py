@@ -140,17 +140,14 @@ def peers_are_being_ended(attempt: Attempt) -> bool:
     return "closing signal" in text and "death signal" not in text
 
 
-def describe_failure(failure: Failure) -> str:
-    """The error for a person who watches: the end of the traceback too, unless the mistake is the user's."""
-    return _describe(failure, [] if failure.user_error else failure.traceback.rstrip().splitlines()[-SHOWN_LINES:])
+def describe_failure(failure: Failure, *, in_full: bool = False) -> str:
+    """The error for a person who watches, with the end of its traceback unless the mistake is the user's.
 
-
-def describe_in_full(failure: Failure) -> str:
-    """The error for a person who looks into it, with the whole traceback."""
-    return _describe(failure, failure.traceback.rstrip().splitlines())
-
-
-def _describe(failure: Failure, traceback: list[str]) -> str:
+    `in_full`: for one who looks into it, with the whole traceback.
+    """
+    traceback = failure.traceback.rstrip().splitlines()
+    if not in_full:
+        traceback = [] if failure.user_error else traceback[-SHOWN_LINES:]
     says_all = failure.user_error or failure.type in failure.message
     what = failure.message if says_all else f"{failure.type}: {failure.message}"
     remedy = [f"  → {failure.remedy}"] if failure.remedy else []

@@ -25,16 +25,12 @@ def describe(run: RunDir) -> str:
     stage_dir = StageDir(path.parent)
     is_reward = (path / REWARD_HEAD).exists()
     kind = "adapter" if (path / "adapter_config.json").exists() else "model"
-    merged = [f"  {told}"] if path == stage_dir.model and (told := _read_merged(stage_dir)) else []
+    # None where another version of ftlaunch has written it.
+    result = read_result(stage_dir.result, "merge") if path == stage_dir.model else None
+    merged = [f"  {describe_merge(result)}"] if isinstance(result, MergeResult) else []
     try_it = [] if is_reward else [f'  try it: ftlaunch chat {shlex.quote(str(path))} --prompt "…"']
     what = f"{'merged ' if path == stage_dir.model else ''}{'reward ' if is_reward else ''}{kind}"
     return "\n".join([f"{what}: {path}", *merged, *try_it])
-
-
-def _read_merged(stage_dir: StageDir) -> str | None:
-    """The comparison in a merge's result, in words; None where another version of ftlaunch has written it."""
-    result = read_result(stage_dir.result, "merge")
-    return describe_merge(result) if isinstance(result, MergeResult) else None
 
 
 def describe_merge(result: MergeResult) -> str:

@@ -68,17 +68,13 @@ def _require_owner(path: Path) -> None:
             f"{path} belongs to {_name(status.st_uid)}, and what is loaded or run must belong to you or root",
             f"copy it to a folder of your own, or take it over: chown -R {_name(os.geteuid())} {path}",
         )
-    others = [who for who, may in _others(status).items() if may]
-    if others:
+    by_group = bool(status.st_mode & stat.S_IWGRP) and not _is_private_group(status.st_gid, status.st_uid)
+    may_write = {"its group": by_group, "everyone": bool(status.st_mode & stat.S_IWOTH)}
+    if others := [who for who, may in may_write.items() if may]:
         raise UserError(
             f"{path} can be written by {' and '.join(others)}, and only you may change what is loaded or run",
             f"chmod -R go-w {path}",
         )
-
-
-def _others(status: os.stat_result) -> dict[str, bool]:
-    by_group = bool(status.st_mode & stat.S_IWGRP) and not _is_private_group(status.st_gid, status.st_uid)
-    return {"its group": by_group, "everyone": bool(status.st_mode & stat.S_IWOTH)}
 
 
 def _require_unswappable(folder: Path) -> None:

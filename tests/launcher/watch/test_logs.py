@@ -10,7 +10,7 @@ from tests.launcher.acted import write_run
 
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity, lock
-from ftlaunch.processes.outcome import describe_failure, describe_in_full
+from ftlaunch.processes.outcome import describe_failure
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir
 from ftlaunch.run.tail import CHUNK, Tail
@@ -127,7 +127,7 @@ def test_the_first_error_is_that_of_the_newest_failed_attempt(run: RunDir) -> No
     attempt_of(run, "02-sft")
     assert logs.first_error(run, None, None).message == "bang"
     failure = logs.first_error(run, "01-sft", 1)
-    told = describe_in_full(failure).splitlines()
+    told = describe_failure(failure, in_full=True).splitlines()
     assert (told[0], told[1], told[-1]) == ("error: rank 1: E: boom", "    line 0", "  log: /l/rank1.log")
     assert (len(told), len(describe_failure(failure).splitlines())) == (32, 10)
 
