@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.conftest import write_rows
 
 from ftlaunch.load import Loaded, load_recipe
-from ftlaunch.recipe import Pairwise, Stage
+from ftlaunch.recipe.stages import Pairwise, Stage
 from ftlaunch.recipe.types import kinds
 from ftlaunch.rules.compatibility import EVERYTHING, MAIN, Choices, complete, refusals
 from ftlaunch.rules.compatibility.axes import BY_NAME, Combination

@@ -110,11 +110,11 @@ FLOORS = {
         "guard lock trainer",
     ),
     "ftlaunch.recipe": (
-        "names types",
+        "__init__ names types",
         "adapter data model noise track",
         "stages",
         "recipe",
-        "__init__ schema",
+        "schema",
     ),
     "ftlaunch.rows": (
         "template",

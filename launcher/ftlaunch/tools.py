@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 
 WeightFormat = Literal["int", "ternary", "nf4", "fp4"]
 Granularity = Literal["tensor", "channel", "group"]

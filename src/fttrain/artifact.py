@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Full, Model, Noise, NoNoise, Saturated, replaces
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.names import holds
+from ftlaunch.recipe.noise import Noise, NoNoise, Saturated, replaces
 from ftlaunch.run.files import folder_by_rename, write_json
 from ftlaunch.run.layout import CARD, REWARD_HEAD, StageDir
 from ftlaunch.run.spec import StageSpec

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Training
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.spec import StageSpec
 from fttrain.data.batches import Layout, MicroBatch
 from fttrain.distributed.world import World

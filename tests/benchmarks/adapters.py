@@ -25,7 +25,8 @@ CONTENDERS = ("LoRA", "DoRA", "PEFT's DoRA", "top 8", "LoRA, checkpointed", "top
 
 def plan(name: str, model: str, dtype: str) -> Any:
     """What a contender's process would be told."""
-    from ftlaunch.recipe import Dora, Lora, Sft
+    from ftlaunch.recipe.adapter import Dora, Lora
+    from ftlaunch.recipe.stages import Sft
 
     adapter = Dora() if "DoRA" in name else Lora(layers="top:8" if "top 8" in name else None)
     return duel.bench_step(Sft(data="rows", batch_size=BATCH), model, adapter, micro_batch_size=BATCH, dtype=dtype)
@@ -64,7 +65,7 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
     """Micro-batches of a step each, packed."""
     import torch
 
-    from ftlaunch.recipe import Data
+    from ftlaunch.recipe.data import Data
     from fttrain.data.batches import split_batch
     from fttrain.data.chat import Encoder
     from fttrain.data.token_set import token_set

@@ -68,7 +68,9 @@ def bench_step(
     stage: Any, model: str, adapter: Any = None, *, micro_batch_size: int | None = None, dtype: Any = "bf16"
 ) -> Any:
     """A step of ours as a run folder would hold it: one process, an adapter (LoRA if none is given), a CPU."""
-    from ftlaunch.recipe import Lora, Model, Optimizer, Parallel
+    from ftlaunch.recipe.adapter import Lora
+    from ftlaunch.recipe.model import Model
+    from ftlaunch.recipe.stages import Optimizer, Parallel
     from ftlaunch.run.spec import StageSpec
 
     return StageSpec(

@@ -56,7 +56,11 @@ def write_run(kind: str, model: str, data: Path, folder: Path) -> Path:
     """A run folder with one stage over GSM8K's pairs or questions; returns the stage's folder."""
     from tests.faults.ranks import write_run
 
-    from ftlaunch.recipe import Data, Dpo, Lora, Model, Parallel, Ppo, Recipe
+    from ftlaunch.recipe.adapter import Lora
+    from ftlaunch.recipe.data import Data
+    from ftlaunch.recipe.model import Model
+    from ftlaunch.recipe.recipe import Recipe
+    from ftlaunch.recipe.stages import Dpo, Parallel, Ppo
 
     pairs = (data / "gsm8k_pairs.jsonl").read_text().splitlines()[:64]
     (folder / "rows.jsonl").write_text("\n".join(pairs))

@@ -36,7 +36,8 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int, dtyp
     """The DPO stage's own parts, fed with the pairs in order."""
     import torch
 
-    from ftlaunch.recipe import Data, Dpo
+    from ftlaunch.recipe.data import Data
+    from ftlaunch.recipe.stages import Dpo
     from fttrain.adapters import add_frozen, attach
     from fttrain.data.batches import MicroBatch, split_batch
     from fttrain.data.tokens import tokenize

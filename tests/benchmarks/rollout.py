@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ftlaunch.recipe import Ppo
+from ftlaunch.recipe.stages import Ppo
 from fttrain.distributed.world import World
 from fttrain.engine import Engine
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer

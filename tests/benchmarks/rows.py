@@ -65,7 +65,7 @@ def _tokenizer(model: str) -> Any:
 
 def ours(path: str, model: str, cores: int) -> int:
     """Tokens that the stage would train on."""
-    from ftlaunch.recipe import Data
+    from ftlaunch.recipe.data import Data
     from fttrain.data.tokens import tokenize
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
@@ -95,7 +95,7 @@ def theirs(path: str, model: str, cores: int) -> int:
 
 def stop(path: str, model: str, _: int) -> float:
     """Seconds from a stop to the end of the work, once it is well under way."""
-    from ftlaunch.recipe import Data
+    from ftlaunch.recipe.data import Data
     from fttrain.data.prepare import Work
 
     data = Data(path=path, prompt="{question}", completion="{answer}", max_length=1 << 20)

@@ -31,7 +31,11 @@ def write_run(kind: str, model: str, dtype: Any, folder: Path) -> Path:
     """A run folder with one stage of full or LoRA training; returns the stage's folder."""
     from tests.faults.ranks import write_run
 
-    from ftlaunch.recipe import Data, Full, Lora, Model, Parallel, Recipe, Sft
+    from ftlaunch.recipe.adapter import Full, Lora
+    from ftlaunch.recipe.data import Data
+    from ftlaunch.recipe.model import Model
+    from ftlaunch.recipe.recipe import Recipe
+    from ftlaunch.recipe.stages import Parallel, Sft
 
     rows = folder / "rows.jsonl"
     texts = [f"{number} " + "the quick brown fox jumps over the lazy dog " * 12 for number in range(200)]

@@ -40,7 +40,8 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int, dtyp
     """The trainer's own engine, layout and objective, fed with the rows in order."""
     import torch
 
-    from ftlaunch.recipe import Data, Sft
+    from ftlaunch.recipe.data import Data
+    from ftlaunch.recipe.stages import Sft
     from fttrain.adapters import attach
     from fttrain.data.batches import MicroBatch, split_batch
     from fttrain.data.chat import Encoder

@@ -32,7 +32,9 @@ def adapted(model: Path, rows: Path, steps: int, quantization: Any, folder: Path
     """The folder of the model with an adapter trained under `quantization`, merged."""
     from tests.trainer.in_process import make_step, train
 
-    from ftlaunch.recipe import Data, Lora, Merge
+    from ftlaunch.recipe.adapter import Lora
+    from ftlaunch.recipe.data import Data
+    from ftlaunch.recipe.stages import Merge
     from fttrain.merging.merge import find_source, merge
 
     step = make_step(
@@ -55,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ftlaunch.recipe import BitLinear, Qat
+    from ftlaunch.recipe.model import BitLinear, Qat
     from fttrain.evaluation import perplexity as texts
     from fttrain.quant import qat
 

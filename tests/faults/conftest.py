@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.conftest import RECIPE
 
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="session")

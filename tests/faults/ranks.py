@@ -16,7 +16,7 @@ from tests.faults.orders import Fault
 
 from ftlaunch.backend.folders import write_files
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.run.layout import RunDir, StageDir
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.in_process import ALONE, make_data, make_step, start_afresh, train
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Sft
+from ftlaunch.recipe.stages import Sft
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec
 from fttrain import artifact

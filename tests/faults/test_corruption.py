@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.faults.ranks import Ranks, with_parallel, write_run
 
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from fttrain.checkpoint.manifest import newest_first, verify
 
 Damage = Callable[[Path, random.Random], None]

@@ -12,7 +12,7 @@ from tests.faults.test_kills import outcome
 from tests.trainer.conftest import RECIPE, make_pairs
 
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.run.layout import RunDir
 
 SECOND = """

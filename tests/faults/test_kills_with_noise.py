@@ -10,7 +10,7 @@ from tests.faults.orders import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
 
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.run.layout import StageDir
 
 NOISES = {

@@ -9,7 +9,7 @@ from tests.faults.orders import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
 from ftlaunch.errors import STOPPED
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 

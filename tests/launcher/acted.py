@@ -9,7 +9,9 @@ import msgspec
 from ftlaunch.backend import backends
 from ftlaunch.backend.prepare import prepare
 from ftlaunch.plan.plan import Plan, PlannedStage
-from ftlaunch.recipe import Merge, Model, Optimizer, Parallel, Recipe
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Merge, Optimizer, Parallel
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec
 

@@ -8,7 +8,8 @@ import pytest
 
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Adapter, Noise
+from ftlaunch.recipe.adapter import Adapter
+from ftlaunch.recipe.noise import Noise
 from ftlaunch.rules import find_problems
 
 PAGES = sorted((Path(__file__).parents[2] / "recipes" / "guide").glob("*.md"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Full, Virtual
+from ftlaunch.recipe.adapter import Full, Virtual
 from ftlaunch.rules import load_and_check
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))

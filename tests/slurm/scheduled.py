@@ -24,7 +24,9 @@ from ftlaunch.backend.slurm.queue import Entry, read_job
 from ftlaunch.backend.status import RunStatus
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.plan.plan import Plan, PlannedStage
-from ftlaunch.recipe import Model, Optimizer, Parallel, Recipe, Sft
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Optimizer, Parallel, Sft
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance
 from ftlaunch.run.spec import StageSpec

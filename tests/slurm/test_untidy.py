@@ -17,7 +17,7 @@ from ftlaunch.backend.slurm import paths, queue, submit
 from ftlaunch.backend.slurm.queue import Job
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Parallel
+from ftlaunch.recipe.stages import Parallel
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import logs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from fttrain.distributed import precision

@@ -11,7 +11,11 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ftlaunch.recipe import Adapter, Data, Lora, Model, Noise, NoNoise, Optimizer, Pairwise, Parallel, Ppo, Sft
+from ftlaunch.recipe.adapter import Adapter, Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.noise import Noise, NoNoise
+from ftlaunch.recipe.stages import Optimizer, Pairwise, Parallel, Ppo, Sft
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec

@@ -20,7 +20,8 @@ from tests.trainer.hub_cache import forget_opened
 from tests.trainer.in_process import make_data, make_step, train
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Merge, Model
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.run.layout import StageDir
 from fttrain.data.sources import _open
 from fttrain.merging.merge import find_source, merge

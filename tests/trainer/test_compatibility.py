@@ -14,7 +14,7 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
 from tests.specimens import Specimens, covering
 
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.rules import find_problems
 from ftlaunch.rules.compatibility import complete
 from ftlaunch.rules.compatibility.axes import Combination

@@ -13,7 +13,9 @@ from tests.trainer.hub_cache import without_network
 from transformers import AutoConfig, LlamaForSequenceClassification
 
 from ftlaunch.errors import BAD_INPUT, UserError
-from ftlaunch.recipe import Data, Model, Prompt
+from ftlaunch.recipe.adapter import Prompt
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.tools import QuantizeOptions, SuperweightsOptions
 from fttrain import adapters, hub

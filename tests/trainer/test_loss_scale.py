@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from tests.trainer.in_process import make_step
 
 from ftlaunch.plan.launch_config import deepspeed_json
-from ftlaunch.recipe import Data, Dtype, Model, Parallel
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Dtype, Model
+from ftlaunch.recipe.stages import Parallel
 from fttrain.engine import Engine
 
 OVERFLOWS = [False, False, True, False, True, False, True, True, False]

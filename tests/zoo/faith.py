@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from fttrain.data.batches import collate
 from fttrain.data.token_set import Group, Tokens
 from fttrain.model.families import auto_class_in

@@ -19,7 +19,9 @@ from ftlaunch.errors import UserError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan import family
 from ftlaunch.plan.cost import body
-from ftlaunch.recipe import Lora, Merge, Recipe
+from ftlaunch.recipe.adapter import Lora
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.rules import find_problems
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir

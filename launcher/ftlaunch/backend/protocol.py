@@ -18,7 +18,7 @@ from ftlaunch.plan import machine
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.processes import trainer
 from ftlaunch.processes.outcome import Failure
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.tools import ToolOptions
 

@@ -28,7 +28,7 @@ DataName = Annotated[
 ]
 
 if TYPE_CHECKING:
-    from ftlaunch.recipe import Recipe
+    from ftlaunch.recipe.recipe import Recipe
 
 
 def evaluate(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ftlaunch.backend.protocol import Backend
     from ftlaunch.cluster.vocabulary import Cluster
     from ftlaunch.load import Loaded
-    from ftlaunch.recipe import Recipe
+    from ftlaunch.recipe.recipe import Recipe
 
 
 def backend_named(name: str | None, site: list[str] | None) -> "Backend":

@@ -13,7 +13,7 @@ from ftlaunch.errors import Problem, RecipeError, UserError
 from ftlaunch.load import decode, layers
 from ftlaunch.load.messages import as_toml, did_you_mean
 from ftlaunch.load.origins import Source, SourceMap, Toml
-from ftlaunch.recipe import Stage
+from ftlaunch.recipe.stages import Stage
 from ftlaunch.safety import trust
 
 PACKAGE = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.recipe import Training
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.files import read_json, read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.records import RowLosses, StepMetrics, TrainingResult

@@ -14,7 +14,8 @@ from ftlaunch.errors import UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.layers import OfSweep
 from ftlaunch.plan.plan import Plan, make_plan
-from ftlaunch.recipe import Sweep, Training
+from ftlaunch.recipe.recipe import Sweep
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.spec import StageSpec
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._=,-]+")

@@ -11,7 +11,7 @@ from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import decode, layers, paths
 from ftlaunch.load.layers import BASE, Layer
 from ftlaunch.load.origins import KeyPath, Source, SourceMap, dotted
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 
 
 class Loaded(Struct, frozen=True):

@@ -14,8 +14,9 @@ from msgspec import Struct, field
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load.messages import as_toml, closest, join_or
 from ftlaunch.load.origins import KeyPath, SourceMap, Toml, dotted
-from ftlaunch.recipe import METRICS, names
+from ftlaunch.recipe import names
 from ftlaunch.recipe.names import LOCAL_ENDINGS, absolute, existing, has_form_of_id, is_local, namesake
+from ftlaunch.recipe.stages import METRICS
 
 PINNED = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@[0-9a-f]{40}")
 TEMPLATE_WORDS = ("tokenizer", "llama2", "chatml", "none")

@@ -4,7 +4,8 @@ from msgspec import Struct
 
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved, ResolvedStage
-from ftlaunch.recipe import Merge, Ppo, Recipe, Stage
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Merge, Ppo, Stage
 
 
 class Link(Struct, frozen=True):

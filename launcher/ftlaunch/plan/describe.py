@@ -7,28 +7,11 @@ import msgspec
 from ftlaunch.plan import family, resolve
 from ftlaunch.plan.cost import body
 from ftlaunch.plan.machine import NATIVE_FROM, Machine
-from ftlaunch.recipe import (
-    Adalora,
-    BitLinear,
-    Data,
-    Dpo,
-    Evaluate,
-    Full,
-    LowRank,
-    Merge,
-    Model,
-    NoNoise,
-    Pairwise,
-    Ppo,
-    Prefix,
-    Prompt,
-    PTuning,
-    Qat,
-    Reward,
-    Sft,
-    Training,
-    replaces,
-)
+from ftlaunch.recipe.adapter import Adalora, Full, LowRank, Prefix, Prompt, PTuning
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import BitLinear, Model, Qat
+from ftlaunch.recipe.noise import NoNoise, replaces
+from ftlaunch.recipe.stages import Dpo, Evaluate, Merge, Pairwise, Ppo, Reward, Sft, Training
 from ftlaunch.rows import looks
 from ftlaunch.rows.conversations import agreed_arguments, row_format
 from ftlaunch.run.spec import StageSpec

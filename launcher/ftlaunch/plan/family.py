@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.recipe import Pairwise, Ppo, Sft, dropout_in
+from ftlaunch.recipe.model import dropout_in
+from ftlaunch.recipe.stages import Pairwise, Ppo, Sft
 from ftlaunch.run.spec import StageSpec
 
 STATEFUL = {

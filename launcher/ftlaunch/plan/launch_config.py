@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from ftlaunch.recipe import Dtype, Parallel, Training
+from ftlaunch.recipe.model import Dtype
+from ftlaunch.recipe.stages import Parallel, Training
 from ftlaunch.run.spec import StageSpec
 
 

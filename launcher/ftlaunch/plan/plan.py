@@ -8,7 +8,9 @@ import msgspec
 from msgspec import Struct, field
 
 from ftlaunch.plan.chain import Link, is_merged, links
-from ftlaunch.recipe import Adapter, Evaluate, Merge, Recipe, Training
+from ftlaunch.recipe.adapter import Adapter
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Evaluate, Merge, Training
 from ftlaunch.run.spec import StageSpec
 
 if TYPE_CHECKING:

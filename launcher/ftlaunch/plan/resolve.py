@@ -5,24 +5,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from ftlaunch.recipe import (
-    Adapter,
-    Dpo,
-    Evaluate,
-    Full,
-    Merge,
-    Model,
-    Noise,
-    Optimizer,
-    Parallel,
-    Ppo,
-    Recipe,
-    Reward,
-    Stage,
-    Training,
-    Virtual,
-    replaces,
-)
+from ftlaunch.recipe.adapter import Adapter, Full, Virtual
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.noise import Noise, replaces
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Dpo, Evaluate, Merge, Optimizer, Parallel, Ppo, Reward, Stage, Training
 
 BASE = "base"
 """What `start` calls the plain model."""

@@ -6,7 +6,7 @@ from typing import cast
 
 from msgspec import Struct
 
-from ftlaunch.recipe import SCORES
+from ftlaunch.recipe.stages import SCORES
 from ftlaunch.report.facts import RunFacts, StageFacts
 from ftlaunch.run.progress import Entry
 from ftlaunch.run.records import Counts, StepMetrics, TrainingResult

@@ -14,7 +14,8 @@ from ftlaunch.backend.status import StageStatus
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan
 from ftlaunch.processes.outcome import read_failure
-from ftlaunch.recipe import Recipe, Training
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.files import read_json, read_jsonl
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.progress import Entry, MetricsTail, all_entries, is_evaluation, newest

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ftlaunch.recipe import Data, Merge
+from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.report.facts import RunFacts, StageFacts, changed_keys
 from ftlaunch.run.files import write_atomic
 from ftlaunch.run.layout import REWARD_HEAD, RunDir

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import looks, tables
 from ftlaunch.rows.columns import Columns, misspelt

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows.files import SPLITS
 from ftlaunch.rows.template import Row, optional_fields

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any, cast
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.messages import Conversation, Turn, message_turns, turns_in
 from ftlaunch.rows.template import Excused, Row, Unfit, bare_field, fill, is_blank, kind_of, text_at, value_at
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from hashlib import blake2b
 from itertools import groupby
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.template import DataError, Misread, Row, present
 
 APART = (

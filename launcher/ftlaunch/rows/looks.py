@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.conversations import LISTS, list_field, row_format
 from ftlaunch.rows.messages import parsed, turns_in
 from ftlaunch.rows.pairs import SPEAKER

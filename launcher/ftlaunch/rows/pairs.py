@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal, cast
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.conversations import LISTS, answer, finished, row_format, user
 from ftlaunch.rows.messages import Conversation, Turn, entries_of, is_full, message_turns, parsed, turns_in
 from ftlaunch.rows.template import (

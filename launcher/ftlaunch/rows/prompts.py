@@ -1,6 +1,6 @@
 """A row → what is to be answered: its conversation without the last answer, which it need not have."""
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.conversations import answer, finished, read_conversation, row_format
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import pair_of

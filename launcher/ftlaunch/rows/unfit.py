@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.template import DataError, Excused, Unfit
 
 NAMED = 3

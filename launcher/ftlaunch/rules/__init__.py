@@ -8,8 +8,9 @@ import msgspec
 from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, load_recipe_as_written, load_resolved
-from ftlaunch.recipe import Evaluate, Ppo, Recipe, Training
 from ftlaunch.recipe.names import is_local
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Evaluate, Ppo, Training
 from ftlaunch.rows import check_rows
 from ftlaunch.rules import adapter as adapter_rules
 from ftlaunch.rules import combinations, order, secrets, track

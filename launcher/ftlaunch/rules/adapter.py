@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from ftlaunch.errors import Problem
 from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.plan import family
-from ftlaunch.recipe import LARGEST_REST, SUPER_WEIGHTS, Adalora, LowRank, Prompt
+from ftlaunch.recipe.adapter import SUPER_WEIGHTS, Adalora, LowRank, Prompt
+from ftlaunch.recipe.model import LARGEST_REST
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.stage import TrainedStage

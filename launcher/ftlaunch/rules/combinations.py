@@ -9,7 +9,8 @@ from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.plan import resolve
 from ftlaunch.plan.resolve import Resolved, ResolvedStage
-from ftlaunch.recipe import Merge, Training, no_config_says
+from ftlaunch.recipe.noise import no_config_says
+from ftlaunch.recipe.stages import Merge, Training
 from ftlaunch.rules import compatibility
 from ftlaunch.rules.compatibility.axes import Combination, describe
 from ftlaunch.rules.compatibility.refusals import Refusal

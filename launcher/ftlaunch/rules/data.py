@@ -9,7 +9,7 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml
 from ftlaunch.load.paths import is_file
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import PAIRED, looks
 from ftlaunch.rows.conversations import row_format

@@ -9,7 +9,7 @@ from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.plan import resolve
-from ftlaunch.recipe import METRICS, Evaluate, Reward, Stage
+from ftlaunch.recipe.stages import METRICS, Evaluate, Reward, Stage
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import trust

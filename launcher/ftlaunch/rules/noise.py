@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 from ftlaunch.errors import Problem
 from ftlaunch.load.messages import as_toml
-from ftlaunch.recipe import MLP, Multiplicative, Saturated, Sft
+from ftlaunch.recipe.noise import MLP, Multiplicative, Saturated
+from ftlaunch.recipe.stages import Sft
 from ftlaunch.rules.stage import TrainedStage
 
 

@@ -6,7 +6,7 @@ from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.plan import resolve
-from ftlaunch.recipe import Evaluate, Merge, Reward, Training
+from ftlaunch.recipe.stages import Evaluate, Merge, Reward, Training
 from ftlaunch.rules.stage import trainings
 
 COPIES = "merge copies safetensors tensor by tensor, and this model's weights may be pickled"

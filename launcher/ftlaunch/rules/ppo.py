@@ -15,8 +15,10 @@ from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.paths import is_file
 from ftlaunch.plan.resolve import ResolvedStage
-from ftlaunch.recipe import SHIPPED_REWARDS, Full, Ppo, Stage, replaces
+from ftlaunch.recipe.adapter import Full
 from ftlaunch.recipe.names import is_local
+from ftlaunch.recipe.noise import replaces
+from ftlaunch.recipe.stages import SHIPPED_REWARDS, Ppo, Stage
 from ftlaunch.rules.compatibility.axes import PLAIN
 from ftlaunch.rules.stage import TrainedStage, trainings
 

@@ -13,8 +13,11 @@ from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.origins import KeyPath
 from ftlaunch.plan import family, resolve
 from ftlaunch.plan.resolve import Resolved, ResolvedStage
-from ftlaunch.recipe import Data, Dpo, LowRank, Pairwise, Ppo, Prefix, Prompt, PTuning, Qat, Sft, Training
+from ftlaunch.recipe.adapter import LowRank, Prefix, Prompt, PTuning
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Qat
 from ftlaunch.recipe.names import is_local
+from ftlaunch.recipe.stages import Dpo, Pairwise, Ppo, Sft, Training
 from ftlaunch.rows import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import model_files, trust

@@ -12,8 +12,8 @@ from ftlaunch.plan.cost import costs, devices, memory, shape, words
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.machine import Machine
 from ftlaunch.plan.plan import make_specs
-from ftlaunch.recipe import Parallel, Recipe, Stage, Training
-from ftlaunch.recipe.stages import Strategy
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Parallel, Stage, Strategy, Training
 from ftlaunch.run.spec import StageSpec
 
 AUTO = "auto"

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.run import digests, provenance
 from ftlaunch.run.files import read_json, write_json
 from ftlaunch.run.layout import RunDir

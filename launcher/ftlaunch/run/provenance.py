@@ -9,8 +9,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from ftlaunch.recipe import Data, Recipe, Training
+from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run import digests
 from ftlaunch.safety.redact import redact
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Required, TypedDict
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
-from ftlaunch.recipe import Dtype
+from ftlaunch.recipe.model import Dtype
 from ftlaunch.run.files import read_json
 
 Interval = tuple[float, float]

@@ -3,7 +3,7 @@
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ftlaunch.recipe import Evaluate, Ppo, Training
+from ftlaunch.recipe.stages import Evaluate, Ppo, Training
 from ftlaunch.run.files import read_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec

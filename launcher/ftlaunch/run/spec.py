@@ -2,7 +2,12 @@
 
 from msgspec import Struct
 
-from ftlaunch.recipe import Adapter, Data, Model, Noise, NoNoise, Optimizer, Parallel, Stage, Track
+from ftlaunch.recipe.adapter import Adapter
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.noise import Noise, NoNoise
+from ftlaunch.recipe.stages import Optimizer, Parallel, Stage
+from ftlaunch.recipe.track import Track
 
 
 class StageSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Adapter, Full
+from ftlaunch.recipe.adapter import Adapter, Full
 from fttrain.hub import adapter_folder
 
 TRAINED = "default"

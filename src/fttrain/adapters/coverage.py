@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import LARGEST_REST, LowRank
+from ftlaunch.recipe.adapter import LowRank
+from ftlaunch.recipe.model import LARGEST_REST
 from fttrain.adapters import targets
 
 

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import LowRank, Rslora
+from ftlaunch.recipe.adapter import LowRank, Rslora
 from fttrain.adapters import peft_files, targets
 
 A = TypeVar("A", bound=LowRank)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Dora, Lora, LowRank
+from ftlaunch.recipe.adapter import Dora, Lora, LowRank
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)

@@ -14,7 +14,7 @@ from peft.tuners import PrefixEncoder, PromptEncoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Prefix, Prompt, PTuning
+from ftlaunch.recipe.adapter import Prefix, Prompt, PTuning
 from fttrain import hub
 from fttrain.adapters.frozen_weights import whole
 

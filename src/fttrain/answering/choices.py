@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.template import DataError, template_fields, value_at
 from fttrain.answering.likelihood import Row
 from fttrain.data.prompts import Prompt, load_prompts

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Need
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Need
 from fttrain.answering.choices import Question, questions
 from fttrain.answering.generation import Decoding, reply
 from fttrain.answering.likelihood import Likelihood, Row, likelihoods

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Training
-from ftlaunch.recipe.stages import EVAL_BATCH, EVAL_NEW_TOKENS, EVAL_PROMPTS
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import EVAL_BATCH, EVAL_NEW_TOKENS, EVAL_PROMPTS, Training
 from ftlaunch.rows import is_paired
 from ftlaunch.run.spec import StageSpec
 from fttrain.answering.examination import Exam, examine, set_exam

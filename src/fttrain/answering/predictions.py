@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ftlaunch.recipe import Need
+from ftlaunch.recipe.stages import Need
 from ftlaunch.run.files import write_atomic
 from fttrain.answering.examination import Exam, Examined
 from fttrain.evaluation.scoring import Scored

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Training
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import SAVE_FAILURE
 from ftlaunch.run.records import SaveFailure

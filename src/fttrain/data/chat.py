@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.conversations import row_format
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import pair_of

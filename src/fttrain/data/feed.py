@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Pairwise, Sft
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Pairwise, Sft
 from ftlaunch.rows import unfit
 from ftlaunch.run.records import Counts
 from ftlaunch.run.spec import StageSpec

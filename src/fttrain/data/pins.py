@@ -6,8 +6,9 @@ import msgspec
 from msgspec.structs import replace
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Ppo
+from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run.files import write_json
 from ftlaunch.run.spec import StageSpec
 from fttrain import hub

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.run.files import write_json
 from ftlaunch.run.progress import Preparing
 from fttrain.data import tokens

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows import for_evaluation, unfit
 from ftlaunch.rows.messages import Conversation, Turn
 from ftlaunch.rows.prompts import prompt_of

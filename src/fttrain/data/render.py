@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.conversations import conversation_of, row_format, text_of
 from ftlaunch.rows.messages import REASONING, Conversation, Turn
 from ftlaunch.rows.pairs import Pair

@@ -13,7 +13,8 @@ import numpy as np
 from msgspec import structs
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Pairwise, Ppo
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Pairwise, Ppo
 from ftlaunch.rows import data_files, is_local, is_paired, looks, misspelt, read_rows, tables
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.template import Row

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.conversations import agreed_arguments, row_format
 from ftlaunch.safety import trust
 

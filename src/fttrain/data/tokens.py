@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows import Columns, for_evaluation, is_paired, is_text
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows

@@ -10,7 +10,8 @@ import torch
 from msgspec.structs import replace
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Dtype, Training
+from ftlaunch.recipe.model import Dtype
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import Precision

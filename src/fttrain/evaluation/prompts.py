@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Need, Recipe
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Need
 from ftlaunch.rows import is_paired
 from ftlaunch.rows.conversations import row_format
 from fttrain.data.sources import settled

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import METRICS, Need
 from ftlaunch.recipe.names import is_local
+from ftlaunch.recipe.stages import METRICS, Need
 from ftlaunch.run.records import Gap
 from ftlaunch.safety import trust
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from fttrain.adapters import TRAINED
 from fttrain.merging import deltas, weight_map
 from fttrain.merging.weight_map import WeightMap

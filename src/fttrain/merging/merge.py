@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Merge, Model
+from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.names import has_form_of_id, is_local
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.run.files import require_empty, sync, write_json
 from ftlaunch.run.layout import REWARD_HEAD, RunDir
 from ftlaunch.run.records import Divergence, MergeResult

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Merge, Ppo
+from ftlaunch.recipe.stages import Merge, Ppo
 from ftlaunch.run import snapshot
 from ftlaunch.run.layout import StageDir
 from fttrain import artifact

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from ftlaunch.run.records import Divergence
 from fttrain import adapters, hub
 from fttrain.distributed.precision import computed_in

@@ -27,7 +27,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import set_zero3_state
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from ftlaunch.safety.model_files import INDEX, WEIGHTS, shard_names
 from fttrain import hub
 

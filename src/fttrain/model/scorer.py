@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.names import is_local
 from ftlaunch.safety.model_files import has_safetensors, require_weights_to_train
 from fttrain import adapters, hub

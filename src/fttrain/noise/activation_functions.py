@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Noise, Saturated
+from ftlaunch.recipe.noise import Noise, Saturated
 
 HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
 

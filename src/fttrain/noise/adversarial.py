@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Adversarial
+from ftlaunch.recipe.noise import Adversarial
 from fttrain.noise.hooks import ScheduledNoise, first, with_first
 from fttrain.noise.kinds import root_mean_square
 from fttrain.noise.row_index import Places

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ftlaunch.recipe import Adversarial, Noise, NoNoise, Saturated
+from ftlaunch.recipe.noise import Adversarial, Noise, NoNoise, Saturated
 from fttrain.noise.adversarial import AdversarialNoise
 from fttrain.noise.hooks import ActivationNoise, SampledNoise
 from fttrain.noise.row_index import Places

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Noise, NoNoise, Saturated
+from ftlaunch.recipe.noise import Noise, NoNoise, Saturated
 from fttrain.noise.kinds import add_noise
 from fttrain.noise.row_index import Places
 

@@ -5,7 +5,7 @@ import re
 from torch import nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import MLP
+from ftlaunch.recipe.noise import MLP
 from fttrain.noise import activation_functions
 
 MOST_CANDIDATES = 20

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import HIDDEN_ACT, MLP, Noise, no_config_says, replaces
+from ftlaunch.recipe.noise import HIDDEN_ACT, MLP, Noise, no_config_says, replaces
 from ftlaunch.run.layout import CARD
 from fttrain.noise import activation_functions, modules
 

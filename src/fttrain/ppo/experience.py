@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ftlaunch.recipe import Ppo
+from ftlaunch.recipe.stages import Ppo
 from fttrain.data.batches import MicroBatch, split_batch
 from fttrain.data.token_set import Group, Tokens
 from fttrain.engine import Engine

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftlaunch.recipe import Ppo
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run.records import Counts
 from ftlaunch.run.spec import StageSpec
 from fttrain.data.batches import MicroBatch

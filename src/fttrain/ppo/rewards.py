@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model, Noise
+from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.names import holds
+from ftlaunch.recipe.noise import Noise
 from ftlaunch.rows.template import Row, text_at
 from ftlaunch.run.layout import REWARD_HEAD
 from fttrain import adapters, artifact, hub

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import LowRank, Noise, Ppo
+from ftlaunch.recipe.adapter import LowRank
+from ftlaunch.recipe.noise import Noise
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
 from fttrain.distributed.world import World

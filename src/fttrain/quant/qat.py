@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftlaunch.recipe import BitLinear, Qat
+from ftlaunch.recipe.model import BitLinear, Qat
 from fttrain.quant import grid as grids
 from fttrain.quant.calibrate import min_max
 from fttrain.quant.grid import Grid, Steps

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ftlaunch.plan import resolve
-from ftlaunch.recipe import Dpo
+from ftlaunch.recipe.stages import Dpo
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from msgspec import UNSET
 
-from ftlaunch.recipe import Evaluate
+from ftlaunch.recipe.stages import Evaluate
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import EvaluationResult
 from ftlaunch.run.spec import StageSpec

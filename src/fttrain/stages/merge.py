@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 
-from ftlaunch.recipe import Merge
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.records import MergeResult
 from ftlaunch.run.spec import StageSpec

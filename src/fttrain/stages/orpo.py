@@ -1,6 +1,6 @@
 """Odds ratio preference optimization: SFT on the better answer, plus a loss on the odds ratio of both."""
 
-from ftlaunch.recipe import Orpo
+from ftlaunch.recipe.stages import Orpo
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec

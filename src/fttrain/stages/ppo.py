@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftlaunch.recipe import Full, Model, Ppo
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec

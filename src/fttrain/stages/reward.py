@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ftlaunch.recipe import Reward
+from ftlaunch.recipe.stages import Reward
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec

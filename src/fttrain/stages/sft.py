@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftlaunch.recipe import Sft
+from ftlaunch.recipe.stages import Sft
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import RowLosses, TrainingResult

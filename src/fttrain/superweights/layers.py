@@ -6,7 +6,8 @@ import msgspec
 import torch
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import SUPER_WEIGHTS, Adapter, LowRank, Model
+from ftlaunch.recipe.adapter import SUPER_WEIGHTS, Adapter, LowRank
+from ftlaunch.recipe.model import Model
 from ftlaunch.tools import SpikeLimits
 from fttrain.distributed.world import World
 from fttrain.model.scorer import DTYPES, load_base, load_tokenizer

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import torch
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Dtype, Model
+from ftlaunch.recipe.model import Dtype, Model
 from ftlaunch.recipe.names import holds, is_local, label
 from ftlaunch.run.layout import CARD, REWARD_HEAD
 from ftlaunch.safety.model_files import ADAPTER_CONFIG

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftlaunch.recipe import Merge
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.tools import MergeOptions
 from fttrain.merging.merge import find_source, merge
 from fttrain.tools.output import answer, called_with

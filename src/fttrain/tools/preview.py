@@ -16,7 +16,10 @@ import msgspec
 import numpy as np
 from msgspec import structs
 
-from ftlaunch.recipe import Data, Model, Ppo, Recipe, Training
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Ppo, Training
 from ftlaunch.run.records import Counts
 from ftlaunch.tools import PreviewOptions
 from fttrain.data.held_out import on_both_sides

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from ftlaunch.run.files import folder_by_rename, require_empty, write_json
 from ftlaunch.tools import QuantizeOptions, SpikeLimits
 from fttrain import hub

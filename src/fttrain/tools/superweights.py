@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from ftlaunch.tools import SuperweightsOptions
 from fttrain.evaluation import perplexity as texts
 from fttrain.model.scorer import load_base, load_tokenizer

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ftlaunch.recipe import LOWER_IS_BETTER
+from ftlaunch.recipe.stages import LOWER_IS_BETTER
 from ftlaunch.run.records import Best
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Optimizer, Training
+from ftlaunch.recipe.stages import Optimizer, Training
 
 B_MATRIX = re.compile(r"\.lora_(embedding_)?B\.")
 """Pattern of names of weights to which LoRA+ gives another learning rate."""

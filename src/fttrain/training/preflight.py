@@ -5,7 +5,9 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adapter, LowRank, Model, Pairwise, Sft, Training, dropout_in
+from ftlaunch.recipe.adapter import Adapter, LowRank
+from ftlaunch.recipe.model import Model, dropout_in
+from ftlaunch.recipe.stages import Pairwise, Sft, Training
 from ftlaunch.run.spec import StageSpec
 from fttrain.adapters import coverage, targets
 from fttrain.distributed.world import World

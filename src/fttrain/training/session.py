@@ -11,7 +11,8 @@ import torch
 from msgspec import UNSET
 from torch import nn
 
-from ftlaunch.recipe import Dpo, NoNoise, Pairwise, Ppo, Reward, Sft, Training
+from ftlaunch.recipe.noise import NoNoise
+from ftlaunch.recipe.stages import Dpo, Pairwise, Ppo, Reward, Sft, Training
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Track
+from ftlaunch.recipe.track import Track
 from ftlaunch.run.files import file_by_rename, read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec

@@ -24,7 +24,7 @@ from ftlaunch.errors import BAD_INPUT, DONE, INTERRUPTED, STAGE_FAILED, STOPPED
 from ftlaunch.plan.machine import Machine
 from ftlaunch.plan.plan import Plan
 from ftlaunch.processes import environment
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.run.layout import RunDir
 from ftlaunch.tools import (
     ChatOptions,

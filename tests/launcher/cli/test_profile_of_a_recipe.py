@@ -11,7 +11,9 @@ from ftlaunch.cli.profile import for_recipe
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import Loaded
-from ftlaunch.recipe import Model, Parallel, Recipe, Sft
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Parallel, Sft
 
 
 def recipe(nodes: int) -> Loaded:

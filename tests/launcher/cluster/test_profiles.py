@@ -14,7 +14,7 @@ from ftlaunch.cluster.profiles import exclude, load_cluster
 from ftlaunch.cluster.vocabulary import Cluster, seconds
 from ftlaunch.errors import RecipeError, UserError
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Parallel, Sft
+from ftlaunch.recipe.stages import Parallel, Sft
 
 
 def write(folder: Path, text: str, name: str = "site") -> Path:

@@ -8,7 +8,9 @@ import pytest
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.load import Loaded, layers, load_recipe, paths
 from ftlaunch.load.origins import Source, SourceMap
-from ftlaunch.recipe import Full, Lora, Merge, Recipe, Sft
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Merge, Sft
 from ftlaunch.recipe.types import DataName, Kind, ModelName, Table, TemplateName
 
 SMALL = """\

@@ -10,7 +10,7 @@ from ftlaunch.load import load_recipe
 from ftlaunch.plan import family
 from ftlaunch.plan.cost import body
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Lora
+from ftlaunch.recipe.adapter import Lora
 from ftlaunch.rules import find_problems
 
 RECIPE = """

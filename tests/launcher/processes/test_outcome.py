@@ -6,7 +6,7 @@ import msgspec
 from tests.launcher.acted import write_run
 
 from ftlaunch.processes.outcome import tell_death, tell_signal
-from ftlaunch.recipe import Parallel
+from ftlaunch.recipe.stages import Parallel
 from ftlaunch.run.files import write_json
 
 NO_SUMMARY = "E1122 api.py:1003] failed (exitcode: -9) local_rank: 1 (pid: 402) of binary: python\n"

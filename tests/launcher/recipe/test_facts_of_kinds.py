@@ -4,7 +4,9 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
 
-from ftlaunch.recipe import Adapter, LowRank, Noise, Stage, Training
+from ftlaunch.recipe.adapter import Adapter, LowRank
+from ftlaunch.recipe.noise import Noise
+from ftlaunch.recipe.stages import Stage, Training
 from ftlaunch.recipe.types import Kind, kinds
 
 KINDS: list[Any] = [*get_args(Adapter), *get_args(Noise), *get_args(Stage)]

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from ftlaunch.recipe import Adapter
+from ftlaunch.recipe.adapter import Adapter
 from ftlaunch.recipe.schema import json_schema
 
 SCHEMA = json_schema()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows import check_rows, data_files, read_rows
 from ftlaunch.rows.template import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows import check_rows, settled
 from ftlaunch.rows.conversations import conversation_of
 from ftlaunch.rows.template import DataError, Unfit, fill, optional_fields, template_fields

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows import check_rows, read_rows, settled
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.messages import Conversation

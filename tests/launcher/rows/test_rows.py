@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows import Findings, check_rows, data_files, is_local, read_rows, settled
 from ftlaunch.rows.conversations import conversation_of
 from ftlaunch.rows.template import DataError, fill, template_fields

@@ -8,7 +8,7 @@ from tests.specimens import Specimens, covering
 
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.plan.resolve import resolve
-from ftlaunch.recipe import Training
+from ftlaunch.recipe.stages import Training
 from ftlaunch.rules import find_problems
 from ftlaunch.rules.compatibility import complete, reasons, refusals
 from ftlaunch.rules.compatibility.axes import AXES, describe

@@ -7,7 +7,7 @@ import pytest
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Evaluate
+from ftlaunch.recipe.stages import Evaluate
 from ftlaunch.rules import find_problems
 
 RECIPE = """\

@@ -8,7 +8,7 @@ import pytest
 from ftlaunch.load import load_recipe
 from ftlaunch.plan import resolve
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import HIDDEN_ACT, Gaussian, Multiplicative, NoNoise
+from ftlaunch.recipe.noise import HIDDEN_ACT, Gaussian, Multiplicative, NoNoise
 from ftlaunch.rules import find_problems
 from ftlaunch.run.spec import StageSpec
 

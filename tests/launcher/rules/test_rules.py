@@ -11,7 +11,9 @@ from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan import resolve
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Data, Lora, Merge, Parallel, Ppo, Sft
+from ftlaunch.recipe.adapter import Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Merge, Parallel, Ppo, Sft
 from ftlaunch.rows import Findings
 from ftlaunch.rules import find_problems, load_and_check
 

@@ -7,7 +7,7 @@ import pytest
 from ftlaunch.errors import RecipeError
 from ftlaunch.load import load_recipe
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Track
+from ftlaunch.recipe.track import Track
 from ftlaunch.rules import find_problems
 
 RECIPE = """\

@@ -9,7 +9,10 @@ import pytest
 
 from ftlaunch.cli.run import start
 from ftlaunch.errors import DONE, UserError
-from ftlaunch.recipe import Data, Merge, Model, Recipe
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.run import digests
 from ftlaunch.run.changes import accept, changes, require_unchanged
 from ftlaunch.run.files import write_json

@@ -9,7 +9,10 @@ import msgspec
 import pytest
 
 from ftlaunch import __version__
-from ftlaunch.recipe import Data, Merge, Model, Recipe
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.run.provenance import collect
 
 ENVIRONMENT = {

@@ -11,7 +11,9 @@ from tests.conftest import _byte_tokenizer
 from tests.trainer import in_process
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.recipe import Adapter, Data, Sft
+from ftlaunch.recipe.adapter import Adapter
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Sft
 from fttrain import artifact
 from fttrain.artifact import StartPoint
 from fttrain.data.batches import MicroBatch, collate

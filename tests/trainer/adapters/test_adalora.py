@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tests.trainer import in_process
 from tests.trainer.adapters.conftest import IDS, base_of, logits
 
-from ftlaunch.recipe import Adalora, Data
+from ftlaunch.recipe.adapter import Adalora
+from ftlaunch.recipe.data import Data
 from ftlaunch.run.files import read_jsonl
 from fttrain import adapters
 from fttrain.adapters.adalora import RankAllocator

@@ -10,20 +10,9 @@ from tests.faults.ranks import Ranks, with_parallel, write_run
 from tests.trainer.conftest import RECIPE
 
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import (
-    Adalora,
-    Adapter,
-    Dora,
-    Lora,
-    Optimizer,
-    Pissa,
-    Prefix,
-    Prompt,
-    PTuning,
-    Recipe,
-    Rslora,
-    Virtual,
-)
+from ftlaunch.recipe.adapter import Adalora, Adapter, Dora, Lora, Pissa, Prefix, Prompt, PTuning, Rslora, Virtual
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Optimizer
 
 ADAPTERS: dict[str, tuple[Adapter, Optimizer]] = {
     "rslora": (Rslora(rank=4, alpha=8, layers="top:1"), Optimizer()),

@@ -14,7 +14,10 @@ from tests.zoo.families import build
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adalora, Adapter, Data, Dora, Dpo, Full, Lora, Merge, Model, Pissa, Prompt, Rslora
+from ftlaunch.recipe.adapter import Adalora, Adapter, Dora, Full, Lora, Pissa, Prompt, Rslora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.stages import Dpo, Merge
 from ftlaunch.recipe.types import kinds
 from ftlaunch.run.files import read_jsonl
 from fttrain import adapters

@@ -12,7 +12,9 @@ from tests.trainer.adapters.conftest import FAMILIES, IDS, Trained, base_of, log
 from transformers import AutoTokenizer
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adapter, Data, Dpo, Merge, Prefix, Prompt, PTuning
+from ftlaunch.recipe.adapter import Adapter, Prefix, Prompt, PTuning
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Dpo, Merge
 from fttrain import adapters
 from fttrain.merging.merge import find_source, merge
 from fttrain.tools import chat

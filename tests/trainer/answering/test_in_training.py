@@ -12,7 +12,10 @@ from tests.trainer.conftest import RECIPE
 from tests.trainer.in_process import make_data, make_step, train
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import METRICS, SCORES, Data, Dpo, Full, Gaussian, Lora, Orpo, Prefix, Prompt, PTuning, Sft
+from ftlaunch.recipe.adapter import Full, Lora, Prefix, Prompt, PTuning
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.noise import Gaussian
+from ftlaunch.recipe.stages import METRICS, SCORES, Dpo, Orpo, Sft
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from fttrain.answering.examination import examine, set_exam

@@ -9,7 +9,7 @@ from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
 from ftlaunch.errors import STOPPED
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Adapter, Full, Lora
+from ftlaunch.recipe.adapter import Adapter, Full, Lora
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.template import DataError, Excused
 from fttrain.data.chat import Encoded, Encoder

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.template import Unfit
 from fttrain.data.chat import Encoded, EncodedPair, Encoder

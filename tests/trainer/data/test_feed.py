@@ -14,7 +14,7 @@ from tests.trainer.in_process import ALONE, make_data, make_step
 from transformers import AutoTokenizer
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Sft
+from ftlaunch.recipe.stages import Sft
 from ftlaunch.run.spec import StageSpec
 from fttrain.data import feed as feeds
 from fttrain.data.batches import MicroBatch

@@ -11,7 +11,9 @@ from tests.zoo.families import build
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Dpo, Ppo, Prompt
+from ftlaunch.recipe.adapter import Prompt
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Dpo, Ppo
 from fttrain.model import limits
 
 

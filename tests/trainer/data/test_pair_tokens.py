@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from fttrain.data import making, tokens
 from fttrain.data.token_set import PairSet
 from fttrain.data.tokens import tokenize

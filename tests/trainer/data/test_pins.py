@@ -11,7 +11,10 @@ from tests.trainer.hub_cache import NEW, OLD, keep, without_network
 from tests.trainer.in_process import ALONE
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Full, Model, Optimizer, Parallel, Ppo, Sft
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.stages import Optimizer, Parallel, Ppo, Sft
 from ftlaunch.run.changes import accept
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec

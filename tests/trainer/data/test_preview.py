@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from ftlaunch.recipe import Data, Model, Ppo, Recipe, Sft
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Ppo, Sft
 from ftlaunch.tools import PreviewOptions
 from fttrain.tools import preview
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows import check_rows, settled
 from fttrain.data import chat
 from fttrain.data.prompts import load_prompts

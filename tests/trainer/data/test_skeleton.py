@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.template import Unfit
 from fttrain.data.blind import blindness
 from fttrain.data.render import Renderer

@@ -11,7 +11,7 @@ from tests.trainer.hub_cache import NEW, OLD, forget_opened, keep, without_netwo
 from tests.trainer.in_process import make_step
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.rows.template import DataError
 from fttrain.data import sources
 from fttrain.data.sources import fingerprint, load_rows, stream_rows, with_formats

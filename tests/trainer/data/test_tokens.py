@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.run.files import temporary_path
 from ftlaunch.run.records import Counts
 from fttrain.data import feed, tokens

@@ -10,7 +10,8 @@ from tests.trainer.in_process import ALONE, make_data, make_step
 
 from ftlaunch.errors import UserError
 from ftlaunch.plan import machine
-from ftlaunch.recipe import Adalora, Adapter, Dtype
+from ftlaunch.recipe.adapter import Adalora, Adapter
+from ftlaunch.recipe.model import Dtype
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec
 from fttrain.distributed.precision import Choice, _agreed, computed_in, native, settle

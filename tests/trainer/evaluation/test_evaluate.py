@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.errors import UserError
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.tools import EvaluateOptions
 from fttrain.answering.generation import Decoding, reply
 from fttrain.data.tokens import tokenize

@@ -16,7 +16,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import METRICS
+from ftlaunch.recipe.stages import METRICS
 from fttrain.answering.choices import right_ones
 from fttrain.evaluation import metrics as shipped
 from fttrain.evaluation.scoring import Inputs, Scored, gaps, load_metric, need_of, score

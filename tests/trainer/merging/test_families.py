@@ -25,7 +25,10 @@ from transformers import (
 from transformers.integrations import HfDeepSpeedConfig
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Dpo, Full, Lora, Merge, Model, Reward, Sft
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.stages import Dpo, Merge, Reward, Sft
 from fttrain import adapters
 from fttrain.adapters import coverage, targets
 from fttrain.distributed.stop_request import StoppedEarly

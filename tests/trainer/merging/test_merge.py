@@ -17,7 +17,8 @@ from tests.trainer.in_process import make_data, make_step
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Merge, Model
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from fttrain.merging import merge as merging

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Model
+from ftlaunch.recipe.model import Model
 from fttrain.model.scorer import load_base
 from fttrain.ppo import rewards
 from fttrain.tools import chat

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ftlaunch.recipe import (
+from ftlaunch.recipe.noise import (
     AlphaDropout,
     Dropout,
     DropPath,

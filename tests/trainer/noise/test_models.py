@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Adversarial, Gaussian, NoNoise, Saturated
+from ftlaunch.recipe.noise import Adversarial, Gaussian, NoNoise, Saturated
 from fttrain.noise import modules, replace_activations
 from fttrain.noise.activation_functions import Golu, NoisyWhereSaturated
 from fttrain.noise.adversarial import AdversarialNoise

@@ -12,27 +12,23 @@ from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import (
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.noise import (
     Adversarial,
     AlphaDropout,
-    Data,
-    Dpo,
     Dropout,
     DropPath,
-    Full,
     Gaussian,
     LockedDropout,
-    Lora,
-    Merge,
     Multiplicative,
     Noise,
     NoNoise,
-    Orpo,
     Poisson,
-    Ppo,
     Saturated,
     Uniform,
 )
+from ftlaunch.recipe.stages import Dpo, Merge, Orpo, Ppo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec

@@ -14,7 +14,8 @@ from tests.trainer.in_process import make_data, make_step, train
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ftlaunch.recipe import Data, Dpo
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Dpo
 from ftlaunch.run.files import read_jsonl
 from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import PairSet

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tests.trainer.in_process import ADAPTER
 from transformers import AutoModelForCausalLM
 
-from ftlaunch.recipe import Full, Lora, Model
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.model import Model
 from fttrain import adapters
 from fttrain.data.batches import MicroBatch, collate
 from fttrain.data.token_set import Group

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftlaunch.recipe import Ppo
+from ftlaunch.recipe.stages import Ppo
 from fttrain.objectives.ppo import Moments
 from fttrain.ppo.experience import Experience, Scored, make_experience
 from fttrain.ppo.rollout import Response

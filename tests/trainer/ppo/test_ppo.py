@@ -14,7 +14,8 @@ from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Full, Lora, Ppo
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec

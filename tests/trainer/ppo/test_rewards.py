@@ -15,7 +15,9 @@ from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import SHIPPED_REWARDS, Data, Full, Ppo, Reward
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import SHIPPED_REWARDS, Ppo, Reward
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir

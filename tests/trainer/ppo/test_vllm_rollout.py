@@ -12,7 +12,9 @@ import torch
 from tests.trainer.in_process import ALONE, make_data, make_step, train
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import NoNoise, Ppo, Rslora
+from ftlaunch.recipe.adapter import Rslora
+from ftlaunch.recipe.noise import NoNoise
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.spec import StageSpec
 from fttrain.ppo import vllm_rollout

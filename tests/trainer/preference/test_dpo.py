@@ -14,7 +14,9 @@ from tests.trainer.in_process import make_data, make_step, train
 from tests.zoo.families import build
 from transformers import AutoModelForCausalLM
 
-from ftlaunch.recipe import Data, Dpo, Full, Lora, Orpo
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Dpo, Orpo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec

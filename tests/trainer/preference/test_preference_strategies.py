@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tests.faults.ranks import Ranks, write_run
 
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
 

@@ -13,7 +13,10 @@ from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from transformers.integrations.bitnet import ActQuant, WeightQuant
 
-from ftlaunch.recipe import BitLinear, Data, Dpo, Full, Lora, Merge, Qat
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import BitLinear, Qat
+from ftlaunch.recipe.stages import Dpo, Merge
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.tools import QuantizeOptions

@@ -13,7 +13,8 @@ from tests.trainer.in_process import make_data, make_step, train
 from tests.zoo.families import build
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ftlaunch.recipe import Lora, Optimizer
+from ftlaunch.recipe.adapter import Lora
+from ftlaunch.recipe.stages import Optimizer
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir, StageDir
 from ftlaunch.run.spec import StageSpec

@@ -9,7 +9,10 @@ import pytest
 from tests.trainer.in_process import make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.recipe import BitLinear, Data, Full, Lora, Merge, Qat
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import BitLinear, Qat
+from ftlaunch.recipe.stages import Merge
 from fttrain.evaluation import perplexity
 from fttrain.merging.merge import find_source, merge
 from fttrain.quant import qat

@@ -14,7 +14,7 @@ import torch
 from tests.trainer.in_process import ALONE, StopAfter, make_data, make_step, train
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Evaluate
+from ftlaunch.recipe.stages import Evaluate
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec

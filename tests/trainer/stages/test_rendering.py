@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoTokenizer
 
-from ftlaunch.recipe import Merge, Reward
+from ftlaunch.recipe.stages import Merge, Reward
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import CARD
 from fttrain import artifact

@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data, Full, Lora, Merge, Reward
+from ftlaunch.recipe.adapter import Full, Lora
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Merge, Reward
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from fttrain.distributed.stop_request import StoppedEarly

@@ -11,7 +11,8 @@ from tests.zoo.families import build
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Full, Model
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.model import Model
 from ftlaunch.run.files import read_jsonl
 from fttrain.data.batches import collate
 from fttrain.data.token_set import Group

@@ -11,7 +11,7 @@ from tests.trainer.in_process import ALONE, StopAfter, start_afresh, train
 
 from ftlaunch.compare.variants import variants
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Training
+from ftlaunch.recipe.stages import Training
 from ftlaunch.rules import load_and_check
 from ftlaunch.run.files import read_jsonl, write_json
 from ftlaunch.run.layout import StageDir

@@ -16,7 +16,7 @@ from tests.conftest import CHATML, RunStages
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftlaunch.recipe import Full
+from ftlaunch.recipe.adapter import Full
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from fttrain.checkpoint.manifest import verify

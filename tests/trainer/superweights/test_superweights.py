@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from ftlaunch.errors import BAD_INPUT, UserError
-from ftlaunch.recipe import Lora
+from ftlaunch.recipe.adapter import Lora
 from ftlaunch.tools import SpikeLimits, SuperweightsOptions
 from fttrain.evaluation import perplexity as texts
 from fttrain.superweights import ablate, known

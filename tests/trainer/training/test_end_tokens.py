@@ -7,7 +7,8 @@ import pytest
 from tests.trainer.in_process import make_data, make_step, train
 from transformers import AutoTokenizer
 
-from ftlaunch.recipe import Adapter, Full, Lora, Merge
+from ftlaunch.recipe.adapter import Adapter, Full, Lora
+from ftlaunch.recipe.stages import Merge
 from fttrain.data.templates import LLAMA2, end_tokens
 from fttrain.merging.merge import find_source, merge
 

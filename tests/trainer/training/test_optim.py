@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Optimizer, Sft
+from ftlaunch.recipe.stages import Optimizer, Sft
 from fttrain.training import optim
 from fttrain.training.optim import Schedule
 

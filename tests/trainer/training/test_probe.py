@@ -21,7 +21,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 mo
 from ftlaunch.backend.status import measured
 from ftlaunch.errors import UserError
 from ftlaunch.load import load_recipe
-from ftlaunch.recipe import Data, Dpo, Full
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import Dpo
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from fttrain.training import probe

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.trainer.in_process import make_data, make_step, train
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Track
+from ftlaunch.recipe.track import Track
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec

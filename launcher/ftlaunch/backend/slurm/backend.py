@@ -20,7 +20,7 @@ from ftlaunch.errors import INTERRUPTED, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.processes.outcome import Failure
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.rules import strategy
 from ftlaunch.run.files import write_atomic, write_json
 from ftlaunch.run.layout import CANCEL, STOP, RunDir, StageDir

@@ -9,7 +9,7 @@ from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.slurm.messages import MadeBy, read_made_by, read_verdict
 from ftlaunch.backend.slurm.restart_policy import is_peer_error
 from ftlaunch.processes.outcome import Failure, read_failure
-from ftlaunch.recipe import Parallel
+from ftlaunch.recipe.stages import Parallel
 from ftlaunch.run.files import why_unwritable
 from ftlaunch.run.layout import Attempt
 

@@ -13,7 +13,8 @@ import msgspec
 
 from ftlaunch.backend.slurm import paths
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Evaluate, Ppo, Recipe, Training
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Evaluate, Ppo, Training
 from ftlaunch.run.files import folder_by_rename, write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance, git

@@ -14,7 +14,10 @@ from ftlaunch.backend.slurm.submit import leading_to, private
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage, make_specs
-from ftlaunch.recipe import Data, Model, Parallel, Recipe, Sft, Stage
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.model import Model
+from ftlaunch.recipe.recipe import Recipe
+from ftlaunch.recipe.stages import Parallel, Sft, Stage
 from ftlaunch.run.files import sync, write_atomic, write_json
 from ftlaunch.run.layout import RunDir, StageDir
 

@@ -36,7 +36,7 @@ from ftlaunch.processes.outcome import (
     tell_signal,
 )
 from ftlaunch.processes.signals import PreemptionSignals
-from ftlaunch.recipe import Training
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.files import write_atomic, write_first, write_json
 from ftlaunch.run.layout import CANCEL, REQUEUE, Attempt, RunDir, StageDir
 from ftlaunch.safety import trust

@@ -16,7 +16,7 @@ from ftlaunch.backend.slurm.save_budget import longest_step
 from ftlaunch.cluster.vocabulary import Cluster, Resources, seconds
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
-from ftlaunch.recipe import Merge, Training
+from ftlaunch.recipe.stages import Merge, Training
 from ftlaunch.run.layout import RunDir
 
 ALONE = re.compile(r"^(\d+)(?:;\S+)?\s*$", re.MULTILINE)

@@ -16,7 +16,7 @@ from ftlaunch.backend.slurm.submit import require_sbatch
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError
 from ftlaunch.processes.signals import StopSignals
-from ftlaunch.recipe import Merge
+from ftlaunch.recipe.stages import Merge
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.tail import Tail

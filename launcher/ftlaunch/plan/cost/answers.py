@@ -5,8 +5,7 @@ from msgspec import Struct
 from ftlaunch.plan.cost import shape as shapes
 from ftlaunch.plan.cost.activations import FLOAT
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Ppo, Training
-from ftlaunch.recipe.stages import EVAL_BATCH, EVAL_NEW_TOKENS, EVAL_PROMPTS
+from ftlaunch.recipe.stages import EVAL_BATCH, EVAL_NEW_TOKENS, EVAL_PROMPTS, Ppo, Training
 from ftlaunch.run.spec import StageSpec
 
 CHOSEN = FLOAT + FLOAT

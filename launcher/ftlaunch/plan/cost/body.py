@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from ftlaunch.plan.cost import shape, trained
-from ftlaunch.recipe import SUPER_WEIGHTS, LowRank
+from ftlaunch.recipe.adapter import SUPER_WEIGHTS, LowRank
 from ftlaunch.recipe.names import is_local
 from ftlaunch.safety.model_files import shard_names
 

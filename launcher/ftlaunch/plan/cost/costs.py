@@ -15,7 +15,8 @@ from ftlaunch.plan.cost.memory import Memory, of_stage
 from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.plan.cost.speed import Time
 from ftlaunch.plan.machine import NATIVE_FROM, Machine
-from ftlaunch.recipe import Dtype, Evaluate, Merge, Ppo
+from ftlaunch.recipe.model import Dtype
+from ftlaunch.recipe.stages import Evaluate, Merge, Ppo
 from ftlaunch.run.spec import StageSpec
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.plan.machine import Machine, nvidia_smi
-from ftlaunch.recipe import Parallel
+from ftlaunch.recipe.stages import Parallel
 
 GIB = 1 << 30
 CARDS: tuple[tuple[str, int, float], ...] = (

@@ -7,7 +7,8 @@ from ftlaunch.plan.cost import trained
 from ftlaunch.plan.cost.activations import FLOAT
 from ftlaunch.plan.cost.memory import ROOM_CPU, ROOM_GPU, Memory, Part
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Evaluate, Full, Merge, Training
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.stages import Evaluate, Merge, Training
 from ftlaunch.run.spec import StageSpec
 
 

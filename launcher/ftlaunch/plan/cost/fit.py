@@ -10,7 +10,9 @@ from msgspec.structs import replace
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.memory import Memory, of_stage
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Adversarial, Full, Lora, Ppo, Prefix, PTuning, Training
+from ftlaunch.recipe.adapter import Full, Lora, Prefix, PTuning
+from ftlaunch.recipe.noise import Adversarial
+from ftlaunch.recipe.stages import Ppo, Training
 from ftlaunch.run.spec import StageSpec
 
 WAYS = 3

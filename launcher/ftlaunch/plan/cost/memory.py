@@ -7,7 +7,8 @@ from ftlaunch.plan.cost import activations, answers, ppo, trained
 from ftlaunch.plan.cost.activations import FLOAT, Arithmetic
 from ftlaunch.plan.cost.shape import Shape, held_bytes
 from ftlaunch.plan.cost.trained import Trained
-from ftlaunch.recipe import Dpo, Full, LowRank, Pairwise, Ppo, Reward, Sft, Training, Virtual
+from ftlaunch.recipe.adapter import Full, LowRank, Virtual
+from ftlaunch.recipe.stages import Dpo, Pairwise, Ppo, Reward, Sft, Training
 from ftlaunch.run.spec import StageSpec
 
 MOMENTS = 2

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ftlaunch.plan.cost import shape as shapes
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import Ppo
 from ftlaunch.recipe.names import holds
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.safety.model_files import ADAPTER_WEIGHTS
 

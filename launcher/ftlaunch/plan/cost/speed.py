@@ -10,7 +10,9 @@ from ftlaunch.plan.cost import answers, trained
 from ftlaunch.plan.cost.answers import Answers
 from ftlaunch.plan.cost.memory import load_of
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import METRICS, Data, Dpo, Evaluate, Full, Pairwise, Ppo, Sft, Training
+from ftlaunch.recipe.adapter import Full
+from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.stages import METRICS, Dpo, Evaluate, Pairwise, Ppo, Sft, Training
 from ftlaunch.run.spec import StageSpec
 
 SHARE_OF_PEAK = 0.4

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ftlaunch.plan.cost.families import Linear
 from ftlaunch.plan.cost.shape import Shape
-from ftlaunch.recipe import SUPER_WEIGHTS, Adalora, Adapter, Dora, Full, LowRank, Pissa, Prefix, Prompt, PTuning
+from ftlaunch.recipe.adapter import SUPER_WEIGHTS, Adalora, Adapter, Dora, Full, LowRank, Pissa, Prefix, Prompt, PTuning
 
 MANY_LAYERS = 3
 """Layers with super weights that a model has at most, of those that were published (arXiv 2411.07191, table 2)."""

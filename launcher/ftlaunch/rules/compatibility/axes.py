@@ -6,25 +6,10 @@ from typing import get_args
 from msgspec import Struct
 
 from ftlaunch.plan.resolve import Resolved
-from ftlaunch.recipe import (
-    HIDDEN_ACT,
-    MLP,
-    Adapter,
-    Dpo,
-    LowRank,
-    Noise,
-    Pairwise,
-    Ppo,
-    PTuning,
-    Qat,
-    Sft,
-    Stage,
-    Training,
-    Virtual,
-    replaces,
-)
-from ftlaunch.recipe.model import FewBits
-from ftlaunch.recipe.stages import OptimizerName, Strategy
+from ftlaunch.recipe.adapter import Adapter, LowRank, PTuning, Virtual
+from ftlaunch.recipe.model import FewBits, Qat
+from ftlaunch.recipe.noise import HIDDEN_ACT, MLP, Noise, replaces
+from ftlaunch.recipe.stages import Dpo, OptimizerName, Pairwise, Ppo, Sft, Stage, Strategy, Training
 from ftlaunch.recipe.types import kinds
 
 # Taken from the vocabulary, so that a new kind has its place here without an edit.

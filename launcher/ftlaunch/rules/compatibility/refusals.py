@@ -6,7 +6,8 @@ from typing import Any
 from msgspec import Struct
 
 from ftlaunch.load.messages import as_toml, join_or
-from ftlaunch.recipe import Adapter, Stage
+from ftlaunch.recipe.adapter import Adapter
+from ftlaunch.recipe.stages import Stage
 from ftlaunch.recipe.types import kinds
 from ftlaunch.rules.compatibility.axes import (
     BY_NAME,

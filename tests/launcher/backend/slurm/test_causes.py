@@ -18,7 +18,7 @@ from ftlaunch.backend.slurm.stage_job import StageJob
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.processes.outcome import Failure, read_failure
 from ftlaunch.processes.signals import PreemptionSignals
-from ftlaunch.recipe import Parallel
+from ftlaunch.recipe.stages import Parallel
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import Attempt, RunDir
 

@@ -18,7 +18,7 @@ from ftlaunch.cluster.vocabulary import Cluster, Resources
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStage
 from ftlaunch.processes.signals import PreemptionSignals
-from ftlaunch.recipe import Parallel
+from ftlaunch.recipe.stages import Parallel
 from ftlaunch.run.files import write_json
 
 

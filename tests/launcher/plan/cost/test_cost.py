@@ -12,7 +12,7 @@ from ftlaunch.plan.cost import calibration, costs, devices, disk, memory, shape,
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.memory import Memory
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Full, Lora
+from ftlaunch.recipe.adapter import Full, Lora
 from ftlaunch.run.spec import StageSpec
 
 GB = 10**9

@@ -12,7 +12,7 @@ from ftlaunch.plan.cost.costs import Cost
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.cost.fit import WayOut
 from ftlaunch.plan.plan import make_plan
-from ftlaunch.recipe import Recipe
+from ftlaunch.recipe.recipe import Recipe
 
 GB = 10**9
 RECIPE = """
