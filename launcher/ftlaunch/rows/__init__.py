@@ -12,43 +12,21 @@ from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import looks, tables
 from ftlaunch.rows.columns import Columns, misspelt
-from ftlaunch.rows.conversations import conversation_of, row_format, text_of
+from ftlaunch.rows.conversations import conversation_of, is_paired, is_text, row_format, text_of
 from ftlaunch.rows.files import ENDINGS, data_files, kind_of_file, unread_files
 from ftlaunch.rows.groups import grouped
+from ftlaunch.rows.lines import Lines
 from ftlaunch.rows.pairs import is_good, pair_of
 from ftlaunch.rows.prompts import prompt_of
-from ftlaunch.rows.readers import Lines, read_rows, rows_of
+from ftlaunch.rows.readers import rows_of
 from ftlaunch.rows.template import DataError, Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows, remedy, summary
-
-__all__ = [
-    "Columns",
-    "Findings",
-    "check_rows",
-    "data_files",
-    "for_evaluation",
-    "is_local",
-    "is_paired",
-    "is_text",
-    "misspelt",
-    "read_rows",
-    "settled",
-    "text_sizes",
-]
-
-PAIRED: Final = ("preference", "ratings")
-"""Formats whose rows hold a better and a worse answer."""
 
 # So much is read within seconds, before a run starts. The trainer checks the rows below that as it reads them.
 CHECKED_ROWS: Final = 20_000
 CHECKED_BYTES: Final = 64 * 2**20
 NAMED: Final = 12
 """Columns or files that are named."""
-
-
-def is_paired(data: Data) -> bool:
-    """Whether rows become pairs of answers."""
-    return row_format(data) in PAIRED
 
 
 def for_evaluation(data: Data) -> Data | None:
@@ -111,11 +89,6 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
 def _named(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more}"
-
-
-def is_text(data: Data) -> bool:
-    """Whether rows are plain texts, without turns."""
-    return row_format(data) == "text"
 
 
 def settled(data: Data, *, only_prompts: bool = False) -> Data:

@@ -1,7 +1,7 @@
 """A row → the text or the conversation that it stands for, in each format of `Data`."""
 
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from ftlaunch.recipe.data import Data
 from ftlaunch.rows.messages import Conversation, Turn, message_turns, turns_in
@@ -9,11 +9,23 @@ from ftlaunch.rows.template import Excused, Row, Unfit, bare_field, fill, is_bla
 
 LISTS = ("messages", "conversations", "conversation")
 """Fields that list turns, where no `messages_field` names another."""
+PAIRED: Final = ("preference", "ratings")
+"""Formats whose rows hold a better and a worse answer."""
 
 
 def row_format(data: Data) -> str:
     """The format's name; where it is left open the templates tell it."""
     return data.format or ("prompt" if data.chosen is None and data.rejected is None else "preference")
+
+
+def is_paired(data: Data) -> bool:
+    """Whether rows become pairs of answers."""
+    return row_format(data) in PAIRED
+
+
+def is_text(data: Data) -> bool:
+    """Whether rows are plain texts, without turns."""
+    return row_format(data) == "text"
 
 
 def agreed_arguments(datas: Collection[Data]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A row → what is to be answered: its conversation without the last answer, which it need not have."""
 
 from ftlaunch.recipe.data import Data
-from ftlaunch.rows.conversations import answer, finished, read_conversation, row_format
+from ftlaunch.rows.conversations import answer, finished, is_paired, read_conversation
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import pair_of
 from ftlaunch.rows.template import Row
@@ -12,7 +12,7 @@ def prompt_of(data: Data, row: Row, where: str) -> Conversation:
 
     For every format but "text". Raises Unfit naming `where` and what is wrong.
     """
-    if row_format(data) in ("preference", "ratings"):
+    if is_paired(data):
         chosen = pair_of(data, row, where).chosen
         return chosen.up_to(len(chosen.turns) - 1)
     found = read_conversation(data, row, where)

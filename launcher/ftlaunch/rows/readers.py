@@ -8,12 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
-from ftlaunch.rows.files import data_files, kind_of_file
+from ftlaunch.rows.files import kind_of_file
 from ftlaunch.rows.lines import LONGEST_LINE, Lines, refuse_pointer
 from ftlaunch.rows.tables import table_rows
 from ftlaunch.rows.template import DataError, Misread, Row, kind_of
-
-__all__ = ["Lines", "data_files", "read_rows", "rows_of"]
 
 SAMPLED = 20
 """Lines of a table by which its delimiter is told."""

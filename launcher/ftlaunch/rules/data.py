@@ -11,8 +11,8 @@ from ftlaunch.load.messages import as_toml
 from ftlaunch.load.paths import is_file
 from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
-from ftlaunch.rows import PAIRED, looks
-from ftlaunch.rows.conversations import row_format
+from ftlaunch.rows import looks
+from ftlaunch.rows.conversations import PAIRED, row_format
 from ftlaunch.rows.template import template_fields
 from ftlaunch.safety import trust
 

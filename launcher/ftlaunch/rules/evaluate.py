@@ -10,7 +10,7 @@ from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.plan import resolve
 from ftlaunch.recipe.stages import METRICS, Evaluate, Reward, Stage
-from ftlaunch.rows import PAIRED
+from ftlaunch.rows.conversations import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import trust
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.recipe.stages import METRICS, SCORES, Ppo
-from ftlaunch.rows import PAIRED
+from ftlaunch.rows.conversations import PAIRED
 from ftlaunch.rules.stage import TrainedStage
 from ftlaunch.safety import trust
 

@@ -18,12 +18,11 @@ from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.model import Qat
 from ftlaunch.recipe.names import is_local
 from ftlaunch.recipe.stages import Dpo, Pairwise, Ppo, Sft, Training
-from ftlaunch.rows import PAIRED
+from ftlaunch.rows.conversations import PAIRED
 from ftlaunch.rules.data import DataTable
 from ftlaunch.safety import model_files, trust
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-ZERO = ("zero1", "zero2", "zero3")
 TableName = Literal["model", "adapter", "noise", "optimizer", "parallel"]
 
 

@@ -97,10 +97,10 @@ def data_files(recipe: Recipe) -> list[Path]:
 
     A checked recipe has absolute paths for them; a relative one is a hub id, whatever folder may be called like it.
     """
-    from ftlaunch import rows  # not needed where a run is only looked at
+    from ftlaunch.rows import files  # not needed where a run is only looked at
 
     local = [data for data in data_read(recipe.data) if is_local(data.path)]
-    return sorted({file for data in local for file in rows.data_files(Path(data.path), data.split)})
+    return sorted({file for data in local for file in files.data_files(Path(data.path), data.split)})
 
 
 def data_read(tables: Mapping[str, Data]) -> list[Data]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.stages import EVAL_BATCH, EVAL_NEW_TOKENS, EVAL_PROMPTS, Training
-from ftlaunch.rows import is_paired
+from ftlaunch.rows.conversations import is_paired
 from ftlaunch.run.spec import StageSpec
 from fttrain.answering.examination import Exam, examine, set_exam
 from fttrain.answering.generation import Decoding

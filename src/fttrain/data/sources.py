@@ -14,9 +14,14 @@ from msgspec import structs
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
+from ftlaunch.recipe.names import is_local
 from ftlaunch.recipe.stages import Pairwise, Ppo
-from ftlaunch.rows import data_files, is_local, is_paired, looks, misspelt, read_rows, tables
+from ftlaunch.rows import looks, tables
+from ftlaunch.rows.columns import misspelt
+from ftlaunch.rows.conversations import is_paired
+from ftlaunch.rows.files import data_files
 from ftlaunch.rows.groups import grouped
+from ftlaunch.rows.readers import read_rows
 from ftlaunch.rows.template import Row
 from ftlaunch.run import digests
 from ftlaunch.run.spec import StageSpec

@@ -13,7 +13,9 @@ import numpy as np
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
-from ftlaunch.rows import Columns, for_evaluation, is_paired, is_text
+from ftlaunch.rows import for_evaluation
+from ftlaunch.rows.columns import Columns
+from ftlaunch.rows.conversations import is_paired, is_text
 from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.rows.unfit import UnfitRows
 from ftlaunch.run.files import cache_folder

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ftlaunch.errors import UserError
-from ftlaunch.rows import data_files, read_rows
+from ftlaunch.rows.files import data_files
+from ftlaunch.rows.readers import read_rows
 from ftlaunch.rows.template import DataError
 
 SHIPPED = Path(__file__).with_name("text.txt")

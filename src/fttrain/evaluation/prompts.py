@@ -8,8 +8,7 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.recipe.stages import Need
-from ftlaunch.rows import is_paired
-from ftlaunch.rows.conversations import row_format
+from ftlaunch.rows.conversations import is_paired, row_format
 from fttrain.data.sources import settled
 from fttrain.data.token_set import PairSet, TokenSet
 from fttrain.data.tokens import Tokenized

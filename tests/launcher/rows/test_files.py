@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from ftlaunch.recipe.data import Data
-from ftlaunch.rows import check_rows, data_files, read_rows
+from ftlaunch.rows import check_rows
+from ftlaunch.rows.files import data_files
+from ftlaunch.rows.readers import read_rows
 from ftlaunch.rows.template import DataError
 
 ROWS = [{"q": "2+2?", "a": "4"}, {"q": "3+3?", "a": "6"}]
@@ -293,7 +295,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     # What is imported comes first, as the packages may lie where only root may look.
-    call = "import os, sys, pathlib; from ftlaunch.rows import data_files; os.getuid() or os.setuid(65534)"
+    call = "import os, sys, pathlib; from ftlaunch.rows.files import data_files; os.getuid() or os.setuid(65534)"
     done = subprocess.run(
         [sys.executable, "-c", f"{call}; data_files(pathlib.Path(sys.argv[1]))", str(tmp_path)],
         capture_output=True,

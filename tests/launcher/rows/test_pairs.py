@@ -11,10 +11,11 @@ import pytest
 from msgspec.structs import replace
 
 from ftlaunch.recipe.data import Data
-from ftlaunch.rows import check_rows, read_rows, settled
+from ftlaunch.rows import check_rows, settled
 from ftlaunch.rows.groups import grouped
 from ftlaunch.rows.messages import Conversation
 from ftlaunch.rows.pairs import Pair, pair_of
+from ftlaunch.rows.readers import read_rows
 from ftlaunch.rows.template import DataError, Excused, Unfit
 
 USER = {"role": "user", "content": "2+2?"}

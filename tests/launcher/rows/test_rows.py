@@ -12,8 +12,11 @@ import pytest
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
-from ftlaunch.rows import Findings, check_rows, data_files, is_local, read_rows, settled
+from ftlaunch.recipe.names import is_local
+from ftlaunch.rows import Findings, check_rows, settled
 from ftlaunch.rows.conversations import conversation_of
+from ftlaunch.rows.files import data_files
+from ftlaunch.rows.readers import read_rows
 from ftlaunch.rows.template import DataError, fill, template_fields
 
 ROW = {"question": "Why?", "answer": "Because."}

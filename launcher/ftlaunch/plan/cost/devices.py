@@ -9,7 +9,6 @@ from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.plan.machine import Machine, nvidia_smi
 from ftlaunch.recipe.stages import Parallel
 
-GIB = 1 << 30
 CARDS: tuple[tuple[str, int, float], ...] = (
     ("b200", 180, 2250),
     ("h200 nvl", 141, 835),
