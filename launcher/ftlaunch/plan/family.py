@@ -146,6 +146,13 @@ def name(folder: Path) -> str:
     return str(_config(folder).get("model_type", ""))
 
 
+def layer_count(folder: Path) -> int | None:
+    """Return how many layers the model in a folder has; None where its config has none of the usual words for it."""
+    config = _text_config(folder)
+    # GPT-2 and its like say n_layer, a few others num_layers.
+    return next((config[word] for word in ("num_hidden_layers", "n_layer", "num_layers") if word in config), None)
+
+
 def _layer_types(config: dict[str, Any]) -> list[str]:
     # Most families list the kinds of their layers in layer_types, Zamba in layers_block_type.
     return [str(kind) for kind in config.get("layer_types") or config.get("layers_block_type") or ()]

@@ -94,8 +94,7 @@ def _make_spec(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -
         micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
         accumulation = stage.batch_size // (micro * resolved.world_size)
         learning_rate = stage.learning_rate or suitable_rate(stage, resolved.adapter)
-        tables = [stage.data] if isinstance(stage.data, str) else stage.data
-        data = {table: recipe.data[table] for table in tables}
+        data = {name: recipe.data[name] for name in stage.data_names}
     elif isinstance(stage, Evaluate):
         data = {stage.data: recipe.data[stage.data]}
     spec = StageSpec(

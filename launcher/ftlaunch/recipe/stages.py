@@ -145,6 +145,11 @@ class Training(Kind, frozen=True, kw_only=True):
     """Overrides [parallel] for this stage."""
 
     @property
+    def data_names(self) -> list[str]:
+        """The [data.NAME] tables, one or several."""
+        return [self.data] if isinstance(self.data, str) else self.data
+
+    @property
     def objective(self) -> str:
         """The loss, as a plan tells it; "" where the kind says it all."""
         return ""

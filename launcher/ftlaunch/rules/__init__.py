@@ -74,7 +74,7 @@ def _with_formats(loaded: Loaded, passed_over: Set[str]) -> tuple[Loaded, list[P
 def _trained_on(recipe: Recipe) -> set[str]:
     """The data tables whose answers are trained: PPO, which answers itself, takes prompts alone."""
     stages = [stage for stage in recipe.stage if isinstance(stage, Training) and not isinstance(stage, Ppo)]
-    return {name for stage in stages for name in ([stage.data] if isinstance(stage.data, str) else stage.data)}
+    return {name for stage in stages for name in stage.data_names}
 
 
 def find_problems(loaded: Loaded) -> list[Problem]:

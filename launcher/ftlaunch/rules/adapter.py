@@ -1,7 +1,5 @@
 """Rules of adapters: what their keys ask of each other, of the model and of the other tables."""
 
-import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,36 +9,24 @@ from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.plan import family
 from ftlaunch.recipe.adapter import SUPER_WEIGHTS, Adalora, LowRank, Prompt
 from ftlaunch.recipe.model import LARGEST_REST
-from ftlaunch.recipe.names import is_local
 from ftlaunch.rules.compatibility.axes import PLAIN
-from ftlaunch.rules.stage import TrainedStage
+from ftlaunch.rules.stage import TrainedStage, names_modules
 
 if TYPE_CHECKING:
     from ftlaunch.plan.cost.body import Body
 
 
 def targets_compile(training: TrainedStage) -> Iterator[Problem]:
-    adapter = training.resolved.adapter
-    if not isinstance(adapter, LowRank):
-        return
-    if isinstance(adapter.targets, list):
-        if not adapter.targets:
-            yield training.table_problem("adapter", "targets", "names no module", 'write targets = "all-linear"')
-        return
-    try:
-        re.compile(adapter.targets)
-    except re.error as error:
-        message = f"{as_toml(adapter.targets)} is not a regular expression: {error}"
-        remedy = 'correct it, or write "all-linear" or a list of module names'
-        yield training.table_problem("adapter", "targets", message, remedy)
+    if isinstance(training.resolved.adapter, LowRank):
+        yield from names_modules(training, "adapter", "targets", "all-linear")
 
 
 def layers_are_there(training: TrainedStage) -> Iterator[Problem]:
     """A folder's config tells how many layers there are; with a hub id the trainer looks."""
-    adapter, path = training.resolved.adapter, training.resolved.model.path
+    adapter = training.resolved.adapter
     if not isinstance(adapter, LowRank) or adapter.layers is None:
         return
-    count = _layers_of(Path(path)) if is_local(path) else None
+    count = family.layer_count(Path(training.resolved.model.path))
     if isinstance(adapter.layers, list):
         wrong = [number for number in adapter.layers if count is not None and number >= count]
         if not adapter.layers:
@@ -52,17 +38,6 @@ def layers_are_there(training: TrainedStage) -> Iterator[Problem]:
     elif count is not None and adapter.layers != SUPER_WEIGHTS and int(adapter.layers.partition(":")[2]) > count:
         remedy = f"write a number up to {count}, or remove it"
         yield training.table_problem("adapter", "layers", f"asks for more layers than the model's {count}", remedy)
-
-
-def _layers_of(folder: Path) -> int | None:
-    """Layers of the model in a folder; None where its config does not say so in one of the usual words."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        config = config.get("text_config") or config
-    except (OSError, ValueError):
-        return None  # which another rule tells
-    # GPT-2 and its like say n_layer, a few others num_layers.
-    return next((config[word] for word in ("num_hidden_layers", "n_layer", "num_layers") if word in config), None)
 
 
 def ranks_fall(training: TrainedStage) -> Iterator[Problem]:

@@ -3,26 +3,21 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from msgspec import Struct
-
 from ftlaunch.errors import Problem, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.plan import resolve
-from ftlaunch.recipe.stages import METRICS, Evaluate, Reward, Stage
+from ftlaunch.recipe.stages import METRICS, Evaluate, Reward
 from ftlaunch.rows.conversations import PAIRED
 from ftlaunch.rules.data import DataTable
+from ftlaunch.rules.stage import JudgedStage
 from ftlaunch.safety import trust
 
 
-class EvaluateStage(Struct, frozen=True):
-    """An evaluate stage and where it stands."""
+class EvaluateStage(JudgedStage, frozen=True):
+    """An evaluate stage of a recipe."""
 
-    loaded: Loaded
-    index: int
     stage: Evaluate
-    before: Stage | None
-    """What it evaluates."""
 
     @property
     def table(self) -> DataTable | None:
@@ -39,16 +34,12 @@ class EvaluateStage(Struct, frozen=True):
             needs.setdefault(METRICS.get(metric, "answers"), metric)
         return needs
 
-    def problem(self, key: str, message: str, remedy: str) -> Problem:
-        return self.loaded.problem(("stage", self.index, key), message, remedy)
-
 
 def evaluate_stages(loaded: Loaded) -> Iterator[EvaluateStage]:
     """The recipe's evaluate stages."""
     for one in resolve.resolve(loaded.recipe):
         if isinstance(one.stage, Evaluate):
-            before = one.before and one.before.stage
-            yield EvaluateStage(loaded, one.index, one.stage, before)
+            yield EvaluateStage(loaded, one, one.stage)
 
 
 def data_is_known(evaluation: EvaluateStage) -> Iterator[Problem]:
@@ -143,7 +134,8 @@ def processes_hold_whole_models(evaluation: EvaluateStage) -> Iterator[Problem]:
 
 
 def start_gives_answers(evaluation: EvaluateStage) -> Iterator[Problem]:
-    if isinstance(evaluation.before, Reward):
+    evaluated = evaluation.whole.before
+    if evaluated is not None and isinstance(evaluated.stage, Reward):
         message = "names a reward stage, whose model rates answers and gives none"
         yield evaluation.problem("start", message, "name a stage that trains a policy")
 

@@ -14,7 +14,7 @@ from ftlaunch.safety import trust
 def evaluations_have_rows(training: TrainedStage) -> Iterator[Problem]:
     if not training.data or any(data.test or data.eval for data in training.data):
         return
-    name = training.data_names[0]
+    name = training.stage.data_names[0]
     for key in ("evaluate_every", "eval_metrics", "best_by"):
         if getattr(training.stage, key):
             remedy = f"hold rows out with data.{name}.test, name some with data.{name}.eval, or remove {key}"

@@ -1,13 +1,11 @@
 """Rules of [noise] tables: by themselves, with the stage that they count for, and with the merges after it."""
 
-import re
 from collections.abc import Callable, Iterator
 
 from ftlaunch.errors import Problem
-from ftlaunch.load.messages import as_toml
 from ftlaunch.recipe.noise import MLP, Multiplicative, Saturated
 from ftlaunch.recipe.stages import Sft
-from ftlaunch.rules.stage import TrainedStage
+from ftlaunch.rules.stage import TrainedStage, names_modules
 
 
 def factors_keep_the_signal(training: TrainedStage) -> Iterator[Problem]:
@@ -21,18 +19,7 @@ def factors_keep_the_signal(training: TrainedStage) -> Iterator[Problem]:
 
 
 def sites_compile(training: TrainedStage) -> Iterator[Problem]:
-    sites = training.resolved.noise.sites
-    if isinstance(sites, list):
-        if not sites:
-            yield training.table_problem("noise", "sites", "names no module", f"write sites = {as_toml(MLP)}")
-        return
-    try:
-        # "mlp-activation" compiles, too, and needs no exception.
-        re.compile(sites)
-    except re.error as error:
-        message = f"{as_toml(sites)} is not a regular expression: {error}"
-        remedy = f"correct it, or write {as_toml(MLP)} or a list of module names"
-        yield training.table_problem("noise", "sites", message, remedy)
+    yield from names_modules(training, "noise", "sites", MLP)
 
 
 def kind_of_neftune_counts(training: TrainedStage) -> Iterator[Problem]:

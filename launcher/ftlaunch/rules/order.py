@@ -13,7 +13,7 @@ COPIES = "merge copies safetensors tensor by tensor, and this model's weights ma
 
 
 def data_is_used(loaded: Loaded) -> Iterator[Problem]:
-    used = {name for training in trainings(loaded) for name in training.data_names}
+    used = {name for training in trainings(loaded) for name in training.stage.data_names}
     used |= {stage.data for stage in loaded.recipe.stage if isinstance(stage, Evaluate)}
     for name in loaded.recipe.data:
         if name not in used:

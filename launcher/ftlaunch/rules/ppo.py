@@ -8,8 +8,6 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from ftlaunch.errors import Problem
 from ftlaunch.load import Loaded
 from ftlaunch.load.messages import as_toml, did_you_mean, join_or
@@ -25,26 +23,22 @@ from ftlaunch.rules.stage import TrainedStage, trainings
 FORM = '"FILE.py:NAME" or "package.module:NAME"'
 
 
-class PpoStage(Struct, frozen=True):
-    """A PPO stage and where it stands."""
+class PpoStage(TrainedStage, frozen=True):
+    """A PPO stage of a recipe."""
 
-    training: TrainedStage
     stage: Ppo
-
-    def problem(self, key: str, message: str, remedy: str) -> Problem:
-        return self.training.problem(key, message, remedy)
 
 
 def ppo_stages(loaded: Loaded) -> Iterator[PpoStage]:
     """The recipe's PPO stages."""
     for training in trainings(loaded):
         if isinstance(training.stage, Ppo):
-            yield PpoStage(training, training.stage)
+            yield PpoStage(loaded, training.whole, training.stage)
 
 
 def there_is_one_reward(ppo: PpoStage) -> Iterator[Problem]:
     function, model = ppo.stage.reward_function, ppo.stage.reward_model
-    before = ppo.training.whole.reward
+    before = ppo.whole.reward
     if function is not None and model is not None:
         yield ppo.problem("reward_model", "is given together with reward_function", "keep the one that is meant")
     elif function is None and model is None and before is None:
@@ -53,7 +47,7 @@ def there_is_one_reward(ppo: PpoStage) -> Iterator[Problem]:
 
 
 def reward_stage_is_used(ppo: PpoStage) -> Iterator[Problem]:
-    before = ppo.training.whole.reward
+    before = ppo.whole.reward
     for key in ("reward_function", "reward_model"):
         if before is not None and getattr(ppo.stage, key) is not None:
             message = "is given, and so is a reward stage before it, which would be trained for nothing"
@@ -62,7 +56,7 @@ def reward_stage_is_used(ppo: PpoStage) -> Iterator[Problem]:
 
 def reward_stage_is_on_the_policy_s_base(ppo: PpoStage) -> Iterator[Problem]:
     """A reward model that is an adapter is loaded next to the policy's, over the same base."""
-    policy, reward = ppo.training.whole, ppo.training.whole.reward
+    policy, reward = ppo.whole, ppo.whole.reward
     if reward is None or isinstance(policy.tables.adapter, Full) or isinstance(reward.tables.adapter, Full):
         return
     if _maker_of_base(policy) is not _maker_of_base(reward):
@@ -181,15 +175,14 @@ def rollout_is_whole_batches(ppo: PpoStage) -> Iterator[Problem]:
 
 
 def horizon_needs_a_target(ppo: PpoStage) -> Iterator[Problem]:
-    index = ppo.training.index
     # It has a default, so only a key that was written is a mistake.
-    if ppo.stage.kl_target is None and ppo.training.loaded.where.given(("stage", index, "kl_horizon")):
+    if ppo.stage.kl_target is None and ppo.given("kl_horizon"):
         message = "counts only where the coefficient is steered, and there is no kl_target"
         yield ppo.problem("kl_horizon", message, "remove it, or add kl_target = 6.0")
 
 
 def prompts_are_known_beforehand(ppo: PpoStage) -> Iterator[Problem]:
-    for table in ppo.training.data_tables:
+    for table in ppo.data_tables:
         if table.format == "text":
             message = 'PPO answers prompts, and rows of format "text" have none'
             yield ppo.problem("data", message, "name a data table with prompts")
@@ -202,9 +195,9 @@ def vllm_can_answer(ppo: PpoStage) -> Iterator[Problem]:
         if ppo.stage.vllm_memory is not None:
             yield ppo.problem("vllm_memory", "is about vLLM, which does not answer here", 'add rollout_engine = "vllm"')
         return
-    tables = ppo.training.resolved
+    tables = ppo.resolved
     kind = str(tables.adapter.__struct_config__.tag)
-    if ppo.training.loaded.where.given(("stage", ppo.training.index, "generation_batch_size")):
+    if ppo.given("generation_batch_size"):
         message = "is of the model that answers itself, and vLLM finds its own"
         yield ppo.problem("generation_batch_size", message, "remove it")
     # vLLM loads the base from its path by itself, and takes the adapter from a file.

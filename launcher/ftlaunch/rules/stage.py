@@ -26,39 +26,42 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 TableName = Literal["model", "adapter", "noise", "optimizer", "parallel"]
 
 
-class TrainedStage(Struct, frozen=True):
-    """A training stage of a recipe, and where its keys stand."""
+class JudgedStage(Struct, frozen=True):
+    """A stage of a recipe, and where its keys stand."""
 
     loaded: Loaded
-    index: int
-    stage: Training
     whole: ResolvedStage
     """The tables that count for it, and the stages that it needs."""
+
+    def given(self, key: str) -> bool:
+        return self.loaded.where.given(("stage", self.whole.index, key))
+
+    def problem(self, key: str, message: str, remedy: str) -> Problem:
+        return self.loaded.problem(("stage", self.whole.index, key), message, remedy)
+
+
+class TrainedStage(JudgedStage, frozen=True):
+    """A training stage of a recipe."""
+
+    stage: Training
 
     @property
     def resolved(self) -> Resolved:
         return self.whole.tables
 
     @property
-    def data_names(self) -> list[str]:
-        return [self.stage.data] if isinstance(self.stage.data, str) else self.stage.data
-
-    @property
     def data_tables(self) -> list[DataTable]:
         """Its data tables, those that do not exist left out."""
         known = self.loaded.recipe.data
-        return [DataTable(self.loaded, name, known[name]) for name in self.data_names if name in known]
+        return [DataTable(self.loaded, name, known[name]) for name in self.stage.data_names if name in known]
 
     @property
     def data(self) -> list[Data]:
         return [table.data for table in self.data_tables]
 
-    def problem(self, key: str, message: str, remedy: str) -> Problem:
-        return self.loaded.problem(("stage", self.index, key), message, remedy)
-
     def table_problem(self, table: TableName, key: str, message: str, remedy: str) -> Problem:
         """A problem with a key of the stage's own table, or of the recipe's where the stage has none."""
-        own: KeyPath = () if getattr(self.stage, table) is None else ("stage", self.index)
+        own: KeyPath = () if getattr(self.stage, table) is None else ("stage", self.whole.index)
         return self.loaded.problem((*own, table, key), message, remedy)
 
 
@@ -66,12 +69,28 @@ def trainings(loaded: Loaded) -> Iterator[TrainedStage]:
     """The recipe's training stages."""
     for one in resolve.resolve(loaded.recipe):
         if isinstance(one.stage, Training):
-            yield TrainedStage(loaded, one.index, one.stage, one)
+            yield TrainedStage(loaded, one, one.stage)
+
+
+def names_modules(training: TrainedStage, table: TableName, key: str, usual: str) -> Iterator[Problem]:
+    """Judge a key that is a list of module names, a regular expression, or the word for the `usual` ones."""
+    written = getattr(getattr(training.resolved, table), key)
+    if isinstance(written, list):
+        if not written:
+            yield training.table_problem(table, key, "names no module", f"write {key} = {as_toml(usual)}")
+        return
+    try:
+        # The usual word compiles, too, and needs no exception.
+        re.compile(written)
+    except re.error as error:
+        message = f"{as_toml(written)} is not a regular expression: {error}"
+        remedy = f"correct it, or write {as_toml(usual)} or a list of module names"
+        yield training.table_problem(table, key, message, remedy)
 
 
 def data_is_known(training: TrainedStage) -> Iterator[Problem]:
     known = list(training.loaded.recipe.data)
-    names = training.data_names
+    names = training.stage.data_names
     if not names:
         yield training.problem(
             "data", "names no data", f"name {join_or(known)}" if known else "add a [data.NAME] table"

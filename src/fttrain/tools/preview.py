@@ -241,8 +241,7 @@ def _trained_on(recipe: Recipe) -> list[tuple[str, Model, bool]]:
     found: list[tuple[str, Model, bool]] = []
     for stage in recipe.stage:
         if isinstance(stage, Training):
-            names = [stage.data] if isinstance(stage.data, str) else stage.data
-            found += [(name, stage.model or recipe.model, isinstance(stage, Ppo)) for name in names]
+            found += [(name, stage.model or recipe.model, isinstance(stage, Ppo)) for name in stage.data_names]
     return list(dict.fromkeys(found))
 
 
