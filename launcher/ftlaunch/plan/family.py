@@ -92,7 +92,7 @@ def layout(folder: Path, longest: int) -> Layout | None:
     if is_stateful(folder):
         why = f"{family} carries a state from token to token, which would run on into the next row"
         return Layout(UNLESS.format(packages), why) if (packages := KERNELS.get(family)) else Layout(PADDED, why)
-    if by_itself := BY_THEMSELVES & {family, str(_config(folder).get("model_type"))}:
+    if by_itself := BY_THEMSELVES & {family, str(read_config(folder).get("model_type"))}:
         return Layout(PADDED, f"{by_itself.pop()} attends by code of its own")
     if family in DECODERS:
         return Layout(PADDED, f"{family} makes a mask for what an encoder said, too")
@@ -115,7 +115,7 @@ def layout_note(spec: StageSpec) -> str | None:
 
 def mechanisms(folder: Path) -> list[str]:
     """Return what the config says of the model's parts that a plain Llama has not, a phrase for each."""
-    whole, config = _config(folder), _text_config(folder)
+    whole, config = read_config(folder), _text_config(folder)
     kinds = Counter(_layer_types(config))
     mixed = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items())
     windows = [config.get(key) for key in ("sliding_window", "attention_window_size", "attention_chunk_size")]
@@ -143,7 +143,7 @@ def is_stateful(folder: Path) -> bool:
 
 def name(folder: Path) -> str:
     """Return what transformers calls the family of the model in a folder; empty where nothing tells."""
-    return str(_config(folder).get("model_type", ""))
+    return str(read_config(folder).get("model_type", ""))
 
 
 def layer_count(folder: Path) -> int | None:
@@ -193,11 +193,11 @@ def dropout(folder: Path) -> str:
 
 def _text_config(folder: Path) -> dict[str, Any]:
     """The part of config.json that is of text, or all of it."""
-    config = _config(folder)
+    config = read_config(folder)
     return config.get("text_config") or config
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """config.json; empty where there is none to be read."""
     if not folder.is_absolute():  # a hub id, whatever the working directory holds
         return {}

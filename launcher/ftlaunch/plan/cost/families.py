@@ -49,10 +49,13 @@ class Sizes(Struct, frozen=True, kw_only=True):
     layers: int
     heads: int
     queries: int
+    """Width of all query heads together."""
     keys: int
+    """Width of all key heads together; values have the same."""
     mlp: int
-    experts: int
-    expert_mlp: int
+    """Inner width of the MLP."""
+    experts: int = 0
+    expert_mlp: int = 0
 
 
 def nested(config: Config, name: str) -> Config | None:

@@ -61,20 +61,8 @@ class Memory(Struct, frozen=True, kw_only=True):
         return sum(part.bytes for part in self.host)
 
 
-class Load(Struct, frozen=True, kw_only=True):
-    """What one rank of a stage works at."""
-
-    tokens: int
-    """Tokens of a micro-batch at most."""
-    targets: int
-    """Trained tokens among them at most."""
-    size: int
-    """Bytes of an element that is computed with."""
-    cuda: bool
-
-
-def load_of(spec: StageSpec, size: int, *, cuda: bool) -> Load:
-    """The work of one rank, with every row as long as the data tables allow."""
+def tokens_of(spec: StageSpec) -> tuple[int, int]:
+    """Return the tokens of a micro-batch, and the trained ones among them, with rows as long as the data allow."""
     stage = spec.stage
     longest = max((data.max_length for data in spec.data.values()), default=0)
     rows = spec.micro_batch_size * (2 if isinstance(stage, Pairwise) else 1)
@@ -83,44 +71,45 @@ def load_of(spec: StageSpec, size: int, *, cuda: bool) -> Load:
         longest, targets = longest + stage.max_new_tokens, stage.max_new_tokens
     if isinstance(spec.adapter, Virtual):
         longest += spec.adapter.virtual_tokens
-    return Load(tokens=rows * longest, targets=rows * targets, size=size, cuda=cuda)
+    return rows * longest, rows * targets
 
 
 def of_stage(spec: StageSpec, shape: Shape, size: int, *, cuda: bool) -> Memory:
     """Memory of one rank of a training stage. `size` is the bytes of an element that is computed with."""
     assert isinstance(spec.stage, Training)
-    return _Ledger(spec, shape, load_of(spec, size, cuda=cuda)).memory()
+    return _Ledger(spec, shape, size, cuda=cuda).memory()
 
 
 class _Ledger:
     """The arithmetic of one rank."""
 
-    def __init__(self, spec: StageSpec, shape: Shape, load: Load) -> None:
-        self.spec, self.shape, self.load = spec, shape, load
+    def __init__(self, spec: StageSpec, shape: Shape, size: int, *, cuda: bool) -> None:
+        self.spec, self.shape, self.size, self.cuda = spec, shape, size, cuda
+        self.tokens, self.targets = tokens_of(spec)
         self.zero, self.ranks = spec.parallel.zero_stage, spec.world_size
         self.full = isinstance(spec.adapter, Full)
         self.trained: Trained = trained.of(spec.adapter, shape)
-        self.size = load.size
         self.held_in_float = self.full and not self.zero
         stream = FLOAT if self.held_in_float else self.size
-        kernel = load.cuda and self.size < FLOAT
+        kernel = cuda and self.size < FLOAT
         self.arithmetic = Arithmetic(bytes=self.size, stream=stream, has_kernel=kernel)
         self.offloads = spec.parallel.offload == "cpu"
         assert isinstance(spec.stage, Training)
+        self.checkpoints = spec.stage.activation_checkpointing
         self.answers = answers.of_training(spec, spec.stage)
         self.answering = self.answers.memory(shape, self.size, adapted=not self.full) if self.answers else (0, 0)
 
     def memory(self) -> Memory:
         parts = self._standing() | self._passing()
         host = []
-        if self.load.cuda:
+        if self.cuda:
             host = [("libraries", 3 << 30), ("image of the checkpoint", self._image())]
             if self.offloads:
                 host.append(("optimizer and gradients", 2 * self._masters() + self._moments()))
         else:
             parts["image of the checkpoint"] = self._image()
         return Memory(
-            device="cuda" if self.load.cuda else "cpu",
+            device="cuda" if self.cuda else "cpu",
             parts=[Part(name, size) for name, size in parts.items() if size],
             phases=self._phases(parts),
             host=[Part(name, size) for name, size in host],
@@ -130,7 +119,7 @@ class _Ledger:
 
     def _standing(self) -> dict[str, int]:
         """What is held from the first step to the last."""
-        on_device = not (self.offloads and self.load.cuda)
+        on_device = not (self.offloads and self.cuda)
         return {
             "weights": self._weights(),
             "file of quantized weights": self._lingering(),
@@ -139,7 +128,7 @@ class _Ledger:
             **self._judges(),
             "fp32 masters": self._masters() * on_device,
             "optimizer": self._moments() * on_device,
-            "libraries": ROOM_GPU if self.load.cuda else ROOM_CPU,
+            "libraries": ROOM_GPU if self.cuda else ROOM_CPU,
         }
 
     def _passing(self) -> dict[str, int]:
@@ -206,25 +195,18 @@ class _Ledger:
         on a CPU, where pages exist once they are written. DDP's buckets are the gradients."""
         if not self.zero:
             return 0
-        used = BUCKET if self.load.cuda else min(BUCKET, self.trained.parameters)
+        used = BUCKET if self.cuda else min(BUCKET, self.trained.parameters)
         return self._gradient_size() * used
 
     def _gathered(self) -> int:
         """Weights that ZeRO-3 has brought together: it lets them be until there are a thousand million. On a CPU there
         is also the buffer of the largest."""
-        buffer = 0 if self.load.cuda else self.shape.largest
+        buffer = 0 if self.cuda else self.shape.largest
         return self.size * (min(self.shape.parameters, 2 * BUCKET) + buffer) if self.zero == 3 else 0
 
     def _casts(self) -> int:
         """Copies of trained fp32 weights, which autocast makes once for a step's forward and backward pass."""
         return self.size * self.trained.parameters if self.size < FLOAT and not self.zero else 0
-
-    def _activations(self) -> int:
-        return self._kept(checkpointing=getattr(self.spec.stage, "activation_checkpointing", False))
-
-    def _one_layer(self) -> int:
-        """Activations that are left when the backward pass has come to the lowest layer."""
-        return self._activations() // max(1, self.trained.layers_backward)
 
     def _layer(self) -> int:
         """Bytes per token that one layer keeps for its backward pass."""
@@ -235,31 +217,27 @@ class _Ledger:
             layer += activations.of_dropout(self.shape, self.arithmetic, longest)
         return layer
 
-    def _again(self) -> int:
-        """Activations of the layer that is computed again."""
-        return self.load.tokens * self._layer()
-
-    def _kept(self, *, checkpointing: bool) -> int:
+    def _activations(self) -> int:
         """Bytes that the layers keep for the backward pass of a micro-batch, and what the head reads."""
-        shape, tokens, layer = self.shape, self.load.tokens, self._layer()
+        shape, layer = self.shape, self._layer()
         layers = self.trained.layers_backward
         stream = self.arithmetic.stream * shape.width
-        kept = stream * layers + layer if checkpointing else layer * layers
+        kept = stream * layers + layer if self.checkpoints else layer * layers
         ends = shape.width * (FLOAT + self.arithmetic.stream * (2 if self.full else 1))
-        return tokens * (kept + ends) + self.load.targets * shape.width * self.size * 2
+        return self.tokens * (kept + ends) + self.targets * shape.width * self.size * 2
 
     def _logits(self, *, backward: bool) -> int:
         if isinstance(self.spec.stage, Reward):
             return 0
         if isinstance(self.spec.stage, Ppo):
-            return activations.of_logits_with_entropy(self.shape, self.load.targets, backward=backward)
+            return activations.of_logits_with_entropy(self.shape, self.targets, backward=backward)
         return activations.of_logits(
             self.shape,
-            self.load.targets,
+            self.targets,
             self.size,
             trained_head=self.trained.head,
             backward=backward,
-            copied=not self.load.cuda and self.ranks == 1,
+            copied=not self.cuda and self.ranks == 1,
         )
 
     def _image(self) -> int:
@@ -268,17 +246,19 @@ class _Ledger:
 
     def _phases(self, parts: dict[str, int]) -> dict[str, int]:
         """Peaks: reading the model, rollouts, the forward and backward pass, the optimizer's step, the artifact."""
-        held = sum(self._standing().values()) + (0 if self.load.cuda else self._image())
+        held = sum(self._standing().values()) + (0 if self.cuda else self._image())
         gradients, bucket = parts["gradients"], parts["gradient buffer"]
         # DDP's buckets and ZeRO-3's shards of gradients outlive a step; others live from one micro-batch to the last.
         lasting = gradients + bucket if self.zero == 3 else gradients if self.ranks > 1 and not self.zero else 0
         carried = max(lasting, gradients if self.spec.accumulation > 1 else 0)
-        carried += bucket if self.load.cuda and self.zero < 3 else 0
+        carried += bucket if self.cuda and self.zero < 3 else 0
         # While the backward pass goes down, activations make room for gradients: one of its two ends is the peak.
         # A layer that is computed again is there once the logits are gone.
-        again = self._again() if getattr(self.spec.stage, "activation_checkpointing", False) else 0
+        again = self.tokens * self._layer() if self.checkpoints else 0
         begins = parts["activations"] - again + max(parts["logits"], self._logits(backward=True), again)
-        ends = self._one_layer() + gradients + bucket - carried
+        # One layer's are left when it has come to the lowest.
+        lowest = parts["activations"] // max(1, self.trained.layers_backward)
+        ends = lowest + gradients + bucket - carried
         whole = self._casts() + parts["gathered weights"]
         around = carried + whole
         return {
@@ -294,22 +274,22 @@ class _Ledger:
 
         ZeRO's optimizer has one weight, which is flat. ZeRO-3, and ZeRO in 16 bits, also make a gradient of it in fp32.
         """
-        if self.offloads and self.load.cuda:
+        if self.offloads and self.cuda:
             return 0
         if self.zero:
             share = FLOAT * self.trained.parameters // self.ranks
             return share * (3 if self.zero == 3 or self.size < FLOAT else 2)
-        return FLOAT * (self.trained.parameters if self.load.cuda else 2 * self.trained.largest)
+        return FLOAT * (self.trained.parameters if self.cuda else 2 * self.trained.largest)
 
     def _reading(self, weights: int) -> int:
         """The weights and the file that they are read from, which are the same pages where nothing is converted."""
         held = FLOAT if self.held_in_float else self.size
         same = held == self.shape.disk_bytes and self.zero != 3 and not self.spec.model.is_quantized
         stacked = self.shape.disk_bytes * self.shape.expert_parameters * self.shape.layers
-        return weights + (stacked if same else self._mapped()) if not self.load.cuda else weights
+        return weights + (stacked if same else self._mapped()) if not self.cuda else weights
 
     def _mapped(self) -> int:
-        return 0 if self.load.cuda else self.shape.parameters * self.shape.disk_bytes
+        return 0 if self.cuda else self.shape.parameters * self.shape.disk_bytes
 
     def _lingering(self) -> int:
         """Pages of weights that were read to be quantized, or of experts that were read to be stacked: embeddings are
@@ -317,12 +297,12 @@ class _Ledger:
 
         DDP and DeepSpeed write to all weights, which moves them out of the file."""
         shape = self.shape
-        stays = self.ranks == 1 and not self.zero and self.size == shape.disk_bytes and not self.load.cuda
+        stays = self.ranks == 1 and not self.zero and self.size == shape.disk_bytes and not self.cuda
         kept = shape.matrix_parameters if self.spec.model.is_quantized else shape.expert_parameters * shape.layers
         return shape.disk_bytes * kept if stays else 0
 
     def _artifact(self) -> int:
         """Weights whole in fp32, and one of them in the format that they are written in."""
-        if self.load.cuda:
+        if self.cuda:
             return 0
         return self.trained.parameters * FLOAT + (self.trained.largest * self.size if self.full else 0)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from msgspec import Struct
+from msgspec.structs import asdict
 
 from ftlaunch.plan.cost import families, known
 from ftlaunch.plan.cost.families import Linear, Sizes
+from ftlaunch.plan.family import read_config
 from ftlaunch.recipe.names import is_local
 
 LIKE_GPT2 = {"gpt2"}
@@ -23,19 +23,10 @@ ONLY_COUNTED = {"deepseek_v3", "falcon_h1", "cohere", "cohere2", "glm"}
 DISK_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class Shape(Struct, frozen=True, kw_only=True):
-    """A decoder-only model's sizes, in elements."""
+class Shape(Sizes, frozen=True, kw_only=True):
+    """A decoder-only model's sizes, in elements; `mlp` is the inner width of one expert in a mixture."""
 
     family: str
-    width: int
-    layers: int
-    queries: int
-    """Width of all query heads together."""
-    keys: int
-    """Width of all key heads together; values have the same."""
-    heads: int
-    mlp: int
-    """Inner width of the MLP, or of one expert."""
     vocabulary: int
     is_gated: bool
     is_tied: bool
@@ -89,22 +80,13 @@ class Shape(Struct, frozen=True, kw_only=True):
 
 def read(path: str) -> Shape | None:
     """The shape of the model in a folder, or of a well-known hub id; None where nothing here tells."""
-    config = _config(path)
-    return None if config is None else of_config(config)
+    config = read_config(Path(path)) if is_local(path) else known.config(path)
+    return of_config(config or {})
 
 
 def is_guess(shape: Shape) -> bool:
     """Whether the family is none that is known here."""
     return shape.family not in LIKE_LLAMA | LIKE_GPT2 | ONLY_COUNTED
-
-
-def _config(path: str) -> dict[str, Any] | None:
-    if not is_local(path):
-        return known.config(path)
-    try:
-        return msgspec.json.decode((Path(path) / "config.json").read_bytes(), type=dict[str, Any])
-    except (OSError, ValueError):
-        return None
 
 
 def of_config(config: dict[str, Any]) -> Shape | None:
@@ -127,14 +109,10 @@ def of_config(config: dict[str, Any]) -> Shape | None:
     # Some mixtures begin with dense layers. All layers are counted as mixtures, and the difference is added once.
     more = sum(linear.parameters for linear in dense) - in_mixture
     uneven = families.dense_layers(config, sizes) * more + families.tower_parameters(config, sizes.width)
+    inner = sizes.expert_mlp if sizes.experts else sizes.mlp
     return Shape(
+        **{**asdict(sizes), "mlp": inner},
         family=family,
-        width=sizes.width,
-        layers=sizes.layers,
-        queries=sizes.queries,
-        keys=sizes.keys,
-        heads=sizes.heads,
-        mlp=sizes.expert_mlp if sizes.experts else sizes.mlp,
         vocabulary=vocabulary,
         is_gated=True,
         is_tied=bool(config.get("tie_word_embeddings", family.startswith(("gemma", "cohere")))),

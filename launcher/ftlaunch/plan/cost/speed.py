@@ -8,7 +8,7 @@ from ftlaunch import rows
 from ftlaunch.plan import resolve
 from ftlaunch.plan.cost import answers, trained
 from ftlaunch.plan.cost.answers import Answers
-from ftlaunch.plan.cost.memory import load_of
+from ftlaunch.plan.cost.memory import tokens_of
 from ftlaunch.plan.cost.shape import Shape
 from ftlaunch.recipe.adapter import Full
 from ftlaunch.recipe.data import Data
@@ -61,12 +61,11 @@ def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cud
     """Return the time of a training stage on devices that do so many operations a second."""
     stage = spec.stage
     assert isinstance(stage, Training)
-    load = load_of(spec, 2, cuda=True)
-    tokens = load.tokens * spec.accumulation
-    step = tokens * operations(spec, shape) / operations_per_second
+    tokens, _ = tokens_of(spec)
+    step = tokens * spec.accumulation * operations(spec, shape) / operations_per_second
     generated = answers.of_training(spec, stage)
     held = 0 if isinstance(stage, Ppo) else _held_out(spec)
-    of_row = load.tokens // spec.micro_batch_size * forward_operations(spec, shape) * (1 + _looks(spec))
+    of_row = tokens // spec.micro_batch_size * forward_operations(spec, shape) * (1 + _looks(spec))
     looked = evaluation = -(-(held or 0) // spec.world_size) * of_row / operations_per_second
     if generated is not None:
         passes = _passes(generated, cuda=cuda) * forward_operations(spec, shape) / operations_per_second
@@ -81,7 +80,7 @@ def of_stage(spec: StageSpec, shape: Shape, operations_per_second: float, *, cud
     if (share := _share(spec)) is not None:
         saved = 0.0 if steps is None else step * steps + looked * _evaluations(stage, steps)
         typical = Typical(
-            tokens=round(share * load.tokens / spec.micro_batch_size),
+            tokens=round(share * tokens / spec.micro_batch_size),
             step=step * share,
             total=None if total is None else total - (1 - share) * saved,
         )

@@ -55,7 +55,7 @@ def of(adapter: Adapter, shape: Shape) -> Trained:
 
 
 def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
-    rank = adapter.first_rank if isinstance(adapter, Adalora) else adapter.rank
+    rank = adapter.first_rank
     layers = numbers(adapter.layers, shape.layers)
     adapted = tuple(linear for linear in shape.linears if _is_target(adapter.targets, linear, shape))
     in_layer = sum(rank * (linear.inputs + linear.outputs) for linear in adapted)
@@ -66,7 +66,8 @@ def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
     frozen = sum(linear.outputs for linear in adapted) * len(layers) if isinstance(adapter, Dora) else 0
     if isinstance(adapter, Pissa):
         frozen = in_layer * len(layers)
-    in_layer += _experts(adapter, shape, rank)
+    if adapter.experts:
+        in_layer += _experts(shape, rank)
     largest = max((rank * max(linear.inputs, linear.outputs) for linear in adapted), default=0)
     return Trained(
         parameters=in_layer * len(layers),
@@ -79,12 +80,9 @@ def _low_rank(adapter: LowRank, shape: Shape) -> Trained:
     )
 
 
-def _experts(adapter: LowRank, shape: Shape, rank: int) -> int:
+def _experts(shape: Shape, rank: int) -> int:
     """Elements of the adapters of a layer's experts, each with an A and a B for its two stacked matrices."""
-    if not adapter.experts or not shape.expert_parameters:
-        return 0
-    experts = shape.expert_parameters // (3 * shape.width * shape.mlp)
-    return experts * rank * ((shape.width + 2 * shape.mlp) + (shape.mlp + shape.width))
+    return shape.experts * rank * ((shape.width + 2 * shape.mlp) + (shape.mlp + shape.width))
 
 
 def _is_target(targets: str | list[str], linear: Linear, shape: Shape) -> bool:
