@@ -106,13 +106,13 @@ def _with_perplexity(stage: StageFacts) -> list[Entry]:
     # Only SFT's loss is a mean cross-entropy per token, whose exponential is the perplexity.
     if stage.kind != "sft":
         return lines
-    return [cast(Entry, {**line, **_perplexity(line)}) for line in lines]
+    return [cast(Entry, {**line, "perplexity": perplexity(line.get("loss"))}) for line in lines]
 
 
-def _perplexity(line: Entry) -> dict[str, float]:
-    loss = line.get("loss")
+def perplexity(loss: float | None) -> float | None:
+    """The perplexity that a mean cross-entropy per token comes to; None where there is none."""
     # exp(710) overflows a float. `not <` rather than `>=` also leaves out NaN.
-    return {} if loss is None or not loss < 700 else {"perplexity": math.exp(loss)}
+    return None if loss is None or not loss < 700 else math.exp(loss)
 
 
 def _known(curve: Curve, lines: Sequence[Entry]) -> Chart:

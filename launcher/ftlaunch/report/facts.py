@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import NODEFAULT, Struct
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.slurm.restart_policy import read_ended
@@ -23,8 +23,6 @@ from ftlaunch.run.records import Result, Stopped, read_result, read_verdict
 from ftlaunch.run.spec import StageSpec
 from ftlaunch.watch.status import read_status
 
-# None may be the default itself, so it cannot stand for a key without one.
-UNSET = object()
 SAMPLES = 5
 """Predictions that a report shows, and answers of the first and of the last rollouts."""
 
@@ -90,11 +88,6 @@ class RunFacts(Struct, frozen=True, kw_only=True):
     recipe: Recipe
     stages: list[StageFacts]
     provenance: dict[str, Any]
-
-    @property
-    def last_training(self) -> StageFacts | None:
-        """The last training stage that has taken a step."""
-        return next((stage for stage in reversed(self.stages) if stage.is_training and stage.trained), None)
 
 
 def last_shared_training(runs: Sequence[RunFacts]) -> list[StageFacts]:
@@ -231,7 +224,7 @@ def _changed(table: Struct, prefix: str) -> Iterator[tuple[str, tuple[Any, Any]]
         children = [(path, own)] if isinstance(own, Struct) else [(f"{path}.{key}", one) for key, one in _parts(own)]
         if not any(isinstance(child, Struct) for _, child in children):
             if own != default:
-                yield path, (msgspec.to_builtins(own), None if default is UNSET else msgspec.to_builtins(default))
+                yield path, (msgspec.to_builtins(own), None if default is NODEFAULT else msgspec.to_builtins(default))
             continue
         for name, child in children:
             # The kind of an adapter or a stage is the tag of its struct and not a field, so fields() does not show it.
@@ -242,6 +235,5 @@ def _changed(table: Struct, prefix: str) -> Iterator[tuple[str, tuple[Any, Any]]
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:
-    if field.default is not msgspec.NODEFAULT:
-        return field.default
-    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else UNSET
+    """The default of a key; NODEFAULT without one, as None may be the default itself."""
+    return field.default if field.default_factory is NODEFAULT else field.default_factory()

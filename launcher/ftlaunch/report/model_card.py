@@ -88,19 +88,15 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
     return [f"## {title}", "", *lines, ""]
 
 
-def _is_hub_id(path: str) -> bool:
-    return not is_local(path)
-
-
 def _called(path: str) -> str:
     """A hub id, or the last part of a path."""
-    return path if _is_hub_id(path) else Path(path).name
+    return Path(path).name if is_local(path) else path
 
 
 def _front_matter(facts: RunFacts, stage: StageFacts, trainings: list[StageFacts], made: Path) -> Iterator[str]:
     is_adapter = (made / "adapter_config.json").exists()
     base = stage.spec.model.path
-    if _is_hub_id(base):
+    if not is_local(base):
         # YAML reads JSON strings. Without quotes, a name such as 1.5 would be a number.
         yield f"base_model: {json.dumps(base)}"
         yield f"base_model_relation: {'adapter' if is_adapter else 'finetune'}"
@@ -109,7 +105,7 @@ def _front_matter(facts: RunFacts, stage: StageFacts, trainings: list[StageFacts
     yield f"library_name: {'peft' if is_adapter else 'transformers'}"
     if not (made / REWARD_HEAD).exists():
         yield "pipeline_tag: text-generation"
-    ids = sorted({data.path for data in _tables(facts, trainings).values() if _is_hub_id(data.path)})
+    ids = sorted({data.path for data in _tables(facts, trainings).values() if not is_local(data.path)})
     if ids:
         yield "datasets:"
         yield from (f"  - {json.dumps(name)}" for name in ids)
@@ -222,7 +218,7 @@ def _licences(facts: RunFacts) -> Iterator[str]:
 
 def licence_of(path: str) -> str | None:
     """The licence of a base or a data set: as the card in its folder says, or as well-known ones are published."""
-    if _is_hub_id(path):
+    if not is_local(path):
         return next((licence for begin, licence in KNOWN_LICENCES.items() if path.startswith(begin)), None)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from ftlaunch.report import curves
-from ftlaunch.report.facts import AttemptFacts, RunFacts, StageFacts, changed_keys, flattened
+from ftlaunch.report.facts import AttemptFacts, RunFacts, StageFacts, changed_keys, flattened, last_shared_training
 from ftlaunch.report.markup import escape, folded, page, pairs, section, table
 from ftlaunch.report.svg import draw, number
 from ftlaunch.run.outputs import describe_merge
@@ -38,9 +38,10 @@ def _cards(run: RunFacts) -> str:
 
 
 def _quality(run: RunFacts) -> Iterator[tuple[str, str]]:
-    last = run.last_training
-    if last is None:
+    found = last_shared_training([run])
+    if not found:
         return
+    last = found[0]
     yield "optimizer steps", f"{last.trained[-1]['step']} of {last.trained[-1].get('steps', '?')}"
     # Later lines overwrite earlier ones, which leaves the newest value of each key.
     newest = {key: value for line in [*last.trained, *last.evaluated] for key, value in line.items()}
@@ -81,7 +82,7 @@ def _stage(stage: StageFacts) -> str:
         + section("Against the adapter model", _merge_check(stage), level=3)
         + section("Rows", _rows(stage), level=3)
         + section("Steps left out", _skipped(stage), level=3)
-        + folded("What the stage left in result.json", pairs(_left(stage)) if stage.left else "")
+        + folded("What the stage left in result.json", _values(stage.left))
         + "</section>"
     )
 
@@ -192,8 +193,9 @@ def _skipped(stage: StageFacts) -> str:
     return table(("step", "went back to the checkpoint of step"), rows)
 
 
-def _left(stage: StageFacts) -> list[tuple[str, object]]:
-    return [(key, _plain(value)) for key, value in flattened(stage.left).items()]
+def _values(nested: dict[str, Any]) -> str:
+    """Every value of a nested table under its key path; empty where nothing is in it."""
+    return pairs([(key, _plain(value)) for key, value in flattened(nested).items()]) if nested else ""
 
 
 def _plain(value: Any) -> str:
@@ -222,12 +224,8 @@ def _changes(run: RunFacts) -> str:
 
 
 def _provenance(run: RunFacts) -> str:
-    facts = flattened(run.provenance)
-    plain = [(key, _plain(value)) for key, value in facts.items() if not key.startswith(("packages.", "data."))]
-    packages = [(key.removeprefix("packages."), value) for key, value in facts.items() if key.startswith("packages.")]
-    data = [(key.removeprefix("data."), value) for key, value in facts.items() if key.startswith("data.")]
+    told = dict(run.provenance)
+    packages, data = told.pop("packages", {}), told.pop("data", {})
     return (
-        (pairs(plain) if plain else "")
-        + folded("Packages", pairs(packages) if packages else "")
-        + folded("Data files, with their SHA-256", pairs(data) if data else "")
+        _values(told) + folded("Packages", _values(packages)) + folded("Data files, with their SHA-256", _values(data))
     )

@@ -1,10 +1,10 @@
 """`opt_trace.json`: the curves of a run's last SFT stage in a few lists, and what was measured after training."""
 
-import math
 from typing import Any
 
 from msgspec import UNSET
 
+from ftlaunch.report.curves import perplexity
 from ftlaunch.report.facts import RunFacts, StageFacts
 from ftlaunch.run.records import EvaluationResult
 
@@ -51,10 +51,6 @@ def _curves(stage: StageFacts) -> dict[str, list[Any]]:
         "steps_or_epochs": steps,
         "train_loss": train,
         "test_loss": test,
-        "train_perplexity": list(map(_perplexity, train)),
-        "test_perplexity": list(map(_perplexity, test)),
+        "train_perplexity": list(map(perplexity, train)),
+        "test_perplexity": list(map(perplexity, test)),
     }
-
-
-def _perplexity(loss: float | None) -> float | None:
-    return None if loss is None or loss > 700 else math.exp(loss)
