@@ -6,29 +6,15 @@ from typing import Annotated
 
 import typer
 
+from ftlaunch import tools
 from ftlaunch.cli.options import ClusterName, Json, Site, defaults
 from ftlaunch.cli.profile import backend_named
 from ftlaunch.errors import UserError
 from ftlaunch.processes import trainer
 from ftlaunch.recipe import names
-from ftlaunch.tools import (
-    ActivationGranularity,
-    CalibratorName,
-    ChatOptions,
-    Granularity,
-    ImportOptions,
-    MergeOptions,
-    QuantizeOptions,
-    SavedDtype,
-    ServeOptions,
-    SpikeLimits,
-    SuperweightsOptions,
-    UnpackOptions,
-    WeightFormat,
-)
 
-_CHAT, _SERVE, _QUANTIZE = map(defaults, (ChatOptions, ServeOptions, QuantizeOptions))
-_SUPERWEIGHTS, _LIMITS = map(defaults, (SuperweightsOptions, SpikeLimits))
+_CHAT, _SERVE, _QUANTIZE = map(defaults, (tools.ChatOptions, tools.ServeOptions, tools.QuantizeOptions))
+_SUPERWEIGHTS, _LIMITS = map(defaults, (tools.SuperweightsOptions, tools.SpikeLimits))
 
 
 def resolve_model(source: str, *, merged: bool) -> str:
@@ -65,7 +51,9 @@ def resolve_folder(source: str, *, merged: bool) -> str:
 def merge(
     source: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run, or the folder of an adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
-    dtype: Annotated[SavedDtype | None, typer.Option(help="Format of the merged weights. Default: the base's.")] = None,
+    dtype: Annotated[
+        tools.SavedDtype | None, typer.Option(help="Format of the merged weights. Default: the base's.")
+    ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(min=0, metavar="NUMBER", help="Largest KL to accept. Default: what rounding explains."),
@@ -79,7 +67,7 @@ def merge(
     """
     # The newest output of a run may be a merged model already; merging needs the adapter.
     found = resolve_folder(source, merged=False)
-    options = MergeOptions(source=found, out=str(out), dtype=dtype, max_kl=max_kl)
+    options = tools.MergeOptions(source=found, out=str(out), dtype=dtype, max_kl=max_kl)
     raise typer.Exit(backend_named(cluster, site).call(options))
 
 
@@ -95,7 +83,7 @@ def import_model(
     Example: ftlaunch import SmolLM2-135M-Instruct.Q4_1.gguf smollm2
     """
     # `quantize --packed` writes a folder, while a .gguf is a single file.
-    kind = UnpackOptions if model.is_dir() else ImportOptions
+    kind = tools.UnpackOptions if model.is_dir() else tools.ImportOptions
     raise typer.Exit(trainer.call(kind(source=str(model), out=str(folder))))
 
 
@@ -118,7 +106,7 @@ def chat(
     Example: ftlaunch chat ./smollm2 my-run --prompt "Who are you?"
     """
     asked = [resolve_model(each, merged=True) for each in model]
-    options = ChatOptions(models=asked, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature)
+    options = tools.ChatOptions(models=asked, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature)
     raise typer.Exit(trainer.call(options))
 
 
@@ -143,7 +131,7 @@ def serve(
 
     Example: ftlaunch serve my-run --compare base
     """
-    options = ServeOptions(
+    options = tools.ServeOptions(
         model=resolve_model(model, merged=compare != "base"),
         compare=compare if compare in (None, "base") else resolve_model(compare, merged=True),
         host=host,
@@ -182,11 +170,11 @@ def superweights(
 
     Example: ftlaunch superweights ./smollm2
     """
-    options = SuperweightsOptions(
+    options = tools.SuperweightsOptions(
         model=settle_model(model),
         out=str(out),
         text=text,
-        limits=SpikeLimits(absolute, relative),
+        limits=tools.SpikeLimits(absolute, relative),
         ablate=ablate,
         attention_spikes=attention_spikes,
         json=as_json,
@@ -198,22 +186,24 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder (./DIR) or hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the quantized model and its report.")],
     number_format: Annotated[
-        WeightFormat, typer.Option("--format", help="Number format of the weights.")
+        tools.WeightFormat, typer.Option("--format", help="Number format of the weights.")
     ] = _QUANTIZE.format,
     bits: Annotated[int, typer.Option(min=2, max=8, metavar="B", help="Bits of an integer.")] = _QUANTIZE.bits,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Use integers with a zero point.")] = False,
-    granularity: Annotated[Granularity, typer.Option(help="The weights that share one scale.")] = _QUANTIZE.granularity,
+    granularity: Annotated[
+        tools.Granularity, typer.Option(help="The weights that share one scale.")
+    ] = _QUANTIZE.granularity,
     group_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Number of weights in a group.")
     ] = _QUANTIZE.group_size,
     calibrator: Annotated[
-        CalibratorName, typer.Option(help="How the range of values is found.")
+        tools.CalibratorName, typer.Option(help="How the range of values is found.")
     ] = _QUANTIZE.calibrator,
     activation_bits: Annotated[
         int | None, typer.Option(min=2, max=8, metavar="B", help="Also measure with rounded inputs.")
     ] = None,
     activation_granularity: Annotated[
-        ActivationGranularity, typer.Option(help="Values that share one scale; tensor is calibrated on text.")
+        tools.ActivationGranularity, typer.Option(help="Values that share one scale; tensor is calibrated on text.")
     ] = _QUANTIZE.activation_granularity,
     calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Text or data file to calibrate on.")] = None,
     text: Annotated[str | None, typer.Option(metavar="FILE", help="Text or data file to measure on.")] = None,
@@ -227,7 +217,7 @@ def quantize(
 
     Example: ftlaunch quantize ./smollm2 smollm2-int4 --protect
     """
-    options = QuantizeOptions(
+    options = tools.QuantizeOptions(
         model=settle_model(model),
         out=str(out),
         format=number_format,

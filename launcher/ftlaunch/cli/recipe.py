@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftlaunch.cli import text
-from ftlaunch.cli.options import (
-    After,
-    ClusterName,
-    Detach,
-    Json,
-    Nodes,
-    ProcsPerNode,
-    RecipeName,
-    RunFolder,
-    Settings,
-    Site,
-    all_settings,
-)
+from ftlaunch.cli import options, text
 from ftlaunch.cli.profile import for_recipe
 from ftlaunch.errors import UserError
 
@@ -79,9 +66,9 @@ def _show_sweep(loaded: "Loaded", settings: list[str], cluster: str | None, *, j
         return text.as_json({variant.label: plan for variant, plan in plans.items()})
     own = len(settings)  # a variant's settings follow those of the command line
     named = {f"{variant.label}: {', '.join(variant.settings[own:])}": plan for variant, plan in plans.items()}
-    options = [word for setting in settings for word in ("--set", setting)]
-    options += ["--cluster", cluster] if cluster else []
-    command = shlex.join(["ftlaunch", "compare", str(loaded.source), *options])
+    words = [word for setting in settings for word in ("--set", setting)]
+    words += ["--cluster", cluster] if cluster else []
+    command = shlex.join(["ftlaunch", "compare", str(loaded.source), *words])
     return f"{len(found)} runs, by: {command}\n\n{text.variants(named)}"
 
 
@@ -102,20 +89,20 @@ def _calibrate() -> None:
 
 
 def run(
-    recipe: RecipeName,
-    settings: Settings = None,
-    nodes: Nodes = None,
-    procs_per_node: ProcsPerNode = None,
-    cluster: ClusterName = None,
-    site: Site = None,
-    after: After = None,
-    run_dir: RunFolder = None,
+    recipe: options.RecipeName,
+    settings: options.Settings = None,
+    nodes: options.Nodes = None,
+    procs_per_node: options.ProcsPerNode = None,
+    cluster: options.ClusterName = None,
+    site: options.Site = None,
+    after: options.After = None,
+    run_dir: options.RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan, like ftlaunch plan.")] = False,
     begin_from: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Rerun an existing run from this stage on.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what --from makes obsolete without asking.")] = False,
-    detach: Detach = False,
+    detach: options.Detach = False,
 ) -> None:
     """Run a recipe; Ctrl-C saves a checkpoint and stops.
 
@@ -124,7 +111,7 @@ def run(
     from ftlaunch.backend.prepare import prepare
     from ftlaunch.cli.run import start
 
-    loaded = load(recipe, all_settings(settings, nodes, procs_per_node))
+    loaded = load(recipe, options.all_settings(settings, nodes, procs_per_node))
     backend = for_recipe(loaded, cluster, site)
     planned = backend.plan(loaded.recipe, _folder(loaded, run_dir))
     # Before `require`: a plan can also be read where it cannot be started, as on a laptop without SLURM.
@@ -158,23 +145,23 @@ def _rerun_from(planned: "Plan", loaded: "Loaded", backend: "Backend", stage: st
 
 
 def plan(
-    recipe: RecipeName,
-    settings: Settings = None,
-    nodes: Nodes = None,
-    procs_per_node: ProcsPerNode = None,
-    cluster: ClusterName = None,
-    site: Site = None,
-    run_dir: RunFolder = None,
+    recipe: options.RecipeName,
+    settings: options.Settings = None,
+    nodes: options.Nodes = None,
+    procs_per_node: options.ProcsPerNode = None,
+    cluster: options.ClusterName = None,
+    site: options.Site = None,
+    run_dir: options.RunFolder = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First measure the speed of this machine; later plans use it too.")
     ] = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Show in full what a run would do and what it would cost.
 
     Example: ftlaunch plan my.toml --procs-per-node 2
     """
-    asked = all_settings(settings, nodes, procs_per_node)
+    asked = options.all_settings(settings, nodes, procs_per_node)
     if calibrate:
         _calibrate()
     loaded = load(recipe, asked)
@@ -188,7 +175,10 @@ def plan(
 
 
 def validate(
-    recipe: RecipeName, settings: Settings = None, nodes: Nodes = None, procs_per_node: ProcsPerNode = None
+    recipe: options.RecipeName,
+    settings: options.Settings = None,
+    nodes: options.Nodes = None,
+    procs_per_node: options.ProcsPerNode = None,
 ) -> None:
     """Check a recipe and its data.
 
@@ -197,7 +187,7 @@ def validate(
     from ftlaunch.plan import family
     from ftlaunch.plan.plan import make_specs
 
-    asked = all_settings(settings, nodes, procs_per_node)
+    asked = options.all_settings(settings, nodes, procs_per_node)
     loaded = load(recipe, asked)
     if loaded.recipe.sweep is not None:
         from ftlaunch.compare import variants
@@ -217,7 +207,7 @@ def validate(
             print(f"{name}: {layout}")
 
 
-def recipes(json: Json = False) -> None:
+def recipes(json: options.Json = False) -> None:
     """List the recipes that come with ftlaunch.
 
     Example: ftlaunch recipes

@@ -7,21 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftlaunch.cli import text
-from ftlaunch.cli.options import (
-    After,
-    AttemptNumber,
-    ClusterName,
-    Detach,
-    Json,
-    Nodes,
-    ProcsPerNode,
-    RunName,
-    Settings,
-    Site,
-    StageName,
-    all_settings,
-)
+from ftlaunch.cli import options, text
 from ftlaunch.cli.profile import backend_named
 from ftlaunch.errors import DONE, STAGE_FAILED, UserError
 
@@ -63,7 +49,7 @@ def status(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="A run's folder or name. Default: all runs.")
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep showing it until it ends, as `ftlaunch watch` does.")
     ] = False,
@@ -98,13 +84,13 @@ def status(
 
 
 def logs(
-    run: RunName,
+    run: options.RunName,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines until the run ends.")] = False,
-    stage: StageName = None,
+    stage: options.StageName = None,
     rank: Annotated[int | None, typer.Option(metavar="K", help="Only rank K.")] = None,
     node: Annotated[str | None, typer.Option(metavar="NAME", help="Only ranks on that node.")] = None,
     first_error: Annotated[bool, typer.Option("--first-error", help="Show the first error in full.")] = False,
-    attempt: AttemptNumber = None,
+    attempt: options.AttemptNumber = None,
 ) -> None:
     """Print the logs of a run's processes.
 
@@ -130,7 +116,7 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def stop(
-    run: RunName,
+    run: options.RunName,
     wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait at most so long for the run to end.")] = 0,
 ) -> None:
     """Ask a run to save a checkpoint and stop; it can be resumed.
@@ -150,7 +136,7 @@ def stop(
     print(f"{folder.path.name} has {'stopped' if over else 'been asked to save and stop'}", file=sys.stderr)
 
 
-def cancel(run: RunName) -> None:
+def cancel(run: options.RunName) -> None:
     """End a run at once, without saving.
 
     Example: ftlaunch cancel my-run
@@ -163,17 +149,17 @@ def cancel(run: RunName) -> None:
 
 
 def resume(
-    run: RunName,
-    settings: Settings = None,
-    nodes: Nodes = None,
-    procs_per_node: ProcsPerNode = None,
-    cluster: ClusterName = None,
-    site: Site = None,
-    after: After = None,
+    run: options.RunName,
+    settings: options.Settings = None,
+    nodes: options.Nodes = None,
+    procs_per_node: options.ProcsPerNode = None,
+    cluster: options.ClusterName = None,
+    site: options.Site = None,
+    after: options.After = None,
     changed: Annotated[
         bool, typer.Option("--changed", help="Continue although the data or the base have changed since the run began.")
     ] = False,
-    detach: Detach = False,
+    detach: options.Detach = False,
 ) -> None:
     """Continue a run from its newest checkpoint.
 
@@ -192,7 +178,7 @@ def resume(
     backends.of(folder).require_rest(folder)
     if cluster:  # without it, a run goes on where it was
         backends.move(folder, backend)
-    if asked := all_settings(settings, nodes, procs_per_node):
+    if asked := options.all_settings(settings, nodes, procs_per_node):
         # In this order, so that a plan that cannot be started here does not overwrite the one that can.
         planned = replan(folder, asked)
         backends.of(folder).require(planned, after)
@@ -212,7 +198,7 @@ def _mind_changes(folder: "RunDir", *, accepted: bool) -> None:
         print(f"{change}: the run goes on with it as it is", file=sys.stderr)
 
 
-def drive(run: RunName, lock: Annotated[int | None, typer.Option()] = None) -> None:
+def drive(run: options.RunName, lock: Annotated[int | None, typer.Option()] = None) -> None:
     """Drive a written run whose lock this process has inherited: what --detach starts."""
     from ftlaunch.backend import backends, runs
     from ftlaunch.report.at_end import leave_report

@@ -9,19 +9,7 @@ from ftlaunch.load.messages import as_toml, join_or
 from ftlaunch.recipe.adapter import Adapter
 from ftlaunch.recipe.stages import Stage
 from ftlaunch.recipe.types import kinds
-from ftlaunch.rules.compatibility.axes import (
-    BY_NAME,
-    IN_FEW_BITS,
-    LOSS_UNSCALED,
-    PAGED,
-    PAIR_POLICIES,
-    PLAIN,
-    ROUNDED,
-    VIRTUAL,
-    WITH_HEAD,
-    ZERO,
-    Combination,
-)
+from ftlaunch.rules.compatibility import axes
 
 UNMERGED = "ship base and adapter unmerged, without the merge"
 SHIP = "ship base and adapter: `ftlaunch chat` and plain peft load the artifact as it is"
@@ -41,18 +29,18 @@ class Refusal(Struct, frozen=True):
     at_load: bool = False
     """Whether no such recipe can be read: the vocabulary refuses the key, or its value, and says what to do."""
 
-    def concerns(self, combination: Combination) -> bool:
+    def concerns(self, combination: axes.Combination) -> bool:
         """Whether it refuses a combination. An axis that the combination is silent of is as any other value."""
         return all(combination.get(axis) in values for axis, values in self.of.items())
 
-    def said(self, combination: Combination, reason: str = "") -> str:
+    def said(self, combination: axes.Combination, reason: str = "") -> str:
         """The message for a combination that it concerns."""
         return self.message.format(reason=reason, **{axis: as_toml(value) for axis, value in combination.items()})
 
 
 def _but(axis: str, *values: str) -> tuple[str, ...]:
     """The values of an axis without these."""
-    return tuple(value for value in BY_NAME[axis].values if value not in values)
+    return tuple(value for value in axes.BY_NAME[axis].values if value not in values)
 
 
 def _only(axis: str, union: Any, switch: str, key: str, values: tuple[str, ...] = ON) -> Refusal:
@@ -82,32 +70,32 @@ WITHOUT_KEY = (
 
 METHODS = (
     Refusal(
-        {"method": (*VIRTUAL, "full"), "lora_plus": ON},
+        {"method": (*axes.VIRTUAL, "full"), "lora_plus": ON},
         "optimizer.lora_plus_ratio",
         "is about the B matrices of low-rank adapters, and kind = {method} has none",
         'remove it, or write kind = "lora"',
     ),
     Refusal(
-        {"method": LOSS_UNSCALED, "dtype": ("fp16",)},
+        {"method": axes.LOSS_UNSCALED, "dtype": ("fp16",)},
         "model.dtype",
         '"fp16" scales losses by a factor that changes, and AdaLoRA compares gradients of many steps',
         'write dtype = "bf16" or "fp32"',
     ),
     Refusal(
-        {"method": VIRTUAL, "stage": WITH_HEAD},
+        {"method": axes.VIRTUAL, "stage": axes.WITH_HEAD},
         "adapter.kind",
         "{stage} reads rows as they are, and kind = {method} puts tokens before them",
         'write kind = "lora" for this stage',
     ),
     Refusal(
-        {"method": VIRTUAL, "stage": ("sft",), "packing": ON},
+        {"method": axes.VIRTUAL, "stage": ("sft",), "packing": ON},
         "stage.packing",
         "rows laid end to end have no place before each for the virtual tokens of kind = {method}",
         "write packing = false",
     ),
     Refusal(
         # Apart from SFT's, as pairs need share_prompt turned off as well.
-        {"method": VIRTUAL, "stage": PAIR_POLICIES, "packing": ON},
+        {"method": axes.VIRTUAL, "stage": axes.PAIR_POLICIES, "packing": ON},
         "stage.packing",
         "rows laid end to end have no place before each for the virtual tokens of kind = {method}",
         "write packing = false and share_prompt = false",
@@ -119,19 +107,19 @@ METHODS = (
         'remove it, or write adapter.kind = "prompt"',
     ),
     Refusal(
-        {"method": VIRTUAL, "reference": ("live",)},
+        {"method": axes.VIRTUAL, "reference": ("live",)},
         "stage.reference",
         '"live" is the bare base, and virtual tokens make another policy of it from the start',
         'write reference = "precomputed", or remove it',
     ),
     Refusal(
-        {"method": VIRTUAL, "noise": _but("noise", "none")},
+        {"method": axes.VIRTUAL, "noise": _but("noise", "none")},
         "noise.kind",
         "is laid out by the tokens of rows, and virtual ones come before them",
         'remove [noise], or write adapter.kind = "lora"',
     ),
     Refusal(
-        {"lstm": ON, "strategy": ZERO},
+        {"lstm": ON, "strategy": axes.ZERO},
         "adapter.encoder",
         "keeps its weights in a form of its own, which DeepSpeed cannot take apart",
         'write encoder = "mlp", or strategy = "ddp"',
@@ -176,7 +164,7 @@ STAGES = (
         "remove it, or write another noise.kind",
     ),
     Refusal(
-        {"noise": ("adversarial",), "strategy": ZERO},
+        {"noise": ("adversarial",), "strategy": axes.ZERO},
         "parallel.strategy",
         "adversarial noise takes a gradient between two passes, which DeepSpeed would take for the backward pass",
         'write strategy = "ddp", or another noise.kind',
@@ -185,43 +173,43 @@ STAGES = (
 
 QUANTIZED = (
     Refusal(
-        {"quantization": IN_FEW_BITS, "method": ("full",)},
+        {"quantization": axes.IN_FEW_BITS, "method": ("full",)},
         "model.quantization",
         "{quantization} weights cannot be trained themselves, and there is no adapter",
         'add [adapter] with kind = "lora", or remove it',
     ),
     Refusal(
-        {"quantization": IN_FEW_BITS, "offload": ON},
+        {"quantization": axes.IN_FEW_BITS, "offload": ON},
         "parallel.offload",
         "{quantization} weights cannot be moved to host memory and back",
         "remove offload or quantization",
     ),
     Refusal(
-        {"quantization": ("int8",), "strategy": ZERO},
+        {"quantization": ("int8",), "strategy": axes.ZERO},
         "model.quantization",
         '"int8" weights keep their scales in another place, where {strategy} does not see them',
         'write strategy = "ddp", or quantization = "nf4"',
     ),
     Refusal(
-        {"quantization": ROUNDED, "strategy": ("zero3",)},
+        {"quantization": axes.ROUNDED, "strategy": ("zero3",)},
         "model.quantization",
         "rounding needs whole weights, and zero3 shares them out",
         'write strategy = "zero2" or "ddp"',
     ),
     Refusal(
-        {"quantization": ROUNDED, "dropout": ON},
+        {"quantization": axes.ROUNDED, "dropout": ON},
         "adapter.dropout",
         "W + scale·BA is rounded as one weight, and dropout comes between the input and BA",
         "write dropout = 0",
     ),
     Refusal(
-        {"quantization": ROUNDED, "method": _but("method", *PLAIN, "full")},
+        {"quantization": axes.ROUNDED, "method": _but("method", *axes.PLAIN, "full")},
         "adapter.kind",
         "W + scale·BA is rounded as one weight, and {method} has none",
-        f"write kind = {join_or(map(as_toml, (*PLAIN, 'full')))}",
+        f"write kind = {join_or(map(as_toml, (*axes.PLAIN, 'full')))}",
     ),
     Refusal(
-        {"quantization": ROUNDED, "stage": WITH_HEAD},
+        {"quantization": axes.ROUNDED, "stage": axes.WITH_HEAD},
         "model.quantization",
         "a stage of kind {stage} is not trained through rounded weights",
         "remove it",
@@ -230,13 +218,13 @@ QUANTIZED = (
 
 PROCESSES = (
     Refusal(
-        {"offload": ON, "strategy": _but("strategy", *ZERO)},
+        {"offload": ON, "strategy": _but("strategy", *axes.ZERO)},
         "parallel.offload",
         "only ZeRO can offload, and the strategy is {strategy}",
         'write strategy = "zero1", "zero2" or "zero3", or remove offload',
     ),
     Refusal(
-        {"optimizer": _but("optimizer", "adamw"), "strategy": ZERO},
+        {"optimizer": _but("optimizer", "adamw"), "strategy": axes.ZERO},
         "optimizer.name",
         "{optimizer} keeps its state in a form that ZeRO cannot shard: ZeRO needs a plain AdamW",
         'write name = "adamw", or strategy = "ddp"',
@@ -249,7 +237,7 @@ PROCESSES = (
             "{optimizer} needs a GPU to page to and from, and the device is the CPU",
             f"write name = {as_toml(name.removeprefix('paged_'))}",
         )
-        for name in PAGED
+        for name in axes.PAGED
     ),
     Refusal(
         {"dtype": ("fp16",), "device": ("cpu",)},
@@ -267,13 +255,13 @@ MERGES = (
         'remove the stage, or add [adapter] with kind = "lora"',
     ),
     Refusal(
-        {"method": VIRTUAL, "after": ("merge",)},
+        {"method": axes.VIRTUAL, "after": ("merge",)},
         "stage",
         "merge has nothing to merge: virtual tokens are no part of any weight",
         f"remove the stage; {SHIP}",
     ),
     Refusal(
-        {"method": VIRTUAL, "after": ("other_adapter",)},
+        {"method": axes.VIRTUAL, "after": ("other_adapter",)},
         "stage.adapter",
         "is not that of the stage before, whose virtual tokens cannot be merged for this one to begin on",
         'give both the same adapter, or write start = "base"',
