@@ -92,7 +92,7 @@ def evaluate(
 def _metrics(written: list[str]) -> tuple[str, ...]:
     from ftlaunch.load import paths
 
-    return tuple(paths.settle_text("metric", each, Path.cwd()) for each in written)
+    return tuple(paths.SETTLED_BY["metric"](each, Path.cwd()) for each in written)
 
 
 def _asked(source: str, models: list[str], settings: list[str]) -> "tuple[Recipe, list[str]]":

@@ -12,7 +12,7 @@ import msgspec.inspect as types
 from msgspec import Struct, field
 
 from ftlaunch.errors import Problem, UserError
-from ftlaunch.load.messages import as_toml, closest, join_or
+from ftlaunch.load.messages import as_toml, did_you_mean, join_or
 from ftlaunch.load.origins import KeyPath, SourceMap, Toml, dotted
 from ftlaunch.recipe import names
 from ftlaunch.recipe.names import LOCAL_ENDINGS, absolute, existing, has_form_of_id, is_local, namesake
@@ -54,11 +54,6 @@ def settle(form: type[Struct], values: dict[str, Toml], where: SourceMap, judged
         except UserError as error:
             settled.problems.append(Problem(where(path), dotted(path), error.message, error.remedy))
     return settled
-
-
-def settle_text(sort: str, text: str, folder: Path) -> str:
-    """Settle a text of the command line as a key of a recipe. UserError where it names nothing."""
-    return SETTLED_BY[sort](text, folder)
 
 
 @cache
@@ -150,11 +145,10 @@ def _metric(text: str, folder: Path) -> str:
         if module.suffix != ".py" or not module.is_file():
             raise UserError(f"there is no metric in {path}", "name a .py file, or a folder NAME with NAME.py in it")
         return str(module)
-    meant = closest(text, METRICS)
     if has_form_of_id(text.partition("@")[0]) and "/" in text:
         message = f"{as_toml(text)} is a program of the hub that could change"
         raise UserError(message, "pin it to a full commit: owner/name@COMMIT (40 hex digits)")
-    remedy = f"did you mean {as_toml(meant)}?" if meant else f"name {join_or(METRICS)}, a file, or a folder"
+    remedy = did_you_mean(text, METRICS, f"name {join_or(METRICS)}, a file, or a folder")
     raise UserError(f"there is no metric {as_toml(text)}", remedy)
 
 
@@ -164,8 +158,7 @@ def _template(text: str, folder: Path) -> str:
     if (path := existing(text, folder)) is not None:
         return str(path)
     words = join_or(map(as_toml, TEMPLATE_WORDS))
-    meant = closest(text, TEMPLATE_WORDS)
-    remedy = f"did you mean {as_toml(meant)}?" if meant else "correct the path or write one of the words"
+    remedy = did_you_mean(text, TEMPLATE_WORDS, "correct the path or write one of the words")
     raise UserError(f"expected {words} or a Jinja file, and there is no file {absolute(text, folder)}", remedy)
 
 

@@ -53,7 +53,7 @@ class _Scanner:
 
     def scan(self) -> dict[KeyPath, int]:
         table: KeyPath = ()
-        self._skip(FILLER)
+        self._match(FILLER)
         while self.position < len(self.text):
             if self._take("[["):
                 table = self._header(element=True)
@@ -61,7 +61,7 @@ class _Scanner:
                 table = self._header(element=False)
             else:
                 self._pair(table)
-            self._skip(FILLER)
+            self._match(FILLER)
         return self.lines
 
     def dotted_key(self) -> tuple[str, ...]:
@@ -113,30 +113,30 @@ class _Scanner:
 
     def _array(self, path: KeyPath) -> None:
         index = 0
-        self._skip(FILLER)
+        self._match(FILLER)
         while not self._take("]"):
             self.lines[(*path, index)] = self._line()
             self._value((*path, index))
             index += 1
-            self._skip(FILLER)
+            self._match(FILLER)
             self._take(",")
-            self._skip(FILLER)
+            self._match(FILLER)
 
     def _inline_table(self, path: KeyPath) -> None:
-        self._skip(FILLER)
+        self._match(FILLER)
         while not self._take("}"):
             self._pair(path)
-            self._skip(FILLER)
+            self._match(FILLER)
             self._take(",")
-            self._skip(FILLER)
+            self._match(FILLER)
 
     def _simple_key(self) -> str:
-        self._skip(SPACE)
+        self._match(SPACE)
         match = SIMPLE_KEY.match(self.text, self.position)
         if match is None:
             raise ValueError(f"no key at character {self.position}")
         self.position = match.end()
-        self._skip(SPACE)
+        self._match(SPACE)
         if match["basic"] is not None:
             return ESCAPE.sub(_unescape, match["basic"])
         return match["bare"] or match["literal"] or ""
@@ -146,18 +146,16 @@ class _Scanner:
         if not self.text.startswith(token, self.position):
             return False
         self.position += len(token)
-        self._skip(SPACE)
+        self._match(SPACE)
         return True
 
     def _match(self, pattern: re.Pattern[str]) -> bool:
+        """Step over what the pattern matches here, if it does."""
         match = pattern.match(self.text, self.position)
         if match is None:
             return False
         self.position = match.end()
         return True
-
-    def _skip(self, pattern: re.Pattern[str]) -> None:
-        self._match(pattern)
 
     def _line(self) -> int:
         return bisect_left(self._newlines, self.position) + 1

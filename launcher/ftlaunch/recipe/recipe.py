@@ -63,7 +63,13 @@ class Recipe(Table, frozen=True, kw_only=True):
     """A recipe whose keys count where this one is silent. It may not itself extend another."""
 
     @property
+    def parallel_tables(self) -> list[Parallel]:
+        """[parallel], and those of the stages that have one of their own."""
+        # A merge has no such key.
+        own = [getattr(stage, "parallel", None) for stage in self.stage]
+        return [self.parallel, *(table for table in own if table is not None)]
+
+    @property
     def leaves_strategy_open(self) -> bool:
         """Whether [parallel], or a stage's own one, says strategy = "auto"."""
-        own = (getattr(stage, "parallel", None) for stage in self.stage)
-        return any(table is not None and table.strategy == "auto" for table in (self.parallel, *own))
+        return any(table.strategy == "auto" for table in self.parallel_tables)

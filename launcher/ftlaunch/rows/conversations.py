@@ -78,23 +78,23 @@ def answer(text: str) -> Turn:
 
 
 def _from_prompt(data: Data, row: Row, where: str) -> Conversation:
-    asked = _side(row, "prompt", data.prompt, user, where)
+    asked = turns_of(row, "prompt", data.prompt, lambda text: [user(text)], where)
     # A recipe that gives only the prompt's template wants prompts alone, even if rows have a field "completion".
     if data.completion is None and (data.prompt is not None or "completion" not in row):
         return asked
-    return asked.followed_by(_side(row, "completion", data.completion, answer, where))
+    return asked.followed_by(turns_of(row, "completion", data.completion, lambda text: [answer(text)], where))
 
 
-def _side(row: Row, name: str, template: str | None, said: Callable[[str], Turn], where: str) -> Conversation:
-    """The turns of a template, or of a field that is a text or lists turns."""
+def turns_of(row: Row, name: str, template: str | None, said: Callable[[str], list[Turn]], where: str) -> Conversation:
+    """The turns of a template, or of a field that is a text or lists turns; `said` makes those of a text."""
     if template is None:
         if isinstance(turns_in(value_at(row, (name,), where)), list):
             return message_turns(row, name, where)
-        return Conversation([said(text_at(row, (name,), where))])
+        return Conversation(said(text_at(row, (name,), where)))
     # A text that is JSON of a list stays one under a template, as the answers of some files are such.
     if (listed := bare_field(template)) is not None and isinstance(row.get(listed), list):
         return message_turns(row, listed, where)
-    return Conversation([said(fill(template, row, where))])
+    return Conversation(said(fill(template, row, where)))
 
 
 def _from_alpaca(data: Data, row: Row, where: str) -> Conversation:

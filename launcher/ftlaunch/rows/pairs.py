@@ -7,14 +7,13 @@ from itertools import takewhile
 from typing import Literal, cast
 
 from ftlaunch.recipe.data import Data
-from ftlaunch.rows.conversations import LISTS, answer, finished, row_format, user
+from ftlaunch.rows.conversations import LISTS, answer, finished, row_format, turns_of, user
 from ftlaunch.rows.messages import Conversation, Turn, entries_of, is_full, message_turns, parsed, turns_in
 from ftlaunch.rows.template import (
     DataError,
     Excused,
     Row,
     Unfit,
-    bare_field,
     fill,
     kind_of,
     shown,
@@ -126,19 +125,16 @@ def _is_empty(row: Row, path: tuple[str, ...], where: str) -> bool:
 
 def _prompt(data: Data, row: Row, where: str) -> Conversation | None:
     """The turns before the answer; None where the row holds them in its answers."""
-    if data.prompt is not None:
-        if (listed := bare_field(data.prompt)) is not None and isinstance(row.get(listed), list):
-            return message_turns(row, listed, where)
-        text = fill(data.prompt, row, where)
-    elif row.get("prompt") is None:
+    if data.prompt is None and row.get("prompt") is None:
         return _turns_before(row, where)
-    elif isinstance(turns_in(row["prompt"]), list):
-        return message_turns(row, "prompt", where)
-    else:
-        text = text_at(row, ("prompt",), where)
+    return turns_of(row, "prompt", data.prompt, _asked, where)
+
+
+def _asked(text: str) -> list[Turn]:
+    """The turns of a prompt that is a text."""
     turns = _dialogue(text) or [user(text)]
     # A prompt of HH data ends with "\n\nAssistant:", which only opens the answer.
-    return Conversation(turns[:-1] if turns[-1] == answer("") else turns)
+    return turns[:-1] if turns[-1] == answer("") else turns
 
 
 def _turns_before(row: Row, where: str) -> Conversation | None:

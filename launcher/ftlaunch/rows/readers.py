@@ -101,7 +101,7 @@ def _json_rows(lines: Lines) -> Iterator[tuple[str, object]]:
     if begins.startswith("["):
         yield from _list_rows(lines)
     elif begins.startswith("{") and not _is_object(begins.partition("\n")[0]):
-        yield from _object_rows(lines)
+        yield from _unfolded(_items(lines, opened=True))
     else:
         yield from _line_rows(lines)
 
@@ -119,17 +119,13 @@ def _is_object(line: str) -> bool:
 
 
 def _line_rows(lines: Lines) -> Iterator[tuple[str, object]]:
-    """An object a line; a single one may hold the rows."""
+    """An object a line."""
     # Files that were joined each have their byte order mark.
     whole = (line.removeprefix("\ufeff") for line in lines)
     decoder = _Decoder()
     rows = ((lines.at(lines.number), _decoded(decoder, line, lines.at(lines.number))) for line in whole if line.strip())
     # A .jsonl file with a single object has one row, even where a field of it is a list of objects.
-    start = list(islice(rows, 2)) if kind_of_file(lines.path) == ".json" else []
-    if len(start) == 1 and (held := _held_rows(start[0][1], start[0][0])) is not None:
-        yield from ((f"{start[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
-        return
-    yield from chain(start, rows)
+    yield from _unfolded(rows) if kind_of_file(lines.path) == ".json" else rows
 
 
 _FROM_PYTHON = (
@@ -168,15 +164,14 @@ def _one_a_line(line: str) -> str:
     return next((mend for mend, suits in mends.items() if suits), "write one JSON object a line")
 
 
-def _object_rows(lines: Lines) -> Iterator[tuple[str, object]]:
-    """Objects over several lines: one that holds the rows, or each a row."""
-    items = _items(lines, opened=True)
-    start = list(islice(items, 2))
+def _unfolded(objects: Iterator[tuple[str, object]]) -> Iterator[tuple[str, object]]:
+    """The objects, each a row; of a single one the rows that it holds, if it does."""
+    start = list(islice(objects, 2))
     held = _held_rows(start[0][1], start[0][0]) if len(start) == 1 else None
     if held is not None:
         yield from ((f"{start[0][0]} (row {number})", row) for number, row in enumerate(held, start=1))
     else:
-        yield from chain(start, items)
+        yield from chain(start, objects)
 
 
 def _held_rows(value: object, where: str) -> list[Row] | None:

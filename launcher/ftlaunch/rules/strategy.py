@@ -12,7 +12,6 @@ from ftlaunch.plan.cost import costs, devices, memory, shape, words
 from ftlaunch.plan.cost.devices import Device
 from ftlaunch.plan.machine import Machine
 from ftlaunch.plan.plan import make_specs
-from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.recipe.stages import Parallel, Stage, Strategy, Training
 from ftlaunch.run.spec import StageSpec
 
@@ -55,7 +54,7 @@ def settled(loaded: Loaded, find_problems: Find) -> Loaded:
         found = _too_large(chosen, loaded, here)
         if found is None:
             why = f"; {', '.join(said)}" if said else ", the fastest that fits"
-            used = ", ".join(sorted({parallel.strategy for parallel in _tables(chosen.recipe)}))
+            used = ", ".join(sorted({parallel.strategy for parallel in chosen.recipe.parallel_tables}))
             remark = f"parallel.strategy: {used} (auto){why}"
             return msgspec.structs.replace(chosen, remarks=(*loaded.remarks, remark), is_for_here=True)
         largest = found
@@ -87,11 +86,6 @@ def require_here(loaded: Loaded) -> None:
     if loaded.is_for_here:
         remedy = f"write one of {', '.join(BY_PRICE)}: `ftlaunch plan` with the same --cluster shows what each needs"
         raise RecipeError([loaded.problem(KEY, '"auto" goes by this machine, not by the nodes of a cluster', remedy)])
-
-
-def _tables(recipe: Recipe) -> list[Parallel]:
-    own = [getattr(stage, "parallel", None) for stage in recipe.stage]
-    return [recipe.parallel, *(table for table in own if table is not None)]
 
 
 def _with(loaded: Loaded, strategy: Strategy) -> Loaded:
