@@ -12,7 +12,7 @@ import msgspec.inspect as types
 from msgspec import NODEFAULT, Struct
 
 from ftlaunch.errors import Problem
-from ftlaunch.load.key_advice import Vocabulary, names, structs
+from ftlaunch.load.key_advice import Table, advise, names, structs, tables_of
 from ftlaunch.load.messages import as_toml, closest, did_you_mean, expected, join_or, quote
 from ftlaunch.load.origins import KeyPath, SourceMap, Toml, dotted, quoted_key
 from ftlaunch.load.paths import type_of
@@ -24,23 +24,23 @@ MANY_LINES = frozenset({"prompt", "completion", "system", "chosen", "rejected"})
 
 def find_problems(form: type[Struct], values: dict[str, Toml], where: SourceMap) -> list[Problem]:
     """Everything that keeps the tables from being a `form`; if there is nothing, `msgspec.convert` will accept them."""
-    top, vocabulary = _known(form)
-    checker = _Checker(vocabulary, where)
+    top, tables = _known(form)
+    checker = _Checker(tables, where)
     checker.table((top,), values, ())
     return checker.problems
 
 
 @functools.cache
-def _known(form: type[Struct]) -> tuple[types.StructType, Vocabulary]:
+def _known(form: type[Struct]) -> tuple[types.StructType, tuple[Table, ...]]:
     """What the top of a `form` may hold, and all of its tables."""
     top = type_of(form)
     assert isinstance(top, types.StructType)
-    return top, Vocabulary(top)
+    return top, tuple(tables_of(top))
 
 
 class _Checker:
-    def __init__(self, vocabulary: Vocabulary, where: SourceMap) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, tables: tuple[Table, ...], where: SourceMap) -> None:
+        self.tables = tables
         self.where = where
         self.problems: list[Problem] = []
 
@@ -54,7 +54,7 @@ class _Checker:
             if key in fields:
                 self._value(fields[key].type, value, (*path, key), _otherwise(fields[key]))
             elif key != kind.tag_field:
-                advice = self.vocabulary.advise(key, kind, kinds)
+                advice = advise(self.tables, key, kind, kinds)
                 # A required key that is misspelt is not reported as missing as well.
                 present |= {advice.meant} if advice.meant else set()
                 self._add((*path, key), advice.message, advice.remedy)

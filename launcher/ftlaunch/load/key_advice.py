@@ -34,38 +34,33 @@ class Advice(Struct, frozen=True):
     """The key of the same table that was probably meant."""
 
 
-class Vocabulary:
-    """Every table of a recipe, nearest to the top first."""
+def advise(tables: Sequence[Table], key: str, kind: types.StructType, kinds: Sequence[types.StructType]) -> Advice:
+    """Explain an unknown key of a table that is of `kind` out of `kinds`; `tables` are those of the whole recipe."""
+    # A key of another kind or table is certain, a misspelling is a guess: so that comes last.
+    tags = [as_toml(other.tag) for other in kinds if key in names(other)]
+    if tags:
+        message = f"belongs to kind {join_or(tags)}, and this table's kind is {as_toml(kind.tag)}"
+        return Advice(message, f"remove it, or write {kind.tag_field} = {tags[0]}")
+    homes = [home for table in tables if (home := table.home_of(key))]
+    if homes:
+        return Advice(f"is not known here: it belongs to {join_or(homes)}", f"move it to {join_or(homes)}")
+    return _guess(tables, key, kind)
 
-    def __init__(self, top: types.StructType) -> None:
-        self.tables = tuple(_tables(top))
 
-    def advise(self, key: str, kind: types.StructType, kinds: Sequence[types.StructType]) -> Advice:
-        """Explain an unknown key of a table that is of `kind` out of `kinds`."""
-        # A key of another kind or table is certain, a misspelling is a guess: so that comes last.
-        tags = [as_toml(other.tag) for other in kinds if key in names(other)]
-        if tags:
-            message = f"belongs to kind {join_or(tags)}, and this table's kind is {as_toml(kind.tag)}"
-            return Advice(message, f"remove it, or write {kind.tag_field} = {tags[0]}")
-        homes = [home for table in self.tables if (home := table.home_of(key))]
-        if homes:
-            return Advice(f"is not known here: it belongs to {join_or(homes)}", f"move it to {join_or(homes)}")
-        return self._guess(key, kind)
-
-    def _guess(self, key: str, kind: types.StructType) -> Advice:
-        message = "is not a known key"
-        known = names(kind)
-        if meant := closest(key, known):
-            return Advice(message, f"did you mean {as_toml(meant)}?", meant)
-        for table in self.tables:
-            # lora = true, or a header [lora]: the name of a kind in place of a key.
-            if key in (tags := {struct.tag: struct.tag_field for struct in table.kinds}):
-                return Advice(message, f"write {table.label} with {tags[key]} = {as_toml(key)}")
-        for table in self.tables:
-            # Stricter than in the key's own table, as among all words one is easily alike.
-            if meant := closest(key, [name for struct in table.kinds for name in names(struct)], likeness=0.75):
-                return Advice(message, f"did you mean {as_toml(meant)}, which belongs to {table.home_of(meant)}?")
-        return Advice(message, f"remove it; this table knows {', '.join(known)}" if known else "remove it")
+def _guess(tables: Sequence[Table], key: str, kind: types.StructType) -> Advice:
+    message = "is not a known key"
+    known = names(kind)
+    if meant := closest(key, known):
+        return Advice(message, f"did you mean {as_toml(meant)}?", meant)
+    for table in tables:
+        # lora = true, or a header [lora]: the name of a kind in place of a key.
+        if key in (tags := {struct.tag: struct.tag_field for struct in table.kinds}):
+            return Advice(message, f"write {table.label} with {tags[key]} = {as_toml(key)}")
+    for table in tables:
+        # Stricter than in the key's own table, as among all words one is easily alike.
+        if meant := closest(key, [name for struct in table.kinds for name in names(struct)], likeness=0.75):
+            return Advice(message, f"did you mean {as_toml(meant)}, which belongs to {table.home_of(meant)}?")
+    return Advice(message, f"remove it; this table knows {', '.join(known)}" if known else "remove it")
 
 
 def names(kind: types.StructType) -> list[str]:
@@ -91,7 +86,8 @@ def structs(kind: types.Type) -> tuple[types.StructType, ...]:
             return ()
 
 
-def _tables(top: types.StructType) -> Iterator[Table]:
+def tables_of(top: types.StructType) -> Iterator[Table]:
+    """Every table of a recipe, nearest to the top first."""
     yield Table("the top of the file", (top,))
     seen = {top.cls}
     waiting = [("", top)]

@@ -17,14 +17,13 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def write_plots(charts: Sequence[Chart], folder: Path, prefix: str) -> list[Path]:
-    """A PNG for each chart, `PREFIX-TITLE.png`."""
-    return [
-        _write(chart, folder / f"{prefix}-{UNSAFE.sub('-', chart.title.lower()).strip('-')}.png") for chart in charts
-    ]
+def write_plots(charts: Sequence[Chart], folder: Path, prefix: str) -> None:
+    """Write a PNG for each chart, `PREFIX-TITLE.png`."""
+    for chart in charts:
+        _write(chart, folder / f"{prefix}-{UNSAFE.sub('-', chart.title.lower()).strip('-')}.png")
 
 
-def _write(chart: Chart, path: Path) -> Path:
+def _write(chart: Chart, path: Path) -> None:
     from io import BytesIO
 
     from matplotlib.figure import Figure
@@ -42,4 +41,3 @@ def _write(chart: Chart, path: Path) -> Path:
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_atomic(path, picture.getvalue())
-    return path

@@ -112,7 +112,7 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
             labels.setdefault(name, []).extend(value for value in [row.get(name)] if value is not None)
         # null never replaces a value, as the types of values are looked at below.
         fields |= {name: value for name, value in row.items() if value is not None or name not in fields}
-    told = _looked_at(data, fields)
+    told = replace(data, **_suitable_format(data, fields))
     system = next((name for name in SYSTEMS if name in fields), None)
     if system is not None and told.system is None and told.format not in ("text", None):
         told = replace(told, system=f"{{{system}?}}")
@@ -149,14 +149,11 @@ def _written(told: Data) -> str:
     return ", ".join(f"{key} = {json.dumps(text)}" for key, text in keys.items() if text is not None)
 
 
-def _looked_at(data: Data, fields: Mapping[str, object]) -> Data:
-    if data.prompt is not None:
-        return replace(data, format="preference" if {"chosen", "rejected"} <= fields.keys() else "prompt")
-    return replace(data, **_suitable_format(data, fields))
-
-
 def _suitable_format(data: Data, fields: Mapping[str, object]) -> dict[str, str]:
+    """The keys of a data table that the fields tell."""
     names = fields.keys()
+    if data.prompt is not None:
+        return {"format": "preference" if {"chosen", "rejected"} <= names else "prompt"}
     # The most telling names come first: pairs have a prompt, too, and messages of a tree a text.
     if {"message_id", "parent_id"} <= names:
         remedy = "join each path from a root to a leaf to one row with a list of messages, and name that file"

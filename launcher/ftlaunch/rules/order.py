@@ -40,10 +40,8 @@ def start_is_one_earlier_stage(loaded: Loaded) -> Iterator[Problem]:
         if stage.start is None or (stage.start == resolve.BASE and not isinstance(stage, Merge)):
             continue
         if found != 1:
-            earlier = {
-                place: other for place, other in enumerate(loaded.recipe.stage[:index]) if isinstance(other, Training)
-            }
-            known = [f"{place} ({other.__struct_config__.tag})" for place, other in earlier.items()]
+            earlier = enumerate(loaded.recipe.stage[:index])
+            known = [f"{place} ({one.__struct_config__.tag})" for place, one in earlier if isinstance(one, Training)]
             message = f"{as_toml(stage.start)} is {found or 'none'} of the earlier training stages"
             remedy = f"name one by its place: {join_or(known)}" if known else "remove it: there is none"
             yield loaded.problem(("stage", index, "start"), message, remedy)

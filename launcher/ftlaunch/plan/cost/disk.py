@@ -69,7 +69,6 @@ def memory_of_merge(stage: Merge, shape: Shape, size: int, *, has_rows: bool) ->
         device="cpu",
         parts=parts,
         phases={name: ROOM_CPU + size for name, size in phases.items()},
-        host=[],
     )
 
 
@@ -82,6 +81,5 @@ def memory_of_evaluation(spec: StageSpec, stage: Evaluate, shape: Shape, size: i
         Part("weights", shapes.held_bytes(shape, str(spec.model.quantization), size)),
         Part("keys and values of answers", cache),
     ]
-    return Memory(
-        device="cuda" if cuda else "cpu", parts=parts, phases={"answers": sum(part.bytes for part in parts)}, host=[]
-    )
+    phases = {"answers": sum(part.bytes for part in parts)}
+    return Memory(device="cuda" if cuda else "cpu", parts=parts, phases=phases)

@@ -23,6 +23,7 @@ LIKE_LLAMA: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "HuggingFaceTB/SmolLM2-1.7B": ("llama", 2048, 24, 32, 32, 64, 8192, 49152, True),
     "mistralai/Mistral-7B-v0.1": ("mistral", 4096, 32, 32, 8, 128, 14336, 32000, False),
     "mistralai/Mistral-7B-v0.3": ("mistral", 4096, 32, 32, 8, 128, 14336, 32768, False),
+    "mistralai/Mixtral-8x7B-v0.1": ("mixtral", 4096, 32, 32, 8, 128, 14336, 32000, False),
     "Qwen/Qwen2.5-0.5B": ("qwen2", 896, 24, 14, 2, 64, 4864, 151936, True),
     "Qwen/Qwen2.5-1.5B": ("qwen2", 1536, 28, 12, 2, 128, 8960, 151936, True),
     "Qwen/Qwen2.5-3B": ("qwen2", 2048, 36, 16, 2, 128, 11008, 151936, True),
@@ -45,7 +46,8 @@ LIKE_LLAMA: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
 """Hub id → family, width, layers, heads, key heads, width of a head, of the MLP, vocabulary, tied embeddings."""
 GPT2 = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20), "gpt2-xl": (1600, 48, 25)}
 """Hub id → width, layers, heads."""
-MIXTRAL = {"mistralai/Mixtral-8x7B-v0.1": (4096, 32, 32, 8, 14336, 32000, 8)}
+EXPERTS = {"mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2}}
+"""What the config of a mixture says of its experts, by its family."""
 TUNED = {
     "meta-llama/Llama-3.1-8B": "meta-llama/Meta-Llama-3-8B",
     "meta-llama/Meta-Llama-3.1-8B": "meta-llama/Meta-Llama-3-8B",
@@ -65,15 +67,12 @@ def config(hub_id: str) -> dict[str, Any] | None:
     for name in _names(hub_id):
         name = TUNED.get(name, name)
         if name in LIKE_LLAMA:
-            return _like_llama(*LIKE_LLAMA[name])
+            sizes = dict(zip(COLUMNS, LIKE_LLAMA[name], strict=True))
+            return {**sizes, **EXPERTS.get(str(sizes["model_type"]), {}), "dtype": "bfloat16"}
         if (bare := name.removeprefix("openai-community/")) in GPT2:
             width, layers, heads = GPT2[bare]
             sizes = {"n_embd": width, "n_layer": layers, "n_head": heads, "vocab_size": 50257}
             return {"model_type": "gpt2", **sizes, "dtype": "float32"}
-        if name in MIXTRAL:
-            width, layers, heads, keys, mlp, vocabulary, experts = MIXTRAL[name]
-            sizes = _like_llama("mixtral", width, layers, heads, keys, width // heads, mlp, vocabulary, False)
-            return {**sizes, "num_local_experts": experts, "num_experts_per_tok": 2}
     return None
 
 
@@ -81,7 +80,3 @@ def _names(hub_id: str) -> list[str]:
     """The id, and those of the bases that it may be a tuned form of."""
     bare = next((hub_id.removesuffix(ending) for ending in ENDINGS if hub_id.endswith(ending)), hub_id)
     return [hub_id, bare, f"{bare}-hf", bare.replace("-Instruct", "")]
-
-
-def _like_llama(*sizes: str | int) -> dict[str, Any]:
-    return {**dict(zip(COLUMNS, sizes, strict=True)), "dtype": "bfloat16"}

@@ -39,7 +39,7 @@ class Memory(Struct, frozen=True, kw_only=True):
     """What there is, each at its largest. Not all of it at the same time."""
     phases: dict[str, int]
     """Bytes at the peak of each part of a stage's course."""
-    host: list[Part]
+    host: list[Part] = []
     """What a rank on a GPU takes of the host's memory."""
     mapped: int = 0
     """Bytes of files that are mapped while the model is read: resident, but the kernel takes them back when it must."""
