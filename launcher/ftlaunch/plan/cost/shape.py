@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from ftlaunch.plan.cost import families, known
 from ftlaunch.plan.cost.families import Linear, Sizes
@@ -111,7 +111,7 @@ def of_config(config: dict[str, Any]) -> Shape | None:
     uneven = families.dense_layers(config, sizes) * more + families.tower_parameters(config, sizes.width)
     inner = sizes.expert_mlp if sizes.experts else sizes.mlp
     return Shape(
-        **{**asdict(sizes), "mlp": inner},
+        **asdict(replace(sizes, mlp=inner)),
         family=family,
         vocabulary=vocabulary,
         is_gated=True,
