@@ -49,12 +49,12 @@ FLOORS = {
     ),
     "ftlaunch.backend": (
         "__init__ display folders node_folder runs status watchdog",
-        "protocol replan supervisor",
+        "protocol supervisor",
         "driving",
         "local slurm",
         "backends",
         "control prepare",
-        "rerun",
+        "replan",
     ),
     "ftlaunch.cli": (
         "options profile text",

@@ -130,17 +130,17 @@ def run(
 
 def _rerun_from(planned: "Plan", loaded: "Loaded", backend: "Backend", stage: str, *, yes: bool) -> "RunDir":
     """Return the run's folder without the stages that will be rerun, once the user agrees."""
-    from ftlaunch.backend import rerun, runs
+    from ftlaunch.backend import replan, runs
 
     run = runs.find(planned.run_dir)
-    removed = rerun.obsolete_stages(run, planned, stage)
+    removed = replan.obsolete_stages(run, planned, stage)
     what = f"{', '.join(removed)} of {run.path}"
     if removed and not yes:
         # In a script or a job nobody can answer.
         if not sys.stdin.isatty():
             raise UserError(f"--from removes {what}", "add --yes if that is meant")
         typer.confirm(f"This removes {what}. Go on?", abort=True, err=True)
-    rerun.rerun_from(run, planned, loaded, backend, removed)
+    replan.rerun_from(run, planned, loaded, backend, removed)
     return run
 
 

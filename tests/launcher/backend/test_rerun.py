@@ -8,7 +8,7 @@ import pytest
 from ftlaunch import rules
 from ftlaunch.backend import backends, runs
 from ftlaunch.backend.prepare import prepare
-from ftlaunch.backend.rerun import obsolete_stages, rerun_from
+from ftlaunch.backend.replan import obsolete_stages, rerun_from
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, make_plan
 from ftlaunch.rules import Loaded
