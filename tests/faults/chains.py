@@ -22,9 +22,10 @@ from tests.faults.strikes import DEVCLUSTER
 from tests.trainer.conftest import make_pairs
 
 from ftlaunch import processes
+from ftlaunch.backend import backends
 from ftlaunch.backend.status import newest_checkpoint
 from ftlaunch.run.layout import RunDir, StageDir
-from ftlaunch.watch.status import is_over, read_status
+from ftlaunch.watch.status import read_status
 
 PATIENCE_SECONDS = 300.0
 POLL_SECONDS = 0.1
@@ -79,10 +80,10 @@ def main() -> int:
     for number, (chain, strategy) in enumerate(CHAINS.items()):
         for place, options in PLACES.items():
             calm = _run(folder, f"calm{number}-{place[:2]}", chain, strategy, options)
-            _wait(lambda calm=calm: is_over(calm))
+            _wait(lambda calm=calm: backends.of(calm).is_over(calm))
             killed = _run(folder, f"killed{number}-{place[:2]}", chain, strategy, options)
             told = [_kill(killed, stage_dir, resumed=place == "here") for stage_dir in killed.stage_dirs()]
-            _wait(lambda killed=killed: is_over(killed))
+            _wait(lambda killed=killed: backends.of(killed).is_over(killed))
             same = read_status(killed).state == "done" and _handed_on(killed) == _handed_on(calm) != {}
             wrong += not same
             print(
@@ -129,7 +130,7 @@ def _kill(run: RunDir, stage_dir: StageDir, *, resumed: bool) -> str:
     os.kill(ranks[victim], signal.SIGKILL)
     assert not stage_dir.result.exists(), f"{stage_dir.name} has ended before it could be killed"
     if resumed:
-        _wait(lambda: is_over(run))
+        _wait(lambda: backends.of(run).is_over(run))
         _ftlaunch(run.path.parent, "resume", str(run.path), "--detach")
     _wait(lambda: len(stage_dir.all_attempts()) > 1 or stage_dir.result.exists())
     return f"rank {victim} of {stage_dir.name}"

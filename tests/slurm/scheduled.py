@@ -30,7 +30,7 @@ from ftlaunch.recipe.stages import Optimizer, Parallel, Sft
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.provenance import Provenance
 from ftlaunch.run.spec import StageSpec
-from ftlaunch.watch.status import is_over, read_status
+from ftlaunch.watch.status import read_status
 
 NOWHERE = Provenance(
     recipe="gone.toml", commit=None, diff_sha256=None, packages={}, python="", platform="", host="", data={}
@@ -93,7 +93,7 @@ class Acted:
     def wait_for_end(self, seconds: float = 90.0) -> RunStatus:
         """How the run stands once nothing of it waits or runs, and all has been said about it."""
         self.wait(lambda status: status.state not in ("queued", "waiting", "running"), seconds)
-        return self.wait(lambda _: is_over(self.run), 20)
+        return self.wait(lambda _: backends.of(self.run).is_over(self.run), 20)
 
     def wait_for_report(self, seconds: float = 60.0) -> None:
         """Until the last job has written the run's page, of which nobody but the job's end takes care."""

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from tests.faults.ranks import Ranks
 
-from ftlaunch.backend import runs
+from ftlaunch.backend import backends, runs
 from ftlaunch.backend.folders import write_files
 from ftlaunch.cli import text
 from ftlaunch.run import changes, outputs
 from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import logs
-from ftlaunch.watch.status import is_over, read_status
+from ftlaunch.watch.status import read_status
 
 KEPT = Path(__file__).parent / "old_run"
 
@@ -37,7 +37,7 @@ def test_it_is_shown(run: RunDir) -> None:
     assert (first.attempts, first.step, first.steps) == (1, 4, 30)
     assert first.checkpoint == str(run.path / "01-sft/checkpoints/step-00000004")
     assert "4/30" in text.run_status(status)
-    assert is_over(run)
+    assert backends.of(run).is_over(run)
     assert any("Loading weights" in line for line in logs.read(run, None, None, None))
 
 

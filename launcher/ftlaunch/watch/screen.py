@@ -102,7 +102,7 @@ def stage_lines(status: StageStatus, tail: StageTail) -> list[str]:
     """Return the lines about a stage."""
     lines: list[str] = []
     if tail.steps:
-        lines += [_progress(status, tail), f"{sparkline([_loss(entry) for entry in tail.steps])}  {_newest(tail)}"]
+        lines += [_progress(status, tail), f"{sparkline([entry.get('loss') for entry in tail.steps])}  {_newest(tail)}"]
     if status.state == "running" and (pace := read_pace(tail.folder)) and (ranks := pace.by_rank()):
         lines.append(ranks)
     if tail.evaluation:
@@ -182,16 +182,11 @@ def _newest(tail: StageTail) -> str:
     return "  ".join([*parts, *([f"{skipped} steps left out"] if skipped else [])])
 
 
-def _loss(entry: Entry) -> float:
-    loss = entry.get("loss")
-    return math.nan if loss is None else float(loss)
-
-
-def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
+def sparkline(values: Sequence[float | None], width: int = SPARKS) -> str:
     """The course of values in few characters, each the mean of a stretch; a stretch without a finite one is a blank."""
     size = max(1, math.ceil(len(values) / width))
     stretches = [values[start : start + size] for start in range(0, len(values), size)]
-    kept = [[value for value in stretch if math.isfinite(value)] for stretch in stretches]
+    kept = [[value for value in stretch if value is not None and math.isfinite(value)] for stretch in stretches]
     means = [fmean(values) if values else None for values in kept]
     finite = [mean for mean in means if mean is not None]
     low, high = min(finite, default=0.0), max(finite, default=0.0)

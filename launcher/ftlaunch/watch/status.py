@@ -25,8 +25,3 @@ def read_all(every: Sequence[RunDir]) -> list[RunStatus]:
 def read_status(run: RunDir) -> RunStatus:
     """How a run and its stages stand now."""
     return read_all([run])[0]
-
-
-def is_over(run: RunDir) -> bool:
-    """Whether nothing of a run works any more. False where that cannot be seen from here, unless it has signed off."""
-    return backends.of(run).is_over(run)

@@ -11,7 +11,7 @@ from tests.faults.disks import mounted
 from tests.launcher.acted import write_run
 
 from ftlaunch import processes
-from ftlaunch.backend import runs
+from ftlaunch.backend import backends, runs
 from ftlaunch.backend.status import StageStatus
 from ftlaunch.errors import UserError
 from ftlaunch.processes import Identity, lock
@@ -20,7 +20,7 @@ from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.run.pace import Pace
 from ftlaunch.run.progress import Preparing
 from ftlaunch.run.records import SaveFailure
-from ftlaunch.watch.status import is_over, read_status
+from ftlaunch.watch.status import read_status
 
 
 @pytest.fixture
@@ -90,15 +90,15 @@ def test_an_attempt_that_is_about_to_start_runs_as_long_as_its_driver(run: RunDi
 def test_between_two_stages_a_driven_run_is_running(run: RunDir) -> None:
     first(run).result.write_text("{}")
     held = lock.take(run)
-    assert (read_status(run).state, is_over(run)) == ("running", False)
+    assert (read_status(run).state, backends.of(run).is_over(run)) == ("running", False)
     lock.release(held)
-    assert (read_status(run).state, is_over(run)) == ("waiting", True)
+    assert (read_status(run).state, backends.of(run).is_over(run)) == ("waiting", True)
 
 
 def test_a_driver_on_another_host_is_not_taken_for_dead(run: RunDir) -> None:
     who = Identity(host="elsewhere", pid=1, start_time=1, boot_id="b")
     run.lock.write_bytes(msgspec.json.encode(who))
-    assert (read_status(run).state, is_over(run)) == ("unknown", False)
+    assert (read_status(run).state, backends.of(run).is_over(run)) == ("unknown", False)
 
 
 @pytest.mark.parametrize(

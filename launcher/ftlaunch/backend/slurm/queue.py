@@ -20,7 +20,7 @@ from msgspec import Struct
 from ftlaunch.backend.slurm import paths
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import read_json
+from ftlaunch.run.files import read_if_sound, read_json
 from ftlaunch.run.layout import RunDir, StageDir
 
 TIMEOUT, ACCOUNTS_TIMEOUT, ASKED_AGAIN = 60.0, 20.0, 600.0
@@ -307,10 +307,9 @@ def folder_of_jobs(run: RunDir) -> str:
 
     A copy has no jobs: those are of the run that it was copied from.
     """
-    try:
-        planned = Path(msgspec.json.decode(run.plan.read_bytes(), type=_Place).run_dir)
-    except (OSError, msgspec.DecodeError):
+    if (plan := read_if_sound(run.plan, _Place)) is None:
         return str(run.path)
+    planned = Path(plan.run_dir)
     is_copy = (planned / run.plan.name).exists() and not run.path.samefile(planned)
     return str(run.path if is_copy else planned)
 

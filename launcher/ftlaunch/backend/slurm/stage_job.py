@@ -1,6 +1,7 @@
 """The job of a stage: what it is, how an attempt of it is concluded, and how the stage then goes on."""
 
 import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,6 @@ from ftlaunch import processes
 from ftlaunch.backend import runs
 from ftlaunch.backend.slurm import causes, messages, paths, queue, record, requeue, restart_policy
 from ftlaunch.backend.slurm.messages import MadeBy
-from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord, read_ended
 from ftlaunch.backend.status import newest_checkpoint
 from ftlaunch.cluster.vocabulary import Cluster
@@ -29,6 +29,7 @@ from ftlaunch.safety.redact import redact_output
 
 SIGNALLED = 128
 """srun's exit code is this and the number of the signal that has ended a task."""
+NOTIFY_SECONDS = 60.0
 
 
 def finish_killed_job(stage_dir: StageDir, code: int) -> None:
@@ -236,3 +237,17 @@ def _given_up(ended: AttemptRecord, why: str) -> AttemptRecord:
     """How an attempt ended that this job does not go on from after all."""
     what = restart_policy.what_happened(ended.reason)
     return msgspec.structs.replace(ended, restarted=False, in_place=False, reason=f"{what}; {why}")
+
+
+def notify(cluster: Cluster, stage_dir: StageDir, ended: AttemptRecord, *, is_last: bool) -> None:
+    """Run the profile's line for the end of a run, whatever comes of it."""
+    if cluster.notify is None or (ended.cause == "done" and not is_last):
+        return
+    # A preempted stage that restarts never gets here; for the user, this one has stopped.
+    state = "stopped" if ended.cause == "preempted" else ended.cause
+    told = {"RUN": str(stage_dir.run.path), "STAGE": stage_dir.name, "STATE": state, "REASON": ended.reason}
+    variables = os.environ | {f"FTLAUNCH_{name}": value for name, value in told.items()}
+    try:
+        subprocess.run(["bash", "-c", cluster.notify], env=variables, timeout=NOTIFY_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"notify: {error}", file=sys.stderr)

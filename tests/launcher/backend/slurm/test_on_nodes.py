@@ -14,10 +14,9 @@ from ftlaunch.backend.slurm import attach, held, messages, paths, requeue, tool_
 from ftlaunch.backend.slurm.held import HeldBy
 from ftlaunch.backend.slurm.held_task import HeldTask
 from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
-from ftlaunch.backend.slurm.notify import notify
 from ftlaunch.backend.slurm.queue import SEPARATOR
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
-from ftlaunch.backend.slurm.stage_job import finish_killed_job
+from ftlaunch.backend.slurm.stage_job import finish_killed_job, notify
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import BAD_INPUT, DONE, UserError
 from ftlaunch.processes import identify
