@@ -78,15 +78,12 @@ class Layout(Struct, frozen=True):
 
 def layout(folder: Path, longest: int) -> Layout | None:
     """Return how rows of at most `longest` tokens have to lie for the model in a folder; None where nothing tells."""
-    config = _text_config(folder)
-    # The text part of a multimodal config has a type such as "qwen3_5_text".
-    family = str(config.get("model_type", "")).removesuffix("_text")
-    kinds = set(_layer_types(config))
+    family, kinds = _text_family(folder)
     if family == "deepseek_v4" and kinds and not kinds & RANKING_LAYERS:
         return Layout(PADDED, f"{family} attends to keys that are not the tokens of its rows")
     if family in BY_RANK or kinds & RANKING_LAYERS:
         return Layout(ALONE, f"{family} chooses the keys of a query by rank, among all that lie in its line")
-    limit = _stretched_beyond(config)
+    limit = _stretched_beyond(_text_config(folder))
     if limit is not None and longest > limit:
         return Layout(ALONE, f"{family} turns the positions of all rows by the longest, from {limit + 1} tokens on")
     if is_stateful(folder):
@@ -135,10 +132,15 @@ def mechanisms(folder: Path) -> list[str]:
 
 def is_stateful(folder: Path) -> bool:
     """Return whether mixers of the model in a folder carry a state from token to token."""
-    config = _text_config(folder)
-    family = str(config.get("model_type", "")).removesuffix("_text")
-    kinds = set(_layer_types(config))
+    family, kinds = _text_family(folder)
     return bool(kinds & STATEFUL_LAYERS) or (family in STATEFUL and not (kinds and kinds <= ATTENDING))
+
+
+def _text_family(folder: Path) -> tuple[str, set[str]]:
+    """The family of the text part, and the kinds of its layers."""
+    config = _text_config(folder)
+    # The text part of a multimodal config has a type such as "qwen3_5_text".
+    return str(config.get("model_type", "")).removesuffix("_text"), set(_layer_types(config))
 
 
 def name(folder: Path) -> str:

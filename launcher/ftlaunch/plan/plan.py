@@ -88,28 +88,24 @@ def make_specs(recipe: Recipe) -> dict[str, StageSpec]:
 
 
 def _make_spec(recipe: Recipe, link: Link, needed: list[str], *, merged: bool) -> StageSpec:
-    stage, resolved = link.stage, link.resolved
+    stage, world_size = link.stage, link.resolved.parallel.world_size
     micro, accumulation, learning_rate, data = 1, 1, 0.0, {}
     if isinstance(stage, Training):
-        micro = stage.micro_batch_size or stage.batch_size // resolved.world_size
-        accumulation = stage.batch_size // (micro * resolved.world_size)
-        learning_rate = stage.learning_rate or suitable_rate(stage, resolved.adapter)
+        micro = stage.micro_batch_size or stage.batch_size // world_size
+        accumulation = stage.batch_size // (micro * world_size)
+        learning_rate = stage.learning_rate or suitable_rate(stage, link.resolved.adapter)
         data = {name: recipe.data[name] for name in stage.data_names}
     elif isinstance(stage, Evaluate):
         data = {stage.data: recipe.data[stage.data]}
     spec = StageSpec(
         name=recipe.name,
         stage=stage,
-        model=resolved.model,
-        adapter=resolved.adapter,
-        noise=resolved.noise,
-        optimizer=resolved.optimizer,
-        parallel=resolved.parallel,
+        **msgspec.structs.asdict(link.resolved),
         track=recipe.track,
         data=data,
         seed=recipe.seed,
         deterministic=recipe.deterministic,
-        world_size=resolved.world_size,
+        world_size=world_size,
         micro_batch_size=micro,
         accumulation=accumulation,
         learning_rate=learning_rate,

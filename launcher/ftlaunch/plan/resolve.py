@@ -23,8 +23,6 @@ class Resolved(Struct, frozen=True):
     noise: Noise
     optimizer: Optimizer
     parallel: Parallel
-    world_size: int
-    """Processes on all nodes together."""
 
 
 class ResolvedStage(Struct, frozen=True):
@@ -77,14 +75,12 @@ def _tables(recipe: Recipe, stage: Stage, before: Resolved | None) -> Resolved:
         return for_merge_of(before or recipe)
     if isinstance(stage, Evaluate):
         return _for_evaluation(recipe, stage, before)
-    parallel = stage.parallel or recipe.parallel
     return Resolved(
         model=stage.model or recipe.model,
         adapter=stage.adapter or recipe.adapter,
         noise=stage.noise or recipe.noise,
         optimizer=stage.optimizer or recipe.optimizer,
-        parallel=parallel,
-        world_size=parallel.world_size,
+        parallel=stage.parallel or recipe.parallel,
     )
 
 
@@ -93,7 +89,7 @@ def _for_evaluation(recipe: Recipe, stage: Evaluate, before: Resolved | None) ->
     alone = for_merge_of(before or recipe)
     shared = recipe.parallel
     parallel = stage.parallel or (alone.parallel if shared.strategy == "zero3" else replicas(shared))
-    return msgspec.structs.replace(alone, parallel=parallel, world_size=parallel.world_size)
+    return msgspec.structs.replace(alone, parallel=parallel)
 
 
 def replicas(parallel: Parallel) -> Parallel:
@@ -105,7 +101,7 @@ def replicas(parallel: Parallel) -> Parallel:
 def for_merge_of(trained: Recipe | Resolved) -> Resolved:
     """The tables of a merge of what a stage has trained with these, which runs in one process."""
     parallel = Parallel(device=trained.parallel.device)
-    return Resolved(trained.model, trained.adapter, trained.noise, trained.optimizer, parallel, world_size=1)
+    return Resolved(trained.model, trained.adapter, trained.noise, trained.optimizer, parallel)
 
 
 def reference(stage: Dpo, adapter: Adapter) -> Literal["live", "precomputed"]:

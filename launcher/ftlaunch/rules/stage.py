@@ -162,7 +162,8 @@ def one_length(training: TrainedStage) -> Iterator[Problem]:
 
 
 def batch_divides(training: TrainedStage) -> Iterator[Problem]:
-    batch, micro, world = training.stage.batch_size, training.stage.micro_batch_size, training.resolved.world_size
+    batch, micro = training.stage.batch_size, training.stage.micro_batch_size
+    world = training.resolved.parallel.world_size
     if batch % world:
         unit = world * (micro or 1)
         # Multiples of the micro-batch as well, so that the remedy is not refused in turn.
@@ -196,9 +197,9 @@ def streams_need_steps(training: TrainedStage) -> Iterator[Problem]:
 
 
 def single_is_one_process(training: TrainedStage) -> Iterator[Problem]:
-    parallel, world = training.resolved.parallel, training.resolved.world_size
-    if parallel.strategy == "single" and world > 1:
-        message = f'"single" is one process, and nodes × procs_per_node is {world}'
+    parallel = training.resolved.parallel
+    if parallel.strategy == "single" and parallel.world_size > 1:
+        message = f'"single" is one process, and nodes × procs_per_node is {parallel.world_size}'
         remedy = 'write strategy = "ddp", "zero1", "zero2" or "zero3"'
         yield training.table_problem("parallel", "strategy", message, remedy)
 

@@ -213,7 +213,7 @@ class TestResolve:
         loaded = load_recipe(recipe, [*overrides, "stage.0.parallel.strategy=ddp"])
         resolved = resolve.resolve(loaded.recipe)[0].tables
         assert resolved.parallel == Parallel(strategy="ddp", procs_per_node=3)
-        assert resolved.world_size == 3
+        assert resolved.parallel.world_size == 3
         assert resolved.adapter == Lora()
 
     def test_a_merge_has_the_tables_of_the_training_before_it_and_one_process(self, recipe: Path) -> None:
@@ -223,7 +223,7 @@ class TestResolve:
         resolved = resolve.resolve(loaded.recipe)[1].tables
         assert resolved.adapter == Lora(rank=3)
         assert resolved.parallel == Parallel(device="cpu")
-        assert resolved.world_size == 1
+        assert resolved.parallel.world_size == 1
 
     def test_equal_stages_are_told_apart(self, recipe: Path) -> None:
         loaded = load_recipe(recipe)

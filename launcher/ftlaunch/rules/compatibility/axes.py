@@ -105,7 +105,7 @@ AXES = (
         "accumulation",
         "stage.0.micro_batch_size=2",
         # A micro-batch that is all of a process's share is a single pass.
-        lambda stage, tables: stage.micro_batch_size not in (None, stage.batch_size // tables.world_size),
+        lambda stage, tables: stage.micro_batch_size not in (None, stage.batch_size // tables.parallel.world_size),
     ),
     _axis(
         "noise",
