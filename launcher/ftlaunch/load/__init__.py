@@ -36,15 +36,10 @@ class Loaded(Struct, frozen=True):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Read a recipe, with `key.path=value` overrides put in. Raises RecipeError with everything wrong in its keys."""
-    loaded = load_recipe_as_written(path, overrides)
-    if loaded.misplaced:
-        raise RecipeError(list(loaded.misplaced))
-    return loaded
+    """Read a recipe, with `key.path=value` overrides put in. Raises RecipeError with everything wrong in its keys.
 
-
-def load_recipe_as_written(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """`load_recipe`, but a recipe whose only faults are paths that name nothing is returned, together with these."""
+    A recipe whose only faults are paths that name nothing is returned, together with these.
+    """
     text = layers.read_text(path)
     return _as_loaded(_with_base(layers.parse(text, path), path), overrides, path, text)
 

@@ -62,7 +62,8 @@ def finished(conversation: Conversation, data: Data, row: Row, where: str) -> Co
     if data.system is not None and conversation.turns[0]["role"] != "system":
         system = fill(data.system, row, where)
         # "{system?}" is empty in a row without a system text, which then gets no system turn.
-        conversation = conversation.with_system(system) if system.strip() else conversation
+        if system.strip():
+            conversation = Conversation([{"role": "system", "content": system}]).followed_by(conversation)
     _require_trainable(conversation, data, where)
     return conversation
 

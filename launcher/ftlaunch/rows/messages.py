@@ -38,11 +38,6 @@ class Conversation:
     untrained: frozenset[int] = frozenset()
     """Assistant turns that the row itself marks as not to be trained."""
 
-    def with_system(self, content: str) -> "Conversation":
-        """The same after a system turn."""
-        first: Turn = {"role": "system", "content": content}
-        return Conversation([first, *self.turns], self.fields, frozenset(index + 1 for index in self.untrained))
-
     def followed_by(self, other: "Conversation") -> "Conversation":
         """Both, one after the other."""
         later = frozenset(index + len(self.turns) for index in other.untrained)

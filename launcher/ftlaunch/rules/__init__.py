@@ -7,7 +7,7 @@ import msgspec
 
 from ftlaunch import rows
 from ftlaunch.errors import Problem, RecipeError
-from ftlaunch.load import Loaded, load_recipe_as_written, load_resolved
+from ftlaunch.load import Loaded, load_recipe, load_resolved
 from ftlaunch.recipe.names import is_local
 from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.recipe.stages import Evaluate, Ppo, Training
@@ -22,7 +22,7 @@ from ftlaunch.rules import stage as stage_rules
 
 def load_and_check(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe, judge it and look into its local data files. Raises RecipeError with everything that is wrong."""
-    return _passed(load_recipe_as_written(path, overrides))
+    return _passed(load_recipe(path, overrides))
 
 
 def check_resolved(resolved: Path, overrides: Sequence[str]) -> Loaded:

@@ -91,8 +91,9 @@ def _look_for(name: str) -> tuple[str, str] | None:
     if path is None:
         remedy = f"install it, or write the path of a file: {FORM}"
         return f"there is no module {as_toml(place)} that the trainer could import", remedy
-    # The names in a compiled module are seen only by importing it, which the trainer does.
-    if path.suffix != ".py":
+    # The names in a compiled module are seen only by importing it, which the trainer does. A file that is not there has
+    # been told as a path.
+    if path.suffix != ".py" or not is_file(path):
         return None
     names = _names_in(path)
     if isinstance(names, str):

@@ -554,7 +554,8 @@ def expected(text: str, path: Path) -> list[tuple[str, str, str, str]]:
 
 def problems_of(path: Path) -> list[Problem]:
     try:
-        return find_problems(load_recipe(path))
+        loaded = load_recipe(path)
+        return [*loaded.misplaced, *find_problems(loaded)]
     except RecipeError as error:
         return list(error.problems)
 

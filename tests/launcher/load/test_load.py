@@ -46,7 +46,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def load(folder: Path, text: str = SMALL, *overrides: str) -> Loaded:
     path = folder / "recipe.toml"
     path.write_text(text)
-    return load_recipe(path, overrides)
+    loaded = load_recipe(path, overrides)
+    if loaded.misplaced:
+        raise RecipeError(loaded.misplaced)
+    return loaded
 
 
 def problems(folder: Path, text: str, *overrides: str) -> tuple[Problem, ...]:

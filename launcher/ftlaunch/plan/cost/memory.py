@@ -76,7 +76,6 @@ def tokens_of(spec: StageSpec) -> tuple[int, int]:
 
 def of_stage(spec: StageSpec, shape: Shape, size: int, *, cuda: bool) -> Memory:
     """Memory of one rank of a training stage. `size` is the bytes of an element that is computed with."""
-    assert isinstance(spec.stage, Training)
     return _Ledger(spec, shape, size, cuda=cuda).memory()
 
 
