@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ftlaunch.recipe.model import Model
+from fttrain import adapters
 from fttrain.data.batches import collate
 from fttrain.data.token_set import Group, Tokens
 from fttrain.model.families import auto_class_in
@@ -16,6 +18,10 @@ from fttrain.model.scorer import Scorer, load_base
 CPU = torch.device("cpu")
 LOGPS, NORM = 1e-4, 1e-3
 """What counts as the same: Δ log p of any token in nats, and the gradient's norm relative to its own."""
+
+
+MERGED = 1e-5
+"""How far a logit of a merged model may be from the adapter model's, where the model's own rounding is not more."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,37 @@ def trained(folder: Path, groups: list[Group], *, packing: bool, share: bool = F
 
 def _norm(model: torch.nn.Module) -> float:
     return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+
+
+class _InDouble(TorchFunctionMode):
+    """Within, a model in fp64 computes in fp64 where its code says fp32, as norms and softmax do."""
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        given = [_wide(one) for one in args]
+        return func(*given, **{name: _wide(one) for name, one in (kwargs or {}).items()})
+
+
+def _wide(given: Any) -> Any:
+    return torch.float64 if given is torch.float32 else given
+
+
+@torch.no_grad()
+def apart(base: Path, adapter: Path, merged: Path) -> tuple[float, float]:
+    """Return max |Δlogit| of a merged model from the adapter model, both in fp64, and how far fp32 moves the two."""
+    plain = [
+        load_base(Model(path=str(folder), dtype="fp32"), dtype=torch.float32, packing=False)
+        for folder in (base, merged)
+    ]
+    models: list[Any] = [adapters.with_saved(plain[0], adapter).eval(), plain[1].eval()]
+    ids_1T = torch.from_numpy(rows()[0][0].astype(np.int64))[None]
+    in_fp32 = [model(ids_1T).logits for model in models]
+    for one in plain:
+        one.double()
+        if one._can_set_experts_implementation():
+            one.set_experts_implementation("eager")  # the default has no fp64
+    with _InDouble():
+        in_fp64 = [model(ids_1T).logits for model in models]
+    moved = sum(float((one - other).abs().max()) for one, other in zip(in_fp32, in_fp64, strict=True))
+    return float((in_fp64[0] - in_fp64[1]).abs().max()), moved

@@ -21,6 +21,9 @@ INDEXED = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2}
 CAPPED = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
 PLAIN = {"dropout": 0.0, "pad_token_id": 1}
 GLOBAL = {"num_global_key_value_heads": 2, "global_head_dim": 16, "vocab_size_per_layer_input": 320}
+DECODER = {
+    **{"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0},
+}
 OUTSIDE = {
     "image_token_id": 300,
     "boi_token_id": 301,
@@ -280,4 +283,6 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         | {"unpadded_vocab_size": 310, "logits_mup_width_multiplier": 3.0},
     ),
     "xlstm": ("xlstm", {"num_heads": 4, "chunk_size": 16, "num_blocks": 2}),
+    "electra": ("electra", {**DECODER, "embedding_size": 32}),
+    "roberta": ("roberta", DECODER),
 }

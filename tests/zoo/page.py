@@ -36,7 +36,9 @@ the model's own forward pass, one by one. What is not the same goes on in a slow
   by row; **padded**, **shared**: the same of padded rows, and of pairs whose prompt is computed once
 - **SFT**: LoRA on all linear layers, with default settings; **full**: all weights; **experts**: `experts = true`,
   merged, resumed, on two ranks and in DPO; **nf4**: the same SFT over weights in 4 bits
-- **DPO** begins at ln 2; **reward**, **PPO**: they run; **merge**: the merged model is like the adapter model
+- **DPO** begins at ln 2; **PPO** runs; **reward** runs, and is merged into a sequence classifier that has its rewards
+- **merge**: with both computed in fp64, no logit of the merged model is further than 1e-5 from the adapter model's, or,
+  where that is more, further than computing in fp32 moves logits of the two
 - **resume**: stopped after a step, the stage goes on to the very bits of one that was left alone
 - **2 ranks**: under ZeRO-3 they have the losses and gradient norms of one
 

@@ -8,15 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from tests.faults.ranks import Ranks
 from tests.zoo import faith
 from tests.zoo.families import build
+from tests.zoo.trials import Trials
 
 from ftlaunch.errors import UserError
 from ftlaunch.plan import family
 from fttrain.data.token_set import Group
 
-PACKED = ["mistral, window", "llama4", "gemma2", "gpt_oss", "opt", "cohere2", "deepseek_v3", "mixtral", "gemma4"]
-"""Windows, chunks, caps, sinks, a body in a body, a scaled head, wide keys, experts, keys of another layer."""
+PACKED = [
+    *("mistral, window", "llama4", "gemma2", "gpt_oss", "opt", "cohere2", "deepseek_v3", "mixtral", "gemma4"),
+    "roberta",
+]
+"""Windows, chunks, caps, sinks, a body in a body, a scaled head, wide keys, experts, keys of another layer; positions
+that count from 2.
+"""
 VISION = ["gemma3, with vision", "mistral3, with vision", "qwen2_5_vl, with vision"]
 """The text part is of the class itself, of another family, or has positions in three directions."""
 PADDED = ["bloom", "falcon, alibi", "qwen3_next", "jamba", "falcon_h1", "lfm2", "recurrent_gemma", "deepseek_v32"]
@@ -49,6 +56,13 @@ def test_a_model_that_would_mix_rows_refuses_to_pack_them_and_is_right_padded(na
     with pytest.raises(UserError, match="cannot be trained on packed rows"):
         faith.trained(model, groups, packing=True)
     assert faith.trained(model, groups, packing=False).is_same(faith.plain(model, rows))
+
+
+@pytest.mark.parametrize("name", ["zamba", "gpt2"])
+def test_a_merged_model_is_the_adapter_model_up_to_rounding(name: str, ranks: Ranks, tmp_path: Path):
+    trials = Trials(name, tmp_path, ranks)
+    trials.sft()
+    trials.merge()
 
 
 def test_rows_that_stretch_positions_are_computed_one_by_one(tmp_path: Path) -> None:

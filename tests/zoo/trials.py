@@ -98,7 +98,7 @@ class Trials:
             "shared prompts": self.shared_prompts,
             "padded": self.padded,
             "DPO": self.dpo,
-            "reward": lambda: self._done("reward", "reward"),
+            "reward": self.reward,
             "PPO": lambda: self._done("ppo", "ppo", more=PPO.format(folder=self._folder)),
             "full": lambda: self._done("full", "sft", "adapter.kind=full"),
             "experts": self.experts,
@@ -164,8 +164,17 @@ class Trials:
         self._two_ranks(calm, asked)
         self.dpo(asked)
 
+    def reward(self) -> None:
+        """It is merged into a sequence classifier that has its rewards."""
+        merge(find_source(self._done("reward", "reward").artifact), self._folder / "reward-merged", Merge())
+
     def merge(self) -> None:
-        merge(find_source(self._calm.artifact), self._folder / "merged", Merge())
+        """Its logits are the adapter model's, up to rounding."""
+        merge(find_source(self._calm.artifact), out := self._folder / "merged", Merge())
+        found, rounding = faith.apart(self.model, self._calm.artifact, out)
+        _require(
+            found <= max(faith.MERGED, rounding), f"a logit is {found:.1e} off, and fp32 moves it by {rounding:.1e}"
+        )
 
     def _resume(self, calm: StageDir, *settings: str) -> None:
         """A stage that is stopped after a step and goes on ends with the very bits of one that was left alone."""

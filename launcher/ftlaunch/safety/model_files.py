@@ -38,6 +38,21 @@ UNPICKLED = (
     "write model.revision = a full commit and model.allow_pickle = true"
 )
 
+ENCODERS = {
+    *(
+        "bert",
+        "bert-generation",
+        "big_bird",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "megatron-bert",
+        "rembert",
+    ),
+    *("roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+"""Families that read from left to right only where their config says so."""
 PEFT_IMPORTS = ("transformers.", "peft.")
 
 
@@ -74,6 +89,8 @@ def require_weights_to_train(folder: Path) -> None:
 def _reads_both_ways(config: dict[str, Json]) -> str | None:
     """Return the entry of a config by which tokens see those after them; None where there is none."""
     text = config.get("text_config")
+    if config.get("model_type") in ENCODERS and config.get("is_decoder") is not True:
+        return "it is an encoder (is_decoder is not true)"
     for table in (config, text if isinstance(text, dict) else {}):
         if table.get("is_encoder_decoder") is True:
             return "is_encoder_decoder"

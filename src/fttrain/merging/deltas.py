@@ -38,18 +38,24 @@ class Delta:
         sides = (self.a.shape[-1], out) if self.transposed else (out, self.a.shape[-1])
         return (*experts, *sides)
 
-    def on(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the adapted weight as the model holds it, computed in fp32 and rounded once to `dtype`."""
+    def on(self, weight: Tensor, dtype: torch.dtype, *, as_trained: bool = False) -> Tensor:
+        """Return the adapted weight as the model holds it, rounded to `dtype` once.
+
+        `as_trained`: summed in fp32, as layers do that train through rounding; the next rounding may fall otherwise.
+        """
         if weight.dim() == 3:  # stacked experts, each a weight of its own
             parts = zip(self.a, self.b, weight, strict=True)
-            return torch.stack([Delta(a, b, self.scale, self.transposed).on(w, dtype) for a, b, w in parts])
-        product = self.scale * (self.b.float() @ self.a.float())
-        changed = weight.float() + (product.T if self.transposed else product)
+            one = [Delta(a, b, self.scale, self.transposed).on(w, dtype, as_trained=as_trained) for a, b, w in parts]
+            return torch.stack(one)
+        # fp64 holds a product of two numbers in fp32 exactly, so that nothing is rounded before the sum is.
+        wide = torch.float32 if as_trained else torch.float64
+        changed = (self.b.to(wide) @ self.a.to(wide)).mul_(self.scale)
+        changed = (changed.T if self.transposed else changed).add_(weight)
         if self.magnitude is None:
             return changed.to(dtype)
         # DoRA normalizes each output's row, which is a column where the weight is transposed.
         length = changed.norm(dim=0 if self.transposed else 1).clamp(min=TINY)
-        ratio = self.magnitude.float() / length
+        ratio = self.magnitude.to(wide) / length
         return (changed * (ratio if self.transposed else ratio[:, None])).to(dtype)
 
 

@@ -66,9 +66,10 @@ class Rounded:
         rounding = self.in_training.get(name)
         if rounding is None and name in self.quantized:
             weight = deltas.round_trip(weight, self.quantized[name])
-        held_in = dtype if rounding is None else torch.float32
-        folded = weight.to(held_in) if delta is None else delta.on(weight, held_in)
-        return folded if rounding is None else rounding[0].stored(folded, rounding[1]).to(dtype)
+        if rounding is None:
+            return weight.to(dtype) if delta is None else delta.on(weight, dtype)
+        summed = weight.float() if delta is None else delta.on(weight, torch.float32, as_trained=True)
+        return rounding[0].stored(summed, rounding[1]).to(dtype)
 
     @property
     def names(self) -> set[str]:

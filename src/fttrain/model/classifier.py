@@ -1,5 +1,6 @@
 """A folder with a causal language model → the sequence classifier with one label that a reward model is."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,24 @@ from ftlaunch.safety.model_files import INDEX, WEIGHTS
 
 
 def architecture(model_type: str) -> str:
-    """transformers' class of a sequence classifier on this kind of body. Raises UserError where there is none."""
+    """transformers' class of a sequence classifier on this kind of body.
+
+    Raises UserError where there is none, or where it reads more than the last token's hidden state.
+    """
+    import transformers
+    from transformers.modeling_layers import GenericForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES
 
+    remedy = "use a base of another family, such as llama, qwen2, mistral or gemma"
     if model_type not in NAMES:
-        remedy = "use a base of another family, such as llama, qwen2, mistral or gemma"
         raise UserError(f"transformers has no sequence classifier on a {model_type} model", remedy)
     names = NAMES[model_type]
-    return names if isinstance(names, str) else names[0]
+    name = names if isinstance(names, str) else names[0]
+    kind = getattr(transformers, name)
+    # `score` is the name of the one linear layer of classifiers that read the last token, as RewardModel does.
+    if not issubclass(kind, GenericForSequenceClassification) and "self.score = " not in inspect.getsource(kind):
+        raise UserError(f"{name} does not classify by the last token alone, as a reward model does", remedy)
+    return name
 
 
 def make(folder: Path, tokenizer: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ftlaunch.errors import UserError
 from fttrain.model.borders import Packed
+from fttrain.model.limits import TABLE
 
 
 class Halves:
@@ -33,12 +34,23 @@ class Halves:
             if name in takes
         }
         self._takes_ids = "input_ids" in takes
+        self._first = _first_position(self.body)
         self.balances = "output_router_logits" in takes and self.router_weight is not None
         """Whether the model has a loss that balances its experts."""
 
     @property
     def body(self) -> Any:
         return self.causal.get_submodule(self.name)
+
+    @property
+    def width(self) -> int:
+        """Width of the body's last hidden states; Electra's token table is narrower."""
+        config = self.causal.config.get_text_config()
+        return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
+
+    def positions(self, position_ids: Tensor) -> Tensor:
+        """Return positions that count from 0 as the model's own code counts them."""
+        return position_ids + self._first if self._first else position_ids
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that turn hidden states into logits, tied ones included."""
@@ -116,6 +128,12 @@ def _holds_layers(module: nn.Module) -> bool:
     return any(isinstance(part, nn.ModuleList) for part in module.children()) or any(
         _holds_layers(part) for part in module.children() if not isinstance(part, nn.ModuleList)
     )
+
+
+def _first_position(body: nn.Module) -> int:
+    """Return the position of a row's first token: RoBERTa's kind counts from the row of its table after padding's."""
+    tables: list[Any] = [part for name, part in body.named_modules() if TABLE.search(name)]
+    return next((one.padding_idx + 1 for one in tables if type(one) is nn.Embedding and one.padding_idx is not None), 0)
 
 
 def _body_name(causal: Any) -> str:

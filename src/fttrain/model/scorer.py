@@ -228,14 +228,15 @@ class Scorer(nn.Module):
     def _pass(self, micro: MicroBatch, **options: Any) -> Any:
         """Return the body's output, with hidden states [lines, T, D]."""
         self.places.take(micro.lengths, micro.position_ids)
-        inputs: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": micro.position_ids, **options}
+        halves = self._of(self._causal())
+        positions_BT = halves.positions(micro.position_ids)
+        inputs: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": positions_BT, **options}
         virtual = 0
         if adapters.leads(self.model):
             from fttrain.adapters import virtual_tokens
 
             assert micro.segments is None, "the launcher asks for padded rows"
-            inputs, virtual = virtual_tokens.led(self.model, micro.input_ids, micro.position_ids)
-        halves = self._of(self._causal())
+            inputs, virtual = virtual_tokens.led(self.model, micro.input_ids, positions_BT)
         is_stretched = self._is_stretched(micro)
         if micro.segments is None and (halves.alone or is_stretched) and not virtual:
             return _row_by_row(halves.body, micro, options)
@@ -339,7 +340,7 @@ class RewardModel(Scorer):
         super().__init__(model)
         classifier.architecture(self._causal().config.model_type)
         embedding = token_table(self._causal())
-        self.score = RewardHead(embedding.embedding_dim)
+        self.score = RewardHead(self._of(self._causal()).width)
         for parameter in self._causal().get_output_embeddings().parameters():
             if parameter is not embedding.weight:  # no logits are computed, so the language-model head has no gradient
                 parameter.requires_grad_(False)

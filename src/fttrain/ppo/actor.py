@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fttrain.adapters import using_adapter
-from fttrain.adapters.targets import token_table
 from fttrain.data.batches import MicroBatch
 from fttrain.model import dropout, packing
 from fttrain.model.scorer import RewardHead, Scorer
@@ -77,7 +76,7 @@ class ActorCritic(Scorer):
         super().__init__(model)
         self.frozen = frozen
         self.reward_model = reward_model
-        self.value_head = ValueHead(token_table(self._causal()).embedding_dim)
+        self.value_head = ValueHead(self._of(self._causal()).width)
         self._temperature = temperature
         dropout.turn_off(self)
 
@@ -125,10 +124,11 @@ class ActorCritic(Scorer):
         return reward_model(input_ids=ids, attention_mask=is_real.long()).logits[: len(micro.rows), 0].float()
 
     def _next_logits(self, inputs: Decode) -> Tensor:
-        passed = self._of(self._causal()).body(
+        halves = self._of(self._causal())
+        passed = halves.body(
             input_ids=inputs.input_ids_BT,
             attention_mask=inputs.mask_BP,
-            position_ids=inputs.position_ids_BT,
+            position_ids=halves.positions(inputs.position_ids_BT),
             past_key_values=inputs.cache,
             use_cache=True,
         )

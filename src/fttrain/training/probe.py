@@ -219,7 +219,7 @@ def settle(
         raise UserError(
             f"{probe.family} cannot be trained to go on with a text: tokens change what it says of those before them"
             f" ({probe.rounding:.2g} nats per token)",
-            "use a base that reads from left to right; for some encoders, such as bert, config.json says is_decoder",
+            "use a base that reads from left to right, such as llama, qwen3, mistral or gemma3",
         )
     if not probe.is_head_right():
         raise _wrong(probe, "head", "logits of its last hidden states differ from those of its own forward")

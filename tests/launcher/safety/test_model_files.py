@@ -168,6 +168,8 @@ def test_weights_in_few_bits_are_no_base(method: str, is_refused: bool, tmp_path
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"text_config": {"use_bidirectional_attention": "all"}}, "use_bidirectional_attention"),
         ({"text_config": {"use_bidirectional_attention": "vision"}, "is_encoder_decoder": False}, None),
+        ({"model_type": "roberta"}, "it is an encoder"),
+        ({"model_type": "roberta", "is_decoder": True}, None),
     ],
 )
 def test_a_config_tells_of_a_model_that_reads_both_ways(config: dict, why: str | None, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tests.trainer.in_process import ADAPTER
+from tests.zoo.families import build
 from transformers import AutoModelForCausalLM
 
 from ftlaunch.recipe.adapter import Full, Lora
@@ -92,3 +93,8 @@ def test_dropout_is_off_while_training(tiny_model: Path, micro: MicroBatch):
     perturb(noisy)
     actor = ActorCritic(noisy, temperature=1.0).train()
     torch.testing.assert_close(actor(micro).logps_N, actor(micro).logps_N, atol=0, rtol=0)
+
+
+def test_the_value_head_reads_hidden_states_that_are_wider_than_the_token_table(micro: MicroBatch, tmp_path: Path):
+    policy = ActorCritic(load(build("electra", tmp_path)), temperature=1.0)
+    assert torch.equal(policy(micro).values_N, torch.zeros(len(micro.targets_N)))

@@ -191,6 +191,9 @@ def test_it_is_not_to_be_talked_with(tiny_model: Path, pairs: Data, tmp_path: Pa
 def test_what_no_classifier_can_be_made_of_is_refused(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="transformers has no sequence classifier on a nonesuch model"):
         classifier.architecture("nonesuch")
+    with pytest.raises(UserError, match="BertForSequenceClassification does not classify by the last token alone"):
+        classifier.architecture("bert")
+    assert classifier.architecture("gpt2") == "GPT2ForSequenceClassification"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }}<|im_start|>{% endfor %}"
     with pytest.raises(UserError, match="no special token except the one that ends answers"):

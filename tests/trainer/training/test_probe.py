@@ -15,7 +15,7 @@ from tests.trainer.in_process import make_data, make_step, train
 from tests.trainer.training import toy_families
 from tests.zoo.families import build
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401 modules of families that use it have it
 
 from ftlaunch.backend.status import measured
@@ -42,6 +42,12 @@ class HeadConfig(LlamaConfig):
 
 class ScaledConfig(LlamaConfig):
     model_type = "toy_scaled"
+
+
+class EncoderConfig(BertConfig):
+    """Of an encoder that `validate` does not know by its name."""
+
+    model_type = "toy_encoder"
 
 
 class Blur(nn.Module):
@@ -87,6 +93,12 @@ class ScaledForCausalLM(LlamaForCausalLM):
         return said
 
 
+class EncoderForCausalLM(BertLMHeadModel):
+    config_class = EncoderConfig
+
+
+AutoConfig.register(EncoderConfig.model_type, EncoderConfig)
+AutoModelForCausalLM.register(EncoderConfig, EncoderForCausalLM)
 TOYS = {MixerConfig: MixerForCausalLM, HeadConfig: HeadForCausalLM, ScaledConfig: ScaledForCausalLM}
 for known, family in TOYS.items():
     AutoConfig.register(known.model_type, known)
@@ -215,13 +227,15 @@ def test_a_model_that_reads_both_ways_is_refused(tmp_path: Path):
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
-    model = AutoModelForCausalLM.from_config(BertConfig(**shape, vocab_size=len(_byte_tokenizer())))
+    model = AutoModelForCausalLM.from_config(EncoderConfig(**shape, vocab_size=len(_byte_tokenizer())))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(tmp_path / "model")
     _byte_tokenizer().save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="bert cannot be trained to go on with a text: tokens change what it says of"):
+    with pytest.raises(
+        UserError, match="toy_encoder cannot be trained to go on with a text: tokens change what it says of"
+    ):
         trained(tmp_path / "model", tmp_path)
 
 
