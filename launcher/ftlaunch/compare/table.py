@@ -33,23 +33,19 @@ LOSS = "eval/loss"
 
 def rows(names: Sequence[str], runs: Sequence[Sequence[str]], measured: Sequence[Sequence[Measures]]) -> list[Row]:
     """A row for each variant, whose runs are `runs[variant][seed]` and show `measured[variant][seed]`."""
-    first = measured[0]
-    return [
-        _row(name, list(folders), mine, first, is_first=mine is first)
-        for name, folders, mine in zip(names, runs, measured, strict=True)
-    ]
+    return [_row(*variant, measured[0]) for variant in zip(names, runs, measured, strict=True)]
 
 
-def _row(name: str, folders: list[str], mine: Sequence[Measures], first: Sequence[Measures], *, is_first: bool) -> Row:
+def _row(name: str, folders: Sequence[str], mine: Sequence[Measures], first: Sequence[Measures]) -> Row:
     seconds, before = _over(mine, lambda one: one.seconds_a_step), _over(first, lambda one: one.seconds_a_step)
     # A value that was not finite is null in metrics.jsonl and missing here. A mean over the remaining seeds would
     # look better than the variant is.
     shared = [key for key in mine[0].quality if all(key in one.quality for one in mine)]
     return Row(
         variant=name,
-        runs=folders,
+        runs=list(folders),
         quality={key: spread([one.quality[key] for one in mine]) for key in shared},
-        difference=None if is_first else _difference(mine, first),
+        difference=None if mine is first else _difference(mine, first),
         seconds_a_step=seconds,
         acceleration=100 * (before.mean - seconds.mean) / before.mean,
         peak_memory_bytes=_over(mine, lambda one: one.peak_memory_bytes),

@@ -67,10 +67,6 @@ def signs_of_life(run: RunDir) -> Generator[None]:
 
 def stage_of(stage_dir: StageDir, job: str) -> StageDir:
     """The stage that a job is for by now: its own, or a later one that it has taken over at the end of that."""
-    taken = [one for one in stage_dir.run.stage_dirs() if one.name > stage_dir.name and _holds(one, job)]
+    later = [one for one in stage_dir.run.stage_dirs() if one.name > stage_dir.name]
+    taken = [one for one in later if (record := queue.read_job(one)) and record.id == job]
     return taken[-1] if stage_dir.result.exists() and taken else stage_dir
-
-
-def _holds(stage_dir: StageDir, job: str) -> bool:
-    record = queue.read_job(stage_dir)
-    return record is not None and record.id == job
