@@ -3,6 +3,8 @@
 import re
 import shlex
 import sys
+from bisect import bisect
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from ftlaunch.backend.protocol import Request
 from ftlaunch.backend.slurm import paths
-from ftlaunch.backend.slurm.save_budget import longest_step
 from ftlaunch.cluster.vocabulary import Cluster, Resources, seconds
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.recipe.stages import Merge, Training
-from ftlaunch.run.layout import RunDir
+from ftlaunch.run.files import read_jsonl
+from ftlaunch.run.layout import RunDir, StageDir
 
 ALONE = re.compile(r"^(\d+)(?:;\S+)?\s*$", re.MULTILINE)
 IN_WORDS = re.compile(r"^Submitted batch job (\d+)", re.MULTILINE)
@@ -95,6 +97,28 @@ def _saving(plan: Plan, planned: PlannedStage, cluster: Cluster) -> str:
     longest = longest_step(RunDir(Path(plan.run_dir)).stage_dir(planned.name))
     known = "must fit into" if longest is None else f"have taken {longest:.0f} s of so far"
     return f"{cluster.signal_lead} s before the time limit, which a step and a save {known}"
+
+
+def longest_step(stage_dir: StageDir) -> float | None:
+    """Seconds of the longest step so far, with the save or the evaluation after it; None where none was measured."""
+    starts = sorted(one.process.stat().st_mtime for one in stage_dir.all_attempts() if one.process.exists())
+    times = (entry["time"] for entry in read_jsonl(stage_dir.metrics) if "time" in entry)
+    # Between entries of two attempts lies time in the queue, so those pairs are left out.
+    pauses = (after - before for before, after in pairwise(times) if bisect(starts, before) == bisect(starts, after))
+    return max(pauses, default=None)
+
+
+def require_time_to_save(run: RunDir, plan: Plan, cluster: Cluster) -> None:
+    """UserError where a step of an unfinished stage has taken longer than signal_lead."""
+    for planned in plan.stages:
+        stage_dir = run.stage_dir(planned.name)
+        longest = None if stage_dir.result.exists() else longest_step(stage_dir)
+        if longest is not None and longest > cluster.signal_lead:
+            took = f"a step and a save have taken {longest:.0f} s, and signal_lead is {cluster.signal_lead} s"
+            raise UserError(
+                f"{stage_dir.name}: {took}: at a time limit or a preemption nothing could be saved",
+                "allow more in the profile, and name it with --cluster",
+            )
 
 
 def _price(planned: PlannedStage, cluster: Cluster) -> str:

@@ -21,8 +21,7 @@ from ftlaunch.backend.slurm import carried, code_copy, messages, paths, queue
 from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.queue import Job, Submission
 from ftlaunch.backend.slurm.record import signs_of_life
-from ftlaunch.backend.slurm.request import Batch, executor, fits_into
-from ftlaunch.backend.slurm.save_budget import require_time_to_save
+from ftlaunch.backend.slurm.request import Batch, executor, fits_into, require_time_to_save
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.launcher.acted import make_plan, write_run
 
-from ftlaunch.backend.slurm import request, save_budget
+from ftlaunch.backend.slurm import request
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.layout import RunDir
@@ -28,16 +28,16 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_the_time_between_two_attempts_is_no_step(run: RunDir) -> None:
-    assert save_budget.longest_step(run.stage_dir("01-sft")) == 40
+    assert request.longest_step(run.stage_dir("01-sft")) == 40
 
 
 def test_a_step_longer_than_the_lead_is_refused_until_the_stage_is_done(run: RunDir) -> None:
     plan = make_plan(run.path, "train")
-    save_budget.require_time_to_save(run, plan, Cluster(signal_lead=41))
+    request.require_time_to_save(run, plan, Cluster(signal_lead=41))
     with pytest.raises(UserError, match="01-sft: a step and a save have taken 40 s, and signal_lead is 39 s"):
-        save_budget.require_time_to_save(run, plan, Cluster(signal_lead=39))
+        request.require_time_to_save(run, plan, Cluster(signal_lead=39))
     run.stage_dir("01-sft").result.touch()
-    save_budget.require_time_to_save(run, plan, Cluster(signal_lead=39))
+    request.require_time_to_save(run, plan, Cluster(signal_lead=39))
 
 
 def test_the_plan_says_how_long_a_step_has_taken(run: RunDir) -> None:
