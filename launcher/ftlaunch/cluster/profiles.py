@@ -4,7 +4,6 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
@@ -14,12 +13,13 @@ from ftlaunch.load import decode, layers
 from ftlaunch.load.messages import as_toml, did_you_mean
 from ftlaunch.load.origins import Source, SourceMap, Toml
 from ftlaunch.recipe.stages import Stage
+from ftlaunch.recipe.types import kinds
 from ftlaunch.safety import trust
 
 PACKAGE = Path(__file__).parents[1]
 START_SECONDS = 60
 """A start that has less than this before its signal can take no step."""
-KINDS = {str(kind.__struct_config__.tag) for kind in get_args(Stage)}
+KINDS = {*kinds(Stage)}
 EXCLUDE = re.compile(r"^exclude *= *\[[^\]\n]*\]", re.MULTILINE)
 NUMBERS = {"cpus_per_node", "signal_lead", "hang_after", "max_restarts", "successors"}
 """Keys of a profile whose values are no texts."""
