@@ -15,17 +15,9 @@ from ftlaunch import processes
 from ftlaunch.backend.node_folder import node_folder
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import PlannedStage
-from ftlaunch.processes import memory
+from ftlaunch.processes import memory, outcome
 from ftlaunch.processes.environment import inherited
-from ftlaunch.processes.outcome import (
-    OUT_OF_MEMORY,
-    Failure,
-    Outcome,
-    name_cause,
-    peers_are_being_ended,
-    read_outcome,
-    tell_death,
-)
+from ftlaunch.processes.outcome import Failure, Outcome
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import NODE_FOLDER, Attempt, StageDir
 from ftlaunch.safety.redact import redact_file
@@ -75,16 +67,16 @@ def run_attempt(
 ) -> Outcome | None:
     """Start the processes and return how the attempt ended; None where `poll`, called all along, had them killed."""
     ended = supervise(planned, stage_dir, attempt, variables, poll)
-    said = read_outcome(stage_dir, attempt)
+    said = outcome.read_outcome(stage_dir, attempt)
     # What the attempt left counts more than the kill: a hang is written to error.json before its ranks are killed,
     # and a stage may finish just before that.
     if said is None and ended.killed:
         return None
-    outcome = said or tell_death(attempt, ended.exit_code)
-    if isinstance(outcome, Failure):
-        outcome = name_cause(outcome, attempt)
-        write_json(attempt.error, outcome)  # where `status` and `logs` look for it
-    return outcome
+    found = said or outcome.tell_death(attempt, ended.exit_code)
+    if isinstance(found, Failure):
+        found = outcome.name_cause(found, attempt)
+        write_json(attempt.error, found)  # where `status` and `logs` look for it
+    return found
 
 
 def supervise(
@@ -111,7 +103,7 @@ def supervise(
             _kill_remaining(process, attempt)
     if memory.kills() > short_of_memory:
         with attempt.launch_log.open("a") as file:
-            file.write(OUT_OF_MEMORY)
+            file.write(outcome.OUT_OF_MEMORY)
     for log in _logs_of_this_machine(planned, attempt):
         redact_file(log)  # ranks redact what Python prints; what C++ and the launching process said comes as it is
     return ExitInfo(process.returncode, killed, failure.forced)
@@ -227,7 +219,7 @@ class FailureWatch:
             return True
         before, self._log_size = self._log_size, self.attempt.launch_log.stat().st_size
         # This is called at every look; the log is only read again after it has grown.
-        return self._log_size != before and peers_are_being_ended(self.attempt)
+        return self._log_size != before and outcome.peers_are_being_ended(self.attempt)
 
 
 def _kill_remaining(process: subprocess.Popen[bytes], attempt: Attempt) -> None:

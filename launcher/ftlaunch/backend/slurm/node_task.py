@@ -24,17 +24,8 @@ from ftlaunch.backend.watchdog import HangWatch, RankState
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, STOPPED, UserError
 from ftlaunch.plan import launch_config
 from ftlaunch.plan.plan import PlannedStage
-from ftlaunch.processes import guard
-from ftlaunch.processes.outcome import (
-    Done,
-    Failure,
-    Outcome,
-    Stopped,
-    name_cause,
-    read_outcome,
-    tell_death,
-    tell_signal,
-)
+from ftlaunch.processes import guard, outcome
+from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped
 from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.recipe.stages import Training
 from ftlaunch.run.files import write_atomic, write_first, write_json
@@ -157,10 +148,10 @@ class NodeTask(StageJob):
         try:
             start = self._start(attempt)
             write_json(self.start_file, start)
-            outcome = self._run(attempt, start)
+            found = self._run(attempt, start)
         except UserError as error:
-            outcome = _failure(error, attempt)
-        return self.conclude(attempt, outcome)
+            found = _failure(error, attempt)
+        return self.conclude(attempt, found)
 
     def _refusal(self) -> int | None:
         """The code to leave with where there is nothing to start; None where there is."""
@@ -201,7 +192,7 @@ class NodeTask(StageJob):
 
     def _run(self, attempt: Attempt, start: HeadNotice) -> Outcome:
         ended = self._attend(attempt, start)
-        said = read_outcome(self.stage_dir, attempt)
+        said = outcome.read_outcome(self.stage_dir, attempt)
         if isinstance(said, Done | Stopped):
             return said
         # `_poll` kills a hung attempt or a cancelled one.
@@ -216,12 +207,12 @@ class NodeTask(StageJob):
                 attempt, silent, [one for verdict in (mine, *others.values()) for one in verdict.ranks]
             )
         killed = [verdict.killed for verdict in (mine, *others.values()) if verdict.killed]
-        said = said or tell_death(attempt, ended.exit_code)
+        said = said or outcome.tell_death(attempt, ended.exit_code)
         assert isinstance(said, Failure)
         # Peers of a killed rank report broken connections; the kill is the cause.
         if killed and restart_policy.is_peer_error(said):
             return killed[0]
-        return name_cause(said, attempt)
+        return outcome.name_cause(said, attempt)
 
     def _verdicts(self, attempt: Attempt) -> dict[int, NodeReport]:
         """How the processes of the other nodes ended, by node; those that do not say so in time are left out.
@@ -292,7 +283,7 @@ class NodeTask(StageJob):
             )
 
     def _verdict(self, attempt: Attempt, ended: supervisor.ExitInfo) -> NodeReport:
-        outside = None if ended.forced or ended.killed else tell_signal(attempt, ended.exit_code)
+        outside = None if ended.forced or ended.killed else outcome.tell_signal(attempt, ended.exit_code)
         return NodeReport(exit_code=ended.exit_code, killed=outside, ranks=self.states)
 
     def _as_here(self, start: HeadNotice) -> PlannedStage:
