@@ -47,7 +47,9 @@ def test_the_quickstart_in_four_steps(tmp_path: Path, launch: Launch):
     result = json.loads(merge.result.read_text())
     assert result["kl"] < 0.02
     assert result["top1_agreement"] > 0.9
-    answers = [chat.generate(*chat.load(path), PROMPT, 12) for path in (MODEL, str(merge.model))]
+    answers = [
+        chat.say(*chat.load(path), [{"role": "user", "content": PROMPT}], 12) for path in (MODEL, str(merge.model))
+    ]
     assert answers[0] != answers[1]
     weights = AutoModelForCausalLM.from_pretrained(merge.model).state_dict()
     before = AutoModelForCausalLM.from_pretrained(MODEL).state_dict()

@@ -65,7 +65,7 @@ LOADED_BY: dict[str, Callable[[str], Any]] = {
     "training": lambda name: load_base(Model(path=name), dtype=torch.float32, packing=True),
     "preview": load_tokenizer,
     "quantize": lambda name: quantize.quantize(QuantizeOptions(model=name, out="out", granularity="channel")),
-    "superweights": lambda name: superweights.main(SuperweightsOptions(model=name)) or "found",
+    "superweights": lambda name: [*superweights.main(SuperweightsOptions(model=name))],
     "merge, of an adapter of PEFT's": of_peft_adapter,
 }
 

@@ -4,9 +4,11 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
+from ftlaunch.tools import ToolOptions
 from fttrain.distributed import precision
 from fttrain.tools.output import answer
 
@@ -16,9 +18,9 @@ SECONDS = 0.5
 """Seconds for which each format is tried."""
 
 
-def main() -> int:
-    """Print the measures of the best device here as JSON; returns the exit code."""
-    return answer([json.dumps(measure(torch.device("cuda" if torch.cuda.is_available() else "cpu")))])
+def main(_: ToolOptions) -> Iterator[str]:
+    """Yield the measures of the best device here as JSON."""
+    yield json.dumps(measure(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def measure(device: torch.device) -> dict[str, object]:
@@ -54,4 +56,4 @@ def _wait(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(main, ToolOptions()))

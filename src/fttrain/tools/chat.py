@@ -25,7 +25,7 @@ from fttrain.model.families import auto_class_in
 from fttrain.model.scorer import DTYPES, remedy
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 
 def load(path: str, device: torch.device | None = None, dtype: Dtype = "auto") -> tuple[Any, Any]:
@@ -99,18 +99,12 @@ def _with_adapter(model: Any, adapter: Path, vocabulary: int) -> Any:
     return wrapped
 
 
-@torch.no_grad()
-def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
-    """The model's greedy answer to one user turn, through the chat template if there is one."""
-    return say(model, tokenizer, [{"role": "user", "content": prompt}], max_new_tokens, lambda _: None)
-
-
 def say(
     model: Any,
     tokenizer: Any,
     messages: list[Message],
     max_new_tokens: int,
-    tell: Callable[[str], None],
+    tell: Callable[[str], None] = lambda _: None,
     temperature: float = 0.0,
 ) -> str:
     """The model's answer to a conversation; `tell` is given each piece of it as it is made."""
@@ -125,10 +119,10 @@ def say(
     return "".join(pieces).strip()
 
 
-def main(options: ChatOptions) -> int:
-    """Answer the prompt, or talk until the user leaves; the exit code."""
+def main(options: ChatOptions) -> Iterator[str]:
+    """Answer the prompt, or talk until the user leaves."""
     talk = _conversation(options, sys.stdin, sys.stdout)
-    return answer(talk if options.prompt is None else _replies(options, options.prompt))
+    return talk if options.prompt is None else _replies(options, options.prompt)
 
 
 def _replies(options: ChatOptions, prompt: str) -> Iterator[str]:
@@ -137,7 +131,7 @@ def _replies(options: ChatOptions, prompt: str) -> Iterator[str]:
     for path in options.models:
         model, tokenizer = load(path, dtype=recorded_dtype(options.models))
         turn = [{"role": "user", "content": prompt}]
-        text = say(model, tokenizer, turn, longest, lambda _: None, options.temperature)
+        text = say(model, tokenizer, turn, longest, temperature=options.temperature)
         yield f"\n{label(path)}:\n  {text}"
 
 
@@ -185,4 +179,4 @@ def _take_turn(model: Any, tokenizer: Any, turns: list[Message], said: str, opti
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(ChatOptions)))
+    run(main, ChatOptions)

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import structs
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe.data import Data
+from ftlaunch.recipe import Data
 from ftlaunch.recipe.names import label
 from ftlaunch.run.records import Gap
 from ftlaunch.tools import EvaluateOptions
@@ -25,7 +25,7 @@ from fttrain.answering.predictions import write_predictions
 from fttrain.evaluation.prompts import data_of
 from fttrain.evaluation.scoring import Scored, gaps, load_metric, needs_of, score
 from fttrain.tools.chat import load, recorded_dtype
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,8 @@ class Evaluated:
     scored: Scored
 
 
-def main(options: EvaluateOptions) -> int:
-    """Print the scores to stdout and return the exit code; what is wrong goes to stderr."""
-    return answer(_scores_printed(options))
-
-
-def _scores_printed(options: EvaluateOptions) -> Iterator[str]:
+def main(options: EvaluateOptions) -> Iterator[str]:
+    """Yield the scores, those of a model as soon as it has answered."""
     for metric in options.metrics:
         load_metric(metric)  # a wrong name is said before minutes are spent on answers
     name, data = data_of(options.recipe, options.data, needs_of(options.metrics))
@@ -171,4 +167,4 @@ def _values(one: Evaluated) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(EvaluateOptions)))
+    run(main, EvaluateOptions)

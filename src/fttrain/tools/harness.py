@@ -5,7 +5,6 @@ A thin bridge: models are vetted and loaded as for other verbs, and all else (pr
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,18 +15,14 @@ from ftlaunch.errors import UserError
 from ftlaunch.safety import trust
 from ftlaunch.tools import HarnessOptions
 from fttrain.tools.chat import load, recorded_dtype
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 Scores = dict[str, dict[str, tuple[float, float | None]]]
 """Task → score → its value and standard error."""
 
 
-def main(options: HarnessOptions) -> int:
-    """Print the scores to stdout and return the exit code; what is wrong goes to stderr."""
-    return answer(_scores_printed(options))
-
-
-def _scores_printed(options: HarnessOptions) -> Iterator[str]:
+def main(options: HarnessOptions) -> Iterator[str]:
+    """Yield the scores of all models. Raises UserError where the harness is not installed or a task is not known."""
     if find_spec("lm_eval") is None:
         raise UserError("--task needs lm-evaluation-harness, which is not installed", "pip install lm-eval")
     manager = _manager(options)
@@ -106,4 +101,4 @@ def _as_json(every: dict[str, Scores]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(HarnessOptions)))
+    run(main, HarnessOptions)

@@ -1,7 +1,6 @@
 """`ftlaunch import` of a GGUF file: a safetensors folder that everything else here loads."""
 
 import struct
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from ftlaunch.run.files import folder_by_rename, require_empty
 from ftlaunch.safety import trust
 from ftlaunch.tools import ImportOptions
 from fttrain.model.scorer import DTYPES
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 
 def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
@@ -52,15 +51,11 @@ def _read(source: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def main(options: ImportOptions) -> int:
-    """Write the folder and say so; the exit code."""
-    return answer(_converted(options))
-
-
-def _converted(options: ImportOptions) -> Iterator[str]:
+def main(options: ImportOptions) -> Iterator[str]:
+    """Write the folder and say so."""
     convert(Path(options.source), Path(options.out), DTYPES[options.dtype])
     yield f"{options.out}: ready for model.path"
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(ImportOptions)))
+    run(main, ImportOptions)

@@ -1,22 +1,17 @@
 """`ftlaunch merge`: the adapter of a run, or of a folder, folded into its base."""
 
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ftlaunch.recipe.stages import Merge
 from ftlaunch.tools import MergeOptions
 from fttrain.merging.merge import find_source, merge
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 
-def main(options: MergeOptions) -> int:
-    """Write the merged model and say how like it is; the exit code."""
-    return answer(_merged(options))
-
-
-def _merged(options: MergeOptions) -> Iterator[str]:
+def main(options: MergeOptions) -> Iterator[str]:
+    """Write the merged model and say how like it is."""
     spec = Merge(dtype=options.dtype, max_kl=options.max_kl)
     words = ["ftlaunch", "merge", options.source, options.out]
     words += ["--dtype", options.dtype] if options.dtype else []
@@ -27,4 +22,4 @@ def _merged(options: MergeOptions) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(MergeOptions)))
+    run(main, MergeOptions)

@@ -2,9 +2,9 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 
@@ -14,15 +14,19 @@ from ftlaunch.tools import ToolOptions
 Options = TypeVar("Options", bound=ToolOptions)
 
 
-def called_with(kind: type[Options]) -> Options:
-    """The options in the file that the command line of this process names."""
-    return msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=kind)
+def run(tool: Callable[[Options], Iterable[str]], kind: type[Options]) -> NoReturn:
+    """Answer to the options in the file that the command line of this process names, and leave with the exit code."""
+    sys.exit(answer(tool, msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=kind)))
 
 
-def answer(parts: Iterable[str]) -> int:
-    """Print the parts of an answer as they are made; the exit code. What libraries print meanwhile goes to stderr."""
+def answer(tool: Callable[[Options], Iterable[str]], options: Options) -> int:
+    """Print the parts of a tool's answer as they are made; return the exit code.
+
+    What libraries print while it is made goes to stderr.
+    """
     stdout = sys.stdout
     try:
+        parts = tool(options)
         with contextlib.redirect_stdout(sys.stderr):
             for part in parts:
                 print(part, file=stdout, flush=True)

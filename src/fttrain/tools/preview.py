@@ -27,7 +27,7 @@ from fttrain.data.prompts import load_prompts
 from fttrain.data.sources import load_rows, settled
 from fttrain.data.token_set import PairSet, TokenSet, token_set
 from fttrain.data.tokens import Tokenized, cache_root, stream, tokenize
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 STREAMED_ROWS = 200
 """Rows of streamed data that are looked at."""
@@ -59,10 +59,9 @@ class Preview:
     samples: list[list[Piece]]
 
 
-def main(options: PreviewOptions) -> int:
-    """Print the preview to stdout and return the exit code; what is wrong goes to stderr."""
-    mark = green if sys.stdout.isatty() else bracketed
-    return answer(_previewed(options, mark))
+def main(options: PreviewOptions) -> Iterator[str]:
+    """Return the preview, with colours where stdout is a terminal."""
+    return _previewed(options, green if sys.stdout.isatty() else bracketed)
 
 
 def _previewed(options: PreviewOptions, mark: Callable[[str], str]) -> Iterator[str]:
@@ -251,4 +250,4 @@ def _counts(train: TokenSet) -> Counts:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(PreviewOptions)))
+    run(main, PreviewOptions)

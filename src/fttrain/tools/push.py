@@ -1,7 +1,6 @@
 """`ftlaunch push`, as `python -m fttrain.tools.push OPTIONS.json`: what a run has made, sent to the hub."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +12,7 @@ from ftlaunch.safety.redact import has_secret
 from ftlaunch.tools import PushOptions
 from fttrain import artifact
 from fttrain.noise import replace_activations
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 SENT = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
 """Endings of what is sent."""
@@ -23,33 +22,29 @@ WEIGHTS = ".safetensors"
 MIB = 1 << 20
 
 
-def main(options: PushOptions) -> int:
-    """Send the folder, or say what would go; the exit code."""
-    asked = {"public": options.public, "revision": options.revision, "dry_run": options.dry_run}
-    return answer(push(Path(options.folder), options.repository, **asked))
-
-
-def push(folder: Path, repository: str, *, public: bool, revision: str | None, dry_run: bool) -> Iterator[str]:
+def main(options: PushOptions) -> Iterator[str]:
     """Send a model's or an adapter's folder; tells what goes, and where it is then. UserError where it may not go."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    folder = Path(options.folder)
     try:
-        validate_repo_id(repository)
+        validate_repo_id(options.repository)
     except HFValidationError as error:
-        raise UserError(f"{repository} is no name of a repository", "write OWNER/NAME") from error
+        raise UserError(f"{options.repository} is no name of a repository", "write OWNER/NAME") from error
     # Before anything is said or sent, so that a refusal leaves no repository on the hub.
     _refuse_what_others_compute_otherwise(folder)
     files = list(_files(folder))
-    yield f"to {repository} ({'public' if public else 'private'}{f', branch {revision}' if revision else ''}):"
+    branch = f", branch {options.revision}" if options.revision else ""
+    yield f"to {options.repository} ({'public' if options.public else 'private'}{branch}):"
     yield from (f"  {path.name}  {path.stat().st_size / MIB:,.1f} MiB" for path in files)
     if left := sorted({path.name for path in folder.iterdir()} - {path.name for path in files}):
         yield f"not sent: {', '.join(left)}"
     if (base := _local_base(folder)) is not None:
         yield f"note: adapter_config.json names its base by a folder of this machine, {base}: others cannot load it so"
-    if dry_run:
+    if options.dry_run:
         yield "nothing has been sent"
         return
-    yield _send(folder, files, repository, public=public, revision=revision)
+    yield _send(files, options)
 
 
 def _refuse_what_others_compute_otherwise(folder: Path) -> None:
@@ -83,7 +78,7 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from files
 
 
-def _send(folder: Path, files: list[Path], repository: str, *, public: bool, revision: str | None) -> str:
+def _send(files: list[Path], options: PushOptions) -> str:
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -94,22 +89,22 @@ def _send(folder: Path, files: list[Path], repository: str, *, public: bool, rev
         raise UserError("there is no token for the hub", "sign in by `hf auth login`, or set HF_TOKEN")
     hub: Any = HfApi(token=token)
     try:
-        where = hub.create_repo(repository, private=not public, exist_ok=True)
-        if revision is not None:
-            hub.create_branch(repository, branch=revision, exist_ok=True)
+        where = hub.create_repo(options.repository, private=not options.public, exist_ok=True)
+        if options.revision is not None:
+            hub.create_branch(options.repository, branch=options.revision, exist_ok=True)
         hub.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            revision=revision,
+            repo_id=options.repository,
+            folder_path=options.folder,
+            revision=options.revision,
             allow_patterns=[path.name for path in files],
             commit_message="Weights and card, by ftlaunch",
         )
     except failures as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         remedy = "check the name, your rights to it and the network; then call it again"
-        raise UserError(f"the hub has not taken {repository}: {said}", remedy) from error
+        raise UserError(f"the hub has not taken {options.repository}: {said}", remedy) from error
     return f"sent: {where}"
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(PushOptions)))
+    run(main, PushOptions)

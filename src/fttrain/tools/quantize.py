@@ -1,7 +1,6 @@
 """`ftlaunch quantize`: post-training quantization, and what it costs in perplexity, size and logits."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from fttrain.quant.grid import Grid
 from fttrain.quant.weights import Scheme
 from fttrain.superweights.find import PROMPT, find
 from fttrain.superweights.projections import Projection
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 LENGTH, WINDOWS = 256, 4
 """Tokens in a window of text, and how many windows each of calibration and measurement."""
@@ -54,12 +53,8 @@ class Measured:
     logits: list[Tensor]
 
 
-def main(options: QuantizeOptions) -> int:
-    """Print the report to stdout and return the exit code; what is wrong goes to stderr."""
-    return answer(_quantized(options))
-
-
-def _quantized(options: QuantizeOptions) -> Iterator[str]:
+def main(options: QuantizeOptions) -> Iterator[str]:
+    """Write the quantized model and yield the report on it."""
     report = quantize(options)
     yield json.dumps(report, indent=2) if options.json else _text(report)
 
@@ -254,4 +249,4 @@ def _row(name: str, *cells: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(QuantizeOptions)))
+    run(main, QuantizeOptions)

@@ -5,30 +5,22 @@ import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.errors import UserError
 from ftlaunch.tools import ServeOptions
 from fttrain.tools.chat import base_of, load, recorded_dtype
-from fttrain.tools.output import called_with
+from fttrain.tools.output import run
 
 TOKEN = "FTLAUNCH_SERVE_TOKEN"
 """Variable with the token that is asked for beyond this machine."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
-def main(options: ServeOptions) -> int:
-    """Serve until interrupted; the exit code."""
-    try:
-        return _serve(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-
-
-def _serve(options: ServeOptions) -> int:
+def main(options: ServeOptions) -> Iterable[str]:
+    """Serve until interrupted; nothing is left to be said then."""
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("fastapi and uvicorn are not installed", "pip install 'ftlaunch[serve]'")
     token = token_for(options.host)
@@ -51,7 +43,7 @@ def _serve(options: ServeOptions) -> int:
     print(f"serving {', '.join(workers)} on http://{host}:{options.port}", file=sys.stderr, flush=True)
     print(f"for real traffic: vllm serve {options.model}, of a merged model", file=sys.stderr)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets)
-    return DONE
+    return ()
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -108,4 +100,4 @@ def names(paths: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(ServeOptions)))
+    run(main, ServeOptions)

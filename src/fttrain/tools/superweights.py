@@ -1,7 +1,6 @@
 """`ftlaunch superweights`: the super weights of a model, and what it loses without each."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from fttrain.model.scorer import load_base, load_tokenizer
 from fttrain.superweights import ablate, known
 from fttrain.superweights.find import PROMPT, Found, attention_spikes, find
 from fttrain.superweights.projections import Place, down_projections, unseen
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 RANDOM = 100
 """Weights of like size that are zeroed for comparison."""
@@ -27,12 +26,8 @@ LENGTH, WINDOWS = 256, 4
 COLUMNS = ("layer", "row", "column", "weight", "input", "output", "share")
 
 
-def main(options: SuperweightsOptions) -> int:
-    """Print what was found to stdout and return the exit code; what is wrong goes to stderr."""
-    return answer(_found(options))
-
-
-def _found(options: SuperweightsOptions) -> Iterator[str]:
+def main(options: SuperweightsOptions) -> Iterator[str]:
+    """Yield what was found."""
     report = _report(options)
     yield json.dumps(report, indent=2) if options.json else _text(report)
 
@@ -134,4 +129,4 @@ def _row(cells: list[Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(SuperweightsOptions)))
+    run(main, SuperweightsOptions)

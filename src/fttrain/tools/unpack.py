@@ -1,6 +1,5 @@
 """`ftlaunch import` of what `ftlaunch quantize --packed` has written: a plain model folder."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,11 @@ from fttrain import hub
 from fttrain.model.families import auto_class
 from fttrain.model.scorer import load_tokenizer
 from fttrain.quant import packing
-from fttrain.tools.output import answer, called_with
+from fttrain.tools.output import run
 
 
-def main(options: UnpackOptions) -> int:
-    """Write the folder and say so; the exit code."""
-    return answer(_unpacked(options))
-
-
-def _unpacked(options: UnpackOptions) -> Iterator[str]:
+def main(options: UnpackOptions) -> Iterator[str]:
+    """Write the folder and say so."""
     unpack(Path(options.source), Path(options.out))
     yield f"{options.out}: ready for model.path"
 
@@ -47,4 +42,4 @@ def unpack(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(called_with(UnpackOptions)))
+    run(main, UnpackOptions)

@@ -484,7 +484,7 @@ def test_heavy_verbs_are_the_trainers(call: Call, recipe: Path, called: list[Too
 def test_every_tool_has_a_module_of_the_trainer_that_reads_its_options() -> None:
     for module, kind in TOOLS.items():
         source = Path(__file__).parents[3].joinpath("src", *module.split(".")).with_suffix(".py").read_text()
-        assert f"sys.exit(main(called_with({kind.__name__})))" in source
+        assert f"    run(main, {kind.__name__})\n" in source
 
 
 def test_a_run_stands_for_what_it_made(call: Call, tmp_path: Path, called: list[ToolOptions]) -> None:

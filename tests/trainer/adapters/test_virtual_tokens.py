@@ -84,7 +84,7 @@ def test_chat_answers_with_them(family: Callable[[str], Path], trained: Callable
     for kind in ("prompt", "prefix"):
         made = trained(family("llama"), VIRTUAL[kind], packing=False)
         model, tokenizer = chat.load(str(made.artifact))
-        assert isinstance(chat.generate(model, tokenizer, "kettle", 4), str)
+        assert isinstance(chat.say(model, tokenizer, [{"role": "user", "content": "kettle"}], 4), str)
 
 
 def test_dpo_asks_the_policy_that_it_starts_from(family: Callable[[str], Path], pairs: Data, tmp_path: Path) -> None:

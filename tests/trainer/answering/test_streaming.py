@@ -15,6 +15,7 @@ from fttrain.answering.conversation import prompt_ids
 from fttrain.answering.streaming import Request, Text, answer_together
 from fttrain.data.chat import end_ids
 from fttrain.tools import chat
+from fttrain.tools.output import answer
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_a_conversation_keeps_its_history_until_it_is_reset(
 
     monkeypatch.setattr(chat, "prompt_ids", remember)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand you?\n/reset\nagain\n/exit\nnever\n"))
-    assert chat.main(ChatOptions(models=[str(tiny_model)], max_new_tokens=4)) == 0
+    assert answer(chat.main, ChatOptions(models=[str(tiny_model)], max_new_tokens=4)) == 0
     assert [[turn["role"] for turn in turns] for turns in asked] == [
         ["user"],
         ["user", "assistant", "user"],

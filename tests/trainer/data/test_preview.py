@@ -14,6 +14,7 @@ from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.recipe.stages import Ppo, Sft
 from ftlaunch.tools import PreviewOptions
 from fttrain.tools import preview
+from fttrain.tools.output import answer
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)]
 FIELDS: dict[str, Any] = {"prompt": "{question}", "completion": "{answer}", "template": "chatml"}
@@ -42,7 +43,7 @@ def show(
             stage=[Sft(data="facts"), Sft(data=["facts"])] if stage is None else [stage],
             data={"facts": data, "unused": Data(path="no/such.csv", format="text")},
         )
-        code = preview.main(PreviewOptions(recipe=recipe, rows=shown, json=json))
+        code = answer(preview.main, PreviewOptions(recipe=recipe, rows=shown, json=json))
         said = capsys.readouterr()
         return code, said.out, said.err
 

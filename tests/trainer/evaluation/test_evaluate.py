@@ -20,6 +20,7 @@ from fttrain.answering.generation import Decoding, reply
 from fttrain.data.tokens import tokenize
 from fttrain.evaluation.prompts import data_of, held_out_prompts
 from fttrain.tools import evaluate
+from fttrain.tools.output import answer
 
 ROWS = [
     ("red", "kettle"),
@@ -107,7 +108,7 @@ def test_models_are_set_side_by_side(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     answers = tmp_path / "answers.jsonl"
     options = EvaluateOptions(recipe=recipe, models=[str(tiny_model), str(tiny_model)], max_new_tokens=4)
-    assert evaluate.main(msgspec.structs.replace(options, answers=str(answers))) == 0
+    assert answer(evaluate.main, msgspec.structs.replace(options, answers=str(answers))) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("rows: 1 prompt held out, ")
     head = next(place for place, line in enumerate(said) if line.startswith("model"))
@@ -117,7 +118,7 @@ def test_models_are_set_side_by_side(
     (line,) = map(json.loads, answers.read_text().splitlines())
     assert list(line) == ["prompt", "references", "answers", "scores"]
 
-    assert evaluate.main(msgspec.structs.replace(options, json=True)) == 0
+    assert answer(evaluate.main, msgspec.structs.replace(options, json=True)) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["models"][str(tiny_model)].keys() == {"bleu", "nist", "rouge_l", "words"}
 

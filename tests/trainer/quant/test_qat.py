@@ -28,6 +28,7 @@ from fttrain.merging.verify import distance
 from fttrain.quant import qat
 from fttrain.quant.qat import Rounding
 from fttrain.tools import chat, quantize, unpack
+from fttrain.tools.output import answer
 
 QATS = {
     "qat": Qat(bits=4),
@@ -221,7 +222,7 @@ def test_trained_ternary_weights_are_packed_in_two_bits(
     artifact = train(spec, tmp_path).artifact
     monkeypatch.setattr(quantize, "LENGTH", 64)
     options = QuantizeOptions(model=str(artifact), out=str(tmp_path / "packed"), format="ternary", packed=True)
-    assert quantize.main(options) == 0
+    assert answer(quantize.main, options) == 0
     report = json.loads((tmp_path / "packed" / quantize.REPORT).read_text())
     assert report["bits_per_weight"] < 2.02
     assert report["quantized"]["max_logit_difference"] == 0.0

@@ -16,6 +16,7 @@ from fttrain.evaluation import perplexity
 from fttrain.quant.grid import Grid
 from fttrain.quant.weights import Scheme, round_trip
 from fttrain.tools import quantize, unpack
+from fttrain.tools.output import answer
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(model: Path, out: Path, *, unpacked: bool = False, **options: Any) -> tuple[int, str, str]:
         capsys.readouterr()  # what fixtures made libraries say
         if unpacked:
-            code = unpack.main(UnpackOptions(source=str(model), out=str(out)))
+            code = answer(unpack.main, UnpackOptions(source=str(model), out=str(out)))
         else:
-            code = quantize.main(QuantizeOptions(model=str(model), out=str(out), **options))
+            code = answer(quantize.main, QuantizeOptions(model=str(model), out=str(out), **options))
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.trainer.serving.conftest import serving
 
 from fttrain.serving.worker import Worker
-from fttrain.tools.chat import generate
+from fttrain.tools.chat import say
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 800}
@@ -50,7 +50,7 @@ def test_a_typed_prompt_is_answered_by_both_models(page: Page, loaded: tuple[Any
     assert asked == ["<b>red</b>"] * 2
     assert page.locator("#models b").count() == 0
     answers = page.locator("#models .turn:not(.user)").all_text_contents()
-    assert [answer.strip() for answer in answers] == [generate(*loaded, "<b>red</b>", 9)] * 2
+    assert [answer.strip() for answer in answers] == [say(*loaded, [{"role": "user", "content": "<b>red</b>"}], 9)] * 2
     width, shown = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width <= shown
     assert page.locator("#models .error").count() == 0

@@ -21,7 +21,7 @@ from fttrain.answering.streaming import Request
 from fttrain.serving.api import PAGE
 from fttrain.serving.worker import Busy, Worker
 from fttrain.tools import serve
-from fttrain.tools.chat import generate
+from fttrain.tools.chat import say
 
 
 def ask(port: int, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
@@ -44,7 +44,7 @@ def test_a_conversation_is_answered_as_chat_does(port: int, loaded: tuple[Any, A
     status, answer = chat(port)
     assert (status, answer["object"], answer["model"]) == (200, "chat.completion", "tiny")
     (choice,) = answer["choices"]
-    assert choice["message"]["content"].strip() == generate(*loaded, "red", 9)
+    assert choice["message"]["content"].strip() == say(*loaded, [{"role": "user", "content": "red"}], 9)
     usage = answer["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert choice["finish_reason"] in ("stop", "length")
@@ -258,7 +258,7 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded() -> None:
         port = taken.getsockname()[1]
         for host in ("127.0.0.1", "localhost"):
             with pytest.raises(UserError, match=f"nothing can listen on port {port} of {host}: address already in use"):
-                serve._serve(ServeOptions(model="no such model", host=host, port=port))
+                serve.main(ServeOptions(model="no such model", host=host, port=port))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -17,6 +17,7 @@ from ftlaunch.run.files import read_jsonl, write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.tools import PreviewOptions
 from fttrain.tools import preview
+from fttrain.tools.output import answer
 
 ROOT = Path(__file__).parents[3]
 SHAPES = ROOT / "tests" / "shapes"
@@ -67,7 +68,7 @@ def test_it_trains_on_rows_as_they_are(
     loaded = load_and_check(ROOT / "recipes" / f"{name}.toml", settings)
     plan = make_plan(loaded.recipe, tmp_path / "run")
 
-    assert preview.main(PreviewOptions(recipe=loaded.recipe, rows=24, json=True)) == 0
+    assert answer(preview.main, PreviewOptions(recipe=loaded.recipe, rows=24, json=True)) == 0
     [shown] = json.loads(capsys.readouterr().out)
     texts = ["".join(piece["text"] for piece in sample if piece["trained"]) for sample in shown["samples"]]
     assert (shown["rows"], shown["kept"], len(texts)) == (24, 24, 24 - shown["held_out"])

@@ -10,6 +10,7 @@ from tests.trainer.in_process import make_data, make_step, train
 from ftlaunch.errors import BAD_INPUT
 from ftlaunch.tools import HarnessOptions
 from fttrain.tools import harness
+from fttrain.tools.output import answer
 
 IS_THERE = find_spec("lm_eval") is not None
 TASK = """
@@ -34,7 +35,7 @@ def test_scores_are_read_from_the_harnesss_keys() -> None:
 
 @pytest.mark.skipif(IS_THERE, reason="lm-eval is installed")
 def test_without_the_harness_there_is_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness.main(HarnessOptions(models=["m"], tasks=("arc_easy",))) == BAD_INPUT
+    assert answer(harness.main, HarnessOptions(models=["m"], tasks=("arc_easy",))) == BAD_INPUT
     assert "pip install lm-eval" in capsys.readouterr().err
 
 
@@ -51,8 +52,8 @@ def test_a_task_of_ones_own_is_scored_for_a_model_and_an_adapter(
     adapter = train(make_step(tiny_model, make_data(rows_file), steps=1), tmp_path).artifact
     models = [str(tiny_model), str(adapter)]
     capsys.readouterr()
-    assert harness.main(HarnessOptions(models=models, tasks=("colours",), folder=str(folder), json=True)) == 0
+    assert answer(harness.main, HarnessOptions(models=models, tasks=("colours",), folder=str(folder), json=True)) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["models"] == {model: {"colours": {"acc": 0.5}} for model in models}
-    assert harness.main(HarnessOptions(models=models, tasks=("other",), folder=str(folder))) == BAD_INPUT
+    assert answer(harness.main, HarnessOptions(models=models, tasks=("other",), folder=str(folder))) == BAD_INPUT
     assert "knows no task other" in capsys.readouterr().err

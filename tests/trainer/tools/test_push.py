@@ -13,7 +13,8 @@ import pytest
 from huggingface_hub import constants
 
 from ftlaunch.errors import UserError
-from fttrain.tools.push import push
+from ftlaunch.tools import PushOptions
+from fttrain.tools import push
 
 TOKEN = "hf_" + "x" * 30
 
@@ -106,7 +107,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def sent(folder: Path, repository: str = "me/model", *, dry_run: bool = False) -> str:
-    return "\n".join(push(folder, repository, public=False, revision=None, dry_run=dry_run))
+    return "\n".join(push.main(PushOptions(folder=str(folder), repository=repository, dry_run=dry_run)))
 
 
 def test_weights_config_and_card_go_and_nothing_of_this_machine(hub: type[Hub], model: Path) -> None:

@@ -25,6 +25,7 @@ from fttrain.distributed.precision import computed_in
 from fttrain.model.scorer import DTYPES
 from fttrain.tools import chat, merge
 from fttrain.tools.import_gguf import convert
+from fttrain.tools.output import answer
 
 PROMPT = "red kettle"
 HEADS, KV_HEADS, LAYERS = 4, 2, 2
@@ -97,7 +98,7 @@ def test_a_run_is_merged_as_its_adapter_folder_is(run: RunDir, merged: Path, tin
 
 def test_a_merge_overwrites_nothing(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mine").touch()
-    assert merge.main(MergeOptions(source=str(run.path), out=str(tmp_path))) == BAD_INPUT
+    assert answer(merge.main, MergeOptions(source=str(run.path), out=str(tmp_path))) == BAD_INPUT
     assert "exists and is not empty\n  → name another folder" in capsys.readouterr().err
 
 
@@ -138,9 +139,9 @@ def test_a_model_is_asked_in_its_template(tiny_model: Path, monkeypatch: pytest.
         return generate(**inputs)
 
     monkeypatch.setattr(model, "generate", listen)
-    chat.generate(model, tokenizer, PROMPT, 1)
+    chat.say(model, tokenizer, [{"role": "user", "content": PROMPT}], 1)
     tokenizer.chat_template = None
-    chat.generate(model, tokenizer, PROMPT, 1)
+    chat.say(model, tokenizer, [{"role": "user", "content": PROMPT}], 1)
     assert asked == [f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n", PROMPT]
 
 
