@@ -13,14 +13,15 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.stateful import Stateful
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.stages import Training
@@ -72,50 +73,20 @@ class PendingSave:
     """It has failed before, and training waits for it."""
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """State that a stage needs to go on, in addition to weights, moments and random states; the same on every rank."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as it is now, by names."""
-        ...
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state_dict` returned."""
-        ...
-
-
-class _Together:
-    def __init__(self, parts: dict[str, Stateful]) -> None:
-        self._parts = parts
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{key}": tensor for name, part in self._parts.items() for key, tensor in part.state_dict().items()
-        }
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        for name, part in self._parts.items():
-            start = f"{name}."
-            part.load_state_dict({key.removeprefix(start): tensors[key] for key in tensors if key.startswith(start)})
-
-
-def together(parts: dict[str, Stateful | None]) -> Stateful | None:
-    """All of these as one, each under its name; None where there are none."""
-    there = {name: part for name, part in parts.items() if part is not None}
-    return _Together(there) if there else None
-
-
 class Checkpoints:
     """The checkpoints of one step folder. Every method is called by all ranks together."""
 
-    def __init__(self, folder: Path, spec: StageSpec, engine: Engine, stateful: Stateful | None = None) -> None:
+    def __init__(self, folder: Path, spec: StageSpec, engine: Engine, carried: Mapping[str, Stateful] = {}) -> None:
+        """`carried` is what a stage needs to go on in addition to weights, moments and random states, by name.
+
+        Its tensors are the same on every rank.
+        """
         assert isinstance(spec.stage, Training)
         self._folder = folder
         self._spec = spec
         self._policy = spec.stage.on_save_failure
         self._engine = engine
-        self._stateful = stateful
+        self._carried = carried
         self._world = engine.world
         self._image = SharedShard()
         self._background = WriterProcess(self._image.descriptor)
@@ -159,8 +130,8 @@ class Checkpoints:
         own = shards.owned(self._engine)
         tensors = {piece.key: piece.tensor for piece in own}
         tensors |= {f"{RANDOM}{name}": state for name, state in random_states.take().items()}
-        if self._stateful is not None and self._world.is_main:
-            tensors |= {f"{CARRIED}{name}": tensor for name, tensor in self._stateful.state_dict().items()}
+        for name, part in self._carried.items() if self._world.is_main else ():
+            tensors |= {f"{CARRIED}{name}.{key}": tensor for key, tensor in part.state_dict().items()}
         self._image.fill(
             tensors, {pieces.METADATA: json.dumps({piece.key: [piece.offset, len(piece)] for piece in own})}
         )
@@ -324,8 +295,8 @@ class Checkpoints:
         writers = content["world_size"]
         index = pieces.read(folder) or pieces.index_of(pieces.of_shard(folder / _file(rank)) for rank in range(writers))
         _fill(shards.held(self._engine), index, folder)
-        if self._stateful is not None:
-            self._stateful.load_state_dict(_named(folder / _file(0), CARRIED))
+        for name, part in self._carried.items():
+            part.load_state_dict(_named(folder / _file(0), f"{CARRIED}{name}."))
         if writers != self._world.size:  # no rank's old state fits a rank of another world
             random_states.begin(self._spec.seed, content["step"], self._world.rank)
             return

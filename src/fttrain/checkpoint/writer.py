@@ -86,16 +86,15 @@ def write(path: Path, image: int, size: int) -> dict[str, Any]:
         folder.mkdir(mode=0o700, exist_ok=True)
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
+    with os.fdopen(descriptor, "wb") as file:
         with mmap.mmap(image, size, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
             layout = _layout(view)
             for start in range(0, size, manifest.BLOCK):
                 with view[start : start + manifest.BLOCK] as block:
                     digest.update(block)
-                    _write_all(descriptor, block)
+                    file.write(block)
+        file.flush()
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     # Some file systems report a full disk or a failed write only when the file is read again.
     meant = {"bytes": size, "sha256": digest.hexdigest()}
     if manifest.seal(path) != meant:
@@ -107,12 +106,6 @@ def _layout(shard: memoryview) -> str:
     """A digest of a shard's header."""
     end = 8 + int.from_bytes(shard[:8], "little")
     return hashlib.sha256(shard[:end]).hexdigest()
-
-
-def _write_all(descriptor: int, block: memoryview) -> None:
-    done = 0
-    while done < len(block):  # write(2) may take less than it is given, on network file systems above all
-        done += os.write(descriptor, block[done:])
 
 
 def _write_durably(path: Path, content: bytes) -> None:

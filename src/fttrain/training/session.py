@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from msgspec import UNSET
 from torch import nn
+from torch.distributed.checkpoint.stateful import Stateful
 
 from ftlaunch.recipe.noise import NoNoise
 from ftlaunch.recipe.stages import Dpo, Pairwise, Ppo, Reward, Sft, Training
@@ -20,7 +21,7 @@ from ftlaunch.run.spec import StageSpec
 from fttrain import adapters, artifact
 from fttrain.artifact import StartPoint
 from fttrain.checkpoint import random_states
-from fttrain.checkpoint.store import Checkpoints, Stateful, together
+from fttrain.checkpoint.store import Checkpoints
 from fttrain.data import feed as feeds
 from fttrain.data.batches import Layout
 from fttrain.data.feed import Feed
@@ -91,9 +92,10 @@ def complete(
     if world.is_main:
         _keep_verdict(engine.verdict, folder.probe)
     of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
-    state = together({"stage": feed if isinstance(feed, Stateful) else None, "adapter": of_adapter})
+    parts = {"stage": feed, "adapter": of_adapter}
+    carried = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
     engine.allocator = of_adapter if isinstance(of_adapter, RankAllocator) else None
-    checkpoints = Checkpoints(folder.checkpoints, spec, engine, state)
+    checkpoints = Checkpoints(folder.checkpoints, spec, engine, carried)
     loaded = checkpoints.load()
     progress = Progress.resumed(loaded.state if loaded else {}, stage.best_by or stage.evaluated[0])
     metrics = MetricsLog(folder.metrics, is_main=world.is_main, last_step=progress.step)
