@@ -5,7 +5,7 @@ template's syntax tree. All values that a template works with are of one of four
 a text than copy it, trim it or ask whether there is one is not blind. Whatever is not known here is not blind either.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache, reduce
@@ -15,6 +15,7 @@ from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.ext import loopcontrols as LoopControls
 from jinja2.parser import Parser
+from jinja2.visitor import NodeVisitor
 
 
 class Kind(Enum):
@@ -78,8 +79,11 @@ SAID = "content"
 """The key of a turn under which it has its text."""
 
 
-class _Reading:
-    """Walks over a template's tree. Every method raises _Sees where the template is not blind."""
+class _Reading(NodeVisitor):
+    """Walks over a template's tree. Every method raises _Sees where the template is not blind.
+
+    Methods for expressions return the Kind of their values, those for statements nothing.
+    """
 
     def __init__(self) -> None:
         self.names: dict[str, Kind] = {"messages": Kind.TURNS, "loop": Kind.NAMES}
@@ -90,22 +94,23 @@ class _Reading:
 
     def statements(self, body: Iterable[nodes.Node]) -> None:
         for node in body:
-            read = _STATEMENTS.get(type(node))
-            if read is None:
-                raise _Sees
-            read(self, node)
+            self.visit(node)
 
-    def output(self, node: nodes.Output) -> None:
+    def generic_visit(self, node: nodes.Node, *_: Any, **__: Any) -> Any:  # noqa: ARG002 as the visitor has it
+        """Refuse a node that no other method is for."""
+        raise _Sees
+
+    def visit_Output(self, node: nodes.Output) -> None:
         for expression in node.nodes:
             if not isinstance(expression, nodes.TemplateData):
                 self.expect(expression, Kind.PLAIN, Kind.TEXT)
 
-    def condition(self, node: nodes.If) -> None:
+    def visit_If(self, node: nodes.If) -> None:
         self.kind(node.test)
         for body in (node.body, node.elif_, node.else_):
             self.statements(body)
 
-    def loop(self, node: nodes.For) -> None:
+    def visit_For(self, node: nodes.For) -> None:
         over = self.expect(node.iter, Kind.PLAIN, Kind.TURNS)
         if node.recursive:
             raise _Sees
@@ -115,7 +120,7 @@ class _Reading:
         self.statements(node.body)
         self.statements(node.else_)
 
-    def set(self, node: nodes.Assign) -> None:
+    def visit_Assign(self, node: nodes.Assign) -> None:
         match node.node, node.target:
             case nodes.Call(node=nodes.Name(name="namespace")) as call, nodes.Name(name=name):
                 self.open_namespace(name, call)
@@ -129,14 +134,16 @@ class _Reading:
         for pair in call.kwargs:
             self.join(f"{name}.{pair.key}", self.kind(pair.value))
 
-    def set_block(self, node: nodes.AssignBlock) -> None:
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> None:
         if node.filter is not None:
             raise _Sees
         self.statements(node.body)
         self.assign(node.target, Kind.TEXT)
 
-    def go_on(self, node: nodes.Node) -> None:
-        """A statement that has no values in it."""
+    def visit_Break(self, node: nodes.Node) -> None:
+        """Pass: the statement has no values in it."""
+
+    visit_Continue = visit_Break
 
     def assign(self, target: nodes.Node, kind: Kind) -> None:
         if kind is Kind.NAMES:  # a second name for a namespace
@@ -158,10 +165,7 @@ class _Reading:
     # expressions
 
     def kind(self, node: nodes.Node) -> Kind:
-        read = _EXPRESSIONS.get(type(node))
-        if read is None:
-            raise _Sees
-        return read(self, node)
+        return self.visit(node)
 
     def expect(self, node: nodes.Node, *kinds: Kind) -> Kind:
         kind = self.kind(node)
@@ -175,40 +179,49 @@ class _Reading:
                 self.expect(part, Kind.PLAIN)
         return Kind.PLAIN
 
-    def name(self, node: nodes.Name) -> Kind:
+    def visit_Name(self, node: nodes.Name) -> Kind:
         if node.name in UNKNOWN:
             raise _Sees
         return self.names.get(node.name, Kind.PLAIN)
 
-    def constant(self, _: nodes.Node) -> Kind:
+    def visit_Const(self, _: nodes.Node) -> Kind:
         return Kind.PLAIN
 
-    def parts(self, node: nodes.Expr) -> Kind:
-        """An expression that works on plain values only."""
+    visit_TemplateData = visit_Const
+
+    def visit_List(self, node: nodes.Node) -> Kind:
+        """Return the kind of an expression that works on plain values only."""
         return self.plain(*node.iter_child_nodes())
 
-    def joined(self, node: nodes.Concat | nodes.Add) -> Kind:
+    visit_Tuple = visit_Dict = visit_Pair = visit_Slice = visit_List
+    visit_Sub = visit_Mul = visit_Div = visit_FloorDiv = visit_Mod = visit_Pow = visit_Neg = visit_Pos = visit_List
+
+    def visit_Concat(self, node: nodes.Concat | nodes.Add) -> Kind:
         items = node.nodes if isinstance(node, nodes.Concat) else (node.left, node.right)
         return reduce(_either, (self.expect(item, Kind.PLAIN, Kind.TEXT) for item in items))
 
-    def one_of(self, node: nodes.And | nodes.Or) -> Kind:
+    visit_Add = visit_Concat
+
+    def visit_And(self, node: nodes.And | nodes.Or) -> Kind:
         return _either(self.kind(node.left), self.kind(node.right))
 
-    def chosen(self, node: nodes.CondExpr) -> Kind:
+    visit_Or = visit_And
+
+    def visit_CondExpr(self, node: nodes.CondExpr) -> Kind:
         self.kind(node.test)
         kind = self.kind(node.expr1)
         return kind if node.expr2 is None else _either(kind, self.kind(node.expr2))
 
-    def negated(self, node: nodes.Not) -> Kind:
+    def visit_Not(self, node: nodes.Not) -> Kind:
         self.kind(node.node)
         return Kind.PLAIN
 
-    def test(self, node: nodes.Test) -> Kind:
+    def visit_Test(self, node: nodes.Test) -> Kind:
         if self.kind(node.node) is not Kind.PLAIN and node.name not in ANSWERED_BY_ANY_TEXT:
             raise _Sees
         return self.plain(*node.args)
 
-    def compared(self, node: nodes.Compare) -> Kind:
+    def visit_Compare(self, node: nodes.Compare) -> Kind:
         kinds = [self.kind(node.expr), *(self.kind(operand.expr) for operand in node.ops)]
         match kinds, node.ops[0].op, node.ops[0].expr:
             case _ if all(kind is Kind.PLAIN for kind in kinds):
@@ -220,7 +233,7 @@ class _Reading:
             case _:
                 raise _Sees
 
-    def attribute(self, node: nodes.Getattr) -> Kind:
+    def visit_Getattr(self, node: nodes.Getattr) -> Kind:
         if self.kind(node.node) is not Kind.NAMES:
             return self.looked_up(node.node, node.attr)
         if not isinstance(node.node, nodes.Name):
@@ -231,7 +244,7 @@ class _Reading:
             return Kind.PLAIN
         return self.names.get(f"{node.node.name}.{node.attr}", Kind.PLAIN)
 
-    def item(self, node: nodes.Getitem) -> Kind:
+    def visit_Getitem(self, node: nodes.Getitem) -> Kind:
         if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
             return self.looked_up(node.node, node.arg.value)
         of = self.expect(node.node, Kind.PLAIN, Kind.TURNS)
@@ -247,7 +260,7 @@ class _Reading:
             raise _Sees
         return Kind.TEXT if of is Kind.TURN and key == SAID else Kind.PLAIN
 
-    def called(self, node: nodes.Call) -> Kind:
+    def visit_Call(self, node: nodes.Call) -> Kind:
         arguments = [*node.args, *(pair.value for pair in node.kwargs)]
         if node.dyn_args is not None or node.dyn_kwargs is not None:
             raise _Sees
@@ -267,7 +280,7 @@ class _Reading:
             case _:
                 raise _Sees
 
-    def filtered(self, node: nodes.Filter) -> Kind:
+    def visit_Filter(self, node: nodes.Filter) -> Kind:
         if node.node is None or node.dyn_args is not None or node.dyn_kwargs is not None:
             raise _Sees
         arguments = [*node.args, *(pair.value for pair in node.kwargs)]
@@ -304,32 +317,3 @@ def _either(first: Kind, second: Kind) -> Kind:
 def _constant(arguments: Sequence[nodes.Expr]) -> object:
     """The value of the one argument, if it is written as such."""
     return arguments[0].value if arguments and isinstance(arguments[0], nodes.Const) else None
-
-
-_STATEMENTS: dict[type[nodes.Node], Callable[[_Reading, Any], None]] = {
-    nodes.Output: _Reading.output,
-    nodes.If: _Reading.condition,
-    nodes.For: _Reading.loop,
-    nodes.Assign: _Reading.set,
-    nodes.AssignBlock: _Reading.set_block,
-    nodes.Break: _Reading.go_on,
-    nodes.Continue: _Reading.go_on,
-}
-_EXPRESSIONS: dict[type[nodes.Node], Callable[[_Reading, Any], Kind]] = {
-    nodes.Name: _Reading.name,
-    nodes.Const: _Reading.constant,
-    nodes.TemplateData: _Reading.constant,
-    **dict.fromkeys((nodes.Concat, nodes.Add), _Reading.joined),
-    **dict.fromkeys((nodes.And, nodes.Or), _Reading.one_of),
-    nodes.Getitem: _Reading.item,
-    nodes.Getattr: _Reading.attribute,
-    **dict.fromkeys((nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Slice), _Reading.parts),
-    **dict.fromkeys((nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Pow), _Reading.parts),
-    **dict.fromkeys((nodes.Neg, nodes.Pos), _Reading.parts),
-    nodes.CondExpr: _Reading.chosen,
-    nodes.Not: _Reading.negated,
-    nodes.Test: _Reading.test,
-    nodes.Compare: _Reading.compared,
-    nodes.Call: _Reading.called,
-    nodes.Filter: _Reading.filtered,
-}
