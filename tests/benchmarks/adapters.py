@@ -74,7 +74,7 @@ def batches(model: str, data: Path, steps: int) -> Iterator[Any]:
     spec = Data(path="rows", prompt="{prompt}", completion="{completion}", max_length=MAX_LENGTH)
     rows = rows_of("e2e", data, BATCH * steps)
     encoder = Encoder(load_tokenizer(model), spec)
-    table = token_set([one for row in rows for one in encoder.encode("row", row)])
+    table = token_set([one for made in encoder.encode_many([("row", row) for row in rows]) for one in made])
     for number in range(steps):
         groups = [table.group(number * BATCH + index) for index in range(BATCH)]
         yield split_batch(groups, rank=0, world_size=1, accumulation=1, packing=True, device=torch.device("cpu"))

@@ -56,7 +56,7 @@ def ours(model: str, adapter: Path, rows: list[dict[str, str]], steps: int, dtyp
     me = world.start(step)
     data = Data(path="rows", prompt="{prompt}", completion="{completion}", max_length=MAX_LENGTH)
     encoder = Encoder(load_tokenizer(model), data)
-    table = token_set([one for row in rows for one in encoder.encode("row", row)])
+    table = token_set([one for made in encoder.encode_many([("row", row) for row in rows]) for one in made])
     engine = Engine(step, me)
     base = load_base(step.model, dtype=DTYPES[dtype], packing=True)
     scorer = Scorer(attach(base, step.adapter, adapter, in_fp32=True))

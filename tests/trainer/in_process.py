@@ -16,9 +16,11 @@ from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.noise import Noise, NoNoise
 from ftlaunch.recipe.stages import Optimizer, Pairwise, Parallel, Ppo, Sft
+from ftlaunch.rows.template import Row, Unfit
 from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.spec import StageSpec
+from fttrain.data.chat import Encoded, Encoder
 from fttrain.distributed.stop_request import StopRequest
 from fttrain.distributed.world import World
 
@@ -110,3 +112,11 @@ def train(spec: StageSpec, folder: Path, *, stop_after: int | None = None) -> St
 def copy(stage_dir: StageDir, folder: Path) -> StageDir:
     """The same step folder elsewhere, to go on with in another way."""
     return StageDir(Path(shutil.copytree(stage_dir.path, folder / stage_dir.name)))
+
+
+def encode_row(encoder: Encoder, row: Row, where: str = "rows.jsonl:1") -> list[Encoded]:
+    """Return what a row makes. Raises Unfit where that is nothing."""
+    (made,) = encoder.encode_many([(where, row)])
+    if isinstance(made, Unfit):
+        raise made
+    return made

@@ -25,7 +25,7 @@ class Question(NamedTuple):
 
 def questions(data: Data, tokenizer: Any, seed: int, choices_field: str, label_field: str) -> list[Question]:
     """The questions held out, or all of them where none is. UserError where a row's choices or label cannot be read."""
-    (prompts,) = load_prompts([data], tokenizer, seed)
+    prompts = load_prompts(data, tokenizer, seed)
     asked = prompts.test or prompts.train
     listed = [_choices(prompt, choices_field) for prompt in asked]
     labels = [value_at(prompt.row, _path(label_field), prompt.where) for prompt in asked]

@@ -81,13 +81,6 @@ class Encoder:
         is_text = row_format(data) == "text"
         self._overlong = data.overlong or ("split" if is_text else "truncate")
 
-    def encode(self, where: str, row: Row) -> list[Encoded]:
-        """The row as tokens. Raises Unfit where it makes none."""
-        (made,) = self.encode_many([(where, row)])
-        if isinstance(made, Unfit):
-            raise made
-        return made
-
     def encode_many(self, rows: Sequence[tuple[str, Row]]) -> list[list[Encoded] | Unfit]:
         """What each row makes, or why it makes nothing."""
         # All texts of many rows go to the tokenizer in one call: a call for each row costs more than its tokens.

@@ -1,6 +1,6 @@
 """Groups of several token sets, each opened when it is asked for: their sizes are told by the sets' own counts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
@@ -30,9 +30,6 @@ class Drawn(Sequence[Group]):
         if isinstance(place, slice):
             return Drawn(self._sets, self._sources[place], self._rows[place])
         return self._sets[int(self._sources[place])].group(int(self._rows[place]))
-
-    def __iter__(self) -> Iterator[Group]:
-        return (self[place] for place in range(len(self)))
 
     @property
     def lengths(self) -> list[int]:

@@ -72,18 +72,6 @@ class Feed(Protocol):
         ...
 
 
-class RowFeed(Feed, Protocol):
-    """A feed of rows that exist before the model is built."""
-
-    def lay(self, layout: Layout) -> None:
-        """Use this layout of rows from now on."""
-        ...
-
-    def require(self, limits: Limits, virtual: int) -> None:
-        """Raise UserError where a row is more than the model can read; `virtual` tokens come before each."""
-        ...
-
-
 def build(
     spec: StageSpec,
     stage: Sft | Pairwise,
@@ -91,7 +79,7 @@ def build(
     world: World,
     asked: Callable[[], str | None] = lambda: None,
     progress: Path | None = None,
-) -> RowFeed:
+) -> "TableFeed | StreamFeed":
     """The feed of a stage. Collective; `asked` and `progress` as `prepare` has them, which may raise Stopped."""
     datas = list(spec.data.values())
     if any(data.streaming for data in datas):
@@ -136,41 +124,45 @@ def report_shared(name: str, tokenized: tokens.Tokenized) -> None:
         log.warning(message, name, shared, len(tokenized.test))
 
 
-class _Layout:
-    """How a step's rows are divided among ranks and laid out in memory."""
+class _RowFeed:
+    """Rows that exist before the model is built: how they are divided among ranks and laid out in memory."""
 
     def __init__(self, spec: StageSpec, stage: Sft | Pairwise, world: World) -> None:
         self._micro = spec.micro_batch_size
         self._accumulation = spec.accumulation
-        self.chosen = Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt)
+        self._layout = Layout(stage.packing, isinstance(stage, Pairwise) and stage.share_prompt)
         """The recipe's layout, until the model has been tried with it."""
         self._world = world
 
-    def split_batch(self, groups: Sequence[Group], accumulation: int | None = None) -> list[MicroBatch]:
+    def lay(self, layout: Layout) -> None:
+        """Use this layout of rows from now on."""
+        self._layout = layout
+
+    def _split(self, groups: Sequence[Group], accumulation: int | None = None) -> list[MicroBatch]:
         return split_batch(
             groups,
             rank=self._world.rank,
             world_size=self._world.size,
             accumulation=accumulation or self._accumulation,
-            packing=self.chosen.packing,
-            share=self.chosen.share,
+            packing=self._layout.packing,
+            share=self._layout.share,
             device=self._world.device,
         )
 
-    def in_turn(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], MicroBatch]]:
+    def _in_turn(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], MicroBatch]]:
         """Groups in micro-batches of the training size, with their places, in rounds in which every rank has one."""
         width = self._micro * self._world.size
         # A round is as wide as all ranks together, so that each rank has a micro-batch in each: passes are collective.
         for start in range(0, len(groups), width):
-            for micro in self.split_batch(groups[start : start + width], accumulation=1):
+            for micro in self._split(groups[start : start + width], accumulation=1):
                 yield [start + row for row in micro.rows], micro
 
-    def evaluation(self, groups: Sequence[Group]) -> Iterator[MicroBatch]:
-        """`in_turn`, with the places of the groups as the numbers of their rows."""
-        return (replace(micro, rows=tuple(places)) for places, micro in self.in_turn(groups))
+    def _evaluated(self, groups: Sequence[Group]) -> Iterator[MicroBatch]:
+        """`_in_turn`, with the places of the groups as the numbers of their rows."""
+        return (replace(micro, rows=tuple(places)) for places, micro in self._in_turn(groups))
 
 
-class TableFeed:
+class TableFeed(_RowFeed):
     """Rows that are all tokenized before training."""
 
     def __init__(
@@ -182,13 +174,13 @@ class TableFeed:
         tokenizer: Any,
         world: World,
     ) -> None:
+        super().__init__(spec, stage, world)
         self._train = [one.train for one in tokenized]
         self._test = [one.test for one in tokenized]
         self._tokenizer = tokenizer
         self._paths = [data.path for data in datas]
         self._keys = [one.key for one in tokenized]
         self._counts = [one.counts for one in tokenized]
-        self._layout = _Layout(spec, stage, world)
         weights = [data.weight for data in datas]
         sizes = [len(rows) for rows in self._train]
         arrays = NodeArrays.of_attempt()
@@ -198,7 +190,7 @@ class TableFeed:
         self.num_steps = self._order.num_steps(epochs=stage.epochs, steps=stage.steps)
 
     def step(self, number: int) -> list[MicroBatch]:
-        return self._layout.split_batch(drawn(self._train, self._order.step(number)))
+        return self._split(drawn(self._train, self._order.step(number)))
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
         # Drawn again rather than kept: names are asked for only when a row has broken a step.
@@ -215,16 +207,14 @@ class TableFeed:
         return self._order.epoch_at(number)
 
     def evaluation(self) -> Iterator[MicroBatch]:
-        return self._layout.evaluation(all_of(self._test))
+        return self._evaluated(all_of(self._test))
 
     def counts(self) -> list[Counts]:
         parts = zip(self._counts, self._train, self._test, strict=True)
         return [_with_lengths(counts, np.concatenate([train.lengths, test.lengths])) for counts, train, test in parts]
 
-    def lay(self, layout: Layout) -> None:
-        self._layout.chosen = layout
-
     def require(self, limits: Limits, virtual: int) -> None:
+        """Raise UserError where a row is more than the model can read; `virtual` tokens come before each."""
         # All ids of a large data set take seconds to read, and few tokenizers have tokens that their model has not.
         has_more = max(self._tokenizer.get_vocab().values(), default=0) >= limits.vocabulary
         for path, table in zip(self._paths * 2, [*self._train, *self._test], strict=True):
@@ -243,21 +233,21 @@ class TableFeed:
                 # In table order and not in training's, so that the result can be cached and taken by other runs on the
                 # same rows.
                 groups = drawn([table], [(0, row) for row in range(len(table))])
-                references = ask(f"{key} {name}", groups, self._layout.in_turn)
+                references = ask(f"{key} {name}", groups, self._in_turn)
                 tables[place] = replace(table, references=references)
 
 
-class StreamFeed:
+class StreamFeed(_RowFeed):
     """Rows that are read and tokenized as training goes. Every rank reads all of them and keeps its own."""
 
     def __init__(
         self, spec: StageSpec, stage: Sft | Pairwise, datas: Sequence[Data], tokenizer: Any, world: World
     ) -> None:
+        super().__init__(spec, stage, world)
         self._datas = datas
         self._tokenizer = tokenizer
         self._seed = spec.seed
         self._batch = stage.batch_size
-        self._layout = _Layout(spec, stage, world)
         assert stage.steps is not None, "rules.py asks for steps with streaming data"
         self.num_steps = stage.steps
         self._taken = 0
@@ -282,7 +272,7 @@ class StreamFeed:
         if self._limits is not None:
             for name, row in zip(self.names(number, range(len(rows))), rows, strict=True):
                 self._limits.require_known(name, row.rows[0][0], self._tokenizer)
-        return self._layout.split_batch(rows)
+        return self._split(rows)
 
     def names(self, number: int, rows: Sequence[int]) -> list[str]:
         return [f"row {(number - 1) * self._batch + row + 1} of the stream" for row in rows]
@@ -294,13 +284,10 @@ class StreamFeed:
         if self._held_out is None:
             tables = [tokens.stream_test(data, self._tokenizer) for data in self._datas if data.test or data.eval]
             self._held_out = [table.group(row) for table in tables for row in range(len(table))]
-        return self._layout.evaluation(self._held_out)
+        return self._evaluated(self._held_out)
 
     def counts(self) -> list[Counts]:
         return [tally.counts() for tally in self._tallies]
-
-    def lay(self, layout: Layout) -> None:
-        self._layout.chosen = layout
 
     def require(self, limits: Limits, virtual: int) -> None:
         """Refuse rows that could be too long; a token that the model does not know is found once its row is read."""

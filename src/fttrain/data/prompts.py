@@ -1,6 +1,5 @@
 """Prompts to be answered: rows up to where the answer begins. Whatever else a row holds is there for a reward."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,15 +51,11 @@ class Prompts:
     """Counts of all rows; nothing of them is trained."""
 
 
-def load_prompts(datas: Sequence[Data], tokenizer: Any, seed: int) -> list[Prompts]:
-    """Prompts of each data set; rows that are unfit or longer than its `max_length` are left out, counted in the log.
+def load_prompts(data: Data, tokenizer: Any, seed: int) -> Prompts:
+    """Prompts of a data set; rows that are unfit or longer than its `max_length` are left out, counted in the log.
 
     Raises UserError where rows cannot be read, too many are unfit, or none is left.
     """
-    return [_load(data, tokenizer, seed) for data in datas]
-
-
-def _load(data: Data, tokenizer: Any, seed: int) -> Prompts:
     found = _read(data, tokenizer)
     if (evaluated := for_evaluation(data)) is not None:
         return replace(found, test=_read(evaluated, tokenizer).train)

@@ -106,11 +106,6 @@ class PairSet:
         return Group(rows, float(self.margin_of[pair]), reference)
 
     @property
-    def margins(self) -> np.ndarray:
-        """[N] float32."""
-        return self.margin_of if self.pairs is None else self.margin_of[self.pairs]
-
-    @property
     def lengths(self) -> np.ndarray:
         """[N] int64: tokens of both rows of each pair."""
         return self._of_both(self.answers.lengths)

@@ -71,12 +71,7 @@ def cache_root() -> Path:
 
 
 def tokenize(
-    data: Data,
-    tokenizer: Any,
-    seed: int,
-    cache: Path,
-    arrays: NodeArrays | None = None,
-    told: Callable[[int], None] = lambda _: None,
+    data: Data, tokenizer: Any, seed: int, cache: Path, told: Callable[[int], None] = lambda _: None
 ) -> Tokenized:
     """The data set as tokens, from the cache where the same rows were made with the same tokenizer before.
 
@@ -84,7 +79,7 @@ def tokenize(
     work by raising; what is done is kept. Raises UserError where rows cannot be read or encoded, where none or nothing
     trained is left, where no answer's end is trained, and where the test takes all rows.
     """
-    return opened(prepare(data, tokenizer, cache, told), data, seed, cache, arrays)
+    return opened(prepare(data, tokenizer, cache, told), data, seed, cache)
 
 
 def prepare(data: Data, tokenizer: Any, cache: Path, told: Callable[[int], None]) -> Keys:
@@ -278,10 +273,8 @@ def _size(count: int, data: Data) -> int:
     return size
 
 
-_COUNTERS = (
-    *("rows", "tokens", "trained", "truncated", "lost", "split", "parted", "control", "respaced"),
-    *("kept", "whole", "untrained"),
-)
+_COUNTS = ("rows", "kept", "tokens", "trained", "truncated", "lost", "split", "parted", "control", "respaced")
+"""What a tally counts and `Counts` tells under the same name."""
 
 
 class Tally:
@@ -328,7 +321,7 @@ class Tally:
 
     def append(self, later: "Tally") -> None:
         """Count rows that come after these."""
-        for name in _COUNTERS:
+        for name in (*_COUNTS, "whole", "untrained"):
             setattr(self, name, getattr(self, name) + getattr(later, name))
         self.ended = self.ended or later.ended
         self.first_respaced = self.first_respaced or later.first_respaced
@@ -347,16 +340,7 @@ class Tally:
 
     def counts(self) -> Counts:
         return Counts(
-            rows=self.rows,
-            kept=self.kept,
-            tokens=self.tokens,
-            trained=self.trained,
-            truncated=self.truncated,
-            lost=self.lost,
-            split=self.split,
-            parted=self.parted,
-            control=self.control,
-            respaced=self.respaced,
+            **{name: getattr(self, name) for name in _COUNTS},
             first_respaced=self.first_respaced,
             dropped_untrained=self.untrained,
             unfit=dict(self.unfit.unfit),

@@ -181,10 +181,6 @@ class WeightMap:
         all_renamings = [one for one in self._conversions if isinstance(one, WeightRenaming)]
         return key if self._renamed(key, all_renamings, [])[0] == name else name
 
-    def shape(self, name: str) -> torch.Size:
-        """Return the shape of a weight of the model."""
-        return self._weights[name].shape
-
 
 def skeleton(model: Any) -> Any:
     """A model of the same class and config without weights, whatever the model's own are held in."""

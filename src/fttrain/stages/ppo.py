@@ -81,7 +81,7 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
     if stage.rollout_engine == "vllm":
         vllm_rollout.refuse_what_cannot_be(world, artifact.replaced_activations(spec, origin))
     tokenizer = load_tokenizer(origin.tokenizer, origin.base.revision)
-    prompts = load_prompts(list(spec.data.values()), tokenizer, spec.seed)
+    prompts = [load_prompts(data, tokenizer, spec.seed) for data in spec.data.values()]
     if world.is_main:
         for name, one in zip(spec.data, prompts, strict=True):
             report(name, one.counts)

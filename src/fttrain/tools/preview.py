@@ -140,7 +140,7 @@ def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> 
     """Return the preview of rows that are answered in training; nothing of them is trained."""
     sample = None if _has_few_rows(data) else _sample_of(data)
     is_sample = sample is not None
-    (prompts,) = load_prompts([sample or data], tokenizer, seed)
+    prompts = load_prompts(sample or data, tokenizer, seed)
     every = [*prompts.train, *prompts.test]
     lengths = np.array([len(prompt.ids_T) for prompt in every])
     return Preview(

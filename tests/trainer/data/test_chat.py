@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.in_process import encode_row
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
@@ -59,7 +60,7 @@ def make_data(**fields: Any) -> Data:
 
 
 def encode(tokenizer: Any, row: dict[str, Any], **fields: Any) -> Encoded:
-    (encoded,) = Encoder(tokenizer, make_data(**fields)).encode("rows.jsonl:1", row)
+    (encoded,) = encode_row(Encoder(tokenizer, make_data(**fields)), row)
     return encoded
 
 
@@ -218,7 +219,7 @@ def test_a_long_row_is_cut_or_left_out(tokenizer: Any) -> None:
 def test_many_rows_are_encoded_as_one_by_one(tokenizer: Any) -> None:
     encoder = Encoder(tokenizer, make_data(format="messages", max_length=60, train_on="assistant"))
     rows = [(f"rows.jsonl:{n}", {"messages": CHAT[: 2 + 2 * (n % 2)]}) for n in range(6)]
-    assert encoder.encode_many(rows) == [encoder.encode(where, row) for where, row in rows]
+    assert encoder.encode_many(rows) == [encode_row(encoder, row, where) for where, row in rows]
     assert encoder.encode_many([]) == []
 
 
@@ -265,7 +266,7 @@ def test_where_earlier_turns_are_rewritten_each_answer_is_trained_as_the_newest(
     for rewritten, ending in (("the prompt", ""), ("the answer", "(last)")):
         tokenizer = make_tokenizer(chat_template=REWRITES[rewritten])
         data = make_data(format="messages", train_on="assistant")
-        first, second = Encoder(tokenizer, data).encode("rows.jsonl:1", {"messages": CHAT})
+        first, second = encode_row(Encoder(tokenizer, data), {"messages": CHAT})
         assert runs(first, tokenizer) == [f"Blue.{ending}<|im_end|>"]
         assert runs(second, tokenizer) == [f"Paris, bien sûr. 😀{ending}<|im_end|>"]
         assert tokenizer.decode(first.ids_T).startswith("user:What colour is the sky?")

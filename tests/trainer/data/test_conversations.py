@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.in_process import encode_row
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -39,7 +40,7 @@ def tokenizer(make_tokenizer: Any) -> Any:
 
 def encoded(tokenizer: Any, row: dict[str, Any], **fields: Any) -> list[Encoded]:
     data = Data(**{"path": "rows.jsonl", "format": "messages", **fields})
-    return Encoder(tokenizer, data).encode("rows.jsonl:1", row)
+    return encode_row(Encoder(tokenizer, data), row)
 
 
 def texts(tokenizer: Any, rows: list[Encoded]) -> list[tuple[str, str]]:

@@ -54,7 +54,7 @@ def test_a_split_keeps_pairs_and_margins_together(write_rows: Writer, tokenizer:
     whole = paired(make_data(write_rows(ROWS)), tokenizer, tmp_path)
     tokenized = tokenize(make_data(write_rows(ROWS), test=3), tokenizer, 1, tmp_path)
     parts = [part.group(index) for part in (tokenized.train, tokenized.test) for index in range(len(part))]
-    assert sorted(part.margin for part in parts) == sorted(whole.margins.tolist())
+    assert sorted(part.margin for part in parts) == sorted(whole.margin_of.tolist())
     for part in parts:
         same = whole.group(int(part.margin * 2) - 1)
         assert all(np.array_equal(ours[0], theirs[0]) for ours, theirs in zip(part.rows, same.rows, strict=True))

@@ -333,7 +333,7 @@ def test_prompts(name: str, chat_tokenizer: Callable[[str], Any]) -> None:
     tokenizer, data = chat_tokenizer(TOOLS), settled(table(name))
     assert data.format == PROMPTS[name]
     assert check_rows(data, only_prompts=True).problems == []
-    (prompts,) = load_prompts([data], tokenizer, 1)
+    prompts = load_prompts(data, tokenizer, 1)
     assert (prompts.counts.rows, len(prompts.train)) == (24, 24)
     text = tokenizer.decode(prompts.train[0].ids_T.tolist())
     assert text.endswith(f"<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.trainer.in_process import encode_row
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
@@ -65,7 +66,7 @@ def test_all_rows_are_kept_in_order_with_their_marks(write_rows: Writer, tokeniz
     assert len(tokenized.test) == 0
     encoder = Encoder(tokenizer, data)
     for index, row in enumerate(ROWS):
-        (encoded,) = encoder.encode("", row)
+        (encoded,) = encode_row(encoder, row)
         ids, trained = tokenized.train.row(index)
         assert (ids.tolist(), trained.tolist()) == (encoded.ids_T, encoded.trained_T)
         assert tokenized.train.lengths[index] == len(ids)

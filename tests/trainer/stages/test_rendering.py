@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from tests.trainer.in_process import make_data, make_step, train
+from tests.trainer.in_process import encode_row, make_data, make_step, train
 from transformers import AutoTokenizer
 
 from ftlaunch.recipe.stages import Merge, Reward
@@ -34,14 +34,14 @@ def test_a_chat_with_the_model_and_with_the_merged_one_begins_as_the_trained_row
     merge(find_source(done.artifact), tmp_path / "merged", Merge(max_kl=1.0))
     base = AutoTokenizer.from_pretrained(tiny_model)
     asked = replace(data, format="messages", prompt=None, completion=None)
-    (trained,) = Encoder(base, asked).encode("row", ROW)
+    (trained,) = encode_row(Encoder(base, asked), ROW)
     for folder in (done.artifact, tmp_path / "merged"):
         tokenizer = AutoTokenizer.from_pretrained(folder)  # as vLLM loads it
         start = prompt_ids(tokenizer, TURNS)
         assert trained.ids_T[: len(start)] == start
         assert trained.trained_T.index(True) == len(start)
         # "tokenizer" means the same rendering, such as for an evaluation.
-        (same,) = Encoder(tokenizer, replace(asked, template="tokenizer")).encode("row", ROW)
+        (same,) = encode_row(Encoder(tokenizer, replace(asked, template="tokenizer")), ROW)
         assert same == trained
 
 
