@@ -8,8 +8,6 @@ TensorBoard's files belong to the run and are written again as a whole; for the 
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,17 +55,6 @@ def named(line: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-@dataclass
-class Sink:
-    """One tracker at work."""
-
-    name: str
-    send: Callable[[dict[str, float], int], None]
-    finish: Callable[[], None]
-    last: Place = (0, False)
-    """The newest line that it received."""
-
-
 class Trackers:
     """All trackers of a stage; on the main rank only, elsewhere and without [track] they do nothing."""
 
@@ -75,54 +62,47 @@ class Trackers:
         """Start the trackers and send them the lines that they lack. Raises UserError where one cannot be started."""
         self._ledger = folder.tracked
         self._known: dict[str, Any] = json.loads(self._ledger.read_text()) if self._ledger.exists() else {}
-        self._sinks: list[Sink] = []
-        for name in spec.track.to if is_main else ():
-            self._sinks.append(self._start(name, spec, folder))
-        if self._sinks:
-            self._catch_up(read_jsonl(folder.metrics))
+        """The id of each tracker's run, and the newest line that it received."""
+        self._at_work = {name: self._start(name, spec, folder) for name in spec.track.to if is_main}
+        for line in read_jsonl(folder.metrics) if self._at_work else ():
+            self.log(line)
 
     def log(self, line: dict[str, Any]) -> None:
         """Send one line of metrics. A tracker that fails gets no further lines; training goes on."""
-        for sink in list(self._sinks):
-            if place_of(line) > sink.last:
-                self._send(sink, line)
+        for name in list(self._at_work):
+            if place_of(line) > tuple(self._known[name]["last"]):
+                self._send(name, line)
         self._remember()
 
     def close(self) -> None:
         """Have trackers send what they still buffer."""
-        for sink in self._sinks:
-            sink.finish()
-        self._sinks = []
+        for tracker in self._at_work.values():
+            tracker.finish()
+        self._at_work = {}
 
-    def _start(self, name: str, spec: StageSpec, folder: StageDir) -> Sink:
+    def _start(self, name: str, spec: StageSpec, folder: StageDir) -> Any:
         known = self._known.setdefault(name, {"id": uuid.uuid4().hex, "last": [0, False]})
+        if name == "tensorboard":
+            known["last"] = [0, False]  # all lines are written again
         try:
-            tracker = _open(name, spec, folder, known)
+            return _open(name, spec, folder, known)
         # Trackers raise errors of their own libraries. Before training this ends the run; a later failure does not.
         except Exception as error:
             remedy = "log in with its own tool, write track.offline = true, or remove it from track.to"
             raise UserError(f"{name} cannot be started: {error}", remedy) from error
-        step_now, is_evaluation = known["last"]
-        last = (0, False) if name == "tensorboard" else (int(step_now), bool(is_evaluation))
-        return Sink(name, lambda values, at: tracker.log(values, step=at), tracker.finish, last)
 
-    def _catch_up(self, lines: Iterable[dict[str, Any]]) -> None:
-        for line in lines:
-            self.log(line)
-
-    def _send(self, sink: Sink, line: dict[str, Any]) -> None:
+    def _send(self, name: str, line: dict[str, Any]) -> None:
         try:
-            sink.send(named(line), line["step"])
+            self._at_work[name].log(named(line), step=line["step"])
         except Exception as error:  # noqa: BLE001 a tracker may raise whatever it likes, and the run goes on
-            log.warning("%s is left out from step %d on: %s", sink.name, line["step"], error)
-            self._sinks.remove(sink)
+            log.warning("%s is left out from step %d on: %s", name, line["step"], error)
+            del self._at_work[name]
             return
-        sink.last = place_of(line)
-        self._known[sink.name]["last"] = list(sink.last)
+        self._known[name]["last"] = place_of(line)
 
     def _remember(self) -> None:
         """Write down each tracker's newest line. Without fsync: a kill cannot tear a rename."""
-        if not self._sinks:
+        if not self._at_work:
             return
         try:
             with file_by_rename(self._ledger, durable=False) as file:
@@ -139,7 +119,7 @@ def _open(name: str, spec: StageSpec, folder: StageDir, known: dict[str, Any]) -
     project, place = spec.track.project or spec.name, folder.path.parent / "track" / name
     if name == "tensorboard":
         for old in (place / folder.name).glob("events.out.tfevents.*"):
-            old.unlink()  # all lines are written again
+            old.unlink()
         tracker = kind(folder.name, str(place), purge_step=0)
     elif name == "mlflow":
         tracker = kind(project, None, run_id=known.get("run"), run_name=folder.name)
