@@ -1,6 +1,5 @@
 """Supervised fine-tuning: cross-entropy of the trained tokens."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ftlaunch.recipe.stages import Sft
-from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import RowLosses, TrainingResult
 from ftlaunch.run.spec import StageSpec
@@ -25,9 +23,8 @@ from fttrain.noise import neftune
 from fttrain.objectives.logps import Scores
 from fttrain.objectives.r_drop import RDropScores
 from fttrain.training.loop import Objective
+from fttrain.training.metrics import keep
 from fttrain.training.session import train
-
-log = logging.getLogger(__name__)
 
 
 class CrossEntropy:
@@ -87,18 +84,10 @@ class CrossEntropy:
         if not count:
             return {}
         if engine.world.is_main and self._row_losses is not None:
-            _keep(rows, self._row_losses)
+            keep(self._row_losses, RowLosses(rows=rows), "the rows of an evaluation are")
         loss = nll / count
         perplexity = feeds.mean_perplexity(loss)
         return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/token_accuracy": correct / count}
-
-
-def _keep(rows: list[tuple[float, int]], path: Path) -> None:
-    """Write down what rows have cost; a disk that does not let it is no reason to end training."""
-    try:
-        write_json(path, RowLosses(rows=rows))
-    except OSError as error:
-        log.warning("the rows of an evaluation are not kept in %s: %s", path, error)
 
 
 def _of_rows(logps_N: Tensor, micro: MicroBatch) -> dict[int, tuple[float, int]]:

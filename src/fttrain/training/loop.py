@@ -4,13 +4,12 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ftlaunch.recipe.stages import Training
 from ftlaunch.run.records import StepMetrics
 from fttrain.checkpoint.store import Checkpoints
 from fttrain.data.batches import MicroBatch
@@ -44,34 +43,20 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """Optimizer steps between evaluations and saves, checkpoints to keep, and the policy on non-finite losses.
-
-    `pace` is the file in which it is noted how long each rank works; None where nobody looks.
-    """
-
-    evaluate_every: int | None
-    save_every: int
-    keep: int
-    on_nonfinite: str
-    pace: Path | None = None
-
-
 def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and tested, by itself
     objective: Objective,
     engine: Engine,
     feed: Feed,
+    stage: Training,
     schedule: Schedule,
     checkpoints: Checkpoints,
     metrics: MetricsLog,
     stop: StopRequest,
-    habits: Intervals,
+    pace: PaceLog,
     progress: Progress,
 ) -> Progress:
     """Train from `progress` to the feed's last step. Raises StoppedEarly after the save that a stop request causes."""
-    guard = NonFinitePolicy(habits.on_nonfinite, engine, feed, checkpoints)
-    pace = PaceLog(engine.world, habits.pace)
+    guard = NonFinitePolicy(stage.on_nonfinite, engine, feed, checkpoints)
     for step in range(progress.step + 1, feed.num_steps + 1):
         started = time.perf_counter()
         last_work = pace.told()
@@ -104,16 +89,16 @@ def fit(  # noqa: PLR0913 the parts that the loop joins; each is made, and teste
         metrics.write(step, {**line, **measured, **trouble})
         last = step == feed.num_steps
         improved = False
-        if last or (habits.evaluate_every and step % habits.evaluate_every == 0):
+        if last or (stage.evaluate_every and step % stage.evaluate_every == 0):
             evaluation = objective.evaluate(engine, feed)
             improved = progress.note(step, evaluation)
             if evaluation:
                 metrics.write(step, evaluation)
         # A save from an earlier step may have been written by now; its next phase needs all ranks, and they are here.
         checkpoints.advance()
-        if last or stopping or improved or step % habits.save_every == 0:
+        if last or stopping or improved or step % stage.save_every == 0:
             state = vars(progress).copy()
-            checkpoints.save(step, state, keep=habits.keep, best=progress.best_step, is_last=last or bool(stopping))
+            checkpoints.save(step, state, keep=stage.keep, best=progress.best_step, is_last=last or bool(stopping))
         if stopping and not last:
             raise StoppedEarly(_reason(engine, stop), step)
     return progress

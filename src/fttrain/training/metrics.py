@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import lines_from_end
+from ftlaunch.run.files import lines_from_end, write_json
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,14 @@ class MetricsLog:
                 file.truncate(before)
                 raise
         self._unwritten = ""
+
+
+def keep(path: Path, content: Any, what: str) -> None:
+    """Write down what training can do without. A disk that does not let it is no reason to end training."""
+    try:
+        write_json(path, content)
+    except OSError as error:
+        log.warning("%s not kept in %s: %s", what, path, error)
 
 
 def _cut_after(path: Path, last_step: int) -> None:

@@ -1,6 +1,5 @@
 """The frame of every training stage: build the model, resume from the newest checkpoint, train, save the artifact."""
 
-import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -14,7 +13,6 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from ftlaunch.recipe.noise import NoNoise
 from ftlaunch.recipe.stages import Dpo, Pairwise, Ppo, Reward, Sft, Training
-from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import StageDir
 from ftlaunch.run.records import TrainingResult
 from ftlaunch.run.spec import StageSpec
@@ -39,12 +37,12 @@ from fttrain.quant import qat
 from fttrain.superweights import layers
 from fttrain.training import optim, preflight, probe
 from fttrain.training.counters import Progress
-from fttrain.training.loop import Intervals, Objective, fit
-from fttrain.training.metrics import MetricsLog
+from fttrain.training.loop import Objective, fit
+from fttrain.training.metrics import MetricsLog, keep
 from fttrain.training.optim import Schedule
+from fttrain.training.pace import PaceLog
 from fttrain.training.tracking import Trackers, require_installed
 
-log = logging.getLogger(__name__)
 MakeScorer = Callable[[nn.Module, StartPoint], Scorer]
 """Makes the module to train around a model whose trainable weights are chosen."""
 MakeObjective = Callable[[Engine, Feed, StartPoint], Objective]
@@ -90,7 +88,7 @@ def complete(
     stage, world = spec.stage, engine.world
     assert isinstance(stage, Training)
     if world.is_main:
-        _keep_verdict(engine.verdict, folder.probe)
+        keep(folder.probe, engine.verdict, "what the probe has found is")  # for `status`
     of_adapter = adapters.stateful(engine.scorer.model, spec.adapter, feed.num_steps)
     parts = {"stage": feed, "adapter": of_adapter}
     carried = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
@@ -105,11 +103,12 @@ def complete(
             objective,
             engine,
             feed,
+            stage,
             Schedule(stage, peak=spec.learning_rate, num_steps=feed.num_steps),
             checkpoints,
             metrics,
             stop,
-            Intervals(stage.evaluate_every, stage.save_every, stage.keep, stage.on_nonfinite, _pace(folder)),
+            PaceLog(world, _pace(folder)),
             progress,
         )
     tokenizer.chat_template = trained_template(tokenizer, spec.data.values())
@@ -129,14 +128,6 @@ def _pace(folder: StageDir) -> Path | None:
     """Return where the pace of ranks is noted: with the newest attempt, as another may have other ranks."""
     attempts = folder.all_attempts()
     return attempts[-1].pace if attempts else None
-
-
-def _keep_verdict(verdict: dict[str, Any], path: Path) -> None:
-    """Write down what the probe has found, for `status`. A disk that fails is reported by whoever saves checkpoints."""
-    try:
-        write_json(path, verdict)
-    except OSError as error:
-        log.warning("what the probe has found is not kept in %s: %s", path, error)
 
 
 def build(
