@@ -182,16 +182,12 @@ class Method(LowRankMethod[Adalora]):
         """
         plain: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
-        for name, part in model.named_modules():
-            if not isinstance(part, Triplets):
-                continue
-            layer = name.removesuffix(".adalora")
-            (key_a,) = (key for key in weights if key.startswith(f"{layer}.lora_A."))
-            (key_b,) = (key for key in weights if key.startswith(f"{layer}.lora_B."))
-            lambdas_R = weights[f"{name}.lambdas"]
+        for name, _ in self.layers(model):
+            key_a, key_b = self.keys(name)
+            lambdas_R = weights[f"{name}.adalora.lambdas"]
             kept = lambdas_R != 0
             if kept.any():
-                ranks[layer.removeprefix("base_model.model.")] = int(kept.sum())
+                ranks[name.removeprefix("base_model.model.")] = int(kept.sum())
                 plain[key_a] = weights[key_a][kept]
                 plain[key_b] = (weights[key_b] * lambdas_R)[:, kept]
         # PEFT scales a layer by alpha / rank: with a rank of its own each layer needs an alpha of its own.

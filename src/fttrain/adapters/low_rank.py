@@ -64,6 +64,10 @@ class Method(Generic[A]):
             if isinstance(module, LoraLayer) and self.name in module.lora_A:
                 yield name, module
 
+    def keys(self, layer: str) -> tuple[str, str]:
+        """Return the names of a layer's A and B among the trained weights."""
+        return f"{layer}.lora_A.{self.name}.weight", f"{layer}.lora_B.{self.name}.weight"
+
     def as_plain_lora(self, model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:  # noqa: ARG002 as kinds have them
         """The trained weights as plain PEFT loads them; the config is changed to say so."""
         return weights

@@ -30,10 +30,14 @@ WEIGHTS = "adapter_model.safetensors"
 def add(model: Any, config: LoraConfig, name: str, *, in_fp32: bool) -> Any:
     """Return the model in PEFT's wrapper, with a new adapter of that name on exactly the targets of the config."""
     with _targets_as_they_are():
-        if hasattr(model, "peft_config"):
-            model.add_adapter(name, config, autocast_adapter_dtype=in_fp32)
-            return model
-        return get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=in_fp32)
+        return _wrapped(model, config, name, in_fp32=in_fp32)
+
+
+def _wrapped(model: Any, config: LoraConfig, name: str, *, in_fp32: bool) -> Any:
+    if hasattr(model, "peft_config"):
+        model.add_adapter(name, config, autocast_adapter_dtype=in_fp32)
+        return model
+    return get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=in_fp32)
 
 
 def load(
@@ -52,12 +56,7 @@ def load(
     if layers := _layers_among(config.target_parameters or [], base):
         config.target_modules = sorted(set(config.target_modules or []) | layers)
         config.target_parameters = sorted(set(config.target_parameters) - {f"{layer}.weight" for layer in layers})
-        wrapped = add(model, config, name, in_fp32=in_fp32)
-    elif hasattr(model, "peft_config"):
-        model.add_adapter(name, config, autocast_adapter_dtype=in_fp32)
-        wrapped = model
-    else:
-        wrapped = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=in_fp32)
+    wrapped = (add if layers else _wrapped)(model, config, name, in_fp32=in_fp32)
     _set_weights(wrapped, load_file(folder / WEIGHTS), name, folder)
     return wrapped
 

@@ -104,13 +104,10 @@ class Method(LowRankMethod[Pissa]):
     def as_plain_lora(self, model: nn.Module, weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
         """The trained weights [r, …] and starts as one adapter of rank 2r; the config is changed to say so."""
         doubled = dict(weights)
-        for name, part in model.named_modules():
-            if isinstance(part, Principal):
-                layer = name.removesuffix(".pissa")
-                (key_a,) = (key for key in weights if key.startswith(f"{layer}.lora_A."))
-                (key_b,) = (key for key in weights if key.startswith(f"{layer}.lora_B."))
-                doubled[key_a] = torch.cat([weights[key_a], part.a0.float().cpu()])
-                doubled[key_b] = torch.cat([weights[key_b], -part.b0.float().cpu()], dim=1)
+        for name, layer in self.layers(model):
+            key_a, key_b = self.keys(name)
+            doubled[key_a] = torch.cat([weights[key_a], layer.pissa.a0.float().cpu()])
+            doubled[key_b] = torch.cat([weights[key_b], -layer.pissa.b0.float().cpu()], dim=1)
         config.r *= 2
         config.lora_alpha *= 2
         return doubled
