@@ -152,7 +152,7 @@ class Scorer(nn.Module):
         """Weight of the loss that balances experts, in training."""
         self._smoothing = smoothing
         self._halves: dict[int, Halves] = {}
-        self._trained_head = any(p.requires_grad for p in self._of(self._causal()).head_parameters())
+        self._trained_head = any(p.requires_grad for p in self._of(self.causal).head_parameters())
 
     def forward(self, inputs: Any) -> Any:
         """Return what `answer` computes of a micro-batch, or the log-probabilities of a `Trial`."""
@@ -170,7 +170,7 @@ class Scorer(nn.Module):
         """The loss that balances experts over the micro-batch's tokens, padding left out."""
         has_padding = micro.segments is None and not self.is_alone and bool(micro.targets_N.numel())
         mask_BT = (micro.lengths > 0).long() if has_padding else None
-        return self._of(self._causal()).router_loss(passed, mask_BT)
+        return self._of(self.causal).router_loss(passed, mask_BT)
 
     def _scores(self, hidden_ND: Tensor, micro: MicroBatch, *, with_entropy: bool = False) -> Scores:
         return score(
@@ -197,23 +197,24 @@ class Scorer(nn.Module):
     @property
     def is_alone(self) -> bool:
         """Whether each padded row is computed by itself."""
-        return self._of(self._causal()).alone
+        return self._of(self.causal).alone
 
     @property
     def body(self) -> Any:
         """The part that turns tokens into hidden states."""
-        return self._of(self._causal()).body
+        return self._of(self.causal).body
 
     @property
     def causal(self) -> Any:
         """The transformers model, under PEFT's wrapper if there is one."""
-        return self._causal()
+        wrapped: Any = self.model
+        return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
 
     def _causals(self) -> list[Any]:
-        return [self._causal()]
+        return [self.causal]
 
     def _tried(self, trial: "Trial") -> Tensor:
-        micro, causal = trial.micro, self._causal()
+        micro, causal = trial.micro, self.causal
         with packing.by_itself(causal) if micro.segments is None else borders.as_in_training(borders.mixers(causal)):
             if trial.own:
                 logits_NV = causal(input_ids=micro.input_ids, use_cache=False).logits.flatten(0, 1)[micro.positions_N]
@@ -228,7 +229,7 @@ class Scorer(nn.Module):
     def _pass(self, micro: MicroBatch, **options: Any) -> Any:
         """Return the body's output, with hidden states [lines, T, D]."""
         self.places.take(micro.lengths, micro.position_ids)
-        halves = self._of(self._causal())
+        halves = self._of(self.causal)
         positions_BT = halves.positions(micro.position_ids)
         inputs: dict[str, Any] = {"input_ids": micro.input_ids, "position_ids": positions_BT, **options}
         virtual = 0
@@ -237,7 +238,9 @@ class Scorer(nn.Module):
 
             assert micro.segments is None, "the launcher asks for padded rows"
             inputs, virtual = virtual_tokens.led(self.model, micro.input_ids, positions_BT)
-        is_stretched = self._is_stretched(micro)
+        # Beyond this length the longest row changes what the model says of the others.
+        limit = packing.stretches_beyond(halves.causal)
+        is_stretched = limit is not None and int(micro.lengths.max()) > limit
         if micro.segments is None and (halves.alone or is_stretched) and not virtual:
             return _row_by_row(halves.body, micro, options)
         if micro.segments is None:
@@ -249,23 +252,13 @@ class Scorer(nn.Module):
             packing.require_short(halves.causal, int(micro.lengths.max()))
         return packing.pass_over(halves, inputs, micro.segments)
 
-    def _is_stretched(self, micro: MicroBatch) -> bool:
-        """Whether the longest row changes what the model says of the others."""
-        limit = packing.stretches_beyond(self._causal())
-        return limit is not None and int(micro.lengths.max()) > limit
-
     def _of(self, causal: Any) -> Halves:
         if id(causal) not in self._halves:
             self._halves[id(causal)] = Halves(causal)
         return self._halves[id(causal)]
 
-    def _causal(self) -> Any:
-        """The transformers model, under PEFT's wrapper if there is one."""
-        wrapped: Any = self.model
-        return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-
     def _logits(self, hidden_ND: Tensor) -> Tensor:
-        return self._of(self._causal()).logits(hidden_ND)
+        return self._of(self.causal).logits(hidden_ND)
 
 
 @dataclass(frozen=True)
@@ -338,10 +331,10 @@ class RewardModel(Scorer):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        classifier.architecture(self._causal().config.model_type)
-        embedding = token_table(self._causal())
-        self.score = RewardHead(self._of(self._causal()).width)
-        for parameter in self._causal().get_output_embeddings().parameters():
+        classifier.architecture(self.causal.config.model_type)
+        embedding = token_table(self.causal)
+        self.score = RewardHead(self._of(self.causal).width)
+        for parameter in self.causal.get_output_embeddings().parameters():
             if parameter is not embedding.weight:  # no logits are computed, so the language-model head has no gradient
                 parameter.requires_grad_(False)
 

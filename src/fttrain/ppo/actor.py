@@ -76,7 +76,7 @@ class ActorCritic(Scorer):
         super().__init__(model)
         self.frozen = frozen
         self.reward_model = reward_model
-        self.value_head = ValueHead(self._of(self._causal()).width)
+        self.value_head = ValueHead(self._of(self.causal).width)
         self._temperature = temperature
         dropout.turn_off(self)
 
@@ -102,13 +102,15 @@ class ActorCritic(Scorer):
 
     def generating(self) -> AbstractContextManager[None]:
         """Within, `Decode` can be computed: attention with a cache takes the place of that for packed rows."""
-        return packing.by_itself(self._causal())
+        return packing.by_itself(self.causal)
 
     def _causals(self) -> list[Any]:
-        return [super()._causal(), *([] if self.frozen is None else [self.frozen])]
+        return [super().causal, *([] if self.frozen is None else [self.frozen])]
 
-    def _causal(self) -> Any:
-        return self.frozen if self._speaker == REFERENCE and self.frozen is not None else super()._causal()
+    @property
+    def causal(self) -> Any:
+        """The transformers model that the current pass computes."""
+        return self.frozen if self._speaker == REFERENCE and self.frozen is not None else super().causal
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
         # The policy is the distribution that is sampled, so its log-probabilities are those of the temperature as well.
@@ -124,7 +126,7 @@ class ActorCritic(Scorer):
         return reward_model(input_ids=ids, attention_mask=is_real.long()).logits[: len(micro.rows), 0].float()
 
     def _next_logits(self, inputs: Decode) -> Tensor:
-        halves = self._of(self._causal())
+        halves = self._of(self.causal)
         passed = halves.body(
             input_ids=inputs.input_ids_BT,
             attention_mask=inputs.mask_BP,
