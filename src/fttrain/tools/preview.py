@@ -38,20 +38,20 @@ Piece = tuple[str, bool]
 """A stretch of a row's text, and whether it is trained."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preview:
     """One data set as training will see it."""
 
     name: str
     counts: Counts
-    paired: bool
+    paired: bool = False
     """Rows are pairs of answers: lengths are of both, and samples come by twos, the chosen one first."""
-    streamed: bool
+    streamed: bool = False
     """Only the first rows were looked at."""
     sampled: bool
     """Whether only the first rows were read, as there are many."""
     held_out: int
-    shared: int
+    shared: int = 0
     """Rows held out whose prompt is trained on, too."""
     longest: int
     """Tokens of the longest row."""
@@ -88,15 +88,14 @@ def look_at(recipe: Recipe, rows: int) -> list[Preview]:
 
 def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
     """One data set's, with up to `rows` samples of the part that is trained on."""
-    is_sample = False
+    sample, shared = None, 0
     if data.streaming:
         train = token_set(islice(stream(data, tokenizer, seed), STREAMED_ROWS))
         # A stream's test rows are its first ones, which the stream of training rows leaves out.
-        counts, held_out, lengths, shared = _counts(train), int(data.test), train.lengths, 0
+        counts, held_out, lengths = _counts(train), int(data.test), train.lengths
     else:
-        sample = None if _has_few_rows(data) else _sample_of(data)
+        sample = _sample_of(data)
         tokenized = _tokenized(data, sample, tokenizer, seed)
-        is_sample = sample is not None
         train, counts, held_out = tokenized.train, tokenized.counts, len(tokenized.test)
         lengths = np.concatenate([train.lengths, tokenized.test.lengths])
         shared = on_both_sides(train, tokenized.test)
@@ -107,7 +106,7 @@ def preview(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Prev
         counts=counts,
         paired=isinstance(train, PairSet),
         streamed=data.streaming,
-        sampled=is_sample,
+        sampled=sample is not None,
         held_out=held_out,
         shared=shared,
         longest=int(lengths.max()),
@@ -125,12 +124,11 @@ def _tokenized(data: Data, sample: Data | None, tokenizer: Any, seed: int) -> To
         return tokenize(sample, tokenizer, seed, Path(folder))
 
 
-def _has_few_rows(data: Data) -> bool:
+def _sample_of(data: Data) -> Data | None:
+    """Return the data set cut to its first rows; None where it has no more than these."""
     # One row more than the sample is enough to know: counting all of a large file would take minutes.
-    return sum(1 for _ in islice(load_rows(data), SAMPLED_ROWS + 1)) <= SAMPLED_ROWS
-
-
-def _sample_of(data: Data) -> Data:
+    if sum(1 for _ in islice(load_rows(data), SAMPLED_ROWS + 1)) <= SAMPLED_ROWS:
+        return None
     # A count larger than the sample would leave nothing to train on, and be refused.
     test = min(data.test, SAMPLED_ROWS // 2) if isinstance(data.test, int) else data.test
     return structs.replace(data, limit=SAMPLED_ROWS, test=test)
@@ -138,19 +136,15 @@ def _sample_of(data: Data) -> Data:
 
 def _of_prompts(name: str, data: Data, tokenizer: Any, seed: int, rows: int) -> Preview:
     """Return the preview of rows that are answered in training; nothing of them is trained."""
-    sample = None if _has_few_rows(data) else _sample_of(data)
-    is_sample = sample is not None
+    sample = _sample_of(data)
     prompts = load_prompts(sample or data, tokenizer, seed)
     every = [*prompts.train, *prompts.test]
     lengths = np.array([len(prompt.ids_T) for prompt in every])
     return Preview(
         name=name,
         counts=prompts.counts,
-        paired=False,
-        streamed=False,
-        sampled=is_sample,
+        sampled=sample is not None,
         held_out=len(prompts.test),
-        shared=0,
         longest=int(lengths.max()),
         mean_length=float(lengths.mean()),
         samples=[pieces(one.ids_T, np.zeros(len(one.ids_T), dtype=bool), tokenizer) for one in prompts.train[:rows]],
