@@ -189,28 +189,17 @@ def _write(loaded: Loaded, scheme: Scheme, folder: Path, *, packed: bool) -> flo
     model = loaded.model
     model.config.dtype = loaded.dtype
     loaded.tokenizer.save_pretrained(folder)
+    # Tied weights stand once: converted they would not be seen to be the same.
+    apart = {*model.all_tied_weights_keys, *(f"{name}.weight" for name in matrices)}
+    rest = {key: tensor.to(loaded.dtype) for key, tensor in model.state_dict().items() if key not in apart}
     if not packed:
-        tied = set(model.all_tied_weights_keys)  # converted they would not be seen to be the same
-        state = {key: tensor.to(loaded.dtype) for key, tensor in model.state_dict().items() if key not in tied}
-        model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder, state_dict=rest)
         return bits
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    packing.save(folder, *_parts(loaded, matrices))
-    return bits
-
-
-def _parts(loaded: Loaded, matrices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
-    """What goes to packed.safetensors: matrices, the rest (a tied head left out), and those stored transposed."""
-    model = loaded.model
-    tied = set(model.all_tied_weights_keys)
-    rest = {
-        key: tensor.to(loaded.dtype)
-        for key, tensor in model.state_dict().items()
-        if key.removesuffix(".weight") not in matrices and key not in tied
-    }
     transposed = {f"{name}.weight" for name in matrices if not isinstance(loaded.layers[name].module, nn.Linear)}
-    return {f"{name}.weight": one for name, one in matrices.items()}, rest, transposed
+    packing.save(folder, {f"{name}.weight": one for name, one in matrices.items()}, rest, transposed)
+    return bits
 
 
 def _bytes(loaded: Loaded, bits: float | None) -> int:
