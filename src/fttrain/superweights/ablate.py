@@ -17,21 +17,12 @@ NEIGHBOURS = 10
 """Random weights are drawn from so many times as many that are nearest in size."""
 
 
-def without(model: Any, down: dict[int, Projection], places: Sequence[Place], windows: list[Tensor]) -> float:
-    """Perplexity with these weights zeroed."""
-    with scaled(down, places, 0.0):
+def at_scale(
+    model: Any, down: dict[int, Projection], places: Sequence[Place], windows: list[Tensor], factor: float = 0.0
+) -> float:
+    """Return the perplexity with all these weights multiplied by `factor`, by default with them zeroed."""
+    with scaled(down, places, factor):
         return perplexity.perplexity(model, windows)
-
-
-def by_scale(
-    model: Any, down: dict[int, Projection], places: Sequence[Place], windows: list[Tensor]
-) -> dict[float, float]:
-    """Perplexity with all these weights multiplied by each of `SCALES`."""
-    curve: dict[float, float] = {}
-    for factor in SCALES:
-        with scaled(down, places, factor):
-            curve[factor] = perplexity.perplexity(model, windows)
-    return curve
 
 
 def random_like(down: dict[int, Projection], places: Sequence[Place], count: int, seed: int) -> list[Place]:

@@ -7,15 +7,13 @@ from matplotlib.figure import Figure
 from fttrain.superweights.find import Found, Spike
 
 
-def draw(found: Found, folder: Path) -> list[Path]:
-    """Write inputs.png and outputs.png to `folder`, with the super weights marked; returns their paths."""
-    return [
-        _draw(found, "input", "column", folder / "inputs.png"),
-        _draw(found, "output", "row", folder / "outputs.png"),
-    ]
+def draw(found: Found, folder: Path) -> None:
+    """Write inputs.png and outputs.png to `folder`, with the super weights marked."""
+    _draw(found, "input", "column", folder / "inputs.png")
+    _draw(found, "output", "row", folder / "outputs.png")
 
 
-def _draw(found: Found, side: str, channel: str, path: Path) -> Path:
+def _draw(found: Found, side: str, channel: str, path: Path) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([one.layer for one in found.spikes], [_size(one, side) for one in found.spikes], marker=".")
@@ -29,7 +27,6 @@ def _draw(found: Found, side: str, channel: str, path: Path) -> Path:
         axes.plot(*at, "o", color="tab:red")
         axes.annotate(f"{channel} {getattr(spike, channel)}", at, textcoords="offset points", xytext=(6, 4))
     figure.savefig(path, dpi=120)
-    return path
 
 
 def _size(spike: Spike, side: str) -> float:

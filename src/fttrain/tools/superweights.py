@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fttrain.evaluation import perplexity as texts
 from fttrain.model.scorer import load_base, load_tokenizer
 from fttrain.superweights import ablate, known
 from fttrain.superweights.find import PROMPT, Found, attention_spikes, find
-from fttrain.superweights.projections import Place, down_projections, unseen
+from fttrain.superweights.projections import down_projections, unseen
 from fttrain.tools.output import run
 
 RANDOM = 100
@@ -61,14 +61,14 @@ def _perplexities(model: Any, found: Found, windows: list[Tensor], options: Supe
     told: dict[str, Any] = {"original": texts.perplexity(model, windows)}
     if not places:
         return told
-    told["without_each"] = [ablate.without(model, down, [place], windows) for place in places]
-    told["without_all"] = ablate.without(model, down, places, windows)
+    told["without_each"] = [ablate.at_scale(model, down, [place], windows) for place in places]
+    told["without_all"] = ablate.at_scale(model, down, places, windows)
     others = ablate.random_like(down, places, RANDOM, SEED)
     told["random_weights"] = len(others)
-    told["without_random"] = ablate.without(model, down, others, windows)
+    told["without_random"] = ablate.at_scale(model, down, others, windows)
     if options.ablate:
         told["restored"] = ablate.restored(model, down, places, windows)
-        told["scaled"] = ablate.by_scale(model, down, places, windows)
+        told["scaled"] = {factor: ablate.at_scale(model, down, places, windows, factor) for factor in ablate.SCALES}
     return told
 
 
@@ -78,13 +78,9 @@ def _published(model: str, found: Found) -> dict[str, Any] | None:
     if not places:
         return None
     return {
-        "found": [_coordinates(place) for place in places if place in found.places],
-        "missed": [_coordinates(place) for place in places if place not in found.places],
+        "found": [[*astuple(place)] for place in places if place in found.places],
+        "missed": [[*astuple(place)] for place in places if place not in found.places],
     }
-
-
-def _coordinates(place: Place) -> list[int]:
-    return [place.layer, place.row, place.column]
 
 
 def _save(report: dict[str, Any], found: Found, out: Path) -> None:

@@ -139,8 +139,8 @@ def test_ablations_against_the_model_edited_by_hand():
         [-model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).detach()[:, 0] for ids in windows]
     )
     assert original == pytest.approx(float(by_hand.mean().exp()))
-    without = ablate.without(model, down, [place], windows)
-    curve = ablate.by_scale(model, down, [place], windows)
+    without = ablate.at_scale(model, down, [place], windows)
+    curve = {factor: ablate.at_scale(model, down, [place], windows, factor) for factor in ablate.SCALES}
     assert curve[1.0] == original
     assert curve[0.0] == without != original
     # The channel counts at the first token only: with that one output put back nothing is missing.
