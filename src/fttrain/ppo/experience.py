@@ -91,7 +91,7 @@ class Experience:
 
     def micros(self, rows: Sequence[int], engine: Engine, *, accumulation: int) -> list[MicroBatch]:
         """This rank's micro-batches of a mini-batch of answers."""
-        micros = _split([self.row(row) for row in rows], engine, accumulation)
+        micros = split_rows([self.row(row) for row in rows], engine, accumulation, packing=engine.layout.packing)
         return [self._with_worth(micro, [rows[index] for index in micro.rows]) for micro in micros]
 
     def _with_worth(self, micro: MicroBatch, rows: list[int]) -> PpoMicro:
@@ -114,7 +114,7 @@ def rows_of(prompts: Sequence[np.ndarray], answers: Sequence[Response]) -> list[
     return [(ids, np.arange(len(ids)) >= len(prompt)) for ids, prompt in zip(joined, prompts, strict=True)]
 
 
-def _split(rows: Sequence[Tokens], engine: Engine, rounds: int) -> list[MicroBatch]:
+def split_rows(rows: Sequence[Tokens], engine: Engine, rounds: int, *, packing: bool) -> list[MicroBatch]:
     """This rank's share of the rows, in as many micro-batches as there are rounds."""
     world = engine.world
     return split_batch(
@@ -122,7 +122,7 @@ def _split(rows: Sequence[Tokens], engine: Engine, rounds: int) -> list[MicroBat
         rank=world.rank,
         world_size=world.size,
         accumulation=rounds,
-        packing=engine.layout.packing,
+        packing=packing,
         device=world.device,
     )
 
@@ -134,7 +134,7 @@ def score(engine: Engine, actor: ActorCritic, rows: Sequence[Tokens], *, micro_b
     rounds = -(-len(rows) // (micro_batch_size * world.size))
     mine: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     with engine.evaluating():
-        for micro in _split(rows, engine, rounds):
+        for micro in split_rows(rows, engine, rounds, packing=engine.layout.packing):
             acted: ActorOutput = engine.forward(micro)
             with actor.using_adapter(REFERENCE):
                 reference: ActorOutput = engine.forward(micro)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,14 @@ from ftlaunch.recipe.noise import Noise
 from ftlaunch.rows.template import Row, text_at
 from ftlaunch.run.layout import REWARD_HEAD
 from fttrain import adapters, artifact, hub
-from fttrain.data.batches import split_batch
 from fttrain.data.prompts import Prompt
-from fttrain.data.token_set import Group
 from fttrain.engine import Engine
 from fttrain.evaluation.words import last_number
 from fttrain.model import completeness
 from fttrain.model.scorer import RewardHead
 from fttrain.noise import replace_activations
 from fttrain.ppo.actor import REWARD_MODEL, ActorCritic
+from fttrain.ppo.experience import split_rows
 
 Function = Callable[[str, str, Row], float]
 """(the prompt's last turn, the answer's text, the row) → score."""
@@ -44,12 +43,8 @@ class ScoredResponse:
     """The text without special tokens."""
 
 
-class Reward(Protocol):
-    """What scores answers."""
-
-    def __call__(self, engine: Engine, said: Sequence[ScoredResponse]) -> Tensor:
-        """[B]: scores in fp32, the same on every rank. Collective."""
-        ...
+Reward = Callable[[Engine, Sequence[ScoredResponse]], Tensor]
+"""What scores answers: it returns [B], in fp32, the same on every rank. Collective."""
 
 
 class FunctionReward:
@@ -84,16 +79,10 @@ class ModelReward:
         assert isinstance(actor, ActorCritic)
         mine: dict[int, float] = {}
         with engine.evaluating(), actor.using_adapter(REWARD_MODEL):
-            rows = map(self._ids, said)
-            for micro in split_batch(
-                [Group(((ids_T, np.zeros(len(ids_T), dtype=bool)),)) for ids_T in rows],
-                rank=world.rank,
-                world_size=world.size,
-                accumulation=-(-len(said) // (self._micro_batch_size * world.size)),
-                packing=engine.layout.packing
-                and isinstance(actor.reward_model, RewardHead),  # a classifier knows no packed rows
-                device=world.device,
-            ):
+            rows = [(ids_T, np.zeros(len(ids_T), dtype=bool)) for ids_T in map(self._ids, said)]
+            rounds = -(-len(said) // (self._micro_batch_size * world.size))
+            is_packed = engine.layout.packing and isinstance(actor.reward_model, RewardHead)
+            for micro in split_rows(rows, engine, rounds, packing=is_packed):  # a classifier knows no packed rows
                 mine |= dict(zip(micro.rows, engine.forward(micro).tolist(), strict=True))
         return torch.tensor(world.collect(mine, len(said)))
 
