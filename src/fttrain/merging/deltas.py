@@ -202,14 +202,3 @@ def fitted(added: dict[str, Delta], places: WeightMap) -> Fitted:
 
 def _name(model: nn.Module, module: nn.Module) -> str:
     return next(name for name, one in model.named_modules() if one is module)
-
-
-def round_trip(weight: Tensor, quantization: str) -> Tensor:
-    """Return the weight as training saw it: quantized to 4 bits with double quantization, or to 8, and dequantized."""
-    import bitsandbytes.functional as bnb
-
-    if quantization == "int8":
-        codes, largest, _ = bnb.int8_vectorwise_quant(weight.half().contiguous())
-        return bnb.int8_vectorwise_dequant(codes, largest)
-    packed, state = bnb.quantize_4bit(weight.contiguous(), quant_type=quantization, compress_statistics=True)
-    return bnb.dequantize_4bit(packed, state)

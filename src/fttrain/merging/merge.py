@@ -34,6 +34,7 @@ from fttrain.model.scorer import DTYPES
 from fttrain.noise import replace_activations
 from fttrain.quant import qat
 from fttrain.quant.qat import Rounding
+from fttrain.quant.weights import by_bitsandbytes
 
 SIDE_FILES = ("generation_config.json",)
 
@@ -65,7 +66,7 @@ class Rounded:
         """Return a weight of the merged model, rounded once as training saw it."""
         rounding = self.in_training.get(name)
         if rounding is None and name in self.quantized:
-            weight = deltas.round_trip(weight, self.quantized[name])
+            weight = by_bitsandbytes(weight, self.quantized[name])
         if rounding is None:
             return weight.to(dtype) if delta is None else delta.on(weight, dtype)
         summed = weight.float() if delta is None else delta.on(weight, torch.float32, as_trained=True)

@@ -69,13 +69,21 @@ def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Qua
     return Quantized(codes.to(torch.int16), at, grid, (weight.shape[0], weight.shape[1]), tuple(keep), kept)
 
 
-def through_blocks_of_64(weight: Tensor, quant_type: str, keep: Sequence[Place] = ()) -> Tensor:
-    """Return a matrix after NF4 or FP4 with double quantization, by bitsandbytes, with kept weights put back."""
+def by_bitsandbytes(weight: Tensor, quantization: str) -> Tensor:
+    """Return a weight of any shape quantized to 4 bits with double quantization, or to "int8", and dequantized."""
     import bitsandbytes.functional as bnb
 
+    if quantization == "int8":
+        codes, largest, _ = bnb.int8_vectorwise_quant(weight.half().contiguous())
+        return bnb.int8_vectorwise_dequant(codes, largest)
+    packed, state = bnb.quantize_4bit(weight.contiguous(), quant_type=quantization, compress_statistics=True)
+    return bnb.dequantize_4bit(packed, state)
+
+
+def through_blocks_of_64(weight: Tensor, quant_type: str, keep: Sequence[Place] = ()) -> Tensor:
+    """Return a matrix [out, in] after NF4 or FP4 in fp32, with kept weights put back."""
     rest, kept = _taken_out(weight, keep)
-    packed, state = bnb.quantize_4bit(rest.contiguous(), quant_type=quant_type, compress_statistics=True)
-    return _put_back(bnb.dequantize_4bit(packed, state).float(), keep, kept)
+    return _put_back(by_bitsandbytes(rest, quant_type).float(), keep, kept)
 
 
 def _taken_out(weight: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor | None]:
