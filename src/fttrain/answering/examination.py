@@ -84,15 +84,7 @@ def _pairs(held_out: object) -> Iterator[tuple[Row, Row]]:
         yield Row(*chosen), Row(*rejected)
 
 
-def all_here(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[Mapping[int, R]]]) -> list[R]:
-    """A `Share` that does all the work itself."""
-    done: dict[int, R] = {}
-    for some in work(items):
-        done |= some
-    return [done[place] for place in range(len(items))]
-
-
-def examine(model: Any, tokenizer: Any, exam: Exam, decoding: Decoding, share: Share[Any, Any] = all_here) -> Examined:
+def examine(model: Any, tokenizer: Any, exam: Exam, decoding: Decoding, share: Share[Any, Any]) -> Examined:
     """Put the exam to a model; the same on every rank that shares the work."""
     inputs: dict[Need, Inputs] = {}
     answers: list[str] = []

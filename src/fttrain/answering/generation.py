@@ -45,7 +45,7 @@ def reply(
 def _reply_to_batch(
     model: Any, tokenizer: Any, prompts: list[Sequence[int]], end_ids: frozenset[int], decoding: Decoding
 ) -> list[str]:
-    ids_BT, mask_BT = _padded(prompts, tokenizer.eos_token_id)
+    ids_BT, mask_BT = padded(prompts, tokenizer.eos_token_id)
     made_BT = model.generate(
         input_ids=ids_BT.to(model.device),
         attention_mask=mask_BT.to(model.device),
@@ -60,7 +60,7 @@ def _reply_to_batch(
     return texts
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask [B, T], the padding on the left."""
     width = max(map(len, prompts))
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from fttrain.answering.generation import padded
+
 UNFINISHED = "\ufffd"
 """What a decoder writes for a character whose bytes are not all there yet."""
 
@@ -164,14 +166,12 @@ def answer_together(model: Any, tokenizer: Any, requests: Sequence[Request], end
     """Answer requests in one batch; each gets its own text piece by piece, and at the end why it ended."""
     # `generate` samples with one setting for all rows. So a processor chooses each row's token by its own request and
     # leaves it as the only one possible: whatever `generate` draws then, it is that token.
-    width = max(len(one.ids) for one in requests)
     pad = tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (width - len(one.ids)) + list(one.ids) for one in requests], device=model.device)
-    mask = torch.tensor([[0] * (width - len(one.ids)) + [1] * len(one.ids) for one in requests], device=model.device)
+    ids_BT, mask_BT = padded([one.ids for one in requests], pad)
     telling = _Telling(tokenizer, requests, end_ids)
     model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=ids_BT.to(model.device),
+        attention_mask=mask_BT.to(model.device),
         max_new_tokens=max(one.max_new_tokens for one in requests),
         do_sample=True,
         temperature=1.0,

@@ -126,12 +126,10 @@ def run(spec: StageSpec, folder: StageDir, world: World, stop: StopRequest) -> T
     assert isinstance(stage, Sft)
 
     def scorer(model: Any, _: StartPoint) -> Scorer:
-        smoothing, repeats = stage.label_smoothing, bool(stage.r_drop)
-        made = (
-            RDropScorer(model, smoothing=smoothing, weight=stage.r_drop)
-            if repeats
-            else Scorer(model, smoothing=smoothing)
-        )
+        if stage.r_drop:
+            made = RDropScorer(model, smoothing=stage.label_smoothing, weight=stage.r_drop)
+        else:
+            made = Scorer(model, smoothing=stage.label_smoothing)
         if stage.neftune_alpha:
             embedding = model.get_input_embeddings()
             neftune.add(embedding, made.places, alpha=stage.neftune_alpha, kind=stage.neftune_noise)

@@ -23,6 +23,7 @@ from fttrain.answering.generation import Decoding
 from fttrain.distributed.stop_request import StoppedEarly
 from fttrain.evaluation.scoring import load_metric, score
 from fttrain.tools.chat import load
+from fttrain.tools.evaluate import with_progress
 
 ASKED = {"eval_metrics": ["bleu", "rouge", "chrf"], "eval_prompts": 5, "eval_max_new_tokens": 6}
 KEYS = ["eval/bleu", "eval/rouge1", "eval/rouge2", "eval/rougeL", "eval/rougeLsum", "eval/chrf"]
@@ -73,7 +74,7 @@ def test_scores_are_those_of_an_evaluate_stage_and_training_is_not_changed(
 
     model, tokenizer = load(str(asking.artifact))
     exam = set_exam(data, tokenizer, 7, {"answers"}, most=5)
-    found = examine(model, tokenizer, exam, Decoding(6))
+    found = examine(model, tokenizer, exam, Decoding(6), with_progress)
     assert any(found.answers)
     told = score(ASKED["eval_metrics"], found.inputs, 0, 0).scores
     assert {key: after[-1][key] for key in KEYS} == {
@@ -96,7 +97,9 @@ def test_ranks_answer_together_under_zero3(
         assert [line["step"] for line in evaluations(asking)] == [1, 2]
         model, tokenizer = load(str(asking.artifact))
         exam = set_exam(make_data(rows_file, test=8), tokenizer, 7, {"answers"}, most=5)
-        told = score(ASKED["eval_metrics"], examine(model, tokenizer, exam, decoding).inputs, 0, 0).scores
+        told = score(
+            ASKED["eval_metrics"], examine(model, tokenizer, exam, decoding, with_progress).inputs, 0, 0
+        ).scores
         assert told["chrf"].value
         expected = {f"eval/{key}": pytest.approx(one.value) for key, one in told.items()}
         assert {key: evaluations(asking)[-1][key] for key in KEYS} == expected
