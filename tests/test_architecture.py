@@ -156,8 +156,8 @@ FLOORS = {
         "__init__",
     ),
     "fttrain.answering": (
-        "__init__ conversation generation likelihood streaming",
-        "choices",
+        "__init__ conversation generation likelihood",
+        "choices streaming",
         "examination",
         "in_training predictions",
     ),
@@ -210,8 +210,9 @@ FLOORS = {
     ),
     "fttrain.ppo": (
         "__init__ actor vllm_engine",
-        "rewards rollout",
+        "rollout",
         "experience vllm_rollout",
+        "rewards",
         "feed",
     ),
     "fttrain.preference": (
