@@ -20,6 +20,7 @@ from fttrain.superweights import ablate, known
 from fttrain.superweights.find import attention_spikes, find, spikes
 from fttrain.superweights.projections import Place, down_projections, scaled, unseen
 from fttrain.tools import superweights as tool
+from fttrain.tools.output import answer
 
 LAYER, ROW, COLUMN = 1, 5, 17
 IDS = torch.arange(12)[None] + 40
@@ -173,12 +174,12 @@ def planted(tmp_path: Path, tiny_model: Path) -> Path:
 def test_the_tool_reports_and_draws(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     options = SuperweightsOptions(model=str(planted), out=str(out), limits=SpikeLimits(relative=5), ablate=True)
-    assert tool.main(structs.replace(options, attention_spikes=True)) == 0
+    assert answer(tool.main, structs.replace(options, attention_spikes=True)) == 0
     said = capsys.readouterr().out
     assert "perplexity without" in said
     assert ", computed in fp32" in said
     assert "published: missed [[0, 1995, 21041]]" in said
-    assert tool.main(structs.replace(options, json=True)) == 0
+    assert answer(tool.main, structs.replace(options, json=True)) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((out / "superweights.json").read_text())
     found = report["weights"][0]
@@ -194,7 +195,9 @@ def test_the_tool_reports_and_draws(planted: Path, tmp_path: Path, capsys: pytes
 
 def test_a_wrong_text_is_a_users_mistake(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     text = str(tmp_path / "none.csv")
-    assert tool.main(SuperweightsOptions(model=str(tiny_model), out=str(tmp_path / "out"), text=text)) == BAD_INPUT
+    assert (
+        answer(tool.main, SuperweightsOptions(model=str(tiny_model), out=str(tmp_path / "out"), text=text)) == BAD_INPUT
+    )
     assert "no such file" in capsys.readouterr().err
 
 
