@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import structs
 
 from ftlaunch.errors import UserError
-from ftlaunch.recipe import Data
+from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import label
 from ftlaunch.run.records import Gap
 from ftlaunch.tools import EvaluateOptions
