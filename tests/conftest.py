@@ -172,7 +172,7 @@ SLOW_FILES = {
     "trainer/merging/test_merge.py",
     "trainer/noise/test_stages.py",
     "trainer/objectives/test_trl.py",
-    "trainer/ppo/test_actor.py",
+    "trainer/ppo/test_scripted_trainer.py",
     "trainer/ppo/test_ppo.py",
     "trainer/ppo/test_rewards.py",
     "trainer/ppo/test_trl_ppo.py",

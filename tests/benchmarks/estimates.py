@@ -210,19 +210,19 @@ def resident(name: str) -> int:
 
 def serve() -> None:
     """The process that makes ranks: reads step folders, answers with the peaks of their ranks in bytes."""
-    from tests.faults import zygote
+    from tests.faults import rank_forker
 
     from fttrain.stages import dpo, merge, orpo, ppo, reward, sft  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    zygote.import_everything()
+    rank_forker.import_everything()
     _warm_up()
     for line in sys.stdin:
         order = json.loads(line)
-        environment = zygote.environment(Path(order["step"]), order["world_size"])
+        environment = rank_forker.environment(Path(order["step"]), order["world_size"])
         pids = [_fork(order, rank, environment) for rank in range(order["world_size"])]
-        codes = [os.waitstatus_to_exitcode(status) for status in zygote.wait(pids)]
+        codes = [os.waitstatus_to_exitcode(status) for status in rank_forker.wait(pids)]
         peaks = (
             [int(Path(f"{order['step']}/peak-{rank}").read_text()) for rank in range(len(pids))]
             if not any(codes)
@@ -242,9 +242,9 @@ def _warm_up() -> None:
 def _fork(order: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
     if pid := os.fork():
         return pid
-    from tests.faults import zygote
+    from tests.faults import rank_forker
 
-    zygote.become_rank(order, rank, environment)
+    rank_forker.become_rank(order, rank, environment)
     if order["world_size"] == 1:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)  # `accelerate launch` sets none of them, and with them DDP would wrap the model
@@ -303,19 +303,19 @@ def _watch(path: str) -> list[int]:
     return peaks
 
 
-def measure(zygote: "subprocess.Popen[str]", step: Path, world_size: int) -> int:
+def measure(forker: "subprocess.Popen[str]", step: Path, world_size: int) -> int:
     """Peak in bytes of the rank that used most."""
     from tests.faults.ranks import _free_port
 
-    assert zygote.stdin is not None
-    assert zygote.stdout is not None
-    zygote.stdin.write(json.dumps({"step": str(step), "world_size": world_size, "port": _free_port()}) + "\n")
-    zygote.stdin.flush()
-    peaks = json.loads(zygote.stdout.readline())
+    assert forker.stdin is not None
+    assert forker.stdout is not None
+    forker.stdin.write(json.dumps({"step": str(step), "world_size": world_size, "port": _free_port()}) + "\n")
+    forker.stdin.flush()
+    peaks = json.loads(forker.stdout.readline())
     return max(peaks, default=0)
 
 
-def start_zygote(folder: Path, *, phases: bool) -> "subprocess.Popen[str]":
+def start_forker(folder: Path, *, phases: bool) -> "subprocess.Popen[str]":
     environment = os.environ | GIVE_BACK | {"XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [sys.executable, __file__, "--serve"],
@@ -345,7 +345,7 @@ def main() -> None:
         kept = json.loads(options.measured.read_text())
     folder = Path(tempfile.mkdtemp(prefix="estimates-"))
     models = make_models(folder, options.model.resolve())
-    zygote = start_zygote(folder, phases=options.phases)
+    forker = start_forker(folder, phases=options.phases)
     off: list[float] = []
     for number, one in enumerate(one for one in COMBINATIONS if options.only in str(one)):
         place = folder / str(number)
@@ -354,8 +354,8 @@ def main() -> None:
         peak = kept.get(str(one))
         if peak is None:
             for folder_before, spec_before in earlier:
-                measure(zygote, folder_before, spec_before.world_size)
-            peak = measure(zygote, step, spec.world_size)
+                measure(forker, folder_before, spec_before.world_size)
+            peak = measure(forker, step, spec.world_size)
         if not peak:
             print(f"{one!s:72s} FAILED, see {folder}", flush=True)
             continue

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import save_tiny_model, write_rows
+from tests.faults.cluster_faults import DEVCLUSTER
 from tests.faults.storm import PROFILE
-from tests.faults.strikes import DEVCLUSTER
 from tests.trainer.conftest import make_pairs
 
 from ftlaunch import processes

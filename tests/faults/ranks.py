@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
-from tests.faults.orders import Fault
+from tests.faults.rank_faults import Fault
 
 from ftlaunch.backend.folders import write_files
 from ftlaunch.plan.plan import make_plan
@@ -26,8 +26,8 @@ class Ranks:
     def __init__(self, cache: Path, **environment: str) -> None:
         """`cache` is where tokens are kept; the keywords are added to every rank's environment."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 it is closed with the process
-        self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"],
+        self._forker = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.rank_forker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -45,9 +45,9 @@ class Ranks:
             "attempt": str(stage_dir.new_attempt().path),
             "world_size": spec.world_size,
         }
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.write(json.dumps({**order, "port": _free_port(), "faults": faults}) + "\n")
-        self._zygote.stdin.flush()
+        assert self._forker.stdin is not None
+        self._forker.stdin.write(json.dumps({**order, "port": _free_port(), "faults": faults}) + "\n")
+        self._forker.stdin.flush()
         self.pids = self._answer()
 
     def wait(self) -> list[int]:
@@ -65,17 +65,17 @@ class Ranks:
             os.kill(self.pids[rank], signal.SIGKILL)
 
     def _answer(self) -> list[int]:
-        assert self._zygote.stdout is not None
-        line = self._zygote.stdout.readline()
+        assert self._forker.stdout is not None
+        line = self._forker.stdout.readline()
         if not line:
             self._log.seek(0)
             raise RuntimeError(self._log.read().decode())
         return json.loads(line)
 
     def close(self) -> None:
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.close()
-        self._zygote.wait()
+        assert self._forker.stdin is not None
+        self._forker.stdin.close()
+        self._forker.wait()
         self._log.close()
 
 

@@ -22,7 +22,7 @@ from statistics import mean, median
 
 from msgspec import Struct
 from tests.conftest import save_tiny_model, write_rows
-from tests.faults.strikes import CONF, DEVCLUSTER, STRIKES, find_target
+from tests.faults.cluster_faults import CONF, DEVCLUSTER, FAULTS, find_target
 
 from ftlaunch.backend.slurm import paths
 from ftlaunch.backend.status import newest_checkpoint
@@ -157,7 +157,7 @@ def _storm(stage_dir: StageDir, seconds: float, draw: random.Random) -> Iterator
 
 def _strike(stage_dir: StageDir, draw: random.Random) -> Hit | None:
     """Strike the run and wait until it has taken a step again and saved; None where it has just ended."""
-    strike = draw.choice(STRIKES)
+    strike = draw.choice(FAULTS)
     target = find_target(stage_dir, draw)
     if target is None:
         return None

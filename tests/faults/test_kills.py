@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.orders import Fault
+from tests.faults.rank_faults import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
 from ftlaunch.recipe.recipe import Recipe

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.faults.orders import Fault
+from tests.faults.rank_faults import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
 from tests.trainer.conftest import RECIPE, make_pairs

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.faults.orders import Fault
+from tests.faults.rank_faults import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 
 from ftlaunch.errors import STOPPED

@@ -40,7 +40,7 @@ strategy = "{strategy}"
 procs_per_node = {processes}
 """
 CANARY = "hf_ScoreboardCanary0123456789abcdef"
-LEAKY = Path(__file__).parent.parent / "trainer/leaky"
+SECRET_PRINTING = Path(__file__).parent.parent / "trainer/secret_printing"
 
 
 class OurSaver:
@@ -169,8 +169,9 @@ def newline(saver: OurSaver, work: Path) -> Verdict:
 def secret(saver: OurSaver, work: Path) -> Verdict:
     """Every process prints its environment, past Python's streams too."""
     run = RunDir(work / "run")
-    leaky = {"PYTHONPATH": str(LEAKY), "LEAKY_NOTES": str(work / "notes"), "LAB_SECRET": CANARY[::-1]}
-    driver = start("run", saver.recipe(work), "--run-dir", run.path, HF_TOKEN=CANARY, **leaky)
+    notes = str(work / "notes")
+    printing = {"PYTHONPATH": str(SECRET_PRINTING), "PRINTING_NOTES": notes, "LAB_SECRET": CANARY[::-1]}
+    driver = start("run", saver.recipe(work), "--run-dir", run.path, HF_TOKEN=CANARY, **printing)
     lines = set()
     while driver.poll() is None:
         lines |= {b" ".join(words) for _, words, _ in processes_of(run)}

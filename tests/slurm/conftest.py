@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from scheduled import ROOT, Acted, devcluster, slurm, submit_acted
+from scheduled import ROOT, ScriptedRun, devcluster, slurm, submit_scripted
 
 from ftlaunch.cluster.profiles import load_cluster
 from ftlaunch.cluster.vocabulary import Cluster
@@ -35,7 +35,7 @@ def dev() -> Iterator[Cluster]:
         devcluster("down")
 
 
-Submit = Callable[..., Acted]
+Submit = Callable[..., ScriptedRun]
 
 
 @pytest.fixture
@@ -51,16 +51,16 @@ def act_together(dev: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def _submitting(dev: Cluster, folder: Path) -> Iterator[Submit]:
-    made: list[Acted] = []
+    made: list[ScriptedRun] = []
 
     def call(
-        *stages: str, nodes: int = 1, name: str = "acted", constants: dict[str, float] | None = None, **profile: Any
-    ) -> Acted:
+        *stages: str, nodes: int = 1, name: str = "scripted", constants: dict[str, float] | None = None, **profile: Any
+    ) -> ScriptedRun:
         cluster = msgspec.structs.replace(dev, **profile)
-        made.append(submit_acted(folder / name, stages, nodes, cluster, constants))
+        made.append(submit_scripted(folder / name, stages, nodes, cluster, constants))
         return made[-1]
 
     yield call
-    for acted in made:
-        slurm("scancel", "--signal=KILL", "--full", *acted.jobs)
-        slurm("scancel", *acted.jobs)
+    for scripted in made:
+        slurm("scancel", "--signal=KILL", "--full", *scripted.jobs)
+        slurm("scancel", *scripted.jobs)

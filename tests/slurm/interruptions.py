@@ -1,8 +1,8 @@
 """Interruptions of `run`, `resume`, `stop` and `cancel` at any moment: `make interruptions`, of which tests make a few.
 
-Each trial takes a run of two acted stages to where the verb makes sense, calls the verb as a user does on a site whose
-sbatch, squeue and scancel take their time, and interrupts that at a moment drawn by a printed seed: Ctrl-C once or
-twice, a lost terminal, SIGTERM, kill -9. Then squeue, asked without ftlaunch, is compared with what ftlaunch knows:
+Each trial takes a run of two scripted stages to where the verb makes sense, calls the verb as a user does on a site
+whose sbatch, squeue and scancel take their time, and interrupts that at a moment drawn by a printed seed: Ctrl-C once
+or twice, a lost terminal, SIGTERM, kill -9. Then squeue, asked without ftlaunch, is compared with what ftlaunch knows:
 
 - every job that works in the run's folder is one that `status` names, or leaves by itself;
 - no stage ever has two jobs on record that live, nor an attempt more than it should have;
@@ -98,7 +98,7 @@ class Site:
         return self
 
     def _python(self) -> Path:
-        """An interpreter with our packages, in a folder where `accelerate` is the acted one."""
+        """An interpreter with our packages, in a folder where `accelerate` is the scripted one."""
         venv = self.folder / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
         packages = next(venv.glob("lib/python*/site-packages"))

@@ -1,4 +1,4 @@
-"""Runs on a real SLURM cluster whose ranks are acted by worker.py."""
+"""Runs on a real SLURM cluster whose ranks are scripted by worker.py."""
 
 import json
 import os
@@ -45,8 +45,8 @@ def devcluster(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @dataclass(frozen=True)
-class Acted:
-    """A submitted run of acted stages."""
+class ScriptedRun:
+    """A submitted run of scripted stages."""
 
     run: RunDir
     cluster: Cluster
@@ -128,15 +128,15 @@ class Acted:
         return json.loads(stage_dir.result.read_text()) == {"digest": digest}
 
 
-def submit_acted(
+def submit_scripted(
     folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster, constants: dict[str, float] | None = None
-) -> Acted:
+) -> ScriptedRun:
     """Write and submit a run with a stage for each text, such as "40 0.1 kill@3": worker.py's arguments.
 
     `constants` are those of a job's modules that it is to have otherwise, so that a test waits no longer than it must:
     `{"record.RECORD_SECONDS": 2.0}`.
     """
-    run = write_acted(folder, stages, nodes, cluster)
+    run = write_scripted(folder, stages, nodes, cluster)
     for name, value in (constants or {}).items():
         module, _, constant = name.partition(".")
         file = paths.packages(run) / f"ftlaunch/backend/slurm/{module}.py"
@@ -144,10 +144,10 @@ def submit_acted(
         assert count == 1, name
         file.write_text(text)
     submit.submit(run, runs.read_plan(run))
-    return Acted(run, cluster)
+    return ScriptedRun(run, cluster)
 
 
-def write_acted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster | None) -> RunDir:
+def write_scripted(folder: Path, stages: tuple[str, ...], nodes: int, cluster: Cluster | None) -> RunDir:
     """Write such a run, which `ftlaunch resume` would submit."""
     with patch("ftlaunch.run.provenance.collect", return_value=NOWHERE):
         return prepare(_plan(folder, nodes, stages), _Text(folder.parent / "recipe.toml"), backends.on(cluster))

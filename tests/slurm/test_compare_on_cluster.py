@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from unittest.mock import patch
 
-from scheduled import NOWHERE, Acted, _plan, _Text, slurm
+from scheduled import NOWHERE, ScriptedRun, _plan, _Text, slurm
 from test_untidy import in_queue, wait_until
 
 from ftlaunch.backend import backends
@@ -40,9 +40,9 @@ def test_trials_go_on_without_their_caller_and_are_finished_by_asking_again(dev:
     caller.join()
     slurm("scancel", *in_queue(folders[3].path))
     assert conduct(trials, dev) == DONE
-    made = [len(Acted(folder, dev).ended()) for folder in folders]
+    made = [len(ScriptedRun(folder, dev).ended()) for folder in folders]
     assert made[0] == 1
-    assert all(Acted(folder, dev).is_calm() for folder in folders)
+    assert all(ScriptedRun(folder, dev).is_calm() for folder in folders)
 
 
 def test_a_trial_that_fails_does_not_end_the_others(dev: Cluster, tmp_path: Path) -> None:

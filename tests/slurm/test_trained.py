@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scheduled import ROOT, Acted, slurm
+from scheduled import ROOT, ScriptedRun, slurm
 from test_untidy import ftlaunch, in_queue, wait_until
 
 from ftlaunch.cluster.vocabulary import Cluster
@@ -44,12 +44,12 @@ def test_runs_that_are_disturbed_end_with_the_weights_of_a_calm_one(
     dev: Cluster, launch: Launch, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     """Three at once, on the same nodes: one calm, one requeued, one stopped and resumed on a single node."""
-    runs: dict[str, Acted] = {}
+    runs: dict[str, ScriptedRun] = {}
     for name in ("calm", "requeued", "moved"):
         recipe = tmp_path / f"{name}.toml"
         recipe.write_text(RECIPE.format(name=name, model=tiny_model, rows=rows_file))
         launch("run", recipe, "--cluster", "dev", "--run-dir", tmp_path / name)
-        runs[name] = Acted(RunDir(tmp_path / name), dev)
+        runs[name] = ScriptedRun(RunDir(tmp_path / name), dev)
     disturb = {
         "requeued": lambda: slurm("scontrol", "requeue", runs["requeued"].job),
         "moved": lambda: launch("stop", tmp_path / "moved"),
@@ -109,7 +109,7 @@ def test_a_sweep_that_is_killed_ends_with_the_table_of_a_local_one(
     wait_until(lambda: len([*there.glob("*/*/01-sft/result.json")]) >= 4, 300)
     caller.kill()
     caller.communicate()
-    runs = [Acted(RunDir(folder), dev) for folder in sorted(there.glob("*/seed-*"))]
+    runs = [ScriptedRun(RunDir(folder), dev) for folder in sorted(there.glob("*/seed-*"))]
     wait_until(lambda: any(run.status.state == "running" for run in runs))
     working = next(run for run in runs if run.status.state == "running")
     slurm("scancel", *in_queue(working.run.path))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from scheduled import ROOT, Acted, devcluster, slurm, write_acted
+from scheduled import ROOT, ScriptedRun, devcluster, slurm, write_scripted
 
 from ftlaunch.backend import control, runs
 from ftlaunch.backend.slurm import paths, queue, submit
@@ -22,7 +22,7 @@ from ftlaunch.run.files import write_json
 from ftlaunch.run.layout import RunDir
 from ftlaunch.watch import logs
 
-Submit = Callable[..., Acted]
+Submit = Callable[..., ScriptedRun]
 
 
 def ftlaunch(*words: str | Path, path: Path | None = None) -> subprocess.Popen[str]:
@@ -72,7 +72,7 @@ def cleared() -> Iterator[list[Path]]:
 
 
 @pytest.fixture(scope="module")
-def crowd(act_together: Submit) -> dict[str, Acted]:
+def crowd(act_together: Submit) -> dict[str, ScriptedRun]:
     """Runs that fail for reasons of their site, side by side."""
     two = {"nodes": 2}
     return {
@@ -85,22 +85,22 @@ def crowd(act_together: Submit) -> dict[str, Acted]:
     }
 
 
-def test_a_rank_that_dies_is_started_again_inside_the_job(crowd: dict[str, Acted]) -> None:
-    acted = crowd["in place"]
-    assert acted.wait_for_end().state == "done"
-    first, second = acted.ended()
+def test_a_rank_that_dies_is_started_again_inside_the_job(crowd: dict[str, ScriptedRun]) -> None:
+    scripted = crowd["in place"]
+    assert scripted.wait_for_end().state == "done"
+    first, second = scripted.ended()
     assert (first["restarted"], first["in_place"], second["restart"]) == (True, True, 1)
     assert (first["job"], first["nodes"]) == (second["job"], second["nodes"])
-    assert slurm("scontrol", "show", "job", acted.job).partition("Restarts=")[2].startswith("0 ")
-    assert acted.is_calm()
+    assert slurm("scontrol", "show", "job", scripted.job).partition("Restarts=")[2].startswith("0 ")
+    assert scripted.is_calm()
 
 
-def test_what_keeps_nodes_from_meeting_is_told(crowd: dict[str, Acted]) -> None:
-    acted = crowd["interface"]
-    status = acted.wait_for_end()
+def test_what_keeps_nodes_from_meeting_is_told(crowd: dict[str, ScriptedRun]) -> None:
+    scripted = crowd["interface"]
+    status = scripted.wait_for_end()
     assert (status.state, status.stages[0].note) == ("failed", "there is no interface ib0 with an address here")
     assert status.stages[0].attempts == 1
-    assert logs.first_error(acted.run, None, None).remedy == "correct `interface`"
+    assert logs.first_error(scripted.run, None, None).remedy == "correct `interface`"
     assert (status.stages[1].state, status.stages[1].note) == ("cancelled", "with 01-sft")
 
 
@@ -112,18 +112,18 @@ def test_what_keeps_nodes_from_meeting_is_told(crowd: dict[str, Acted]) -> None:
         ("python", "No such file or directory"),
     ],
 )
-def test_what_ends_a_job_before_python_starts_is_told(crowd: dict[str, Acted], name: str, cause: str) -> None:
-    acted = crowd[name]
-    status = acted.wait_for_end()
+def test_what_ends_a_job_before_python_starts_is_told(crowd: dict[str, ScriptedRun], name: str, cause: str) -> None:
+    scripted = crowd[name]
+    status = scripted.wait_for_end()
     assert status.state == "failed"
     assert cause in (status.stages[0].note or "")
-    error = logs.first_error(acted.run, None, None)
+    error = logs.first_error(scripted.run, None, None)
     assert cause in error.message
     assert cause in Path(error.log).read_text()
-    assert any(cause in line for line in logs.read(acted.run, None, None, None))
+    assert any(cause in line for line in logs.read(scripted.run, None, None, None))
 
 
-def test_a_job_that_never_starts_is_told(crowd: dict[str, Acted]) -> None:
+def test_a_job_that_never_starts_is_told(crowd: dict[str, ScriptedRun]) -> None:
     status = crowd["never"].wait(lambda status: status.stages[0].note is not None)
     assert (status.stages[0].note or "").startswith("will not start as it is: PartitionTimeLimit")
     assert control.cancel(crowd["never"].run)
@@ -134,16 +134,16 @@ def test_a_job_that_never_starts_is_told(crowd: dict[str, Acted]) -> None:
 def test_a_rank_is_visited_and_a_run_waits_for_another(
     act: Submit, dev: Cluster, tmp_path: Path, cleared: list[Path]
 ) -> None:
-    acted = act("900 0.1 none", nodes=2)  # it must still train when the visitor comes, however busy this machine is
-    run = write_acted(tmp_path / "after", ("3 0.1 none",), 1, dev)
+    scripted = act("900 0.1 none", nodes=2)  # it must still train when the visitor comes, however busy this machine is
+    run = write_scripted(tmp_path / "after", ("3 0.1 none",), 1, dev)
     cleared.append(run.path)
-    acted.wait_for_step(2)
-    assert call("resume", run.path, "--after", acted.run.path).returncode == 0
-    host = call("attach", acted.run.path, "--rank", "1", "--", "hostname")
+    scripted.wait_for_step(2)
+    assert call("resume", run.path, "--after", scripted.run.path).returncode == 0
+    host = call("attach", scripted.run.path, "--rank", "1", "--", "hostname")
     assert (host.returncode, host.stdout) == (0, "n2\n"), host.stderr
-    assert Acted(run, dev).status.state == "waiting"
-    control.ask_to_stop(acted.run, wait=30)
-    assert Acted(run, dev).wait_for_end().state == "cancelled"  # what it waited for has not succeeded
+    assert ScriptedRun(run, dev).status.state == "waiting"
+    control.ask_to_stop(scripted.run, wait=30)
+    assert ScriptedRun(run, dev).wait_for_end().state == "cancelled"  # what it waited for has not succeeded
 
 
 TOOL = """\
@@ -194,74 +194,74 @@ def test_an_interface_that_one_node_lacks_is_told_with_the_node(act: Submit, tmp
     script = f'case "$SLURM_NODEID $*" in "1 "*submitit*) exec {sys.executable} -c "{code}" "$@" ;; esac'
     python.write_text(f'#!/bin/sh\n{script}\nexec {sys.executable} "$@"\n')
     python.chmod(0o700)
-    acted = act("40 0.1 none", nodes=2, interface="eth0", python=str(python))
-    status = acted.wait_for_end()
+    scripted = act("40 0.1 none", nodes=2, interface="eth0", python=str(python))
+    status = scripted.wait_for_end()
     assert (status.state, status.stages[0].note) == ("failed", "n2: there is no interface eth0 with an address here")
     assert status.stages[0].attempts == 1
 
 
 def test_a_job_that_is_not_on_record_leaves_the_others_alone(act: Submit) -> None:
     """As one whose sbatch was believed to have failed: it starts while the run's own job trains."""
-    acted = act("60 0.1 none", nodes=2, constants={"record.RECORD_SECONDS": 2.0})
-    acted.wait_for_step(3)
-    (script,) = paths.jobs(acted.run.stage_dir("01-sft")).glob("*_submission.sh")
+    scripted = act("60 0.1 none", nodes=2, constants={"record.RECORD_SECONDS": 2.0})
+    scripted.wait_for_step(3)
+    (script,) = paths.jobs(scripted.run.stage_dir("01-sft")).glob("*_submission.sh")
     stray = slurm("sbatch", "--parsable", str(script)).strip()
-    pickle = next(paths.jobs(acted.run.stage_dir("01-sft")).glob(f"{acted.job}_submitted.pkl"))
+    pickle = next(paths.jobs(scripted.run.stage_dir("01-sft")).glob(f"{scripted.job}_submitted.pkl"))
     shutil.copy(pickle, pickle.with_name(f"{stray}_submitted.pkl"))
-    assert stray in queue.read_queue(acted.run)
-    wait_until(lambda: stray not in in_queue(acted.run.path))
-    assert f"job {stray} is not on record" in paths.job_output(acted.run.stage_dir("01-sft"), stray).read_text()
-    assert acted.wait_for_end().state == "done"
-    assert len(acted.ended()) == 1
-    assert acted.is_calm()
+    assert stray in queue.read_queue(scripted.run)
+    wait_until(lambda: stray not in in_queue(scripted.run.path))
+    assert f"job {stray} is not on record" in paths.job_output(scripted.run.stage_dir("01-sft"), stray).read_text()
+    assert scripted.wait_for_end().state == "done"
+    assert len(scripted.ended()) == 1
+    assert scripted.is_calm()
 
 
 def test_a_strangers_job_of_the_same_id_is_left_alone(act: Submit, tmp_path: Path) -> None:
-    acted = act("3 0.1 none", nodes=1, sbatch={"hold": True})
-    assert control.cancel(acted.run)
+    scripted = act("3 0.1 none", nodes=1, sbatch={"hold": True})
+    assert control.cancel(scripted.run)
     mine = slurm(
         "sbatch", "--parsable", "--hold", "--job-name=mywork", f"--chdir={tmp_path}", "--wrap=sleep 60"
     ).strip()
-    write_json(paths.job(acted.run.stage_dir("01-sft")), Job(id=mine, submitted=0.0))
-    assert acted.status.stages[0].state == "cancelled"
-    assert not control.cancel(acted.run)
+    write_json(paths.job(scripted.run.stage_dir("01-sft")), Job(id=mine, submitted=0.0))
+    assert scripted.status.stages[0].state == "cancelled"
+    assert not control.cancel(scripted.run)
     assert mine in {*slurm("squeue", "--noheader", "--format=%i").split()}
     slurm("scancel", mine)
 
 
 def test_a_job_is_the_runs_whatever_is_done_to_it(act: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Renamed, stopped by a signal, hidden by the user's own filters: it is alive, and not submitted again."""
-    acted = act("40 0.1 none")
-    acted.wait_for_step(2)
-    slurm("scontrol", "update", f"JobId={acted.job}", "JobName=mine")
-    slurm("scancel", "--signal=STOP", acted.job)
+    scripted = act("40 0.1 none")
+    scripted.wait_for_step(2)
+    slurm("scontrol", "update", f"JobId={scripted.job}", "JobName=mine")
+    slurm("scancel", "--signal=STOP", scripted.job)
     monkeypatch.setenv("SQUEUE_PARTITION", "none-such")
-    acted.wait(lambda status: status.state == "suspended")
+    scripted.wait(lambda status: status.state == "suspended")
     with pytest.raises(UserError, match="in the queue already"):
-        submit.submit(acted.run, runs.read_plan(acted.run))
-    slurm("scancel", "--signal=CONT", acted.job)
-    assert acted.wait_for_end().state == "done"
-    assert acted.is_calm()
+        submit.submit(scripted.run, runs.read_plan(scripted.run))
+    slurm("scancel", "--signal=CONT", scripted.job)
+    assert scripted.wait_for_end().state == "done"
+    assert scripted.is_calm()
 
 
 def test_a_run_that_is_copied_or_moved_while_it_waits(
     act: Submit, dev: Cluster, tmp_path: Path, cleared: list[Path]
 ) -> None:
-    acted = act("3 0.1 none", sbatch={"begin": "now+1hour"})
+    scripted = act("3 0.1 none", sbatch={"begin": "now+1hour"})
     copy, moved = RunDir(tmp_path / "copy"), RunDir(tmp_path / "moved")
     cleared += [copy.path, moved.path]
-    shutil.copytree(acted.run.path, copy.path)
+    shutil.copytree(scripted.run.path, copy.path)
     assert not control.cancel(copy)
-    assert in_queue(acted.run.path) == acted.jobs
+    assert in_queue(scripted.run.path) == scripted.jobs
     write_json(paths.cluster(copy), dev)
     assert call("resume", copy.path).returncode == 0  # a run of its own
-    acted.run.path.rename(moved.path)
+    scripted.run.path.rename(moved.path)
     assert call("resume", moved.path).returncode == 2
     assert control.cancel(moved)
-    wait_until(lambda: not in_queue(acted.run.path))
+    wait_until(lambda: not in_queue(scripted.run.path))
     write_json(paths.cluster(moved), dev)
     assert call("resume", moved.path).returncode == 0
-    assert [Acted(run, dev).wait_for_end().state for run in (copy, moved)] == ["done", "done"]
+    assert [ScriptedRun(run, dev).wait_for_end().state for run in (copy, moved)] == ["done", "done"]
 
 
 def test_a_job_that_sbatch_is_not_sure_of_is_not_trained_twice(
@@ -271,42 +271,42 @@ def test_a_job_that_sbatch_is_not_sure_of_is_not_trained_twice(
         '(sleep 2; {} "$@") > /dev/null 2>&1 &\necho "sbatch: error: Batch job submission failed: Socket timed out on'
     )
     late = late.format(shutil.which("sbatch")) + ' send/recv operation" >&2; exit 1'
-    run = write_acted(tmp_path / "unsure", ("3 0.1 none",), 1, dev)
+    run = write_scripted(tmp_path / "unsure", ("3 0.1 none",), 1, dev)
     cleared.append(run.path)
     done = call("resume", run.path, path=site_sbatch(tmp_path / "bin", late))
     assert (done.returncode, "a job that was taken all the same" in done.stderr) == (2, True)
     wait_until(lambda: bool(in_queue(run.path)))
     wait_until(lambda: call("resume", run.path).returncode == 0)
-    acted = Acted(run, dev)
-    assert acted.wait_for_end().state == "done"
-    assert len(acted.ended()) == 1
+    scripted = ScriptedRun(run, dev)
+    assert scripted.wait_for_end().state == "done"
+    assert len(scripted.ended()) == 1
 
 
 def test_a_run_of_another_cluster_is_not_judged_by_this_one(act: Submit) -> None:
-    acted = act("3 0.1 none", sbatch={"hold": True})
-    slurm("scancel", acted.job)
-    write_json(paths.job(acted.run.stage_dir("01-sft")), Job(id="9999999", submitted=0.0))
-    record = queue.read_submission(acted.run)
+    scripted = act("3 0.1 none", sbatch={"hold": True})
+    slurm("scancel", scripted.job)
+    write_json(paths.job(scripted.run.stage_dir("01-sft")), Job(id="9999999", submitted=0.0))
+    record = queue.read_submission(scripted.run)
     assert record is not None
-    write_json(paths.submission(acted.run), msgspec.structs.replace(record, cluster="alpha"))
-    wait_until(lambda: not in_queue(acted.run.path))
-    stage = acted.status.stages[0]
+    write_json(paths.submission(scripted.run), msgspec.structs.replace(record, cluster="alpha"))
+    wait_until(lambda: not in_queue(scripted.run.path))
+    stage = scripted.status.stages[0]
     assert (stage.state, stage.note) == ("unknown", "it was submitted on cluster alpha, and this is dev")
     with pytest.raises(UserError, match="alpha"):
-        submit.submit(acted.run, runs.read_plan(acted.run))
+        submit.submit(scripted.run, runs.read_plan(scripted.run))
 
 
 def test_the_id_is_found_among_a_sites_own_lines(dev: Cluster, tmp_path: Path, cleared: list[Path]) -> None:
     banner = "echo 'sbatch: warning: job 4711 is what the site says'\necho '*** batch job 12 hours limit ***'"
     banner += "\nprintf 'sch\\374n, 4712\\n'\nprintf 'gr\\374n 4713\\n' >&2"  # in another encoding
     site = site_sbatch(tmp_path / "bin", banner, "echo '*** bye ***'")
-    run = write_acted(tmp_path / "banner", ("3 0.1 none", "3 0.1 none"), 1, dev)
+    run = write_scripted(tmp_path / "banner", ("3 0.1 none", "3 0.1 none"), 1, dev)
     cleared.append(run.path)
     done = call("resume", run.path, path=site)
     assert done.returncode == 0, done.stderr
-    acted = Acted(run, dev)
-    assert acted.jobs == in_queue(run.path)
-    assert acted.wait_for_end().state == "done"
+    scripted = ScriptedRun(run, dev)
+    assert scripted.jobs == in_queue(run.path)
+    assert scripted.wait_for_end().state == "done"
 
 
 def test_a_job_that_a_site_submits_as_a_renamed_copy_is_refused_and_taken_back(
@@ -314,7 +314,7 @@ def test_a_job_that_a_site_submits_as_a_renamed_copy_is_refused_and_taken_back(
 ) -> None:
     """Nobody would know it later on. It goes by where it writes to, as the id alone may be a stranger's."""
     site = site_sbatch(tmp_path / "bin", 'for last; do :; done; exec < "$last"; set -- --parsable --hold --job-name=x')
-    run = write_acted(tmp_path / "renamed", ("3 0.1 none",), 1, dev)
+    run = write_scripted(tmp_path / "renamed", ("3 0.1 none",), 1, dev)
     cleared.append(run.path)
     done = call("resume", run.path, path=site)
     assert (done.returncode, "as the run's, though sbatch has told so" in done.stderr) == (2, True), done.stderr
@@ -322,7 +322,7 @@ def test_a_job_that_a_site_submits_as_a_renamed_copy_is_refused_and_taken_back(
 
 
 def test_a_refused_run_leaves_nothing_and_says_what_works(dev: Cluster, tmp_path: Path) -> None:
-    run = write_acted(tmp_path / "refused", ("3 0.1 none",), 1, msgspec.structs.replace(dev, partition="none-such"))
+    run = write_scripted(tmp_path / "refused", ("3 0.1 none",), 1, msgspec.structs.replace(dev, partition="none-such"))
     done = call("resume", run.path)
     assert done.returncode == 2
     assert done.stderr.count("invalid partition specified") == 1
@@ -341,14 +341,14 @@ def test_a_chain_that_is_longer_than_the_queue_takes_goes_on_by_itself(
     site = site_sbatch(
         tmp_path / "bin", f'[ "$({count})" -lt 2 ] || {{ printf "sbatch: error: {words}" >&2; exit 1; }}'
     )
-    run = write_acted(tmp_path / "long", ("5 0.1 none",) * 4, 1, dev)
+    run = write_scripted(tmp_path / "long", ("5 0.1 none",) * 4, 1, dev)
     cleared.append(run.path)
     done = call("resume", run.path, path=site)
     assert done.returncode == 0, done.stderr
     assert "03-sft is submitted once" in done.stderr
-    acted = Acted(run, dev)
+    scripted = ScriptedRun(run, dev)
     wait_until(lambda: all(stage_dir.result.exists() for stage_dir in run.stage_dirs()), 120)
-    assert [len(acted.ended(stage_dir.name)) for stage_dir in run.stage_dirs()] == [1, 1, 1, 1]
+    assert [len(scripted.ended(stage_dir.name)) for stage_dir in run.stage_dirs()] == [1, 1, 1, 1]
 
 
 def test_a_chain_goes_on_where_the_queue_takes_one_job(dev: Cluster, tmp_path: Path, cleared: list[Path]) -> None:
@@ -356,7 +356,7 @@ def test_a_chain_goes_on_where_the_queue_takes_one_job(dev: Cluster, tmp_path: P
     words = "QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: Job violates accounting policy"
     count = f"squeue -h -o %Z | grep -c '^{tmp_path}/one$'"
     site = site_sbatch(tmp_path / "bin", f'[ "$({count})" = 0 ] || {{ printf "sbatch: error: {words}" >&2; exit 1; }}')
-    run = write_acted(tmp_path / "one", ("5 0.1 none", "40 0.1 none", "5 0.1 kill@3"), 2, dev)
+    run = write_scripted(tmp_path / "one", ("5 0.1 none", "40 0.1 none", "5 0.1 kill@3"), 2, dev)
     plan = runs.read_plan(run)
     last = msgspec.structs.replace(plan.stages[2].spec, parallel=Parallel(nodes=1), world_size=1)
     files = {"step.json": msgspec.json.encode(last).decode()}
@@ -365,21 +365,21 @@ def test_a_chain_goes_on_where_the_queue_takes_one_job(dev: Cluster, tmp_path: P
     cleared.append(run.path)
     done = call("resume", run.path, path=site)
     assert done.returncode == 0, done.stderr
-    acted = Acted(run, dev)
-    acted.wait(lambda status: (status.stages[1].step or 0) >= 12)
-    assert (acted.status.stages[1].state, acted.status.stages[1].job) == ("running", acted.job)
-    slurm("scontrol", "requeue", acted.job)
-    assert acted.wait_for_end().state == "done", acted.told()
-    ended = [acted.ended(stage_dir.name) for stage_dir in run.stage_dirs()]
+    scripted = ScriptedRun(run, dev)
+    scripted.wait(lambda status: (status.stages[1].step or 0) >= 12)
+    assert (scripted.status.stages[1].state, scripted.status.stages[1].job) == ("running", scripted.job)
+    slurm("scontrol", "requeue", scripted.job)
+    assert scripted.wait_for_end().state == "done", scripted.told()
+    ended = [scripted.ended(stage_dir.name) for stage_dir in run.stage_dirs()]
     assert [[one["cause"] for one in stage] for stage in ended] == [["done"], ["preempted", "done"], ["failed", "done"]]
-    assert {one["job"] for stage in ended for one in stage} == {acted.job}
-    assert all(acted.is_calm(stage_dir.name) for stage_dir in run.stage_dirs())
+    assert {one["job"] for stage in ended for one in stage} == {scripted.job}
+    assert all(scripted.is_calm(stage_dir.name) for stage_dir in run.stage_dirs())
 
 
 def test_a_full_disk_in_the_middle_leaves_no_job(
     dev: Cluster, tmp_path: Path, cleared: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = write_acted(tmp_path / "full", ("3 0.1 none", "3 0.1 none"), 1, dev)
+    run = write_scripted(tmp_path / "full", ("3 0.1 none", "3 0.1 none"), 1, dev)
     cleared.append(run.path)
 
     def write(path: Path, value: object) -> None:
@@ -403,19 +403,19 @@ def heal() -> Iterator[None]:
 @pytest.mark.usefixtures("heal")
 def test_nothing_waits_for_a_controller_that_is_away(act: Submit) -> None:
     """Status tells what the folder knows, a rank that dies is started again, and stop is heard."""
-    acted = act("400 0.1 kill@25", "3 0.1 none", nodes=2)
-    acted.wait_for_step(12)
+    scripted = act("400 0.1 kill@25", "3 0.1 none", nodes=2)
+    scripted.wait_for_step(12)
     slurm("scontrol", "shutdown", "slurmctld")
     wait_until(lambda: "slurmctld" not in devcluster("status").stdout)
-    wait_until(lambda: len(acted.ended()) == 2)
-    assert acted.ended()[0]["in_place"]
-    stage = acted.status.stages[0]
+    wait_until(lambda: len(scripted.ended()) == 2)
+    assert scripted.ended()[0]["in_place"]
+    stage = scripted.status.stages[0]
     assert (stage.state, stage.step is not None, stage.checkpoint is not None) == ("unknown", True, True)
     assert (stage.note or "").startswith("SLURM does not answer: squeue failed")
     with pytest.raises(UserError, match="saves and leaves if it runs, but SLURM does not answer"):
-        control.ask_to_stop(acted.run, wait=0)
-    wait_until(lambda: bool(acted.ended()[-1]), 30)
-    assert acted.ended()[-1]["cause"] == "stopped"
+        control.ask_to_stop(scripted.run, wait=0)
+    wait_until(lambda: bool(scripted.ended()[-1]), 30)
+    assert scripted.ended()[-1]["cause"] == "stopped"
     devcluster("up")
-    assert acted.wait_for_end().state == "stopped"
-    assert acted.status.stages[1].state == "cancelled"
+    assert scripted.wait_for_end().state == "stopped"
+    assert scripted.status.stages[1].state == "cancelled"

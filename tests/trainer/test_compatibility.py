@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.faults.orders import Fault
+from tests.faults.rank_faults import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.faults.test_kills import outcome
-from tests.specimens import Specimens, covering
+from tests.sample_recipes import SampleRecipes, covering
 
 from ftlaunch.recipe.recipe import Recipe
 from ftlaunch.rules import find_problems
@@ -30,8 +30,8 @@ CLOSE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def specimens(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Specimens:
-    return Specimens(str(tiny_model), tmp_path_factory.mktemp("specimens"))
+def sample_recipes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SampleRecipes:
+    return SampleRecipes(str(tiny_model), tmp_path_factory.mktemp("sample_recipes"))
 
 
 def processes(strategy: str, number: int) -> int:
@@ -39,8 +39,8 @@ def processes(strategy: str, number: int) -> int:
     return {"single": 1, "ddp": 2}.get(strategy, 1 + number % 2)
 
 
-def made(specimens: Specimens, combination: Combination, number: int) -> Recipe:
-    loaded = specimens.load(combination, number)
+def made(sample_recipes: SampleRecipes, combination: Combination, number: int) -> Recipe:
+    loaded = sample_recipes.load(combination, number)
     recipe = with_parallel(loaded.recipe, combination["strategy"], processes(combination["strategy"], number))
     assert find_problems(loaded) == []
     return recipe
@@ -106,7 +106,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_what_works_is_trained_killed_resumed_evaluated_and_merged(
-    number: int, combination: dict[str, str], specimens: Specimens, ranks: Ranks, tmp_path: Path
+    number: int, combination: dict[str, str], sample_recipes: SampleRecipes, ranks: Ranks, tmp_path: Path
 ) -> None:
     print(combination)
-    try_out(made(specimens, combination, number), combination, ranks, tmp_path)
+    try_out(made(sample_recipes, combination, number), combination, ranks, tmp_path)

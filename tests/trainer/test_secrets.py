@@ -18,7 +18,7 @@ SECRETS = {
     "WANDB_API_KEY": "0123456789cafe0123456789cafe0123456789ca",
     "LAB_SECRET": 'ca/na+ry = "q\'7" ü',
 }
-LEAKY = Path(__file__).with_name("leaky")
+SECRET_PRINTING = Path(__file__).with_name("secret_printing")
 MERGE = '[[stage]]\nkind = "merge"\n'
 
 
@@ -71,7 +71,7 @@ def watcher() -> Iterator[Watcher]:
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the processes note what they unpickle."""
     path = tmp_path / "notes"
-    for name, value in {**SECRETS, "PYTHONPATH": str(LEAKY), "LEAKY_NOTES": str(path)}.items():
+    for name, value in {**SECRETS, "PYTHONPATH": str(SECRET_PRINTING), "PRINTING_NOTES": str(path)}.items():
         monkeypatch.setenv(name, value)
     return path
 
@@ -106,7 +106,7 @@ def test_a_run_that_ends_well_leaves_no_secret_and_unpickles_nothing(
 def test_a_run_that_fails_leaves_no_secret_in_its_error(
     tmp_path: Path, recipe: Callable[..., Path], launch: Launch, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("LEAKY_FAILS", "yes")
+    monkeypatch.setenv("PRINTING_FAILS", "yes")
     run = RunDir(tmp_path / "run")
     failed = launch("run", recipe(), "--run-dir", run.path, check=False)
     assert_clean(run)

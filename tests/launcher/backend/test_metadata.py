@@ -26,12 +26,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
 
     def counting(act: Any) -> Any:
-        def acted(path: Any, *arguments: Any, **named: Any) -> Any:
+        def counted_act(path: Any, *arguments: Any, **named: Any) -> Any:
             if isinstance(path, str | Path):
                 counts["shared" if str(path).startswith(str(tmp_path)) else "local"] += 1
             return act(path, *arguments, **named)
 
-        return acted
+        return counted_act
 
     for module, name in ((os, "stat"), (os, "utime"), (os, "open"), (io, "open")):
         monkeypatch.setattr(module, name, counting(getattr(module, name)))

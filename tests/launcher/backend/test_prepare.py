@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.launcher.acted import Text, make_plan, write_run
+from tests.launcher.scripted_runs import Text, make_plan, write_run
 
 from ftlaunch.backend import backends
 from ftlaunch.backend import prepare as prepare_module

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import typer.testing
-from tests.launcher.acted import make_plan, write_run
 from tests.launcher.conftest import Call
+from tests.launcher.scripted_runs import make_plan, write_run
 
 from ftlaunch import __main__, cli, processes
 from ftlaunch.backend import control, supervisor
@@ -169,7 +169,7 @@ def test_several_nodes_need_a_cluster(call: Call, recipe: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("torch_is_there")
 def test_run_writes_and_drives(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlaunch.backend.protocol.make_plan", acted_plan)
+    monkeypatch.setattr("ftlaunch.backend.protocol.make_plan", scripted_plan)
     code, out, err = call("run", recipe)
     assert (code, out) == (DONE, "")
     assert err.startswith(f"small → {recipe.parent}/runs/small\n01-sft: 2 processes")
@@ -261,7 +261,7 @@ def test_a_broken_recipe_is_refused_before_anything_is_written(
     assert {path.name for path in recipe.parent.iterdir()} == {"recipe.toml", "q.jsonl"}
 
 
-def acted_plan(_: Recipe, run_dir: Path, machine: Machine) -> Plan:  # noqa: ARG001 as make_plan has it
+def scripted_plan(_: Recipe, run_dir: Path, machine: Machine) -> Plan:  # noqa: ARG001 as make_plan has it
     return make_plan(run_dir.absolute(), "train")
 
 

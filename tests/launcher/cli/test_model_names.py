@@ -6,8 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.launcher.acted import write_run
 from tests.launcher.conftest import Call
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch.errors import BAD_INPUT, DONE
 from ftlaunch.processes import trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.launcher.acted import make_plan
+from tests.launcher.scripted_runs import make_plan
 
 from ftlaunch.backend.slurm import request
 from ftlaunch.cluster.profiles import exclude, load_cluster

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.launcher.acted import Text, make_plan
 from tests.launcher.conftest import Call
+from tests.launcher.scripted_runs import Text, make_plan
 
 from ftlaunch.backend import backends, supervisor
 from ftlaunch.backend.protocol import Say
@@ -189,8 +189,8 @@ def test_without_rows_seeds_are_paired() -> None:
 
 
 @pytest.fixture
-def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Trial]]:
-    """Trials whose processes are acted."""
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Trial]]:
+    """Trials whose processes are scripted."""
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
     monkeypatch.setattr("ftlaunch.run.provenance.collect", lambda *_: {})
 
@@ -209,11 +209,11 @@ def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
 
 def test_a_trial_that_fails_does_not_stop_the_others_and_what_is_done_is_not_run_again(
-    acted: Callable[..., list[Trial]], tmp_path: Path
+    scripted: Callable[..., list[Trial]], tmp_path: Path
 ) -> None:
     said: list[str] = []
     for _ in range(2):
-        assert conduct(acted("fail", "train"), said.append) == STAGE_FAILED
+        assert conduct(scripted("fail", "train"), said.append) == STAGE_FAILED
     assert said == [
         "trial 1 of 2: fail, seed 1",
         "trial 2 of 2: train, seed 1",
@@ -223,17 +223,17 @@ def test_a_trial_that_fails_does_not_stop_the_others_and_what_is_done_is_not_run
     attempts = {act: len(RunDir(tmp_path / act).stage_dir("01-sft").all_attempts()) for act in ("fail", "train")}
     assert attempts == {"fail": 2, "train": 1}
     with pytest.raises(UserError, match="another recipe or other settings"):
-        conduct(acted("train", seed=2), said.append)
+        conduct(scripted("train", seed=2), said.append)
 
 
 @pytest.mark.parametrize("act", ["take_long_to_stop", "finish_when_stopped"])
 def test_a_stop_ends_the_comparison_also_where_it_comes_with_the_end_of_a_trial(
-    act: str, acted: Callable[..., list[Trial]], tmp_path: Path
+    act: str, scripted: Callable[..., list[Trial]], tmp_path: Path
 ) -> None:
     attempt = tmp_path / act / "01-sft/attempts/1"
     asking = threading.Thread(target=terminate_once_there_is, args=(attempt / "process.json",))
     asking.start()
-    assert conduct(acted(act, "train"), lambda _: None) == STOPPED
+    assert conduct(scripted(act, "train"), lambda _: None) == STOPPED
     asking.join()
     assert not RunDir(tmp_path / "train").stage_dir("01-sft").attempts.exists()
 

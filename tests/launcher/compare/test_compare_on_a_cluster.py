@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.launcher.acted import Text, make_plan
 from tests.launcher.backend.slurm.conftest import slurm  # noqa: F401 - a fixture
+from tests.launcher.scripted_runs import Text, make_plan
 
 from ftlaunch.backend import backends
 from ftlaunch.backend.protocol import Say

@@ -6,7 +6,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from tests.launcher.acted import write_run
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch.backend import runs
 from ftlaunch.backend.slurm.restart_policy import ran_out_of_memory

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import msgspec
-from tests.launcher.acted import write_run
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch.processes.outcome import tell_death, tell_signal
 from ftlaunch.recipe.stages import Parallel

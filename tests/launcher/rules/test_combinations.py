@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from tests.specimens import Specimens, covering
+from tests.sample_recipes import SampleRecipes, covering
 
 from ftlaunch.errors import Problem, RecipeError
 from ftlaunch.plan.resolve import resolve
@@ -19,8 +19,8 @@ PAGE = Path(__file__).parents[3] / "recipes" / "COMPATIBILITY.md"
 
 
 @pytest.fixture(scope="module")
-def specimens(tmp_path_factory: pytest.TempPathFactory) -> Specimens:
-    return Specimens("owner/model", tmp_path_factory.mktemp("specimens"))
+def sample_recipes(tmp_path_factory: pytest.TempPathFactory) -> SampleRecipes:
+    return SampleRecipes("owner/model", tmp_path_factory.mktemp("sample_recipes"))
 
 
 def test_the_page_is_current() -> None:
@@ -29,9 +29,9 @@ def test_the_page_is_current() -> None:
     )
 
 
-def test_validate_accepts_what_works_and_reads_it_as_it_was_meant(specimens: Specimens) -> None:
+def test_validate_accepts_what_works_and_reads_it_as_it_was_meant(sample_recipes: SampleRecipes) -> None:
     for number, combination in enumerate(covering({}, cells=False)):
-        loaded = specimens.load(combination, number)
+        loaded = sample_recipes.load(combination, number)
         assert find_problems(loaded) == [], combination
         stage = loaded.recipe.stage[0]
         assert isinstance(stage, Training)
@@ -45,18 +45,18 @@ def with_one_more(values: dict[str, str]) -> dict[str, str]:
     return min(found, key=lambda combination: len(list(refusals(combination))))
 
 
-def problems(specimens: Specimens, combination: dict[str, str]) -> list[Problem]:
+def problems(sample_recipes: SampleRecipes, combination: dict[str, str]) -> list[Problem]:
     try:
-        return find_problems(specimens.load(combination))
+        return find_problems(sample_recipes.load(combination))
     except RecipeError as error:
         return error.problems
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: "-".join(refusal.of))
-def test_validate_refuses_every_combination_of_a_refusal(refusal: Refusal, specimens: Specimens) -> None:
+def test_validate_refuses_every_combination_of_a_refusal(refusal: Refusal, sample_recipes: SampleRecipes) -> None:
     for values in product(*refusal.of.values()):
         combination = with_one_more(dict(zip(refusal.of, values, strict=True)))
-        told = problems(specimens, combination)
+        told = problems(sample_recipes, combination)
         index = 1 if "after" in refusal.of else 0
         key = refusal.key.replace("stage", f"stage[{index}]", 1) if refusal.key.startswith("stage") else refusal.key
         ours = [problem for problem in told if problem.key == key and refusal.said(combination) in problem.message]

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.launcher import acted
+from tests.launcher import scripted_runs
 
 from ftlaunch.backend import backends
 from ftlaunch.errors import UserError
@@ -152,7 +152,7 @@ def said(path: Path) -> str:
 
 
 def test_a_run_that_others_may_write_is_not_driven(tmp_path: Path):
-    run = acted.write_run(tmp_path / "run", "train")
+    run = scripted_runs.write_run(tmp_path / "run", "train")
     planted = run.stage_dir("01-sft").path / "step.json"
     planted.chmod(0o666)
     with pytest.raises(UserError, match=r"step\.json can be written by .*everyone"):
@@ -167,7 +167,7 @@ def test_a_run_is_not_made_where_anybody_could_swap_it(tmp_path: Path):
     shared.mkdir()
     shared.chmod(0o777)
     with pytest.raises(UserError, match="everyone may write to"):
-        acted.write_run(shared / "run", "train")
+        scripted_runs.write_run(shared / "run", "train")
     assert not list(shared.iterdir())
 
 
@@ -175,7 +175,7 @@ def test_whatever_the_umask_a_run_is_private(tmp_path: Path):
     before = os.umask(0)
     try:
         trust.write_for_ourselves()
-        run = acted.write_run(tmp_path / "run", "train")
+        run = scripted_runs.write_run(tmp_path / "run", "train")
         assert backends.driven(run).drive(run) == 0
     finally:
         os.umask(before)

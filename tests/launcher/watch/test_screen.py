@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from acted import write_run
 from rich.console import Console
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch.cli import watch
 from ftlaunch.run.files import write_json

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.faults.disks import mounted
-from tests.launcher.acted import write_run
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch import processes
 from ftlaunch.backend import backends, runs

@@ -19,7 +19,7 @@ from ftlaunch.run.files import read_jsonl
 from ftlaunch.run.spec import StageSpec
 from fttrain.ppo import vllm_rollout
 
-STAND_INS = Path(__file__).parent / "stand_ins"
+VLLM_ON_CPU = Path(__file__).parent / "vllm_on_cpu"
 
 
 @pytest.fixture
@@ -40,17 +40,17 @@ def make(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Callable[..., Sta
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def vllm_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_rollout, "DEVICE", "cpu")
-    monkeypatch.syspath_prepend(STAND_INS)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STAND_INS), *sys.path]))
+    monkeypatch.syspath_prepend(VLLM_ON_CPU)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(VLLM_ON_CPU), *sys.path]))
     monkeypatch.setenv("WORLD_SIZE", "1")
 
 
 def test_what_it_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="not installed"):
         vllm_rollout.refuse_what_cannot_be(ALONE, ())
-    monkeypatch.syspath_prepend(STAND_INS)
+    monkeypatch.syspath_prepend(VLLM_ON_CPU)
     with pytest.raises(UserError, match="sees no GPU"):
         vllm_rollout.refuse_what_cannot_be(ALONE, ())
     monkeypatch.setattr(vllm_rollout, "DEVICE", "cpu")
@@ -59,7 +59,7 @@ def test_what_it_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         vllm_rollout.refuse_what_cannot_be(ALONE, (NoNoise(activation="relu"),))
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("vllm_on_cpu")
 def test_each_rollout_is_of_the_policy_as_it_is_by_then(make: Callable[..., StageSpec], tmp_path: Path) -> None:
     """Its log-probabilities are the trainer's own; with the adapter of the rollout before they would not be."""
     lines = list(read_jsonl(train(make(evaluate_every=3), tmp_path).metrics))
@@ -70,11 +70,11 @@ def test_each_rollout_is_of_the_policy_as_it_is_by_then(make: Callable[..., Stag
     assert "eval/reward" in lines[-1]
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("vllm_on_cpu")
 def test_an_engine_that_dies_ends_the_stage(
     make: Callable[..., StageSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path != str(STAND_INS)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path != str(VLLM_ON_CPU)))
     with pytest.raises(RuntimeError, match=r"vLLM has ended \(exit code 1\)"):
         train(make(), tmp_path)
 

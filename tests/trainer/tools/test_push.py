@@ -82,13 +82,13 @@ def test_an_adapter_that_others_would_compute_otherwise_is_refused(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    acted = type("Acted", (Hub,), {"sent": {}, "asked": [], "refuses": False})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), acted)
+    recording = type("RecordingHub", (Hub,), {"sent": {}, "asked": [], "refuses": False})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), recording)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield acted
+    yield recording
     server.shutdown()
     server.server_close()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.benchmarks.probe import by_arithmetic
 from tests.conftest import _byte_tokenizer
-from tests.faults.orders import Fault
+from tests.faults.rank_faults import Fault
 from tests.faults.ranks import Ranks, said, with_parallel, write_run
 from tests.trainer.conftest import RECIPE
 from tests.trainer.in_process import make_data, make_step, train

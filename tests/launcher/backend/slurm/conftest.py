@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.launcher.acted import write_run
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch.backend.slurm import paths
 from ftlaunch.cluster.vocabulary import Cluster

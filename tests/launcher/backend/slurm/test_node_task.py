@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.launcher.acted import make_plan, write_run
+from tests.launcher.scripted_runs import make_plan, write_run
 
 from ftlaunch.backend.slurm import paths, record
 from ftlaunch.backend.slurm.node_task import NodeTask

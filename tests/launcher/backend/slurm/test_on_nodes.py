@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.launcher.acted import make_plan, write_run
+from tests.launcher.scripted_runs import make_plan, write_run
 
 from ftlaunch.backend import backends, control, runs
 from ftlaunch.backend.slurm import attach, held, messages, paths, requeue, tool_job

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.launcher.acted import write_run
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch.backend.slurm import causes, jobs, paths, queue, reasons, submit
 from ftlaunch.backend.slurm.messages import MadeBy

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.launcher.acted import write_run
+from tests.launcher.scripted_runs import write_run
 
 from ftlaunch.backend.slurm import paths, requeue
 from ftlaunch.backend.slurm.queue import Job

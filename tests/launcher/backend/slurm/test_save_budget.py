@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.launcher.acted import make_plan, write_run
+from tests.launcher.scripted_runs import make_plan, write_run
 
 from ftlaunch.backend.slurm import request
 from ftlaunch.cluster.vocabulary import Cluster

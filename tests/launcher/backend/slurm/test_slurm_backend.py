@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 from tests.faults.disks import mounted
-from tests.launcher.acted import Text, write_run
+from tests.launcher.scripted_runs import Text, write_run
 
 from ftlaunch.backend import backends, control, runs
 from ftlaunch.backend.driving import come_back

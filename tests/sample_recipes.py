@@ -1,4 +1,4 @@
-"""Specimens: a recipe for any combination of the table of compatibility, and samples of those that work."""
+"""SampleRecipes: a recipe for any combination of the table of compatibility, and samples of those that work."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from ftlaunch.rules.compatibility.axes import BY_NAME, Combination
 
 PAIRWISE = kinds(Stage, lambda kind: issubclass(kind, Pairwise))
 HEAD = """
-name = "specimen"
+name = "sample"
 seed = 7
 [model]
 path = "{model}"
@@ -51,7 +51,7 @@ def settings(combination: Combination, number: int = 0) -> list[str]:
     return [setting for way in ways for setting in way[number % len(way)].split()]
 
 
-class Specimens:
+class SampleRecipes:
     """Recipes on a tiny model, its rows, and a reward function."""
 
     def __init__(self, model: str, folder: Path) -> None:
@@ -65,7 +65,7 @@ class Specimens:
 
     def load(self, combination: Combination, number: int = 0, *more: str) -> Loaded:
         """The recipe of a combination, with more settings. Raises RecipeError where the vocabulary has none."""
-        path = self._folder / "specimen.toml"
+        path = self._folder / "sample.toml"
         path.write_text(self._text(combination))
         return load_recipe(path, [*settings(combination, number), *more])
 

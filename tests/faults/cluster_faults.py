@@ -103,7 +103,7 @@ def _end(daemon: str, number: signal.Signals) -> None:
     os.kill(int((STATE / "pid" / daemon).read_text().split()[0]), number)
 
 
-STRIKES: tuple[Callable[[Target], str], ...] = (
+FAULTS: tuple[Callable[[Target], str], ...] = (
     kill_rank,
     stop_rank,
     kill_node,

@@ -1,4 +1,4 @@
-"""Runs whose processes are acted by actor.py."""
+"""Runs whose processes are scripted by scripted_trainer.py."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from ftlaunch.recipe.stages import Merge, Optimizer, Parallel
 from ftlaunch.run.layout import RunDir
 from ftlaunch.run.spec import StageSpec
 
-ACTOR = Path(__file__).with_name("actor.py")
+SCRIPTED_TRAINER = Path(__file__).with_name("scripted_trainer.py")
 
 
 class Text(msgspec.Struct):
@@ -47,13 +47,13 @@ def _planned(recipe: Recipe, name: str, act: str) -> PlannedStage:
         world_size=2,
         training_hash=f"of seed {recipe.seed}",
     )
-    command = [sys.executable, "-S", str(ACTOR), name, act]
+    command = [sys.executable, "-S", str(SCRIPTED_TRAINER), name, act]
     files = {"step.json": msgspec.json.encode(spec).decode()}
     return PlannedStage(name=name, spec=spec, files=files, command=command, env={"ACT": act}, notes={})
 
 
 def write_run(run_dir: Path, *acts: str) -> RunDir:
     """A written run, ready to be driven."""
-    # Two calls of git and nine packages' metadata, for a file that no test of acted runs reads.
+    # Two calls of git and nine packages' metadata, for a file that no test of scripted runs reads.
     with patch("ftlaunch.run.provenance.collect", return_value={}):
         return prepare(make_plan(run_dir, *acts), Text(run_dir.parent / "recipe.toml"), backends.on(None))

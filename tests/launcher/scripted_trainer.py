@@ -1,4 +1,4 @@
-"""Acts as a step's processes, without torch: `python actor.py NN-kind ACT`, in the run folder."""
+"""Acts as a step's processes, without torch: `python scripted_trainer.py NN-kind ACT`, in the run folder."""
 
 import json
 import os

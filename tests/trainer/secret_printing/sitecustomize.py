@@ -1,7 +1,7 @@
 """On PYTHONPATH, it makes every Python process leak its secrets as libraries do, and note what is unpickled.
 
 At the start each process prints its environment. When a rank opens a model's weights it prints secrets again, past
-Python's own streams too; told to (LEAKY_FAILS), it then fails with all of the environment in its error.
+Python's own streams too; told to (PRINTING_FAILS), it then fails with all of the environment in its error.
 """
 
 import base64
@@ -24,12 +24,12 @@ def leak() -> None:
 def hear(event: str, arguments: tuple) -> None:
     if event == "pickle.find_class":
         frames = "".join(traceback.format_stack())
-        with open(os.environ["LEAKY_NOTES"], "a") as file:  # noqa: PTH123 nothing may be imported here
+        with open(os.environ["PRINTING_NOTES"], "a") as file:  # noqa: PTH123 nothing may be imported here
             file.write(f"{arguments}\n{frames}\n")
     elif event == "open" and str(arguments[0]).endswith("tokenizer.json") and TRAINER and not heard:
         heard.append(event)
         leak()
-        if "LEAKY_FAILS" in os.environ:
+        if "PRINTING_FAILS" in os.environ:
             raise RuntimeError(f"cannot sign in with {dict(os.environ)}")
 
 

@@ -83,7 +83,7 @@ def _fork(order: dict, rank: int, environment: dict[str, str]) -> int:
         return pid
     become_rank(order, rank, environment)
     os.environ.update(FTLAUNCH_ATTEMPT=order["attempt"])
-    from tests.faults.orders import Fault, install
+    from tests.faults.rank_faults import Fault, install
 
     from fttrain.__main__ import main as run_rank
 
