@@ -40,12 +40,12 @@ class Principal(nn.Module):
     a0: Tensor
     b0: Tensor
 
-    def __init__(self, layer: Any, adapter: str, a0: Tensor, b0: Tensor) -> None:
+    def __init__(self, layer: Any, adapter: str, a0_RI: Tensor, b0_OR: Tensor) -> None:
         super().__init__()
         self.a: nn.Parameter = layer.lora_A[adapter].weight
         self.b: nn.Parameter = layer.lora_B[adapter].weight
-        self.register_buffer("a0", a0.to(self.a).clone(), persistent=False)
-        self.register_buffer("b0", b0.to(self.b).clone(), persistent=False)
+        self.register_buffer("a0", a0_RI.to(self.a).clone(), persistent=False)
+        self.register_buffer("b0", b0_OR.to(self.b).clone(), persistent=False)
         self._scale: float = layer.scaling[adapter]
 
     def forward(self, x: Tensor) -> Tensor:

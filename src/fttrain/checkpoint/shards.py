@@ -101,8 +101,8 @@ def _zero3(engine: Engine) -> Iterator[Piece]:
             yield from _views(name, offset, flat, zero.optimizer.state[flat], start, real)
 
 
-def _views(name: str, offset: int, flat: Tensor, state: dict[str, Any], start: int, length: int) -> Iterator[Piece]:
-    for slot, tensor in {WEIGHT: flat, **_slots(state)}.items():
+def _views(name: str, offset: int, flat_P: Tensor, state: dict[str, Any], start: int, length: int) -> Iterator[Piece]:
+    for slot, tensor in {WEIGHT: flat_P, **_slots(state)}.items():
         yield Piece(f"{name}|{slot}", offset, tensor.detach().narrow(0, start, length))
 
 

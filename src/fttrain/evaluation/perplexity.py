@@ -63,8 +63,8 @@ def perplexity_of(losses: Iterator[Tensor]) -> float:
 
 
 @torch.no_grad()
-def token_losses(model: Any, window: Tensor) -> Tensor:
+def token_losses(model: Any, window_1T: Tensor) -> Tensor:
     """Return the cross-entropy of each token of a window [1, T] but the first: [T - 1], on the CPU."""
-    ids = window.to(model.device)
+    ids = window_1T.to(model.device)
     logits = model(ids).logits[0, :-1].float()
     return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").cpu()

@@ -39,7 +39,7 @@ class Delta:
         return (*experts, *sides)
 
     def on(self, weight: Tensor, dtype: torch.dtype, *, as_trained: bool = False) -> Tensor:
-        """Return the adapted weight as the model holds it, rounded to `dtype` once.
+        """Return the adapted weight, of this delta's shape, rounded to `dtype` once.
 
         `as_trained`: summed in fp32, as layers do that train through rounding; the next rounding may fall otherwise.
         """

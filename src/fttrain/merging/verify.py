@@ -112,12 +112,12 @@ def reference(base: Model, adapter: Path, head: Path | None = None) -> Reference
     return Reference(logits, bare, inputs, dtype, quantized, rounding, added, skeleton, of)
 
 
-def _said(model: Any, inputs: Sequence[Tensor], head: Tensor | None) -> list[Tensor]:
+def _said(model: Any, inputs: Sequence[Tensor], head_1D: Tensor | None) -> list[Tensor]:
     """Return the logits [T, V] of each probe or, through the head of a reward model, its reward [1]."""
-    if head is None:
+    if head_1D is None:
         return [model(probe.to(model.device)).logits[0].float().cpu() for probe in inputs]
     body = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-    return [head @ body(probe.to(model.device)).last_hidden_state[0, -1].float().cpu() for probe in inputs]
+    return [head_1D @ body(probe.to(model.device)).last_hidden_state[0, -1].float().cpu() for probe in inputs]
 
 
 @torch.no_grad()

@@ -43,9 +43,9 @@ class Unpackable(Exception):
 class Pass:
     """One pass of a body over packed rows."""
 
-    def __init__(self, segments: Segments, position_ids: Tensor) -> None:
+    def __init__(self, segments: Segments, position_ids_1T: Tensor) -> None:
         self.segments = segments
-        self.positions_T = position_ids[0]
+        self.positions_T = position_ids_1T[0]
         """The position of each token in its row."""
         self.calls = 0
         """Calls of `attend` so far."""
@@ -56,9 +56,9 @@ _passes: list[Pass] = []
 
 
 @contextmanager
-def over(segments: Segments, position_ids: Tensor) -> Iterator[Pass]:
+def over(segments: Segments, position_ids_1T: Tensor) -> Iterator[Pass]:
     """Within, a model with this attention computes packed rows that lie as `segments` says; positions are [1, T]."""
-    made = Pass(segments, position_ids)
+    made = Pass(segments, position_ids_1T)
     _passes.append(made)
     try:
         yield made

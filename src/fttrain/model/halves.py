@@ -48,9 +48,9 @@ class Halves:
         config = self.causal.config.get_text_config()
         return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
-    def positions(self, position_ids: Tensor) -> Tensor:
+    def positions(self, position_ids_BT: Tensor) -> Tensor:
         """Return positions that count from 0 as the model's own code counts them."""
-        return position_ids + self._first if self._first else position_ids
+        return position_ids_BT + self._first if self._first else position_ids_BT
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that turn hidden states into logits, tied ones included."""

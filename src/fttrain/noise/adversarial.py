@@ -64,7 +64,10 @@ class AdversarialNoise(ScheduledNoise):
         return act
 
     def _moved(self, delta: Tensor | None, gradient: Tensor, activation: Tensor) -> Tensor:
-        """Return δ after a step along the gradient, projected back to its size where it has become larger."""
+        """Return δ after a step along the gradient, projected back to its size where it has become larger.
+
+        All are of the activation's shape, [..., D].
+        """
         noise = self._noise
         size = self.strength * noise.epsilon * (self._size(activation) if noise.relative else 1.0)
         # 2.5 / steps is Madry's choice (arXiv 1706.06083): steps reach the ball's edge from anywhere within.

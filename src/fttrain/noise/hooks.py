@@ -77,5 +77,5 @@ def first(output: Any) -> Tensor:
 
 
 def with_first(output: Any, activation: Tensor) -> Any:
-    """Return a module's output with another activation in it."""
+    """Return a module's output with another activation, of the same shape, in it."""
     return (activation, *output[1:]) if isinstance(output, tuple) else activation

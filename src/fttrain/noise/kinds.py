@@ -51,7 +51,7 @@ def add_noise(a: Tensor, noise: Noise, strength: float, places: Places) -> Tenso
 
 
 def _dropped(a: Tensor, noise: Masking, p: float, places: Places) -> Tensor:
-    """Return `a` after a kind of dropout with probability p."""
+    """Return `a` [B, T, D] after a kind of dropout with probability p."""
     match noise:
         case Dropout():
             return F.dropout(a, p)

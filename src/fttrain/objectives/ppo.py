@@ -28,14 +28,14 @@ class Moments(NamedTuple):
     squares: float = 0.0
 
     def with_more(self, values: Tensor) -> "Moments":
-        """Return the moments of the numbers so far and these (Chan et al. 1979, parallel variance)."""
+        """Return the moments of the numbers so far and these, of any shape (Chan et al. 1979, parallel variance)."""
         more, mean = values.numel(), float(values.double().mean())
         count, shift = self.count + more, mean - self.mean
         squares = self.squares + float((values.double() - mean).square().sum())
         return Moments(count, self.mean + shift * more / count, squares + shift**2 * self.count * more / count)
 
     def normalise(self, values: Tensor) -> Tensor:
-        """Return values less the mean, divided by the standard deviation, or by 1 while that is 0."""
+        """Return values of any shape less the mean, divided by the standard deviation, or by 1 while that is 0."""
         deviation = (self.squares / max(1.0, self.count - 1)) ** 0.5
         return (values - self.mean) / (deviation or 1.0)
 

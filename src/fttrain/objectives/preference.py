@@ -66,7 +66,10 @@ def orpo(mean_logps_G2: Tensor, *, beta: float) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x < 0, accurate near 0 and far from it (Mächler 2012); x from -1e-6 up counts as -1e-6."""
+    """log(1 - e^x) for x < 0, accurate near 0 and far from it (Mächler 2012); x from -1e-6 up counts as -1e-6.
+
+    `x` is of any shape.
+    """
     x = x.clamp(max=-1e-6)
     near = x > -math.log(2)
     # Each branch is kept from the values that would make its gradient infinite where the other one counts.
@@ -75,15 +78,15 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(near, inner, outer)
 
 
-def calibration_error(differences: Tensor, bins: int = 10) -> float:
+def calibration_error(differences_G: Tensor, bins: int = 10) -> float:
     """Expected calibration error of σ(|difference|), the model's confidence in its own choice, in equal bins of ½ … 1.
 
     Guo et al. 2017 (arXiv 1706.04599): mean distance of accuracy from confidence, weighted by a bin's share.
     """
-    confidences, right = differences.abs().sigmoid(), (differences > 0).float()
+    confidences, right = differences_G.abs().sigmoid(), (differences_G > 0).float()
     numbers = ((confidences - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins).index_add_(0, numbers, right - confidences)
-    return float(gaps.abs().sum() / len(differences))
+    return float(gaps.abs().sum() / len(differences_G))
 
 
 def _difference(values_G2: Tensor) -> Tensor:

@@ -25,7 +25,10 @@ class Activations:
 
 
 def rounded(x: Tensor, grid: Grid, at: Steps | None, keep: Sequence[int] = ()) -> Tensor:
-    """Return `x` rounded to the grid, with the channels in `keep` unchanged; without `at` by each token's own range."""
+    """Return `x` […, width] rounded to the grid, without `at` by each token's own range.
+
+    The channels in `keep` are unchanged.
+    """
     # Kept channels are set to 0 for the range: an outlier that stays exact would otherwise stretch the scale of all
     # the others, which is what it is kept for.
     width = x.shape[-1]

@@ -41,29 +41,29 @@ class Rounding:
     transposed: bool
     """Whether the layer stores its weight as [inputs, outputs]."""
 
-    def matrix(self, weight: Tensor, log_step: Tensor | None) -> Tensor:
+    def matrix(self, weight_OI: Tensor, log_step_G: Tensor | None) -> Tensor:
         """Return [outputs, inputs] in fp32: the rounded weight, with the gradient of the weight itself."""
         if isinstance(self.spec, BitLinear):
-            gamma = absmean(weight)
-            return _straight_through(ternary(weight, gamma) * gamma, weight)
+            gamma = absmean(weight_OI)
+            return _straight_through(ternary(weight_OI, gamma) * gamma, weight_OI)
         grid = Grid(self.spec.bits, self.spec.symmetric)
-        values = grids.blocks(weight, self.spec.granularity, self.spec.group_size)
-        if log_step is not None:
-            return _learned(values, log_step, grid).reshape(weight.shape)
+        values = grids.blocks(weight_OI, self.spec.granularity, self.spec.group_size)
+        if log_step_G is not None:
+            return _learned(values, log_step_G, grid).reshape(weight_OI.shape)
         at = grids.steps(*min_max([values.detach()], grid), grid)
         rounded = grids.dequantize(grids.quantize(values, at, grid), at)
-        return _straight_through(rounded, values).reshape(weight.shape)
+        return _straight_through(rounded, values).reshape(weight_OI.shape)
 
-    def first_step(self, weight: Tensor) -> Tensor | None:
+    def first_step(self, weight_OI: Tensor) -> Tensor | None:
         """Return [G]: where the logarithm of the learned step starts, 2·mean|W| / √q_max (LSQ); None without one."""
         if isinstance(self.spec, BitLinear) or not self.spec.learned_step:
             return None
         highest = Grid(self.spec.bits).highest
-        values = grids.blocks(weight, self.spec.granularity, self.spec.group_size)
+        values = grids.blocks(weight_OI, self.spec.granularity, self.spec.group_size)
         return (2 * values.abs().mean(1) / highest**0.5).clamp(min=grids.SMALLEST_SCALE).log()
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Return `x` as the layer sees it: BitLinear norms it on request and rounds each token to 8 bits."""
+        """Return `x` […, inputs] as the layer sees it: BitLinear norms it on request and rounds tokens to 8 bits."""
         if not isinstance(self.spec, BitLinear):
             return x
         seen = x.float()
@@ -75,14 +75,14 @@ class Rounding:
         return _straight_through(rounded, seen).to(x.dtype)
 
     @torch.no_grad()
-    def stored(self, weight: Tensor, log_step: Tensor | None) -> Tensor:
-        """Return the rounded weight in fp32, transposed as the layer stores it."""
-        matrix = self.matrix((weight.T if self.transposed else weight).float(), log_step)
+    def stored(self, weight: Tensor, log_step_G: Tensor | None) -> Tensor:
+        """Return the rounded weight in fp32; both are [outputs, inputs], or transposed as the layer stores it."""
+        matrix = self.matrix((weight.T if self.transposed else weight).float(), log_step_G)
         return matrix.T if self.transposed else matrix
 
 
 def _straight_through(rounded: Tensor, exact: Tensor) -> Tensor:
-    """Return `rounded`, exact to the last bit, with the gradient of `exact`."""
+    """Return `rounded`, exact to the last bit, with the gradient of `exact`; both have one shape."""
     # The bracket is exactly 0 in value. The usual exact + (rounded - exact).detach() rounds once more in floats.
     return rounded.detach() + (exact - exact.detach())
 

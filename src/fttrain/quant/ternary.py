@@ -5,9 +5,9 @@ from torch import Tensor
 SMALLEST = 1e-5
 
 
-def absmean(weight: Tensor) -> Tensor:
+def absmean(weight_OI: Tensor) -> Tensor:
     """Return the scale of a matrix, a scalar: the mean of |W|."""
-    return weight.abs().mean().clamp(min=SMALLEST)
+    return weight_OI.abs().mean().clamp(min=SMALLEST)
 
 
 def ternary(weight: Tensor, gamma: Tensor) -> Tensor:
@@ -15,10 +15,10 @@ def ternary(weight: Tensor, gamma: Tensor) -> Tensor:
     return (weight / gamma).round().clamp(-1, 1)
 
 
-def stored_scale(weight: Tensor) -> Tensor:
+def stored_scale(weight_OI: Tensor) -> Tensor:
     """Return the scale to store a matrix with: its own if it is ternary already, else `absmean`."""
     # A ternary matrix has the mean |W| of its zeros too: absmean of it would be smaller, and rounding not idempotent.
-    sizes = weight.abs()
+    sizes = weight_OI.abs()
     largest = sizes.max()
     is_ternary = bool(((sizes == 0) | (sizes == largest)).all()) and bool(largest > 0)
-    return largest if is_ternary else absmean(weight)
+    return largest if is_ternary else absmean(weight_OI)

@@ -55,9 +55,9 @@ class Quantized:
         return self.codes.numel() * self.grid.bits + 32 * self.at.scale.numel() + zeros + (32 + 64) * len(self.kept_at)
 
 
-def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Quantized:
+def quantized(weight_OI: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Quantized:
     """Return a matrix in integers. Kept weights are left out of the ranges, so they stretch no scale."""
-    rest, kept = _taken_out(weight, keep)
+    rest, kept = _taken_out(weight_OI, keep)
     if scheme.format == "ternary":
         gamma = stored_scale(rest).reshape(1, 1)
         at, grid, values = Steps(gamma, torch.zeros(1, 1)), TERNARY, rest.reshape(1, -1)
@@ -66,7 +66,7 @@ def quantized(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> Qua
         grid, values = scheme.grid, grids.blocks(rest, scheme.granularity, scheme.group_size)
         at = grids.steps(*CALIBRATORS[scheme.calibrator]([values], grid), grid)
         codes = grids.quantize(values, at, grid)
-    return Quantized(codes.to(torch.int16), at, grid, (weight.shape[0], weight.shape[1]), tuple(keep), kept)
+    return Quantized(codes.to(torch.int16), at, grid, (weight_OI.shape[0], weight_OI.shape[1]), tuple(keep), kept)
 
 
 def by_bitsandbytes(weight: Tensor, quantization: str) -> Tensor:
@@ -80,32 +80,32 @@ def by_bitsandbytes(weight: Tensor, quantization: str) -> Tensor:
     return bnb.dequantize_4bit(packed, state)
 
 
-def through_blocks_of_64(weight: Tensor, quant_type: str, keep: Sequence[Place] = ()) -> Tensor:
+def through_blocks_of_64(weight_OI: Tensor, quant_type: str, keep: Sequence[Place] = ()) -> Tensor:
     """Return a matrix [out, in] after NF4 or FP4 in fp32, with kept weights put back."""
-    rest, kept = _taken_out(weight, keep)
+    rest, kept = _taken_out(weight_OI, keep)
     return _put_back(by_bitsandbytes(rest, quant_type).float(), keep, kept)
 
 
-def _taken_out(weight: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor | None]:
+def _taken_out(weight_OI: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor | None]:
     """Return (a copy in fp32 with 0 in these places; the weights that were there)."""
-    rest = weight.float().clone()
+    rest = weight_OI.float().clone()
     kept = torch.stack([rest[place] for place in places]) if places else None
     for place in places:
         rest[place] = 0.0
     return rest, kept
 
 
-def _put_back(weight: Tensor, places: Sequence[Place], kept: Tensor | None) -> Tensor:
-    if kept is not None:
-        for place, value in zip(places, kept, strict=True):
-            weight[place] = value
-    return weight
+def _put_back(weight_OI: Tensor, places: Sequence[Place], kept_K: Tensor | None) -> Tensor:
+    if kept_K is not None:
+        for place, value in zip(places, kept_K, strict=True):
+            weight_OI[place] = value
+    return weight_OI
 
 
-def round_trip(weight: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> tuple[Tensor, float]:
+def round_trip(weight_OI: Tensor, scheme: Scheme, keep: Sequence[Place] = ()) -> tuple[Tensor, float]:
     """Return (a matrix as quantization leaves it, in fp32; the bits that it takes in all)."""
     if scheme.format in ("nf4", "fp4"):
-        bits = weight.numel() * (4 + DOUBLE_QUANTIZATION) + (32 + 64) * len(keep)
-        return through_blocks_of_64(weight, scheme.format, keep), bits
-    made = quantized(weight, scheme, keep)
+        bits = weight_OI.numel() * (4 + DOUBLE_QUANTIZATION) + (32 + 64) * len(keep)
+        return through_blocks_of_64(weight_OI, scheme.format, keep), bits
+    made = quantized(weight_OI, scheme, keep)
     return made.dequantized(), float(made.num_bits)

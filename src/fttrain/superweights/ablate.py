@@ -76,10 +76,11 @@ Activation = tuple[Place, int, float]
 
 
 def _activations(model: Any, down: dict[int, Projection], places: Sequence[Place], window: Tensor) -> list[Activation]:
+    """Return each weight's activation where it is largest in a window [1, T]."""
     held: list[Activation] = []
 
-    def note(place: Place, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        channel_T = output[0][:, place.row]
+    def note(place: Place, _module: nn.Module, _inputs: Any, output_1TJ: Tensor) -> None:
+        channel_T = output_1TJ[0][:, place.row]
         token = int(channel_T.abs().argmax())
         held.append((place, token, float(channel_T[token])))
 
@@ -92,10 +93,10 @@ def _activations(model: Any, down: dict[int, Projection], places: Sequence[Place
 
 @contextmanager
 def _put_back(down: dict[int, Projection], held: list[Activation]) -> Iterator[None]:
-    def put(row: int, token: int, value: float, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        output = output.clone()
-        output[0, token, row] = value
-        return output
+    def put(row: int, token: int, value: float, _module: nn.Module, _inputs: Any, output_1TJ: Tensor) -> Tensor:
+        output_1TJ = output_1TJ.clone()
+        output_1TJ[0, token, row] = value
+        return output_1TJ
 
     with ExitStack() as hooks:
         for place, token, value in held:

@@ -53,13 +53,13 @@ class Found:
         return [spike.place for spike in self.weights]
 
 
-def find(model: Any, ids: Tensor, limits: SpikeLimits) -> Found:
-    """Super weights of a model, told from one forward pass over `ids` [1, T] at a time; the model stays as it is.
+def find(model: Any, ids_1T: Tensor, limits: SpikeLimits) -> Found:
+    """Super weights of a model, told from one forward pass over `ids_1T` [1, T] at a time; the model stays as it is.
 
     Each pass zeroes what it finds, so that the next one sees weaker spikes that it has hidden.
     """
     down = down_projections(model)
-    first = spikes(model, ids, down.values())
+    first = spikes(model, ids_1T, down.values())
     current, found = first, []
     candidates: list[Spike] = []
     for _ in range(limits.passes):
@@ -70,14 +70,14 @@ def find(model: Any, ids: Tensor, limits: SpikeLimits) -> Found:
         found += explained
         # All that were found so far are zeroed together: one super weight's output can hide the next layer's.
         with scaled(down, [spike.place for spike in found], 0.0):
-            current = spikes(model, ids, down.values())
+            current = spikes(model, ids_1T, down.values())
     unexplained = [spike for spike in candidates if spike.share < limits.share]
     return Found(found, first, unexplained)
 
 
-def attention_spikes(model: Any, ids: Tensor, limits: SpikeLimits) -> list[Spike]:
+def attention_spikes(model: Any, ids_1T: Tensor, limits: SpikeLimits) -> list[Spike]:
     """Layers, not weights: attention output projections whose output alone spikes, as seed projects choose layers."""
-    seen = spikes(model, ids, named(model, ATTENTION).values())
+    seen = spikes(model, ids_1T, named(model, ATTENTION).values())
     return [spike for spike in seen if _is_spike([other.output for other in seen], spike.output, limits)]
 
 
@@ -93,17 +93,17 @@ def _is_spike(values: list[float], value: float, limits: SpikeLimits) -> bool:
 
 
 @torch.no_grad()
-def spikes(model: Any, ids: Tensor, projections: Iterable[Projection]) -> list[Spike]:
+def spikes(model: Any, ids_1T: Tensor, projections: Iterable[Projection]) -> list[Spike]:
     """The largest input and output of each projection in one forward pass."""
     seen: list[Spike] = []
 
-    def watch(projection: Projection, _module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(_spike(projection, inputs[0][0], output[0]))
+    def watch(projection: Projection, _module: Any, inputs: tuple[Tensor, ...], output_1TJ: Tensor) -> None:
+        seen.append(_spike(projection, inputs[0][0], output_1TJ[0]))
 
     with ExitStack() as hooks:
         for projection in projections:
             hooks.enter_context(projection.module.register_forward_hook(partial(watch, projection)))
-        model(ids.to(model.device))
+        model(ids_1T.to(model.device))
     return sorted(seen, key=lambda spike: spike.layer)
 
 

@@ -188,13 +188,13 @@ class Probe:
         self.tokens += micro.input_ids.numel()
         return micro
 
-    def _mean(self, difference: Tensor) -> float:
-        found = float(difference.abs().mean())
+    def _mean(self, difference_N: Tensor) -> float:
+        found = float(difference_N.abs().mean())
         # Whether the largest of a number and NaN is NaN depends on their order.
         return self._engine.world.max(found if math.isfinite(found) else math.inf)
 
-    def _is_within(self, name: str, difference: Tensor, bound: float | None = None) -> bool:
-        self.differences[name] = found = self._mean(difference)
+    def _is_within(self, name: str, difference_N: Tensor, bound: float | None = None) -> bool:
+        self.differences[name] = found = self._mean(difference_N)
         return math.isfinite(found) and found <= (self.bound if bound is None else bound)
 
 
