@@ -20,10 +20,11 @@ from pathlib import Path
 from ftlaunch.errors import UserError
 
 LOCAL_STARTS = ("./", "../", "/", "~")
-LOCAL_ENDINGS = (
-    *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow"),
-    *(".gz", ".bz2", ".xz", ".zst", ".gguf", ".jinja", ".safetensors"),
-)
+KINDS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
+"""Endings of data files."""
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of compressed ones, after the ending that tells their kind."""
+LOCAL_ENDINGS = (*KINDS, *PACKED, ".gguf", ".jinja", ".safetensors")
 HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -7,11 +7,9 @@ import re
 from pathlib import Path
 from typing import Final
 
+from ftlaunch.recipe.names import KINDS, PACKED
 from ftlaunch.rows.template import DataError
 
-KINDS: Final = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
-PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
-"""Endings of compressed files, after the ending that tells their kind."""
 ENDINGS: Final = (*KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "requirements.txt")
 """Files that lie next to data and hold none."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
+from ftlaunch.recipe.names import PACKED
 from ftlaunch.rows.tables import zst_stream
 from ftlaunch.rows.template import DataError
 
@@ -17,7 +18,7 @@ PIECE: Final = 2**20
 """Bytes of a larger piece."""
 POINTER = b"version https://git-lfs.github.com/spec/"
 # Four bytes at most, as many as `Lines._open` reads.
-PACKED = {
+MAGIC = {
     b"\x1f\x8b": ("is packed with gzip, which its name does not tell", "rename it so that it ends in .gz"),
     b"BZh": ("is packed with bzip2, which its name does not tell", "rename it so that it ends in .bz2"),
     b"\xfd7zX": ("is packed with xz, which its name does not tell", "rename it so that it ends in .xz"),
@@ -111,9 +112,9 @@ class Lines:
         self.number = self.position = 0
         with _unpacked(self.path) as file:
             begins = file.read(4)
-        if (packed := next((magic for magic in PACKED if begins.startswith(magic)), None)) is not None:
-            problem, remedy = PACKED[packed]
-            if self.path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst"):
+        if (packed := next((magic for magic in MAGIC if begins.startswith(magic)), None)) is not None:
+            problem, remedy = MAGIC[packed]
+            if self.path.suffix.lower() in PACKED:
                 problem, remedy = "is packed twice, or holds an archive", "unpack it, and name what that makes"
             raise DataError(str(self.path), problem, remedy)
         if begins[1:2] == b"\0" or begins[:1] == b"\0":
