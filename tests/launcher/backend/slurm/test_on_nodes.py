@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -14,15 +15,15 @@ from ftlaunch.backend.slurm import attach, held, messages, paths, requeue, tool_
 from ftlaunch.backend.slurm.held import HeldBy
 from ftlaunch.backend.slurm.held_task import HeldTask
 from ftlaunch.backend.slurm.messages import HeadNotice, MadeBy
-from ftlaunch.backend.slurm.queue import SEPARATOR
+from ftlaunch.backend.slurm.queue import SEPARATOR, Job, Submission
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.backend.slurm.stage_job import finish_killed_job, notify
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import BAD_INPUT, DONE, UserError
+from ftlaunch.errors import BAD_INPUT, DONE, STOPPED, UserError
 from ftlaunch.processes import identify
 from ftlaunch.processes.signals import PreemptionSignals
 from ftlaunch.run.files import read_json, write_json
-from ftlaunch.run.layout import CANCEL, RunDir
+from ftlaunch.run.layout import CANCEL, STOP, RunDir
 from ftlaunch.watch.status import read_status
 
 
@@ -201,6 +202,23 @@ def test_a_stage_is_run_by_a_task_on_a_node_that_is_held(
     (attempt,) = run.stage_dir("01-sft").all_attempts()
     ended = msgspec.json.decode(paths.ended(attempt).read_bytes(), type=AttemptRecord)
     assert (ended.job, ended.nodes, ended.cause) == ("55.3", ["n1"], cause)
+
+
+@pytest.mark.usefixtures("allocation")
+def test_a_job_that_starts_after_its_run_was_stopped_leaves_at_once(run: RunDir) -> None:
+    """It is called as submitit calls it: by the function that the one who submits names."""
+    stage_dir = run.stage_dir("01-sft")
+    paths.jobs(stage_dir).mkdir()
+    write_json(paths.job(stage_dir), Job(id="55", submitted=0.0))
+    write_json(paths.submission(run), Submission(cluster=None, complete=True))
+    stage_dir.stop.write_text(STOP)
+    call = "import sys; from ftlaunch.backend.slurm.entry import run_stage; run_stage(sys.argv[1])"
+    node = {f"SLURM_{name}": "0" for name in ("NODEID", "PROCID", "LOCALID")} | {"SLURM_NTASKS": "1"}
+    line = [sys.executable, "-c", call, str(stage_dir.path)]
+    assert subprocess.run(line, env=os.environ | node, check=False).returncode == STOPPED
+    notice = read_json(messages.start_file(stage_dir, MadeBy(job="55", restart=0), 0), HeadNotice)
+    assert notice == HeadNotice(attempt=None)  # the other nodes leave, too
+    assert not stage_dir.all_attempts()
 
 
 def test_a_job_whose_tasks_were_killed_is_put_back(
