@@ -39,7 +39,7 @@ def kept(run: RunDir, cluster: Cluster) -> dict[str, str]:
 
 def not_heeded() -> str | None:
     """A line about variables that would have sbatch ask for something else than was planned; None where none is set."""
-    # sbatch lets SBATCH_PARTITION override the script's #SBATCH line, so `leading_to` hides such variables.
+    # sbatch lets SBATCH_PARTITION override the script's #SBATCH line, so `submitting_to` hides such variables.
     if not (found := sorted(name for name in os.environ if name.startswith("SBATCH_"))):
         return None
     one = len(found) == 1

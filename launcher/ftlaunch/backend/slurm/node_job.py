@@ -10,7 +10,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from ftlaunch.backend.slurm import code_copy, jobs, paths, queue
 from ftlaunch.backend.slurm.queue import Answer, Job
 from ftlaunch.backend.slurm.request import Batch, executor
-from ftlaunch.backend.slurm.submit import leading_to, private
+from ftlaunch.backend.slurm.submit import submitting_to
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage, make_specs
@@ -71,7 +71,7 @@ class NodeJob:
     def submit(self, function: Callable[..., None], *arguments: object, cluster: Cluster | None = None) -> None:
         """Have the job's tasks call a function; another profile's wishes may take the place of the own. UserError."""
         try:
-            with private(), leading_to(self.cluster):
+            with submitting_to(self.cluster):
                 self.id = self._batch(cluster or self.cluster).submit(function, *arguments).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"the job cannot be submitted: {error}", "mend the profile") from error

@@ -134,7 +134,7 @@ def _submit_all(
     after: str | None,
 ) -> list[Job]:
     jobs: list[Job] = []
-    with private(), leading_to(cluster):
+    with submitting_to(cluster):
         for planned in unfinished:
             stage_dir = run.stage_dir(planned.name)
             stage_dir.stop.unlink(missing_ok=True)
@@ -355,25 +355,21 @@ def _held_back() -> Generator[None]:
 
 
 @contextmanager
-def private() -> Generator[None]:
-    """What is written meanwhile can be read by its owner only: submitit's calls are pickles, which run code."""
+def submitting_to(cluster: Cluster) -> Generator[None]:
+    """Lead SLURM's commands to a cluster, so that they are no step of the job that this may itself run in.
+
+    What is written meanwhile can be read by its owner only: submitit's calls are pickles, which run code.
+    """
+    led = queue.environment(cluster)
     before = os.umask(0o077)
     try:
-        yield
+        with clean_env():
+            # clean_env has dropped every variable with SLURM_ in front, SLURM_CONF included, and puts them back.
+            os.environ.update(led)
+            try:
+                yield
+            finally:
+                for name in led:
+                    del os.environ[name]
     finally:
         os.umask(before)
-
-
-@contextmanager
-def leading_to(cluster: Cluster) -> Generator[None]:
-    """Lead SLURM's commands to a cluster, so that they are no step of the job that this may itself run in."""
-    led = queue.environment(cluster)
-    with clean_env():
-        before = dict(os.environ)
-        # clean_env has dropped every variable with SLURM_ in front, SLURM_CONF included.
-        os.environ.update(led)
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
