@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -37,17 +37,10 @@ def in_order(
 
     `tick` is called all along and ends everything by raising. A UserError that `work` raises is raised here.
     """
-    for _ in range(alone):
-        tick()
-        if (piece := next(pieces, None)) is None:
-            return
-        yield work(piece)
     count = processes or min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
-    if count == 1:
-        for piece in pieces:
-            tick()
-            yield work(piece)
-        return
+    for piece in islice(pieces, alone if count > 1 else None):
+        tick()
+        yield work(piece)
     if (piece := next(pieces, None)) is not None:
         yield from _Pool(work, chain([piece], pieces), tick, count)
 

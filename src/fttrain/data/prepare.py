@@ -37,7 +37,8 @@ class Work:
         """Rows of the data set that it is at."""
         self.at = datas[0].path
         self.error: BaseException | None = None
-        self._stop = threading.Event()
+        self.stop = threading.Event()
+        """Set where the work is to end."""
         self._thread = threading.Thread(target=self._run, args=(datas, tokenizer, cache), daemon=True)
         self._thread.start()
 
@@ -51,11 +52,8 @@ class Work:
 
     def _note_progress(self, rows: int) -> None:
         self.done = rows
-        if self._stop.is_set():
+        if self.stop.is_set():
             raise _Interrupted
-
-    def stop(self) -> None:
-        self._stop.set()
 
     def raise_mistake(self) -> None:
         """Raise what has ended the work, unless it is the user's to mend or was asked for: then all ranks raise it."""
@@ -103,11 +101,10 @@ def _wait_for(work: Work | None, world: World, asked: Callable[[], str | None], 
         if work is not None:
             work.raise_mistake()
         busy, stopping = world.sum([float(not is_over), float(asked() is not None)])
-        if stopping and not is_stopping:
-            is_stopping = True
-            if work is not None:
-                work.stop()
+        is_stopping = is_stopping or bool(stopping)
         if work is not None:
+            if is_stopping:
+                work.stop.set()
             teller.tell(work)
         if not busy:
             break
