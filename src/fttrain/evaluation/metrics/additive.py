@@ -14,7 +14,8 @@ Scores = dict[str, np.ndarray]
 class AdditiveMetric(evaluate.Metric, ABC):
     """A metric of `evaluate` in two steps: statistics of each example, and scores of their sums."""
 
-    # `evaluate.load` takes the first class of a file that is not abstract, so all classes here are.
+    # `evaluate.load` takes the first class among a file's names that is not abstract. So classes that metrics import
+    # by name are abstract.
 
     source: ClassVar[str] = ""
     """Where it is defined."""
@@ -56,13 +57,12 @@ class MeanMetric(AdditiveMetric, ABC):
         return {name: 100 * sums_RK[:, at] / sums_RK[:, 0] for at, name in enumerate(self.names, start=1)}
 
 
-class ChoiceMetric(MeanMetric, ABC):
+class ChoiceMetric(MeanMetric):
     """How often the right one of several (log-likelihood, length) is the largest: as it is, and divided by length."""
 
     prediction = datasets.List(datasets.List(datasets.Value("float64")))
     reference = datasets.Value("int64")
 
-    @abstractmethod
     def values(self, prediction: list[list[float]], reference: int) -> tuple[float, ...]:
         """Return the two shares; `reference` is the index of the right choice."""
         whole = [likelihood for likelihood, _ in prediction]
