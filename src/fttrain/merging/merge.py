@@ -36,8 +36,6 @@ from fttrain.quant import qat
 from fttrain.quant.qat import Rounding
 from fttrain.quant.weights import by_bitsandbytes
 
-SIDE_FILES = ("generation_config.json",)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -224,10 +222,9 @@ def _write(
     out.mkdir(mode=0o700)
     _write_weights(stored, output, out, spec.max_shard_bytes)
     _write_config(config, output, out, spec, in_few_bits=not all(one.is_float for one in stored))
-    for name in SIDE_FILES:
-        held = next((place / name for place in (source.adapter, folder) if (place / name).exists()), None)
-        if held is not None:
-            shutil.copyfile(held, out / name)
+    settings = (place / artifact.GENERATION_CONFIG for place in (source.adapter, folder))
+    if held := next(filter(Path.exists, settings), None):
+        shutil.copyfile(held, out / held.name)
     tokenizer = _tokenizer(source)
     tokenizer.save_pretrained(out)
     if source.base.rounding:

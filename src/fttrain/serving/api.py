@@ -119,11 +119,9 @@ class _Pieces:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[str | bool] = asyncio.Queue()
 
-    def say(self, piece: str) -> None:
+    def put(self, piece: str | bool) -> None:
+        """Take the next piece or, at the end, whether all went well."""
         self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
-
-    def done(self, went_well: bool) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, went_well)
 
     async def next(self, wait: float) -> str | bool | None:
         """Return a piece; True (all went well) or False at the end; None if nothing comes in time."""
@@ -139,7 +137,7 @@ async def _answer(
     pieces = _Pieces()
     request = _request(worker, body, ids, limits, pieces)
     try:
-        worker.submit(request, pieces.done)
+        worker.submit(request, pieces.put)
     except Busy:
         raise Refused(429, "too many requests wait already; try again in a moment") from None
     head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": worker.name}
@@ -164,7 +162,7 @@ def _request(worker: Worker, body: Body, ids: Sequence[int], limits: Limits, pie
     return Request(
         ids=ids,
         max_new_tokens=min(wanted, room),
-        say=pieces.say,
+        say=pieces.put,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=body.top_p or 1.0,
         seed=body.seed,
