@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import queue
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from fttrain.answering.conversation import prompt_ids, text_ids
 from fttrain.answering.streaming import Request
 from fttrain.serving.guard import Guard
 from fttrain.serving.schema import Body, ChatBody, TextBody
-from fttrain.serving.worker import Busy, Worker
+from fttrain.serving.worker import Worker
 
 PAGE = Path(__file__).with_name("page.html")
 LOOK_SECONDS = 0.5
@@ -138,7 +139,7 @@ async def _answer(
     request = _request(worker, body, ids, limits, pieces)
     try:
         worker.submit(request, pieces.put)
-    except Busy:
+    except queue.Full:
         raise Refused(429, "too many requests wait already; try again in a moment") from None
     head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": worker.name}
     if body.stream:

@@ -13,10 +13,6 @@ from fttrain.data.chat import end_ids
 log = logging.getLogger(__name__)
 
 
-class Busy(Exception):
-    """The queue of waiting requests is full."""
-
-
 class Worker:
     """One model, and the requests that wait for it."""
 
@@ -33,12 +29,9 @@ class Worker:
     def submit(self, request: Request, done: Callable[[bool], None]) -> None:
         """Have a request answered; `done` is called, from the worker's thread, with whether that went well.
 
-        Raises Busy where too many wait.
+        Raises queue.Full where too many wait.
         """
-        try:
-            self._waiting.put_nowait((request, done))
-        except queue.Full:
-            raise Busy from None
+        self._waiting.put_nowait((request, done))
 
     def _work(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import queue
 import re
 import socket
 import threading
@@ -19,7 +20,7 @@ from ftlaunch.tools import ServeOptions
 from fttrain.answering.conversation import prompt_ids
 from fttrain.answering.streaming import Request
 from fttrain.serving.api import PAGE
-from fttrain.serving.worker import Busy, Worker
+from fttrain.serving.worker import Worker
 from fttrain.tools import serve
 from fttrain.tools.chat import say
 
@@ -223,7 +224,7 @@ def test_only_so_many_may_wait(loaded: tuple[Any, Any]) -> None:
     worker.submit(Request(red, 9, hold), ended.append)
     assert begun.wait(30)
     worker.submit(Request([104], 2, lambda _: None), ended.append)
-    with pytest.raises(Busy):
+    with pytest.raises(queue.Full):
         worker.submit(Request([104], 2, lambda _: None), ended.append)
     held.set()
     while len(ended) < 2:
