@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -207,9 +207,12 @@ def _in_layers(model: nn.Module, layers: list[int] | str, found: list[str]) -> l
     return [name for name in found if ".".join(name.split(".")[:depth]) in wanted]
 
 
-def _targeted(model: nn.Module, able: list[str], targets: str | list[str], left: dict[str, str]) -> list[str]:
+def _targeted(model: Any, able: list[str], targets: str | list[str], left: dict[str, str]) -> list[str]:
     if targets == ALL_LINEAR:
-        found, missing = list(_all_linear(model, able)), [ALL_LINEAR]
+        head = model.get_output_embeddings()
+        layers = ((name, model.get_submodule(name)) for name in able)
+        found = [name for name, layer in layers if layer is not head and isinstance(layer, LINEAR)]
+        missing = [ALL_LINEAR]
     elif isinstance(targets, str):
         found, missing = [name for name in able if re.fullmatch(targets, name)], [targets]
     else:
@@ -236,14 +239,6 @@ def _is_meant(name: str, targets: str | list[str]) -> bool:
     if isinstance(targets, list):
         return any(_is(name, target) for target in targets)
     return targets == ALL_LINEAR or bool(re.fullmatch(targets, name))
-
-
-def _all_linear(model: Any, able: list[str]) -> Iterator[str]:
-    head = model.get_output_embeddings()
-    for name in able:
-        module = model.get_submodule(name)
-        if module is not head and isinstance(module, LINEAR):
-            yield name
 
 
 def layers_of(model: Any) -> tuple[str, int]:

@@ -2,7 +2,6 @@
 
 import re
 import string
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
@@ -29,11 +28,6 @@ def grams(tokens: Sequence[str], most: int) -> Iterator[tuple[str, ...]]:
     """Every n-gram of up to `most` tokens."""
     for order in range(1, most + 1):
         yield from (tuple(tokens[at : at + order]) for at in range(len(tokens) - order + 1))
-
-
-def overlap(first: Counter[str], second: Counter[str]) -> int:
-    """How many tokens two bags have in common."""
-    return sum((first & second).values())
 
 
 def last_number(text: str) -> float | None:

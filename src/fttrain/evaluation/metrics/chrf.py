@@ -32,7 +32,7 @@ def _closest(text: str, references: list[str]) -> np.ndarray:
 
 
 def _counts(said: list[Counter[str]], told: list[Counter[str]]) -> list[int]:
-    common = [sum((first & second).values()) for first, second in zip(said, told, strict=True)]
+    common = [(first & second).total() for first, second in zip(said, told, strict=True)]
     return [*common, *(one.total() for one in said), *(one.total() for one in told)]
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from fttrain.evaluation.metrics.additive import MeanMetric
-from fttrain.evaluation.words import normalized, overlap
+from fttrain.evaluation.words import normalized
 
 
 class TokenF1(MeanMetric):
@@ -21,4 +21,4 @@ class TokenF1(MeanMetric):
 def _f1(said: list[str], told: list[str]) -> float:
     if not said or not told:
         return float(said == told)
-    return 2 * overlap(Counter(said), Counter(told)) / (len(said) + len(told))
+    return 2 * (Counter(said) & Counter(told)).total() / (len(said) + len(told))
