@@ -36,7 +36,7 @@ JITTERING = {"mixtral", "minimax", "minimax_m2"}
 """Families whose code multiplies the input of experts in place, by router_jitter_noise."""
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"}
 """The same of single layers, as `layer_types` calls them."""
-ATTENDING = {"full_attention", "sliding_attention"}
+ATTENDING = {"attention", "full_attention", "sliding_attention"}
 """Layers without such a state; a model of a stateful family may have no others."""
 BY_THEMSELVES = {
     *("big_bird", "bloom", "codegen", "falcon", "glm46v", "gpt_neo", "gpt_neox_japanese", "gptj", "megatron-bert"),
@@ -156,7 +156,9 @@ def layer_count(folder: Path) -> int | None:
 
 
 def _layer_types(config: dict[str, Any]) -> list[str]:
-    # Most families list the kinds of their layers in layer_types, Zamba in layers_block_type.
+    # Most families list the kinds of their layers in layer_types, Zamba in layers_block_type, Bamba those that attend.
+    if isinstance(attending := config.get("attn_layer_indices"), list):
+        return ["attention" if layer in attending else "mamba" for layer in range(config.get("num_hidden_layers", 32))]
     return [str(kind) for kind in config.get("layer_types") or config.get("layers_block_type") or ()]
 
 

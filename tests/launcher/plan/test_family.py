@@ -203,6 +203,7 @@ def test_a_config_tells_of_windows_caps_experts_and_towers(
         ({"model_type": "doge"}, 8, family.ALONE),
         ({"model_type": "jamba"}, 8, family.PADDED),
         ({"model_type": "lfm2"}, 8, family.UNLESS.format("causal-conv1d")),
+        ({"model_type": "bamba", "num_hidden_layers": 2, "attn_layer_indices": [0, 1]}, 8, None),
         ({"model_type": "bart"}, 8, family.PADDED),
         ({"model_type": "minimax_m3_vl_text", "layer_types": ["minimax_m3_sparse"]}, 8, family.ALONE),
         ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, 8, family.PADDED),
