@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ftlaunch.errors import UserError
 from ftlaunch.recipe.model import Model
@@ -30,6 +31,7 @@ from fttrain.objectives.r_drop import r_drop
 
 COMPUTED_WITH = re.compile(r"self\.(\w+)\.weight(?:\s*@|(?:\.data)?\.clamp)")
 """Layers with whose weights a family's code computes as matrices, as Mamba does with dt_proj: they stay in 16 bits."""
+UNSHARDED = 'if it loads in one process, write strategy = "zero2"'
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -67,13 +69,16 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
             **options,
         )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
-        raise UserError(f"no model could be loaded from {spec.path}: {_lines(error, 1)}", remedy(spec.path)) from error
+        message = f"no model could be loaded from {spec.path}: {_lines(error, 1)}"
+        raise UserError(
+            message, remedy(spec.path) + (f"; {UNSHARDED}" if is_deepspeed_zero3_enabled() else "")
+        ) from error
     except (LookupError, RuntimeError) as error:  # such as the shape of a weight that ZeRO-3 holds elsewhere
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
             raise
         raise UserError(
             f"transformers fails to load the model of {spec.path} ({type(error).__name__}: {_lines(error, 2)})",
-            'if it loads in one process, write strategy = "zero2"; otherwise use a base of another family',
+            f"{UNSHARDED}; otherwise use a base of another family",
         ) from error
     model, found = loaded
     completeness.require(spec.path, model, found)
