@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from ftlaunch.recipe.model import Model
 from fttrain import adapters
@@ -86,6 +87,14 @@ def _norm(model: torch.nn.Module) -> float:
 class _InDouble(TorchFunctionMode):
     """Within, a model in fp64 computes in fp64 where its code says fp32, as norms and softmax do."""
 
+    def __enter__(self) -> Any:
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        torch.set_default_dtype(torch.float32)
+        super().__exit__(*raised)
+
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:
             return args[0].double()
@@ -107,10 +116,9 @@ def apart(base: Path, adapter: Path, merged: Path) -> tuple[float, float]:
     models: list[Any] = [adapters.with_saved(plain[0], adapter).eval(), plain[1].eval()]
     ids_1T = torch.from_numpy(rows()[0][0].astype(np.int64))[None]
     in_fp32 = [model(ids_1T).logits for model in models]
-    for one in plain:
-        one.double()
-        if one._can_set_experts_implementation():
-            one.set_experts_implementation("eager")  # the default has no fp64
+    for part in [part for one in plain for part in one.double().modules() if isinstance(part, PreTrainedModel)]:
+        if part._can_set_experts_implementation():
+            part.set_experts_implementation("eager")  # the default has no fp64
     with _InDouble():
         in_fp64 = [model(ids_1T).logits for model in models]
     moved = sum(float((one - other).abs().max()) for one, other in zip(in_fp32, in_fp64, strict=True))

@@ -15,7 +15,10 @@ from tests.zoo.trials import Trials
 
 from ftlaunch.errors import UserError
 from ftlaunch.plan import family
+from ftlaunch.recipe.model import Model
 from fttrain.data.token_set import Group
+from fttrain.model import packing
+from fttrain.model.scorer import load_base
 
 PACKED = [
     *("mistral, window", "llama4", "gemma2", "gpt_oss", "opt", "cohere2", "deepseek_v3", "mixtral", "gemma4"),
@@ -63,6 +66,13 @@ def test_a_merged_model_is_the_adapter_model_up_to_rounding(name: str, ranks: Ra
     trials = Trials(name, tmp_path, ranks)
     trials.sft()
     trials.merge()
+
+
+def test_text_that_no_fused_attention_computes_is_computed_within_a_class_that_has_one(tmp_path: Path):
+    folder = build("llava of gemma2, with vision", tmp_path)
+    model: Any = load_base(Model(path=str(folder), dtype="fp32"), dtype=torch.float32, packing=True)
+    with packing.by_itself(model):
+        assert model(input_ids=torch.arange(9)[None]).logits.isfinite().all()
 
 
 def test_rows_that_stretch_positions_are_computed_one_by_one(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.zoo.configs import EXPERTS, LATENT, ROUTED, TEXT
+from tests.zoo.configs import EXPERTS, LATENT, MIXED, ROUTED, TEXT
 
 TOWER = {
     **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -34,6 +34,11 @@ def _of(kind: str, **text: Any) -> dict[str, Any]:
 VISION: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral3, with vision": ("mistral3", _of("mistral") | {"vision_config": {**TOWER, "model_type": "pixtral"}}),
     "llava, with vision": ("llava", _of("llama") | {"vision_config": {**TOWER, "model_type": "clip_vision_model"}}),
+    "llava of gemma2, with vision": (
+        "llava",
+        _of("gemma2", query_pre_attn_scalar=16, attn_logit_softcapping=5.0, final_logit_softcapping=3.0, **MIXED)
+        | {"vision_config": {**TOWER, "model_type": "clip_vision_model"}},
+    ),
     "llava_next, with vision": ("llava_next", _of("mistral", sliding_window=None)),
     "qwen2_vl, with vision": ("qwen2_vl", {"text_config": TEXT | MROPE, "vision_config": QWEN_TOWER, **QWEN_IDS}),
     "qwen2_5_vl, with vision": ("qwen2_5_vl", {"text_config": TEXT | MROPE, "vision_config": QWEN_TOWER, **QWEN_IDS}),

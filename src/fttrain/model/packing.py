@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from ftlaunch.errors import UserError
 from fttrain.data.segments import Segments
 from fttrain.model import attention, borders
@@ -98,8 +100,10 @@ def pass_over(halves: Halves, asked: dict[str, Any], segments: Segments) -> Any:
 
 
 def own_attention(causal: Any) -> str:
-    """Return the attention that transformers chooses for a model by default."""
-    return "sdpa" if causal._supports_sdpa else "eager"
+    """Return the attention that transformers chooses by default: for the text part, where a model has others."""
+    kind = type(causal.config.get_text_config())
+    parts = [part for part in causal.modules() if isinstance(part, PreTrainedModel) and type(part.config) is kind]
+    return "sdpa" if all(part._supports_sdpa for part in parts or [causal]) else "eager"
 
 
 @contextmanager
