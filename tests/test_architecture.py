@@ -189,7 +189,7 @@ FLOORS = {
         "merge",
     ),
     "fttrain.model": (
-        "__init__ attention classifier dropout families limits tokenizer",
+        "__init__ attention classifier dropout families limits sharded tokenizer",
         "borders",
         "halves",
         "packing",

@@ -19,7 +19,7 @@ from ftlaunch.safety.model_files import has_safetensors, require_weights_to_trai
 from fttrain import adapters, hub
 from fttrain.adapters.targets import token_table
 from fttrain.data.batches import MicroBatch
-from fttrain.model import attention, borders, classifier, completeness, packing, tokenizer
+from fttrain.model import attention, borders, classifier, completeness, packing, sharded, tokenizer
 from fttrain.model.families import auto_class_in
 from fttrain.model.halves import Halves
 from fttrain.model.packing import forget_lengths
@@ -59,15 +59,16 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
             options["quantization_config"] = _quantization(str(spec.quantization), dtype, family)
             if torch.cuda.is_available():
                 options["device_map"] = {"": torch.cuda.current_device()}
-        loaded: Any = auto.from_pretrained(
-            folder,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            use_safetensors=has_safetensors(folder),
-            trust_remote_code=False,
-            attn_implementation=attention.NAME if packing and hasattr(family, "ALL_ATTENTION_FUNCTIONS") else None,
-            **options,
-        )
+        with sharded.whole_shapes():
+            loaded: Any = auto.from_pretrained(
+                folder,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                use_safetensors=has_safetensors(folder),
+                trust_remote_code=False,
+                attn_implementation=attention.NAME if packing and hasattr(family, "ALL_ATTENTION_FUNCTIONS") else None,
+                **options,
+            )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
         message = f"no model could be loaded from {spec.path}: {_lines(error, 1)}"
         raise UserError(
