@@ -17,7 +17,6 @@ from peft import AutoPeftModelForCausalLM
 from tests.conftest import CHATML, Launch
 from tests.trainer.conftest import RECIPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers.integrations import HfDeepSpeedConfig
 
 from ftlaunch.errors import BAD_INPUT, UserError
 from ftlaunch.run.layout import RunDir
@@ -148,13 +147,8 @@ def test_a_model_is_asked_in_its_template(tiny_model: Path, monkeypatch: pytest.
 
 def test_a_folder_without_a_model_is_a_users_mistake(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no model could be loaded from") as whole:
+    with pytest.raises(UserError, match="no model could be loaded from"):
         chat.load(str(tmp_path))
-    sharded = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
-    with pytest.raises(UserError, match="no model could be loaded from") as refused:
-        chat.load(str(tmp_path))
-    assert refused.value.remedy == f'{whole.value.remedy}; if it loads in one process, write strategy = "zero2"'
-    del sharded  # transformers keeps a weak reference: until here weights would have been shared out
 
 
 PINNED, MAIN = "1" * 40, "2" * 40
