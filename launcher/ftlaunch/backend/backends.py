@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ftlaunch.backend.driving import Driven
 from ftlaunch.backend.protocol import Backend
+from ftlaunch.cluster import NAME_ONE
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.processes import lock
@@ -39,7 +40,7 @@ def driven(run: RunDir) -> Driven:
     """The backend of a run that is driven from here. UserError where the run is a cluster's."""
     backend = of(run)
     if not isinstance(backend, Driven):
-        raise UserError(f"{run.path} is a cluster's to run", "add --cluster NAME, or name another folder with --dir")
+        raise UserError(f"{run.path} is a cluster's to run", f"{NAME_ONE}; or name another folder with --dir")
     return backend
 
 

@@ -17,14 +17,16 @@ from ftlaunch.backend import runs
 from ftlaunch.backend.display import Display, open_display
 from ftlaunch.backend.protocol import Backend, Say
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
+from ftlaunch.cluster import NAME_ONE
 from ftlaunch.errors import BAD_INPUT, DONE, STAGE_FAILED, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
 from ftlaunch.processes import Identity, lock
 from ftlaunch.processes.environment import require_trainer
 from ftlaunch.processes.outcome import Done, Failure, Outcome, Stopped, describe_failure, read_outcome
 from ftlaunch.processes.signals import StopSignals
+from ftlaunch.recipe.stages import Ppo
 from ftlaunch.run import outputs
-from ftlaunch.run.files import read_json
+from ftlaunch.run.files import read_json, require_cache
 from ftlaunch.run.layout import Attempt, RunDir, StageDir
 from ftlaunch.safety import trust
 
@@ -52,8 +54,12 @@ class Driven(Backend):
         """UserError where a plan cannot be started here."""
         self.require_nodes(plan)
         require_trainer()
+        # PPO and streams keep no tokens.
+        tables = [planned.spec.data for planned in plan.stages if not isinstance(planned.spec.stage, Ppo)]
+        if any(not data.streaming for table in tables for data in table.values()):
+            require_cache()
         if after is not None:
-            raise UserError("--after is for jobs of a cluster", "add --cluster NAME")
+            raise UserError("--after is for jobs of a cluster", NAME_ONE)
 
     def start(self, run: RunDir, *, detach: bool, after: str | None, fresh: bool) -> int | None:  # noqa: ARG002
         """Drive a run from here and return the exit code, or have a driver in the background do it and return None."""

@@ -5,6 +5,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from ftlaunch.cluster import NAME_ONE
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def _load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
     """The profile of that name with what is set for once, and a word on which file it is; None for this machine."""
     if name is None:
         if site:
-            raise UserError("--site sets keys of a cluster's profile, and none is named", "add --cluster NAME")
+            raise UserError("--site sets keys of a cluster's profile, and none is named", NAME_ONE)
         return None
     from ftlaunch.cluster.profiles import find_profile, load_cluster
 
@@ -53,8 +54,7 @@ def _chosen(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Clus
     several = any((getattr(stage, "parallel", None) or recipe.parallel).nodes > 1 for stage in recipe.stage)
     if name is not None or not several or "SLURM_JOB_ID" in os.environ or shutil.which("sbatch") is None:
         return _load_named(name, site)
-    from ftlaunch.cluster.profiles import find_profile
-    from ftlaunch.cluster.vocabulary import Cluster
+    from ftlaunch.cluster.profiles import find_profile, load_cluster
 
     named = os.environ.get("FTLAUNCH_CLUSTER")
     why = "FTLAUNCH_CLUSTER names it"
@@ -63,8 +63,7 @@ def _chosen(recipe: "Recipe", name: str | None, site: list[str] | None) -> "Clus
             find_profile("default")
         except UserError:
             print("cluster: SLURM's own defaults, as the recipe wants several nodes (no --cluster)", file=sys.stderr)
-            # _load_named() refuses --site here: there is no profile whose keys it could set.
-            return _load_named(None, site) or Cluster()
+            return load_cluster(None, site or [])
         named, why = "default", "there is one of that name"
     print(f"cluster: profile {named}, as the recipe wants several nodes and {why}", file=sys.stderr)
     return _load_named(named, site)

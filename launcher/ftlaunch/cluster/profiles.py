@@ -56,13 +56,14 @@ def _folders() -> list[Path]:
     return [Path("slurm/profiles"), Path("~/.config/ftlaunch").expanduser(), examples]
 
 
-def load_cluster(name_or_path: str, settings: Sequence[str] = ()) -> Cluster:
-    """Read and judge a profile, with `key=value` settings put in. RecipeError with everything that is wrong in it.
+def load_cluster(name_or_path: str | None, settings: Sequence[str] = ()) -> Cluster:
+    """Read and judge a profile, with `key=value` settings put in; None: an empty one, which is the cluster's own.
 
-    UserError where others may write the file: its lines are run.
+    RecipeError with everything that is wrong in it. UserError where others may write the file: its lines are run.
     """
-    path = find_profile(name_or_path)
-    layer, problems = layers.override(_with_base(path), [*map(_as_text, settings)], "--site")
+    path = Path("slurm") if name_or_path is None else find_profile(name_or_path)
+    layer = layers.Layer({}, {}) if name_or_path is None else _with_base(path)
+    layer, problems = layers.override(layer, [*map(_as_text, settings)], "--site")
     where = SourceMap(Source(f"{path}:1", path.absolute().parent), layer.origins)
     problems += decode.find_problems(Cluster, layer.values, where)
     problems += _strangers(layer.values, where)

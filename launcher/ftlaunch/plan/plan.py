@@ -141,6 +141,7 @@ def _training_hash(spec: StageSpec, needed: list[str]) -> str:
     for table in course["data"].values():
         for key in [key for key, default in ADDED_TO_DATA.items() if table[key] == default]:
             del table[key]
+        del table["unread"]  # it changes no row
         if table["overlong"] is None and table["format"] != "text":
             table["overlong"] = "truncate"
     if course["adapter"].get("experts") is False:  # newer than some runs: its default must not change their hash

@@ -88,6 +88,10 @@ class Data(Table, frozen=True, kw_only=True):
     unfit_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of unfit rows above which nothing is trained all the same. Blank rows of text, pairs without a better
     answer and rows that are too long do not count."""
+    unread: Literal["refuse", "ignore"] | None = None
+    """What happens where rows hold a field that nothing reads and without which they say something else: weight, image,
+    audio or video, or a system turn or context that comes after the first rows. None: "refuse" where the fields tell
+    the format, "ignore" where you write it."""
     limit: Positive | None = None
     """Take at most so many rows."""
     # TOML keeps the two apart: 1 is one row, and 1.0 would hold out every row, which lt=1 refuses.

@@ -56,15 +56,15 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     """
     if not is_local(data.path):
         return Findings()
-    found, unfit = Findings(), UnfitRows()
+    found, unfit, sample = Findings(), UnfitRows(), _Sample(data)
     seen = 0
     fields: set[str] = set()
     columns = Columns(data)
     try:
-        for where, row in islice(grouped(data, _sample(data)), data.limit):
+        for where, row in islice(grouped(data, sample), data.limit):
             seen += 1
             fields |= row.keys()
-            columns.note(row)
+            columns.note(row, where)
             # Unfit is a DataError, too: one row that is unfit is counted here, while any other DataError ends the
             # reading.
             try:
@@ -76,14 +76,21 @@ def check_rows(data: Data, *, only_prompts: bool = False) -> Findings:
     if seen:
         # In front of what ended the reading: these are about earlier rows.
         found.problems[:0] = [*misspelt(data, fields), *columns.problems(), *_problems(data, unfit, seen)]
-    if not found.problems and unfit.every():
-        found.notes = [summary(seen, unfit.every(), unfit.examples)]
-    if not found.problems and (others := [file.name for file in unread_files(Path(data.path), data.split)]):
-        found.notes.append(f"files that are not read: {_named(others)}")
+    if not found.problems:
+        found.notes = [*_notes(data, unfit, seen, is_cut=sample.is_cut)]
     # A reward function is given whole rows.
     if not only_prompts and (unread := sorted(fields - looks.fields_read(data, fields))):
         found.notes.append(f"unread columns: {_named(unread)}")
     return found
+
+
+def _notes(data: Data, unfit: UnfitRows, seen: int, *, is_cut: bool) -> Iterator[str]:
+    if unfit.every():
+        yield summary(seen, unfit.every(), unfit.examples)
+    if is_cut:
+        yield f"the first {seen} rows were looked at; a run looks at all of them"
+    if others := [file.name for file in unread_files(Path(data.path), data.split)]:
+        yield f"files that are not read: {_named(others)}"
 
 
 def _named(names: list[str]) -> str:
@@ -98,7 +105,7 @@ def settled(data: Data, *, only_prompts: bool = False) -> Data:
     """
     if not looks.is_open(data) or not is_local(data.path):
         return data
-    first = list(islice(_sample(data), looks.LOOKED_AT))
+    first = list(islice(_Sample(data), looks.LOOKED_AT))
     return looks.looked_at(data, first, only_prompts=only_prompts) if first else data
 
 
@@ -124,7 +131,7 @@ def text_sizes(data: Data, most: int) -> list[int]:
         return sizes
     try:
         data = settled(data)
-        for where, row in islice(grouped(data, _sample(data)), most):
+        for where, row in islice(grouped(data, _Sample(data)), most):
             try:
                 sizes.append(sum(len(text.encode()) for text in _texts(data, row, where)))
             except Unfit:
@@ -157,16 +164,24 @@ def _check_row(data: Data, row: Row, where: str, *, only_prompts: bool) -> None:
             is_good(data, row, where)
 
 
-def _sample(data: Data) -> Iterator[tuple[str, Row]]:
-    """Rows of files that can be read here: a login node may have no pyarrow."""
-    rows, done = 0, 0
-    for path in data_files(Path(data.path), data.split):
-        if not tables.can_be_read() and (kind_of_file(path) in (".parquet", ".arrow") or path.suffix == ".zst"):
-            continue
-        lines = Lines(path)
-        for row in rows_of(lines):
-            yield row
-            rows += 1
-            if rows == CHECKED_ROWS or done + lines.position > CHECKED_BYTES:
-                return
-        done += lines.position
+class _Sample:
+    """Rows of files that can be read here, up to some: a login node may have no pyarrow."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self.is_cut = False
+        """Whether there may be more rows."""
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        rows, done = 0, 0
+        for path in data_files(Path(self._data.path), self._data.split):
+            if not tables.can_be_read() and (kind_of_file(path) in (".parquet", ".arrow") or path.suffix == ".zst"):
+                continue
+            lines = Lines(path)
+            for row in rows_of(lines):
+                yield row
+                rows += 1
+                if rows == CHECKED_ROWS or done + lines.position > CHECKED_BYTES:
+                    self.is_cut = True
+                    return
+            done += lines.position

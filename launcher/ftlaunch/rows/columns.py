@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from ftlaunch.recipe.data import Data
 from ftlaunch.recipe.names import is_local
+from ftlaunch.rows import looks
 from ftlaunch.rows.files import SPLITS
-from ftlaunch.rows.template import Row, optional_fields
+from ftlaunch.rows.pairs import number_at
+from ftlaunch.rows.template import DataError, Row, is_blank, optional_fields
 
 SPLIT = "split"
 """The column in which a file of all splits names each row's own."""
@@ -18,15 +20,40 @@ class Columns:
         self._data = data
         self._preferences = set[str]()
         self._splits = dict[str, str]()
+        self._known = set[str]()
+        self._unheard = dict[str, tuple[str, str]]()
+        self._weights = dict[str, float]()
+        self._rows = 0
 
-    def note(self, row: Row) -> None:
-        """Note what the row has in columns that are judged; a few different values tell as much as all of them."""
+    def note(self, row: Row, where: str) -> None:
+        """Note what the row has in columns that are judged; a few different values tell as much as all of them.
+
+        Raises DataError where the row holds what nothing reads and without which it says something else.
+        """
+        if self._data.unread == "refuse":
+            self._require_read(row, where)
         preference = None if self._data.preference_field is None else row.get(self._data.preference_field)
         if preference is not None and len(self._preferences) < 3:
             self._preferences.add(str(preference))
         named = row.get(SPLIT)
         if isinstance(named, str) and (split := SPLITS.get(named.lower())) is not None:
             self._splits[split] = named
+
+    def _require_read(self, row: Row, where: str) -> None:
+        for name in row.keys() - self._known:
+            self._known.add(name)
+            if (told := looks.unheard(self._data, name)) is not None:
+                self._unheard[name] = told
+        for name, told in self._unheard.items():
+            if name.lower() in looks.WEIGHTS:
+                weight = 1.0 if is_blank(row, (name,)) else number_at(row, (name,), where)
+                # Rows before the first that has the field have no weight, as one that counts like any other.
+                is_said = self._weights.setdefault(name, 1.0 if self._rows else weight) != weight
+            else:
+                is_said = not is_blank(row, (name,))
+            if is_said:
+                raise DataError(where, *told)
+        self._rows += 1
 
     def problems(self) -> Iterator[tuple[str, str, str]]:
         """(where, message, remedy) of columns by which rows would be trained otherwise than they are meant."""

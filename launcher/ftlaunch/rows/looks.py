@@ -19,7 +19,7 @@ PREFERRED = (
 )
 GOOGLE = "write turns: `jq -c '{messages: [.FIELD[] | {role, content: ([.parts[].text] | join(\"\"))}]}' FILE > NEW`"
 
-LOOKED_AT = 20
+LOOKED_AT = 1000
 """Rows by which a format is told: all fields that any of them has count."""
 
 ANSWERED = (
@@ -44,8 +44,9 @@ SYSTEMS = ("system", "system_prompt")
 LABELS = ("label", "labels", "kto_tag", "desirable", "accepted", "correct", "is_correct")
 """Fields that may tell which answers are bad."""
 
+WEIGHTS = ("weight", "weights", "sample_weight")
 UNHEARD = {
-    **dict.fromkeys(("weight", "weights", "sample_weight"), "weighs rows, and all rows are trained alike"),
+    **dict.fromkeys(WEIGHTS, "weighs rows, and all rows are trained alike"),
     **dict.fromkeys(
         ("image", "images", "audio", "audios", "video", "videos"),
         "holds what is no text, and a model is trained on text alone",
@@ -119,9 +120,8 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
     if not only_prompts and told.format in ("prompt", "alpaca", "messages", "sharegpt"):
         read = fields_read(told, fields.keys())
         _refuse_labels(told, {name: values for name, values in labels.items() if name not in read})
-    if not only_prompts and told.format is not None:
-        _refuse_unheard(told, {name: value for name, value in fields.items() if name.lower() in UNHEARD})
-    return told
+    # A reward function is given whole rows.
+    return told if only_prompts else replace(told, unread=data.unread or "refuse")
 
 
 def _refuse_labels(told: Data, labels: Mapping[str, list[object]]) -> None:
@@ -134,13 +134,22 @@ def _refuse_labels(told: Data, labels: Mapping[str, list[object]]) -> None:
             raise DataError(told.path, message, remedy)
 
 
-def _refuse_unheard(told: Data, fields: Mapping[str, object]) -> None:
-    """Raise DataError where a field that nothing reads changes what rows say."""
-    read = fields_read(told, fields.keys())
-    for name, value in fields.items():
-        if value not in (None, "", []) and name not in read:
-            remedy = f"leave out such rows; or, to train on all of them without it, write {_written(told)}"
-            raise DataError(told.path, f"the field {name} {UNHEARD[name.lower()]}", remedy)
+def unheard(told: Data, name: str) -> tuple[str, str] | None:
+    """What is lost with a field that nothing reads, and what to do about it; None where rows say the same without."""
+    if name in fields_read(told, {name}):
+        return None
+    if name.lower() in UNHEARD:
+        remedy = 'leave out such rows; or, to train on all of them without it, write unread = "ignore"'
+        return f"the field {name} {UNHEARD[name.lower()]}", remedy
+    ignoring = 'or unread = "ignore" to train without it'
+    if name in SYSTEMS and told.system is None and told.format != "text":
+        return f"the field {name} holds a system turn that is not read", f'write system = "{{{name}?}}", {ignoring}'
+    # Both templates are there where names of fields have told them.
+    if name.lower() in EXTRAS and told.format == "prompt" and told.prompt and told.completion:
+        prompt = json.dumps(f"{told.prompt}{{?\n\n{{{name}}}}}", ensure_ascii=False)
+        remedy = f"write prompt = {prompt}, completion = {json.dumps(told.completion)}, {ignoring}"
+        return f"the field {name} is not read, and may be what the prompt is about", remedy
+    return None
 
 
 def _written(told: Data) -> str:

@@ -63,14 +63,14 @@ def _stripped(turn: Turn) -> Turn:
 
 
 def _from_preference(data: Data, row: Row, where: str) -> Pair:
-    margin = 1.0 if data.margin_field is None else _number(row, (data.margin_field,), where)
+    margin = 1.0 if data.margin_field is None else number_at(row, (data.margin_field,), where)
     if margin < 0:
         remedy = "mend the number, or name the field as preference_field: the answers then swap where it is below 0"
         raise Unfit(where, f"field {data.margin_field} is below 0", remedy)
     better: Side = ("chosen", data.chosen)
     worse: Side = ("rejected", data.rejected)
     if data.preference_field is not None:
-        margin = _number(row, (data.preference_field,), where)
+        margin = number_at(row, (data.preference_field,), where)
         if margin == 0:
             raise Excused(where, f"field {data.preference_field} is 0: no answer is the better one", TWO_ANSWERS)
         better, worse = (better, worse) if margin > 0 else (worse, better)
@@ -91,7 +91,7 @@ def _from_ratings(data: Data, row: Row, where: str) -> Pair:
     """The best and the worst answer, the first of each where several are rated alike."""
     field = data.answers_field
     paths = [(field, str(index)) for index in range(len(entries_of(row, field, where)))]
-    ratings = [_number(row, (*path, data.rating_field), where) for path in paths]
+    ratings = [number_at(row, (*path, data.rating_field), where) for path in paths]
     if min(ratings) == max(ratings):
         raise Excused(where, "its answers are all rated alike", TWO_ANSWERS)
     order = (min(ratings), max(ratings)) if data.best_rating == "lowest" else (max(ratings), min(ratings))
@@ -186,7 +186,8 @@ def _text(row: Row, path: tuple[str, ...], where: str) -> str:
     return "" if _is_empty(row, path, where) else text_at(row, path, where)
 
 
-def _number(row: Row, path: tuple[str, ...], where: str) -> float:
+def number_at(row: Row, path: tuple[str, ...], where: str) -> float:
+    """The number at a path of the row, which may be written as text. Raises Unfit where it is none, or not finite."""
     value = cast(object, value_at(row, path, where))
     try:
         # A CSV file holds numbers as text. True is an int in Python and no rating.

@@ -20,6 +20,24 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ftlaunch" / name
 
 
+def unwritable_cache(folder: Path, error: OSError) -> UserError:
+    """What to say where tokens cannot be kept in a folder."""
+    message = f"tokens cannot be kept in {folder}: {error.strerror}"
+    return UserError(message, "set XDG_CACHE_HOME to a folder that can be written, such as one on scratch")
+
+
+def require_cache() -> None:
+    """UserError where no tokens can be kept: found out by making a file, as root may write in any folder but some."""
+    import tempfile
+
+    folder = cache_folder("tokens")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise unwritable_cache(folder, error) from error
+
+
 def temporary_path(path: Path) -> Path:
     """A hidden name next to a path that nobody else takes, not even on another node or in another container."""
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}")

@@ -120,8 +120,9 @@ class Counts(Struct, frozen=True, kw_only=True):
     """Rows in which a token lay across the border of prompt and answer, and was parted there."""
     control: int = 0
     """Rows with a control token in what is said, which is encoded as text."""
-    respaced: int = 0
-    """Rows of which the chat template changes white space of a trained answer, such as its indentation."""
+    respaced: int | None = None
+    """Rows of which the chat template changes white space of a trained answer, such as its indentation. None: the rows
+    were tokenized by an earlier version, which did not count them."""
     first_respaced: str | None = None
     """The first of them, as "facts.jsonl:17"."""
     dropped_untrained: int = 0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import read_json, temporary_path, write_json
+from ftlaunch.run.files import read_json, temporary_path, unwritable_cache, write_json
 from ftlaunch.run.records import Counts
 from fttrain.data.chat import Encoded, EncodedPair
 from fttrain.data.token_set import MARGINS, OFFSETS, Meta, PairSet, TokenSet, open_folder, places, supervised
@@ -153,10 +153,7 @@ def alone(folder: Path, tick: Callable[[], None]) -> Generator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, is_locked = _locked(lock, tick)
     except OSError as error:
-        message = f"tokens cannot be kept in {folder.parent}: {error.strerror}"
-        raise UserError(
-            message, "set XDG_CACHE_HOME to a folder that can be written, such as one on scratch"
-        ) from error
+        raise unwritable_cache(folder.parent, error) from error
     try:
         if is_locked:
             _take_over(folder, partial, descriptor)

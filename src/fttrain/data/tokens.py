@@ -123,7 +123,8 @@ def stream(data: Data, tokenizer: Any, seed: int, tally: "Tally | None" = None, 
     for the whole set after 1000 rows or at the end.
     """
     encoder, tally = Encoder(tokenizer, data), tally or Tally()
-    rows, judged = stream_rows(data, seed, _held_out(data)), tally.rows >= JUDGED_ROWS
+    rows = _noted(stream_rows(data, seed, _held_out(data)), Columns(data))
+    judged = tally.rows >= JUDGED_ROWS
     # A resumed pass: rows before the last counted one are read and dropped; that one is encoded again, without being
     # counted again, as the checkpoint may lie between two of the several rows that it makes.
     if tally.rows:
@@ -148,6 +149,12 @@ def stream_test(data: Data, tokenizer: Any) -> TokenSet:
     return token_set([kept for one in made for kept in tally.count(one, encoder)])
 
 
+def _noted(rows: Iterator[tuple[str, Row]], columns: Columns) -> Iterator[tuple[str, Row]]:
+    for where, row in rows:
+        columns.note(row, where)
+        yield where, row
+
+
 def _held_out(data: Data) -> int:
     assert isinstance(data.test, int), "the test of streamed data is a count"
     return data.test
@@ -160,11 +167,6 @@ def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None])
     def tick() -> None:
         told(tally.rows)
 
-    def noted(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-        for where, row in rows:
-            columns.note(row)
-            yield where, row
-
     with alone(folder, tick) as partial:
         if open_set(folder) is not None:
             return
@@ -172,7 +174,7 @@ def _make(folder: Path, data: Data, tokenizer: Any, told: Callable[[int], None])
         try:
             if making.kept is not None:
                 tally = Tally.from_plain(making.kept)
-            rows = islice(_ticking(noted(load_rows(data)), tick), tally.rows, None)
+            rows = islice(_ticking(_noted(load_rows(data), columns), tick), tally.rows, None)
             for block, of_block in in_order(BlockEncoder(tokenizer, data), _batches(rows, BATCH), tick):
                 making.add(block)
                 tally.append(of_block)
@@ -369,8 +371,9 @@ def _key(data: Data, tokenizer: Any, encoder: Encoder) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.update(padding=None, truncation=None)  # settings of the last call, which change no row
     fields = {key: value for key, value in msgspec.to_builtins(data).items() if key not in _NOT_IN_ROWS}
-    for key, default in {"control_tokens": "refuse", "group_by": None}.items():
-        if fields[key] == default:  # newer than some sets, which are made as before
+    # Newer than some sets, which are made as before. Those in which nothing unread was refused are not looked through.
+    for key, earlier in {"control_tokens": ("refuse",), "group_by": (None,), "unread": (None, "ignore")}.items():
+        if fields[key] in earlier:
             del fields[key]
     made_of = [VERSION, fingerprint(data), fields, encoder.template, backend, tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()

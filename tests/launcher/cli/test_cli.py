@@ -168,6 +168,17 @@ def test_several_nodes_need_a_cluster(call: Call, recipe: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("torch_is_there")
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_there(
+    call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(recipe))
+    code, _, err = call("run", recipe)
+    assert (code, f"tokens cannot be kept in {recipe}/ftlaunch/tokens" in err) == (BAD_INPUT, True)
+    assert "set XDG_CACHE_HOME to" in err
+    assert not (recipe.parent / "runs").exists()
+
+
+@pytest.mark.usefixtures("torch_is_there")
 def test_run_writes_and_drives(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ftlaunch.backend.protocol.make_plan", scripted_plan)
     code, out, err = call("run", recipe)

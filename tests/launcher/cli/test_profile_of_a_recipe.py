@@ -9,7 +9,7 @@ from ftlaunch.backend.driving import Driven
 from ftlaunch.backend.slurm.backend import Slurm
 from ftlaunch.cli.profile import for_recipe
 from ftlaunch.cluster.vocabulary import Cluster
-from ftlaunch.errors import RecipeError
+from ftlaunch.errors import RecipeError, UserError
 from ftlaunch.load import Loaded
 from ftlaunch.recipe.model import Model
 from ftlaunch.recipe.recipe import Recipe
@@ -48,6 +48,16 @@ def login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_slurms_own_defaults_count_where_there_is_no_profile(capsys: pytest.CaptureFixture[str]):
     assert chosen(recipe(2), None, None) == Cluster()
     assert "SLURM's own defaults" in capsys.readouterr().err
+    assert chosen(recipe(2), None, ["signal_lead=300"]) == Cluster(signal_lead=300)
+
+
+def test_where_there_is_no_profile_an_empty_one_will_do(tmp_path: Path, login_node: Path):
+    (login_node / "mine.toml").unlink()
+    with pytest.raises(UserError, match="none is named") as told:
+        chosen(recipe(1), None, ["signal_lead=300"])
+    named = told.value.remedy.split("an empty ")[1].split(" is one: --cluster ")
+    (tmp_path / named[0]).touch()
+    assert chosen(recipe(1), named[1], ["signal_lead=300"]) == Cluster(signal_lead=300)
 
 
 def test_the_default_profile_counts_and_the_named_one_before_it(

@@ -54,27 +54,40 @@ def test_answers_that_may_be_bad_are_refused(rows: list[dict[str, Any]], keys: s
     assert settled(data, only_prompts=True).format
 
 
+MORE = [ASKED, ASKED]
+
+
 @pytest.mark.parametrize(
-    ("row", "said", "keys"),
+    ("rows", "said", "keys"),
     [
-        ({**ASKED, "weight": 0.5}, "the field weight weighs rows", 'format = "prompt"'),
-        ({"messages": TURNS, "images": ["a.png"]}, "the field images holds what is no text", 'format = "messages"'),
-        ({"text": "a", "Image": {"path": "a.png"}}, "the field Image holds", 'format = "text"'),
-        ({**ASKED, "chosen": "b", "rejected": "c", "image": "a.png"}, "the field image", 'format = "preference"'),
+        ([ASKED, {**ASKED, "weight": 0.5}], "the field weight weighs rows", ""),
+        ([{**ASKED, "weight": "1"}, {**ASKED, "weight": 2}], "the field weight weighs rows", ""),
+        ([{"messages": TURNS, "images": ["a.png"]}], "the field images holds what is no text", ""),
+        ([{"text": "a"}, {"text": "a", "Image": {"path": "a.png"}}], "the field Image holds", ""),
+        ([{**ASKED, "chosen": "b", "rejected": "c", "image": "a.png"}], "the field image", ""),
+        ([*MORE, {**ASKED, "system": "s"}], "the field system holds a system turn", 'system = "{system?}"'),
+        (
+            [{"question": "a", "answer": "b"}] * 2 + [{"question": "a", "answer": "b", "context": "c"}],
+            "the field context is not read",
+            'prompt = "{question}{?\\n\\n{context}}", completion = "{answer}"',
+        ),
     ],
 )
 def test_fields_without_which_rows_say_something_else_are_refused(
-    row: dict[str, Any], said: str, keys: str, tmp_path: Path
+    rows: list[dict[str, Any]], said: str, keys: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = Data(path=written(tmp_path / "a.jsonl", [row]))
-    with pytest.raises(DataError, match=said) as error:
-        settled(data)
-    assert error.value.remedy.endswith(f"without it, write {keys}")
-    remedied = replace(data, **tomllib.loads(keys))
-    assert check_rows(settled(remedied)).problems == []
-    assert settled(Data(path=written(tmp_path / "b.jsonl", [{**ASKED, "images": [], "weight": None}]))).format
-    named = replace(data, prompt="{weight}", completion="{weight}", path=written(tmp_path / "c.jsonl", [{"weight": 1}]))
-    assert settled(named) == named
+    monkeypatch.setattr("ftlaunch.rows.looks.LOOKED_AT", 2)  # the other rows are met while all are read
+    data = Data(path=written(tmp_path / "a.jsonl", rows))
+    ((where, message, remedy),) = check_rows(settled(data)).problems
+    assert (where, message.startswith(said)) == (f"{data.path}:{len(rows)}", True)
+    for way in (*filter(None, [keys]), 'unread = "ignore"'):
+        assert way in remedy
+        told = settled(replace(data, **tomllib.loads(way.replace('", c', '"\nc'))))
+        assert check_rows(told).problems == []
+    written_out = replace(settled(data), unread=None)  # whoever writes the format knows the rows
+    assert check_rows(written_out).problems == []
+    alike = [{**ASKED, "images": [], "weight": 2}, {**ASKED, "weight": "2.0"}]
+    assert check_rows(settled(Data(path=written(tmp_path / "b.jsonl", alike)))).problems == []
 
 
 @pytest.mark.parametrize("name", ["train", "Training"])

@@ -215,6 +215,8 @@ def test_only_what_is_used_is_checked(tmp_path: Path, monkeypatch: pytest.Monkey
     assert check(tmp_path / "a.jsonl", rows, limit=2, **ASKED) == []
     monkeypatch.setattr("ftlaunch.rows.CHECKED_ROWS", 2)
     assert check(tmp_path / "a.jsonl", rows, **ASKED) == []
+    note = "the first 2 rows were looked at; a run looks at all of them"
+    assert check_rows(Data(path=str(tmp_path / "a.jsonl"), **ASKED)).notes == [note]
     monkeypatch.setattr("ftlaunch.rows.CHECKED_ROWS", 3)
     assert len(check(tmp_path / "a.jsonl", rows, **ASKED)) == 1
     monkeypatch.setattr("ftlaunch.rows.CHECKED_BYTES", 60)

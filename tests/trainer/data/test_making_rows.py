@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.trainer.in_process import ALONE, make_data
 
 from ftlaunch.errors import UserError
+from ftlaunch.recipe.data import Data
+from ftlaunch.rows import settled
 from fttrain.data import cores, tokens
 from fttrain.data.chat import Encoder
 from fttrain.data.prepare import prepare
@@ -56,6 +59,32 @@ def test_a_home_that_cannot_be_written_is_told_with_a_way_out(write_rows: Writer
     with pytest.raises(UserError, match="tokens cannot be kept in ") as told:
         tokens.tokenize(make_data(write_rows(ROWS[:3])), tokenizer, 1, home / "tokens")
     assert "XDG_CACHE_HOME" in told.value.remedy
+
+
+def test_what_rows_say_with_a_field_that_is_not_read_is_refused_in_any_of_them(
+    write_rows: Writer, tokenizer: Any, tmp_path: Path
+):
+    path = write_rows([*ROWS, {**ROWS[0], "image": "a.png"}])
+    data = settled(Data(path=str(path)))
+    for written_out in (None, "ignore"):  # what they leave in the cache tells nothing of the field
+        kept = tokens.tokenize(replace(data, unread=written_out), tokenizer, 1, tmp_path / "cache")
+        assert kept.counts.kept == len(ROWS) + 1
+    with pytest.raises(UserError, match=f":{len(ROWS) + 1}: the field image holds what is no text"):
+        tokens.tokenize(data, tokenizer, 1, tmp_path / "cache")
+    with pytest.raises(UserError, match="the field image"):
+        list(tokens.stream(replace(data, streaming=True), tokenizer, 1))
+
+
+def test_a_set_of_an_earlier_version_tells_no_number_that_nobody_counted(
+    write_rows: Writer, tokenizer: Any, tmp_path: Path
+):
+    data = make_data(write_rows(ROWS[:3]))
+    assert tokens.tokenize(data, tokenizer, 1, tmp_path / "cache").counts.respaced == 0
+    (meta,) = tmp_path.glob("cache/*/meta.json")
+    earlier = json.loads(meta.read_text())
+    del earlier["counts"]["respaced"]
+    meta.write_text(json.dumps(earlier))
+    assert tokens.tokenize(data, tokenizer, 1, tmp_path / "cache").counts.respaced is None
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -73,7 +73,7 @@ def test_all_rows_are_kept_in_order_with_their_marks(write_rows: Writer, tokeniz
         assert tokenized.train.supervised[index] == np.count_nonzero(trained[1:])
     assert (ids.dtype, trained.dtype) == (np.int32, np.bool_)
     count, trained = int(tokenized.train.lengths.sum()), int(tokenized.train.supervised.sum())
-    assert tokenized.counts == Counts(rows=40, kept=40, tokens=count, trained=trained)
+    assert tokenized.counts == Counts(rows=40, kept=40, tokens=count, trained=trained, respaced=0)
 
 
 def test_the_first_token_is_trained_but_not_counted(write_rows: Writer, tokenizer: Any, cache: Path) -> None:

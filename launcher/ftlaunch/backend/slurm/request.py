@@ -1,5 +1,6 @@
 """What SLURM is asked for on behalf of a stage: its batch script, written by submitit, and what it may use up."""
 
+import math
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from ftlaunch.backend.protocol import Request
 from ftlaunch.backend.slurm import paths
+from ftlaunch.cluster import NEW
 from ftlaunch.cluster.vocabulary import Cluster, Resources, seconds
 from ftlaunch.errors import UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
@@ -117,7 +119,8 @@ def require_time_to_save(run: RunDir, plan: Plan, cluster: Cluster) -> None:
             took = f"a step and a save have taken {longest:.0f} s, and signal_lead is {cluster.signal_lead} s"
             raise UserError(
                 f"{stage_dir.name}: {took}: at a time limit or a preemption nothing could be saved",
-                "allow more in the profile, and name it with --cluster",
+                f"write signal_lead = {2 * math.ceil(longest)} into the profile, or into {NEW} where there is none, and"
+                f" name it: ftlaunch resume {run.in_shell} --cluster NAME",
             )
 
 

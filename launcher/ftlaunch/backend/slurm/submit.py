@@ -22,6 +22,7 @@ from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.queue import Job, Submission
 from ftlaunch.backend.slurm.record import signs_of_life
 from ftlaunch.backend.slurm.request import Batch, executor, fits_into, require_time_to_save
+from ftlaunch.cluster import NEW
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import Interrupted, UserError
 from ftlaunch.plan.plan import Plan, PlannedStage
@@ -328,7 +329,8 @@ def _hand_over(stage_dir: StageDir, batch: Batch, interrupts: StopSignals) -> st
             raise Unanswered(message, f"when the controller answers: ftlaunch resume {run.in_shell}") from error
         if queue.AWAY.search(str(error)):
             raise UserError(message, "try again when the controller answers") from error
-        remedy = f"mend the profile or the recipe{OR_RESUME} {run.in_shell} --cluster NAME, which reads it again"
+        mend = f"mend the recipe or the profile, or write {NEW} where there is none"
+        remedy = f"{mend}{OR_RESUME} {run.in_shell} --cluster NAME, which reads it again"
         raise UserError(message, remedy) from error
     except OSError as error:
         raise UserError(

@@ -8,6 +8,7 @@ import pytest
 from tests.launcher.scripted_runs import make_plan, write_run
 
 from ftlaunch.backend.slurm import request
+from ftlaunch.cluster.profiles import load_cluster
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
 from ftlaunch.run.layout import RunDir
@@ -31,11 +32,14 @@ def test_the_time_between_two_attempts_is_no_step(run: RunDir) -> None:
     assert request.longest_step(run.stage_dir("01-sft")) == 40
 
 
-def test_a_step_longer_than_the_lead_is_refused_until_the_stage_is_done(run: RunDir) -> None:
+def test_a_step_longer_than_the_lead_is_refused_until_the_stage_is_done(run: RunDir, tmp_path: Path) -> None:
     plan = make_plan(run.path, "train")
     request.require_time_to_save(run, plan, Cluster(signal_lead=41))
-    with pytest.raises(UserError, match="01-sft: a step and a save have taken 40 s, and signal_lead is 39 s"):
+    with pytest.raises(UserError, match="01-sft: a step and a save have taken 40 s, and signal_lead is 39 s") as told:
         request.require_time_to_save(run, plan, Cluster(signal_lead=39))
+    # The line that it gives is a whole profile.
+    (tmp_path / "new.toml").write_text(told.value.remedy.removeprefix("write ").split(" into ")[0])
+    request.require_time_to_save(run, plan, load_cluster(str(tmp_path / "new.toml")))
     run.stage_dir("01-sft").result.touch()
     request.require_time_to_save(run, plan, Cluster(signal_lead=39))
 
