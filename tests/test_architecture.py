@@ -119,10 +119,11 @@ FLOORS = {
     "ftlaunch.rows": (
         "template",
         "files groups messages tables unfit",
-        "columns lines",
+        "lines",
         "conversations readers",
         "pairs",
         "looks prompts",
+        "columns",
         "__init__",
     ),
     "ftlaunch.rules": (

@@ -5,7 +5,6 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from ftlaunch.cluster import NAME_ONE
 from ftlaunch.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ def _load_named(name: str | None, site: list[str] | None) -> "Cluster | None":
     """The profile of that name with what is set for once, and a word on which file it is; None for this machine."""
     if name is None:
         if site:
+            from ftlaunch.cluster import NAME_ONE
+
             raise UserError("--site sets keys of a cluster's profile, and none is named", NAME_ONE)
         return None
     from ftlaunch.cluster.profiles import find_profile, load_cluster

@@ -1,5 +1,6 @@
 """What single columns say of all rows of a data set, told once the rows have gone by."""
 
+import json
 from collections.abc import Iterator
 
 from ftlaunch.recipe.data import Data
@@ -7,7 +8,31 @@ from ftlaunch.recipe.names import is_local
 from ftlaunch.rows import looks
 from ftlaunch.rows.files import SPLITS
 from ftlaunch.rows.pairs import number_at
-from ftlaunch.rows.template import DataError, Row, is_blank, optional_fields
+from ftlaunch.rows.template import DataError, Row, is_blank, optional_fields, template_fields
+
+WEIGHTS = ("weight", "weights", "sample_weight")
+UNHEARD = {
+    **dict.fromkeys(WEIGHTS, "weighs rows, and all rows are trained alike"),
+    **dict.fromkeys(
+        ("image", "images", "audio", "audios", "video", "videos"),
+        "holds what is no text, and a model is trained on text alone",
+    ),
+}
+"""Fields without which rows say something else, in lower case → why."""
+THOUGHTS = (
+    "complex_cot",
+    "cot",
+    "chain_of_thought",
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "thought",
+    "thoughts",
+)
+TASKS = ("definition", "task_definition", "instruction")
+"""Fields with what is asked of a question or an input."""
+ANSWERS = ("answer", "answers", "response", "output", "completion", "target", "targets", "summary", "annotation")
+IGNORE = 'unread = "ignore" to train without it'
 
 SPLIT = "split"
 """The column in which a file of all splits names each row's own."""
@@ -42,10 +67,10 @@ class Columns:
     def _require_read(self, row: Row, where: str) -> None:
         for name in row.keys() - self._known:
             self._known.add(name)
-            if (told := looks.unheard(self._data, name)) is not None:
+            if (told := unheard(self._data, name)) is not None:
                 self._unheard[name] = told
         for name, told in self._unheard.items():
-            if name.lower() in looks.WEIGHTS:
+            if name.lower() in WEIGHTS:
                 weight = 1.0 if is_blank(row, (name,)) else number_at(row, (name,), where)
                 # Rows before the first that has the field have no weight, as one that counts like any other.
                 is_said = self._weights.setdefault(name, 1.0 if self._rows else weight) != weight
@@ -85,3 +110,42 @@ def misspelt(data: Data, fields: set[str]) -> Iterator[tuple[str, str, str]]:
         for name in sorted(optional_fields(template or "") - fields):
             message = f"no row has the field {name}, which a template names as optional"
             yield data.path, message, f"the rows have the fields {', '.join(sorted(fields))}: use one of these"
+
+
+def unheard(told: Data, name: str) -> tuple[str, str] | None:
+    """What is lost with a field that nothing reads, and what to do about it; None where rows say the same without."""
+    low = name.lower()
+    if name in looks.fields_read(told, {name}):
+        return None
+    if low in UNHEARD:
+        return f"the field {name} {UNHEARD[low]}", f"leave out such rows; or write {IGNORE}"
+    if told.format == "text":
+        written = _keys(f"{{{told.text_field}}}", f"{{{name}}}")
+        return (f"the field {name} is not read, and may be the answer", written) if low in ANSWERS else None
+    if name in looks.SYSTEMS and told.system is None:
+        return f"the field {name} holds a system turn that is not read", f'write system = "{{{name}?}}", or {IGNORE}'
+    return _unread_part(told, name) if told.format in ("prompt", "alpaca") else None
+
+
+def _unread_part(told: Data, name: str) -> tuple[str, str] | None:
+    """The same of a field with a part of the prompt or of the answer."""
+    low, alpaca = name.lower(), told.format == "alpaca"
+    asked = told.prompt or ("{instruction}{?\n\n{input}}" if alpaca else "{prompt}")
+    answered = told.completion or ("{output}" if alpaca else "{completion}")
+    if low in THOUGHTS:
+        thought = f"{{?<think>\n{{{name}}}\n</think>\n\n}}{answered}"
+        return f"the field {name} is not read, and may be the thought before the answer", _keys(asked, thought)
+    if low == "history":
+        made = f"instruction: .{template_fields(asked)[0][0]}, output: .{template_fields(answered)[0][0]}"
+        remedy = f"write alpaca's rows, whose history is read: `jq -c '{{{made}, history, system}}' FILE > NEW`"
+        return f"the field {name} holds earlier turns that are not read", f"{remedy}; or {IGNORE}"
+    # Names of fields have told the templates of both: a prompt that is called so is taken to be whole.
+    if told.prompt and told.completion and low in (*looks.EXTRAS, *TASKS):
+        part = f"{{?{{{name}}}\n\n}}{asked}" if low in TASKS else f"{asked}{{?\n\n{{{name}}}}}"
+        return f"the field {name} is not read, and may be part of the prompt", _keys(part, answered)
+    return None
+
+
+def _keys(prompt: str, completion: str) -> str:
+    written = (f"{key} = {json.dumps(text)}" for key, text in (("prompt", prompt), ("completion", completion)))
+    return f"write {', '.join(written)}; or {IGNORE}"

@@ -163,6 +163,8 @@ def _require_trainable(conversation: Conversation, data: Data, where: str) -> No
         raise Unfit(where, "there is a prompt and no answer to train", remedy)
     if spoken[-1] != "assistant":
         remedy = 'cut the row after its last assistant turn, or train everything with train_on = "all"'
+        if row_format(data) in ("messages", "sharegpt"):
+            remedy += '; or, where the answer is a field, name both: prompt = "{FIELD}", completion = "{ANSWER}"'
         raise Unfit(where, f"the last turn is {spoken[-1]}, not assistant: there is no answer to train", remedy)
     # `untrained` counts the system turn, so the last turn is len(roles) - 1, not len(spoken) - 1.
     if data.train_on == "answer" and len(roles) - 1 in conversation.untrained:

@@ -25,6 +25,8 @@ SPLITS = {
 
 # train-00000-of-00002.parquet; older files of the hub have a hash at the end.
 SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-\w+)?")
+NO_SPLIT = ("part", "data", "shard", "chunk", "rows")
+"""Names of shards that mark no split, as Spark and `datasets` give them."""
 CONFIGURATION = re.compile(r"^[ -]*config_name:\s*(\S.*?)\s*$", re.MULTILINE)
 """What the head of a README.md, as data sets of the hub have it, calls one of several sets in the same folder."""
 
@@ -211,7 +213,7 @@ def _mark(file: Path) -> str | None:
     A shard, such as train_sft-00000-of-00002.parquet, is of the split that is its name.
     """
     stem = file.name.partition(".")[0]
-    if shard := SHARD.fullmatch(stem):
+    if (shard := SHARD.fullmatch(stem)) and shard["split"].lower() not in NO_SPLIT:
         return SPLITS.get(shard["split"].lower(), shard["split"])
     for part in (stem, *reversed(file.parts[:-1])):
         # Whole words only: "latest" and "contest" contain "test" and mark nothing.

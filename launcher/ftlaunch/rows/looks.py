@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 from msgspec.structs import replace
@@ -17,7 +17,10 @@ PREFERRED = (
     "write pairs: `jq -c '{prompt: .input.messages, chosen: .preferred_output, rejected: .non_preferred_output, "
     "tools: (.input.tools // [])}' FILE > NEW`"
 )
-GOOGLE = "write turns: `jq -c '{messages: [.FIELD[] | {role, content: ([.parts[].text] | join(\"\"))}]}' FILE > NEW`"
+GOOGLE = (
+    'write turns: `jq -c \'{messages: [(.systemInstruction // .system_instruction // empty | .role = "system"),'
+    ' .FIELD[] | {role, content: ([.parts[].text] | join(""))}]}\' FILE > NEW`'
+)
 
 LOOKED_AT = 1000
 """Rows by which a format is told: all fields that any of them has count."""
@@ -43,16 +46,6 @@ SYSTEMS = ("system", "system_prompt")
 
 LABELS = ("label", "labels", "kto_tag", "desirable", "accepted", "correct", "is_correct")
 """Fields that may tell which answers are bad."""
-
-WEIGHTS = ("weight", "weights", "sample_weight")
-UNHEARD = {
-    **dict.fromkeys(WEIGHTS, "weighs rows, and all rows are trained alike"),
-    **dict.fromkeys(
-        ("image", "images", "audio", "audios", "video", "videos"),
-        "holds what is no text, and a model is trained on text alone",
-    ),
-}
-"""Fields that nothing reads and without which rows say something else, in lower case → why."""
 
 TRUTHS = {
     *("true", "false", "0", "1", "0.0", "1.0", "-1", "-1.0", "yes", "no", "good", "bad"),
@@ -108,7 +101,10 @@ def looked_at(data: Data, rows: Iterable[tuple[str, Row]], *, only_prompts: bool
         return replace(data, format="prompt")
     fields: dict[str, Any] = {}
     labels: dict[str, list[object]] = {}
-    for _, row in rows:
+    first = [row for _, row in rows]
+    if data.path.lower().endswith(".txt"):
+        _refuse_other_texts(data, [str(row.get("text")) for row in first])
+    for row in first:
         for name in LABELS:
             labels.setdefault(name, []).extend(value for value in [row.get(name)] if value is not None)
         # null never replaces a value, as the types of values are looked at below.
@@ -132,24 +128,6 @@ def _refuse_labels(told: Data, labels: Mapping[str, list[object]]) -> None:
             message = f"the field {name} is only {' or '.join(sorted(found))}: it may say which answers are bad"
             remedy = f"leave out rows with bad answers; or, to train on all rows, write {_written(told)}"
             raise DataError(told.path, message, remedy)
-
-
-def unheard(told: Data, name: str) -> tuple[str, str] | None:
-    """What is lost with a field that nothing reads, and what to do about it; None where rows say the same without."""
-    if name in fields_read(told, {name}):
-        return None
-    if name.lower() in UNHEARD:
-        remedy = 'leave out such rows; or, to train on all of them without it, write unread = "ignore"'
-        return f"the field {name} {UNHEARD[name.lower()]}", remedy
-    ignoring = 'or unread = "ignore" to train without it'
-    if name in SYSTEMS and told.system is None and told.format != "text":
-        return f"the field {name} holds a system turn that is not read", f'write system = "{{{name}?}}", {ignoring}'
-    # Both templates are there where names of fields have told them.
-    if name.lower() in EXTRAS and told.format == "prompt" and told.prompt and told.completion:
-        prompt = json.dumps(f"{told.prompt}{{?\n\n{{{name}}}}}", ensure_ascii=False)
-        remedy = f"write prompt = {prompt}, completion = {json.dumps(told.completion)}, {ignoring}"
-        return f"the field {name} is not read, and may be what the prompt is about", remedy
-    return None
 
 
 def _written(told: Data) -> str:
@@ -178,18 +156,23 @@ def _suitable_format(data: Data, fields: Mapping[str, object]) -> dict[str, str]
         return {"format": "unpaired" if isinstance(fields.get("label"), bool) else "prompt"}
     if (listed := _list_of_turns(data, fields)) is not None:
         return {"format": listed}
-    _refuse_json(data, fields)
     if (told := _of_texts(data, names)) is not None:
         return told
     named = ", ".join(sorted(names)) or "there are none"
     raise DataError(data.path, f"the rows' fields do not tell their format: {named}", _remedy(fields))
 
 
-def _refuse_json(data: Data, fields: Mapping[str, object]) -> None:
-    """Raise DataError where a .txt has an object of JSON a line, as Windows hides an ending after .jsonl."""
-    if data.path.lower().endswith(".txt") and isinstance(parsed(str(fields.get("text", ""))), dict):
-        remedy = 'rename it so that it ends in .jsonl; or, to train on JSON as it stands, write format = "text"'
-        raise DataError(data.path, "its lines are JSON, and a .txt is trained as it stands", remedy)
+def _refuse_other_texts(data: Data, lines: Sequence[str]) -> None:
+    """Raise DataError where the lines of a .txt are objects of JSON, as Windows hides an ending after .jsonl, or cells.
+
+    Excel calls a table between tabs "Unicode text", and has it end in .txt.
+    """
+    tabs = {line.count("\t") for line in lines[:2]}
+    is_table = len(tabs) == 1 and tabs != {0}
+    if is_table or isinstance(parsed(lines[0]), dict):
+        kind, ending = ("cells between tabs", ".tsv") if is_table else ("JSON", ".jsonl")
+        remedy = f'rename it so that it ends in {ending}; or, to train on {kind} as they stand, write format = "text"'
+        raise DataError(data.path, f"its lines are {kind}, and a .txt is trained as it stands", remedy)
 
 
 def _of_texts(data: Data, names: Set[str]) -> dict[str, str] | None:

@@ -82,7 +82,7 @@ def entries_of(row: Row, name: str, where: str) -> list[Row]:
         raise Unfit(where, f"field {name} is an empty list", "leave such rows out of the file")
     for entry in entries:
         if not isinstance(entry, dict):
-            raise Unfit(where, f"a turn in {name} is {kind_of(entry)}, not an object", _shape(name))
+            raise Unfit(where, f"a turn in {name} is {kind_of(entry)}, not an object", _of_no_objects(entries, name))
     return cast("list[Row]", entries)
 
 
@@ -102,9 +102,37 @@ def _shape(name: str) -> str:
     return f'write {name} as [{{"role": "user", "content": "…"}}, …], or as [{{"from": "human", "value": "…"}}, …]'
 
 
+def _of_no_objects(entries: list[object], name: str) -> str:
+    """What to do about a list of something else than turns."""
+    if all(isinstance(entry, str) for entry in entries):
+        turns = '[to_entries[] | {role: (if .key % 2 == 0 then "user" else "assistant" end), content: .value}]'
+        return f"name one of them, as in {{{name}[0]}}; or, if speakers take turns, {_by_jq(name, turns)}"
+    if all(isinstance(entry, list) and len(cast("list[object]", entry)) == 2 for entry in entries):
+        return _by_jq(name, "map({role: .[0], content: .[1]})")
+    return _shape(name)
+
+
+def _of_other_names(entry: Row, name: str) -> str:
+    """What to do about a turn that has no role or no content under these names."""
+    role = next((key for key in ("role", "from", "author", "speaker", "sender") if key in entry), None)
+    said = next((key for key in ("content", "value", "text", "message", "utterance") if key in entry), None)
+    if role is not None and said is not None:
+        return _by_jq(name, f"map({{role: .{role}, content: .{said}}})")
+    if {"input", "output"} <= entry.keys():
+        return _by_jq(name, 'map({role: "user", content: .input}, {role: "assistant", content: .output})')
+    return f"the turn has the fields {', '.join(entry)}: {_shape(name)}"
+
+
+def _by_jq(name: str, turns: str) -> str:
+    return f"write turns: `jq -c '.{name} |= {turns}' FILE > NEW`"
+
+
 def _turn(row: Row, path: tuple[str, ...], entry: Row, where: str, *, may_be_blank: bool) -> Turn:
     said_by = "from" if "from" in entry and "role" not in entry else "role"
     said = "value" if "value" in entry and "content" not in entry else "content"
+    if said_by not in entry or not entry.keys() & {said, "tool_calls", "function_call", *REASONING}:
+        missing = shown((*path, said_by if said_by not in entry else said))
+        raise Unfit(where, f"field {missing} is missing", _of_other_names(entry, path[0]))
     role = _role(row, (*path, said_by), where)
     handled = {said_by, said, "function_call", *WEIGHTS}
     # Keys such as name and tool_call_id go on to the chat template; null ones do not, since templates ask `is defined`.
@@ -146,8 +174,10 @@ def _content(row: Row, path: tuple[str, ...], where: str, *, is_result: bool) ->
         parts = [_part(part, path, where) for part in cast("list[object]", value)]
         # The joined text is not in the row; this checks it under the field's name.
         return text_at({path[0]: "".join(parts)}, path[:1], where)
-    if is_result and isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        if is_result:
+            return json.dumps(value, ensure_ascii=False)
+        raise Unfit(where, f"field {shown(path)} is an object, not text", "write it as the text that is meant")
     return text_at(row, path, where)
 
 
@@ -171,7 +201,7 @@ def _calls(value: object, path: tuple[str, ...], where: str) -> list[Row]:
     if not calls or not all(isinstance(call, dict) and _named(cast(Row, call)) for call in calls):
         remedy = 'write a call as {"type": "function", "function": {"name": "…", "arguments": {…}}}'
         raise Unfit(where, f"field {shown(path)} is no list of tool calls", remedy)
-    return [_call(cast(Row, call)) for call in calls]
+    return [_call(cast(Row, call), path, where) for call in calls]
 
 
 def _named(call: Row) -> bool:
@@ -179,21 +209,23 @@ def _named(call: Row) -> bool:
     return isinstance(function, dict) and isinstance(cast(Row, function).get("name"), str)
 
 
-def _call(call: Row) -> Row:
+def _call(call: Row, path: tuple[str, ...], where: str) -> Row:
     wrapped = call if "function" in call else {"function": call}
-    function = {**wrapped["function"], "arguments": _arguments(wrapped["function"])}
+    function = {**wrapped["function"], "arguments": _arguments(wrapped["function"], path, where)}
     return {"type": "function", **{key: value for key, value in wrapped.items() if value is not None}} | {
         "function": function
     }
 
 
-def _arguments(function: Row) -> object:
+def _arguments(function: Row, path: tuple[str, ...], where: str) -> object:
     """What a call was made with. A text that is JSON of an object is read once."""
     value = cast(object, function.get("arguments", function.get("parameters")))
     # OpenAI has arguments as a JSON text; most templates expect an object and would quote a text once more.
     found = parsed(value)
     if value is None or value == "":
         return {}
+    if isinstance(found, str) and found.lstrip().startswith("{"):
+        raise Unfit(where, f"field {shown(path)} has a call whose arguments are broken JSON", LEAVE_OUT)
     return cast(Row, found) if isinstance(found, dict) else value
 
 

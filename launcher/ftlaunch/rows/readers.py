@@ -158,6 +158,7 @@ def _one_a_line(line: str) -> str:
     mends = {
         "its lines end in CR alone, as on old Macs: `tr '\\r' '\\n' < FILE > NEW`": "\r" in bare,
         "remove the comma after each object: `sed 's/,[[:space:]]*$//' FILE > NEW`": bare.endswith("},"),
+        "write one object a line: `jq -c . FILE > NEW`": "}{" in bare,
         "remove comments: `grep -v '^[[:space:]]*[#/]' FILE > NEW`": bare.startswith(("#", "//")),
         "remove the NULs, which a crash may have left: `tr -d '\\0' < FILE > NEW`": bare.startswith("\0"),
     }

@@ -130,6 +130,8 @@ def files(folder: Path, *names: str) -> Path:
             ["a.jsonl"],
         ),
         (("a.txt", "b.jsonl"), "train", ["b.jsonl"]),
+        (("part-00000-of-00001.jsonl",), "train", None),
+        (("test/part-00000-of-00001.jsonl", "train/part-00000-of-00001.jsonl"), "test", None),
     ],
 )
 def test_names_tell_splits(names: tuple[str, ...], split: str, chosen: list[str] | None, tmp_path: Path) -> None:
@@ -158,11 +160,10 @@ def test_a_run_never_takes_another_split(names: tuple[str, ...], split: str, sai
     ],
 )
 def test_a_file_that_others_count_is_missed(names: tuple[str, ...], pattern: str, tmp_path: Path) -> None:
-    split = names[0].split("/")[-1].split("-")[0]
     with pytest.raises(DataError, match=rf"only {len(names)} of \d files are there") as error:
-        data_files(files(tmp_path, *names), split)
+        data_files(files(tmp_path, *names))
     assert str(tmp_path / pattern) in error.value.remedy
-    assert len(data_files(tmp_path / pattern, split)) == len(names)
+    assert len(data_files(tmp_path / pattern)) == len(names)
 
 
 def test_a_copy_with_several_data_sets_is_refused_as_the_hub_does(tmp_path: Path) -> None:
@@ -211,6 +212,7 @@ def test_files_that_are_not_read_have_a_remedy(name: str, remedy: str, tmp_path:
         ('{"q": "a"}\n{"q": ' + "1" * 5000 + "}\n", "a.jsonl:2: not JSON: a number has", "leave such rows out"),
         ("[" + '{"q": ' + "1" * 5000 + "}]", "a.jsonl:1: not JSON, in the row .* a number has", "leave such rows out"),
         ('{"q": ' + "[" * 10**5 + "]" * 10**5 + "}", "a.jsonl:1: not JSON: a value nests", "leave such rows out"),
+        ('{"q": 1}{"q": 2}\n', "a.jsonl:1: not JSON: Extra data", "write one object a line: `jq -c . FILE > NEW`"),
         ('[{"q": 1},\n{"q": 2},\n]', "a.jsonl:3: not a JSON list", "write the file"),
     ],
 )

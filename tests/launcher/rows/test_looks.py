@@ -14,6 +14,8 @@ from ftlaunch.errors import UserError
 from ftlaunch.recipe.data import Data
 from ftlaunch.rows import check_rows, settled
 from ftlaunch.rows.conversations import conversation_of
+from ftlaunch.rows.prompts import prompt_of
+from ftlaunch.rows.readers import read_rows
 from ftlaunch.rows.template import DataError, Unfit, fill, optional_fields, template_fields
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -71,6 +73,22 @@ MORE = [ASKED, ASKED]
             "the field context is not read",
             'prompt = "{question}{?\\n\\n{context}}", completion = "{answer}"',
         ),
+        (
+            [{"inputs": "a", "targets": "b", "definition": "c"}],
+            "the field definition is not read, and may be part of the prompt",
+            'prompt = "{?{definition}\\n\\n}{inputs}", completion = "{targets}"',
+        ),
+        (
+            [{"Question": "a", "Complex_CoT": "c", "Response": "b"}],
+            "the field Complex_CoT is not read, and may be the thought",
+            'prompt = "{Question}", completion = "{?<think>\\n{Complex_CoT}\\n</think>\\n\\n}{Response}"',
+        ),
+        (
+            [{"text": "a", "answer": "b"}],
+            "the field answer is not read, and may be the answer",
+            'prompt = "{text}", completion = "{answer}"',
+        ),
+        ([{"query": "a", "response": "b", "history": [["c", "d"]]}], "the field history holds earlier turns", ""),
     ],
 )
 def test_fields_without_which_rows_say_something_else_are_refused(
@@ -278,31 +296,47 @@ def test_fields_that_tell_no_format_have_a_remedy_of_their_own(
 
 USER, ANSWER = TURNS
 OF_OTHERS = [
-    {"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]},
+    {
+        "systemInstruction": {"parts": [{"text": "s"}]},
+        "contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}],
+    },
     {
         "input": {"messages": [USER], "tools": []},
         "preferred_output": [ANSWER],
         "non_preferred_output": [{**ANSWER, "content": "c"}],
     },
     {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [{**ANSWER, "content": "c"}]},
+    {"conversations": ["a", "b"]},
+    {"messages": [["user", "a"], ["assistant", "b"]]},
+    {"messages": [{"author": "user", "content": "a"}, {"author": "bot", "content": "b"}]},
+    {"conversation": [{"input": "a", "output": "b"}]},
+    {"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]},
+    {"query": "a", "response": "b", "history": [["c", "d"]]},
 ]
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq, which the remedies name, is not installed")
 @pytest.mark.parametrize("row", OF_OTHERS)
 def test_the_commands_for_files_of_other_services_work(row: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        settled(Data(path=written(tmp_path / "a.jsonl", [row])))
-    command = caught.value.remedy.partition("`")[2].rstrip("`").replace("FILE", "a.jsonl").replace("NEW", "b.jsonl")
+    data = Data(path=written(tmp_path / "a.jsonl", [row]))
+    try:
+        ((_, _, remedy),) = check_rows(settled(data)).problems
+    except DataError as error:
+        remedy = error.remedy
+    command = remedy.split("`")[1].replace("FILE", "a.jsonl").replace("NEW", "b.jsonl")
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
     data = settled(Data(path=str(tmp_path / "b.jsonl")))
-    assert data.format in ("messages", "preference")
+    assert data.format in ("messages", "preference", "alpaca")
     assert check_rows(data).problems == []
+    said = [[turn["content"] for turn in prompt_of(data, row, "row").turns] for _, row in read_rows(Path(data.path))]
+    assert said == [["s", "a"] if "contents" in row else ["c", "d", "a"] if "history" in row else ["a"]]
 
 
-def test_lines_of_json_in_a_txt_are_refused_unless_they_are_meant(tmp_path: Path) -> None:
-    data = Data(path=written(tmp_path / "rows.jsonl.txt", [ASKED]))
-    with pytest.raises(DataError, match="its lines are JSON") as caught:
+@pytest.mark.parametrize(("line", "kind"), [(json.dumps(ASKED), "JSON"), ("prompt\tcompletion", "cells between tabs")])
+def test_lines_of_json_in_a_txt_are_refused_unless_they_are_meant(line: str, kind: str, tmp_path: Path) -> None:
+    data = Data(path=str(tmp_path / "rows.jsonl.txt"))
+    (tmp_path / "rows.jsonl.txt").write_text(f"{line}\n{line}\n")
+    with pytest.raises(DataError, match=f"its lines are {kind}") as caught:
         settled(data)
     assert 'format = "text"' in caught.value.remedy
     meant = replace(data, format="text")
