@@ -25,7 +25,12 @@ def take(run: RunDir) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise _running(run) from None
+        who = holder(run)
+        driver = f" (process {who.pid} on {who.host})" if who else ""
+        raise UserError(
+            f"{run.path.name} is already running{driver}",
+            f"watch it with `ftlaunch logs -f {run.in_shell}`, end it with `ftlaunch stop {run.in_shell}`",
+        ) from None
     except OSError as error:
         os.close(descriptor)
         # Lustre mounted without the option flock, for example, answers ENOSYS.
@@ -70,12 +75,3 @@ def holder(run: RunDir) -> Identity | None:
         return msgspec.json.decode(run.lock.read_bytes(), type=Identity)
     except (FileNotFoundError, msgspec.DecodeError):
         return None  # empty: signed off, or about to sign on
-
-
-def _running(run: RunDir) -> UserError:
-    who = holder(run)
-    driver = f" (process {who.pid} on {who.host})" if who else ""
-    return UserError(
-        f"{run.path.name} is already running{driver}",
-        f"watch it with `ftlaunch logs -f {run.in_shell}`, end it with `ftlaunch stop {run.in_shell}`",
-    )

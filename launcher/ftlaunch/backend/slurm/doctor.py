@@ -1,6 +1,5 @@
 """Whether a cluster is fit for runs: asked of SLURM, and looked at on the compute nodes themselves."""
 
-import secrets
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,6 @@ from ftlaunch.backend.slurm.node_job import NodeJob
 from ftlaunch.backend.slurm.probe import Finding
 from ftlaunch.cluster.vocabulary import Cluster
 from ftlaunch.errors import UserError
-from ftlaunch.run.files import write_atomic
 from ftlaunch.run.provenance import installed
 
 TIME_LIMIT, SIGNAL_LEAD = "0:05:00", 10
@@ -91,7 +89,7 @@ def _on_nodes(job: NodeJob) -> Iterator[Check]:
 def _probe(job: NodeJob) -> str:
     """Have every node looked at, soon and shortly, and return what the job said where one was not."""
     folder, cluster = job.run_dir.path, job.cluster
-    write_atomic(folder / probe.TOKEN, secrets.token_hex())
+    (folder / probe.TOKEN).touch()
     # The time limit of a [stage.sft] table would win over the short one below.
     stages = {kind: msgspec.structs.replace(own, time_limit=None) for kind, own in cluster.stage.items()}
     soon = msgspec.structs.replace(cluster, time_limit=TIME_LIMIT, signal_lead=SIGNAL_LEAD, stage=stages)

@@ -7,7 +7,7 @@ import msgspec
 
 from ftlaunch import processes
 from ftlaunch.backend import runs
-from ftlaunch.backend.slurm import causes, paths, queue, reasons, restart_policy
+from ftlaunch.backend.slurm import causes, paths, queue, reasons, record, restart_policy
 from ftlaunch.backend.slurm.messages import read_made_by
 from ftlaunch.backend.slurm.queue import Answer, Entry
 from ftlaunch.backend.status import RunStatus, StageStatus, State, measured, run_status
@@ -126,10 +126,8 @@ def _cut_off(attempt: Attempt, entry: Entry | None) -> Failure | None:
 
 def _cut_short(stage_dir: StageDir) -> str | None:
     """What is to be said of a job whose submission was killed before it was whole: nobody will have it train."""
-    run = stage_dir.run
-    submission = queue.read_submission(run)
-    is_whole = submission is None or submission.complete
-    if is_whole or ((who := lock.holder(run)) and processes.is_alive(who) is not False):
+    who = lock.holder(stage_dir.run)
+    if not record.is_cut_short(stage_dir.run) or (who and processes.is_alive(who) is not False):
         return None
     return "its submission was cut short, and it leaves as soon as it starts: ftlaunch resume submits the run again"
 
@@ -199,9 +197,7 @@ def _ended(stage_dir: StageDir, entry: Entry | None, earlier: StageDir | None) -
     if (driver := lock.holder(run)) and processes.is_alive(driver) is not False:
         return "waiting", "is being submitted"
     if (job := queue.read_job(stage_dir)) is None:
-        submission = queue.read_submission(run)
-        cut_short = submission is not None and not submission.complete
-        return "interrupted", "its submission was cut short" if cut_short else "not submitted"
+        return "interrupted", "its submission was cut short" if record.is_cut_short(run) else "not submitted"
     return "interrupted", early.message if early else f"SLURM does not know job {job.id} any more"
 
 
@@ -212,15 +208,11 @@ def _ended_by(entry: Entry) -> str:
 def _unseen(stage_dir: StageDir, silent: str) -> tuple[State, str | None]:
     """State and note of the stage whose turn it is, where SLURM does not answer."""
     attempts = stage_dir.all_attempts()
-    if attempts and is_final(attempts[-1]) and (outcome := _outcome(stage_dir)):
+    decided = restart_policy.read_ended(attempts[-1]) if attempts else None
+    # An attempt that was concluded, and after which the stage is not started again.
+    if decided and not decided.restarted and (outcome := _outcome(stage_dir)):
         return ("failed", outcome.first_line) if isinstance(outcome, Failure) else ("stopped", silent)
     return "unknown", silent
-
-
-def is_final(attempt: Attempt) -> bool:
-    """Whether an attempt was concluded, and the stage not started again after it."""
-    decided = restart_policy.read_ended(attempt)
-    return decided is not None and not decided.restarted
 
 
 def _given_up(attempt: Attempt) -> str | None:

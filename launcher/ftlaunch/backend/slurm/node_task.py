@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ftlaunch.backend import runs, supervisor, watchdog
-from ftlaunch.backend.slurm import carried, paths, queue, record, rendezvous, restart_policy, submit
+from ftlaunch.backend.slurm import carried, paths, record, rendezvous, restart_policy, submit
 from ftlaunch.backend.slurm.messages import HeadNotice, NodeReport, read_verdict
 from ftlaunch.backend.slurm.restart_policy import AttemptRecord
 from ftlaunch.backend.slurm.stage_job import StageJob
@@ -257,8 +257,7 @@ class NodeTask(StageJob):
             if self.warnings.heard == signal.SIGTERM:
                 return HeadNotice(attempt=None)
             self.warnings.heard = None  # SIGUSR2 warns of the time limit, which the first node answers
-            submission = queue.read_submission(self.run)
-            if self.starts == 0 and time.monotonic() > deadline and (submission is None or submission.complete):
+            if self.starts == 0 and time.monotonic() > deadline and not record.is_cut_short(self.run):
                 raise UserError(
                     f"{self.nodes[0]} has not been heard of for {MEET_SECONDS:g} s",
                     f"look whether {paths.jobs(self.stage_dir)} is the same folder on all nodes",
@@ -294,7 +293,7 @@ class NodeTask(StageJob):
         # torch elastic kills ranks 30 s after it has passed SIGTERM on; a save may need all of signal_lead.
         variables |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(cluster.signal_lead)}
         if head:
-            variables |= _network(rendezvous.own_address([head[0]], cluster.interface), cluster.interface)
+            variables |= rendezvous.network_variables([head[0]], cluster.interface)
         return msgspec.structs.replace(
             self.planned,
             command=launch_config.on_machine(self.planned.command, self.rank, head),
@@ -313,12 +312,6 @@ class NodeTask(StageJob):
         if self.warnings.heard and not self.stage_dir.stop.exists() and self._is_newest(attempt):
             write_atomic(self.stage_dir.stop, REQUEUE)
         return "kill" if self.stage_dir.stop_reason() == CANCEL else "go on"
-
-
-def _network(address: str, interface: str | None) -> dict[str, str]:
-    """Which interface the ranks talk over. gloo would otherwise take whatever the host's own name leads to."""
-    name = interface or rendezvous.interface_of(address)
-    return {f"{library}_SOCKET_IFNAME": name for library in ("GLOO", "NCCL", "TP")} if name else {}
 
 
 def _failure(error: UserError, attempt: Attempt) -> Failure:

@@ -110,9 +110,7 @@ def _reduce(folder: Path, rank: int, interface: str | None) -> tuple[bool, str]:
     variables = os.environ | {"RANK": str(rank), "WORLD_SIZE": os.environ["SLURM_NTASKS"]}
     has_gpu = str(int(bool(nvidia_smi("name"))))
     variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "FTLAUNCH_REDUCE_GPU": has_gpu}
-    own = rendezvous.own_address([address], interface)
-    if name := rendezvous.interface_of(own):
-        variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    variables |= rendezvous.network_variables([address], interface)
     # -P keeps the working directory off sys.path, where a user's json.py would be imported instead.
     command = [sys.executable, "-P", "-m", f"{TRAINER}.distributed.all_reduce"]
     try:

@@ -39,6 +39,12 @@ def is_on_record(stage_dir: StageDir, job: str, is_over: Callable[[], bool] = la
     return False
 
 
+def is_cut_short(run: RunDir) -> bool:
+    """Whether not all jobs of the run's newest submission have been taken: it goes on, or was killed."""
+    submission = queue.read_submission(run)
+    return submission is not None and not submission.complete
+
+
 def _signs_of(run: RunDir) -> tuple[dict[str, float], int]:
     """The jobs on record, and when the record was touched."""
     file = paths.submission(run)

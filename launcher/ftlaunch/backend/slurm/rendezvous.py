@@ -35,6 +35,13 @@ def own_address(peers: Sequence[str], interface: str | None) -> str:
     raise UserError(f"no way leads from here to {', '.join(peers)}", "name the network in the profile's `interface`")
 
 
+def network_variables(peers: Sequence[str], interface: str | None) -> dict[str, str]:
+    """Which interface the ranks talk over. gloo would otherwise take whatever the host's own name leads to."""
+    own = own_address(peers, interface)
+    name = interface or interface_of(own)
+    return {f"{library}_SOCKET_IFNAME": name for library in ("GLOO", "NCCL", "TP")} if name else {}
+
+
 def interface_of(address: str) -> str | None:
     """The interface that has an address of this node; None where it is not the first one of any."""
     return next((name for name, found in _interfaces() if found == address), None)

@@ -20,7 +20,7 @@ from ftlaunch.backend.folders import write_files
 from ftlaunch.backend.slurm import carried, code_copy, messages, paths, queue
 from ftlaunch.backend.slurm import entry as job_entry
 from ftlaunch.backend.slurm.queue import Job, Submission
-from ftlaunch.backend.slurm.record import signs_of_life
+from ftlaunch.backend.slurm.record import is_cut_short, signs_of_life
 from ftlaunch.backend.slurm.request import Batch, executor, fits_into, require_time_to_save
 from ftlaunch.cluster import NEW
 from ftlaunch.cluster.vocabulary import Cluster
@@ -249,7 +249,7 @@ def clear_cut_short(run: RunDir, cluster: Cluster) -> None:
 
     The caller holds the run's lock, so nobody is submitting any more.
     """
-    if (submission := queue.read_submission(run)) is None or submission.complete:
+    if not is_cut_short(run):
         return
     deadline = time.monotonic() + GONE_SECONDS
     looks = 0
