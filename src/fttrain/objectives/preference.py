@@ -84,6 +84,7 @@ def calibration_error(differences_G: Tensor, bins: int = 10) -> float:
     Guo et al. 2017 (arXiv 1706.04599): mean distance of accuracy from confidence, weighted by a bin's share.
     """
     confidences, right = differences_G.abs().sigmoid(), (differences_G > 0).float()
+    # A confidence in one's own choice is at least ½, so bins divide the upper half; the last one has 1 in it.
     numbers = ((confidences - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins).index_add_(0, numbers, right - confidences)
     return float(gaps.abs().sum() / len(differences_G))
