@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from ftlaunch.errors import UserError
 from fttrain.answering.conversation import prompt_ids, text_ids
 from fttrain.answering.streaming import Request
-from fttrain.serving.guard import Guard
+from fttrain.serving.guard import Guard, error_response
 from fttrain.serving.schema import Body, ChatBody, TextBody
 from fttrain.serving.worker import Worker
 
@@ -85,32 +85,28 @@ def _worker(workers: Mapping[str, Worker], name: str) -> Worker:
 def _tell_errors(app: FastAPI) -> None:
     """Answer every refusal in plain words, as OpenAI's errors look; internal errors go to the log only."""
 
-    def body(status: int, message: str) -> JSONResponse:
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
-
     @app.exception_handler(Refused)
     async def refused(_: HttpRequest, error: Refused) -> JSONResponse:
-        return body(error.status, str(error))
+        return error_response(error.status, str(error))
 
     @app.exception_handler(UserError)
     async def mistaken(_: HttpRequest, error: UserError) -> JSONResponse:
-        return body(400, error.message)
+        return error_response(400, error.message)
 
     @app.exception_handler(HTTPException)
     async def unknown(_: HttpRequest, error: HTTPException) -> JSONResponse:
-        return body(error.status_code, str(error.detail))
+        return error_response(error.status_code, str(error.detail))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
         told = [
             f"{'.'.join(str(part) for part in one['loc'][1:]) or 'the body'}: {one['msg']}" for one in error.errors()
         ]
-        return body(400, "; ".join(told[:5]))
+        return error_response(400, "; ".join(told[:5]))
 
     @app.exception_handler(Exception)
     async def failed(_: HttpRequest, error: Exception) -> JSONResponse:  # noqa: ARG001 starlette logs it
-        return body(500, "something went wrong here; the server's log says what")
+        return error_response(500, "something went wrong here; the server's log says what")
 
 
 class _Pieces:

@@ -5,9 +5,10 @@ and its size, before its body is read.
 """
 
 import hmac
-import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 MOST_BYTES = 1_000_000
 """Bytes of a request's body at most."""
@@ -34,10 +35,10 @@ class Guard:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         refusal = self._refusal(scope["path"], headers)
         if refusal is not None:
-            return await _refuse(send, *refusal)
+            return await error_response(*refusal)(scope, receive, send)
         body = await _body(receive)
         if body is None:
-            return await _refuse(send, 413, TOO_LARGE)
+            return await error_response(413, TOO_LARGE)(scope, receive, send)
         await self._app(scope, _replayed(body, receive), send)
         return None
 
@@ -95,8 +96,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return read
 
 
-async def _refuse(send: Send, status: int, message: str) -> None:
-    body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": status}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def error_response(status: int, message: str) -> JSONResponse:
+    """Return an error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
