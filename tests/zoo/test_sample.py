@@ -15,7 +15,9 @@ from tests.zoo.trials import Trials
 
 from ftlaunch.errors import UserError
 from ftlaunch.plan import family
+from ftlaunch.recipe.adapter import Lora
 from ftlaunch.recipe.model import Model
+from fttrain import adapters
 from fttrain.data.token_set import Group
 from fttrain.model import packing
 from fttrain.model.scorer import load_base
@@ -73,6 +75,17 @@ def test_text_that_no_fused_attention_computes_is_computed_within_a_class_that_h
     model: Any = load_base(Model(path=str(folder), dtype="fp32"), dtype=torch.float32, packing=True)
     with packing.by_itself(model):
         assert model(input_ids=torch.arange(9)[None]).logits.isfinite().all()
+
+
+def test_an_adapter_on_weights_that_the_model_would_halve_for_evaluation_says_what_it_says_in_training(tmp_path: Path):
+    folder = build("rwkv", tmp_path, rescale_every=1)
+    base = load_base(Model(path=str(folder), dtype="fp32"), dtype=torch.float32, packing=False)
+    model: Any = adapters.attach(base, Lora(rank=4, alpha=8, dropout=0.0), None, in_fp32=True)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    in_training, evaluated = (model.train(mode)(torch.arange(9)[None]).logits for mode in (True, False))
+    torch.testing.assert_close(evaluated, in_training, atol=1e-4, rtol=0)
 
 
 def test_rows_that_stretch_positions_are_computed_one_by_one(tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
     model.config._commit_hash = None if is_local(spec.path) else folder.name  # snapshots are called by their commits
     model.config.use_cache = False
     forget_lengths(model)
+    _prepare(model)
+    return model
+
+
+def _prepare(model: nn.Module) -> None:
+    """Have layers leave their weights as they are, whether they train or not."""
     layers: list[Any] = list(model.modules())
     for module in layers:
         # In evaluation on a CPU bitsandbytes would repack 4-bit weights for good, rounding their scales to bf16.
@@ -94,7 +100,13 @@ def load_base(spec: Model, *, dtype: torch.dtype, packing: bool) -> nn.Module:
             module.support_avx512bf16_for_cpu = False
         if type(module).__name__ == "Linear8bitLt":
             module.register_forward_pre_hook(_keep_scales)
-    return model
+        # RWKV halves weights in place when it is evaluated, and adapters on them would not follow.
+        if hasattr(module, "layers_are_rescaled"):
+            module._rescale_layers = _as_they_are
+
+
+def _as_they_are() -> None:
+    """Leave the layers as they are."""
 
 
 def _keep_scales(layer: Any, _: Any) -> None:
