@@ -188,9 +188,8 @@ def _held_rows(value: object, where: str) -> list[Row] | None:
     if len(lists) > 1:
         named = ", ".join(name for name, one in found.items() if _is_list_of_rows(one))
         raise DataError(where, f"the file holds several lists of rows: {named}", "write each list to a file of its own")
-    if all(_is_column(one) for one in found.values()) and len({len(one) for one in found.values()}) == 1:
-        # {"prompt": ["a", "b"], "completion": ["c", "d"]}: pandas' orient="list".
-        return [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)]
+    if (rows := _of_columns(found)) is not None:
+        return rows
     if not all(isinstance(one, dict) for one in found.values()):
         return None
     # {"0": {"prompt": "a", …}, "1": …}: pandas' orient="index".
@@ -200,6 +199,20 @@ def _held_rows(value: object, where: str) -> list[Row] | None:
     keys = [list(column) for column in found.values()]
     if keys[0] and all(key.isdecimal() for key in keys[0]) and all(one == keys[0] for one in keys):
         return [{name: column[key] for name, column in found.items()} for key in keys[0]]
+    return None
+
+
+def _of_columns(found: Row) -> list[Row] | None:
+    """The rows of an object that holds columns, or their names next to the cells of each row."""
+    if {"columns", "data"} <= found.keys() <= {"columns", "data", "index"}:
+        names, cells = found["columns"], found["data"]
+        # {"columns": ["prompt", "completion"], "index": [0], "data": [["a", "b"]]}: pandas' orient="split".
+        named = _is_column(names) and all(isinstance(name, str) for name in names)
+        if named and _is_column(cells) and all(_is_column(one) and len(one) == len(names) for one in cells):
+            return [dict(zip(names, one, strict=True)) for one in cells]
+    if all(_is_column(one) for one in found.values()) and len({len(one) for one in found.values()}) == 1:
+        # {"prompt": ["a", "b"], "completion": ["c", "d"]}: pandas' orient="list".
+        return [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)]
     return None
 
 

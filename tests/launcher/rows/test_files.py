@@ -41,6 +41,7 @@ def rows_of(path: Path, content: str | bytes) -> list[dict[str, Any]]:
         ("a.json", json.dumps({"q": ["2+2?", "3+3?"], "a": ["4", "6"]})),
         ("a.json", json.dumps({"q": {"0": "2+2?", "1": "3+3?"}, "a": {"0": "4", "1": "6"}})),
         ("a.json", json.dumps(dict(enumerate(ROWS)))),
+        ("a.json", json.dumps({"columns": ["q", "a"], "index": [0, 1], "data": [["2+2?", "4"], ["3+3?", "6"]]})),
         ("a.csv", TABLE),
         ("a.csv", TABLE.replace(",", ";")),
         ("a.csv", "sep=;\n" + TABLE.replace(",", ";")),
