@@ -30,6 +30,8 @@ KERNELS = {
 """Packages whose kernels are told where rows begin, so that the state of a family's mixers ends with its row."""
 RESCALED = {"rwkv"}
 """Families that multiply their weights in place between training and evaluation."""
+UNSHARDED = {"qwen4_exp"}
+"""Families of which processes die under ZeRO-3."""
 READ_PAST = {"dbrx"}
 """Families whose code reads the weights of stacked experts past any adapter that would be on them."""
 JITTERING = {"mixtral", "minimax", "minimax_m2"}

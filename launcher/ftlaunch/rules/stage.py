@@ -227,13 +227,17 @@ def model_is_plain(training: TrainedStage) -> Iterator[Problem]:
 
 def weights_are_whole(training: TrainedStage) -> Iterator[Problem]:
     model, strategy = training.resolved.model, training.resolved.parallel.strategy
-    if (name := family.name(Path(model.path))) not in family.RESCALED:
+    name, remedy = family.name(Path(model.path)), 'write strategy = "ddp", "zero1" or "zero2"'
+    if name.removesuffix("_text") in family.UNSHARDED and strategy == "zero3":
+        why = f"does not go with {name}, of which processes die under ZeRO-3"
+        yield training.table_problem("parallel", "strategy", why, remedy)
+    if name not in family.RESCALED:
         return
     why = f"does not go with {name}, whose code multiplies weights in place"
     if model.is_quantized:
         yield training.table_problem("model", "quantization", why, 'write quantization = "none"')
     if strategy == "zero3":
-        yield training.table_problem("parallel", "strategy", why, 'write strategy = "ddp", "zero1" or "zero2"')
+        yield training.table_problem("parallel", "strategy", why, remedy)
 
 
 def jitter_is_not_sharded(training: TrainedStage) -> Iterator[Problem]:

@@ -147,6 +147,14 @@ def test_weights_that_are_multiplied_in_place_are_neither_quantized_nor_sharded(
     assert problems(model, "model.quantization=nf4", "parallel.device=cpu") == [f"model.quantization: {why}"]
 
 
+def test_a_model_that_kills_processes_when_it_is_sharded_is_not_sharded(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", {}, model_type="qwen4_exp_text")
+    two = ("parallel.device=cpu", "parallel.procs_per_node=2")
+    assert problems(model, "parallel.strategy=zero2", *two) == []
+    why = "does not go with qwen4_exp_text, of which processes die under ZeRO-3"
+    assert problems(model, "parallel.strategy=zero3", *two) == [f"parallel.strategy: {why}"]
+
+
 def test_jitter_that_changes_the_input_of_trained_experts_in_place_is_not_sharded(tmp_path: Path) -> None:
     model = write(tmp_path / "model", MOE, model_type="mixtral", router_jitter_noise=0.01)
     plain = ("parallel.device=cpu", "parallel.procs_per_node=2")
