@@ -104,7 +104,7 @@ def stop(path: str, model: str, _: int) -> float:
         while work.done < 8000 and not work.is_over(0.1):
             pass
         asked = time.perf_counter()
-        work.stop()
+        work.stop.set()
         while not work.is_over(0.01):
             pass
         return time.perf_counter() - asked
